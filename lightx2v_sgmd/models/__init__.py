@@ -1,0 +1,1 @@
+"""Teacher families: how each is opened, run and decoded."""

@@ -1,0 +1,96 @@
+"""How the package is built and installed; tool settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """The version that ``lightx2v_sgmd/__init__.py`` declares, read without importing it."""
+    text = (ROOT / "lightx2v_sgmd" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__(?:: Final)? = "([^"]+)"$', text, flags=re.MULTILINE)
+    assert found, "lightx2v_sgmd/__init__.py declares no __version__"
+    return found.group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Adds the shipped jobs of ``configs/`` to the package, as ``lightx2v_sgmd/_configs/``.
+
+    They stay at the top of the checkout, where a reader looks for them; an installed package needs
+    them too. ``lightx2v_sgmd.resources.config_path`` finds them in either place.
+    """
+
+    def run(self) -> None:
+        """Build as usual, then copy the jobs; an editable install reads them from the checkout."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "lightx2v_sgmd" / "_configs"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(ROOT / "configs", target)
+
+
+def readme() -> str:
+    """The text that package indexes show, if the README is there."""
+    path = ROOT / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+setup(
+    name="lightx2v-sgmd",
+    version=version(),
+    description="Distils video diffusion models into 4-step students with SGMD",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["lightx2v_sgmd*", "distill*", "infer*", "weights*"], exclude=["*._configs*"]
+    ),
+    package_data={
+        "lightx2v_sgmd": ["assets/**/*", "models/configs/*.json", "py.typed"],
+        "distill": ["py.typed"],
+        "infer": ["py.typed"],
+        "weights": ["py.typed"],
+    },
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["lightx2v-sgmd = lightx2v_sgmd.cli:main"]},
+    # The minor version of torch is the one the tests run with; constraints.txt locks the rest.
+    install_requires=[
+        "torch>=2.13,<2.14",
+        "diffusers>=0.42,<0.43",
+        "transformers>=5.20,<6",
+        "accelerate>=1.10",
+        "safetensors>=0.5",
+        "ftfy>=6.3",
+        "numpy>=2.0",
+        "pydantic>=2.10,<3",
+        "PyYAML>=6.0",
+        "typer>=0.15",
+        "rich>=13.7",
+        "imageio>=2.36",
+        "imageio-ffmpeg>=0.5",
+        "pillow>=10",
+        "tensorboard>=2.18",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "zero3": ["deepspeed>=0.19,<0.20", "ninja>=1.11"],
+        "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.15",
+            "pre-commit>=4",
+            "pytest>=8",
+            "ruff>=0.9",
+            "types-PyYAML",
+        ],
+    },
+)
