@@ -1,0 +1,62 @@
+"""Rectified-flow algebra. The convention, stated once: sigma = 0 is data, sigma = 1 is noise.
+
+A noisy state is ``x_t = (1 - sigma) * x0 + sigma * noise`` and a network predicts the velocity
+``v = noise - x0``. In the papers' notation alpha_t = 1 - sigma and sigma_t = sigma; the timestep
+that a network is given is ``1000 * sigma``. A sigma is a float32 tensor ``[B]``, one per sample.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# B batch; a latent has any further dimensions
+
+
+def per_sample(sigma: Tensor, like: Tensor) -> Tensor:
+    """Reshapes ``sigma`` [B] so that it broadcasts over a latent [B, ...]."""
+    return sigma.view(-1, *([1] * (like.ndim - 1)))
+
+
+def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The forward process, ``(1 - sigma) x0 + sigma noise`` (arXiv 2605.30116, Eq. 5)."""
+    s = per_sample(sigma, x0)
+    return (1 - s) * x0 + s * noise
+
+
+def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """The data prediction that a velocity implies: ``x_t - sigma v``."""
+    return x_t - per_sample(sigma, x_t) * velocity
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance in the form of Ho and Salimans: ``uncond + scale (cond - uncond)``.
+
+    Scale 1 is no guidance. The pseudocode of arXiv 2605.30116 (App. B) writes
+    ``cond + s (cond - uncond)``, which is this with ``scale = s + 1``.
+    """
+    return uncond + scale * (cond - uncond)
+
+
+def score_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """The score that a data prediction implies, ``((1 - sigma) x0 - x_t) / sigma^2`` (Eq. 2, 3)."""
+    s = per_sample(sigma, x_t)
+    return ((1 - s) * x0 - x_t) / s**2
+
+
+def fisher_weight(sigma: Tensor) -> Tensor:
+    """The paper's c(t) = alpha^2 / sigma^4 (Eq. 10): turns data residuals into score residuals.
+
+    It is 6e6 at sigma = 0.02 and 0.02 at sigma = 0.9: see ``objectives.sgmd_paper`` for the clamp.
+    """
+    return (1 - sigma) ** 2 / sigma**4
+
+
+def shift_sigma(u: Tensor, shift: float) -> Tensor:
+    """Moves times towards noise: ``shift u / (1 + (shift - 1) u)``; ``shift = 1`` changes nothing."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def sample_score_sigmas(u: Tensor, shift: float, low: float, high: float) -> Tensor:
+    """Score-matching times: uniform ``u`` in [0, 1), shifted, then clamped to ``[low, high]``."""
+    return torch.clamp(shift_sigma(u, shift), low, high)

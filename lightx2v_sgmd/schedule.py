@@ -1,0 +1,145 @@
+"""The few steps of a student: one object for training and inference, saved with the weights.
+
+Weights distilled on one list of timesteps give blur on another, so the schedule travels inside
+the weights' metadata and the engine refuses what it would not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.flow import shift_sigma
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Timesteps ``1000, 960, 888.889, 727.273``: flow shift 8 of ``1000, 750, 500, 250``.
+
+    Args:
+        base: Unshifted timesteps in (0, 1000], falling.
+        shift: Flow shift, at least 1.
+        solver: Only ``"euler"``, the paper's choice (arXiv 2605.30116, Sec. 4.1).
+    """
+
+    base: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    shift: float = 8.0
+    solver: str = "euler"
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.base, self.base[1:], strict=False))
+        if not self.base or not falling or not 0 < self.base[-1] <= self.base[0] <= 1000:
+            raise UserError(
+                f"schedule.base: {list(self.base)} is not a falling list of timesteps in (0, 1000]"
+            )
+        if self.shift < 1:
+            raise UserError(f"schedule.shift: {self.shift} is below 1, which is no shift")
+        if self.solver != "euler":
+            raise UserError(f"schedule.solver: {self.solver!r} is unknown; use 'euler'")
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """``[n + 1]`` float32: the noise level before each step, then 0."""
+        u = torch.tensor(self.base, dtype=torch.float64) / NUM_TRAIN_TIMESTEPS
+        return torch.cat([shift_sigma(u, self.shift), torch.zeros(1)]).float()
+
+    @property
+    def timesteps(self) -> Tensor:
+        """``[n]`` float32: what the network is given at each step."""
+        return self.sigmas[:-1] * NUM_TRAIN_TIMESTEPS
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that is saved with weights (``lightx2v_sgmd.json`` and safetensors metadata)."""
+        return {
+            "timesteps": [_short(t) for t in self.timesteps.tolist()],
+            "shift": self.shift,
+            "base": [_short(t) for t in self.base],
+            "solver": self.solver,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Schedule:
+        """Reads the saved form.
+
+        Raises:
+            UserError: a field is missing, or the timesteps are not the shift of the base.
+        """
+        missing = [key for key in ("timesteps", "shift", "base", "solver") if key not in saved]
+        if missing:
+            raise UserError(f"schedule: {', '.join(missing)} missing in {dict(saved)}")
+        try:
+            base = tuple(float(t) for t in saved["base"])
+            schedule = cls(base, float(saved["shift"]), str(saved["solver"]))
+            timesteps = torch.tensor([float(t) for t in saved["timesteps"]])
+        except (TypeError, UserError) as error:
+            raise UserError(f"schedule: {dict(saved)} cannot be read: {error}") from error
+        if len(timesteps) != len(schedule) or not torch.allclose(
+            timesteps, schedule.timesteps, atol=1e-2
+        ):
+            raise UserError(
+                f"schedule.timesteps: {saved['timesteps']} are not shift {schedule.shift:g} of "
+                f"{saved['base']} (that gives {schedule.to_dict()['timesteps']}); the weights were "
+                "saved by something that mixed two schedules"
+            )
+        return schedule
+
+    def diffusers_config(self) -> dict[str, Any]:
+        """Arguments with which stock ``FlowMatchEulerDiscreteScheduler`` takes these steps.
+
+        The scheduler spaces its sigmas evenly between shifted ends, then stretches the last one to
+        ``shift_terminal``; the shift below makes the inner ones fall on ours.
+
+        Raises:
+            UserError: the steps cannot be expressed that way (not evenly spaced from 1000).
+        """
+        n = len(self)
+        even = [1000 * (n - i) / n for i in range(n)]
+        if any(abs(a - b) > 1e-6 for a, b in zip(self.base, even, strict=True)):
+            raise UserError(
+                f"schedule.base: diffusers' scheduler spaces steps evenly; use {even} "
+                f"instead of {list(self.base)}"
+            )
+        config: dict[str, Any] = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "shift": self.shift}
+        if n > 1:
+            terminal = self.sigmas[n - 1].double().item()
+            config["shift"] = _diffusers_shift(n, self.sigmas[1].double().item(), terminal)
+            config["shift_terminal"] = terminal
+        return config
+
+
+def _diffusers_shift(n: int, second: float, terminal: float) -> float:
+    """Solves for the scheduler shift whose ``n`` stretched sigmas have ``second`` as the second."""
+
+    def stretched_second(shift: float) -> float:
+        # Exactly what the scheduler does: ends shifted once at construction, then evenly spaced,
+        # shifted again, then stretched so that the last one is ``terminal``.
+        lowest = shift_sigma(torch.tensor(1 / NUM_TRAIN_TIMESTEPS, dtype=torch.float64), shift)
+        grid = torch.linspace(1, 0, n, dtype=torch.float64) * (1 - lowest) + lowest
+        sigmas = shift_sigma(grid, shift)
+        scale = (1 - sigmas[-1]) / (1 - terminal)
+        return float(1 - (1 - sigmas[1]) / scale)
+
+    low, high = 1.0, 100.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if stretched_second(middle) < second:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _short(value: float) -> float | int:
+    rounded = round(value, 3)
+    return int(rounded) if rounded == int(rounded) else rounded
