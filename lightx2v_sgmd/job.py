@@ -1,0 +1,273 @@
+"""The job: what to distil, how, and where to. YAML in, one frozen object out.
+
+A job is strict. Unknown keys, wrong types, values out of range and settings that do not go
+together are all refused before anything is loaded, every mistake of a file in one go. The comment
+on a field is its documentation; ``configs/`` has complete jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.jobcheck import RULES, apply_override, checked, yaml_name
+from lightx2v_sgmd.resources import config_path, shipped_jobs
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.yamlfile import dump_tree, read_tree
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+SPRITES = "sprites"
+"""As ``teacher.path``: the bundled teacher. As ``data.prompts``: the captions of its world."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Teacher:
+    """The model that is distilled; student and fake score start from its weights."""
+
+    # "sprites", a folder in the layout of Wan2.1-T2V-*-Diffusers, or such a model's hub id.
+    path: Annotated[str, Field(min_length=1)]
+    # Ho-Salimans form, uncond + w (cond - uncond): 1 is no guidance. A text that writes
+    # cond + s (cond - uncond) means w = s + 1.
+    guidance_scale: Annotated[float, Field(ge=1)]
+    # Of the teacher's weights; it is frozen, so bfloat16 halves its memory and costs no training
+    # accuracy. Schedules and losses are float32 whatever this says.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # What guidance leads away from; "" is the unconditional prediction.
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Optimizer:
+    """AdamW's settings; the defaults are the paper's (arXiv 2605.30116, Sec. 4.1)."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    # beta1 = 0: the target moves every iteration, so momentum would point at where it was.
+    betas: tuple[Beta, Beta] = (0.0, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Role:
+    """How one trained network (student or fake score) learns."""
+
+    # Which weights are trained: all of them.
+    train: Literal["full"] = "full"
+    optimizer: Optimizer = Optimizer()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Method:
+    """The distillation method and its options."""
+
+    # A name in lightx2v_sgmd.methods or of an installed package's entry point.
+    name: str = "sgmd"
+    # Weight of the dual potentials NR and RC; the paper's best is 0.1. ``lambda`` in YAML.
+    lambda_: Annotated[float, Field(ge=0)] = 0.1
+    # "paper": c(t) = (1 - sigma)^2 / sigma^4, clamped. "normalized": as in the authors' public
+    # code, one over mean |x0 - x_real| of each sample.
+    weighting: Literal["paper", "normalized"] = "normalized"
+    # The clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
+    max_weight: Annotated[float, Field(gt=0)] = 10.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name: the arguments of ``methods.build_method``."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Data:
+    """What the student is trained on: prompts only, for the method needs no videos."""
+
+    # A .txt, .jsonl or .csv file (see prompts.py), relative to the job file (from --set: to the
+    # current folder), or "sprites" for the captions of the bundled world.
+    prompts: Annotated[str, Field(min_length=1)]
+    # A folder that keeps the prompts' text embeddings between runs; null computes them each time.
+    embeddings: Path | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Video:
+    """The size of the videos that the student learns to make."""
+
+    # In pixels, divisible by 16: the VAE's 8 times the network's patch of 2.
+    height: Annotated[int, Field(ge=16)]
+    width: Annotated[int, Field(ge=16)]
+    # 4k + 1: the causal VAE keeps the first frame and then takes four at a time.
+    num_frames: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Train:
+    """The loop. An iteration is one update of the student and one of the fake score."""
+
+    iterations: Annotated[int, Field(ge=1)]
+    # Videos per rank and forward pass. Global batch = micro_batch * accumulation * ranks.
+    micro_batch: Annotated[int, Field(ge=1)] = 1
+    # Micro-batches whose gradients are averaged into one update.
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    # Largest norm of a network's gradient; a larger one is scaled down to it.
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    # Decay of the student's moving average, which is what gets exported; 0 keeps none.
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Iterations over which the learning rate rises to its value: with beta1 = 0 the first steps
+    # would otherwise be as large as the sign of the gradient.
+    warmup: Annotated[int, Field(ge=0)] = 10
+    # Score times: uniform in [0, 1], moved towards noise by this flow shift, then clamped to
+    # [sigma_min, sigma_max].
+    score_shift: Annotated[float, Field(ge=1)] = 5.0
+    sigma_min: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    sigma_max: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    # Of everything that is drawn: noise, score times, exit steps, the order of the prompts.
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    # Iterations between checkpoints; the last iteration always makes one.
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    # Iterations between sample videos.
+    sample_every: Annotated[int, Field(ge=1)] = 100
+    # How many checkpoints stay; older ones are deleted.
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Parallel:
+    """How the networks are laid out over processes."""
+
+    # "local": one process holds everything. "zero3": DeepSpeed ZeRO-3 shards student, fake score
+    # and the frozen teacher over all ranks.
+    strategy: Literal["local", "zero3"] = "local"
+    # Ranks that share one video's tokens; must divide the network's attention heads.
+    sequence: Annotated[int, Field(ge=1)] = 1
+    # What zero3 keeps in CPU memory: "optimizer" the Adam state, "all" the parameters as well.
+    offload: Literal["none", "optimizer", "all"] = "none"
+    # Recompute activations in the backward pass: one more forward, far less memory.
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Output:
+    """Where the run goes."""
+
+    # The run folder, relative to the current folder. The same command run again resumes it.
+    dir: Path
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Job:
+    """One distillation run, complete and checked. ``load_job`` makes it."""
+
+    teacher: Teacher
+    student: Role = Role()
+    fake_score: Role = Role()
+    method: Method = Method()
+    # The student's steps, fixed: base [1000, 750, 500, 250] under shift 8.
+    schedule: Schedule = field(default_factory=Schedule)
+    data: Data
+    video: Video
+    train: Train
+    parallel: Parallel = Parallel()
+    output: Output
+
+    def to_yaml(self) -> str:
+        """The resolved job, every default written out; ``load_job`` reads it back unchanged."""
+        tree = TypeAdapter(Job).dump_python(self, mode="json")
+        return dump_tree(_yaml_names(tree))
+
+
+def _yaml_names(tree: Any) -> Any:
+    """The same tree with every field under its YAML key."""
+    if isinstance(tree, dict):
+        return {yaml_name(key): _yaml_names(value) for key, value in tree.items()}
+    return tree
+
+
+class ModelFacts(Protocol):
+    """What ``check_against_model`` needs to know of an opened teacher."""
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of the network."""
+        ...
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, ...]:
+        """``(C, T, h, w)``; raises UserError for sizes that the model cannot make."""
+        ...
+
+
+def check_against_model(job: Job, model: ModelFacts) -> None:
+    """Checks what only the model's configuration can tell; loads no weights.
+
+    Raises:
+        UserError: ``parallel.sequence`` does not divide the heads, or the video's size does not
+            fit the VAE and the network's patches.
+    """
+    degree, heads = job.parallel.sequence, model.num_heads
+    if heads % degree:
+        *others, last = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"parallel.sequence: {degree} does not divide the {heads} attention heads of "
+            f"{job.teacher.path}; use {', '.join(others)} or {last}"
+        )
+    model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Reads and checks a job.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=value`` settings that replace the file's, the value in YAML.
+
+    Returns:
+        The job. Paths in ``data`` are absolute: relative to the job file as given there, to the
+        current folder as given by an override.
+
+    Raises:
+        UserError: with a line for each mistake.
+    """
+    path = Path(path)
+    try:
+        tree, lines = read_tree(path)
+    except UserError as error:
+        raise UserError(f"{error}{_shipped_hint(path)}") from None
+    origins = {key: f"{path}:{line}" for key, line in lines.items()}
+    folders = {key: path.parent for key in _PATHS}
+    for override in overrides:
+        key = apply_override(tree, override)
+        origins[key] = "--set"
+        folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
+    job = checked(Job, tree, origins, str(path), RULES)
+    return replace(job, data=_resolved(job.data, folders))
+
+
+_PATHS = ("data.prompts", "data.embeddings")
+
+
+def _resolved(data: Data, folders: dict[str, Path]) -> Data:
+    """The same with absolute paths; ``folders`` says what each is relative to."""
+
+    def absolute(key: str, path: str | Path) -> Path:
+        return (folders[key] / Path(path).expanduser()).absolute()
+
+    prompts, embeddings = data.prompts, data.embeddings
+    if prompts != SPRITES:
+        prompts = str(absolute("data.prompts", prompts))
+    if embeddings is not None:
+        embeddings = absolute("data.embeddings", embeddings)
+    return Data(prompts=prompts, embeddings=embeddings)
+
+
+def _shipped_hint(path: Path) -> str:
+    """Where the shipped jobs are, if it is one of them that was asked for and not found."""
+    if path.exists():
+        return ""
+    names = shipped_jobs()
+    return f"; shipped jobs: {', '.join(str(config_path(name)) for name in names)}" if names else ""

@@ -1,0 +1,291 @@
+"""Turns a job's YAML tree into its dataclasses, or into every mistake in it at once.
+
+Three passes share one list of problems: keys that do not exist (with the nearest that does),
+values of a wrong type or out of range, and rules over several values. A rule is only asked where
+every value it reads is sound, so no mistake is reported twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.yamlfile import parse_value
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule over values: ``problem(*values)`` is None where they are right.
+
+    A problem is reported under the first key.
+    """
+
+    keys: tuple[str, ...]
+    problem: Callable[..., str | None]
+
+
+def yaml_name(name: str) -> str:
+    """A field's key in YAML: ``lambda_`` is ``lambda``, which Python keeps for itself."""
+    return name.rstrip("_")
+
+
+def apply_override(tree: Tree, override: str) -> str:
+    """Puts ``a.b=value`` into the tree and returns the key.
+
+    Raises:
+        UserError: not of that form, or the path leads through a value.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override}: is not KEY=VALUE; write --set train.seed=1")
+    *sections, last = key.split(".")
+    for depth, section in enumerate(sections, start=1):
+        inner = tree.get(section)
+        if inner is None:
+            inner = tree[section] = {}
+        if not isinstance(inner, dict):
+            above = ".".join(sections[:depth])
+            raise UserError(f"--set {override}: {above} is a value, {inner!r}, not a section")
+        tree = inner
+    tree[last] = parse_value(text, f"--set {override}")
+    return key
+
+
+def checked(kind: type[T], tree: Tree, origins: dict[str, str], source: str, rules: Rules) -> T:
+    """The dataclass that the tree describes.
+
+    Args:
+        kind: The job's class.
+        tree: What the file and the overrides say.
+        origins: Where each key was set (``file:line`` or ``--set``), for the messages.
+        source: The file, for keys that were set nowhere.
+        rules: What must hold over several values.
+
+    Raises:
+        UserError: with a line for each mistake.
+    """
+    problems: list[tuple[str, str]] = []
+    clean = _known_part(kind, tree, "", problems, known_keys(kind))
+    result: T | None = None
+    try:
+        result = TypeAdapter(kind).validate_json(
+            json.dumps(clean, default=str, skipkeys=True), strict=True
+        )
+    except ValidationError as error:
+        problems += [_explained(item) for item in error.errors()]
+    problems += _broken_rules(kind, clean, {key for key, _ in problems}, rules)
+    if problems:
+        lines = []
+        for key, text in dict.fromkeys(problems):
+            lines.append(f"{_origin(key, origins, source)}: {key}: {text}")
+        raise UserError("\n".join(lines))
+    assert result is not None, "no problem and no job"
+    return result
+
+
+def known_keys(kind: type, prefix: str = "") -> list[str]:
+    """Every key of a job class, sections included, as dotted paths."""
+    keys = []
+    for name, inner in _hints(kind).items():
+        keys.append(prefix + name)
+        if isinstance(inner, type) and is_dataclass(inner):
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {yaml_name(item.name): hints[item.name] for item in fields(kind)}
+
+
+def _known_part(
+    kind: type, tree: Tree, prefix: str, problems: list[tuple[str, str]], known: list[str]
+) -> Tree:
+    """The tree less its unknown keys, under field names; a section left out is an empty one."""
+    hints = _hints(kind)
+    for key in tree:
+        if key not in hints:
+            path = f"{prefix}{key}"
+            problems.append((path, f"unknown key; {_nearest(path, known)}"))
+    clean: Tree = {}
+    for item in fields(kind):
+        key = yaml_name(item.name)
+        inner, value = hints[key], tree.get(key)
+        if isinstance(inner, type) and is_dataclass(inner):
+            if value is None:
+                value = {}
+            if isinstance(value, dict):
+                value = _known_part(inner, value, f"{prefix}{key}.", problems, known)
+            clean[item.name] = value
+        elif key in tree:
+            clean[item.name] = value
+    return clean
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    """The hint for an unknown key: the same name elsewhere, a similar path, or what there is."""
+    section, _, name = path.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    same = [key for key in known if key.rpartition(".")[2] == name]
+    typo = [siblings[near] for near in get_close_matches(name, siblings, n=1)]
+    similar = get_close_matches(path, known, n=1)
+    if found := same or typo or similar:
+        return f"did you mean {' or '.join(found)}?"
+    return f"{section or 'a job'} has {', '.join(siblings)}"
+
+
+def _origin(key: str, origins: dict[str, str], source: str) -> str:
+    """Where a key was set, or else something below it, or else the nearest section above it."""
+    if key not in origins:
+        key = next((other for other in origins if other.startswith(f"{key}.")), key)
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key, source)
+
+
+def _explained(error: ErrorDetails) -> tuple[str, str]:
+    """A pydantic error as our key and words."""
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    key = ".".join(yaml_name(name) for name in names)
+    context, value = error.get("ctx", {}), error["input"]
+    shown = "a section" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
+    match error["type"]:
+        case "missing":
+            return key, "is missing; a job must give it"
+        case "int_type" | "int_from_float" | "int_parsing":
+            return key, f"{shown} is not a whole number"
+        case "float_type" | "float_parsing":
+            return key, f"{shown} is not a number"
+        case "finite_number":
+            return key, f"{shown} is not a finite number"
+        case "string_type" | "path_type":
+            return key, f"{shown} is not text; put it in quotes if it is meant as text"
+        case "bool_type" | "bool_parsing":
+            return key, f"{shown} is neither true nor false"
+        case "literal_error":
+            return key, f"{shown} is not available; use {context['expected'].replace(chr(39), '')}"
+        case "string_too_short":
+            return key, "is empty"
+        case "dataclass_type" | "dataclass_exact_type" | "model_attributes_type":
+            return key, f"{shown} is not a section; give its settings indented below it"
+        case "tuple_type" | "list_type":
+            return key, f"{shown} is not a list such as [0.0, 0.999]"
+        case "greater_than_equal":
+            return key, f"{shown} is too small; use {context['ge']} or more"
+        case "greater_than":
+            return key, f"{shown} is too small; use more than {context['gt']}"
+        case "less_than_equal":
+            return key, f"{shown} is too large; use {context['le']} or less"
+        case "less_than":
+            return key, f"{shown} is too large; use less than {context['lt']}"
+        case "value_error":
+            return key, str(context["error"]).removeprefix(f"{key}.").removeprefix(f"{key}: ")
+    return key, f"{shown}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _broken_rules(
+    kind: type, clean: Tree, unsound: set[str], rules: Rules
+) -> Iterator[tuple[str, str]]:
+    for rule in rules:
+        if any(_touches(key, unsound) for key in rule.keys):
+            continue
+        text = rule.problem(*(_value(kind, clean, key) for key in rule.keys))
+        if text is not None:
+            yield rule.keys[0], text
+
+
+def _touches(key: str, unsound: set[str]) -> bool:
+    return any(key == bad or key.startswith(f"{bad}.") for bad in unsound)
+
+
+def _value(kind: type, clean: Tree, key: str) -> Any:
+    """The value of a key, or its default."""
+    for name in key.split("."):
+        item = next(item for item in fields(kind) if yaml_name(item.name) == name)
+        if item.name in clean:
+            kind, clean = _hints(kind)[name], clean[item.name]
+        else:
+            assert item.default is not MISSING, f"{key} has no default"
+            return item.default
+    return clean
+
+
+def _fixed_schedule(shift: float, base: list[float]) -> str | None:
+    """The student's schedule is one of a kind; see ``schedule.Schedule``."""
+    if (shift, tuple(base)) == (8, (1000, 750, 500, 250)):
+        return None
+    return (
+        f"shift {shift:g} of base [{', '.join(f'{t:g}' for t in base)}] is not the student's schedule, whose four steps "
+        "1000, 960, 888.889, 727.273 are shift 8 of [1000, 750, 500, 250] (engine and exported "
+        "weights run these and no others); use shift 8.0 and base [1000, 750, 500, 250]"
+    )
+
+
+def _ordered_sigmas(low: float, high: float) -> str | None:
+    if low < high:
+        return None
+    return f"{low:g} is not below train.sigma_max, which is {high:g}; lower it"
+
+
+def _pixels(size: int) -> str | None:
+    if size % 16 == 0:
+        return None
+    down, up = size // 16 * 16, size // 16 * 16 + 16
+    return f"{size} is not divisible by 16 (VAE 8 times patch 2); use {down} or {up}"
+
+
+def _frames(count: int) -> str | None:
+    if count % 4 == 1:
+        return None
+    down, up = (count - 1) // 4 * 4 + 1, (count - 1) // 4 * 4 + 5
+    return f"{count} is not 4k + 1 (the VAE keeps one frame, then takes four); use {down} or {up}"
+
+
+def _sequence(degree: int, strategy: str) -> str | None:
+    if degree == 1:
+        return None
+    also = (
+        "" if strategy == "zero3" else f", and would need parallel.strategy zero3, not {strategy}"
+    )
+    return f"{degree}: sequence parallelism is not available yet{also}; use 1"
+
+
+def _offload(offload: str, strategy: str) -> str | None:
+    if offload == "none" or strategy == "zero3":
+        return None
+    return (
+        f"{offload} needs parallel.strategy zero3, not {strategy}; use none or change the strategy"
+    )
+
+
+def _method(name: str) -> str | None:
+    from lightx2v_sgmd.methods import method_names
+
+    if name in method_names():
+        return None
+    return f"{name!r} is unknown; use {', '.join(method_names())}"
+
+
+Rules = tuple[Rule, ...]
+
+RULES: Rules = (
+    Rule(("schedule.shift", "schedule.base"), _fixed_schedule),
+    Rule(("train.sigma_min", "train.sigma_max"), _ordered_sigmas),
+    Rule(("video.height",), _pixels),
+    Rule(("video.width",), _pixels),
+    Rule(("video.num_frames",), _frames),
+    Rule(("parallel.sequence", "parallel.strategy"), _sequence),
+    Rule(("parallel.offload", "parallel.strategy"), _offload),
+    Rule(("method.name",), _method),
+)
