@@ -78,6 +78,8 @@ setup(
         "imageio>=2.36",
         "imageio-ffmpeg>=0.5",
         "pillow>=10",
+        # Headless: no window is ever opened, and the other build needs libGL, which servers lack.
+        "opencv-python-headless>=4.10",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
     ],

@@ -225,8 +225,9 @@ def _fixed_schedule(shift: float, base: list[float]) -> str | None:
     """The student's schedule is one of a kind; see ``schedule.Schedule``."""
     if (shift, tuple(base)) == (8, (1000, 750, 500, 250)):
         return None
+    steps = ", ".join(f"{timestep:g}" for timestep in base)
     return (
-        f"shift {shift:g} of base [{', '.join(f'{t:g}' for t in base)}] is not the student's schedule, whose four steps "
+        f"shift {shift:g} of base [{steps}] is not the student's schedule, whose four steps "
         "1000, 960, 888.889, 727.273 are shift 8 of [1000, 750, 500, 250] (engine and exported "
         "weights run these and no others); use shift 8.0 and base [1000, 750, 500, 250]"
     )

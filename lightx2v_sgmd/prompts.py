@@ -1,0 +1,75 @@
+"""Prompt files: ``.txt`` (one a line), ``.jsonl`` (``{"prompt": ...}``) and ``.csv`` (column prompt).
+
+Text is UTF-8. Blank lines are skipped; in ``.txt`` so are lines that begin with ``#``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.yamlfile import read_text
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a file, in order, duplicates kept.
+
+    Raises:
+        UserError: the file is missing, empty, not UTF-8 or of another kind, or a line of it has no
+            prompt; the message names file and line.
+    """
+    path = Path(path)
+    readers = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{path}: {path.suffix or 'no suffix'} is no kind of prompt file; "
+            f"use {', '.join(readers)}"
+        )
+    prompts = list(reader(path, read_text(path)))
+    if not prompts:
+        raise UserError(f"{path}: holds no prompts; write at least one")
+    return prompts
+
+
+def _txt(path: Path, text: str) -> Iterator[str]:
+    lines = (line.strip() for line in text.splitlines())
+    return (line for line in lines if line and not line.startswith("#"))
+
+
+def _jsonl(path: Path, text: str) -> Iterator[str]:
+    # Not splitlines(): JSON text may hold U+2028 and the like unescaped, which end no line here.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f'{path}:{number}: is not JSON ({error}); write {{"prompt": "..."}}'
+            ) from None
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        yield _checked(prompt, path, number, 'write {"prompt": "..."}')
+
+
+def _csv(path: Path, text: str) -> Iterator[str]:
+    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    try:
+        if rows.fieldnames is not None and "prompt" not in rows.fieldnames:
+            raise UserError(
+                f"{path}:1: no column is called prompt (there are {', '.join(rows.fieldnames)}); "
+                "name one so in the first line"
+            )
+        for row in rows:
+            yield _checked(row["prompt"], path, rows.line_num, "fill the column prompt")
+    except csv.Error as error:
+        raise UserError(f"{path}:{rows.line_num}: is not CSV ({error}); quote the text") from None
+
+
+def _checked(prompt: object, path: Path, line: int, remedy: str) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{path}:{line}: has no prompt; {remedy}")
+    return prompt.strip()
