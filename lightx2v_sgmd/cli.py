@@ -1,0 +1,348 @@
+"""The ``lightx2v-sgmd`` command: a thin layer that reads options and calls the applications.
+
+Each command imports its application when it runs, so that ``--help`` needs no torch. ``main`` is
+where every error ends, see ``explain``: exit 2 with one line for a mistake of the user's, 1 for a
+failure of ours, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lightx2v_sgmd import __version__
+from lightx2v_sgmd.errors import UserError
+
+PROG = "lightx2v-sgmd"
+
+app = typer.Typer(
+    name=PROG, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on stdout.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
+]
+
+
+class Attention(StrEnum):
+    """The kernels that can be asked for; ``doctor`` says which exist here."""
+
+    auto = "auto"
+    flash3 = "flash3"
+    flash2 = "flash2"
+    xformers = "xformers"
+    sdpa = "sdpa"
+
+
+class Dtype(StrEnum):
+    """Precisions that the engine runs in."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+TORCH_NAMES = {Dtype.bf16: "bfloat16", Dtype.fp16: "float16", Dtype.fp32: "float32"}
+
+
+@dataclass
+class State:
+    """What the options before the command set."""
+
+    debug: bool = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROG} {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(
+    epilog="\b\nExamples:\n"
+    f"  {PROG} demo\n"
+    f"  {PROG} distill configs/sprites_sgmd.yaml\n"
+    f"  {PROG} distill --help"
+)
+def root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Distil a video diffusion model into a student that needs four steps, by SGMD.
+
+    A job (YAML) says what to distil. `distill` trains, `export` writes weights that other programs
+    load, `generate` makes videos with them. `demo` does all of it on a small bundled model.
+    """
+    context.ensure_object(State).debug = debug
+
+
+@app.command(
+    "distill",
+    epilog="\b\nExamples:\n"
+    f"  {PROG} distill configs/sprites_sgmd.yaml --set train.iterations=50\n"
+    f"  {PROG} distill configs/wan2.1_t2v_1.3b_sgmd.yaml --nproc 8\n"
+    f"  torchrun --nproc-per-node 8 -m lightx2v_sgmd distill configs/wan2.1_t2v_14b_sgmd.yaml",
+)
+def distill_command(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.")],
+    settings: Settings = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|PATH",
+            help="auto: go on from the run folder's newest checkpoint if it has one. never: refuse "
+            "a run folder that has one. PATH: go on from this checkpoint.",
+        ),
+    ] = "auto",
+    nproc: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes (GPUs) to start on this machine.")
+    ] = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a student, and print its run folder.
+
+    Interrupted (Ctrl-C, SIGTERM), the same command goes on where it stopped. On several machines,
+    start it on each with torchrun, or with `deepspeed --module lightx2v_sgmd distill JOB.yaml`.
+    """
+    from lightx2v_sgmd.job import load_job
+
+    checked = load_job(job, settings or [])  # first, so that a mistake in it costs no start-up
+    from distill import distill
+
+    run = distill(checked, resume=resume, nproc=nproc, quiet=quiet)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_result({"run": str(run)}, str(run), as_json)
+
+
+@app.command(
+    "generate",
+    epilog="\b\nExamples:\n"
+    f'  {PROG} generate --weights demo/student --prompt "a red circle moving left" --out red.mp4\n'
+    f"  {PROG} generate --weights student --prompts prompts.txt --out videos --seed 7",
+)
+def generate_command(
+    weights: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder that `export --format diffusers` wrote.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A .mp4 file for --prompt, a folder for --prompts."),
+    ],
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to show.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Many prompts: .txt (one a line), .jsonl or .csv."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the first video; each next one takes the next number.")
+    ] = 0,
+    height: Annotated[int | None, typer.Option(help="In pixels; default as trained.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels; default as trained.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="4k + 1; default as trained.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Default as the teacher's videos.")] = None,
+    attention: Annotated[
+        Attention, typer.Option(help="Attention kernel; auto takes the fastest that works here.")
+    ] = Attention.auto,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Default bf16 on a GPU, fp32 on a CPU.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1; default a GPU if there is one.")
+    ] = None,
+    assume_schedule: Annotated[
+        str | None,
+        typer.Option(help="For weights that carry no schedule: the one they were trained on."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make 4-step videos with a student, and print the files.
+
+    Weights whose schedule is not the one that this engine runs are refused.
+    """
+    if (prompt is None) == (prompts is None):
+        raise UserError("--prompt, --prompts: give one of the two")
+    import torch
+
+    from infer import generate
+
+    files = generate(
+        weights,
+        prompt if prompt is not None else prompts,  # type: ignore[arg-type]
+        out,
+        seed=seed,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        fps=fps,
+        attention=attention.value,
+        dtype=getattr(torch, TORCH_NAMES[dtype]) if dtype else None,
+        device=device,
+        assume_schedule=assume_schedule,
+        quiet=quiet,
+    )
+    names = [str(file) for file in files]
+    _print_result({"videos": names}, "\n".join(names), as_json)
+
+
+@app.command(
+    "export",
+    epilog="\b\nExample:\n"
+    f"  {PROG} export runs/sprites_sgmd --format diffusers --out student --dtype fp32",
+)
+def export_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT",
+            help="A run folder (its newest checkpoint) or a checkpoint.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that does not exist yet.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="diffusers: a folder that WanPipeline loads as it is.")
+    ] = "diffusers",
+    dtype: Annotated[str, typer.Option(help="Of the student: bf16, fp16 or fp32.")] = "bf16",
+    ema: Annotated[
+        bool,
+        typer.Option("--ema/--no-ema", help="The moving average if there is one, or the last."),
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a student's weights for other programs, check what was written, print the folder."""
+    from weights import export
+
+    folder = export(source, format_, out, dtype=dtype, ema=ema, overwrite=overwrite, quiet=quiet)
+    _print_result({"weights": str(folder)}, str(folder), as_json)
+
+
+@app.command("doctor", epilog=f"\b\nExample:\n  {PROG} doctor --json")
+def doctor_command(as_json: Json = False) -> None:
+    """Say what this machine has, what is missing, and the command that adds it."""
+    from lightx2v_sgmd import doctor
+
+    report = doctor.run()
+    _print_result(report.to_dict(), report.text(), as_json)
+
+
+@app.command("demo", epilog=f"\b\nExample:\n  {PROG} demo --out demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of training and videos.")] = 0,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Distil the bundled teacher, export the student, generate and measure videos, report.
+
+    Takes about ten minutes on two processor cores; needs no GPU, no compiler and no network.
+    """
+    from lightx2v_sgmd.demo import run_demo
+
+    result = run_demo(out, seed=seed, quiet=quiet, overrides=settings or ())
+    if as_json:
+        _print_result(result.metrics, "", as_json)
+
+
+def _print_result(result: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(result, indent=2) if as_json else text, flush=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: list[str]) -> int:
+    """Runs the command line ``args`` and returns its exit code; errors go to stderr."""
+    state = State()
+    try:
+        code = typer.main.get_command(app).main(
+            args or ["--help"], prog_name=PROG, standalone_mode=False, obj=state
+        )
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if state.debug:
+            traceback.print_exc()
+        lines, code = explain(error)
+        if code == 1 and not state.debug:
+            lines = [f"{lines[0]} (traceback in {_save_traceback()}; --debug prints it)"]
+        rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        for line in lines:
+            print(f"error: {rank}{line}", file=sys.stderr, flush=True)
+        return code
+
+
+def explain(error: BaseException) -> tuple[list[str], int]:
+    """An exception as lines for the user, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error).splitlines(), 2
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else PROG
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return [f"{message}; see {command} --help"], 2
+    cause: BaseException | None = error
+    while cause is not None:
+        if line := _about_files(cause):
+            return [line], 2
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return [f"internal error: {type(error).__name__}: {first}"], 1
+
+
+def _about_files(error: BaseException) -> str | None:
+    """What a full disk or a missing permission looks like; None for any other error.
+
+    Libraries with a Rust or C++ core report the disk's error as text only.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    named = error.filename if isinstance(error, OSError) else None
+    path = f"{os.fsdecode(named)}: " if isinstance(named, str | bytes) else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return f"{path}the disk is full; free some space, then run the same command again"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"{path}permission denied; choose another place or change its permissions"
+    if number == errno.EROFS:
+        return f"{path}the file system is read-only; choose another place"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{path}a file is in the way of a folder; choose another place or move it"
+    return None
+
+
+def _save_traceback() -> str:
+    """Writes the current traceback to a file that stays, and returns its path."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix=f"{PROG}-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            traceback.print_exc(file=file)
+            return file.name
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"
+
+
+if __name__ == "__main__":
+    main()
