@@ -1,4 +1,4 @@
-"""Prompt files: ``.txt`` (one a line), ``.jsonl`` (``{"prompt": "..."}``), ``.csv`` (column prompt).
+"""Prompt files: ``.txt`` (one a line), ``.jsonl`` (key ``prompt``), ``.csv`` (column ``prompt``).
 
 Text is UTF-8. Blank lines are skipped; in ``.txt`` so are lines that begin with ``#``.
 """
