@@ -1,0 +1,42 @@
+# make demo    distil, export and generate with the bundled teacher (about ten minutes on two cores)
+# make test    linters, types and tests
+# make lint    linters and types only
+#
+# Each makes .venv and installs the locked dependencies first, once. To choose the interpreter:
+# make demo PYTHON=/path/to/python3.12. PIP_ARGS goes to every pip install, ARGS to the command.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# A name may exist and yet not run (version managers leave such shims), so each one is tried.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	"$$name" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
+
+.PHONY: demo test lint venv
+
+demo: venv
+	$(BIN)/python -m lightx2v_sgmd demo $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: venv
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+venv: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: found no Python 3.11 or newer; install one, or name \
+	it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or \
+	newer" >&2; exit 2; }
+	@test -x $(BIN)/python || echo "making $(VENV) with $(PYTHON); installing takes some minutes"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
+	$(PIP) -c constraints.txt torch==2.13.0
+	$(PIP) -c constraints.txt -e '.[dev,zero3]'
+	@touch $@
