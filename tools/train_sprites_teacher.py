@@ -13,7 +13,6 @@ writes its model card. The world that it learns is ``lightx2v_sgmd.sprites.world
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -22,11 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from rich.progress import track
+from transformers import UMT5EncoderModel
 
+from lightx2v_sgmd.flow import add_noise, shift_sigma
+from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.sprites import world
 from tools.muon import Muon
+from tools.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
 # B batch, C channels, T latent frames, F video frames, H, W, S text tokens, D text width
 
@@ -40,6 +43,20 @@ VAE_CONFIG: dict[str, Any] = {
     "scale_factor_temporal": 4,
     "scale_factor_spatial": 4,
 }
+TRANSFORMER_CONFIG: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 6,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 576,
+    "num_layers": 6,
+}
+WORDS = ["a", "an", "and", "moving", "thing", *sum((list(o) for o in world.OPTIONS.values()), [])]
+FLOW_SHIFT = 3.0
+"""Shift of the training times and of the teacher's sampling schedule."""
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -178,6 +195,154 @@ def latent_statistics(vae: AutoencoderKLWan, videos: torch.Tensor) -> tuple[list
     return z.mean((0, 2, 3, 4)).tolist(), z.std((0, 2, 3, 4)).tolist()
 
 
+def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Caption]]:
+    """Renders and encodes videos once: normalised latents ``[N, C, T, h, w]`` bf16, captions.
+
+    The captions name everything; training masks attributes anew at every use, which is the
+    world's own law, since it draws what a caption leaves open uniformly.
+    """
+    path = args.work / "latents.pt"
+    rng = np.random.default_rng(args.seed + 1)
+    vae = load_vae(args.work)
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    latents: list[torch.Tensor] = []
+    captions = []
+    cached = torch.load(path, weights_only=True) if path.exists() else None
+    batch = 32
+    for _ in track(range(args.pool // batch), description=f"encoding {args.pool} videos"):
+        videos = []
+        for _ in range(batch):
+            _, sprites, video = world.sample_video(rng)
+            captions.append(world.Caption(tuple(s.caption() for s in sprites)))
+            videos.append(torch.from_numpy((video * 255).round().astype(np.uint8)))
+        if cached is None:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                z = vae._encode(to_model_range(torch.stack(videos))).chunk(2, dim=1)[0].float()
+            latents.append(((z - mean) / std).bfloat16())
+    if cached is None:
+        cached = torch.cat(latents)
+        save_atomically(cached, path)  # type: ignore[arg-type]
+    return cached, captions
+
+
+def load_vae(work: Path) -> AutoencoderKLWan:
+    done = torch.load(work / "vae_done.pt", weights_only=True)
+    vae = AutoencoderKLWan(**VAE_CONFIG, latents_mean=done["mean"], latents_std=done["std"])
+    vae.load_state_dict(done["model"])
+    return vae.eval().requires_grad_(False)
+
+
+def masked_caption(full: world.Caption, rng: np.random.Generator, p_open: float = 0.3) -> str:
+    """The caption with each attribute left open with ``p_open`` and the objects in either order."""
+    objects = [
+        world.ObjectCaption(**{k: v for k, v in o.named().items() if rng.random() >= p_open})
+        for o in full.objects
+    ]
+    if rng.random() < 0.5:
+        objects.reverse()
+    return world.Caption(tuple(objects)).text()
+
+
+class Teacher(torch.nn.Module):
+    """The transformer with its text encoder, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = make_tokenizer(WORDS)
+        config = text_encoder_config(len(self.tokenizer), width=64, layers=2, heads=4)
+        self.text_network = UMT5EncoderModel(config)
+        self.transformer = WanTransformer3DModel(**TRANSFORMER_CONFIG)
+        wan.fold_text_padding(self.transformer)
+
+    def forward(self, x_t: torch.Tensor, sigma: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        hidden, mask = wan.TextEncoder(self.tokenizer, self.text_network).forward(prompts)
+        text = F.pad(hidden * mask[..., None], (0, 0, 0, 1))
+        return wan.velocity(self.transformer, x_t, sigma, text)
+
+
+def train_dit(args: argparse.Namespace) -> None:
+    """Flow matching on cached latents with caption dropout; Muon on matrices, AdamW on the rest."""
+    torch.manual_seed(args.seed)
+    latents, captions = encode_pool(args)
+    held_out = len(latents) - 256
+    model = Teacher()
+    inner, outer = [], []
+    for name, p in model.named_parameters():
+        is_block = p.ndim == 2 and (".blocks." in name or ".block." in name)
+        (inner if is_block and "relative_attention_bias" not in name else outer).append(p)
+    optimizers = [Muon(inner, lr=args.lr), torch.optim.AdamW(outer, lr=2e-3, weight_decay=0.0)]
+    base = [group["lr"] for o in optimizers for group in o.param_groups]
+    ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    path, step, spent = args.work / "dit.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        ema, step, spent = state["ema"], state["step"], state["seconds"]
+        torch.manual_seed(args.seed + step)
+    rng = np.random.default_rng(args.seed + 2 + step)
+    clock, losses = Clock(spent), []
+    while (progress := clock.seconds() / (60 * args.minutes)) < 1:
+        set_lr(optimizers, base, trapezoid(progress, step, warmup=50, decay_from=0.5))
+        index = torch.randint(0, held_out, (args.batch,))
+        x0 = latents[index].float()
+        prompts = [
+            "" if rng.random() < 0.1 else masked_caption(captions[i], rng) for i in index.tolist()
+        ]
+        noise = torch.randn_like(x0)
+        # Stratified times: one in each of the batch's equal slices of [0, 1).
+        u = (torch.randperm(args.batch) + torch.rand(args.batch)) / args.batch
+        sigma = shift_sigma(u, FLOW_SHIFT)
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(add_noise(x0, noise, sigma), sigma, prompts)
+        loss = F.mse_loss(velocity.float(), noise - x0)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(ema.values()), list(model.state_dict().values()), 1 - decay)
+        losses.append(loss.item())
+        if step % 100 == 0:
+            save_atomically(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "ema": ema,
+                    "step": step,
+                    "seconds": clock.seconds(),
+                },
+                path,
+            )
+            print(
+                f"dit step {step}  {clock.seconds() / 60:.1f}/{args.minutes:.0f} min  "
+                f"loss {np.mean(losses):.4f}",
+                flush=True,
+            )
+            losses.clear()
+    save_atomically({"ema": ema, "step": step}, args.work / "dit_done.pt")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the folder: transformer and text encoder in bf16, VAE in float32."""
+    name = "dit_done.pt" if (args.work / "dit_done.pt").exists() else "dit.pt"
+    model = Teacher()
+    model.load_state_dict(torch.load(args.work / name, weights_only=True)["ema"])
+    write_wan_folder(
+        args.out,
+        model.transformer.to(torch.bfloat16),
+        load_vae(args.work),
+        model.text_network,
+        model.tokenizer,
+        shift=FLOW_SHIFT,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)
@@ -186,12 +351,19 @@ def main() -> None:
     vae.add_argument("--batch", type=int, default=16)
     vae.add_argument("--pool", type=int, default=8_000)
     vae.add_argument("--beta", type=float, default=3e-5, help="weight of the KL term")
-    for stage in (vae,):
+    dit = stages.add_parser("dit", help="train the text encoder and the transformer")
+    dit.add_argument("--minutes", type=float, default=60)
+    dit.add_argument("--batch", type=int, default=64)
+    dit.add_argument("--pool", type=int, default=20_000)
+    dit.add_argument("--lr", type=float, default=0.01, help="of Muon")
+    out = stages.add_parser("export", help="write the model folder")
+    out.add_argument("--out", type=Path, required=True)
+    for stage in (vae, dit, out):
         stage.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
         stage.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    {"vae": train_vae}[args.stage](args)
+    {"vae": train_vae, "dit": train_dit, "export": export}[args.stage](args)
 
 
 if __name__ == "__main__":
