@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models import attention_dispatch
+
+from lightx2v_sgmd import attention
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import fold_text_padding, open_wan, pad_text, velocity
+from tests.tiny import make_tiny_wan
+
+CPU = torch.device("cpu")
+
+
+def test_sdpa_is_there_and_the_rest_says_why_not() -> None:
+    found = {k.name: k for k in attention.kernels(CPU, torch.float32, 12)}
+    assert list(found) == ["flash3", "flash2", "xformers", "sdpa"]
+    assert found["sdpa"].available
+    for name in ("flash3", "flash2", "xformers"):
+        assert not found[name].available
+        assert "needs a CUDA device, and this is cpu" in found[name].reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="flash2 cannot run here: PyTorch sees no CUDA device"):
+        attention.choose("flash2", torch.device("cuda"), torch.bfloat16, 128)
+    for asked in ("sdpa", "auto"):
+        with pytest.raises(UserError, match="sdpa cannot run here: it fails on a small example"):
+            attention.choose(asked, torch.device("cuda"), torch.bfloat16, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_takes_what_runs(dtype: torch.dtype) -> None:
+    assert attention.choose("auto", CPU, dtype, 128) == "sdpa"
+    assert attention.choose("sdpa", CPU, dtype, 128) == "sdpa"
+
+
+def test_a_forced_kernel_that_cannot_run_is_refused() -> None:
+    with pytest.raises(UserError, match="^attention: flash2 cannot run here: FlashAttention 2 nee"):
+        attention.choose("flash2", CPU, torch.bfloat16, 128)
+    with pytest.raises(UserError, match="'flash4' is unknown; use auto, flash3, flash2"):
+        attention.choose("flash4", CPU, torch.bfloat16, 128)
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> torch.device:
+    """A machine whose GPU has this capability, with every package but no kernel that runs."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(attention, "_is_installed", lambda module: True)
+    for name in ("flash_attn_interface", "flash_attn", "xformers", "xformers.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"), [((9, 0), "flash3"), ((8, 6), "flash2"), ((7, 5), "xformers")]
+)
+def test_the_fastest_kernel_of_the_gpu_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], chosen: str
+) -> None:
+    device = pretend_gpu(monkeypatch, capability)
+    monkeypatch.setattr(attention, "_trial", lambda *args: None)
+    assert attention.choose("auto", device, torch.bfloat16, 128) == chosen
+    # In float32 flash attention cannot run whatever the GPU.
+    assert attention.choose("auto", device, torch.float32, 128) == "xformers"
+    with pytest.raises(UserError, match="runs in bfloat16 and float16|needs compute capability"):
+        attention.choose("flash3", device, torch.float32, 128)
+
+
+def test_a_kernel_that_fails_its_trial_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pretend_gpu(monkeypatch, (9, 0))
+    works = {"native": None, "flash": None}
+    monkeypatch.setattr(
+        attention, "_trial", lambda backend, *args: works.get(backend, "it fails: no kernel image")
+    )
+    assert attention.choose("auto", device, torch.bfloat16, 128) == "flash2"
+    with pytest.raises(UserError, match="flash3 cannot run here: it fails: no kernel image"):
+        attention.choose("flash3", device, torch.bfloat16, 128)
+
+
+def test_a_package_that_does_not_import_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pretend_gpu(monkeypatch, (9, 0))
+
+    def broken(name: str) -> None:
+        raise ImportError("undefined symbol: _ZN3c10\nmore")
+
+    monkeypatch.setattr(attention.importlib, "import_module", broken)
+    kernel = attention.kernels(device, torch.bfloat16, 128)[0]
+    assert kernel.reason == "FlashAttention 3 does not import: undefined symbol: _ZN3c10"
+
+
+def test_a_trial_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention._trial("native", CPU, torch.float32, 12) is None
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda q, k, v: v)
+    said = attention._trial("native", CPU, torch.float32, 12)
+    assert said is not None and "wrong on a small example" in said
+
+
+def test_applying_changes_this_network_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = open_wan(make_tiny_wan(tmp_path)).load_transformer()
+    before, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    with caplog.at_level(logging.WARNING):
+        attention.apply(network, "sdpa")
+    assert {m.processor._attention_backend.value for m in (b.attn1 for b in network.blocks)} == {
+        "native"
+    }
+    assert attention_dispatch._AttentionBackendRegistry.get_active_backend()[0] == before
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fold_first", [True, False])
+def test_folded_text_keeps_its_mask(tmp_path: Path, fold_first: bool) -> None:
+    model = open_wan(make_tiny_wan(tmp_path))
+    text = pad_text([torch.randn(5, 16), torch.randn(3, 16)])
+    x_t, sigma = torch.randn(2, 4, 2, 4, 4), torch.tensor([0.9, 0.5])
+    with torch.no_grad():
+        expected = velocity(model.load_transformer(), x_t, sigma, text)
+        network = model.load_transformer()
+        steps = [fold_text_padding, lambda n: attention.apply(n, "sdpa")]
+        for step in steps if fold_first else reversed(steps):
+            step(network)
+        got = velocity(network, x_t, sigma, text)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
