@@ -1,0 +1,153 @@
+"""``lightx2v_sgmd.json``: what exported weights say about themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.schedule import Schedule
+
+FILE_NAME: Final = "lightx2v_sgmd.json"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Video:
+    """Size in pixels, number of frames and frames per second that the student was trained for."""
+
+    height: int
+    width: int
+    num_frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where weights come from and how to run them.
+
+    Args:
+        method: ``{"name": "sgmd", "options": {...}}``.
+        teacher: Path or hub id of the teacher, as its job named it.
+        schedule: The steps that the student was trained on.
+        guidance_scale: The teacher's guidance in training (Ho-Salimans form). The student is run
+            without guidance.
+        video: What it was trained for; the defaults of ``generate``.
+        step: Iterations behind the weights.
+        ema: Whether they are the moving average.
+        dtype: ``bf16``, ``fp16`` or ``fp32``.
+        sha256: Of each file, by its path below the folder.
+    """
+
+    method: Mapping[str, Any]
+    teacher: str
+    schedule: Schedule
+    guidance_scale: float
+    video: Video
+    step: int
+    ema: bool
+    dtype: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that is saved."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "method": dict(self.method),
+            "teacher": self.teacher,
+            "schedule": self.schedule.to_dict(),
+            "guidance_scale": self.guidance_scale,
+            "video": asdict(self.video),
+            "step": self.step,
+            "ema": self.ema,
+            "dtype": self.dtype,
+            "sha256": dict(self.sha256),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Manifest:
+        """Reads the saved form.
+
+        Raises:
+            UserError: a field is missing or has another type, or a newer version wrote it.
+        """
+        version = saved.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"format_version: {version!r} is not the {FORMAT_VERSION} that this version reads; "
+                "export the weights again or update lightx2v-sgmd"
+            )
+        try:
+            return cls(
+                method=dict(saved["method"]),
+                teacher=str(saved["teacher"]),
+                schedule=Schedule.from_dict(saved["schedule"]),
+                guidance_scale=float(saved["guidance_scale"]),
+                video=_video(saved["video"]),
+                step=int(saved["step"]),
+                ema=bool(saved["ema"]),
+                dtype=str(saved["dtype"]),
+                sha256={str(k): str(v) for k, v in saved["sha256"].items()},
+            )
+        except KeyError as error:
+            raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"cannot be read: {error}; export the weights again") from error
+
+    def write(self, folder: Path) -> Path:
+        """Writes the file into ``folder``."""
+        path = folder / FILE_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def _video(saved: Mapping[str, Any]) -> Video:
+    height, width, num_frames = (int(saved[k]) for k in ("height", "width", "num_frames"))
+    video = Video(height, width, num_frames, float(saved["fps"]))
+    if min(height, width, num_frames, video.fps) <= 0:
+        raise ValueError(f"video {dict(saved)} has a size that is not positive")
+    return video
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder of weights, or None if it has none.
+
+    Raises:
+        UserError: there is one that cannot be used; the message names the file.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise UserError("is not a JSON object; export the weights again")
+        return Manifest.from_dict(saved)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not readable JSON; export the weights again") from error
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:
+    """What in ``folder`` is not as the hashes say: one line per file that is missing or differs."""
+    problems = []
+    for name, expected in sha256.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif sha256_file(path) != expected:
+            problems.append(f"{name} has changed since it was written (sha256)")
+    return problems

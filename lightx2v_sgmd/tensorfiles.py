@@ -1,0 +1,245 @@
+"""Safetensors files from strangers: what a file claims is checked before anything is loaded.
+
+Only the header is read, so a 28 GB folder is checked in milliseconds. Pickles are refused: loading
+one can run any code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.schedule import Schedule
+
+METADATA_KEY: Final = "lightx2v_sgmd"
+"""The key of safetensors metadata under which the schedule travels, as JSON text."""
+
+PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
+_MAX_HEADER_BYTES: Final = 100_000_000  # the limit of the safetensors library
+_BITS: Final = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as the header of its file describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tensors and the metadata of one safetensors file, or of all shards of one network."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises if ``path`` looks like a pickle, by name or by its first bytes.
+
+    Raises:
+        UserError: it does.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors header may begin with the same bytes (its length), but then "{" is the ninth.
+    looks_pickled = start.startswith(_PICKLE_STARTS) and start[8:9] != b"{"
+    if path.suffix in PICKLE_SUFFIXES or looks_pickled:
+        raise UserError(
+            f"{path}: is a pickle (torch.save), and loading one can run any code; "
+            "give safetensors weights"
+        )
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks the header of a safetensors file, without its tensors.
+
+    Raises:
+        UserError: the file is missing, is a pickle, is cut short, or describes itself wrongly.
+    """
+    try:
+        refuse_pickle(path)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
+                text = file.read(length)
+            else:
+                raise _broken(path, f"its {size} bytes have no safetensors header")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        content = json.loads(text)
+        metadata = {str(k): str(v) for k, v in content.pop("__metadata__", {}).items()}
+        spans = {name: _tensor(path, name, entry) for name, entry in content.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _broken(path, "its header is not readable") from error
+    _check_spans(path, [span for _, span in spans.values()], size - 8 - length)
+    return Header({name: info for name, (info, _) in spans.items()}, metadata)
+
+
+def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    """One entry of a header: what it describes, and its first and last byte."""
+    info = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), path)
+    begin, end = (int(n) for n in entry["data_offsets"])
+    if info.dtype not in _BITS:
+        raise _broken(path, f"{name} has the unknown type {info.dtype}")
+    if (
+        min(info.shape, default=0) < 0
+        or (end - begin) * 8 != math.prod(info.shape) * _BITS[info.dtype]
+    ):
+        raise _broken(path, f"{name} of shape {list(info.shape)} cannot have {end - begin} bytes")
+    return info, (begin, end)
+
+
+def _check_spans(path: Path, spans: Iterable[tuple[int, int]], available: int) -> None:
+    """Tensors must fill the file from end to end: no hole, no overlap, nothing missing."""
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise _broken(path, "its tensors overlap or leave holes")
+        position = end
+    if position > available:
+        raise _broken(path, f"it is cut short: {position - available} bytes are missing")
+    if position < available:
+        raise _broken(path, f"it has {available - position} bytes that no tensor owns")
+
+
+def _broken(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: {reason}; the file is damaged, copy or export it again")
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one network: one file, or the shards that an index names.
+
+    Args:
+        folder: Where they are.
+        stem: ``"diffusion_pytorch_model"`` for diffusers, ``"model"`` for transformers.
+
+    Raises:
+        UserError: there are none, only pickles, or the index points out of the folder or at files
+            that are not there.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        return _indexed_files(index)
+    single = folder / f"{stem}.safetensors"
+    if single.is_file():
+        return [single]
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise UserError(
+            f"{folder / pickles[0]}: is a pickle (torch.save), and loading one can run any code; "
+            "give safetensors weights"
+        )
+    raise UserError(f"{single}: is missing; give a folder that `lightx2v-sgmd export` wrote")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _broken(index, "it is not a readable index of shards") from error
+    for name in names:
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise UserError(
+                f"{index}: names the shard {name!r}; a shard is a .safetensors file beside its "
+                "index, anything else is refused"
+            )
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent / name}: is missing, but {index.name} names it")
+    if not names:
+        raise _broken(index, "it names no shards")
+    return [index.parent / name for name in names]
+
+
+def read_headers(files: Iterable[Path]) -> Header:
+    """The headers of all shards of one network as one.
+
+    Raises:
+        UserError: a shard is damaged, two shards hold the same tensor, or carry other metadata.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for path in files:
+        header = read_header(path)
+        twice = sorted(tensors.keys() & header.tensors.keys())
+        if twice:
+            raise UserError(f"{path}: {twice[0]} is also in {tensors[twice[0]].file.name}")
+        tensors |= header.tensors
+        if metadata.get(METADATA_KEY, header.metadata.get(METADATA_KEY)) != header.metadata.get(
+            METADATA_KEY
+        ):
+            raise UserError(f"{path}: its schedule is not that of the shards beside it")
+        metadata |= header.metadata
+    return Header(tensors, metadata)
+
+
+def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises unless the header has exactly the expected tensors, in the expected shapes.
+
+    Raises:
+        UserError: names what is missing, what is unexpected and what has another shape.
+    """
+    found = {name: info.shape for name, info in header.tensors.items()}
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} {list(found[name])} for {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {label}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of the wrong shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{what}: the weights do not fit the config: {'; '.join(problems)}")
+
+
+def schedule_metadata(schedule: Schedule) -> dict[str, str]:
+    """The metadata that a safetensors file of a student carries."""
+    return {"format": "pt", METADATA_KEY: json.dumps({"schedule": schedule.to_dict()})}
+
+
+def schedule_of(metadata: Mapping[str, str]) -> Schedule | None:
+    """The schedule in a file's metadata, or None if it has none.
+
+    Raises:
+        UserError: there is one and it cannot be read or contradicts itself.
+    """
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        saved = json.loads(metadata[METADATA_KEY])["schedule"]
+        return Schedule.from_dict(saved)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"safetensors metadata {METADATA_KEY!r}: holds no readable schedule; export the "
+            "weights again"
+        ) from error
