@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from infer import load_student
+from infer.checks import check_student
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.tensorfiles import schedule_metadata
+from tests.infer.conftest import WEIGHTS, manifest_of, write_metadata
+
+OTHER = Schedule(shift=5.0)
+
+
+def refused(folder: Path, match: str, assume_schedule: str | None = None) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        load_student(folder, assume_schedule=assume_schedule)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_student_passes(student: Path) -> None:
+    checked = check_student(student)
+    assert checked.schedule == Schedule()
+    assert checked.manifest is not None and checked.manifest.step == 7
+
+
+@pytest.mark.parametrize("place", ["json", "metadata", "both"])
+def test_another_schedule_is_refused(student: Path, place: str) -> None:
+    if place != "json":
+        write_metadata(student, schedule_metadata(OTHER))
+    if place != "metadata":
+        replace(manifest_of(OTHER)).write(student)
+    says = r"distilled for timesteps 1000/938/833/625 \(shift 5, euler\); this engine runs "
+    refused(student, says + "timesteps 1000/960/889/727")
+    refused(student, says, assume_schedule="sgmd")  # the flag does not overrule the weights
+
+
+def test_a_schedule_that_contradicts_itself_is_refused(student: Path) -> None:
+    path = student / "lightx2v_sgmd.json"
+    saved = json.loads(path.read_text())
+    saved["schedule"]["timesteps"] = [1000, 937.5, 833.333, 625]
+    path.write_text(json.dumps(saved))
+    refused(student, "lightx2v_sgmd.json: schedule.timesteps: .* are not shift 8 of")
+
+
+def test_no_schedule_needs_the_flag(student: Path) -> None:
+    (student / "lightx2v_sgmd.json").unlink()
+    write_metadata(student, {"format": "pt"})
+    refused(student, "carry no schedule .* add --assume-schedule sgmd")
+    loaded = load_student(student, assume_schedule="sgmd")
+    assert loaded.schedule == Schedule()
+    with pytest.raises(UserError, match="height: the weights do not say"):
+        loaded.generate("a")
+    made = loaded.generate("a", height=32, width=32, num_frames=5, decode=False)
+    assert made.latents.shape == (1, 4, 2, 8, 8)
+    refused(student, "assume_schedule: 'dmd' is unknown", assume_schedule="dmd")
+
+
+@pytest.mark.parametrize("place", ["json", "metadata"])
+def test_one_place_for_the_schedule_is_enough(student: Path, place: str) -> None:
+    if place == "json":
+        write_metadata(student, {"format": "pt"})
+    else:
+        (student / "lightx2v_sgmd.json").unlink()
+    assert load_student(student).schedule == Schedule()
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.6, 0.9999])
+def test_truncated_files_are_refused(student: Path, part: str, keep: float) -> None:
+    name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    path = student / part / f"{name}.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole))])
+    refused(student, f"{path}: .*; the file is damaged")
+
+
+def test_a_pickle_is_refused_under_any_name(student: Path, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "student.pt")
+    refused(tmp_path / "student.pt", "is a pickle")
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    shutil.copy(tmp_path / "student.pt", lonely / "distill_model.pt")
+    refused(lonely, "distill_model.pt: is a pickle")
+    shutil.copy(tmp_path / "student.pt", student / WEIGHTS)
+    refused(student, "safetensors: is a pickle")
+    torch.save({}, student / WEIGHTS, _use_new_zipfile_serialization=False)
+    refused(student, "safetensors: is a pickle")
+    (student / WEIGHTS).unlink()
+    shutil.copy(tmp_path / "student.pt", (student / WEIGHTS).with_suffix(".bin"))
+    refused(student, r"diffusion_pytorch_model\.bin: is a pickle")
+
+
+def test_keys_must_fit(student: Path) -> None:
+    tensors = load_file(student / WEIGHTS)
+    tensors["extra.weight"] = tensors.pop("proj_out.bias")
+    tensors["patch_embedding.bias"] = torch.zeros(7)
+    save_file(tensors, student / WEIGHTS, metadata=schedule_metadata(Schedule()))
+    refused(
+        student,
+        r"1 missing: proj_out.bias; 1 unexpected: extra.weight; "
+        r"1 of the wrong shape: patch_embedding.bias \[7\] for \[48\]",
+    )
+
+
+def test_types_that_the_engine_cannot_run_are_refused(student: Path) -> None:
+    tensors = load_file(student / WEIGHTS)
+    tensors["proj_out.weight"] = tensors["proj_out.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, student / WEIGHTS, metadata=schedule_metadata(Schedule()))
+    refused(student, "proj_out.weight is stored as F8_E4M3")
+
+
+def test_wrong_paths_say_what_is_wanted(student: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "does not exist")
+    refused(student / "model_index.json", "is one file; give the folder")
+    refused(student / "vae", "has no model_index.json")
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    refused(run, "is a training run, not a student; first `lightx2v-sgmd export")
+    shutil.rmtree(student / "text_encoder")
+    refused(student, r"text_encoder/model\.safetensors: is missing")
+
+
+def test_a_config_of_another_network_is_refused(student: Path) -> None:
+    path = student / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "_class_name": "FluxTransformer2DModel"}))
+    refused(student, "^weights: .* describes a FluxTransformer2DModel")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"format_version": 2}, "format_version: 2 is not the 1"),
+        ({"video": {"height": 32}}, "is missing"),
+        ({"video": {"height": 0, "width": 32, "num_frames": 9, "fps": 8}}, "not positive"),
+        ({"sha256": 3}, "cannot be read"),
+    ],
+)
+def test_a_bad_manifest_is_refused(student: Path, change: dict[str, object], match: str) -> None:
+    path = student / "lightx2v_sgmd.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    refused(student, f"lightx2v_sgmd.json: .*{match}")
+    path.write_text("{")
+    refused(student, "not readable JSON")

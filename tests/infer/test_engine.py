@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from infer import load_student
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.schedule import Schedule
+
+PROMPTS = ["a red circle moving left", "a blue square and a red circle moving right slowly", "a"]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def test_engine_diffusers_and_training_rollout_agree(shared_student: Path) -> None:
+    made = load_student(shared_student).generate(PROMPTS[:2], [5, 11], decode=False)
+
+    pipe = WanPipeline.from_pretrained(shared_student)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        PROMPTS[:2],
+        height=32,
+        width=32,
+        num_frames=9,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        output_type="latent",
+        generator=[generator(5), generator(11)],
+    ).frames
+    torch.testing.assert_close(made.latents, stock, atol=1e-4, rtol=0)
+
+    model = open_wan(shared_student)
+    network = model.load_transformer()
+    text = pad_text(model.load_text_encoder().encode(PROMPTS[:2]))
+    noise = torch.stack([torch.randn(4, 3, 8, 8, generator=generator(s)) for s in (5, 11)])
+    with torch.no_grad():
+        trained = rollout(
+            lambda x_t, sigma: velocity(network, x_t, sigma, text), noise, Schedule(), exit_step=3
+        )
+    torch.testing.assert_close(made.latents, trained, atol=1e-4, rtol=0)
+    # Different prompts and seeds do give different videos, by far more than the tolerance.
+    assert (made.latents[0] - made.latents[1]).abs().max() > 0.1
+
+
+def test_frames_are_those_of_diffusers(shared_student: Path) -> None:
+    made = load_student(shared_student).generate(PROMPTS[0], 5)
+    pipe = WanPipeline.from_pretrained(shared_student)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        PROMPTS[0],
+        height=32,
+        width=32,
+        num_frames=9,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        generator=generator(5),
+    ).frames[0]
+    assert made.videos[0].shape == (9, 32, 32, 3) and made.videos[0].dtype == np.uint8
+    difference = np.abs(made.videos[0].astype(int) - np.round(stock * 255).astype(int))
+    assert difference.max() <= 1
+
+
+def test_the_batch_does_not_change_a_video(shared_student: Path) -> None:
+    student = load_student(shared_student)
+    together = student.generate(PROMPTS, [3, 4, 5], batch_size=3, decode=False)
+    alone = student.generate(PROMPTS, [3, 4, 5], batch_size=1, decode=False)
+    last = student.generate(PROMPTS[2], 5, decode=False)
+    torch.testing.assert_close(together.latents, alone.latents, atol=2e-5, rtol=0)
+    torch.testing.assert_close(together.latents[2:], last.latents, atol=2e-5, rtol=0)
+    again = student.generate(PROMPTS, 3, batch_size=3, decode=False)
+    assert torch.equal(again.latents, together.latents)
+    assert again.seeds == (3, 4, 5)
+
+
+def test_noise_is_what_diffusers_draws(shared_student: Path) -> None:
+    from diffusers.utils.torch_utils import randn_tensor
+
+    noise = load_student(shared_student).noise(9, (4, 3, 8, 8))
+    assert torch.equal(noise[None], randn_tensor((1, 4, 3, 8, 8), generator=generator(9)))
+
+
+def test_stages_are_timed_and_steps_reported(shared_student: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    made = load_student(shared_student).generate(
+        PROMPTS, batch_size=2, on_step=lambda step, x_t: steps.append((step, len(x_t)))
+    )
+    assert steps == [(0, 2), (1, 2), (2, 2), (3, 2), (0, 1), (1, 1), (2, 1), (3, 1)]
+    assert set(made.seconds) == {"text", "denoise", "decode"}
+    assert all(seconds > 0 for seconds in made.seconds.values())
+    assert len(made.videos) == 3 and made.fps == 8
+
+
+def test_on_step_can_cancel(shared_student: Path) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def stop(step: int, x_t: torch.Tensor) -> None:
+        if step == 1:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        load_student(shared_student).generate("a red circle", on_step=stop)
+
+
+def test_a_prompt_that_is_too_long_is_cut_aloud(
+    shared_student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = load_student(shared_student)
+    prompt = "a " * 511 + "red circle moving"
+    student.encode([prompt])
+    assert "has 515 tokens, the model reads 512; cut off: 'red circle moving'" in (
+        capsys.readouterr().err
+    )
+    student.encode(["a " * 511])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_text_too_long_to_fold_gives_the_same_as_stock(shared_student: Path) -> None:
+    student = load_student(shared_student)
+    short = student.generate("a red circle", 1, decode=False)
+    prompt = "a red circle moving left " * 12  # 60 tokens, the network is 48 wide
+    made = student.generate(prompt, 1, decode=False)
+    pipe = WanPipeline.from_pretrained(shared_student)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        prompt,
+        height=32,
+        width=32,
+        num_frames=9,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        output_type="latent",
+        generator=generator(1),
+    ).frames
+    torch.testing.assert_close(made.latents, stock, atol=1e-4, rtol=0)
+    again = student.generate("a red circle", 1, decode=False)
+    assert torch.equal(short.latents, again.latents)
+
+
+def test_sizes_come_from_the_weights_and_are_checked(shared_student: Path) -> None:
+    student = load_student(shared_student)
+    assert student.generate("a", num_frames=5, decode=False).latents.shape == (1, 4, 2, 8, 8)
+    with pytest.raises(UserError, match=r"num_frames: 10 is not 4k \+ 1"):
+        student.generate("a", num_frames=10)
+    with pytest.raises(UserError, match="height: 40 is not divisible by 16"):
+        student.generate("a", height=40)
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3], -1, 2**63])
+def test_seeds_must_fit(shared_student: Path, seeds: int | list[int]) -> None:
+    with pytest.raises(UserError, match="^seed: "):
+        load_student(shared_student).generate(["a", "a red circle"], seeds)
+
+
+def test_bfloat16_keeps_what_diffusers_keeps(shared_student: Path) -> None:
+    student = load_student(shared_student, dtype=torch.bfloat16)
+    block = student.transformer.blocks[0]
+    assert block.ffn.net[2].weight.dtype == torch.bfloat16
+    assert block.norm2.weight.dtype == torch.float32
+    made = student.generate("a red circle", decode=False)
+    assert made.latents.dtype == torch.float32 and made.latents.isfinite().all()
