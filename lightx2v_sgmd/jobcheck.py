@@ -139,7 +139,7 @@ def _nearest(path: str, known: list[str]) -> str:
     siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
     same = [key for key in known if key.rpartition(".")[2] == name]
     typo = [siblings[near] for near in get_close_matches(name, siblings, n=1)]
-    similar = get_close_matches(path, known, n=1)
+    similar = get_close_matches(path, known, n=1) if not siblings else []
     if found := same or typo or similar:
         return f"did you mean {' or '.join(found)}?"
     return f"{section or 'a job'} has {', '.join(siblings)}"
@@ -161,6 +161,10 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
     context, value = error.get("ctx", {}), error["input"]
     shown = "a section" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
     match error["type"]:
+        case "missing" if isinstance(error["loc"][-1], int):
+            return key, "has too few values"
+        case "too_long":
+            return key, f"has too many values; give {context['max_length']}"
         case "missing":
             return key, "is missing; a job must give it"
         case "int_type" | "int_from_float" | "int_parsing":

@@ -6,6 +6,7 @@ Text is UTF-8. Blank lines are skipped; in ``.txt`` so are lines that begin with
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,17 +57,20 @@ def _jsonl(path: Path, text: str) -> Iterator[str]:
 
 
 def _csv(path: Path, text: str) -> Iterator[str]:
-    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    line = 1  # where the row begins; quoted text may run over several
     try:
         if rows.fieldnames is not None and "prompt" not in rows.fieldnames:
             raise UserError(
                 f"{path}:1: no column is called prompt (there are {', '.join(rows.fieldnames)}); "
                 "name one so in the first line"
             )
+        line = rows.line_num + 1
         for row in rows:
-            yield _checked(row["prompt"], path, rows.line_num, "fill the column prompt")
+            yield _checked(row["prompt"], path, line, "fill the column prompt")
+            line = rows.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{rows.line_num}: is not CSV ({error}); quote the text") from None
+        raise UserError(f"{path}:{line}: is not CSV ({error}); quote the text") from None
 
 
 def _checked(prompt: object, path: Path, line: int, remedy: str) -> str:

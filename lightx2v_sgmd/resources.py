@@ -10,13 +10,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def configs_folder() -> Path:
-    """The folder of the shipped jobs.
-
-    ``configs/`` beside the package in a checkout, where it is the source; else the copy that
-    setup.py put inside the installed package.
-    """
-    checkout = _PACKAGE.parent / "configs"
-    return checkout if (_PACKAGE.parent / "setup.py").exists() else _PACKAGE / "_configs"
+    """The folder of the shipped jobs: ``configs/`` of the checkout, or the installed copy of it."""
+    installed = _PACKAGE / "_configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def shipped_jobs() -> list[str]:

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.prompts import read_prompts
+from lightx2v_sgmd.resources import config_path
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.txt", "one\n\n# a comment\n  two  \none", ["one", "two", "one"]),
+        ("a.TXT", "one\r\ntwo\r\n", ["one", "two"]),
+        ("a.txt", b"\xef\xbb\xbfone\n", ["one"]),
+        ("a.txt", "Ein Fuchs läuft, 狐が走る\n", ["Ein Fuchs läuft, 狐が走る"]),
+        (
+            "a.jsonl",
+            '{"prompt": "one", "id": 3}\n\n{"prompt": "t\u2028wo"}\n',
+            ["one", "t\u2028wo"],
+        ),
+        (
+            "a.csv",
+            'id,prompt\n1,one\n2,"two, ""quoted""\nand long"\n',
+            ["one", 'two, "quoted"\nand long'],
+        ),
+    ],
+)
+def test_prompts_are_read(tmp_path: Path, name: str, content: str, prompts: list[str]) -> None:
+    assert read_prompts(written(tmp_path, name, content)) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", ": holds no prompts; write at least one"),
+        ("a.txt", "\n# nothing\n", ": holds no prompts; write at least one"),
+        ("a.csv", "", ": holds no prompts; write at least one"),
+        ("a.csv", "prompt\n", ": holds no prompts; write at least one"),
+        ("a.txt", b"one\ntw\xf6\n", ":2: byte 0xf6 is not UTF-8 text; save the file as UTF-8"),
+        ("a.jsonl", '{"prompt": "one"}\n{"prompt": \n', ":2: is not JSON ("),
+        ("a.jsonl", '"one"\n', ':1: has no prompt; write {"prompt": "..."}'),
+        ("a.jsonl", '{"text": "one"}\n', ':1: has no prompt; write {"prompt": "..."}'),
+        ("a.jsonl", '{"prompt": 3}\n', ':1: has no prompt; write {"prompt": "..."}'),
+        ("a.jsonl", '{"prompt": " "}\n', ':1: has no prompt; write {"prompt": "..."}'),
+        ("a.csv", "id,text\n1,one\n", ":1: no column is called prompt (there are id, text)"),
+        ("a.csv", "id,prompt\n1,one\n2\n", ":3: has no prompt; fill the column prompt"),
+        ("a.csv", 'prompt\none\n"two\n', ":3: is not CSV ("),
+        ("a.csv", 'id,prompt\n1,"one\ntwo"\n2,\n', ":4: has no prompt; fill the column prompt"),
+        ("a.doc", "one\n", ": .doc is no kind of prompt file; use .txt, .jsonl, .csv"),
+        ("prompts", "one\n", ": no suffix is no kind of prompt file; use .txt, .jsonl, .csv"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    path = written(tmp_path, name, content)
+    with pytest.raises(UserError) as caught:
+        read_prompts(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.txt: no such file$"):
+        read_prompts(tmp_path / "nowhere.txt")
+
+
+def test_the_shipped_examples_are_read() -> None:
+    prompts = read_prompts(config_path("prompts/examples.txt"))
+    assert len(set(prompts)) == len(prompts) >= 40
