@@ -1,0 +1,319 @@
+"""What this machine has, what it lacks, and the command that adds it.
+
+Everything is tried, not guessed: a kernel counts when it ran, a compiler when it compiled, a codec
+when it encoded. Nothing here raises: a check that breaks is a finding.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+State = Literal["ok", "missing", "broken", "info"]
+
+_PACKAGE_MANAGERS: Final = {
+    "apt-get": "sudo apt-get install -y build-essential python{version}-dev",
+    "dnf": "sudo dnf install -y gcc-c++ make python{version}-devel",
+    "yum": "sudo yum install -y gcc-c++ make python{version}-devel",
+    "zypper": "sudo zypper install -y gcc-c++ make python{version}-devel",
+    "pacman": "sudo pacman -S --needed base-devel python",
+    "apk": "sudo apk add build-base python3-dev linux-headers",
+    "brew": "xcode-select --install",
+}
+"""How each package manager adds a C++ compiler and Python's headers."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: What was looked at.
+        state: ``ok``; ``missing``, which only limits what can be done; ``broken``, which stops
+            the main job; ``info``.
+        detail: What was found.
+        remedy: The command that mends it, or "".
+    """
+
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, and the kernel that ``generate`` would choose."""
+
+    checks: tuple[Check, ...]
+    attention: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stops the main job (train, export and generate on this machine)."""
+        return all(check.state != "broken" for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for ``--json``."""
+        return {
+            "ok": self.ok,
+            "attention": self.attention,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def text(self) -> str:
+        """The report as a table."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        colours = {"ok": "green", "missing": "yellow", "broken": "red", "info": "cyan"}
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "", ""):
+            table.add_column(heading, overflow="fold")
+        for check in self.checks:
+            detail = check.detail + (f"\n  add it: {check.remedy}" if check.remedy else "")
+            state = Text(check.state, style=colours[check.state])
+            table.add_row(Text(check.name), state, Text(detail))
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        with console.capture() as capture:
+            console.print(table)
+        verdict = "ready" if self.ok else "not ready: see what is broken above"
+        last = f"generate would choose attention {self.attention}; {verdict}"
+        return f"{capture.get().strip()}\n\n{last}"
+
+
+def run() -> Report:
+    """Looks at this machine."""
+    checks: list[Check] = []
+    for name, look in _LOOKS.items():
+        try:
+            checks.extend(look())
+        except Exception as error:  # whatever breaks is what the user wants to know
+            first = (str(error).strip().splitlines() or [""])[0]
+            checks.append(Check(name, "broken", f"{type(error).__name__}: {first}"))
+    # The kernels stand fastest first, as `generate` tries them.
+    running = (c.name for c in checks if c.name.startswith(_ATTENTION) and c.state == "ok")
+    return Report(tuple(checks), next(running, "none").removeprefix(_ATTENTION))
+
+
+_ATTENTION: Final = "attention "
+
+
+def _python() -> list[Check]:
+    return [Check("python", "ok", f"{platform.python_version()} at {sys.executable}")]
+
+
+def _devices() -> list[Check]:
+    import torch
+
+    found = [Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        detail = (
+            f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
+            f"{gpu.total_memory / 2**30:.1f} GiB"
+        )
+        found.append(Check(f"cuda:{index}", "ok", detail))
+    if torch.cuda.device_count() == 0:
+        why = (
+            "PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds none"
+        )
+        detail = f"{why}: the CPU is used, which is enough for the bundled teacher"
+        found.append(Check("GPU", "info", detail))
+    return found
+
+
+def _attention() -> list[Check]:
+    """Each kernel in the setting of Wan2.1 on this machine's best device: heads of 128."""
+    import torch
+
+    from lightx2v_sgmd.attention import kernels
+
+    gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    absent: State = "missing" if gpu else "info"
+    return [
+        Check(_ATTENTION + kernel.name, "ok" if kernel.available else absent, kernel.reason)
+        for kernel in kernels(torch.device(device), dtype, 128)
+    ]
+
+
+def _deepspeed() -> list[Check]:
+    found = []
+    try:
+        version = importlib.metadata.version("deepspeed")
+        found.append(Check("deepspeed", "ok", f"{version}, for parallel.strategy zero3"))
+    except importlib.metadata.PackageNotFoundError:
+        detail = "not installed: parallel.strategy zero3 cannot run, local can"
+        found.append(Check("deepspeed", "missing", detail, _pip("deepspeed")))
+    problem, remedy = _build_problem()
+    if problem:
+        detail = f"cannot be built ({problem}); zero3 on a CPU builds one at start-up"
+        found.append(Check("deepspeed ops", "missing", detail, remedy))
+    else:
+        compiler = _compiler()
+        detail = f"can be built: {compiler} and ninja work, Python's headers are there"
+        found.append(Check("deepspeed ops", "ok", detail))
+    return found
+
+
+def _build_problem() -> tuple[str, str]:
+    """What stops C++ extensions from being built here, and what adds it; empty if nothing."""
+    compiler = _compiler()
+    if compiler is None:
+        return "no C++ compiler", _system_packages()
+    problem = _compile(compiler)
+    if problem:
+        return problem, _system_packages()
+    if shutil.which("ninja") is None:
+        beside = Path(sys.executable).parent / "ninja"
+        if beside.exists():
+            return "ninja is not on the PATH", f'export PATH="{beside.parent}:$PATH"'
+        return "no ninja", _pip("ninja")
+    done = subprocess.run(["ninja", "--version"], capture_output=True, timeout=30)
+    return ("ninja does not run", _pip("--force-reinstall ninja")) if done.returncode else ("", "")
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+def _compile(compiler: str) -> str:
+    """Compiles a line of C++ against Python's headers; what went wrong, or ""."""
+    include = sysconfig.get_paths()["include"]
+    if not (Path(include) / "Python.h").is_file():
+        return f"Python's headers are missing (Python.h in {include})"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text("#include <Python.h>\n#include <vector>\nint probe() { return 0; }\n")
+        output = str(source.with_suffix(".so"))
+        command = [compiler, "-shared", "-fPIC", f"-I{include}", str(source), "-o", output]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode == 0:
+        return ""
+    return f"{compiler} fails: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
+
+
+def _system_packages() -> str:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for manager, command in _PACKAGE_MANAGERS.items():
+        if shutil.which(manager):
+            return command.format(version=version)
+    return "install a C++ compiler and Python's header files"
+
+
+def _pip(package: str) -> str:
+    return f"{sys.executable} -m pip install {package}"
+
+
+def _video() -> list[Check]:
+    """Encodes a short clip and reads it back."""
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        detail = "imageio-ffmpeg is not installed: no videos can be written"
+        return [Check("video", "broken", detail, _pip("imageio-ffmpeg"))]
+    import imageio_ffmpeg
+    import numpy as np
+
+    from lightx2v_sgmd.video import read_video, write_video
+
+    clip = np.zeros((3, 32, 32, 3), np.uint8)
+    clip[1] = 200
+    with tempfile.TemporaryDirectory() as folder:
+        read, _ = read_video(write_video(clip, Path(folder) / "probe.mp4", 8))
+    if read.shape != clip.shape or abs(int(read[1].mean()) - 200) > 10:
+        detail = "ffmpeg encodes H.264, but reading it back gives something else"
+        return [Check("video", "broken", detail, _pip("--force-reinstall imageio-ffmpeg"))]
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    version = imageio_ffmpeg.get_ffmpeg_version()
+    return [Check("video", "ok", f"H.264 through ffmpeg {version} at {ffmpeg}")]
+
+
+def _resources() -> list[Check]:
+    found = []
+    for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", _temporary())):
+        free = shutil.disk_usage(folder).free / 2**30
+        state: State = "ok" if free >= 2 else "missing"
+        remedy = "" if free >= 2 else f"free some space on the disk of {folder}"
+        found.append(Check(name, state, f"{free:.1f} GiB free at {folder}", remedy))
+    memory = _memory_gib()
+    if memory is None:
+        return [*found, Check("memory", "info", "cannot be told on this system")]
+    total, available = memory
+    state = "ok" if available >= 2 else "missing"
+    remedy = "" if available >= 2 else "close other programs: the demo needs about 2 GiB"
+    detail = f"{available:.1f} of {total:.1f} GiB available"
+    return [*found, Check("memory", state, detail, remedy)]
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir())
+
+
+def _memory_gib() -> tuple[float, float] | None:
+    """Total and available memory, within the limits of a container."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        kib = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
+        total, available = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
+    else:
+        try:
+            page = os.sysconf("SC_PAGE_SIZE") / 2**30
+            total = available = page * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError, AttributeError):
+            return None
+    limit, used = (_number(Path("/sys/fs/cgroup") / f) for f in ("memory.max", "memory.current"))
+    if limit is not None:
+        total = min(total, limit / 2**30)
+        available = min(available, (limit - (used or 0)) / 2**30)
+    return total, available
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _teacher() -> list[Check]:
+    from lightx2v_sgmd.models.wan import bundled_teacher, open_wan
+    from lightx2v_sgmd.tensorfiles import read_headers, weight_files
+
+    if not bundled_teacher().is_dir():
+        detail = f"is missing from {bundled_teacher()}: the demo cannot run"
+        return [Check("bundled teacher", "broken", detail, _pip("--force-reinstall lightx2v-sgmd"))]
+    model = open_wan("sprites")
+    parts: Sequence[tuple[str, str]] = (
+        ("transformer", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    )
+    for part, stem in parts:
+        read_headers(weight_files(Path(model.path) / part, stem))
+    files = [path for path in Path(model.path).rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    return [Check("bundled teacher", "ok", f"{size:.1f} MiB at {model.path}")]
+
+
+_LOOKS: Final[dict[str, Callable[[], list[Check]]]] = {
+    "python": _python,
+    "torch": _devices,
+    "attention": _attention,
+    "deepspeed": _deepspeed,
+    "video": _video,
+    "resources": _resources,
+    "bundled teacher": _teacher,
+}
