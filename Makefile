@@ -33,7 +33,7 @@ venv: $(STAMP)
 $(STAMP): setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: found no Python 3.11 or newer; install one, or name \
 	it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 2; }
-	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or \
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or \
 	newer" >&2; exit 2; }
 	@test -x $(BIN)/python || echo "making $(VENV) with $(PYTHON); installing takes some minutes"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
