@@ -81,7 +81,6 @@ setup(
         # Headless: no window is ever opened, and the other build needs libGL, which servers lack.
         "opencv-python-headless>=4.10",
         "tensorboard>=2.18",
-        "matplotlib>=3.9",
     ],
     extras_require={
         "zero3": ["deepspeed>=0.19,<0.20", "ninja>=1.11"],
