@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightx2v_sgmd.manifest import sha256_file
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.tensorfiles import schedule_metadata
+from tests.tiny import make_tiny_wan
+
+JOB = """
+teacher: {{path: {teacher}, guidance_scale: 3.0}}
+method: {{name: sgmd, lambda: 0.1}}
+data: {{prompts: sprites}}
+video: {{height: 32, width: 32, num_frames: 9}}
+train: {{iterations: 20}}
+output: {{dir: {run}}}
+"""
+
+
+def student_tensors(teacher: Path, seed: int) -> dict[str, Tensor]:
+    """The teacher's tensors, moved as training moves them."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = open_wan(teacher).load_transformer().state_dict()
+    return {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in tensors.items()}
+
+
+def write_checkpoint(run: Path, teacher: Path, step: int, ema: bool = True) -> Path:
+    """A checkpoint as training leaves it."""
+    folder = run / "checkpoints" / f"step_{step:06d}"
+    folder.mkdir(parents=True)
+    metadata = schedule_metadata(Schedule())
+    save_file(student_tensors(teacher, step), folder / "student.safetensors", metadata)
+    if ema:
+        tensors = student_tensors(teacher, step + 1000)
+        save_file(tensors, folder / "student_ema.safetensors", metadata)
+    (folder / "job.yaml").write_text(JOB.format(teacher=teacher, run=run))
+    (folder / "trainer.json").write_text(json.dumps({"step": step}))
+    write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in folder.iterdir()
+        if path.name != "manifest.json"
+    }
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return make_tiny_wan(tmp_path / "teacher")
+
+
+@pytest.fixture
+def run(tmp_path: Path, teacher: Path) -> Path:
+    """A run with two checkpoints, each with a moving average."""
+    folder = tmp_path / "run"
+    write_checkpoint(folder, teacher, 10)
+    write_checkpoint(folder, teacher, 20)
+    return folder
