@@ -28,6 +28,7 @@ from lightx2v_sgmd.models.wan import (
     pad_text,
     velocity,
 )
+from lightx2v_sgmd.quiet import no_library_bars
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.video import WAN_FPS, Frames
@@ -72,7 +73,8 @@ class Student:
         self._vae: Any = None
 
     def _load_transformer(self) -> Any:
-        transformer = self.model.load_transformer(self.dtype).to(self.device)
+        with no_library_bars():
+            transformer = self.model.load_transformer(self.dtype).to(self.device)
         kernels.apply(transformer, self.attention)
         return transformer.eval().requires_grad_(False)
 
@@ -107,7 +109,8 @@ class Student:
         """
         if self._text_encoder is None:
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-            self._text_encoder = self.model.load_text_encoder(dtype)
+            with no_library_bars():
+                self._text_encoder = self.model.load_text_encoder(dtype)
             self._text_encoder.network.to(self.device)
         for line in self._cut(prompts, self._text_encoder.tokenizer):
             note(line, quiet)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.quiet import no_warnings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -98,20 +96,8 @@ def apply(network: ModelMixin, kernel: str) -> None:
     """
     from diffusers.models.attention_dispatch import attention_backend
 
-    with attention_backend("native"), _quiet("diffusers.models.modeling_utils"):
+    with attention_backend("native"), no_warnings("diffusers.models.modeling_utils"):
         network.set_attention_backend(KERNELS[kernel].backend)
-
-
-@contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Mutes warnings of a logger (diffusers calls every choice of a kernel experimental)."""
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _probe(

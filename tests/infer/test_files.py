@@ -37,6 +37,7 @@ def test_progress_lines_go_to_stderr(
     generate(shared_student, "a red circle", tmp_path / "a.mp4")
     said = capsys.readouterr()
     assert said.out == "" and "denoising 4/4" in said.err and "decoding 1/1" in said.err
+    assert "Loading" not in said.err  # the bars of the libraries below
 
 
 @pytest.mark.parametrize(
