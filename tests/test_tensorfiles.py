@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.tensorfiles import (
+    check_keys,
+    read_header,
+    read_headers,
+    refuse_pickle,
+    schedule_metadata,
+    schedule_of,
+    weight_files,
+)
+
+
+def write_raw(path: Path, header: Any, data: bytes) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_a_header_is_what_was_saved(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.zeros(3, 2, dtype=torch.bfloat16),
+        "b": torch.tensor(1.0),
+        "c": torch.zeros(0, 4),
+        "d": torch.zeros(5, dtype=torch.float8_e4m3fn),
+        "e": torch.zeros(2, dtype=torch.bool),
+        "f": torch.zeros(2, dtype=torch.int64),
+    }
+    save_file(tensors, tmp_path / "x.safetensors", {"k": "v"})
+    header = read_header(tmp_path / "x.safetensors")
+    assert {k: (t.dtype, t.shape) for k, t in header.tensors.items()} == {
+        "a": ("BF16", (3, 2)),
+        "b": ("F32", ()),
+        "c": ("F32", (0, 4)),
+        "d": ("F8_E4M3", (5,)),
+        "e": ("BOOL", (2,)),
+        "f": ("I64", (2,)),
+    }
+    assert header.metadata == {"k": "v"}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "match"),
+    [
+        ({"a": entry(0, 8, [2])}, b"1234", "cut short: 4 bytes are missing"),
+        ({"a": entry(0, 8, [2])}, b"12345678x", "has 1 bytes that no tensor owns"),
+        ({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, b"x" * 12, "overlap or leave holes"),
+        ({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, b"x" * 12, "overlap or leave holes"),
+        ({"a": entry(0, 8, [3])}, b"x" * 8, r"a of shape \[3\] cannot have 8 bytes"),
+        ({"a": entry(0, 8, [-1, -2])}, b"x" * 8, "cannot have 8 bytes"),
+        ({"a": entry(0, 8, [2], "F31")}, b"x" * 8, "unknown type F31"),
+        ({"a": {"dtype": "F32"}}, b"", "header is not readable"),
+        ([1, 2], b"", "header is not readable"),
+        (b"{not json", b"", "header is not readable"),
+        (b"\xff\xfe{}", b"", "header is not readable"),
+    ],
+)
+def test_files_that_contradict_themselves(
+    tmp_path: Path, header: Any, data: bytes, match: str
+) -> None:
+    path = write_raw(tmp_path / "x.safetensors", header, data)
+    with pytest.raises(UserError, match=f"x.safetensors: .*{match}.*; the file is damaged"):
+        read_header(path)
+
+
+def test_a_length_of_petabytes_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    with pytest.raises(UserError, match="its 10 bytes have no safetensors header"):
+        read_header(path)
+    with pytest.raises(UserError, match="none.safetensors: cannot be read"):
+        read_header(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_length_that_looks_like_a_pickle_is_none(tmp_path: Path, length: int) -> None:
+    text = json.dumps({"a": entry(0, 4, [1])}).encode().ljust(length)
+    path = write_raw(tmp_path / "x.safetensors", text, b"1234")
+    assert path.read_bytes()[0] == 0x80
+    refuse_pickle(path)
+    assert read_header(path).tensors["a"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors"]
+)
+def test_an_index_cannot_point_elsewhere(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="a shard is a .safetensors file beside its index"):
+        weight_files(folder, "model")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "not a readable index"),
+        ('{"weight_map": []}', "not a readable index"),
+        ('{"weight_map": {}}', "names no shards"),
+        ('{"weight_map": {"a": "x.bin"}}', "anything else is refused"),
+        ('{"weight_map": {"a": "x.safetensors"}}', "x.safetensors: is missing, but model"),
+    ],
+)
+def test_bad_indices(tmp_path: Path, content: str, match: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=match):
+        weight_files(tmp_path, "model")
+
+
+def test_shards_must_belong_together(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    save_file({"a": torch.zeros(1)}, first, schedule_metadata(Schedule()))
+    save_file({"b": torch.zeros(1)}, second, schedule_metadata(Schedule()))
+    header = read_headers([first, second])
+    assert set(header.tensors) == {"a", "b"} and schedule_of(header.metadata) == Schedule()
+    save_file({"b": torch.zeros(1)}, second, schedule_metadata(Schedule(shift=5.0)))
+    with pytest.raises(UserError, match="2.safetensors: its schedule is not that of the shards"):
+        read_headers([first, second])
+    save_file({"b": torch.zeros(1)}, second)
+    with pytest.raises(UserError, match="2.safetensors: its schedule is not that of the shards"):
+        read_headers([first, second])
+    save_file({"a": torch.zeros(1)}, second, schedule_metadata(Schedule()))
+    with pytest.raises(UserError, match="2.safetensors: a is also in 1.safetensors"):
+        read_headers([first, second])
+
+
+def test_keys_are_listed_when_they_do_not_fit(tmp_path: Path) -> None:
+    save_file({f"k{i}": torch.zeros(2) for i in range(9)}, tmp_path / "x.safetensors")
+    header = read_header(tmp_path / "x.safetensors")
+    check_keys(header, {f"k{i}": (2,) for i in range(9)}, "net")
+    with pytest.raises(UserError, match=r"^net: .* 9 unexpected: k0, .*, k5, \.\.\.$"):
+        check_keys(header, {}, "net")
+
+
+def test_the_schedule_in_metadata_is_read_back_or_refused() -> None:
+    assert schedule_of(schedule_metadata(Schedule(shift=5.0))) == Schedule(shift=5.0)
+    assert schedule_of({"format": "pt"}) is None
+    for text in ("{", "[]", '{"schedule": 3}', "{}"):
+        with pytest.raises(UserError, match="schedule"):
+            schedule_of({"lightx2v_sgmd": text})
