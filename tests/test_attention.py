@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,14 +104,16 @@ def test_a_trial_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_applying_changes_this_network_only(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    math = replace(attention.KERNELS["sdpa"], backend="_native_math")
+    monkeypatch.setitem(attention.KERNELS, "sdpa", math)
     network = open_wan(make_tiny_wan(tmp_path)).load_transformer()
     before, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
     with caplog.at_level(logging.WARNING):
         attention.apply(network, "sdpa")
     assert {m.processor._attention_backend.value for m in (b.attn1 for b in network.blocks)} == {
-        "native"
+        "_native_math"
     }
     assert attention_dispatch._AttentionBackendRegistry.get_active_backend()[0] == before
     assert not caplog.records
