@@ -78,10 +78,10 @@ def checked(kind: type[T], tree: Tree, origins: dict[str, str], source: str, rul
     problems: list[tuple[str, str]] = []
     clean = _known_part(kind, tree, "", problems, known_keys(kind))
     result: T | None = None
+    text = json.dumps(clean, default=str, skipkeys=True)
     try:
-        result = TypeAdapter(kind).validate_json(
-            json.dumps(clean, default=str, skipkeys=True), strict=True
-        )
+        # JSON has YAML's types, and read strictly it takes a list for a tuple but no "3" for a 3.
+        result = TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         problems += [_explained(item) for item in error.errors()]
     problems += _broken_rules(kind, clean, {key for key, _ in problems}, rules)

@@ -168,7 +168,11 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, hint: str) 
         ("student.optimizer.betas=[0, 0, 0]", "student.optimizer.betas: has too many values"),
         ("train=3", "train: 3 is not a section"),
         ("parallel.gradient_checkpointing=yes", '"yes" is neither true nor false'),
-        ("video.num_frames=16", "16 is not 4k + 1"),
+        (
+            "video.num_frames=16",
+            "16 is not 4k + 1 (the VAE keeps one frame, then takes four); use 13 or 17",
+        ),
+        ("video.num_frames=15", "15 is not 4k + 1"),
         ("video.width=40", "40 is not divisible by 16"),
         ("method.name=dmd3", "'dmd3' is unknown; use sgmd"),
         ("parallel.offload=all", "all needs parallel.strategy zero3, not local"),
