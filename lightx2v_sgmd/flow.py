@@ -47,13 +47,13 @@ def score_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
 def fisher_weight(sigma: Tensor) -> Tensor:
     """The paper's c(t) = alpha^2 / sigma^4 (Eq. 10): turns data residuals into score residuals.
 
-    It is 6e6 at sigma = 0.02 and 0.02 at sigma = 0.9: see ``objectives.sgmd_paper`` for the clamp.
+    It is 6e6 at sigma = 0.02 and 0.02 at sigma = 0.9: see ``objectives.paper_weight``.
     """
     return (1 - sigma) ** 2 / sigma**4
 
 
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
-    """Moves times towards noise: ``shift u / (1 + (shift - 1) u)``; ``shift = 1`` changes nothing."""
+    """Moves times towards noise, ``shift u / (1 + (shift - 1) u)``; 1 changes nothing."""
     return shift * u / (1 + (shift - 1) * u)
 
 

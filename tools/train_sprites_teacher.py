@@ -96,6 +96,7 @@ def split_for_muon(
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], base: list[float], factor: float) -> None:
+    """Scales every group's learning rate from its base."""
     for optimizer, lr in zip(optimizers, base, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = lr * factor
@@ -113,6 +114,7 @@ class Clock:
         self.start = time.monotonic() - before
 
     def seconds(self) -> float:
+        """Seconds of training so far."""
         return time.monotonic() - self.start
 
 
@@ -174,7 +176,9 @@ def train_vae(args: argparse.Namespace) -> None:
                 flush=True,
             )
     mean, std = latent_statistics(vae, pool[:1024])
-    save_atomically({"model": vae.state_dict(), "mean": mean, "std": std}, args.work / "vae_done.pt")
+    save_atomically(
+        {"model": vae.state_dict(), "mean": mean, "std": std}, args.work / "vae_done.pt"
+    )
 
 
 @torch.no_grad()
@@ -188,7 +192,9 @@ def reconstruction_psnr(vae: AutoencoderKLWan, videos: torch.Tensor) -> tuple[fl
 
 
 @torch.no_grad()
-def latent_statistics(vae: AutoencoderKLWan, videos: torch.Tensor) -> tuple[list[float], list[float]]:
+def latent_statistics(
+    vae: AutoencoderKLWan, videos: torch.Tensor
+) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation of latent means, for the VAE's configuration."""
     means = [vae.encode(to_model_range(v)).latent_dist.mode() for v in videos.split(64)]
     z = torch.cat(means)
@@ -227,6 +233,7 @@ def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Capt
 
 
 def load_vae(work: Path) -> AutoencoderKLWan:
+    """The trained VAE with its latent statistics, frozen."""
     done = torch.load(work / "vae_done.pt", weights_only=True)
     vae = AutoencoderKLWan(**VAE_CONFIG, latents_mean=done["mean"], latents_std=done["std"])
     vae.load_state_dict(done["model"])
@@ -256,6 +263,7 @@ class Teacher(torch.nn.Module):
         wan.fold_text_padding(self.transformer)
 
     def forward(self, x_t: torch.Tensor, sigma: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        """The velocity ``[B, C, T, h, w]``; gradient reaches the text encoder as well."""
         hidden, mask = wan.TextEncoder(self.tokenizer, self.text_network).forward(prompts)
         text = F.pad(hidden * mask[..., None], (0, 0, 0, 1))
         return wan.velocity(self.transformer, x_t, sigma, text)
@@ -344,6 +352,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)
     vae = stages.add_parser("vae", help="train the video VAE")

@@ -41,6 +41,7 @@ def make_tokenizer(words: list[str], max_length: int = 512) -> PreTrainedTokeniz
 
 
 def text_encoder_config(vocabulary: int, width: int, layers: int, heads: int) -> UMT5Config:
+    """A umT5 encoder's configuration at a small size."""
     return UMT5Config(
         vocab_size=vocabulary,
         d_model=width,

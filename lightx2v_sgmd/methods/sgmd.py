@@ -6,7 +6,7 @@ Fake score: ``lambda RC`` on the same x_t (Eq. 22), one update for one generator
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from lightx2v_sgmd import objectives
 from lightx2v_sgmd.methods.base import Losses, Sample
@@ -25,7 +25,7 @@ class SGMD:
     """
 
     name = "sgmd"
-    roles: ClassVar[tuple[str, ...]] = ("student", "fake_score")
+    roles: tuple[str, ...] = ("student", "fake_score")
     fake_score_updates = 1
     fresh_rollouts = False
     through_fake_score = True

@@ -44,14 +44,17 @@ class WanModel:
 
     @property
     def num_heads(self) -> int:
+        """Attention heads; a sequence-parallel degree must divide them."""
         return int(self.transformer_config["num_attention_heads"])
 
     @property
     def text_dim(self) -> int:
+        """Width of a text row."""
         return int(self.transformer_config["text_dim"])
 
     @property
     def text_length(self) -> int:
+        """Text rows that the network attends to, padding included."""
         return TEXT_LENGTH
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
@@ -116,7 +119,9 @@ class WanModel:
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"teacher.path: {part} of {self.path} cannot be loaded: {reason}") from error
+            raise UserError(
+                f"teacher.path: {part} of {self.path} cannot be loaded: {reason}"
+            ) from error
 
 
 def bundled_teacher() -> Path:
@@ -230,7 +235,7 @@ class TextEncoder:
 
 
 def pad_text(rows: Sequence[Tensor]) -> Tensor:
-    """Stacks ``[S_i, D]`` to ``[B, S, D]`` with zeros after each, one row at least if any is free."""
+    """Stacks ``[S_i, D]`` to ``[B, S, D]``, zeros after each: one row at least if there is room."""
     longest = min(max(row.shape[0] for row in rows) + 1, TEXT_LENGTH)
     text = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
     for target, row in zip(text, rows, strict=True):
@@ -329,4 +334,5 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, vae.dtype)
     video = vae.decode(latents.to(vae.dtype) * std + mean, return_dict=False)[0]
     video = (video.float() / 2 + 0.5).clamp(0, 1) * 255
-    return video.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+    frames: Tensor = video.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+    return frames

@@ -1,4 +1,4 @@
-"""Scores samplers on captions of the sprite world: the teacher, the undistilled four steps, a student.
+"""Scores samplers on captions of the sprite world: the teacher, its undistilled steps, a student.
 
 Legend: N videos, F frames, H height, W width.
 """
@@ -90,6 +90,7 @@ class TeacherSampler:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:
+        """Samples one video per prompt."""
         videos = []
         for start in range(0, len(prompts), self.batch):
             chosen = slice(start, start + self.batch)

@@ -185,7 +185,7 @@ def _line(points: Array) -> tuple[Array, Array, float]:
 
 
 def _shape_distances(mask: Array, centre: Array) -> Array:
-    """``[F, 3]``: mean square distance per covered pixel to each shape's template, frame by frame."""
+    """``[F, 3]``: square distance per covered pixel to each shape's template, frame by frame."""
     grid = np.arange(mask.shape[1], dtype=np.float32) + 0.5
     area = mask.sum((1, 2))
     radius = np.sqrt(np.maximum(area, 1e-6) / np.pi)[:, None, None].astype(np.float32)

@@ -72,6 +72,7 @@ class ObjectCaption:
     speed: str | None = None
 
     def text(self) -> str:
+        """The words, ``a [colour] <shape> moving [direction] [speed]``."""
         words = ["a", self.colour, self.shape or "thing", "moving", self.direction, self.speed]
         return " ".join(word for word in words if word)
 
@@ -87,6 +88,7 @@ class Caption:
     objects: tuple[ObjectCaption, ...]
 
     def text(self) -> str:
+        """The whole caption."""
         return " and ".join(obj.text() for obj in self.objects)
 
 
@@ -105,6 +107,7 @@ class Sprite:
     vy: float
 
     def caption(self) -> ObjectCaption:
+        """The caption that names everything about it."""
         return ObjectCaption(self.colour, self.shape, self.direction, self.speed)
 
 
@@ -135,9 +138,7 @@ def parse_caption(text: str) -> Caption:
     return Caption(tuple(objects))
 
 
-def sample_caption(
-    rng: np.random.Generator, p_open: float = 0.3, p_two: float = 0.5
-) -> Caption:
+def sample_caption(rng: np.random.Generator, p_open: float = 0.3, p_two: float = 0.5) -> Caption:
     """Draws a caption: each attribute left open with ``p_open``, two objects with ``p_two``.
 
     Two objects never share a named colour, so that measuring can tell them apart.
@@ -175,7 +176,13 @@ def sample_sprites(rng: np.random.Generator, caption: Caption) -> tuple[Sprite, 
         if free_of_contact.any():
             pick = int(free_of_contact.argmax())
             return tuple(
-                Sprite(**values, **{k: float(v[pick]) for k, v in where.items()})
+                Sprite(
+                    values["colour"],
+                    values["shape"],
+                    values["direction"],
+                    values["speed"],
+                    *(float(where[k][pick]) for k in ("radius", "x", "y", "vx", "vy")),
+                )
                 for values, where in zip(decided, placed, strict=True)
             )
     raise AssertionError(f"no placement found for {caption.text()!r}")
@@ -215,7 +222,7 @@ def _clearance(
     return np.asarray(np.max(gaps, axis=0).min(axis=0))
 
 
-def shape_mask(shape: str, x: Array, y: Array, radius: Array) -> Array:
+def shape_mask(shape: str, x: Array, y: Array, radius: Array | np.float32) -> Array:
     """Anti-aliased coverage of a shape at offsets ``x, y`` from its centroid; broadcasts.
 
     Returns:
@@ -230,7 +237,8 @@ def shape_mask(shape: str, x: Array, y: Array, radius: Array) -> Array:
         distance = np.maximum(side, y) - 0.7776 * radius
     else:
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
-    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    mask: Array = np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    return mask
 
 
 def render(sprites: tuple[Sprite, ...], num_frames: int = NUM_FRAMES, size: int = SIZE) -> Array:
@@ -241,13 +249,13 @@ def render(sprites: tuple[Sprite, ...], num_frames: int = NUM_FRAMES, size: int 
     """
     centre = np.arange(size, dtype=np.float32) + 0.5
     t = np.arange(num_frames, dtype=np.float32)[:, None, None]
-    video = np.broadcast_to(BACKGROUND, (num_frames, size, size, 3)).copy()
+    video: Array = np.broadcast_to(BACKGROUND, (num_frames, size, size, 3)).copy()
     for s in sprites:
         x = centre[None, None, :] - (s.x + s.vx * t)
         y = centre[None, :, None] - (s.y + s.vy * t)
         mask = shape_mask(s.shape, x, y, np.float32(s.radius))[..., None]
         colour = np.array(COLOURS[s.colour], dtype=np.float32) / 255
-        video = video * (1 - mask) + colour * mask
+        video = (video * (1 - mask) + colour * mask).astype(np.float32)
     return video
 
 

@@ -1,0 +1,76 @@
+"""Losses: values by hand, the papers' identities in float64, and where gradient goes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd import flow, objectives
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def test_values_by_hand() -> None:
+    x0, x_fake, x_real = (torch.tensor([[a, b]]) for a, b in ((1.0, 2.0), (3.0, 2.0), (0.0, 4.0)))
+    assert objectives.fisher(x_fake, x_real, torch.tensor([2.0])).item() == (9 + 4) / 2
+    assert objectives.residual_contraction(x0, x_fake).item() == 0.5 * (4 + 0) / 2
+    assert objectives.negative_residual(x0, x_fake).item() == -1.0
+    assert objectives.normalized_weight(x0, x_real).item() == pytest.approx(1 / 1.5)
+    assert objectives.normalized_weight(x0, x0).item() == pytest.approx(1e5)
+    weights = objectives.paper_weight(torch.tensor([0.02, 0.5]), max_weight=10.0)
+    assert weights.tolist() == [10.0, 4.0]
+
+
+def test_potentials_have_opposite_gradients_on_x_fake() -> None:
+    """Eq. 19: grad NR = r, grad RC = -r (over the number of elements: ours are means)."""
+    x0, x_fake = draw(2, 6), draw(2, 6, seed=1).requires_grad_()
+    (nr,) = torch.autograd.grad(objectives.negative_residual(x0, x_fake).sum(), x_fake)
+    (rc,) = torch.autograd.grad(objectives.residual_contraction(x0, x_fake).sum(), x_fake)
+    torch.testing.assert_close(nr, (x0 - x_fake.detach()) / 6, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rc, -nr, rtol=0, atol=0)
+
+
+def test_nr_reaches_x0_through_x_t_as_eq_20_says() -> None:
+    """Eq. 20, with the fake score a smooth function: the adjoint against finite differences."""
+    noise, x0 = draw(1, 5, seed=1), draw(1, 5)
+    sigma = torch.tensor([0.4], dtype=torch.float64)
+    matrix = draw(5, 5, seed=2)
+
+    def x_fake(x: Tensor) -> Tensor:
+        return torch.tanh(flow.add_noise(x, noise, sigma) @ matrix)
+
+    leaf = x0.clone().requires_grad_()
+    loss = objectives.negative_residual(leaf, x_fake(leaf)).sum()
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    step = 1e-6
+    for k in range(5):
+        nudge = torch.zeros_like(x0)
+        nudge[0, k] = step
+        # sg[x0]: the target stays where it is while x_t moves.
+        high = objectives.negative_residual(x0, x_fake(x0 + nudge)).item()
+        low = objectives.negative_residual(x0, x_fake(x0 - nudge)).item()
+        assert gradient[0, k].item() == pytest.approx((high - low) / (2 * step), rel=1e-6)
+
+
+def test_velocity_matching_is_rc_over_sigma_squared() -> None:
+    x0, noise, v = draw(3, 4), draw(3, 4, seed=1), draw(3, 4, seed=2)
+    sigma = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    x_fake = flow.x0_from_velocity(flow.add_noise(x0, noise, sigma), v, sigma)
+    rc = objectives.residual_contraction(x0, x_fake)
+    torch.testing.assert_close(objectives.velocity_matching(v, noise, x0), 2 * rc / sigma**2)
+
+
+def test_stop_gradients() -> None:
+    x0, x_fake, x_real = (draw(2, 3, seed=i).requires_grad_() for i in range(3))
+    weight = objectives.normalized_weight(x0, x_real)
+    losses = [
+        objectives.fisher(x_fake, x_real, weight),
+        objectives.negative_residual(x0, x_fake),
+        objectives.residual_contraction(x0, x_fake),
+    ]
+    for loss in losses:
+        assert loss.shape == (2,)
+        grads = torch.autograd.grad(loss.sum(), [x0, x_fake, x_real], allow_unused=True)
+        assert grads[0] is None and grads[2] is None and grads[1] is not None
