@@ -57,7 +57,7 @@ def export(
     check_writable(out, folder=True)
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"{out}: is not empty; choose another folder, or add --overwrite")
-    chosen = open_source(source, ema)
+    chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
     if ema and not chosen.ema:
         note("the run kept no moving average (train.ema is 0): exporting its last weights", quiet)
     _check_space(out, diffusers_format.size_bytes(chosen, dtype))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from lightx2v_sgmd.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
-from lightx2v_sgmd.manifest import changed_files
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import (
@@ -51,18 +51,21 @@ class Source:
     teacher: Path
 
 
-def open_source(path: str | Path, ema: bool) -> Source:
+def open_source(
+    path: str | Path, ema: bool, on_damage: Callable[[str], None] | None = None
+) -> Source:
     """Checks a run folder or a checkpoint folder, and the teacher that it names.
 
     Args:
         path: The folder.
         ema: Prefer the moving average where there is one.
+        on_damage: Told of each damaged checkpoint of a run that is passed over.
 
     Raises:
         UserError: no whole checkpoint, a damaged file, keys that do not fit the teacher's network,
             a schedule that is not the job's, or a teacher that is not there.
     """
-    checkpoint = _checkpoint(Path(path))
+    checkpoint = find_checkpoint(Path(path), on_damage)
     averaged = ema and (checkpoint / STUDENT_EMA).is_file()
     weights = checkpoint / (STUDENT_EMA if averaged else STUDENT)
     header = read_header(weights)
@@ -77,59 +80,33 @@ def open_source(path: str | Path, ema: bool) -> Source:
     with torch.device("meta"):
         network = open_wan(teacher).build_transformer().state_dict()
     check_keys(header, {name: tuple(t.shape) for name, t in network.items()}, str(weights))
-    step = _step(checkpoint / "trainer.json")
+    step = int(read_trainer_state(checkpoint)["step"])
     return Source(checkpoint, weights, header, averaged, step, job, job.schedule, teacher)
-
-
-def _checkpoint(path: Path) -> Path:
-    """The checkpoint folder that is meant, whole."""
-    if not path.is_dir():
-        raise UserError(f"{path}: is not a folder; give a run folder or one of its checkpoints")
-    if (path / "trainer.json").is_file():
-        if problems := _problems(path):
-            raise UserError(f"{path}: is not a whole checkpoint: {problems[0]}; give another one")
-        return path
-    found = sorted((path / "checkpoints").glob("step_*"), reverse=True)
-    for folder in found:
-        if not _problems(folder):
-            return folder
-    if found:
-        raise UserError(f"{path}: none of its {len(found)} checkpoints is whole; train again")
-    raise UserError(
-        f"{path}: has no checkpoints; give a run folder that `lightx2v-sgmd distill` made"
-    )
-
-
-def _problems(checkpoint: Path) -> list[str]:
-    """What of a checkpoint is not as its manifest says."""
-    try:
-        files = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))["files"]
-        hashes = {str(name): str(entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ["its manifest is missing or not readable"]
-    return changed_files(checkpoint, hashes)
-
-
-def _step(path: Path) -> int:
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: does not say the step; export a checkpoint as it was written"
-        ) from error
 
 
 def _teacher_folder(path: str) -> Path:
     """The teacher's folder on this machine, with the files of the shared parts checked."""
     folder = Path(open_wan(path).path)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        parts = ["vae/*", "text_encoder/*", "tokenizer/*", "transformer/config.json"]
-        folder = Path(snapshot_download(path, allow_patterns=[*parts, "model_index.json"]))
+        folder = _downloaded(path)
     for part, stem in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
         read_headers(weight_files(folder / part, stem))
     for needed in ("tokenizer", "model_index.json"):
         if not (folder / needed).exists():
             raise UserError(f"{folder / needed}: is missing in the teacher; give its whole folder")
     return folder
+
+
+def _downloaded(hub_id: str) -> Path:
+    """The shared parts of a teacher on the hub, from the local cache if they are there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    parts = ["vae/*", "text_encoder/*", "tokenizer/*", "transformer/config.json"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[*parts, "model_index.json"]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"teacher.path: the VAE and text encoder of {hub_id} cannot be fetched "
+            f"({type(error).__name__}); check the network, or name a local folder in the job"
+        ) from error

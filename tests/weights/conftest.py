@@ -52,7 +52,7 @@ def write_manifest(folder: Path) -> None:
         for path in folder.iterdir()
         if path.name != "manifest.json"
     }
-    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files}))
 
 
 @pytest.fixture

@@ -156,9 +156,11 @@ def test_the_newest_whole_checkpoint_is_taken(run: Path, teacher: Path, tmp_path
     content = bytearray(broken.read_bytes())
     content[-1] ^= 1
     broken.write_bytes(content)
-    assert open_source(run, ema=True).step == 20
+    damage: list[str] = []
+    assert open_source(run, ema=True, on_damage=damage.append).step == 20
+    assert len(damage) == 1 and "step_000030/student.safetensors: its sha256" in damage[0]
     assert open_source(run / "checkpoints" / "step_000010", ema=True).step == 10
-    with pytest.raises(UserError, match="step_000030: is not a whole checkpoint"):
+    with pytest.raises(UserError, match="step_000030/student.safetensors: its sha256 is not"):
         open_source(broken.parent, ema=True)
     for step in (10, 20):
         (run / "checkpoints" / f"step_{step:06d}" / "student_ema.safetensors").unlink()
@@ -348,7 +350,7 @@ def test_pickles_and_code_of_the_teacher_stay_behind(
     [
         ({"format": "wan"}, "format: 'wan' is unknown; use diffusers"),
         ({"dtype": "fp8"}, "dtype: 'fp8' is unknown; use bf16, fp16, fp32"),
-        ({"source": "nowhere"}, "nowhere: is not a folder"),
+        ({"source": "nowhere"}, "nowhere: is no folder"),
         ({"source": "teacher"}, "has no checkpoints"),
     ],
 )
@@ -383,3 +385,31 @@ def test_a_checkpoint_that_does_not_fit_its_job_is_refused(run: Path, tmp_path: 
     write_manifest(folder)
     with pytest.raises(UserError, match="does not say the step"):
         do_export(run, tmp_path / "student")
+
+
+def test_a_teacher_on_the_hub_is_fetched(
+    run: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    path = run / "checkpoints" / "step_000020" / "job.yaml"
+    hub_id = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    path.write_text(path.read_text().replace(str(teacher), hub_id))
+    write_manifest(path.parent)
+    asked: list[str] = []
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append(repository)
+        return str(teacher)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    out = do_export(run, tmp_path / "student")
+    manifest = read_manifest(out)
+    assert asked == [hub_id] and manifest is not None and manifest.teacher == hub_id
+
+    def offline(*args: Any, **kwargs: Any) -> str:
+        raise FileNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError, match=f"teacher.path: .* of {hub_id} cannot be fetched"):
+        do_export(run, tmp_path / "other")
