@@ -107,7 +107,7 @@ def distill_command(
         typer.Option(
             metavar="auto|never|PATH",
             help="auto: go on from the run folder's newest checkpoint if it has one. never: refuse "
-            "a run folder that has one. PATH: go on from this checkpoint.",
+            "a run folder that has one. PATH: go on from this run or checkpoint.",
         ),
     ] = "auto",
     nproc: Annotated[
