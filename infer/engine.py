@@ -124,7 +124,8 @@ class Student:
     def _cut(self, prompts: Sequence[str], tokenizer: Any) -> Iterator[str]:
         limit = self.model.text_length
         for number, prompt in enumerate(prompts, start=1):
-            if len(prompt) < limit:  # a token has at least one character
+            # A token stands for one byte at least; the first space and the end are tokens, too.
+            if len(prompt.encode()) + 2 <= limit:
                 continue
             tokens = tokenizer(" ".join(prompt.split()), verbose=False).input_ids
             if len(tokens) > limit:

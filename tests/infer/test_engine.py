@@ -121,6 +121,11 @@ def test_a_prompt_that_is_too_long_is_cut_aloud(
     )
     student.encode(["a " * 511])
     assert capsys.readouterr().err == ""
+    # Spelt out letter by letter: a token each, and one for the first space and one for the end.
+    student.encode(["x" * 510])
+    assert capsys.readouterr().err == ""
+    student.encode(["x" * 511])
+    assert "has 513 tokens" in capsys.readouterr().err
 
 
 def test_a_text_too_long_to_fold_gives_the_same_as_stock(shared_student: Path) -> None:
