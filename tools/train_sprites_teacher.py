@@ -219,7 +219,9 @@ def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Capt
     for _ in track(range(args.pool // batch), description=f"encoding {args.pool} videos"):
         videos = []
         for _ in range(batch):
-            _, sprites, video = world.sample_video(rng)
+            # More pairs than the world has: telling two objects apart is the hard part.
+            caption = world.sample_caption(rng, p_two=0.4)
+            _, sprites, video = world.sample_video(rng, caption)
             captions.append(world.Caption(tuple(s.caption() for s in sprites)))
             videos.append(torch.from_numpy((video * 255).round().astype(np.uint8)))
         if cached is None:
@@ -240,7 +242,7 @@ def load_vae(work: Path) -> AutoencoderKLWan:
     return vae.eval().requires_grad_(False)
 
 
-def masked_caption(full: world.Caption, rng: np.random.Generator, p_open: float = 0.3) -> str:
+def masked_caption(full: world.Caption, rng: np.random.Generator, p_open: float = 0.35) -> str:
     """The caption with each attribute left open with ``p_open`` and the objects in either order."""
     objects = [
         world.ObjectCaption(**{k: v for k, v in o.named().items() if rng.random() >= p_open})

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-NUM_FRAMES: Final = 17
+NUM_FRAMES: Final = 9
 SIZE: Final = 32
 FPS: Final = 8
 BACKGROUND: Final = np.array([26, 26, 34], dtype=np.float32) / 255
@@ -39,8 +39,8 @@ DIRECTIONS: Final[dict[str, tuple[int, int]]] = {
     "up": (0, -1),
     "down": (0, 1),
 }
-SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (0.30, 0.40), "quickly": (0.72, 0.90)}
-SPEED_THRESHOLD: Final = 0.54
+SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (0.50, 0.66), "quickly": (1.20, 1.48)}
+SPEED_THRESHOLD: Final = 0.9
 """Pixels per frame: slower is "slowly", faster is "quickly" (about the geometric mean)."""
 RADIUS: Final = (3.4, 4.4)
 HEADING_JITTER: Final = float(np.deg2rad(12.0))
@@ -138,7 +138,7 @@ def parse_caption(text: str) -> Caption:
     return Caption(tuple(objects))
 
 
-def sample_caption(rng: np.random.Generator, p_open: float = 0.3, p_two: float = 0.5) -> Caption:
+def sample_caption(rng: np.random.Generator, p_open: float = 0.35, p_two: float = 0.3) -> Caption:
     """Draws a caption: each attribute left open with ``p_open``, two objects with ``p_two``.
 
     Two objects never share a named colour, so that measuring can tell them apart.
