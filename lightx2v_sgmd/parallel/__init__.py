@@ -1,0 +1,94 @@
+"""Strategies: how networks are laid out over processes. Only ``zero3`` imports deepspeed."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel.base import (
+    FAKE_SCORE,
+    STUDENT,
+    TEACHER,
+    TRAINED,
+    FakeScoreQuery,
+    ScoreLoss,
+    Settings,
+    Strategy,
+)
+from lightx2v_sgmd.parallel.ranks import Ranks
+
+__all__ = [
+    "FAKE_SCORE",
+    "STUDENT",
+    "TEACHER",
+    "TRAINED",
+    "FakeScoreQuery",
+    "Ranks",
+    "ScoreLoss",
+    "Settings",
+    "Strategy",
+    "connect",
+    "disconnect",
+    "open_strategy",
+    "training_device",
+]
+
+
+def training_device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def connect(strategy: str, device: torch.device) -> Ranks:
+    """Joins the processes of the run.
+
+    Raises:
+        UserError: the strategy cannot run here, or not on so many processes.
+    """
+    if strategy == "zero3":
+        from lightx2v_sgmd.parallel import zero3
+
+        return zero3.connect(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"parallel.strategy: local is one process, not {os.environ['WORLD_SIZE']}; "
+            "use parallel.strategy=zero3"
+        )
+    return Ranks(device=device)
+
+
+def disconnect(strategy: str) -> None:
+    """Leaves the processes of the run, if ``close`` has not done so."""
+    if strategy == "zero3":
+        from lightx2v_sgmd.parallel import zero3
+
+        zero3.disconnect()
+
+
+def open_strategy(
+    strategy: str, model: WanModel, settings: Settings, ranks: Ranks, fold_text: bool
+) -> Strategy:
+    """Loads the three networks in a strategy's layout.
+
+    Args:
+        strategy: ``local`` or ``zero3``.
+        model: The teacher that student and fake score start from.
+        settings: Of the job.
+        ranks: Of ``connect``.
+        fold_text: Whether the networks attend once to all padding rows of the text; for small
+            models on a CPU (see ``wan.fold_text_padding``).
+    """
+    if strategy == "zero3":
+        from lightx2v_sgmd.parallel.zero3 import Zero3
+
+        return Zero3(model, settings, ranks, fold_text)
+    from lightx2v_sgmd.parallel.local import Local
+
+    return Local(model, settings, ranks.device, fold_text)

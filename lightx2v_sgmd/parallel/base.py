@@ -1,0 +1,151 @@
+"""What a strategy is: it owns networks, optimizers and their layout over processes.
+
+The training loop says what is computed in terms of roles; a strategy says where. A new strategy is
+one module with one class, named in ``parallel.open_strategy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightx2v_sgmd.job import Job, Optimizer
+from lightx2v_sgmd.parallel.ranks import Ranks
+
+# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+
+STUDENT, TEACHER, FAKE_SCORE = "student", "teacher", "fake_score"
+TRAINED = (STUDENT, FAKE_SCORE)
+
+ScoreLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(x0, x_t, velocity of the fake score at x_t) -> scalar``, the first two as given to it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a strategy needs to know of a job.
+
+    Attributes:
+        optimizers: By trained role.
+        clip: Largest norm of a role's gradient.
+        micro_batch: Videos per rank and forward pass.
+        accumulation: Micro-batches per update.
+        ema: Decay of the student's moving average; 0 keeps none.
+        dtype: The teacher's weights, and what the trained networks compute in. Their master
+            weights are float32 always.
+        offload: What lives in CPU memory: ``none``, ``optimizer`` or ``all``.
+        checkpointing: Recompute activations in the backward pass.
+    """
+
+    optimizers: Mapping[str, Optimizer]
+    clip: float
+    micro_batch: int
+    accumulation: int
+    ema: float
+    dtype: torch.dtype
+    offload: str
+    checkpointing: bool
+
+    @classmethod
+    def of(cls, job: Job) -> Settings:
+        """Those of a job."""
+        return cls(
+            optimizers={
+                STUDENT: job.student.optimizer,
+                FAKE_SCORE: job.fake_score.optimizer,
+            },
+            clip=job.train.clip,
+            micro_batch=job.train.micro_batch,
+            accumulation=job.train.accumulation,
+            ema=job.train.ema,
+            dtype=getattr(torch, job.teacher.dtype),
+            offload=job.parallel.offload,
+            checkpointing=job.parallel.gradient_checkpointing,
+        )
+
+
+class FakeScoreQuery(Protocol):
+    """The fake score at one x_t, asked once by each of the two updates, in this order."""
+
+    def generator_gradient(self, loss: ScoreLoss) -> tuple[Tensor | None, Tensor | None]:
+        """The loss's gradient with respect to x0 and x_t, through the fake score.
+
+        None where the loss does not depend on it. The fake score's weights receive nothing.
+        """
+        ...
+
+    def backward(self, loss: ScoreLoss) -> None:
+        """Adds the loss's gradient to the fake score's weights; x0 and x_t receive nothing."""
+        ...
+
+
+class Strategy(Protocol):
+    """Networks, optimizers and their layout.
+
+    Attributes:
+        ranks: This process and the others.
+        networks: Each role's module, to look at (hooks, names); forwards go through ``velocity``.
+        shapes: The shape of each weight under diffusers' name, the same for every role.
+    """
+
+    ranks: Ranks
+    networks: Mapping[str, nn.Module]
+    shapes: Mapping[str, torch.Size]
+
+    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """A role's velocity ``[B, C, T, h, w]``; ``sigma`` ``[B]``, ``text`` ``[B, S, D]``."""
+        ...
+
+    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> FakeScoreQuery:
+        """The fake score at ``x_t``; neither tensor carries gradient out of the query."""
+        ...
+
+    def backward(self, role: str, loss: Tensor) -> None:
+        """Adds a micro-batch's gradient, divided by the accumulation, to a role's weights."""
+        ...
+
+    def step(self, role: str, lr: float) -> float:
+        """Clips, updates a role's weights and forgets the gradient.
+
+        Returns:
+            The gradient's norm over all ranks before clipping. If it is not finite the weights
+            stay as they are.
+        """
+        ...
+
+    def update_average(self) -> None:
+        """Moves the student's average: ``decay * average + (1 - decay) * student``."""
+        ...
+
+    def averaged_student(self) -> AbstractContextManager[None]:
+        """Inside, the student's velocity is that of its moving average, if one is kept."""
+        ...
+
+    def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """A role's float32 weights one by one, in the order of ``shapes``.
+
+        A collective: every rank runs it to its end. The tensors are right on the first rank.
+        """
+        ...
+
+    def save_slices(self, role: str) -> dict[str, Tensor]:
+        """This rank's slices of what resuming needs beyond the student's weights.
+
+        Flat float32 tensors on the CPU: ``{weight}/exp_avg``, ``{weight}/exp_avg_sq`` and, for the
+        fake score, ``{weight}/master``. See ``shards``.
+        """
+        ...
+
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Takes up the state of a checkpoint folder that ``step`` updates led to."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of networks and processes; nothing else may be called after it."""
+        ...

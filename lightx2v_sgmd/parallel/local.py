@@ -1,0 +1,179 @@
+"""One process that holds everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.parallel.base import FAKE_SCORE, STUDENT, TEACHER, TRAINED, ScoreLoss, Settings
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
+
+# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+
+
+class Local:
+    """Student, teacher and fake score on one device, the trained ones with float32 weights.
+
+    One forward of the fake score serves both updates: the generator's gradient goes to its
+    inputs, the fake score's own to its weights.
+
+    Args:
+        model: The teacher that all three start from.
+        settings: Of the job.
+        device: Where to compute.
+        fold_text: Whether the networks attend once to all padding rows of the text.
+    """
+
+    def __init__(
+        self, model: wan.WanModel, settings: Settings, device: torch.device, fold_text: bool
+    ) -> None:
+        self.settings = settings
+        self.ranks = Ranks(device=device)
+        dtypes = {TEACHER: settings.dtype}
+        self.networks: Mapping[str, nn.Module] = {
+            role: model.load_transformer(dtypes.get(role, torch.float32)).to(device)
+            for role in (STUDENT, TEACHER, FAKE_SCORE)
+        }
+        for role, network in self.networks.items():
+            network.eval().requires_grad_(role in TRAINED)
+            if fold_text:
+                wan.fold_text_padding(network)
+            if settings.checkpointing and role in TRAINED:
+                network.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.shapes: Mapping[str, torch.Size] = {
+            name: p.shape for name, p in self.networks[STUDENT].named_parameters()
+        }
+        self._weights: dict[str, list[Tensor]] = {
+            role: list(self.networks[role].parameters()) for role in TRAINED
+        }
+        self._optimizers = {
+            role: torch.optim.AdamW(
+                self._weights[role],
+                lr=settings.optimizers[role].lr,
+                betas=settings.optimizers[role].betas,
+                eps=settings.optimizers[role].eps,
+                weight_decay=settings.optimizers[role].weight_decay,
+                fused=True,
+            )
+            for role in TRAINED
+        }
+        self._average = [p.detach().clone() for p in self._weights[STUDENT] if settings.ema]
+
+    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """A role's velocity; the trained roles' under autocast if the job computes in bfloat16."""
+        mixed = role in TRAINED and self.settings.dtype != torch.float32
+        with torch.autocast(x_t.device.type, self.settings.dtype, enabled=mixed):
+            return wan.velocity(self.networks[role], x_t, sigma, text)
+
+    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _SharedForward:
+        """Runs the fake score once, for both updates."""
+        return _SharedForward(self, x0, x_t, sigma, text)
+
+    def backward(self, role: str, loss: Tensor) -> None:
+        """Adds the loss's gradient, divided by the accumulation, to a role's weights alone."""
+        torch.autograd.backward(loss / self.settings.accumulation, inputs=self._weights[role])
+
+    def step(self, role: str, lr: float) -> float:
+        """Clips as DeepSpeed does, ``g / max(1, (|g| + 1e-6) / clip)``, and updates."""
+        gradients = [p.grad for p in self._weights[role] if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if norm.isfinite():
+            factor = ((norm + 1e-6) / self.settings.clip).clamp(min=1.0)
+            torch._foreach_mul_(gradients, 1.0 / factor)
+            optimizer = self._optimizers[role]
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+        for p in self._weights[role]:
+            p.grad = None
+        return float(norm)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """``decay * average + (1 - decay) * student``."""
+        if self._average:
+            torch._foreach_lerp_(self._average, self._weights[STUDENT], 1 - self.settings.ema)
+
+    @contextmanager
+    def averaged_student(self) -> Iterator[None]:
+        """Swaps the average in."""
+        trained = [p.data for p in self._weights[STUDENT]]
+        for p, averaged in zip(self._weights[STUDENT], self._average, strict=False):
+            p.data = averaged
+        try:
+            yield
+        finally:
+            for p, data in zip(self._weights[STUDENT], trained, strict=True):
+                p.data = data
+
+    def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The weights as they are."""
+        values = self._average if averaged else self._weights[role]
+        for name, value in zip(self.shapes, values, strict=True):
+            yield name, value.detach().float().cpu()
+
+    def save_slices(self, role: str) -> dict[str, Tensor]:
+        """All of the state: the one slice of the one rank."""
+        slices = {}
+        for name, p in zip(self.shapes, self._weights[role], strict=True):
+            state = self._optimizers[role].state[p]
+            for kind in ("exp_avg", "exp_avg_sq"):
+                moment = state[kind] if state else torch.zeros_like(p)
+                slices[f"{name}/{kind}"] = moment.detach().flatten().cpu()
+            if role == FAKE_SCORE:
+                slices[f"{name}/master"] = p.detach().flatten().cpu()
+        return slices
+
+    @torch.no_grad()
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Reads weights, average and optimizer state."""
+        student = WholeTensors([checkpoint / "student.safetensors"])
+        for role in TRAINED:
+            state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
+            for name, p in zip(self.shapes, self._weights[role], strict=True):
+                n = p.numel()
+                if role == STUDENT:
+                    values = student.read(name, 0, n)
+                else:
+                    values = state.read(f"{name}/master", n, 0, n)
+                p.copy_(values.view_as(p))
+                entry = self._optimizers[role].state[p]
+                entry["step"] = torch.tensor(float(step), device=p.device)
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    moment = torch.empty_like(p, memory_format=torch.preserve_format)
+                    entry[kind] = moment.copy_(state.read(f"{name}/{kind}", n, 0, n).view_as(p))
+        if self._average:
+            average = WholeTensors([checkpoint / "student_ema.safetensors"])
+            for name, value in zip(self.shapes, self._average, strict=True):
+                value.copy_(average.read(name, 0, value.numel()).view_as(value))
+
+    def close(self) -> None:
+        """Lets go of the networks."""
+        self.networks = {}
+        self._weights, self._optimizers, self._average = {}, {}, []
+
+
+class _SharedForward:
+    """One forward of the fake score at a leaf copy of x_t; its graph serves two backwards."""
+
+    def __init__(self, local: Local, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
+        self._local = local
+        self._x0 = x0.detach().requires_grad_()
+        self._x_t = x_t.detach().requires_grad_()
+        self._velocity = local.velocity(FAKE_SCORE, self._x_t, sigma, text)
+
+    def generator_gradient(self, loss: ScoreLoss) -> tuple[Tensor | None, Tensor | None]:
+        value = loss(self._x0, self._x_t, self._velocity)
+        to_x0, to_x_t = torch.autograd.grad(
+            value, [self._x0, self._x_t], retain_graph=True, allow_unused=True
+        )
+        return to_x0, to_x_t
+
+    def backward(self, loss: ScoreLoss) -> None:
+        value = loss(self._x0.detach(), self._x_t.detach(), self._velocity)
+        self._local.backward(FAKE_SCORE, value)

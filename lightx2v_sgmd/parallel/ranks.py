@@ -1,0 +1,91 @@
+"""The processes of a run: who this one is, and the few things they tell one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightx2v_sgmd.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the run's processes. With one process nothing is communicated.
+
+    Attributes:
+        rank: From 0.
+        size: How many there are.
+        device: Where this process computes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's ``value`` (anything that pickles), in the order of ranks, on all."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def once(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives on the first process, on all.
+
+        Raises:
+            UserError: on all, if it does on the first.
+        """
+        value: Any = None
+        problem: str | None = None
+        if self.first:
+            try:
+                value = action()
+            except UserError as error:
+                problem = str(error)
+        shared: tuple[T, str | None] = self.gather((value, problem))[0]
+        if shared[1] is not None:
+            raise UserError(shared[1])
+        return shared[0]
+
+    def each(self, action: Callable[[], T]) -> list[T]:
+        """What ``action`` gives on each process, on all.
+
+        Raises:
+            UserError: on all, if it does on any.
+        """
+        value: Any = None
+        problem: str | None = None
+        try:
+            value = action()
+        except UserError as error:
+            problem = str(error)
+        outcomes: list[tuple[T, str | None]] = self.gather((value, problem))
+        for _, problem in outcomes:
+            if problem is not None:
+                raise UserError(problem)
+        return [value for value, _ in outcomes]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, on all."""
+        if self.size > 1:
+            values = values.to(self.device, copy=True)
+            dist.all_reduce(values)
+        return values

@@ -1,0 +1,100 @@
+"""Slices of flattened tensors in safetensors files: how state is saved so that any layout reads it.
+
+Process ``r`` of ``n`` owns elements ``[r k, (r + 1) k)`` of each flattened tensor, ``k`` being the
+number of elements over ``n``, rounded up. A run saved on 32 processes resumes on 16, or on one.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+def owned(numel: int, rank: int, size: int) -> tuple[int, int]:
+    """First and last (exclusive) flat element that a process owns; equal if it owns none."""
+    count = -(-numel // size)
+    return min(rank * count, numel), min((rank + 1) * count, numel)
+
+
+class WholeTensors:
+    """Reads slices of whole tensors, as files of weights hold them.
+
+    Args:
+        files: The shards of one network.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = {name: file for file in files for name in _names(file)}
+        self._open: dict[Path, Any] = {}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements ``[start, stop)`` of the flattened tensor; only the rows around are read."""
+        whole = _handle(self._open, self._files[name]).get_slice(name)
+        shape = whole.get_shape()
+        if start >= stop:
+            return torch.zeros(0)
+        row = 1
+        for length in shape[1:]:
+            row *= length
+        first = start // row
+        rows: Tensor = whole[first : -(-stop // row)]
+        return rows.flatten()[start - first * row : stop - first * row]
+
+
+class SlicedTensors:
+    """Reads back what the processes of some run, whatever their number, saved of a role.
+
+    Args:
+        files: ``{role}.*.safetensors``, in the order of ranks.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(files)
+        self._open: dict[Path, Any] = {}
+
+    def read(self, name: str, numel: int, start: int, stop: int) -> Tensor:
+        """Elements ``[start, stop)`` of a tensor of ``numel`` elements."""
+        parts = [torch.zeros(0)]
+        for rank, file in enumerate(self._files):
+            low, high = owned(numel, rank, len(self._files))
+            if max(start, low) < min(stop, high):
+                part = _handle(self._open, file).get_slice(name)
+                parts.append(part[max(start, low) - low : min(stop, high) - low])
+        return torch.cat(parts)
+
+
+def _handle(opened: dict[Path, Any], file: Path) -> Any:
+    if file not in opened:
+        opened[file] = safe_open(file, framework="pt")
+    return opened[file]
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as handle:
+        return list(handle.keys())
+
+
+def safetensors_header(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a safetensors file of float32 tensors, which then follow in this order."""
+    content: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, shape in shapes.items():
+        size = 4
+        for length in shape:
+            size *= length
+        content[name] = {
+            "dtype": "F32",
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

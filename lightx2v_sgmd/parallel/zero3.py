@@ -1,0 +1,409 @@
+"""DeepSpeed ZeRO-3: student, fake score and the frozen teacher, each sharded over all ranks.
+
+The only module that imports deepspeed. Three rules that it keeps, each of which gives silently
+wrong gradients when broken (measured; the isolation tests show it):
+
+- the generator's gradient goes through the fake score's module, never through its engine, whose
+  hooks would reduce gradients into the fake score's next update;
+- the fake score's weights are frozen while it does;
+- so the fake score runs twice: weights gathered for one backward are gone for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.parallel.base import FAKE_SCORE, STUDENT, TEACHER, TRAINED, ScoreLoss, Settings
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
+from lightx2v_sgmd.tensorfiles import check_keys, read_headers, weight_files
+
+# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+
+_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Zero3:
+    """Two training engines and a sharded teacher.
+
+    Networks are built shard by shard: no process ever holds a whole one.
+
+    Args:
+        model: The teacher that all three start from.
+        settings: Of the job.
+        ranks: Of ``connect``.
+        fold_text: Whether the networks attend once to all padding rows of the text.
+    """
+
+    def __init__(
+        self, model: wan.WanModel, settings: Settings, ranks: Ranks, fold_text: bool
+    ) -> None:
+        self.settings, self.ranks = settings, ranks
+        files = transformer_files(model)
+        whole = WholeTensors(files)
+        self._engines: dict[str, Any] = {}
+        self._optimizers: dict[str, torch.optim.AdamW] = {}
+        for role in (STUDENT, TEACHER, FAKE_SCORE):
+            network = build_sharded(model, self._config(role))
+            named = dict(network.named_parameters())
+            expected = {name: tuple(p.ds_shape) for name, p in named.items()}
+            check_keys(read_headers(files), expected, f"teacher.path: {model.path}")
+            for name, p in named.items():
+                _put(p.ds_tensor, whole.read(name, *self._owned(p)))
+            network.eval().requires_grad_(role in TRAINED)
+            if fold_text:
+                wan.fold_text_padding(network)
+            if settings.checkpointing and role in TRAINED:
+                network.enable_gradient_checkpointing()
+            self._engines[role] = self._engine(role, network)
+        self.networks: Mapping[str, nn.Module] = {
+            role: engine.module for role, engine in self._engines.items()
+        }
+        self.shapes: Mapping[str, torch.Size] = {
+            name: torch.Size(shape) for name, shape in expected.items()
+        }
+        self._micro = dict.fromkeys(TRAINED, 0)
+        for role in TRAINED:  # from the file once more: the shards may hold it in bfloat16
+            for name, p, master in self._parts(role, self._masters(role)):
+                _put(master, whole.read(name, *self._owned(p)))
+            self._publish(role)
+        self._average = [flat.detach().clone() for flat in self._masters(STUDENT) if settings.ema]
+
+    def _config(self, role: str) -> dict[str, Any]:
+        on_gpu = self.ranks.device.type == "cuda"
+        zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
+        host = {"device": "cpu", "pin_memory": on_gpu}
+        if self.settings.offload in ("optimizer", "all") and role in TRAINED:
+            zero["offload_optimizer"] = host
+        if self.settings.offload == "all":
+            zero["offload_param"] = host
+        return {
+            "train_micro_batch_size_per_gpu": self.settings.micro_batch,
+            "gradient_accumulation_steps": self.settings.accumulation,
+            "gradient_clipping": self.settings.clip,
+            "zero_optimization": zero,
+            # torch's AdamW: DeepSpeed's own would be compiled on first use.
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": self.settings.dtype == torch.bfloat16},
+            "steps_per_print": sys.maxsize,
+        }
+
+    def _engine(self, role: str, network: nn.Module) -> Any:
+        import deepspeed
+
+        optimizer = None
+        if role in TRAINED:
+            options = self.settings.optimizers[role]
+            optimizer = torch.optim.AdamW(
+                network.parameters(),
+                lr=options.lr,
+                betas=options.betas,
+                eps=options.eps,
+                weight_decay=options.weight_decay,
+            )
+            self._optimizers[role] = optimizer
+        with contextlib.redirect_stdout(sys.stderr):
+            engine, *_ = deepspeed.initialize(
+                model=network, optimizer=optimizer, config=self._config(role)
+            )
+        return engine
+
+    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """A role's velocity through its engine."""
+        return wan.velocity(self._engines[role], x_t, sigma, text)
+
+    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _TwoForwards:
+        """Runs the fake score once for each update."""
+        return _TwoForwards(self, x0, x_t, sigma, text)
+
+    def inner_velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """A role's velocity past its engine's gradient hooks."""
+        return wan.velocity(self._engines[role].module, x_t, sigma, text)
+
+    @contextmanager
+    def frozen(self, role: str) -> Iterator[None]:
+        """Inside, a role's weights ask for no gradient."""
+        weights = list(self.networks[role].parameters())
+        for p in weights:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in weights:
+                p.requires_grad_(True)
+
+    def backward(self, role: str, loss: Tensor) -> None:
+        """Reduces and keeps a micro-batch's gradient; DeepSpeed divides by the accumulation."""
+        engine = self._engines[role]
+        engine.backward(loss)
+        self._micro[role] += 1
+        if self._micro[role] < self.settings.accumulation:
+            engine.step()  # only counts the micro-batch
+
+    def step(self, role: str, lr: float) -> float:
+        """Clips and updates; DeepSpeed leaves the weights alone if the norm is not finite."""
+        engine = self._engines[role]
+        self._micro[role] = 0
+        for group in self._optimizers[role].param_groups:
+            group["lr"] = lr
+        engine.step()
+        if engine.optimizer.overflow:
+            return float("nan")
+        return float(engine.get_global_grad_norm())
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """``decay * average + (1 - decay) * student``, each rank its slices."""
+        if self._average:
+            torch._foreach_lerp_(self._average, self._masters(STUDENT), 1 - self.settings.ema)
+
+    @contextmanager
+    def averaged_student(self) -> Iterator[None]:
+        """Swaps the average into the student's master weights."""
+        if not self._average:
+            yield
+            return
+        trained = [flat.detach().clone() for flat in self._masters(STUDENT)]
+        self._set_student(self._average)
+        try:
+            yield
+        finally:
+            self._set_student(trained)
+
+    @torch.no_grad()
+    def _set_student(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self._masters(STUDENT), values)
+        self._publish(STUDENT)
+
+    def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Gathers one weight at a time."""
+        flats = self._average if averaged else self._masters(role)
+        in_order = {name: (p, part) for name, p, part in self._parts(role, flats)}
+        for name, shape in self.shapes.items():
+            p, part = in_order[name]
+            part = part.detach().to(self.ranks.device)
+            parts = [torch.empty_like(part) for _ in range(self.ranks.size)]
+            dist.all_gather(parts, part)
+            yield name, torch.cat(parts)[: p.ds_numel].view(shape).cpu()
+
+    def save_slices(self, role: str) -> dict[str, Tensor]:
+        """This rank's part of the state, without padding."""
+        flats = {kind: self._moments(role, kind) for kind in ("exp_avg", "exp_avg_sq")}
+        if role == FAKE_SCORE:
+            flats["master"] = self._masters(role)
+        slices = {}
+        for kind, values in flats.items():
+            for name, p, part in self._parts(role, values):
+                start, stop = self._owned(p)
+                slices[f"{name}/{kind}"] = part.detach()[: stop - start].cpu()
+        return slices
+
+    @torch.no_grad()
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Reads this rank's part of weights, average and optimizer state."""
+        student = WholeTensors([checkpoint / "student.safetensors"])
+        for role in TRAINED:
+            state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
+            for name, p, master in self._parts(role, self._masters(role)):
+                start, stop = self._owned(p)
+                if role == STUDENT:
+                    _put(master, student.read(name, start, stop))
+                else:
+                    _put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
+            for flat in self._masters(role):
+                self._optimizers[role].state[flat]["step"] = torch.tensor(float(step))
+            for kind in ("exp_avg", "exp_avg_sq"):
+                for name, p, moment in self._parts(role, self._moments(role, kind)):
+                    _put(moment, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
+            self._publish(role)
+        if self._average:
+            average = WholeTensors([checkpoint / "student_ema.safetensors"])
+            for name, p, part in self._parts(STUDENT, self._average):
+                _put(part, average.read(name, *self._owned(p)))
+
+    def close(self) -> None:
+        """Lets go of the engines and leaves the process group, without which exit aborts."""
+        for engine in self._engines.values():
+            engine.destroy()
+        self._engines, self._optimizers, self._average = {}, {}, []
+        self.networks = {}
+        gc.collect()
+        disconnect()
+
+    # DeepSpeed keeps a role's master weights as a few flat tensors, one for each group of weights;
+    # a group's flat tensor is this rank's slices of its weights, end to end.
+
+    def _masters(self, role: str) -> list[Tensor]:
+        flats: list[Tensor] = self._engines[role].optimizer.fp32_partitioned_groups_flat
+        return flats
+
+    def _moments(self, role: str, kind: str) -> list[Tensor]:
+        """Adam's state of each flat tensor; made of zeros if there was no step yet."""
+        state = self._optimizers[role].state
+        for flat in self._masters(role):
+            if kind not in state[flat]:
+                state[flat][kind] = torch.zeros_like(flat)
+        return [state[flat][kind] for flat in self._masters(role)]
+
+    def _parts(self, role: str, flats: list[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
+        """Each weight's name, the weight and its part of ``flats``, a view."""
+        names = {p: name for name, p in self.networks[role].named_parameters()}
+        groups = self._engines[role].optimizer.fp16_groups
+        for group, flat in zip(groups, flats, strict=True):
+            offset = 0
+            for p in group:
+                count = p.partition_numel()
+                yield names[p], p, flat[offset : offset + count]
+                offset += count
+
+    def _owned(self, p: Any) -> tuple[int, int]:
+        return owned(p.ds_numel, self.ranks.rank, self.ranks.size)
+
+    def _publish(self, role: str) -> None:
+        """Lets the network see what was written into its master weights."""
+        optimizer = self._engines[role].optimizer
+        optimizer.checkpoint_event_prologue()
+        for group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.checkpoint_event_epilogue()
+
+
+class _TwoForwards:
+    """The fake score at x_t: its module, frozen, for the generator; its engine for itself."""
+
+    def __init__(self, zero3: Zero3, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
+        self._zero3 = zero3
+        self._x0, self._x_t = x0.detach(), x_t.detach()
+        self._sigma, self._text = sigma, text
+
+    def generator_gradient(self, loss: ScoreLoss) -> tuple[Tensor | None, Tensor | None]:
+        x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
+        with self._zero3.frozen(FAKE_SCORE):
+            velocity = self._zero3.inner_velocity(FAKE_SCORE, x_t, self._sigma, self._text)
+            to_x0, to_x_t = torch.autograd.grad(
+                loss(x0, x_t, velocity), [x0, x_t], allow_unused=True
+            )
+        return to_x0, to_x_t
+
+    def backward(self, loss: ScoreLoss) -> None:
+        velocity = self._zero3.velocity(FAKE_SCORE, self._x_t, self._sigma, self._text)
+        self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, velocity))
+
+
+def _put(part: Tensor, values: Tensor) -> None:
+    """Writes ``values`` into a slice that may be padded at its end."""
+    with torch.no_grad():
+        part[: values.numel()].copy_(values)
+        part[values.numel() :].zero_()
+
+
+def transformer_files(model: wan.WanModel) -> list[Path]:
+    """The files of a model's network; downloads them if the model is a hub id."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model.path, allow_patterns="transformer/*"))
+    return weight_files(folder / "transformer", "diffusion_pytorch_model")
+
+
+def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
+    """The network with random weights, each rank holding its shard of each."""
+    import deepspeed
+    from accelerate import init_empty_weights
+
+    with deepspeed.zero.Init(config_dict_or_path=dict(config)):
+        network = model.build_transformer()
+    # Inside Init every new tensor takes the weights' precision, the rotary tables included.
+    with init_empty_weights(include_buffers=False):
+        exact = dict(model.build_transformer().named_buffers())
+    for name, buffer in network.named_buffers():
+        owner, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(owner), attribute, exact[name].to(buffer.device))
+    return network
+
+
+def connect(device: torch.device) -> Ranks:
+    """Joins the run's processes, or makes a run of one if no launcher started this process.
+
+    Raises:
+        UserError: DeepSpeed is missing, or the compiler that it needs on a CPU.
+    """
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            "parallel.strategy: zero3 needs DeepSpeed; install it (pip install "
+            "'lightx2v-sgmd[zero3]') or use parallel.strategy=local"
+        ) from error
+    if device.type == "cpu":
+        _check_compiler()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by the names that torch is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ.update(zip(_LAUNCH, ("0", "0", "1", "127.0.0.1", port), strict=True))
+        os.environ[_ALONE] = "1"
+    with contextlib.redirect_stdout(sys.stderr):
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+_ALONE = "LIGHTX2V_SGMD_ALONE"
+
+
+def disconnect() -> None:
+    """Leaves the run's processes, all together."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    if os.environ.pop(_ALONE, None):
+        for key in _LAUNCH:
+            os.environ.pop(key, None)
+
+
+def _check_compiler() -> None:
+    """DeepSpeed compiles a shared-memory all-reduce for CPUs when it starts.
+
+    Raises:
+        UserError: nothing here can compile it.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"parallel.strategy: zero3 on a CPU needs a C++ compiler, and there is no {compiler}; "
+            "install g++ (Debian: apt install g++) or use parallel.strategy=local"
+        )
+    if shutil.which("ninja") is None:
+        try:
+            import ninja  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "parallel.strategy: zero3 on a CPU needs ninja; install it (pip install ninja) or "
+                "use parallel.strategy=local"
+            ) from error
