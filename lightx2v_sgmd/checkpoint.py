@@ -1,0 +1,292 @@
+"""Checkpoints on disk: folders that appear by rename, complete or not at all.
+
+    RUN/checkpoints/step_000100/
+        manifest.json              size and sha256 of every other file
+        trainer.json               step and what a resumed run must agree with
+        job.yaml                   the resolved job
+        student.safetensors        float32, diffusers' names, the schedule in the metadata
+        student_ema.safetensors    the moving average, if one is kept
+        state/ROLE.RRRRR-of-NNNNN.safetensors    each rank's slices of what else training needs
+
+Frozen weights are not in it. Every file is on the disk before the rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.parallel.shards import safetensors_header
+
+MANIFEST: Final = "manifest.json"
+FORMAT_VERSION: Final = 1
+_NAME: Final = re.compile(r"step_(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file as the manifest lists it."""
+
+    size: int
+    sha256: str
+
+
+def checkpoint_name(step: int) -> str:
+    """``step_000100``."""
+    return f"step_{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint folder's name, or -1."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match.group(1)) if match else -1
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoint folders, newest first, damaged ones included."""
+    found = [f for f in (run / "checkpoints").glob("step_*") if step_of(f) >= 0 and f.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) -> Path:
+    """The newest whole checkpoint of a run folder; or ``path`` itself if it is a checkpoint.
+
+    Args:
+        path: A run folder or a checkpoint folder.
+        on_damage: Told of each damaged checkpoint that is passed over in a run folder.
+
+    Raises:
+        UserError: there is none that is whole.
+    """
+    if (path / MANIFEST).is_file() or step_of(path) >= 0:
+        verify(path)
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: is no folder; name a run folder or one of its checkpoints")
+    damaged = []
+    for folder in checkpoints(path):
+        try:
+            verify(folder)
+        except UserError as error:
+            damaged.append(str(error))
+            if on_damage is not None:
+                on_damage(str(error))
+            continue
+        return folder
+    if damaged:
+        raise UserError(f"{path}: has no whole checkpoint; {damaged[0]}")
+    raise UserError(f"{path}: has no checkpoints; train first (lightx2v-sgmd distill JOB.yaml)")
+
+
+def verify(folder: Path) -> None:
+    """Checks a checkpoint against its manifest, several files at a time.
+
+    Raises:
+        UserError: names a file that is missing or was changed.
+    """
+    entries = read_manifest(folder)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for problem in pool.map(lambda item: _problem(folder / item[0], item[1]), entries.items()):
+            if problem is not None:
+                raise UserError(f"{problem}; the checkpoint is damaged, use another one")
+
+
+def _problem(path: Path, entry: Entry) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != entry.size:
+            return f"{path}: has {found} bytes, not the {entry.size} that were written"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return f"{path}: is missing"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    if digest != entry.sha256:
+        return f"{path}: its sha256 is not the one that was written"
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """What the manifest lists.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format_version {content['format_version']!r} is not the "
+                f"{FORMAT_VERSION} that this version reads; update lightx2v-sgmd"
+            )
+        return {
+            str(name): Entry(int(entry["size"]), str(entry["sha256"]))
+            for name, entry in content["files"].items()
+        }
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: is missing; the checkpoint is not whole, use another one"
+        ) from error
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read; the checkpoint is damaged, use another one"
+        ) from error
+
+
+def read_trainer_state(folder: Path) -> dict[str, Any]:
+    """The content of ``trainer.json``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = folder / "trainer.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if int(state["step"]) < 0:
+            raise ValueError("the step is negative")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not say the step; use another checkpoint") from error
+    return state
+
+
+class Pending:
+    """A checkpoint that is being written, beside where it will appear.
+
+    Args:
+        final: Where it will appear.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.folder = final.with_name(f".{final.name}.partial")
+
+    def begin(self) -> None:
+        """Makes the folder, empty."""
+        self.discard()
+        (self.folder / "state").mkdir(parents=True)
+
+    def discard(self) -> None:
+        """Removes whatever was written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def write_text(self, name: str, text: str) -> dict[str, Entry]:
+        """Writes a small file."""
+        return {name: write_chunks(self.folder / name, [text.encode()])}
+
+    def write_tensors(
+        self,
+        name: str,
+        shapes: Mapping[str, Sequence[int]],
+        tensors: Iterable[tuple[str, Tensor]],
+        metadata: Mapping[str, str],
+    ) -> dict[str, Entry]:
+        """Writes float32 tensors as they come, in the order of ``shapes``."""
+        chunks = _tensor_chunks(shapes, tensors, metadata)
+        return {name: write_chunks(self.folder / name, chunks)}
+
+    def publish(self, entries: Mapping[str, Entry]) -> None:
+        """Writes the manifest and makes the checkpoint appear, in place of one of that name."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "files": {
+                name: {"size": entry.size, "sha256": entry.sha256}
+                for name, entry in sorted(entries.items())
+            },
+        }
+        self.write_text(MANIFEST, json.dumps(content, indent=2) + "\n")
+        sync_folder(self.folder / "state")
+        sync_folder(self.folder)
+        replaced = self.final.with_name(f".{self.final.name}.replaced")
+        if self.final.exists():
+            self.final.rename(replaced)
+        self.folder.rename(self.final)
+        sync_folder(self.final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
+    """Writes a file to the disk and says what it wrote."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return Entry(size, digest.hexdigest())
+
+
+def _tensor_chunks(
+    shapes: Mapping[str, Sequence[int]],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> Iterator[bytes | memoryview]:
+    yield safetensors_header(shapes, metadata)
+    for (name, shape), (given, tensor) in zip(shapes.items(), tensors, strict=True):
+        fits = given == name and tuple(tensor.shape) == tuple(shape)
+        assert fits and tensor.dtype == torch.float32, (
+            f"{given} {tensor.shape} is not {name} {shape}"
+        )
+        if tensor.numel():
+            flat: Any = tensor.contiguous().flatten().numpy()
+            yield memoryview(flat).cast("B")
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's names on the disk, where the file system lets us."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes what a process that was killed while saving left behind."""
+    folder = run / "checkpoints"
+    for leftover in folder.glob(".step_*.replaced"):
+        whole = folder / leftover.name.removeprefix(".").removesuffix(".replaced")
+        if not whole.exists():  # killed between the two renames
+            leftover.rename(whole)
+    for pattern in (".step_*.partial", ".step_*.replaced"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Removes all but the newest ``keep`` checkpoints."""
+    for folder in checkpoints(run)[keep:]:
+        doomed = folder.with_name(f".{folder.name}.partial")
+        folder.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def disk_problem(error: OSError, path: Path) -> str:
+    """What went wrong while writing, and what to do, in a clause."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full; free some space, then run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: may not be written; change its permissions or choose another output.dir"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{path}: cannot be written ({reason}); mend that, then run the same command again"
