@@ -1,0 +1,249 @@
+"""What happens around the iterations: metrics, sample videos, counting, and being told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.data import Batches
+from distill.trainer import Iteration
+from lightx2v_sgmd.checkpoint import disk_problem
+from lightx2v_sgmd.console import note
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.models.wan import WanModel, decode_latents
+from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
+from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.video import frame_rate, write_video
+
+SAMPLE_VIDEOS = 4
+
+_PACKAGES = ("lightx2v-sgmd", "torch", "diffusers", "transformers", "safetensors", "deepspeed")
+
+
+class ForwardCounter:
+    """Counts forwards by role, as the networks see them.
+
+    One forward is one pass of one sample: the guided teacher's batch, twice as long, is two.
+    Recomputing blocks for the backward pass is none.
+
+    Args:
+        networks: By role.
+        samples: Samples of this rank in an iteration.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], samples: int) -> None:
+        self.samples = samples
+        self._rows = dict.fromkeys(networks, 0)
+        for role, network in networks.items():
+            network.register_forward_pre_hook(partial(self._count, role), with_kwargs=True)
+
+    def _count(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._rows[role] += len(kwargs["hidden_states"])
+
+    def take(self) -> dict[str, float]:
+        """Forwards per sample since the last call."""
+        counts = {role: rows / self.samples for role, rows in self._rows.items()}
+        self._rows = dict.fromkeys(self._rows, 0)
+        return counts
+
+
+class Recorder:
+    """Writes ``metrics.jsonl`` and ``tensorboard/``.
+
+    Lines of steps that a resumed run will do again are removed first.
+
+    Args:
+        run: The run folder.
+        step: Iterations done.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        try:
+            if self.path.exists():
+                _truncate(self.path, step)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            raise UserError(disk_problem(error, self.path)) from error
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Appends an iteration's line.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(disk_problem(error, self.path)) from error
+        for name, value in line.items():
+            scalars = value if isinstance(value, dict) else {"": value}
+            for part, scalar in scalars.items():
+                self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, line["step"])
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+
+def metrics_line(
+    result: Iteration, seconds: float, forwards: Mapping[str, float], device: torch.device
+) -> dict[str, Any]:
+    """What ``metrics.jsonl`` says of an iteration: each loss term under its own name."""
+    return {
+        "step": result.step,
+        **result.losses,
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        "exit_step": result.exit_step,
+        "seconds": round(seconds, 4),
+        "forwards": dict(forwards),
+        "peak_memory_gib": round(peak_memory_gib(device), 3),
+    }
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keeps the lines up to a step; drops a last line that was cut off."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            break
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory this process has held on its device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+@torch.no_grad()
+def write_samples(
+    job: Job, model: WanModel, strategy: Strategy, batches: Batches, step: int
+) -> None:
+    """Writes a few videos of the student, its average if one is kept, under ``samples/``.
+
+    Prompts and noise are the same all through a run. All ranks call it; the first one writes.
+    """
+    count = min(SAMPLE_VIDEOS, len(batches.rows))
+    text, _ = batches.texts(range(count))
+    noise = batches.sample_noise(count)
+    with strategy.averaged_student():
+        latents = [
+            rollout(
+                partial(strategy.velocity, STUDENT, text=text[i : i + 1]),
+                noise[i : i + 1],
+                job.schedule,
+            )
+            for i in range(count)
+        ]
+
+    def write() -> None:
+        vae = model.load_vae().to(noise.device)
+        folder = job.output.dir / "samples" / f"step_{step:06d}"
+        for index, latent in enumerate(latents):
+            frames = decode_latents(vae, latent)[0].cpu().numpy()
+            write_video(frames, folder / f"{index:02d}.mp4", frame_rate(job.teacher.path))
+
+    strategy.ranks.once(write)
+
+
+def environment(strategy: str, ranks: Ranks) -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "strategy": strategy,
+        "processes": ranks.size,
+        "device": _device_name(ranks.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, if it is one."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
+
+
+@contextmanager
+def stop_on_signal(quiet: bool) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM asks to stop and the second one stops at once.
+
+    Gives a function that says whether to stop.
+    """
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        note("stopping after this iteration, with a checkpoint; again to stop at once", quiet)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,207 @@
+"""What an iteration is trained on: prompts, and everything random, as pure functions of the seed.
+
+Each draw has a generator of its own, seeded by what it is for and which sample it belongs to. So a
+batch does not depend on how many processes share it, and a resumed run needs no generator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightx2v_sgmd.flow import sample_score_sigmas
+from lightx2v_sgmd.job import SPRITES, Job
+from lightx2v_sgmd.models.wan import WanModel, pad_text
+from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.prompts import read_prompts
+
+# B batch of this rank, C channels, T latent frames, h, w latent height and width,
+# S text tokens, D text width
+
+SPRITE_CAPTIONS = 2048
+"""How many captions of the bundled world a run goes through before it repeats them."""
+
+_ENCODED_TOGETHER = 16
+
+
+def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
+    """A CPU generator for one draw: what it is for, and which one."""
+    text = "/".join([str(seed), purpose, *map(str, index)])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def load_prompts(job: Job) -> list[str]:
+    """The job's prompts, each once, in the order of the file.
+
+    Raises:
+        UserError: the file has none or cannot be read.
+    """
+    if job.data.prompts == SPRITES:
+        from lightx2v_sgmd.sprites.evaluate import training_captions
+
+        return list(dict.fromkeys(training_captions(SPRITE_CAPTIONS)))
+    return list(dict.fromkeys(read_prompts(job.data.prompts)))
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """Tells one list of prompts from another."""
+    return hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+
+
+def encode_prompts(
+    model: WanModel, prompts: Sequence[str], ranks: Ranks, dtype: torch.dtype, cache: Path | None
+) -> list[Tensor]:
+    """Text embeddings ``[S_i, D]`` of the prompts, on the CPU; the encoder is let go of.
+
+    The ranks share the work. Which prompts are encoded together does not depend on their number.
+
+    Args:
+        model: Whose encoder to use.
+        prompts: Unique.
+        ranks: The processes of the run.
+        dtype: The encoder's weights.
+        cache: A folder that keeps the embeddings for the next run.
+    """
+    key = prompts_digest([model.path, str(dtype), *prompts])[:32]
+    file = cache / f"{key}.safetensors" if cache is not None else None
+    # One rank looks, for all: a file that appears meanwhile must not send them separate ways.
+    found = ranks.gather(file is not None and file.is_file())[0]
+    if found and file is not None:
+        rows = _read_cache(file, len(prompts))
+        if all(ranks.gather(rows is not None)) and rows is not None:
+            return rows
+    chunks = [prompts[i : i + _ENCODED_TOGETHER] for i in range(0, len(prompts), _ENCODED_TOGETHER)]
+    encoder = model.load_text_encoder(dtype)
+    encoder.network.to(ranks.device)
+    mine = {
+        index: [row.cpu() for row in encoder.encode(chunks[index])]
+        for index in range(ranks.rank, len(chunks), ranks.size)
+    }
+    del encoder
+    every = {index: rows for part in ranks.gather(mine) for index, rows in part.items()}
+    rows = [row for index in range(len(chunks)) for row in every[index]]
+    if file is not None and ranks.first:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".partial")
+        named = {str(index): row.contiguous() for index, row in enumerate(rows)}
+        save_file(named, temporary)
+        temporary.replace(file)
+    return rows
+
+
+def _read_cache(file: Path, count: int) -> list[Tensor] | None:
+    """The cached rows, or None if the file is not whole."""
+    try:
+        named = load_file(file)
+        return [named[str(index)] for index in range(count)]
+    except (OSError, KeyError, SafetensorError):
+        return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this rank, on its device, float32 but the text.
+
+    Attributes:
+        noise: ``[B, C, T, h, w]``, where the rollout starts.
+        score_noise: ``[B, C, T, h, w]``, of x_t.
+        sigma: ``[B]``, score times.
+        text: ``[B, S, D]``.
+        negative_text: ``[B, S, D]``, what guidance leads away from.
+        prompts: Which prompts these are.
+    """
+
+    noise: Tensor
+    score_noise: Tensor
+    sigma: Tensor
+    text: Tensor
+    negative_text: Tensor
+    prompts: tuple[int, ...]
+
+
+class Batches:
+    """The run's micro-batches, each a pure function of the iteration.
+
+    Args:
+        job: Whose seed, sizes and score times count.
+        rows: The prompts' embeddings ``[S_i, D]``.
+        negative: The negative prompt's.
+        latent_shape: ``(C, T, h, w)``.
+        ranks: Who shares the global batch.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        rows: Sequence[Tensor],
+        negative: Tensor,
+        latent_shape: tuple[int, ...],
+        ranks: Ranks,
+    ) -> None:
+        self.job, self.ranks = job, ranks
+        self.rows, self.negative = rows, negative
+        self.latent_shape = latent_shape
+        self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.size
+
+    def exit_step(self, iteration: int) -> int:
+        """Uniform over the steps; the same for all ranks and micro-batches."""
+        draw = generator(self.job.train.seed, "exit_step", iteration)
+        return int(torch.randint(len(self.job.schedule), (), generator=draw))
+
+    def micro_batch(self, iteration: int, micro: int) -> Batch:
+        """This rank's slice of the global batch of an iteration (counted from 0)."""
+        train = self.job.train
+        first = (micro * self.ranks.size + self.ranks.rank) * train.micro_batch
+        samples = range(first, first + train.micro_batch)
+        prompts = tuple(self._prompt(iteration * self.global_batch + s) for s in samples)
+        u = torch.cat(
+            [torch.rand(1, generator=generator(train.seed, "u", iteration, s)) for s in samples]
+        )
+        sigma = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
+        text, negative_text = self.texts(prompts)
+        return Batch(
+            noise=self._noise("noise", iteration, samples),
+            score_noise=self._noise("score_noise", iteration, samples),
+            sigma=sigma.to(self.ranks.device),
+            text=text,
+            negative_text=negative_text,
+            prompts=prompts,
+        )
+
+    def texts(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The prompts' and the negative prompt's rows, padded to one length."""
+        text = pad_text([*(self.rows[p] for p in prompts), self.negative]).to(self.ranks.device)
+        return text[:-1], text[-1:].expand(len(prompts), -1, -1)
+
+    def sample_noise(self, count: int) -> Tensor:
+        """``[count, C, T, h, w]`` for sample videos: the same all through the run."""
+        return self._noise("samples", 0, range(count))
+
+    def _noise(self, purpose: str, iteration: int, samples: range) -> Tensor:
+        draws = [
+            torch.randn(
+                self.latent_shape, generator=generator(self.job.train.seed, purpose, iteration, s)
+            )
+            for s in samples
+        ]
+        return torch.stack(draws).to(self.ranks.device)
+
+    def _prompt(self, position: int) -> int:
+        """Which prompt the run's sample number ``position`` gets; every epoch is shuffled anew."""
+        epoch, place = divmod(position, len(self.rows))
+        return _permutation(self.job.train.seed, epoch, len(self.rows))[place]
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator(seed, "prompts", epoch)).tolist()
+    return order

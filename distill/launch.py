@@ -1,0 +1,188 @@
+"""Starting the processes of a run on this machine, and being one of them.
+
+``torchrun`` would do, but it turns a rank's exit code into 1, prints a page for one failing rank,
+and kills ranks that are still saving 30 s after a SIGTERM. So the ranks are plain subprocesses
+with the variables that ``torchrun`` sets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Job, load_job
+
+_POLL_S = 0.05
+_GRACE_S = 10.0
+"""How long ranks have to leave by themselves after one has failed."""
+
+
+def launch(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
+    """Runs the job here, in new processes, or as part of a launcher's run; see ``distill``."""
+    launched = "RANK" in os.environ
+    if nproc > 1 and not launched:
+        if job.parallel.strategy == "local":
+            raise UserError(
+                f"parallel.strategy: local is one process, not the {nproc} of --nproc; "
+                "use --set parallel.strategy=zero3"
+            )
+        return _spawn(job, resume, nproc, quiet)
+    if nproc > 1 and nproc != int(os.environ.get("LOCAL_WORLD_SIZE", nproc)):
+        raise UserError(
+            f"--nproc: {nproc} is not the {os.environ['LOCAL_WORLD_SIZE']} processes that the "
+            "launcher started here; leave it out"
+        )
+    from distill.run import run
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; libraries chatter
+            return run(job, resume, quiet)
+    except UserError:
+        # A machine's other ranks have the same to say; one line is enough.
+        if launched and int(os.environ.get("LOCAL_RANK", "0")) > 0 and _REPORT not in os.environ:
+            raise SystemExit(2) from None
+        raise
+
+
+_REPORT = "LIGHTX2V_SGMD_REPORT"
+"""Tells a spawned rank where to leave its error."""
+
+
+def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
+    """Starts the ranks, passes signals on to them, and fails as they do, once."""
+    with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as folder:
+        job_file = Path(folder) / "job.yaml"
+        job_file.write_text(job.to_yaml(), encoding="utf-8")
+        command = [sys.executable, "-m", "distill.launch", str(job_file), resume, str(int(quiet))]
+        shared = _environment(nproc)
+        ranks = []
+        for rank in range(nproc):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), _REPORT: f"{folder}/{rank}.json"}
+            ranks.append(
+                subprocess.Popen(
+                    command,
+                    env={**shared, **own},
+                    stdin=subprocess.PIPE,  # closed when this process is gone: see _follow_parent
+                    start_new_session=True,  # so that Ctrl-C reaches them through us, once
+                )
+            )
+        with _passing_on_signals(ranks) as signalled:
+            codes = _wait(ranks)
+        for process in ranks:
+            assert process.stdin is not None
+            process.stdin.close()
+        reports = [_read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
+    for message in reports:
+        if message is not None:
+            raise UserError(message)
+    if any(code == 130 for code in codes) or (signalled and any(codes)):
+        raise KeyboardInterrupt
+    for rank, code in enumerate(codes):
+        if code:
+            raise RuntimeError(
+                f"rank {rank} of {nproc} failed with exit code {code}; what it said is above"
+            )
+    return job.output.dir
+
+
+def _environment(nproc: int) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = str(Path(__file__).resolve().parent.parent)
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+@contextmanager
+def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM go to the ranks: the first as a request, the second kills.
+
+    Gives the list of signals that came.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes of all ranks; when one fails the others get a little time, then are ended."""
+    failed_at = None
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if all(code is not None for code in codes):
+            return [code or 0 for code in codes]
+        if failed_at is None and any(codes):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > _GRACE_S:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+        time.sleep(_POLL_S)
+
+
+def _read_report(path: Path) -> str | None:
+    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else None
+
+
+def _follow_parent() -> None:
+    """Asks this rank to stop when the process that started it is gone."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: list[str]) -> int:
+    """A rank's life: ``JOB.yaml RESUME QUIET``; leaves the user's error in a file."""
+    job_file, resume, quiet = arguments
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    try:
+        launch(load_job(job_file), resume, 1, quiet == "1")
+    except UserError as error:
+        Path(os.environ[_REPORT]).write_text(json.dumps({"error": str(error)}), encoding="utf-8")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    # Without the interpreter's shutdown: the thread above is inside a read that nothing ends.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

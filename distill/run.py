@@ -1,0 +1,178 @@
+"""One run in this process, which may be one of several: set up, train, leave a run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.callbacks import (
+    ForwardCounter,
+    Recorder,
+    environment,
+    metrics_line,
+    stop_on_signal,
+    write_samples,
+)
+from distill.data import Batches, encode_prompts, load_prompts
+from distill.saving import (
+    Saver,
+    check_same_run,
+    check_space,
+    checkpoint_bytes,
+    choose_checkpoint,
+    trainer_state,
+)
+from distill.trainer import Iteration, Trainer
+from lightx2v_sgmd.checkpoint import disk_problem
+from lightx2v_sgmd.console import note, progress
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Job, check_against_model
+from lightx2v_sgmd.methods import build_method
+from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.parallel import (
+    Ranks,
+    Settings,
+    Strategy,
+    connect,
+    disconnect,
+    open_strategy,
+    training_device,
+)
+from lightx2v_sgmd.video import check_writable
+
+
+def run(job: Job, resume: str, quiet: bool) -> Path:
+    """Trains to the job's last iteration.
+
+    Args:
+        job: What to train.
+        resume: ``auto``, ``never`` or a path; see ``saving.choose_checkpoint``.
+        quiet: Show nothing.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: something in the job or on this machine is in the way.
+        KeyboardInterrupt: it was asked to stop, and has saved.
+    """
+    # First what needs no weights and no other process.
+    model = open_wan(job.teacher.path)
+    check_against_model(job, model)
+    method = build_method(job.method.name, **job.method.options)
+    prompts = load_prompts(job)
+    ranks = connect(job.parallel.strategy, training_device())
+    try:
+        quiet = quiet or not ranks.first
+        start = ranks.once(lambda: _prepare(job, model, prompts, ranks, resume, quiet))
+        if start.step >= job.train.iterations:
+            note(f"{job.output.dir} has all {start.step} iterations already", quiet)
+            return job.output.dir
+        rows, negative = _embeddings(job, model, prompts, ranks)
+        fold_text = _worth_folding(model, max(len(row) for row in [*rows, negative]), ranks)
+        strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
+        if start.checkpoint is not None:
+            strategy.load(start.checkpoint, start.step)
+        video = job.video
+        shape = model.latent_shape(video.height, video.width, video.num_frames)
+        batches = Batches(job, rows, negative, shape, ranks)
+        saver = Saver(job, strategy, trainer_state(job, prompts, ranks))
+        trainer = Trainer(job, method, strategy, batches)
+        last = _train(job, model, trainer, saver, start.step, quiet)
+        strategy.close()
+    except UserError:
+        disconnect(job.parallel.strategy)  # all ranks have it
+        raise
+    if last.step < job.train.iterations:
+        note(f"stopped after step {last.step}; the same command goes on from there", quiet)
+        raise KeyboardInterrupt
+    return job.output.dir
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: after ``step`` iterations, from ``checkpoint`` if there are any."""
+
+    step: int = 0
+    checkpoint: Path | None = None
+
+
+def _prepare(
+    job: Job, model: WanModel, prompts: list[str], ranks: Ranks, resume: str, quiet: bool
+) -> Start:
+    """Decides where to begin and makes the run folder, before anything is loaded."""
+    folder = job.output.dir
+    check_writable(folder, folder=True)
+    chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
+    step = 0
+    if chosen is not None:
+        step = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
+        note(f"going on from {chosen}", quiet)
+    check_space(folder, checkpoint_bytes(model, job.train.ema > 0))
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
+        seen = json.dumps(environment(job.parallel.strategy, ranks), indent=2)
+        (folder / "environment.json").write_text(seen + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(disk_problem(error, folder)) from error
+    return Start(step, chosen)
+
+
+def _embeddings(
+    job: Job, model: WanModel, prompts: list[str], ranks: Ranks
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The prompts' embeddings and the negative prompt's."""
+    dtype = getattr(torch, job.teacher.dtype)
+    *rows, negative = encode_prompts(
+        model, [*prompts, job.teacher.negative_prompt], ranks, dtype, job.data.embeddings
+    )
+    return rows, negative
+
+
+def _worth_folding(model: WanModel, longest: int, ranks: Ranks) -> bool:
+    """On a CPU, if the network is wide enough to carry the padding weights (see ``wan``)."""
+    width = model.num_heads * int(model.transformer_config["attention_head_dim"])
+    return ranks.device.type == "cpu" and longest + 1 <= width
+
+
+def _train(
+    job: Job, model: WanModel, trainer: Trainer, saver: Saver, done: int, quiet: bool
+) -> Iteration:
+    """Runs iterations, with what happens after each; returns the last."""
+    strategy: Strategy = trainer.strategy
+    train, device = job.train, strategy.ranks.device
+    counter = ForwardCounter(strategy.networks, train.micro_batch * train.accumulation)
+    recorders: list[Recorder] = []  # the first rank's; the others have none
+    strategy.ranks.once(lambda: recorders.append(Recorder(job.output.dir, done)))
+    result = Iteration(done, 0)
+    with (
+        progress(train.iterations, "distilling", quiet, done=done) as bar,
+        stop_on_signal(quiet) as stop,
+    ):
+        before = time.monotonic()
+        for result in trainer.run(done, stop):
+            line = metrics_line(result, time.monotonic() - before, counter.take(), device)
+            strategy.ranks.once(partial(_record, recorders, line))
+            bar.advance(1, "  ".join(f"{k} {v:.4g}" for k, v in result.losses.items()))
+            last = result.stop or result.step == train.iterations
+            if last or result.step % train.checkpoint_every == 0:
+                saver.save(result.step)
+            if result.step == train.iterations or result.step % train.sample_every == 0:
+                write_samples(job, model, strategy, trainer.batches, result.step)
+            counter.take()  # sampling is not training
+            before = time.monotonic()
+    for recorder in recorders:
+        recorder.close()
+    return result
+
+
+def _record(recorders: list[Recorder], line: dict[str, Any]) -> None:
+    for recorder in recorders:
+        recorder.record(line)

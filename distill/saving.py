@@ -1,0 +1,239 @@
+"""Saving a run's state and taking it up again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from distill.data import prompts_digest
+from lightx2v_sgmd import checkpoint as store
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel import STUDENT, TRAINED, Ranks, Strategy
+from lightx2v_sgmd.parallel.shards import safetensors_header
+from lightx2v_sgmd.tensorfiles import schedule_metadata
+
+# Where the run goes, how far, and how it is spread: these may change between two parts of a run.
+# The batch is compared as a whole, the prompts by content.
+_FREE = (
+    "output.",
+    "parallel.",
+    "data.",
+    "train.iterations",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.keep_checkpoints",
+    "train.micro_batch",
+    "train.accumulation",
+)
+
+
+def trainer_state(job: Job, prompts: list[str], ranks: Ranks) -> dict[str, Any]:
+    """What a resumed run must agree with, beside its job."""
+    return {
+        "global_batch": job.train.micro_batch * job.train.accumulation * ranks.size,
+        "prompts_sha256": prompts_digest(prompts),
+        "schedule": job.schedule.to_dict(),
+    }
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes the checkpoints of a run.
+
+    Attributes:
+        job: Saved with them.
+        strategy: What is saved.
+        state: Of ``trainer_state``.
+    """
+
+    job: Job
+    strategy: Strategy
+    state: Mapping[str, Any]
+
+    def save(self, step: int) -> None:
+        """Makes the checkpoint of a step appear, then removes the oldest. All ranks call it.
+
+        Raises:
+            UserError: something could not be written; the checkpoints before are as they were.
+        """
+        ranks, run = self.strategy.ranks, self.job.output.dir
+        final = run / "checkpoints" / store.checkpoint_name(step)
+        pending = store.Pending(final)
+        try:
+            ranks.once(lambda: _guarded(pending.begin, final))
+            entries: dict[str, store.Entry] = {}
+            problem = None
+            try:
+                entries = self._write(pending, step)
+            except OSError as error:
+                problem = store.disk_problem(error, final)
+            written = ranks.each(lambda: _raise_or(problem, entries))
+            every = {name: entry for part in written for name, entry in part.items()}
+            ranks.once(lambda: _guarded(lambda: pending.publish(every), final))
+        except UserError:
+            ranks.once(pending.discard)
+            raise
+        ranks.once(
+            lambda: _guarded(lambda: store.prune(run, self.job.train.keep_checkpoints), final)
+        )
+
+    def _write(self, pending: store.Pending, step: int) -> dict[str, store.Entry]:
+        """Writes this rank's files; takes part in every gather even if it cannot write."""
+        ranks, shapes = self.strategy.ranks, self.strategy.shapes
+        metadata = schedule_metadata(self.job.schedule)
+        entries: dict[str, store.Entry] = {}
+        problems: list[OSError] = []
+        whole = {"student.safetensors": False}
+        if self.job.train.ema:
+            whole["student_ema.safetensors"] = True
+        for name, averaged in whole.items():
+            tensors = self.strategy.whole_tensors(STUDENT, averaged)
+            try:
+                if ranks.first and not problems:
+                    entries |= pending.write_tensors(name, shapes, tensors, metadata)
+            except OSError as error:
+                problems.append(error)
+            for _ in tensors:  # the other ranks send on until the end
+                pass
+        if problems:
+            raise problems[0]
+        for role in TRAINED:
+            slices = self.strategy.save_slices(role)
+            name = f"state/{role}.{ranks.rank:05d}-of-{ranks.size:05d}.safetensors"
+            sizes = {key: part.shape for key, part in slices.items()}
+            entries |= pending.write_tensors(name, sizes, slices.items(), {"format": "pt"})
+        if ranks.first:
+            state = json.dumps({"step": step, **self.state}, indent=2) + "\n"
+            entries |= pending.write_text("trainer.json", state)
+            entries |= pending.write_text("job.yaml", self.job.to_yaml())
+        return entries
+
+
+def _guarded(action: Callable[[], None], path: Path) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise UserError(store.disk_problem(error, path)) from error
+
+
+def _raise_or(problem: str | None, entries: dict[str, store.Entry]) -> dict[str, store.Entry]:
+    if problem is not None:
+        raise UserError(problem)
+    return entries
+
+
+def checkpoint_bytes(model: WanModel, averaged: bool) -> int:
+    """The size of one checkpoint, to a percent."""
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in model.build_transformer().named_parameters()}
+    one: int = 4 * sum(shape.numel() for shape in shapes.values())
+    one += len(safetensors_header(shapes, {}))
+    return one * (1 + averaged + 2 + 3)  # student, average, its moments; fake score with moments
+
+
+def check_space(run: Path, needed: int) -> None:
+    """Raises if the disk has no room for one checkpoint.
+
+    Raises:
+        UserError: says how much is missing.
+    """
+    place = run
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"output.dir: {run} has {free / 2**30:.2f} GiB free, but a checkpoint takes "
+            f"{needed / 2**30:.2f} GiB; free some space or choose another output.dir"
+        )
+
+
+def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Path | None:
+    """The whole checkpoint to go on from, or None to start anew.
+
+    A damaged checkpoint of the run is set aside, as ``NAME.damaged``.
+
+    Args:
+        resume: ``auto``, ``never`` or the path of a run or a checkpoint.
+        run: Where this run goes.
+        note: Takes what the user should know.
+
+    Raises:
+        UserError: there is nothing to go on from, or something in the way.
+    """
+    mine = store.checkpoints(run)
+    store.remove_leftovers(run)
+    started = bool(mine) or (run / "metrics.jsonl").exists()
+    if resume == "never" or (resume != "auto" and not _inside(Path(resume), run)):
+        if started:
+            raise UserError(
+                f"output.dir: {run} holds a run already; resume it (--resume auto), choose another "
+                "output.dir or remove that folder"
+            )
+    if resume == "never":
+        return None
+    if resume != "auto":
+        chosen = store.find_checkpoint(Path(resume))
+        newer = [f for f in mine if store.step_of(f) > store.step_of(chosen)]
+        if newer and _inside(chosen, run):
+            raise UserError(
+                f"--resume: {run} has {newer[0].name}, which is newer than {chosen.name}; remove "
+                "the newer ones, or choose another output.dir"
+            )
+        return chosen
+    for folder in mine:
+        try:
+            store.verify(folder)
+            return folder
+        except UserError as error:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            note(f"{error}; going on from the one before it, if there is one")
+    return None
+
+
+def _inside(path: Path, run: Path) -> bool:
+    return path.resolve().is_relative_to(run.resolve())
+
+
+def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> int:
+    """The step of a checkpoint that this job may go on from.
+
+    Raises:
+        UserError: the job differs in something that changes the result; names the first such key.
+    """
+    saved = store.read_trainer_state(folder)
+    remedy = "set it back, or start anew with another output.dir"
+    ours = _flat(yaml.safe_load(job.to_yaml()))
+    theirs = _flat(yaml.safe_load((folder / "job.yaml").read_text(encoding="utf-8")))
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
+            continue
+        raise UserError(
+            f"{key}: {ours.get(key)} is not the {theirs.get(key)} of {folder}; {remedy}"
+        )
+    if saved.get("prompts_sha256") != state["prompts_sha256"]:
+        raise UserError(f"data.prompts: the prompts are not those of {folder}; {remedy}")
+    if saved.get("global_batch") != state["global_batch"]:
+        raise UserError(
+            f"train.micro_batch: with train.accumulation and the number of processes it makes a "
+            f"global batch of {state['global_batch']}, not the {saved.get('global_batch')} of "
+            f"{folder}; {remedy}"
+        )
+    return int(saved["step"])
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}{key}.").items()}
