@@ -52,6 +52,7 @@ def test_prompts_are_read(tmp_path: Path, name: str, content: str, prompts: list
         ("a.jsonl", '{"prompt": 3}\n', ':1: has no prompt; write {"prompt": "..."}'),
         ("a.jsonl", '{"prompt": " "}\n', ':1: has no prompt; write {"prompt": "..."}'),
         ("a.csv", "id,text\n1,one\n", ":1: no column is called prompt (there are id, text)"),
+        ("a.csv", "id,prompt\n1,\n", ":2: has no prompt; fill the column prompt"),
         ("a.csv", "id,prompt\n1,one\n2\n", ":3: has no prompt; fill the column prompt"),
         ("a.csv", 'prompt\none\n"two\n', ":3: is not CSV ("),
         ("a.csv", 'id,prompt\n1,"one\ntwo"\n2,\n', ":4: has no prompt; fill the column prompt"),
