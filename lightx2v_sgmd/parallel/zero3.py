@@ -1,12 +1,12 @@
 """DeepSpeed ZeRO-3: student, fake score and the frozen teacher, each sharded over all ranks.
 
-The only module that imports deepspeed. Three rules that it keeps, each of which gives silently
-wrong gradients when broken (measured; the isolation tests show it):
+The only module that imports deepspeed. What keeps the two updates apart (the isolation tests
+break it and look):
 
-- the generator's gradient goes through the fake score's module, never through its engine, whose
-  hooks would reduce gradients into the fake score's next update;
-- the fake score's weights are frozen while it does;
-- so the fake score runs twice: weights gathered for one backward are gone for the next.
+- the generator's gradient is taken by ``autograd.grad`` at the fake score's inputs, through its
+  module with its weights frozen. A backward pass through the engine would reduce gradients into
+  the fake score's next update, and nothing would complain;
+- so the fake score runs twice: weights gathered for one backward pass are gone for the next.
 """
 
 from __future__ import annotations
@@ -330,11 +330,13 @@ def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
     import deepspeed
     from accelerate import init_empty_weights
 
-    with deepspeed.zero.Init(config_dict_or_path=dict(config)):
-        network = model.build_transformer()
-    # Inside Init every new tensor takes the weights' precision, the rotary tables included.
+    # Inside Init every new tensor takes the weights' precision, the rotary tables included: those
+    # come from a network built outside. It comes first, for Init also replaces functions of torch,
+    # and modules that are first imported meanwhile would see them.
     with init_empty_weights(include_buffers=False):
         exact = dict(model.build_transformer().named_buffers())
+    with deepspeed.zero.Init(config_dict_or_path=dict(config)):
+        network = model.build_transformer()
     for name, buffer in network.named_buffers():
         owner, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(owner), attribute, exact[name].to(buffer.device))
@@ -380,8 +382,10 @@ _ALONE = "LIGHTX2V_SGMD_ALONE"
 def disconnect() -> None:
     """Leaves the run's processes, all together."""
     if dist.is_initialized():
+        import deepspeed
+
         dist.barrier()
-        dist.destroy_process_group()
+        deepspeed.comm.destroy_process_group()
     if os.environ.pop(_ALONE, None):
         for key in _LAUNCH:
             os.environ.pop(key, None)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Settings, connect
+from lightx2v_sgmd.parallel import local as local_module
+from lightx2v_sgmd.parallel.local import Local
+from tests.parallel import isolation
+from tests.training import make_job, make_trainer
+
+
+def build(teacher: Path, folder: Path, *settings: str) -> Local:
+    job = make_job(teacher, folder, *settings)
+    return Local(open_wan(teacher), Settings.of(job), torch.device("cpu"), fold_text=True)
+
+
+def query_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=draw)
+    return x0, x_t, torch.tensor([0.2, 0.7]), torch.randn(2, 5, 16, generator=draw)
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_shared_forward_gives_the_gradients_of_two(
+    tiny_teacher: Path, tmp_path: Path, checkpointing: str
+) -> None:
+    local = build(tiny_teacher, tmp_path, f"parallel.gradient_checkpointing={checkpointing}")
+    x0, x_t, sigma, text = query_inputs()
+    query = local.fake_score_at(x0, x_t, sigma, text)
+    shared = query.generator_gradient(isolation.generator_loss)
+    query.backward(isolation.fake_score_loss)
+    weights = list(local.networks[FAKE_SCORE].parameters())
+    shared_weights = [p.grad for p in weights]
+
+    leaf_0, leaf_t = x0.clone().requires_grad_(), x_t.clone().requires_grad_()
+    value = isolation.generator_loss(
+        leaf_0, leaf_t, local.velocity(FAKE_SCORE, leaf_t, sigma, text)
+    )
+    apart = torch.autograd.grad(value, [leaf_0, leaf_t])
+    value = isolation.fake_score_loss(x0, x_t, local.velocity(FAKE_SCORE, x_t, sigma, text))
+    apart_weights = torch.autograd.grad(value, weights)
+    for ours, theirs in zip([*shared, *shared_weights], [*apart, *apart_weights], strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_generator_step_leaves_nothing_in_the_fake_score(
+    tiny_teacher: Path, tmp_path: Path, micro_batches: int
+) -> None:
+    make = partial(build, tiny_teacher, tmp_path, f"train.accumulation={micro_batches}")
+    left = isolation.what_is_left(
+        make, lambda s: isolation.has_gradients(s.networks[FAKE_SCORE]), micro_batches
+    )
+    assert left == []
+
+
+def test_isolation_check_sees_a_leak(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaking(self: local_module._SharedForward, loss: isolation.Callable) -> tuple:
+        loss(self._x0, self._x_t, self._velocity).backward(retain_graph=True)
+        return self._x0.grad, self._x_t.grad
+
+    monkeypatch.setattr(local_module._SharedForward, "generator_gradient", leaking)
+    left = isolation.what_is_left(
+        partial(build, tiny_teacher, tmp_path),
+        lambda s: isolation.has_gradients(s.networks[FAKE_SCORE]),
+        1,
+    )
+    assert left[0] == "a gradient is waiting" and left[-1] == "the update differs"
+
+
+def test_whole_iteration_gives_the_gradients_of_the_plain_loss(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The leaves and the carried gradient are the chain rule: compare with one plain graph."""
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path))
+    local, batch = trainer.strategy, trainer.batches.micro_batch(0, 0)
+    assert isinstance(local, Local)
+    trainer.add_gradients(batch, exit_step=1)
+    student = list(local.networks[STUDENT].parameters())
+    ours = [p.grad for p in student]
+
+    from lightx2v_sgmd.flow import add_noise, x0_from_velocity
+    from lightx2v_sgmd.methods import Sample
+    from lightx2v_sgmd.rollout import rollout
+
+    x0 = rollout(
+        partial(local.velocity, STUDENT, text=batch.text), batch.noise, trainer.job.schedule, 1
+    )
+    x_t = add_noise(x0, batch.score_noise, batch.sigma)
+    v = local.velocity(FAKE_SCORE, x_t, batch.sigma, batch.text)
+    x_fake = x0_from_velocity(x_t, v, batch.sigma)
+    x_real = trainer.teacher_x0(x_t.detach(), batch)
+    sample = Sample(x0, batch.score_noise, batch.sigma, x_t, v, x_fake, x_real)
+    total = sum(values.mean() for values in trainer.method.generator_losses(sample).values())
+    plain = torch.autograd.grad(total, student)
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path) -> None:
+    local = build(tiny_teacher, tmp_path, "train.ema=0.75")
+    expected = {name: t.clone() for name, t in local.whole_tensors(STUDENT)}
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        with torch.no_grad():
+            for p in local.networks[STUDENT].parameters():
+                p += torch.randn(p.shape, generator=draw)
+        local.update_average()
+        for name, now in local.whole_tensors(STUDENT):
+            expected[name] = 0.75 * expected[name] + 0.25 * now
+    for name, averaged in local.whole_tensors(STUDENT, averaged=True):
+        torch.testing.assert_close(averaged, expected[name], rtol=1e-5, atol=1e-6)
+    before = {name: t.clone() for name, t in local.whole_tensors(STUDENT)}
+    with local.averaged_student():
+        inside = dict(local.networks[STUDENT].named_parameters())
+        assert all(torch.allclose(inside[name], expected[name], atol=1e-6) for name in expected)
+    assert all(torch.equal(now, before[name]) for name, now in local.whole_tensors(STUDENT))
+
+
+def test_clipping_is_deepspeeds_formula(tiny_teacher: Path, tmp_path: Path) -> None:
+    local = build(
+        tiny_teacher,
+        tmp_path,
+        "train.clip=0.5",
+        "student.optimizer.betas=[0.0, 0.0]",
+        "student.optimizer.eps=1000.0",  # makes a step g / 1000: linear in the gradient
+    )
+    weights = list(local.networks[STUDENT].parameters())
+    before = [p.detach().clone() for p in weights]
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    n = sum(p.numel() for p in weights)
+    norm = local.step(STUDENT, lr=1.0)
+    assert norm == pytest.approx(n**0.5, rel=1e-6)
+    clipped = 1 / ((n**0.5 + 1e-6) / 0.5)
+    for p, old in zip(weights, before, strict=True):
+        torch.testing.assert_close(old - p, torch.full_like(p, clipped / 1000), rtol=0.05, atol=0)
+        assert p.grad is None
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_teacher: Path, tmp_path: Path) -> None:
+    local = build(tiny_teacher, tmp_path)
+    weights = list(local.networks[STUDENT].parameters())
+    before = [p.detach().clone() for p in weights]
+    for p in weights:
+        p.grad = torch.full_like(p, float("inf"))
+    assert local.step(STUDENT, 1e-3) == float("inf")
+    assert all(torch.equal(p, old) for p, old in zip(weights, before, strict=True))
+
+
+def test_bfloat16_keeps_float32_masters(tiny_teacher: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "teacher.dtype=bfloat16"))
+    result = trainer.iterate(0)
+    assert {p.dtype for p in trainer.strategy.networks[STUDENT].parameters()} == {torch.float32}
+    assert result.grad_norm[STUDENT] > 0
+    exact = make_trainer(make_job(tiny_teacher, tmp_path)).iterate(0)
+    assert result.losses["rc"] == pytest.approx(exact.losses["rc"], rel=0.05)
+
+
+def test_local_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightx2v_sgmd.errors import UserError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="local is one process, not 2"):
+        connect("local", torch.device("cpu"))

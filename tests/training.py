@@ -1,0 +1,85 @@
+"""Small training jobs on a random tiny teacher, and reading back what they left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distill.data import Batches, encode_prompts, load_prompts
+from distill.trainer import Trainer
+from lightx2v_sgmd.job import Job, load_job
+from lightx2v_sgmd.methods import build_method
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+
+PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]
+BASE = """
+teacher: {{path: {teacher}, guidance_scale: 8.0}}
+student: {{optimizer: {{lr: 1.0e-4}}}}
+fake_score: {{optimizer: {{lr: 1.0e-4}}}}
+data: {{prompts: prompts.txt}}
+video: {{height: 32, width: 32, num_frames: 5}}
+train: {{iterations: 5, micro_batch: 2, ema: 0.9, warmup: 2, checkpoint_every: 100,
+         sample_every: 100}}
+output: {{dir: {run}}}
+"""
+
+
+def make_job(teacher: Path, folder: Path, *settings: str) -> Job:
+    """A job whose run folder is ``folder/run``; ``settings`` are as for ``--set``."""
+    return load_job(job_file(teacher, folder), settings)
+
+
+def job_file(teacher: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    path = folder / "job.yaml"
+    path.write_text(BASE.format(teacher=teacher, run=folder / "run"), encoding="utf-8")
+    return path
+
+
+def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") -> Trainer:
+    ranks = ranks or Ranks()
+    model = open_wan(job.teacher.path)
+    *rows, negative = encode_prompts(
+        model, [*load_prompts(job), job.teacher.negative_prompt], ranks, torch.float32, None
+    )
+    shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    networks = open_strategy(strategy, model, Settings.of(job), ranks, fold_text=True)
+    method = build_method(job.method.name, **job.method.options)
+    return Trainer(job, method, networks, Batches(job, rows, negative, shape, ranks))
+
+
+def read_trace(run: Path) -> list[dict[str, Any]]:
+    """``metrics.jsonl`` without what may differ between equal runs."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        del row["seconds"], row["peak_memory_gib"], row["forwards"]
+    return rows
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    """Student, average and fake score of a checkpoint, flat, by role and name."""
+    found = {}
+    for role in ("student", "student_ema"):
+        for name, value in load_file(checkpoint / f"{role}.safetensors").items():
+            found[f"{role}/{name}"] = value.flatten()
+    for file in sorted((checkpoint / "state").glob("fake_score.*.safetensors")):
+        for name, value in load_file(file).items():
+            if name.endswith("/master"):
+                key = f"fake_score/{name}"
+                found[key] = torch.cat([found.get(key, torch.zeros(0)), value])
+    return found
+
+
+needs_deepspeed = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="DeepSpeed compiles an op for CPUs"
+)
