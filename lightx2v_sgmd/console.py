@@ -56,9 +56,6 @@ def note(message: str, quiet: bool = False) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-say = note
-
-
 def duration(seconds: float) -> str:
     """``45 s``, ``3 min 05 s`` or ``2 h 10 min``."""
     whole = round(seconds)

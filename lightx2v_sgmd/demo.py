@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lightx2v_sgmd.console import duration, progress, say
+from lightx2v_sgmd.console import duration, note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import bundled_teacher, open_wan
@@ -57,7 +57,7 @@ def run_demo(
     out: Path = Path("demo"),
     seed: int = 0,
     quiet: bool = False,
-    prompts: int = 128,
+    prompts: int = 200,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
     """Distils, exports, generates, measures and reports.
@@ -83,19 +83,19 @@ def run_demo(
     job = load_job(config_path("sprites_sgmd.yaml"), settings)
     _announce(job, prompts, quiet)
 
-    say("1/4  distilling the teacher into a 4-step student", quiet)
+    note("1/4  distilling the teacher into a 4-step student", quiet)
     run = distill(job, quiet=quiet)
     trace = _read_trace(run)
     waited_s = time.monotonic() - start
 
-    say("2/4  exporting the student", quiet)
+    note("2/4  exporting the student", quiet)
     student = export(run, "diffusers", out / "student", overwrite=True, quiet=quiet)
 
-    say("3/4  generating and measuring", quiet)
+    note("3/4  generating and measuring", quiet)
     captions = held_out_captions(prompts)
     rows = _measure(job, student, captions, seed, quiet)
 
-    say("4/4  writing videos and the report", quiet)
+    note("4/4  writing videos and the report", quiet)
     metrics: dict[str, Any] = {name: summarise(row, rows["teacher"]) for name, row in rows.items()}
     metrics["gap_closed"] = gap_closed(metrics)
     distill_s = sum(line["seconds"] for line in trace)
@@ -136,7 +136,7 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
     # VAE and the measuring, which were timed beside them.
     training_s = FORWARDS_PER_ITERATION * job.train.iterations * job.train.accumulation * forward_s
     measuring_s = 1.2 * (2 * TEACHER_STEPS + 8) * prompts / batch * forward_s
-    say(
+    note(
         f"This trains for about {duration(training_s)} and measures for about "
         f"{duration(measuring_s)} on this machine. Ctrl-C stops it; the same command goes on.",
     )

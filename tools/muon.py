@@ -12,16 +12,16 @@ import torch
 
 
 def orthogonalise(update: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Pushes the singular values of ``[rows, columns]`` towards 1 (quintic Newton-Schulz)."""
+    """Pushes the singular values of ``[rows, columns]`` towards 1 (quintic Newton-Schulz, bf16)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update / (update.norm() + 1e-7)
+    x = (update / (update.norm() + 1e-7)).bfloat16()
     transposed = x.shape[0] > x.shape[1]
     if transposed:
         x = x.T
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if transposed else x
+    return (x.T if transposed else x).to(update.dtype)
 
 
 class Muon(torch.optim.Optimizer):

@@ -34,17 +34,20 @@ from tools.wan_folder import make_tokenizer, text_encoder_config, write_wan_fold
 # B batch, C channels, T latent frames, F video frames, H, W, S text tokens, D text width
 
 VAE_CONFIG: dict[str, Any] = {
-    "base_dim": 12,
+    "base_dim": 16,
     "z_dim": 16,
     "dim_mult": [1, 2, 4],
     "num_res_blocks": 1,
     "attn_scales": [],
     "temperal_downsample": [True, True],
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
     "scale_factor_temporal": 4,
-    "scale_factor_spatial": 4,
+    "scale_factor_spatial": 8,
 }
 TRANSFORMER_CONFIG: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
+    "patch_size": (1, 1, 1),
     "num_attention_heads": 6,
     "attention_head_dim": 32,
     "in_channels": 16,
@@ -219,8 +222,7 @@ def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Capt
     for _ in track(range(args.pool // batch), description=f"encoding {args.pool} videos"):
         videos = []
         for _ in range(batch):
-            # More pairs than the world has: telling two objects apart is the hard part.
-            caption = world.sample_caption(rng, p_two=0.4)
+            caption = world.sample_caption(rng, p_two=0.3)
             _, sprites, video = world.sample_video(rng, caption)
             captions.append(world.Caption(tuple(s.caption() for s in sprites)))
             videos.append(torch.from_numpy((video * 255).round().astype(np.uint8)))
@@ -271,12 +273,27 @@ class Teacher(torch.nn.Module):
         return wan.velocity(self.transformer, x_t, sigma, text)
 
 
+def start_from(model: Teacher, path: Path) -> None:
+    """Takes over every weight of an earlier run (``dit.pt``) that still has its shape.
+
+    After a change of the VAE that is all but the first and the last projection: what the network
+    knows of words and of space remains.
+    """
+    own = model.state_dict()
+    earlier = torch.load(path, weights_only=True)["ema"]
+    taken = {k: v for k, v in earlier.items() if k in own and own[k].shape == v.shape}
+    print(f"starting from {path}: {len(taken)} of {len(own)} tensors", flush=True)
+    model.load_state_dict(taken, strict=False)
+
+
 def train_dit(args: argparse.Namespace) -> None:
     """Flow matching on cached latents with caption dropout; Muon on matrices, AdamW on the rest."""
     torch.manual_seed(args.seed)
     latents, captions = encode_pool(args)
     held_out = len(latents) - 256
     model = Teacher()
+    if args.init_from:
+        start_from(model, args.init_from)
     inner, outer = [], []
     for name, p in model.named_parameters():
         is_block = p.ndim == 2 and (".blocks." in name or ".block." in name)
@@ -358,14 +375,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)
     vae = stages.add_parser("vae", help="train the video VAE")
-    vae.add_argument("--minutes", type=float, default=14)
+    vae.add_argument("--minutes", type=float, default=8)
     vae.add_argument("--batch", type=int, default=16)
     vae.add_argument("--pool", type=int, default=8_000)
-    vae.add_argument("--beta", type=float, default=3e-5, help="weight of the KL term")
+    vae.add_argument("--beta", type=float, default=5e-5, help="weight of the KL term")
     dit = stages.add_parser("dit", help="train the text encoder and the transformer")
-    dit.add_argument("--minutes", type=float, default=60)
+    dit.add_argument("--minutes", type=float, default=35)
     dit.add_argument("--batch", type=int, default=64)
     dit.add_argument("--pool", type=int, default=20_000)
+    dit.add_argument("--init-from", type=Path, help="dit.pt of an earlier run to start from")
     dit.add_argument("--lr", type=float, default=0.01, help="of Muon")
     out = stages.add_parser("export", help="write the model folder")
     out.add_argument("--out", type=Path, required=True)

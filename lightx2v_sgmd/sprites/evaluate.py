@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,27 @@ Sampler = Callable[[Sequence[str], Sequence[int]], Videos]
 """Prompts and one seed for each to videos ``[N, F, H, W, 3]``."""
 
 TEACHER_STEPS = 50
+MAX_HELD_OUT = 512
+"""The first so many of the held-out captions are never trained on."""
 
 
 def held_out_captions(count: int, seed: int = 12_345) -> list[world.Caption]:
-    """Captions of the world, of one and of two objects, with what is left open varying."""
+    """Captions of the world, of one and of two objects, with what is left open varying.
+
+    Args:
+        count: At most ``MAX_HELD_OUT`` for captions that distillation is sure not to see.
+        seed: Of the draw; another one gives other captions.
+    """
     rng = np.random.default_rng(seed)
     return [world.sample_caption(rng) for _ in range(count)]
 
 
 def training_captions(count: int, seed: int = 54_321) -> list[str]:
-    """Prompts to distil on: other draws of the same law."""
+    """Prompts to distil on: other draws of the same law, none of them a held-out caption."""
     rng = np.random.default_rng(seed)
-    return [world.sample_caption(rng).text() for _ in range(count)]
+    held_out = {caption.text() for caption in held_out_captions(MAX_HELD_OUT)}
+    texts = (world.sample_caption(rng).text() for _ in iter(int, 1))
+    return list(islice((text for text in texts if text not in held_out), count))
 
 
 def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from lightx2v_sgmd.sprites import world
 Array = NDArray[np.float32]
 
 MIN_AREA: Final = 10.0
-"""Pixels of coverage from which a colour counts as present in a frame (the least sprite has 36)."""
+"""Pixels of coverage from which a colour counts as present in a frame (the least sprite has 50)."""
 STRAY_AREA: Final = 6.0
 """Pixels of another colour, or of none, that a clean frame may have."""
 MAX_WOBBLE: Final = 0.5

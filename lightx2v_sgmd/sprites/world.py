@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 NUM_FRAMES: Final = 9
 SIZE: Final = 32
 FPS: Final = 8
-BACKGROUND: Final = np.array([26, 26, 34], dtype=np.float32) / 255
+BACKGROUND: Final[Array] = np.array([26 / 255, 26 / 255, 34 / 255], dtype=np.float32)
 COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "red": (232, 48, 48),
     "green": (48, 200, 64),
@@ -42,7 +42,7 @@ DIRECTIONS: Final[dict[str, tuple[int, int]]] = {
 SPEEDS: Final[dict[str, tuple[float, float]]] = {"slowly": (0.50, 0.66), "quickly": (1.20, 1.48)}
 SPEED_THRESHOLD: Final = 0.9
 """Pixels per frame: slower is "slowly", faster is "quickly" (about the geometric mean)."""
-RADIUS: Final = (3.4, 4.4)
+RADIUS: Final = (4.0, 5.0)
 HEADING_JITTER: Final = float(np.deg2rad(12.0))
 GAP: Final = 1.0
 """Least free distance in pixels between two objects' outlines, in every frame."""
@@ -249,13 +249,13 @@ def render(sprites: tuple[Sprite, ...], num_frames: int = NUM_FRAMES, size: int 
     """
     centre = np.arange(size, dtype=np.float32) + 0.5
     t = np.arange(num_frames, dtype=np.float32)[:, None, None]
-    video: Array = np.broadcast_to(BACKGROUND, (num_frames, size, size, 3)).copy()
+    video = np.tile(BACKGROUND, (num_frames, size, size, 1))
     for s in sprites:
         x = centre[None, None, :] - (s.x + s.vx * t)
         y = centre[None, :, None] - (s.y + s.vy * t)
         mask = shape_mask(s.shape, x, y, np.float32(s.radius))[..., None]
         colour = np.array(COLOURS[s.colour], dtype=np.float32) / 255
-        video = (video * (1 - mask) + colour * mask).astype(np.float32)
+        video += (colour - video) * mask
     return video
 
 

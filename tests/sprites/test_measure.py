@@ -60,19 +60,19 @@ def spoil(kind: str, video: Video) -> Video:
     elif kind == "stray blob in one frame":
         video[7, 24:28, 24:28] = 1.0
     elif kind == "vanishes":
-        video[12:] = world.BACKGROUND
+        video[6:] = world.BACKGROUND
     elif kind == "jumps":
-        video[8:] = np.roll(video[8:], 6, axis=1)
+        video[4:] = np.roll(video[4:], 6, axis=1)
     elif kind == "falls apart":
         video[:, 26:30, 4:8] = red
     elif kind == "changes colour":
-        video[9:] = video[9:, :, :, ::-1]
+        video[4:] = video[4:, :, :, ::-1]
     elif kind == "changes shape":
         other = world.Sprite("red", "triangle", "right", "slowly", 4.0, 8.0, 12.0, 0.35, 0.0)
-        video[10:] = world.render((other,))[10:]
+        video[5:] = world.render((other,))[5:]
     elif kind == "grows":
         other = world.Sprite("red", "square", "right", "slowly", 6.0, 8.0, 12.0, 0.35, 0.0)
-        video[10:] = world.render((other,))[10:]
+        video[5:] = world.render((other,))[5:]
     elif kind == "nothing":
         video[:] = world.BACKGROUND
     return video
