@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.callbacks import ForwardCounter
+from distill.trainer import NotFiniteError, Trainer
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.flow import guide, x0_from_velocity
+from lightx2v_sgmd.methods import SGMD
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, TRAINED
+from tests.training import make_job, make_trainer
+
+
+def test_forwards_of_an_iteration(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=2"))
+    monkeypatch.setattr(trainer.batches, "exit_step", lambda iteration: iteration)
+    counter = ForwardCounter(trainer.strategy.networks, samples=4)
+    for exit_step in range(4):
+        trainer.iterate(exit_step)
+        assert counter.take() == {"student": exit_step + 1, "teacher": 2, "fake_score": 1}
+
+
+def test_warm_up_is_linear_then_constant(tiny_teacher: Path, tmp_path: Path) -> None:
+    job = make_job(
+        tiny_teacher, tmp_path, "train.warmup=4", "train.iterations=6", "student.optimizer.lr=4e-4"
+    )
+    rates = [result.lr for result in make_trainer(job).run(0)]
+    assert [r[STUDENT] for r in rates] == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 4e-4, 4e-4])
+    assert [r[FAKE_SCORE] for r in rates] == pytest.approx([2.5e-5, 5e-5, 7.5e-5, *[1e-4] * 3])
+
+
+def test_both_networks_are_trained_and_the_teacher_is_not(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path))
+    networks = trainer.strategy.networks
+    before = {r: [p.detach().clone() for p in n.parameters()] for r, n in networks.items()}
+    trainer.iterate(0)
+    for role, network in networks.items():
+        pairs = zip(before[role], network.parameters(), strict=True)
+        changed = [not torch.equal(old, new) for old, new in pairs]
+        assert all(changed) if role in TRAINED else not any(changed)
+
+
+def test_both_gradients_are_taken_before_either_step(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=2"))
+    calls: list[str] = []
+    strategy: Any = trainer.strategy
+    for name in ("backward", "step", "update_average"):
+        original = getattr(strategy, name)
+
+        def noted(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls.append(" ".join([name, *(a for a in args if isinstance(a, str))]))
+            return original(*args)
+
+        monkeypatch.setattr(strategy, name, noted)
+    trainer.iterate(0)
+    micro = ["backward fake_score", "backward student"]
+    assert calls == [*micro, *micro, "step student", "step fake_score", "update_average"]
+
+
+def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path))
+    batch = trainer.batches.micro_batch(0, 0)
+    x_t = batch.noise
+    with torch.no_grad():
+        cond, uncond = (
+            trainer.strategy.velocity(TEACHER, x_t, batch.sigma, text)
+            for text in (batch.text, batch.negative_text)
+        )
+    expected = x0_from_velocity(x_t, guide(cond, uncond, 8.0), batch.sigma)
+    torch.testing.assert_close(trainer.teacher_x0(x_t, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_of_one_runs_no_unconditional_pass(tiny_teacher: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "teacher.guidance_scale=1"))
+    counter = ForwardCounter(trainer.strategy.networks, samples=2)
+    trainer.iterate(0)
+    assert counter.take()["teacher"] == 1
+
+
+class Breaking(SGMD):
+    """Gives one sample of one term a NaN."""
+
+    def generator_losses(self, sample: Any) -> dict[str, Tensor]:
+        losses = super().generator_losses(sample)
+        return {**losses, "nr": losses["nr"] * torch.tensor([1.0, float("nan")])}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    sound = make_trainer(make_job(tiny_teacher, tmp_path))
+    trainer = Trainer(sound.job, Breaking(), sound.strategy, sound.batches)
+    before = [p.detach().clone() for p in sound.strategy.networks[STUDENT].parameters()]
+    prompt = sound.batches.micro_batch(3, 0).prompts[1]
+    with pytest.raises(
+        NotFiniteError, match=rf"step 4: the loss nr is not finite for the prompts \[{prompt}\]"
+    ):
+        trainer.iterate(3)
+    after = sound.strategy.networks[STUDENT].parameters()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_a_method_that_wants_another_loop_is_refused() -> None:
+    method: Any = SimpleNamespace(
+        name="dmd2", fake_score_updates=5, fresh_rollouts=True, roles=TRAINED
+    )
+    nothing: Any = None
+    with pytest.raises(UserError, match="method.name: dmd2 needs other updates"):
+        Trainer(nothing, method, nothing, nothing)
+
+
+def test_stopping_ends_after_the_iteration(tiny_teacher: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path))
+    asked = iter([False, True, True])
+    results = list(trainer.run(0, lambda: next(asked)))
+    assert [(r.step, r.stop) for r in results] == [(1, False), (2, True)]

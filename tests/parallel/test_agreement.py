@@ -1,0 +1,67 @@
+"""One process, one ZeRO-3 rank and two ZeRO-3 ranks train the same thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill import distill
+from lightx2v_sgmd.checkpoint import find_checkpoint
+from tests.training import make_job, needs_deepspeed, read_trace, weights_of
+
+pytestmark = [needs_deepspeed, pytest.mark.slow]
+
+LAYOUTS = {  # processes, strategy, micro batch: the same global batch
+    "local": (1, "local", 2),
+    "one rank": (1, "zero3", 2),
+    "two ranks": (2, "zero3", 1),
+}
+
+
+@pytest.mark.parametrize(("accumulation", "clip"), [(1, 0.5), (2, 100.0)])
+def test_strategies_agree(
+    tiny_teacher: Path, tmp_path: Path, accumulation: int, clip: float
+) -> None:
+    traces, weights = {}, {}
+    for layout, (nproc, strategy, micro_batch) in LAYOUTS.items():
+        job = make_job(
+            tiny_teacher,
+            tmp_path / layout.replace(" ", "_"),
+            f"train.accumulation={accumulation}",
+            f"train.clip={clip}",
+            f"train.micro_batch={micro_batch}",
+            f"parallel.strategy={strategy}",
+        )
+        run = distill(job, nproc=nproc, quiet=True)
+        traces[layout], weights[layout] = read_trace(run), weights_of(find_checkpoint(run))
+    reference = traces["local"]
+    assert len(reference) == 5
+    norms = [norm for row in reference for norm in row["grad_norm"].values()]
+    assert (max(norms) > clip) == (clip == 0.5), "one case is to clip, the other is not"
+    for layout in ("one rank", "two ranks"):
+        for ours, theirs in zip(traces[layout], reference, strict=True):
+            assert _flat(ours) == pytest.approx(_flat(theirs), rel=1e-5), layout
+        assert weights[layout].keys() == weights["local"].keys()
+        for name, value in weights[layout].items():
+            difference = float((value - weights["local"][name]).abs().max())
+            assert difference <= 1e-5, (layout, name)
+    moved = [
+        float((weights["local"][f"student/{n}"] - w.flatten()).abs().max())
+        for n, w in _start(tiny_teacher)
+    ]
+    assert min(moved) > 1e-5, "every weight moved further than the tolerance"
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    norms = {f"grad_norm/{role}": norm for role, norm in row["grad_norm"].items()}
+    rates = {f"lr/{role}": lr for role, lr in row["lr"].items()}
+    return {k: v for k, v in row.items() if not isinstance(v, dict)} | norms | rates
+
+
+def _start(teacher: Path) -> list[tuple[str, torch.Tensor]]:
+    from lightx2v_sgmd.models.wan import open_wan
+
+    return list(open_wan(teacher).load_transformer().state_dict().items())
