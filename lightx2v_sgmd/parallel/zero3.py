@@ -15,7 +15,6 @@ import contextlib
 import gc
 import logging
 import os
-import shutil
 import socket
 import sys
 import warnings
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.parallel.base import FAKE_SCORE, STUDENT, TEACHER, TRAINED, ScoreLoss, Settings
+from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
 from lightx2v_sgmd.tensorfiles import check_keys, read_headers, weight_files
@@ -357,7 +357,7 @@ def connect(device: torch.device) -> Ranks:
             "'lightx2v-sgmd[zero3]') or use parallel.strategy=local"
         ) from error
     if device.type == "cpu":
-        _check_compiler()
+        check_compiler()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by the names that torch is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -389,25 +389,3 @@ def disconnect() -> None:
     if os.environ.pop(_ALONE, None):
         for key in _LAUNCH:
             os.environ.pop(key, None)
-
-
-def _check_compiler() -> None:
-    """DeepSpeed compiles a shared-memory all-reduce for CPUs when it starts.
-
-    Raises:
-        UserError: nothing here can compile it.
-    """
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise UserError(
-            f"parallel.strategy: zero3 on a CPU needs a C++ compiler, and there is no {compiler}; "
-            "install g++ (Debian: apt install g++) or use parallel.strategy=local"
-        )
-    if shutil.which("ninja") is None:
-        try:
-            import ninja  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                "parallel.strategy: zero3 on a CPU needs ninja; install it (pip install ninja) or "
-                "use parallel.strategy=local"
-            ) from error
