@@ -48,7 +48,7 @@ def load_prompts(job: Job) -> list[str]:
     if job.data.prompts == SPRITES:
         from lightx2v_sgmd.sprites.evaluate import training_captions
 
-        return list(dict.fromkeys(training_captions(SPRITE_CAPTIONS)))
+        return training_captions(SPRITE_CAPTIONS)
     return list(dict.fromkeys(read_prompts(job.data.prompts)))
 
 

@@ -122,7 +122,7 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
     model = open_wan(job.teacher.path)
     network = model.load_transformer().eval()
     wan.fold_text_padding(network)
-    batch = job.train.micro_batch
+    batch = 16
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     x_t, sigma = torch.zeros(batch, *shape), torch.full((batch,), 0.5)
     text = torch.zeros(batch, 12, model.text_dim)
@@ -134,7 +134,8 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
         forward_s = (time.monotonic() - before) / 3
     # 13.5 forwards an iteration; 100 + 4 + 4 to sample a prompt's videos, and a fifth for the
     # VAE and the measuring, which were timed beside them.
-    training_s = FORWARDS_PER_ITERATION * job.train.iterations * job.train.accumulation * forward_s
+    videos = job.train.iterations * job.train.accumulation * job.train.micro_batch
+    training_s = FORWARDS_PER_ITERATION * videos / batch * forward_s
     measuring_s = 1.2 * (2 * TEACHER_STEPS + 8) * prompts / batch * forward_s
     note(
         f"This trains for about {duration(training_s)} and measures for about "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.known import known_transformer_config
+from lightx2v_sgmd.quiet import no_library_bars
 
 # B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
 # S text tokens, D text width
@@ -107,16 +108,18 @@ class WanModel:
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         tokenizer = AutoTokenizer.from_pretrained(self.path, subfolder="tokenizer")
-        network = UMT5EncoderModel.from_pretrained(
-            self.path, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-        )
+        with no_library_bars():
+            network = UMT5EncoderModel.from_pretrained(
+                self.path, subfolder="text_encoder", dtype=dtype, use_safetensors=True
+            )
         return TextEncoder(tokenizer, network.eval().requires_grad_(False))
 
     def _load(self, cls: Any, part: str, dtype: torch.dtype) -> Any:
         try:
-            return cls.from_pretrained(
-                self.path, subfolder=part, torch_dtype=dtype, use_safetensors=True
-            )
+            with no_library_bars():
+                return cls.from_pretrained(
+                    self.path, subfolder=part, torch_dtype=dtype, use_safetensors=True
+                )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(

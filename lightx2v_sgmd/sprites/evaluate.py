@@ -5,7 +5,8 @@ Legend: N videos, F frames, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -33,27 +34,27 @@ Sampler = Callable[[Sequence[str], Sequence[int]], Videos]
 """Prompts and one seed for each to videos ``[N, F, H, W, 3]``."""
 
 TEACHER_STEPS = 50
-MAX_HELD_OUT = 512
-"""The first so many of the held-out captions are never trained on."""
+
+
+def is_held_out(caption: world.Caption) -> bool:
+    """Whether a caption belongs to the third that distillation never sees (by its text's hash)."""
+    return hashlib.blake2b(caption.text().encode()).digest()[0] % 3 == 0
 
 
 def held_out_captions(count: int, seed: int = 12_345) -> list[world.Caption]:
-    """Captions of the world, of one and of two objects, with what is left open varying.
-
-    Args:
-        count: At most ``MAX_HELD_OUT`` for captions that distillation is sure not to see.
-        seed: Of the draw; another one gives other captions.
-    """
-    rng = np.random.default_rng(seed)
-    return [world.sample_caption(rng) for _ in range(count)]
+    """Captions of the world, each leaving other attributes open, that training never sees."""
+    return list(islice((c for c in _captions(seed) if is_held_out(c)), count))
 
 
 def training_captions(count: int, seed: int = 54_321) -> list[str]:
-    """Prompts to distil on: other draws of the same law, none of them a held-out caption."""
+    """Prompts to distil on: draws of the same law, none of them a held-out caption."""
+    return list(islice((c.text() for c in _captions(seed) if not is_held_out(c)), count))
+
+
+def _captions(seed: int) -> Iterator[world.Caption]:
     rng = np.random.default_rng(seed)
-    held_out = {caption.text() for caption in held_out_captions(MAX_HELD_OUT)}
-    texts = (world.sample_caption(rng).text() for _ in iter(int, 1))
-    return list(islice((text for text in texts if text not in held_out), count))
+    while True:
+        yield world.sample_caption(rng)
 
 
 def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

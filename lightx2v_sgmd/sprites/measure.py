@@ -94,24 +94,24 @@ class Verdict:
 
 
 FEATURES: Final[dict[str, float]] = {
-    "area": 24.0,
+    "area": 8.0,
     "area_change": 2.0,
     "stray": 5.0,
-    "red": 0.26,
-    "green": 0.23,
-    "blue": 0.27,
+    "red": 0.32,
+    "green": 0.27,
+    "blue": 0.33,
     "contrast": 0.1,
-    "start_x": 5.5,
-    "start_y": 5.8,
-    "end_x": 5.0,
-    "end_y": 5.7,
-    "spread": 2.5,
-    "speed": 0.2,
+    "start_x": 6.0,
+    "start_y": 6.0,
+    "end_x": 6.0,
+    "end_y": 6.0,
+    "spread": 0.8,
+    "speed": 0.38,
     "wobble": 0.2,
-    "fit_circle": 0.08,
-    "fit_square": 0.09,
-    "fit_triangle": 0.09,
-    "change": 0.01,
+    "fit_circle": 0.1,
+    "fit_square": 0.1,
+    "fit_triangle": 0.11,
+    "change": 0.005,
 }
 """What the Frechet distance compares, and the unit of each.
 

@@ -1,9 +1,9 @@
 """A procedural world of moving sprites: captions whose every claim can be checked in the frames.
 
-A caption names one or two objects ("a red circle moving left quickly and a square moving up").
-Each object has a colour, a shape, a direction and a speed; a caption may leave any of them open,
-and then the world draws it uniformly. Start positions, sizes, headings (within 12 degrees of the
-named axis) and exact speeds are never named: they vary from video to video.
+A caption names an object ("a red circle moving left quickly"), or two joined by "and". Each has a
+colour, a shape, a direction and a speed; a caption may leave any of them open, and then the world
+draws it uniformly. Start positions, sizes, headings (within 12 degrees of the named axis) and exact
+speeds are never named: they vary from video to video. The bundled teacher is held to one object.
 
 Legend: F frames, H height, W width; positions in pixels (x right, y down), speeds in pixels/frame.
 """
@@ -138,7 +138,7 @@ def parse_caption(text: str) -> Caption:
     return Caption(tuple(objects))
 
 
-def sample_caption(rng: np.random.Generator, p_open: float = 0.35, p_two: float = 0.3) -> Caption:
+def sample_caption(rng: np.random.Generator, p_open: float = 0.35, p_two: float = 0.0) -> Caption:
     """Draws a caption: each attribute left open with ``p_open``, two objects with ``p_two``.
 
     Two objects never share a named colour, so that measuring can tell them apart.

@@ -19,7 +19,8 @@ Video = NDArray[np.float32]
 
 def draw(count: int, seed: int = 0) -> list[tuple[world.Caption, Video]]:
     rng = np.random.default_rng(seed)
-    videos = [world.sample_video(rng) for _ in range(count)]
+    captions = [world.sample_caption(rng, p_two=0.5) for _ in range(count)]
+    videos = [world.sample_video(rng, caption) for caption in captions]
     return [(caption, video) for caption, _, video in videos]
 
 

@@ -8,7 +8,7 @@ from lightx2v_sgmd.sprites import world
 
 def test_captions_survive_parsing() -> None:
     rng = np.random.default_rng(0)
-    captions = [world.sample_caption(rng) for _ in range(300)]
+    captions = [world.sample_caption(rng, p_two=0.5) for _ in range(300)]
     assert all(world.parse_caption(c.text()) == c for c in captions)
     assert {len(c.objects) for c in captions} == {1, 2}
     for name, options in world.OPTIONS.items():
@@ -27,7 +27,8 @@ def test_what_is_no_caption_is_refused(text: str) -> None:
 def test_sprites_fit_their_caption_and_the_frame() -> None:
     rng = np.random.default_rng(1)
     for _ in range(100):
-        caption, sprites, video = world.sample_video(rng)
+        pair_or_one = world.sample_caption(rng, p_two=0.5)
+        caption, sprites, video = world.sample_video(rng, pair_or_one)
         assert len({s.colour for s in sprites}) == len(sprites)
         for obj, sprite in zip(caption.objects, sprites, strict=True):
             assert all(getattr(sprite, k) == v for k, v in obj.named().items())
@@ -43,7 +44,7 @@ def test_sprites_fit_their_caption_and_the_frame() -> None:
 def test_wrong_captions_share_nothing() -> None:
     rng = np.random.default_rng(2)
     for _ in range(100):
-        caption = world.sample_caption(rng)
+        caption = world.sample_caption(rng, p_two=0.5)
         for right, wrong in zip(caption.objects, world.wrong_caption(caption).objects, strict=True):
             assert right.named().keys() == wrong.named().keys()
             assert all(wrong.named()[k] != v for k, v in right.named().items())
