@@ -116,7 +116,8 @@ FEATURES: Final[dict[str, float]] = {
 """What the Frechet distance compares, and the unit of each.
 
 The units are the standard deviations over videos of the world; what is constant there (no stray
-pixels, no wobble) takes the size of a defect that one sees.
+pixels, no wobble) takes the size of a defect that one sees, and counts for three of them at most,
+so that a few broken videos do not decide the distance.
 """
 
 
@@ -264,11 +265,11 @@ def _features(frames: Array, masses: Array, stray: float, tracks: tuple[Track, .
             where = _centroids(one)
             present = np.isfinite(where[:, 0])
             fits += _shape_distances(one[present], where[present]).mean(0) / len(tracks)
-            wobble += min(_line(where)[2], 5.0) / len(tracks)
+            wobble += min(_line(where)[2], 3 * FEATURES["wobble"]) / len(tracks)
     values = [
         float(area.mean()),
-        float(area.std()),
-        min(stray, 100.0),
+        min(float(area.std()), 3 * FEATURES["area_change"]),
+        min(stray, 3 * FEATURES["stray"]),
         *colour,
         float(np.quantile(mask, 0.98)),
         *first,
