@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from distill import distill
+from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Settings, connect, zero3
 from lightx2v_sgmd.parallel.zero3 import Zero3
 from tests.parallel import isolation
-from tests.training import make_job, make_trainer, needs_deepspeed
+from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, weights_of
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
 
@@ -138,3 +140,27 @@ def test_no_compiler_is_said_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler.*apt install g\+\+.*local"):
         connect("zero3", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("first_half", ["zero3", "local"])
+def test_a_checkpoint_is_taken_up(tiny_teacher: Path, tmp_path: Path, first_half: str) -> None:
+    """Bit for bit by the strategy that wrote it, within rounding by the other."""
+    runs = {}
+    for name, strategies in {"whole": ["zero3"], "halves": [first_half, "zero3"]}.items():
+        for strategy, iterations in zip(strategies, [2, 4][-len(strategies) :], strict=True):
+            job = make_job(
+                tiny_teacher,
+                tmp_path / name,
+                f"parallel.strategy={strategy}",
+                f"train.iterations={iterations}",
+            )
+            runs[name] = distill(job, quiet=True)
+    traces = {name: read_trace(run) for name, run in runs.items()}
+    weights = {name: weights_of(find_checkpoint(run)) for name, run in runs.items()}
+    tolerance = 0.0 if first_half == "zero3" else 1e-5
+    assert len(traces["halves"]) == 4
+    for ours, theirs in zip(traces["halves"], traces["whole"], strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=tolerance, abs=0)
+        assert ours["fisher"] == pytest.approx(theirs["fisher"], rel=tolerance, abs=0)
+    for key, value in weights["whole"].items():
+        torch.testing.assert_close(weights["halves"][key], value, rtol=0, atol=tolerance)
