@@ -42,6 +42,8 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 def load_prompts(job: Job) -> list[str]:
     """The job's prompts, each once, in the order of the file.
 
+    The bundled world's captions come as it draws them: the shorter, the more often.
+
     Raises:
         UserError: the file has none or cannot be read.
     """
@@ -66,7 +68,7 @@ def encode_prompts(
 
     Args:
         model: Whose encoder to use.
-        prompts: Unique.
+        prompts: As they are trained on.
         ranks: The processes of the run.
         dtype: The encoder's weights.
         cache: A folder that keeps the embeddings for the next run.
