@@ -83,6 +83,8 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    # The deepspeed launcher puts it before the command; the rank comes from the environment.
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Distil a video diffusion model into a student that needs four steps, by SGMD.
 

@@ -225,11 +225,13 @@ def _write_text(path: Path, text: str) -> None:
 def _say_what_was_made(out: Path, metrics: dict[str, Any], quiet: bool) -> None:
     if quiet:
         return
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Right on everything: {metrics['gap_closed']:.0%} of the gap closed")
-    table.add_column("")
+    title = f"{metrics['gap_closed']:.0%} of the gap in all_attributes closed"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, min_width=11)
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in ("teacher", "undistilled", "student"):
@@ -242,15 +244,15 @@ def _say_what_was_made(out: Path, metrics: dict[str, Any], quiet: bool) -> None:
 
 
 COLUMNS = {
-    "evaluations": "nfe",
+    "NFE": "nfe",
     "colour": "colour",
     "shape": "shape",
-    "direction": "direction",
+    "direct.": "direction",
     "speed": "speed",
-    "everything": "all_attributes",
+    "all": "all_attributes",
     "motion": "motion",
     "Frechet": "frechet",
-    "coverage": "coverage",
+    "cover.": "coverage",
 }
 MADE = {
     "report.html": "the report: open it in a browser",

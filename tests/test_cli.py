@@ -331,3 +331,12 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = python("-c", code)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_deepspeed_launchers_option_is_taken_and_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--local_rank=1", "distill", "no-such-job.yaml"]) == 2
+    assert "no-such-job.yaml" in capsys.readouterr().err
+    assert run(["--help"]) == 0
+    assert "local_rank" not in capsys.readouterr().out
