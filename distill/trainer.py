@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.data import Batch, Batches
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
-from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.job import Job, Train
 from lightx2v_sgmd.methods import Losses, Method, Sample
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, TRAINED, Strategy
 from lightx2v_sgmd.rollout import rollout
@@ -34,6 +34,13 @@ class NotFiniteError(UserError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"{problem}; {_REMEDY}")
+
+
+def learning_rate_factor(iteration: int, train: Train) -> float:
+    """Linear warm-up, flat, then linear to zero over the last ``train.decay`` iterations."""
+    warm = (iteration + 1) / max(1, train.warmup)
+    cold = (train.iterations - iteration) / max(1, train.decay)
+    return min(1.0, warm, cold)
 
 
 @dataclass
@@ -109,9 +116,9 @@ class Trainer:
             self.add_gradients(batch, result.exit_step)
         result.losses, result.stop = self._mean_losses(result.step, stop())
         rates = {STUDENT: self.job.student, FAKE_SCORE: self.job.fake_score}
-        warm = min(1.0, (iteration + 1) / max(1, self.job.train.warmup))
+        factor = learning_rate_factor(iteration, self.job.train)
         for role, settings in rates.items():
-            result.lr[role] = settings.optimizer.lr * warm
+            result.lr[role] = settings.optimizer.lr * factor
             result.grad_norm[role] = self.strategy.step(role, result.lr[role])
         for role, norm in result.grad_norm.items():
             if not math.isfinite(norm):

@@ -57,7 +57,7 @@ def run_demo(
     out: Path = Path("demo"),
     seed: int = 0,
     quiet: bool = False,
-    prompts: int = 200,
+    prompts: int = 400,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
     """Distils, exports, generates, measures and reports.

@@ -122,6 +122,9 @@ class Train:
     # Iterations over which the learning rate rises to its value: with beta1 = 0 the first steps
     # would otherwise be as large as the sign of the gradient.
     warmup: Annotated[int, Field(ge=0)] = 10
+    # Last iterations over which the learning rate falls linearly to zero, which settles the
+    # student; 0 keeps it constant, as the paper does.
+    decay: Annotated[int, Field(ge=0)] = 0
     # Score times: uniform in [0, 1], moved towards noise by this flow shift, then clamped to
     # [sigma_min, sigma_max].
     score_shift: Annotated[float, Field(ge=1)] = 5.0

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from distill.callbacks import ForwardCounter
-from distill.trainer import NotFiniteError, Trainer
+from distill.trainer import NotFiniteError, Trainer, learning_rate_factor
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import guide, x0_from_velocity
+from lightx2v_sgmd.job import Train
 from lightx2v_sgmd.methods import SGMD
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, TRAINED
 from tests.training import make_job, make_trainer
@@ -126,3 +127,11 @@ def test_stopping_ends_after_the_iteration(tiny_teacher: Path, tmp_path: Path) -
     asked = iter([False, True, True])
     results = list(trainer.run(0, lambda: next(asked)))
     assert [(r.step, r.stop) for r in results] == [(1, False), (2, True)]
+
+
+def test_learning_rate_rises_holds_and_falls() -> None:
+    train = Train(iterations=10, warmup=4, decay=5)
+    factors = [learning_rate_factor(iteration, train) for iteration in range(10)]
+    assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    constant = Train(iterations=10, warmup=0)
+    assert {learning_rate_factor(iteration, constant) for iteration in range(10)} == {1.0}
