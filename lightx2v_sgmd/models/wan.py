@@ -277,7 +277,7 @@ def fold_text_padding(transformer: Any) -> None:
     Wan pads text to 512 rows of zeros, all of which give the same key and value. A key that is
     there n times adds n times its exponential to the softmax, as one key does whose logit is
     raised by ``log n``. So the result is the same, and a small model on a CPU, whose video has
-    fewer tokens than its text, runs about three times as fast. Large models gain nothing and keep
+    fewer tokens than its text, runs two to three times as fast. Large models gain nothing and keep
     the kernels that know no mask.
 
     The weights travel from the text embedder to the blocks as one more row of the text, which
