@@ -2,12 +2,16 @@
 
 A kernel counts as available when its package imports, diffusers accepts its version, and a small
 attention on the device, in the dtype and with the head size in question, agrees with plain PyTorch.
+Approximate kernels are taken only when asked for by name.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,20 +38,57 @@ class AttentionKernel:
 
 @dataclass(frozen=True)
 class _Known:
-    backend: str  # diffusers' name
+    """A kernel as this library knows it.
+
+    Attributes:
+        backend: The name that diffusers' dispatcher has for it.
+        module: What must import, or None for PyTorch's own.
+        package: Its name for people.
+        capability: Least CUDA compute capability; None runs anywhere.
+        install: The command that adds it.
+        half_only: Whether it runs in bfloat16 and float16 only.
+        auto_from: Least capability at which ``auto`` takes it; None: only when asked for.
+        approximate: Says how it departs from exact attention; "" for exact kernels.
+        tolerance: Largest error of the trial.
+    """
+
+    backend: str
     module: str | None
     package: str
-    capability: tuple[int, int]  # least CUDA compute capability
-    install: str
+    capability: tuple[int, int] | None = None
+    install: str = ""
+    half_only: bool = False
+    auto_from: tuple[int, int] | None = None
+    approximate: str = ""
+    tolerance: float = 0.03
 
 
 KERNELS: Final = {
+    "flash4": _Known(
+        "flash_4_hub",
+        "flash_attn.cute",
+        "FlashAttention 4",
+        (9, 0),
+        "pip install flash-attn-4",
+        half_only=True,
+        auto_from=(10, 0),  # on Hopper the third is the older and the better tried
+    ),
     "flash3": _Known(
         "_flash_3",
         "flash_attn_interface",
         "FlashAttention 3",
         (9, 0),
         "build it from github.com/Dao-AILab/flash-attention, folder hopper/",
+        half_only=True,
+        auto_from=(9, 0),
+    ),
+    "sdpa-cudnn": _Known(
+        "_native_cudnn",
+        None,
+        "PyTorch's cuDNN attention",
+        (8, 0),
+        half_only=True,
+        auto_from=(9, 0),  # where it uses the tensor cores' newer instructions, as the above do
     ),
     "flash2": _Known(
         "flash",
@@ -55,11 +96,34 @@ KERNELS: Final = {
         "FlashAttention 2",
         (8, 0),
         "pip install flash-attn --no-build-isolation",
+        half_only=True,
+        auto_from=(8, 0),
     ),
-    "xformers": _Known("xformers", "xformers.ops", "xFormers", (7, 0), "pip install xformers"),
-    "sdpa": _Known("native", None, "PyTorch", (0, 0), ""),
+    "xformers": _Known(
+        "xformers",
+        "xformers.ops",
+        "xFormers",
+        (7, 0),
+        "pip install xformers",
+        auto_from=(7, 0),
+    ),
+    "sdpa": _Known("native", None, "PyTorch", auto_from=(0, 0)),
+    "sdpa-flash": _Known("_native_flash", None, "PyTorch's flash attention"),
+    "sdpa-efficient": _Known(
+        "_native_efficient", None, "PyTorch's memory-efficient attention", (5, 0)
+    ),
+    "sage": _Known(
+        "sage",
+        "sageattention",
+        "SageAttention",
+        (8, 0),
+        "pip install sageattention",
+        half_only=True,
+        approximate="it multiplies queries and keys in int8",
+        tolerance=0.15,
+    ),
 }
-"""Fastest first: the order of ``auto``."""
+"""Fastest first: the order of ``auto``, which takes exact kernels only."""
 
 
 def kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionKernel]:
@@ -76,10 +140,9 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, head_dim: i
     if requested != "auto" and requested not in KERNELS:
         raise UserError(f"attention: {requested!r} is unknown; use auto, {', '.join(KERNELS)}")
     if requested == "auto":
-        # The last one, PyTorch's own, runs unless the device itself does not.
-        requested = next(
-            (k.name for k in kernels(device, dtype, head_dim) if k.available), list(KERNELS)[-1]
-        )
+        # PyTorch's own runs unless the device itself does not.
+        tried = (_probe(name, KERNELS[name], device, dtype, head_dim) for name in _auto(device))
+        requested = next((kernel.name for kernel in tried if kernel.available), "sdpa")
     kernel = _probe(requested, KERNELS[requested], device, dtype, head_dim)
     if not kernel.available:
         raise UserError(
@@ -88,16 +151,47 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, head_dim: i
     return requested
 
 
+def _auto(device: torch.device) -> list[str]:
+    """The kernels that ``auto`` tries on a device, fastest first."""
+    capability = (0, 0)
+    if device.type == "cuda" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(device)
+    return [
+        name
+        for name, known in KERNELS.items()
+        if known.auto_from is not None and known.auto_from <= capability
+    ]
+
+
 def apply(network: ModelMixin, kernel: str) -> None:
     """Makes a diffusers network use a kernel from ``choose``.
 
     Only this network changes: diffusers' own call also switches the default of the whole process,
     which is put back here.
     """
-    from diffusers.models.attention_dispatch import attention_backend
+    from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
+    backend = KERNELS[kernel].backend
+    if kernel == "flash4":
+        # diffusers would fetch this kernel from its hub; here it is the installed package's.
+        _lend_flash4()
+        for processor in network.attn_processors.values():
+            getattr(processor, "processor", processor)._attention_backend = AttentionBackendName(
+                backend
+            )
+        return
     with attention_backend("native"), no_warnings("diffusers.models.modeling_utils"):
-        network.set_attention_backend(KERNELS[kernel].backend)
+        network.set_attention_backend(backend)
+
+
+def _lend_flash4() -> None:
+    """Gives diffusers' dispatcher the installed FlashAttention 4 under the name of its backend."""
+    from diffusers.models import attention_dispatch
+
+    known = KERNELS["flash4"]
+    registry = attention_dispatch._HUB_KERNELS_REGISTRY
+    kernel = registry[attention_dispatch.AttentionBackendName(known.backend)]
+    kernel.kernel_fn = importlib.import_module(str(known.module)).flash_attn_func
 
 
 def _probe(
@@ -105,31 +199,33 @@ def _probe(
 ) -> AttentionKernel:
     reason = _why_not(known, device, dtype)
     if reason is None:
-        reason = _trial(known.backend, device, dtype, head_dim)
+        reason = _trial(known.backend, device, dtype, head_dim, known.tolerance)
     if reason is not None:
         return AttentionKernel(name, False, reason)
     short = str(dtype).removeprefix("torch.")
+    ran = f"{known.package} ran on {device.type} in {short} with heads of {head_dim}"
     return AttentionKernel(
-        name, True, f"{known.package} ran on {device.type} in {short} with heads of {head_dim}"
+        name, True, f"{ran}; approximate: {known.approximate}" if known.approximate else ran
     )
 
 
 def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | None:
     """What is in the way of a kernel before trying it, or None."""
+    if known.capability is not None and device.type != "cuda":
+        return f"{known.package} needs a CUDA device, and this is {device.type}"
+    if device.type == "cuda" and known.capability is not None:
+        if not torch.cuda.is_available():
+            return "PyTorch sees no CUDA device"
+        if known.module is not None and not _is_installed(known.module):
+            return f"{known.package} is not installed ({known.install})"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < known.capability:
+            have, need = (".".join(map(str, c)) for c in (capability, known.capability))
+            return f"{known.package} needs compute capability {need}, this GPU has {have}"
+    if known.half_only and dtype not in (torch.bfloat16, torch.float16):
+        return f"{known.package} runs in bfloat16 and float16, not in {dtype}"
     if known.module is None:
         return None
-    if device.type != "cuda":
-        return f"{known.package} needs a CUDA device, and this is {device.type}"
-    if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
-    if not _is_installed(known.module):
-        return f"{known.package} is not installed ({known.install})"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < known.capability:
-        have, need = (".".join(map(str, c)) for c in (capability, known.capability))
-        return f"{known.package} needs compute capability {need}, this GPU has {have}"
-    if known.package.startswith("Flash") and dtype not in (torch.bfloat16, torch.float16):
-        return f"{known.package} runs in bfloat16 and float16, not in {dtype}"
     try:
         importlib.import_module(known.module)
     except Exception as error:  # an extension built for another torch fails in many ways
@@ -144,22 +240,45 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _trial(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _trial(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    tolerance: float = 0.03,
+) -> str | None:
     """Runs a small attention and compares it with float32 PyTorch: what is wrong, or None."""
-    from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
     generator = torch.Generator("cpu").manual_seed(0)
     inputs = torch.randn(3, 1, 24, 2, head_dim, generator=generator).to(dtype)  # each BSND
     expected = F.scaled_dot_product_attention(*inputs.float().transpose(2, 3)).transpose(1, 2)
     try:
-        with torch.no_grad(), attention_backend(backend):
-            got = dispatch_attention_fn(*inputs.to(device)).float().cpu()
+        with torch.no_grad(), _asked_directly(backend):
+            got = dispatch_attention_fn(
+                *inputs.to(device), backend=AttentionBackendName(backend)
+            ).float()
+        difference = (got.cpu() - expected).abs().max().item()
     except Exception as error:  # whatever a kernel raises, it cannot run
         return f"it fails on a small example: {_first_line(error)}"
-    difference = (got - expected).abs().max().item()
-    if not difference < 0.03:
+    if not difference < tolerance:
         return f"it is wrong on a small example (off by {difference:.2g})"
     return None
+
+
+@contextmanager
+def _asked_directly(backend: str) -> Iterator[None]:
+    """What diffusers' dispatcher needs before a backend may be called, for as long as it is."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    if backend == KERNELS["flash4"].backend:
+        _lend_flash4()
+        yield
+        return
+    with attention_backend(backend), warnings.catch_warnings():
+        # PyTorch explains at length in warnings why a kernel of its own cannot run.
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _first_line(error: Exception) -> str:

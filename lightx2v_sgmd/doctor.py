@@ -103,9 +103,7 @@ def run() -> Report:
         except Exception as error:  # whatever breaks is what the user wants to know
             first = (str(error).strip().splitlines() or [""])[0]
             checks.append(Check(name, "broken", f"{type(error).__name__}: {first}"))
-    # The kernels stand fastest first, as `generate` tries them.
-    running = (c.name for c in checks if c.name.startswith(_ATTENTION) and c.state == "ok")
-    return Report(tuple(checks), next(running, "none").removeprefix(_ATTENTION))
+    return Report(tuple(checks), _chosen_attention())
 
 
 _ATTENTION: Final = "attention "
@@ -135,19 +133,58 @@ def _devices() -> list[Check]:
     return found
 
 
-def _attention() -> list[Check]:
-    """Each kernel in the setting of Wan2.1 on this machine's best device: heads of 128."""
+def _setting() -> tuple[Any, Any, int]:
+    """Wan2.1 on this machine's best device: the device, the precision, heads of 128."""
     import torch
 
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16, 128
+    return torch.device("cpu"), torch.float32, 128
+
+
+def _attention() -> list[Check]:
+    """Each kernel in the setting of Wan2.1 on this machine's best device."""
     from lightx2v_sgmd.attention import kernels
 
-    gpu = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
-    absent: State = "missing" if gpu else "info"
+    device, dtype, head_dim = _setting()
+    absent: State = "missing" if device.type == "cuda" else "info"
     return [
         Check(_ATTENTION + kernel.name, "ok" if kernel.available else absent, kernel.reason)
-        for kernel in kernels(torch.device(device), dtype, 128)
+        for kernel in kernels(device, dtype, head_dim)
     ]
+
+
+def _chosen_attention() -> str:
+    """What ``generate`` would choose, or ``none``."""
+    from lightx2v_sgmd.attention import choose
+
+    try:
+        return choose("auto", *_setting())
+    except Exception:  # whatever stops the kernels stands among the findings
+        return "none"
+
+
+def _inference() -> list[Check]:
+    """What makes generating faster or smaller: quantised weights, LoRA, compiling."""
+    found = []
+    for package, what in (
+        ("torchao", "int8 weights, and fp8 on GPUs from compute capability 8.9"),
+        ("peft", "LoRA files (--lora)"),
+    ):
+        try:
+            found.append(Check(package, "ok", f"{importlib.metadata.version(package)}: {what}"))
+        except importlib.metadata.PackageNotFoundError:
+            found.append(Check(package, "info", f"not installed: {what}", _pip(package)))
+    gpu = _setting()[0].type == "cuda"
+    if gpu and importlib.util.find_spec("triton") is None:
+        found.append(Check("compile", "missing", "torch.compile needs Triton", _pip("triton")))
+    elif not gpu and (compiler := _compiler()) is None:
+        detail = "torch.compile on a CPU needs a C++ compiler"
+        found.append(Check("compile", "info", detail, _system_packages()))
+    else:
+        detail = "torch.compile has Triton" if gpu else f"torch.compile has {compiler}"
+        found.append(Check("compile", "ok", detail))
+    return found
 
 
 def _deepspeed() -> list[Check]:
@@ -312,6 +349,7 @@ _LOOKS: Final[dict[str, Callable[[], list[Check]]]] = {
     "python": _python,
     "torch": _devices,
     "attention": _attention,
+    "inference": _inference,
     "deepspeed": _deepspeed,
     "video": _video,
     "resources": _resources,

@@ -20,11 +20,38 @@ CPU = torch.device("cpu")
 
 def test_sdpa_is_there_and_the_rest_says_why_not() -> None:
     found = {k.name: k for k in attention.kernels(CPU, torch.float32, 12)}
-    assert list(found) == ["flash3", "flash2", "xformers", "sdpa"]
+    assert list(found) == list(attention.KERNELS)
     assert found["sdpa"].available
-    for name in ("flash3", "flash2", "xformers"):
+    for name in ("flash4", "flash3", "sdpa-cudnn", "flash2", "xformers", "sdpa-efficient", "sage"):
         assert not found[name].available
         assert "needs a CUDA device, and this is cpu" in found[name].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", attention.KERNELS)
+def test_every_kernel_that_runs_here_is_near_float32(name: str, dtype: torch.dtype) -> None:
+    """Self-attention of a long row and cross-attention of a short one, heads of 128 as in Wan."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernel = {k.name: k for k in attention.kernels(device, dtype, 128)}[name]
+    if not kernel.available:
+        pytest.skip(kernel.reason)
+    known = attention.KERNELS[name]
+    generator = torch.Generator().manual_seed(3)
+    for queries, keys in ((300, 300), (130, 37)):
+        q = torch.randn(2, queries, 3, 128, generator=generator).to(dtype)
+        k, v = torch.randn(2, 2, keys, 3, 128, generator=generator).to(dtype)
+        scores = torch.einsum("bqnd,bknd->bnqk", q.float(), k.float()) / 128**0.5
+        expected = torch.einsum("bnqk,bknd->bqnd", scores.softmax(-1), v.float())
+        with torch.no_grad(), attention._asked_directly(known.backend):
+            got = attention_dispatch.dispatch_attention_fn(
+                q.to(device),
+                k.to(device),
+                v.to(device),
+                backend=attention_dispatch.AttentionBackendName(known.backend),
+            )
+        assert got.dtype == dtype
+        limit = 2e-5 if dtype == torch.float32 else known.tolerance / 2
+        torch.testing.assert_close(got.float().cpu(), expected, atol=limit, rtol=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -45,8 +72,8 @@ def test_auto_takes_what_runs(dtype: torch.dtype) -> None:
 def test_a_forced_kernel_that_cannot_run_is_refused() -> None:
     with pytest.raises(UserError, match="^attention: flash2 cannot run here: FlashAttention 2 nee"):
         attention.choose("flash2", CPU, torch.bfloat16, 128)
-    with pytest.raises(UserError, match="'flash4' is unknown; use auto, flash3, flash2"):
-        attention.choose("flash4", CPU, torch.bfloat16, 128)
+    with pytest.raises(UserError, match="'flash9' is unknown; use auto, flash4, flash3"):
+        attention.choose("flash9", CPU, torch.bfloat16, 128)
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> torch.device:
@@ -54,13 +81,15 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) ->
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(attention, "_is_installed", lambda module: True)
-    for name in ("flash_attn_interface", "flash_attn", "xformers", "xformers.ops"):
+    modules = "flash_attn_interface flash_attn flash_attn.cute xformers xformers.ops sageattention"
+    for name in modules.split():
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     return torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("capability", "chosen"), [((9, 0), "flash3"), ((8, 6), "flash2"), ((7, 5), "xformers")]
+    ("capability", "chosen"),
+    [((10, 0), "flash4"), ((9, 0), "flash3"), ((8, 6), "flash2"), ((7, 5), "xformers")],
 )
 def test_the_fastest_kernel_of_the_gpu_is_chosen(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], chosen: str
@@ -72,6 +101,55 @@ def test_the_fastest_kernel_of_the_gpu_is_chosen(
     assert attention.choose("auto", device, torch.float32, 128) == "xformers"
     with pytest.raises(UserError, match="runs in bfloat16 and float16|needs compute capability"):
         attention.choose("flash3", device, torch.float32, 128)
+
+
+def test_an_approximate_kernel_is_only_taken_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = pretend_gpu(monkeypatch, (9, 0))
+    works = {"sage": None, "native": None}
+    monkeypatch.setattr(attention, "_trial", lambda backend, *args: works.get(backend, "it fails"))
+    assert attention.choose("auto", device, torch.bfloat16, 128) == "sdpa"
+    assert attention.choose("sage", device, torch.bfloat16, 128) == "sage"
+    sage = {k.name: k for k in attention.kernels(device, torch.bfloat16, 128)}["sage"]
+    assert "approximate: it multiplies queries and keys in int8" in sage.reason
+
+
+def test_without_flash3_hopper_takes_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pretend_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(
+        attention, "_trial", lambda backend, *args: "no" if backend == "_flash_3" else None
+    )
+    assert attention.choose("auto", device, torch.bfloat16, 128) == "sdpa-cudnn"
+
+
+def test_flash4_is_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network and no hub: the network calls the function of ``flash_attn.cute``."""
+    calls = []
+
+    def flash_attn_func(q, k, v, softmax_scale=None, causal=False):  # type: ignore[no-untyped-def]
+        calls.append((q.shape, causal))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v)), scale=softmax_scale
+        )
+        return out.transpose(1, 2), None
+
+    module = types.ModuleType("flash_attn.cute")
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
+    assert attention._trial("flash_4_hub", CPU, torch.bfloat16, 12) is None
+    model = open_wan(make_tiny_wan(tmp_path))
+    network = model.load_transformer()
+    attention.apply(network, "flash4")
+    x_t, sigma = torch.randn(1, 4, 2, 4, 4), torch.tensor([0.9])
+    calls.clear()
+    with torch.no_grad():
+        text = pad_text([torch.randn(5, 16)])
+        got = velocity(network, x_t, sigma, text)
+        expected = velocity(model.load_transformer(), x_t, sigma, text)
+    assert len(calls) == 4  # self and cross, in both blocks
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_a_kernel_that_fails_its_trial_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +170,13 @@ def test_a_package_that_does_not_import_says_so(monkeypatch: pytest.MonkeyPatch)
         raise ImportError("undefined symbol: _ZN3c10\nmore")
 
     monkeypatch.setattr(attention.importlib, "import_module", broken)
-    kernel = attention.kernels(device, torch.bfloat16, 128)[0]
+    kernel = {k.name: k for k in attention.kernels(device, torch.bfloat16, 128)}["flash3"]
     assert kernel.reason == "FlashAttention 3 does not import: undefined symbol: _ZN3c10"
 
 
 def test_a_trial_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention._trial("native", CPU, torch.float32, 12) is None
-    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda q, k, v: v)
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda q, k, v, **kwargs: v)
     said = attention._trial("native", CPU, torch.float32, 12)
     assert said is not None and "wrong on a small example" in said
 
