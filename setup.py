@@ -87,6 +87,8 @@ setup(
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
         "dev": [
             "hypothesis>=6.100",
+            # Draws the figures of tools/figures.
+            "matplotlib>=3.10",
             "mypy>=1.15",
             "pre-commit>=4",
             "pytest>=8",
