@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from distill.data import Batches
 from distill.trainer import Iteration
@@ -34,33 +33,6 @@ from lightx2v_sgmd.video import frame_rate, write_video
 SAMPLE_VIDEOS = 4
 
 _PACKAGES = ("lightx2v-sgmd", "torch", "diffusers", "transformers", "safetensors", "deepspeed")
-
-
-class ForwardCounter:
-    """Counts forwards by role, as the networks see them.
-
-    One forward is one pass of one sample: the guided teacher's batch, twice as long, is two.
-    Recomputing blocks for the backward pass is none.
-
-    Args:
-        networks: By role.
-        samples: Samples of this rank in an iteration.
-    """
-
-    def __init__(self, networks: Mapping[str, nn.Module], samples: int) -> None:
-        self.samples = samples
-        self._rows = dict.fromkeys(networks, 0)
-        for role, network in networks.items():
-            network.register_forward_pre_hook(partial(self._count, role), with_kwargs=True)
-
-    def _count(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._rows[role] += len(kwargs["hidden_states"])
-
-    def take(self) -> dict[str, float]:
-        """Forwards per sample since the last call."""
-        counts = {role: rows / self.samples for role, rows in self._rows.items()}
-        self._rows = dict.fromkeys(self._rows, 0)
-        return counts
 
 
 class Recorder:
@@ -109,7 +81,7 @@ class Recorder:
 
 
 def metrics_line(
-    result: Iteration, seconds: float, forwards: Mapping[str, float], device: torch.device
+    result: Iteration, seconds: float, cost: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """What ``metrics.jsonl`` says of an iteration: each loss term under its own name."""
     return {
@@ -119,7 +91,7 @@ def metrics_line(
         "lr": result.lr,
         "exit_step": result.exit_step,
         "seconds": round(seconds, 4),
-        "forwards": dict(forwards),
+        **cost,
         "peak_memory_gib": round(peak_memory_gib(device), 3),
     }
 

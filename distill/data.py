@@ -120,6 +120,7 @@ class Batch:
         text: ``[B, S, D]``.
         negative_text: ``[B, S, D]``, what guidance leads away from.
         prompts: Which prompts these are.
+        real: ``[B, C, T, h, w]``, latents of real videos, for methods that read them.
     """
 
     noise: Tensor
@@ -128,10 +129,11 @@ class Batch:
     text: Tensor
     negative_text: Tensor
     prompts: tuple[int, ...]
+    real: Tensor | None = None
 
 
 class Batches:
-    """The run's micro-batches, each a pure function of the iteration.
+    """The run's micro-batches, each a pure function of its number.
 
     Args:
         job: Whose seed, sizes and score times count.
@@ -154,25 +156,35 @@ class Batches:
         self.latent_shape = latent_shape
         self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.size
 
-    def exit_step(self, iteration: int) -> int:
+    def exit_step(self, draw: int) -> int:
         """Uniform over the steps; the same for all ranks and micro-batches."""
-        draw = generator(self.job.train.seed, "exit_step", iteration)
-        return int(torch.randint(len(self.job.schedule), (), generator=draw))
+        source = generator(self.job.train.seed, "exit_step", draw)
+        return int(torch.randint(len(self.job.schedule), (), generator=source))
 
-    def micro_batch(self, iteration: int, micro: int) -> Batch:
-        """This rank's slice of the global batch of an iteration (counted from 0)."""
+    def uniform(self, purpose: str, draw: int, low: float, high: float) -> float:
+        """A number from a range; the same for all ranks and micro-batches."""
+        source = generator(self.job.train.seed, purpose, draw)
+        return low + (high - low) * float(torch.rand((), generator=source))
+
+    def micro_batch(self, draw: int, micro: int) -> Batch:
+        """This rank's slice of a global batch.
+
+        Args:
+            draw: Number of the global batch in the run, from 0; an iteration may take several.
+            micro: Number of the slice among those that are accumulated.
+        """
         train = self.job.train
         first = (micro * self.ranks.size + self.ranks.rank) * train.micro_batch
         samples = range(first, first + train.micro_batch)
-        prompts = tuple(self._prompt(iteration * self.global_batch + s) for s in samples)
+        prompts = tuple(self._prompt(draw * self.global_batch + s) for s in samples)
         u = torch.cat(
-            [torch.rand(1, generator=generator(train.seed, "u", iteration, s)) for s in samples]
+            [torch.rand(1, generator=generator(train.seed, "u", draw, s)) for s in samples]
         )
         sigma = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
         text, negative_text = self.texts(prompts)
         return Batch(
-            noise=self._noise("noise", iteration, samples),
-            score_noise=self._noise("score_noise", iteration, samples),
+            noise=self._noise("noise", draw, samples),
+            score_noise=self._noise("score_noise", draw, samples),
             sigma=sigma.to(self.ranks.device),
             text=text,
             negative_text=negative_text,
@@ -188,14 +200,14 @@ class Batches:
         """``[count, C, T, h, w]`` for sample videos: the same all through the run."""
         return self._noise("samples", 0, range(count))
 
-    def _noise(self, purpose: str, iteration: int, samples: range) -> Tensor:
-        draws = [
+    def _noise(self, purpose: str, draw: int, samples: range) -> Tensor:
+        rows = [
             torch.randn(
-                self.latent_shape, generator=generator(self.job.train.seed, purpose, iteration, s)
+                self.latent_shape, generator=generator(self.job.train.seed, purpose, draw, s)
             )
             for s in samples
         ]
-        return torch.stack(draws).to(self.ranks.device)
+        return torch.stack(rows).to(self.ranks.device)
 
     def _prompt(self, position: int) -> int:
         """Which prompt the run's sample number ``position`` gets; every epoch is shuffled anew."""

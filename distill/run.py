@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from distill.callbacks import (
-    ForwardCounter,
     Recorder,
     environment,
     metrics_line,
     stop_on_signal,
     write_samples,
 )
+from distill.counting import PassCounter
 from distill.data import Batches, encode_prompts, load_prompts
 from distill.saving import (
     Saver,
@@ -33,7 +33,6 @@ from lightx2v_sgmd.checkpoint import disk_problem
 from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, check_against_model
-from lightx2v_sgmd.methods import build_method
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.parallel import (
     Ranks,
@@ -65,7 +64,6 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     # First what needs no weights and no other process.
     model = open_wan(job.teacher.path)
     check_against_model(job, model)
-    method = build_method(job.method.name, **job.method.options)
     prompts = load_prompts(job)
     ranks = connect(job.parallel.strategy, training_device())
     try:
@@ -83,7 +81,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         shape = model.latent_shape(video.height, video.width, video.num_frames)
         batches = Batches(job, rows, negative, shape, ranks)
         saver = Saver(job, strategy, trainer_state(job, prompts, ranks))
-        trainer = Trainer(job, method, strategy, batches)
+        trainer = Trainer(job, strategy, batches)
         last = _train(job, model, trainer, saver, start.step, quiet)
         strategy.close()
     except UserError:
@@ -148,7 +146,7 @@ def _train(
     """Runs iterations, with what happens after each; returns the last."""
     strategy: Strategy = trainer.strategy
     train, device = job.train, strategy.ranks.device
-    counter = ForwardCounter(strategy.networks, train.micro_batch * train.accumulation)
+    counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
     recorders: list[Recorder] = []  # the first rank's; the others have none
     strategy.ranks.once(lambda: recorders.append(Recorder(job.output.dir, done)))
     result = Iteration(done, 0)

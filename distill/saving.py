@@ -17,7 +17,7 @@ from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.wan import WanModel
-from lightx2v_sgmd.parallel import STUDENT, TRAINED, Ranks, Strategy
+from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
 from lightx2v_sgmd.parallel.shards import safetensors_header
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 
@@ -106,7 +106,7 @@ class Saver:
                 pass
         if problems:
             raise problems[0]
-        for role in TRAINED:
+        for role in self.strategy.trained:
             slices = self.strategy.save_slices(role)
             name = f"state/{role}.{ranks.rank:05d}-of-{ranks.size:05d}.safetensors"
             sizes = {key: part.shape for key, part in slices.items()}

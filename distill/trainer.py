@@ -1,16 +1,18 @@
-"""The training loop: SGMD's iteration in terms of roles (arXiv 2605.30116, Alg. 1).
+"""The training loop: an iteration of score distillation in terms of roles.
 
-What is random comes from ``data``, what is a loss from the method, where a network lives from the
+SGMD's is Alg. 1 of arXiv 2605.30116; the others differ in what their method declares. What is
+random comes from ``data``, what is a loss from the method, where a network lives from the
 strategy. Roles: the ``student`` makes videos, the ``teacher`` is frozen, the ``fake_score`` follows
-the student.
+the student, a ``discriminator`` reads the teacher's blocks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,8 +21,8 @@ from distill.data import Batch, Batches
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
 from lightx2v_sgmd.job import Job, Train
-from lightx2v_sgmd.methods import Losses, Method, Sample
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, TRAINED, Strategy
+from lightx2v_sgmd.methods import AdversarialMethod, Losses, Sample
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER, Ranks, Strategy
 from lightx2v_sgmd.rollout import rollout
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width
@@ -50,9 +52,10 @@ class Iteration:
     Attributes:
         step: Iterations done, this one included.
         exit_step: Which step of the rollout carried gradient.
-        losses: Each term's mean over the global batch.
-        grad_norm: By role, before clipping.
+        losses: Each term's mean over the global batch, and over the updates that have it.
+        grad_norm: By role, before clipping; of the last update.
         lr: By role.
+        updates: How many updates have had each term.
         stop: Whether any process was asked to stop.
     """
 
@@ -61,36 +64,26 @@ class Iteration:
     losses: dict[str, float] = field(default_factory=dict)
     grad_norm: dict[str, float] = field(default_factory=dict)
     lr: dict[str, float] = field(default_factory=dict)
+    updates: dict[str, int] = field(default_factory=dict)
     stop: bool = False
 
 
 class Trainer:
     """Runs iterations.
 
+    An iteration is one update of the student and those that its method asks for: of the fake score
+    on the same x_t, or several on rollouts of their own, and of a discriminator.
+
     Args:
         job: What to train.
-        method: The losses.
         strategy: The networks.
         batches: The data.
-
-    Raises:
-        UserError: the method asks for something that this loop does not do.
     """
 
-    def __init__(self, job: Job, method: Method, strategy: Strategy, batches: Batches) -> None:
-        if (
-            method.fake_score_updates != 1
-            or method.fresh_rollouts
-            or set(method.roles) != {*TRAINED}
-        ):
-            raise UserError(
-                f"method.name: {method.name} needs other updates than one of the student and one "
-                "of the fake score on the same x_t, which is what this version does; use sgmd"
-            )
-        self.job, self.method = job, method
+    def __init__(self, job: Job, strategy: Strategy, batches: Batches) -> None:
+        self.job, self.method = job, job.method
         self.strategy, self.batches = strategy, batches
-        self._terms: dict[str, list[Tensor]] = {}
-        self._prompts: list[int] = []
+        self._terms = Terms(strategy.ranks)
 
     def run(self, done: int, stop: Callable[[], bool] = lambda: False) -> Iterator[Iteration]:
         """Runs the iterations after the first ``done``.
@@ -104,106 +97,220 @@ class Trainer:
                 return
 
     def iterate(self, iteration: int, stop: Callable[[], bool] = lambda: False) -> Iteration:
-        """One update of the student and one of the fake score; ``iteration`` counts from 0.
+        """One update of the student with those that go with it; ``iteration`` counts from 0.
 
         Raises:
             NotFiniteError: a loss or gradient is not finite; no rank has saved anything of it.
         """
-        result = Iteration(iteration + 1, self.batches.exit_step(iteration))
-        self._terms, self._prompts = {}, []
-        for micro in range(self.job.train.accumulation):
-            batch = self.batches.micro_batch(iteration, micro)
-            self.add_gradients(batch, result.exit_step)
-        result.losses, result.stop = self._mean_losses(result.step, stop())
-        rates = {STUDENT: self.job.student, FAKE_SCORE: self.job.fake_score}
-        factor = learning_rate_factor(iteration, self.job.train)
-        for role, settings in rates.items():
-            result.lr[role] = settings.optimizer.lr * factor
-            result.grad_norm[role] = self.strategy.step(role, result.lr[role])
-        for role, norm in result.grad_norm.items():
-            if not math.isfinite(norm):
-                raise NotFiniteError(f"step {result.step}: the gradient of {role} is {norm}")
+        own_rollouts = self.method.fake_score_updates if self.method.fresh_rollouts else 0
+        draw = iteration * (1 + own_rollouts)
+        result = Iteration(iteration + 1, self.batches.exit_step(draw))
+        updates = [partial(self.add_gradients, draw=draw, iteration=iteration)]
+        updates += [
+            partial(self.add_fake_score_gradients, draw=draw + 1 + update)
+            for update in range(own_rollouts)
+        ]
+        for update in updates:
+            trained: tuple[str, ...] = ()
+            for micro in range(self.job.train.accumulation):
+                trained = update(micro)
+            result.stop |= self._terms.add_to(result, stop())
+            for role in trained:
+                self._step(role, iteration, result)
         self.strategy.update_average()
         return result
 
-    def add_gradients(self, batch: Batch, exit_step: int) -> None:
-        """Adds the gradients of one micro-batch to both networks; updates neither."""
-        sigma = batch.sigma
-        student = partial(self.strategy.velocity, STUDENT, text=batch.text)
-        x0 = rollout(student, batch.noise, self.job.schedule, exit_step)
-        x_t = add_noise(x0, batch.score_noise, sigma)
-        x_real = self.teacher_x0(x_t.detach(), batch)
+    def add_gradients(self, micro: int, draw: int, iteration: int) -> tuple[str, ...]:
+        """Adds a micro-batch's gradients to the student and to what shares its x_t.
 
-        def sample(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Sample:
-            velocity = velocity.float()
-            x_fake = x0_from_velocity(x_t, velocity, sigma)
-            return Sample(x0, batch.score_noise, sigma, x_t, velocity, x_fake, x_real)
+        Updates nothing.
+
+        Returns:
+            The roles that got gradient.
+        """
+        batch = self.batches.micro_batch(draw, micro)
+        method, strategy, sigma = self.method, self.strategy, batch.sigma
+        x0 = self._rollout(batch, draw)
+        x_t = add_noise(x0, batch.score_noise, sigma)
+        guidance = self._guidance(iteration)
+        x_real = None if method.through_teacher else self.teacher_x0(x_t.detach(), batch, guidance)
 
         def generator_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
-            return self._total(self.method.generator_losses(sample(x0, x_t, velocity)))
+            real = self.teacher_x0(x_t, batch, guidance) if x_real is None else x_real
+            sample = self._sample(batch, x0, x_t, velocity, real, update=False)
+            return self._terms.total(method.generator_losses(sample), batch.prompts)
 
         def fake_score_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
-            return self._total(self.method.fake_score_losses(sample(x0, x_t, velocity)))
+            sample = self._sample(batch, x0, x_t, velocity, x_real)
+            return self._terms.total(method.fake_score_losses(sample), batch.prompts)
+
+        def critic_loss(velocity: Tensor) -> Tensor:
+            fake = velocity.detach()
+            sample = self._sample(batch, x0.detach(), x_t.detach(), fake, x_real, update=True)
+            losses = cast(AdversarialMethod, method).discriminator_losses(sample)
+            return self._terms.total(losses, batch.prompts)
 
         # The generator's loss depends on the student through x0 and x_t only. Its gradient there,
-        # carried back by a second scalar, keeps the two networks' backward passes apart.
-        score = self.strategy.fake_score_at(x0, x_t, sigma, batch.text)
-        to_x0, to_x_t = score.generator_gradient(generator_loss)
-        score.backward(fake_score_loss)
+        # carried back by a second scalar, keeps the networks' backward passes apart.
+        query = strategy.fake_score_at(x0, x_t, sigma, batch.text)
+        seen: list[Tensor] = []
+
+        def noting(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
+            seen.append(velocity)
+            return generator_loss(x0, x_t, velocity)
+
+        to_x0, to_x_t = query.generator_gradient(noting, method.through_fake_score)
+        trained = [STUDENT]
+        if not method.fresh_rollouts:
+            query.backward(fake_score_loss)
+            trained.append(FAKE_SCORE)
+        if DISCRIMINATOR in method.roles:
+            strategy.backward(DISCRIMINATOR, critic_loss(seen[0]))
+            trained.append(DISCRIMINATOR)
         carried = sum(
             (value * gradient).sum()
             for value, gradient in ((x0, to_x0), (x_t, to_x_t))
             if gradient is not None
         )
         assert isinstance(carried, Tensor), "the generator's loss does not depend on the student"
-        self.strategy.backward(STUDENT, carried)
-        self._prompts += batch.prompts
+        strategy.backward(STUDENT, carried)
+        return tuple(trained)
 
-    @torch.no_grad()
-    def teacher_x0(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def add_fake_score_gradients(self, micro: int, draw: int) -> tuple[str, ...]:
+        """Adds a micro-batch's gradient to the fake score, on a rollout of its own."""
+        batch = self.batches.micro_batch(draw, micro)
+        with torch.no_grad():
+            x0 = self._rollout(batch, draw)
+        x_t = add_noise(x0, batch.score_noise, batch.sigma)
+
+        def loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
+            sample = self._sample(batch, x0, x_t, velocity, None)
+            return self._terms.total(self.method.fake_score_losses(sample), batch.prompts)
+
+        self.strategy.fake_score_at(x0, x_t, batch.sigma, batch.text).backward(loss)
+        return (FAKE_SCORE,)
+
+    def _rollout(self, batch: Batch, draw: int) -> Tensor:
+        student = partial(self.strategy.velocity, STUDENT, text=batch.text)
+        return rollout(student, batch.noise, self.job.schedule, self.batches.exit_step(draw))
+
+    def _sample(
+        self,
+        batch: Batch,
+        x0: Tensor,
+        x_t: Tensor,
+        velocity: Tensor,
+        x_real: Tensor | None,
+        update: bool | None = None,
+    ) -> Sample:
+        """What a method's losses see; ``update`` says whom the discriminator's gradient is for."""
+        velocity = velocity.float()
+        x_fake = x0_from_velocity(x_t, velocity, batch.sigma)
+        discriminate = None
+        if update is not None and DISCRIMINATOR in self.method.roles:
+
+            def discriminate(x: Tensor, sigma: Tensor) -> Tensor:
+                text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
+                return self.strategy.logits(x, sigma, text, update)
+
+        return Sample(
+            x0=x0,
+            noise=batch.score_noise,
+            sigma=batch.sigma,
+            x_t=x_t,
+            velocity_fake=velocity,
+            x_fake=x_fake,
+            x_real=x_real,
+            discriminate=discriminate,
+            real=batch.real,
+        )
+
+    def _guidance(self, iteration: int) -> float:
+        """The job's guidance, or this iteration's draw from the method's range."""
+        if self.method.guidance_range is None:
+            return self.job.teacher.guidance_scale
+        return self.batches.uniform("guidance", iteration, *self.method.guidance_range)
+
+    def teacher_x0(self, x_t: Tensor, batch: Batch, scale: float) -> Tensor:
         """The guided teacher's data prediction; both of its passes run as one batch."""
-        scale = self.job.teacher.guidance_scale
         teacher = partial(self.strategy.velocity, TEACHER)
-        if scale == 1:
-            velocity = teacher(x_t, batch.sigma, text=batch.text).float()
-        else:
-            text = torch.cat([batch.text, batch.negative_text])
-            both = teacher(torch.cat([x_t, x_t]), batch.sigma.repeat(2), text=text).float()
-            cond, uncond = both.chunk(2)
-            velocity = guide(cond, uncond, scale)
-        return x0_from_velocity(x_t, velocity, batch.sigma)
+        with torch.set_grad_enabled(x_t.requires_grad):
+            if scale == 1:
+                velocity = teacher(x_t, batch.sigma, text=batch.text).float()
+            else:
+                text = torch.cat([batch.text, batch.negative_text])
+                both = teacher(torch.cat([x_t, x_t]), batch.sigma.repeat(2), text=text).float()
+                cond, uncond = both.chunk(2)
+                velocity = guide(cond, uncond, scale)
+            return x0_from_velocity(x_t, velocity, batch.sigma)
 
-    def _total(self, losses: Losses) -> Tensor:
+    def _step(self, role: str, iteration: int, result: Iteration) -> None:
+        """Updates a role; of several updates in an iteration the last one's norm is noted."""
+        factor = learning_rate_factor(iteration, self.job.train)
+        result.lr[role] = self.strategy.settings.optimizers[role].lr * factor
+        norm = result.grad_norm[role] = self.strategy.step(role, result.lr[role])
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"step {result.step}: the gradient of {role} is {norm}")
+
+
+class Terms:
+    """The loss terms of one update, until they are averaged over the global batch.
+
+    Args:
+        ranks: Who shares it.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._values: dict[str, list[Tensor]] = {}
+        self._prompts: dict[str, list[int]] = {}
+
+    def total(self, losses: Losses, prompts: Sequence[int]) -> Tensor:
         """The sum of the terms, averaged over the batch; notes each term."""
         for name, values in losses.items():
-            self._terms.setdefault(name, []).append(values.detach())
+            self._values.setdefault(name, []).append(values.detach())
+            self._prompts.setdefault(name, []).extend(prompts)
         return torch.stack([values.mean() for values in losses.values()]).sum()
 
-    def _mean_losses(self, step: int, stop: bool) -> tuple[dict[str, float], bool]:
-        """Each term over the global batch, and whether any rank was asked to stop.
+    def add_to(self, result: Iteration, stop: bool) -> bool:
+        """Averages each term over the global batch, and forgets it.
+
+        A term that several updates of an iteration have is the mean over those.
+
+        Returns:
+            Whether any rank was asked to stop.
 
         Raises:
             NotFiniteError: a term is not finite; names the prompts.
         """
-        terms = {name: torch.cat(values) for name, values in self._terms.items()}
+        terms = {name: torch.cat(values) for name, values in self._values.items()}
+        prompts, self._values, self._prompts = self._prompts, {}, {}
         here = [values.mean() for values in terms.values()]
-        summed = self.strategy.ranks.sum(torch.stack([*here, here[0].new_tensor(float(stop))]))
-        *means, stops = (summed / self.strategy.ranks.size).tolist()
+        summed = self._ranks.sum(torch.stack([*here, here[0].new_tensor(float(stop))]))
+        *means, stops = (summed / self._ranks.size).tolist()
         if not all(math.isfinite(mean) for mean in means):
-            bad = {
-                name: [self._prompts[i] for i in (~values.isfinite()).nonzero().flatten().tolist()]
-                for name, values in terms.items()
-                if not values.isfinite().all()
-            }
-            everywhere: dict[str, set[int]] = {}
-            for found in self.strategy.ranks.gather(bad):
-                for name, prompts in found.items():
-                    everywhere.setdefault(name, set()).update(prompts)
-            raise NotFiniteError(
-                "; ".join(
-                    f"step {step}: the loss {name} is not finite for the prompts {sorted(prompts)}"
-                    for name, prompts in everywhere.items()
-                )
-                or f"step {step}: the sum of finite losses is not finite"
+            raise NotFiniteError(self._explain(result.step, terms, prompts))
+        for name, mean in zip(terms, means, strict=True):
+            count = result.updates[name] = result.updates.get(name, 0) + 1
+            before = result.losses.get(name, 0.0)
+            result.losses[name] = before + (mean - before) / count
+        return bool(stops > 0)
+
+    def _explain(self, step: int, terms: dict[str, Tensor], prompts: dict[str, list[int]]) -> str:
+        """Which terms are not finite, and for which prompts of any rank."""
+        bad = {
+            name: [prompts[name][i] for i in (~values.isfinite()).nonzero().flatten().tolist()]
+            for name, values in terms.items()
+            if not values.isfinite().all()
+        }
+        everywhere: dict[str, set[int]] = {}
+        for found in self._ranks.gather(bad):
+            for name, which in found.items():
+                everywhere.setdefault(name, set()).update(which)
+        return (
+            "; ".join(
+                f"step {step}: the loss {name} is not finite for the prompts {sorted(which)}"
+                for name, which in everywhere.items()
             )
-        return dict(zip(terms, means, strict=True)), stops > 0
+            or f"step {step}: the sum of finite losses is not finite"
+        )

@@ -29,6 +29,15 @@ def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return x_t - per_sample(sigma, x_t) * velocity
 
 
+def euler_to(x_t: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+    """An Euler step of the probability flow from ``sigma`` to ``next_sigma``, by a data prediction.
+
+    ``x_t + (next_sigma - sigma) v`` with ``v = (x_t - x0) / sigma``; sigma is above 0.
+    """
+    step = per_sample((next_sigma - sigma) / sigma, x_t)
+    return x_t + step * (x_t - x0)
+
+
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance in the form of Ho and Salimans: ``uncond + scale (cond - uncond)``.
 

@@ -8,27 +8,27 @@ on a field is its documentation; ``configs/`` has complete jobs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field, fields, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, SkipValidation, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.jobcheck import RULES, apply_override, checked, yaml_name
+from lightx2v_sgmd.jobcheck import RULES, Shape, apply_override, checked, known_keys, yaml_name
+from lightx2v_sgmd.methods import SGMD, Method, method_class
+from lightx2v_sgmd.methods.base import STRICT
 from lightx2v_sgmd.resources import config_path, shipped_jobs
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.yamlfile import dump_tree, read_tree
-
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 SPRITES = "sprites"
 """As ``teacher.path``: the bundled teacher. As ``data.prompts``: the captions of its world."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Teacher:
     """The model that is distilled; student and fake score start from its weights."""
 
@@ -44,7 +44,7 @@ class Teacher:
     negative_prompt: str = ""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Optimizer:
     """AdamW's settings; the defaults are the paper's (arXiv 2605.30116, Sec. 4.1)."""
 
@@ -55,7 +55,7 @@ class Optimizer:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Role:
     """How one trained network (student or fake score) learns."""
 
@@ -64,29 +64,9 @@ class Role:
     optimizer: Optimizer = Optimizer()
 
 
-@dataclass(frozen=True, config=_STRICT)
-class Method:
-    """The distillation method and its options."""
-
-    # A name in lightx2v_sgmd.methods or of an installed package's entry point.
-    name: str = "sgmd"
-    # Weight of the dual potentials NR and RC; the paper's best is 0.1. ``lambda`` in YAML.
-    lambda_: Annotated[float, Field(ge=0)] = 0.1
-    # "paper": c(t) = (1 - sigma)^2 / sigma^4, clamped. "normalized": as in the authors' public
-    # code, one over mean |x0 - x_real| of each sample.
-    weighting: Literal["paper", "normalized"] = "normalized"
-    # The clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
-    max_weight: Annotated[float, Field(gt=0)] = 10.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Everything but the name: the arguments of ``methods.build_method``."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Data:
-    """What the student is trained on: prompts only, for the method needs no videos."""
+    """What the student is trained on: prompts; a few methods read latents as well."""
 
     # A .txt, .jsonl or .csv file (see prompts.py), relative to the job file (from --set: to the
     # current folder), or "sprites" for the captions of the bundled world.
@@ -95,7 +75,7 @@ class Data:
     embeddings: Path | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Video:
     """The size of the videos that the student learns to make."""
 
@@ -106,7 +86,7 @@ class Video:
     num_frames: Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Train:
     """The loop. An iteration is one update of the student and one of the fake score."""
 
@@ -140,7 +120,7 @@ class Train:
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Parallel:
     """How the networks are laid out over processes."""
 
@@ -155,7 +135,7 @@ class Parallel:
     gradient_checkpointing: bool = False
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Output:
     """Where the run goes."""
 
@@ -163,14 +143,15 @@ class Output:
     dir: Path
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
 class Job:
     """One distillation run, complete and checked. ``load_job`` makes it."""
 
     teacher: Teacher
     student: Role = Role()
     fake_score: Role = Role()
-    method: Method = Method()
+    # A name in lightx2v_sgmd.methods or of an installed package's entry point, and its options.
+    method: Annotated[Method, SkipValidation] = field(default_factory=SGMD)
     # The student's steps, fixed: base [1000, 750, 500, 250] under shift 8.
     schedule: Schedule = field(default_factory=Schedule)
     data: Data
@@ -178,6 +159,12 @@ class Job:
     train: Train
     parallel: Parallel = Parallel()
     output: Output
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """The method's options under their YAML keys; its name is not one of them."""
+        tree = TypeAdapter(Job).dump_python(self, mode="json")["method"]
+        return {yaml_name(key): value for key, value in tree.items() if key != "name"}
 
     def to_yaml(self) -> str:
         """The resolved job, every default written out; ``load_job`` reads it back unchanged."""
@@ -247,8 +234,19 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         key = apply_override(tree, override)
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
-    job = checked(Job, tree, origins, str(path), RULES)
+    job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
     return replace(job, data=_resolved(job.data, folders))
+
+
+def _method_class(section: Any) -> type:
+    """The class that a job's ``method`` section describes."""
+    name = section.get("name", "sgmd") if isinstance(section, dict) else "sgmd"
+    return method_class(name) if isinstance(name, str) else SGMD
+
+
+def job_keys(method: str = "sgmd") -> list[str]:
+    """Every key of a job with that method, as dotted paths."""
+    return known_keys(Shape(Job, {"method": method_class(method)}), Job)
 
 
 _PATHS = ("data.prompts", "data.embeddings")

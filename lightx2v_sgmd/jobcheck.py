@@ -8,8 +8,8 @@ every value it reads is sound, so no mistake is reported twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_type_hints
 
@@ -62,7 +62,14 @@ def apply_override(tree: Tree, override: str) -> str:
     return key
 
 
-def checked(kind: type[T], tree: Tree, origins: dict[str, str], source: str, rules: Rules) -> T:
+def checked(
+    kind: type[T],
+    tree: Tree,
+    origins: dict[str, str],
+    source: str,
+    rules: Rules,
+    choices: Mapping[str, Callable[[Any], type]],
+) -> T:
     """The dataclass that the tree describes.
 
     Args:
@@ -71,49 +78,86 @@ def checked(kind: type[T], tree: Tree, origins: dict[str, str], source: str, rul
         origins: Where each key was set (``file:line`` or ``--set``), for the messages.
         source: The file, for keys that were set nowhere.
         rules: What must hold over several values.
+        choices: For sections that may be of several classes: which one a section's content means;
+            it raises UserError if none, and None means the default.
 
     Raises:
         UserError: with a line for each mistake.
     """
     problems: list[tuple[str, str]] = []
-    clean = _known_part(kind, tree, "", problems, known_keys(kind))
-    result: T | None = None
-    text = json.dumps(clean, default=str, skipkeys=True)
-    try:
-        # JSON has YAML's types, and read strictly it takes a list for a tuple but no "3" for a 3.
-        result = TypeAdapter(kind).validate_json(text, strict=True)
-    except ValidationError as error:
-        problems += [_explained(item) for item in error.errors()]
-    problems += _broken_rules(kind, clean, {key for key, _ in problems}, rules)
+    chosen_kinds = {}
+    for name, choose in choices.items():
+        try:
+            chosen_kinds[name] = choose(tree.get(name))
+        except UserError as error:  # nothing else in the section can be judged
+            problems.append((f"{name}.name", str(error).removeprefix(f"{name}.name: ")))
+            tree = {**tree, name: None}
+            chosen_kinds[name] = choose(None)
+    shape = Shape(kind, chosen_kinds)
+    clean = _known_part(shape, kind, tree, "", problems, known_keys(shape, kind))
+    plain = {name: value for name, value in clean.items() if name not in choices}
+    result = _validated(kind, plain, "", problems)
+    chosen = {
+        name: _validated(inner, clean[name], f"{name}.", problems)
+        for name, inner in shape.chosen.items()
+    }
+    problems += _broken_rules(shape, clean, {key for key, _ in problems}, rules)
     if problems:
         lines = []
         for key, text in dict.fromkeys(problems):
             lines.append(f"{_origin(key, origins, source)}: {key}: {text}")
         raise UserError("\n".join(lines))
     assert result is not None, "no problem and no job"
-    return result
+    return replace(result, **chosen)  # type: ignore[type-var]
 
 
-def known_keys(kind: type, prefix: str = "") -> list[str]:
+def _validated(kind: type[T], clean: Any, prefix: str, problems: list[tuple[str, str]]) -> T | None:
+    """The dataclass, or None and what is wrong with it."""
+    text = json.dumps(clean, default=str, skipkeys=True)
+    try:
+        # JSON has YAML's types, and read strictly it takes a list for a tuple but no "3" for a 3.
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        for key, problem in map(_explained, error.errors()):
+            problems.append((f"{prefix}{key}".rstrip("."), problem))
+    return None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A job's class and the classes chosen for sections that may be of several."""
+
+    kind: type
+    chosen: Mapping[str, type]
+
+    def hints(self, kind: type) -> dict[str, Any]:
+        """Each field's type under its YAML key."""
+        hints = get_type_hints(kind)
+        if kind is self.kind:
+            hints.update(self.chosen)
+        return {yaml_name(item.name): hints[item.name] for item in fields(kind)}
+
+
+def known_keys(shape: Shape, kind: type, prefix: str = "") -> list[str]:
     """Every key of a job class, sections included, as dotted paths."""
     keys = []
-    for name, inner in _hints(kind).items():
+    for name, inner in shape.hints(kind).items():
         keys.append(prefix + name)
         if isinstance(inner, type) and is_dataclass(inner):
-            keys += known_keys(inner, f"{prefix}{name}.")
+            keys += known_keys(shape, inner, f"{prefix}{name}.")
     return keys
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {yaml_name(item.name): hints[item.name] for item in fields(kind)}
-
-
 def _known_part(
-    kind: type, tree: Tree, prefix: str, problems: list[tuple[str, str]], known: list[str]
+    shape: Shape,
+    kind: type,
+    tree: Tree,
+    prefix: str,
+    problems: list[tuple[str, str]],
+    known: list[str],
 ) -> Tree:
     """The tree less its unknown keys, under field names; a section left out is an empty one."""
-    hints = _hints(kind)
+    hints = shape.hints(kind)
     for key in tree:
         if key not in hints:
             path = f"{prefix}{key}"
@@ -126,7 +170,7 @@ def _known_part(
             if value is None:
                 value = {}
             if isinstance(value, dict):
-                value = _known_part(inner, value, f"{prefix}{key}.", problems, known)
+                value = _known_part(shape, inner, value, f"{prefix}{key}.", problems, known)
             clean[item.name] = value
         elif key in tree:
             clean[item.name] = value
@@ -199,12 +243,12 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
 
 
 def _broken_rules(
-    kind: type, clean: Tree, unsound: set[str], rules: Rules
+    shape: Shape, clean: Tree, unsound: set[str], rules: Rules
 ) -> Iterator[tuple[str, str]]:
     for rule in rules:
         if any(_touches(key, unsound) for key in rule.keys):
             continue
-        text = rule.problem(*(_value(kind, clean, key) for key in rule.keys))
+        text = rule.problem(*(_value(shape, clean, key) for key in rule.keys))
         if text is not None:
             yield rule.keys[0], text
 
@@ -213,12 +257,13 @@ def _touches(key: str, unsound: set[str]) -> bool:
     return any(key == bad or key.startswith(f"{bad}.") for bad in unsound)
 
 
-def _value(kind: type, clean: Tree, key: str) -> Any:
+def _value(shape: Shape, clean: Tree, key: str) -> Any:
     """The value of a key, or its default."""
+    kind: Any = shape.kind
     for name in key.split("."):
         item = next(item for item in fields(kind) if yaml_name(item.name) == name)
         if item.name in clean:
-            kind, clean = _hints(kind)[name], clean[item.name]
+            kind, clean = shape.hints(kind)[name], clean[item.name]
         else:
             assert item.default is not MISSING, f"{key} has no default"
             return item.default
@@ -274,14 +319,6 @@ def _offload(offload: str, strategy: str) -> str | None:
     )
 
 
-def _method(name: str) -> str | None:
-    from lightx2v_sgmd.methods import method_names
-
-    if name in method_names():
-        return None
-    return f"{name!r} is unknown; use {', '.join(method_names())}"
-
-
 Rules = tuple[Rule, ...]
 
 RULES: Rules = (
@@ -292,5 +329,4 @@ RULES: Rules = (
     Rule(("video.num_frames",), _frames),
     Rule(("parallel.sequence", "parallel.strategy"), _sequence),
     Rule(("parallel.offload", "parallel.strategy"), _offload),
-    Rule(("method.name",), _method),
 )

@@ -9,9 +9,14 @@ The paper writes sums over elements; means only rescale every term of an update 
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Literal
+
+from torch import Tensor, relu
 
 from lightx2v_sgmd.flow import fisher_weight
+
+Weighting = Literal["paper", "normalized"]
+"""Of a term in data predictions: by c(t) clamped, or by ``1 / mean |x0 - x_real|`` per sample."""
 
 # B batch, then any latent dimensions
 
@@ -27,6 +32,30 @@ def fisher(x_fake: Tensor, x_real: Tensor, weight: Tensor) -> Tensor:
     Gradient: through ``x_fake`` only.
     """
     return 0.5 * weight * mean_per_sample((x_fake - x_real.detach()) ** 2)
+
+
+def implicit(x0: Tensor, x_fake: Tensor, x_real: Tensor, weight: Tensor) -> Tensor:
+    """SIM's implicit term L2, ``weight <x_fake - x_real, x0 - x_fake>`` (Eq. 10).
+
+    Gradient: through every argument that carries one; the weight carries none.
+    """
+    return weight * mean_per_sample((x_fake - x_real) * (x0 - x_fake))
+
+
+def distribution_matching(x0: Tensor, x_fake: Tensor, x_real: Tensor, floor: float) -> Tensor:
+    """DMD's surrogate, ``|x0 - sg[x0 - g]|^2 / 2`` with ``g = (x_fake - x_real) / normaliser``.
+
+    Its gradient at ``x0`` is ``g`` (arXiv 2311.18828, Eq. 7 and 8) and there is no other; its value
+    is ``|g|^2 / 2``. The normaliser is of each sample, see ``normalized_weight``.
+    """
+    weight = normalized_weight(x0, x_real, floor)
+    g = (x_fake - x_real).detach() * weight.view(-1, *([1] * (x0.ndim - 1)))
+    return 0.5 * mean_per_sample((x0 - (x0.detach() - g)) ** 2)
+
+
+def hinge(on_fake: Tensor, on_real: Tensor) -> Tensor:
+    """The discriminator's hinge loss of logits ``[B, L]`` (arXiv 2507.18569, Eq. 8)."""
+    return relu(1 + on_fake).mean(1) + relu(1 - on_real).mean(1)
 
 
 def negative_residual(x0: Tensor, x_fake: Tensor) -> Tensor:
@@ -58,3 +87,12 @@ def normalized_weight(x0: Tensor, x_real: Tensor, floor: float = 1e-5) -> Tensor
     The denominator is clamped at ``floor``, never a result repaired afterwards.
     """
     return 1 / mean_per_sample((x0 - x_real).detach().abs()).clamp(min=floor)
+
+
+def term_weight(
+    x0: Tensor, x_real: Tensor, sigma: Tensor, weighting: Weighting, max_weight: float
+) -> Tensor:
+    """The weight ``[B]`` of a term in data predictions, under either weighting."""
+    if weighting == "paper":
+        return paper_weight(sigma, max_weight)
+    return normalized_weight(x0, x_real)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.counting import COUNTS
 from distill.data import Batches, encode_prompts, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.job import Job, load_job
-from lightx2v_sgmd.methods import build_method
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
 
@@ -53,8 +53,7 @@ def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") 
     )
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     networks = open_strategy(strategy, model, Settings.of(job), ranks, fold_text=True)
-    method = build_method(job.method.name, **job.method.options)
-    return Trainer(job, method, networks, Batches(job, rows, negative, shape, ranks))
+    return Trainer(job, networks, Batches(job, rows, negative, shape, ranks))
 
 
 def read_trace(run: Path) -> list[dict[str, Any]]:
@@ -62,7 +61,8 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        del row["seconds"], row["peak_memory_gib"], row["forwards"]
+        for key in ("seconds", "cpu_seconds", "peak_memory_gib", *COUNTS, "forward_equivalents"):
+            del row[key]
     return rows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightx2v_sgmd.jobcheck import yaml_name
 from lightx2v_sgmd.manifest import Manifest, Video, sha256_file
 from lightx2v_sgmd.video import frame_rate
 from weights.load import Source
@@ -13,9 +12,8 @@ from weights.load import Source
 def manifest_for(source: Source, folder: Path, dtype: str) -> Manifest:
     """The manifest of an export whose weights and configurations are in ``folder``."""
     job = source.job
-    options = {yaml_name(name): value for name, value in job.method.options.items()}
     return Manifest(
-        method={"name": job.method.name, "options": options},
+        method={"name": job.method.name, "options": job.method_options},
         teacher=job.teacher.path,
         schedule=source.schedule,
         guidance_scale=job.teacher.guidance_scale,

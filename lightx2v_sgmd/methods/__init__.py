@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.methods.base import Losses, Method, Sample
+from lightx2v_sgmd.methods.adm import ADM
+from lightx2v_sgmd.methods.base import AdversarialMethod, Losses, Method, Sample
+from lightx2v_sgmd.methods.dmd2 import DMD2
 from lightx2v_sgmd.methods.sgmd import SGMD
+from lightx2v_sgmd.methods.sid import SiD
+from lightx2v_sgmd.methods.tsg_fisher import TSGFisher
+from lightx2v_sgmd.methods.tsg_sim import TSGSIM
 
-__all__ = ["SGMD", "Losses", "Method", "Sample", "build_method", "method_names"]
+__all__ = [
+    "ADM",
+    "DMD2",
+    "SGMD",
+    "TSGSIM",
+    "AdversarialMethod",
+    "Losses",
+    "Method",
+    "Sample",
+    "SiD",
+    "TSGFisher",
+    "method_class",
+    "method_names",
+]
 
-REGISTRY: dict[str, Callable[..., Method]] = {"sgmd": SGMD}
+REGISTRY: dict[str, type] = {
+    "adm": ADM,
+    "dmd2": DMD2,
+    "sgmd": SGMD,
+    "sid": SiD,
+    "tsg_fisher": TSGFisher,
+    "tsg_sim": TSGSIM,
+}
 ENTRY_POINT_GROUP = "lightx2v_sgmd.methods"
 
 
@@ -21,16 +44,16 @@ def method_names() -> list[str]:
     return sorted({*REGISTRY, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
-def build_method(name: str, **options: Any) -> Method:
-    """Builds a method from a job's options.
+def method_class(name: str) -> type:
+    """The dataclass of a method: its fields are the options, its instances are a ``Method``.
 
     Raises:
         UserError: no method has that name.
     """
     if name in REGISTRY:
-        return REGISTRY[name](**options)
+        return REGISTRY[name]
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
-            method: Method = point.load()(**options)
-            return method
+            found: type = point.load()
+            return found
     raise UserError(f"method.name: {name!r} is unknown; use one of {', '.join(method_names())}")

@@ -1,25 +1,45 @@
-"""What a distillation method is: the roles it trains and pure losses over tensors.
+"""What a distillation method is: its options, the roles it trains, and pure losses over tensors.
 
-A method never sees ranks, engines or optimizers. A new one is one module with one class, named
-in ``methods.REGISTRY`` or announced by an entry point of the group ``lightx2v_sgmd.methods``.
+A method never sees ranks, engines or optimizers. A new one is one module with one frozen dataclass
+whose fields are the options of a job's ``method`` section, named in ``methods.REGISTRY`` or
+announced by an entry point of the group ``lightx2v_sgmd.methods``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import ConfigDict
 from torch import Tensor
 
 # B batch, C channels, T latent frames, H, W
 
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of every dataclass that a job is made of: unknown keys and non-finite numbers are errors."""
+
+STUDENT, TEACHER, FAKE_SCORE = "student", "teacher", "fake_score"
+DISCRIMINATOR = "discriminator"
+
 Losses = dict[str, Tensor]
 """Loss terms ``[B]`` by name, already weighted: what is minimised is their sum."""
+
+Discriminate = Callable[[Tensor, Tensor], Tensor]
+"""``(x [kB, C, T, H, W], sigma [kB]) -> logits [kB, L]``, the batch's texts repeated k times.
+
+``L`` counts the outputs of all heads: places in a video, for each head.
+"""
 
 
 @dataclass(frozen=True)
 class Sample:
     """The tensors of one micro-batch, all ``[B, C, T, H, W]`` float32 but ``sigma`` ``[B]``.
+
+    Which of them carry gradient depends on the update: in the generator's, ``x0`` and ``x_t`` do,
+    ``x_fake`` if the method asks for it (``through_fake_score``), ``x_real`` likewise
+    (``through_teacher``). In the fake score's, ``velocity_fake`` and ``x_fake`` alone do. In the
+    discriminator's, only what ``discriminate`` returns does.
 
     Attributes:
         x0: The student's rollout.
@@ -28,8 +48,10 @@ class Sample:
         x_t: ``add_noise(x0, noise, sigma)``.
         velocity_fake: The fake score's velocity at ``x_t``.
         x_fake: Its data prediction.
-        x_real: The guided teacher's data prediction at ``sg[x_t]``; None in a fake-score update
-            that asks for none.
+        x_real: The guided teacher's data prediction at ``x_t``; None in a fake-score update on a
+            rollout of its own, which needs no teacher.
+        discriminate: The discriminator, for methods that have that role.
+        real: Latents of real videos, for methods that read them.
     """
 
     x0: Tensor
@@ -39,25 +61,50 @@ class Sample:
     velocity_fake: Tensor
     x_fake: Tensor
     x_real: Tensor | None = None
+    discriminate: Discriminate | None = None
+    real: Tensor | None = None
 
 
 class Method(Protocol):
-    """A distillation method.
+    """A distillation method: what the training loop reads, constants or options alike."""
 
-    Attributes:
-        name: What a job calls it.
-        roles: The networks that it trains.
-        fake_score_updates: Fake-score updates for each generator update.
-        fresh_rollouts: Whether each fake-score update draws a rollout of its own; otherwise it uses
-            the x_t of the generator update.
-        through_fake_score: Whether the generator's gradient flows through the fake score.
-    """
+    @property
+    def name(self) -> str:
+        """What a job calls it."""
+        ...
 
-    name: str
-    roles: tuple[str, ...]
-    fake_score_updates: int
-    fresh_rollouts: bool
-    through_fake_score: bool
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The networks that it trains, ``student`` first."""
+        ...
+
+    @property
+    def fake_score_updates(self) -> int:
+        """Fake-score updates for each generator update."""
+        ...
+
+    @property
+    def fresh_rollouts(self) -> bool:
+        """Whether each fake-score update draws a rollout of its own.
+
+        Otherwise its one update uses the x_t of the generator's.
+        """
+        ...
+
+    @property
+    def through_fake_score(self) -> bool:
+        """Whether the generator's gradient flows through the fake score at x_t."""
+        ...
+
+    @property
+    def through_teacher(self) -> bool:
+        """Whether it flows through the teacher at x_t; the teacher is stopped otherwise."""
+        ...
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """Range to draw each iteration's guidance from; None takes ``teacher.guidance_scale``."""
+        ...
 
     def generator_losses(self, sample: Sample) -> Losses:
         """The student's loss terms; they may depend on it through ``x0`` and ``x_t``."""
@@ -65,4 +112,32 @@ class Method(Protocol):
 
     def fake_score_losses(self, sample: Sample) -> Losses:
         """The fake score's loss terms; ``x0`` and ``x_t`` carry no gradient."""
+        ...
+
+
+class AdversarialMethod(Method, Protocol):
+    """A method with the role ``discriminator``: heads on the frozen teacher's blocks."""
+
+    @property
+    def head_every(self) -> int:
+        """One head on every so many blocks of the teacher."""
+        ...
+
+    @property
+    def head_channels(self) -> int:
+        """Channels inside a head, a multiple of 32."""
+        ...
+
+    @property
+    def discriminator_lr(self) -> float:
+        """Learning rate of the heads."""
+        ...
+
+    @property
+    def reads_real_latents(self) -> bool:
+        """Whether it compares with latents of real videos (``data.latents``)."""
+        ...
+
+    def discriminator_losses(self, sample: Sample) -> Losses:
+        """The heads' loss terms; nothing but the logits carries gradient."""
         ...

@@ -6,39 +6,35 @@ Fake score: ``lambda RC`` on the same x_t (Eq. 22), one update for one generator
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.methods.base import Losses, Sample
+from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT, STUDENT, Losses, Sample
 
 
+@dataclass(frozen=True, config=STRICT)
 class SGMD:
-    """Score Gradient Matching Distillation.
+    """Score Gradient Matching Distillation."""
 
-    Args:
-        lambda_: Weight of the dual potentials; the paper's best is 0.1 (Table 2).
-        weighting: ``"paper"`` weighs Fisher by c(t) = alpha^2/sigma^4 clamped at ``max_weight``
-            and leaves both potentials unweighted. ``"normalized"`` is the form of the authors'
-            public code: Fisher divided by ``mean |x0 - x_real|`` per sample, NR by sigma, and the
-            fake score learns by plain velocity matching, which AdamW does not tell from RC.
-        max_weight: The clamp of c(t).
-    """
+    name: Literal["sgmd"] = "sgmd"
+    # Weight of the dual potentials NR and RC; the paper's best is 0.1 (Table 2).
+    lambda_: Annotated[float, Field(ge=0)] = 0.1
+    # "paper": Fisher by c(t) = (1 - sigma)^2 / sigma^4, clamped, both potentials unweighted.
+    # "normalized", as in the authors' public code: Fisher over mean |x0 - x_real| of each sample,
+    # NR over sigma, and the fake score by velocity matching, which AdamW hardly tells from RC.
+    weighting: objectives.Weighting = "normalized"
+    # The clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
+    max_weight: Annotated[float, Field(gt=0)] = 10.0
 
-    name = "sgmd"
-    roles: tuple[str, ...] = ("student", "fake_score")
-    fake_score_updates = 1
-    fresh_rollouts = False
-    through_fake_score = True
-
-    def __init__(
-        self,
-        lambda_: float = 0.1,
-        weighting: Literal["paper", "normalized"] = "normalized",
-        max_weight: float = 10.0,
-    ) -> None:
-        self.lambda_ = lambda_
-        self.weighting = weighting
-        self.max_weight = max_weight
+    roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE)
+    fake_score_updates: ClassVar[int] = 1
+    fresh_rollouts: ClassVar[bool] = False
+    through_fake_score: ClassVar[bool] = True
+    through_teacher: ClassVar[bool] = False
+    guidance_range: ClassVar[tuple[float, float] | None] = None
 
     def generator_losses(self, sample: Sample) -> Losses:
         """Fisher and lambda NR; the gradient reaches the student through ``x_fake`` alone."""

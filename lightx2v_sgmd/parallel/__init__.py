@@ -7,13 +7,11 @@ import os
 import torch
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel.base import (
-    FAKE_SCORE,
-    STUDENT,
-    TEACHER,
-    TRAINED,
     FakeScoreQuery,
+    HeadSettings,
     ScoreLoss,
     Settings,
     Strategy,
@@ -21,11 +19,12 @@ from lightx2v_sgmd.parallel.base import (
 from lightx2v_sgmd.parallel.ranks import Ranks
 
 __all__ = [
+    "DISCRIMINATOR",
     "FAKE_SCORE",
     "STUDENT",
     "TEACHER",
-    "TRAINED",
     "FakeScoreQuery",
+    "HeadSettings",
     "Ranks",
     "ScoreLoss",
     "Settings",
@@ -75,7 +74,7 @@ def disconnect(strategy: str) -> None:
 def open_strategy(
     strategy: str, model: WanModel, settings: Settings, ranks: Ranks, fold_text: bool
 ) -> Strategy:
-    """Loads the three networks in a strategy's layout.
+    """Loads the networks in a strategy's layout.
 
     Args:
         strategy: ``local`` or ``zero3``.

@@ -10,21 +10,46 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightx2v_sgmd.job import Job, Optimizer
+from lightx2v_sgmd.methods.base import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    STUDENT,
+    TEACHER,
+    AdversarialMethod,
+)
 from lightx2v_sgmd.parallel.ranks import Ranks
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
-STUDENT, TEACHER, FAKE_SCORE = "student", "teacher", "fake_score"
-TRAINED = (STUDENT, FAKE_SCORE)
-
 ScoreLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x0, x_t, velocity of the fake score at x_t) -> scalar``, the first two as given to it."""
+
+
+DISCRIMINATOR_BETAS = (0.0, 0.99)
+"""Of the heads' AdamW (arXiv 2507.18569, App. B.5)."""
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """A discriminator's heads: on every so many teacher blocks, of so many channels."""
+
+    every: int
+    channels: int
+    seed: int
+
+    @classmethod
+    def of(cls, job: Job) -> HeadSettings | None:
+        """Those of a job; None if its method trains no discriminator."""
+        if DISCRIMINATOR not in job.method.roles:
+            return None
+        method = cast(AdversarialMethod, job.method)
+        return cls(method.head_every, method.head_channels, job.train.seed)
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Settings:
     """What a strategy needs to know of a job.
 
     Attributes:
-        optimizers: By trained role.
+        optimizers: By trained role, the student's first.
         clip: Largest norm of a role's gradient.
         micro_batch: Videos per rank and forward pass.
         accumulation: Micro-batches per update.
@@ -41,6 +66,7 @@ class Settings:
             weights are float32 always.
         offload: What lives in CPU memory: ``none``, ``optimizer`` or ``all``.
         checkpointing: Recompute activations in the backward pass.
+        heads: Of the discriminator, if the method trains one.
     """
 
     optimizers: Mapping[str, Optimizer]
@@ -51,15 +77,24 @@ class Settings:
     dtype: torch.dtype
     offload: str
     checkpointing: bool
+    heads: HeadSettings | None
+
+    @property
+    def networks(self) -> list[str]:
+        """The roles that are whole networks, trained or frozen."""
+        trained = [role for role in self.optimizers if role != DISCRIMINATOR]
+        return [*trained, TEACHER]
 
     @classmethod
     def of(cls, job: Job) -> Settings:
         """Those of a job."""
+        heads = HeadSettings.of(job)
+        optimizers = {STUDENT: job.student.optimizer, FAKE_SCORE: job.fake_score.optimizer}
+        if heads is not None:
+            lr = cast(AdversarialMethod, job.method).discriminator_lr
+            optimizers[DISCRIMINATOR] = Optimizer(lr=lr, betas=DISCRIMINATOR_BETAS)
         return cls(
-            optimizers={
-                STUDENT: job.student.optimizer,
-                FAKE_SCORE: job.fake_score.optimizer,
-            },
+            optimizers={role: optimizers[role] for role in job.method.roles},
             clip=job.train.clip,
             micro_batch=job.train.micro_batch,
             accumulation=job.train.accumulation,
@@ -67,16 +102,24 @@ class Settings:
             dtype=getattr(torch, job.teacher.dtype),
             offload=job.parallel.offload,
             checkpointing=job.parallel.gradient_checkpointing,
+            heads=heads,
         )
 
 
 class FakeScoreQuery(Protocol):
-    """The fake score at one x_t, asked once by each of the two updates, in this order."""
+    """The fake score at one x_t, asked by one of the two updates or by both, in this order."""
 
-    def generator_gradient(self, loss: ScoreLoss) -> tuple[Tensor | None, Tensor | None]:
-        """The loss's gradient with respect to x0 and x_t, through the fake score.
+    def generator_gradient(
+        self, loss: ScoreLoss, through: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The loss's gradient with respect to x0 and x_t.
 
-        None where the loss does not depend on it. The fake score's weights receive nothing.
+        None where the loss does not depend on it. No weights receive anything, the fake score's,
+        the teacher's and the discriminator's included.
+
+        Args:
+            loss: May call ``velocity`` of the teacher and ``logits``.
+            through: Whether the velocity that it is given carries gradient to x_t.
         """
         ...
 
@@ -89,12 +132,16 @@ class Strategy(Protocol):
     """Networks, optimizers and their layout.
 
     Attributes:
+        settings: Of the job.
         ranks: This process and the others.
         networks: Each role's module, to look at (hooks, names); forwards go through ``velocity``.
-        shapes: The shape of each weight under diffusers' name, the same for every role.
+        shapes: The shape of each of the student's weights under diffusers' name.
+        trained: The roles that are trained, the student first.
     """
 
+    settings: Settings
     ranks: Ranks
+    trained: tuple[str, ...]
     networks: Mapping[str, nn.Module]
     shapes: Mapping[str, torch.Size]
 
@@ -104,6 +151,18 @@ class Strategy(Protocol):
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> FakeScoreQuery:
         """The fake score at ``x_t``; neither tensor carries gradient out of the query."""
+        ...
+
+    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+        """The discriminator's logits ``[B, L]``, by heads on the frozen teacher's blocks.
+
+        Args:
+            x_t: ``[B, C, T, h, w]``.
+            sigma: ``[B]``.
+            text: ``[B, S, D]``.
+            update: Whether gradient goes to the heads and to nothing else; otherwise to ``x_t``
+                and to nothing else, in a loss of ``generator_gradient``.
+        """
         ...
 
     def backward(self, role: str, loss: Tensor) -> None:
@@ -137,8 +196,8 @@ class Strategy(Protocol):
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """This rank's slices of what resuming needs beyond the student's weights.
 
-        Flat float32 tensors on the CPU: ``{weight}/exp_avg``, ``{weight}/exp_avg_sq`` and, for the
-        fake score, ``{weight}/master``. See ``shards``.
+        Flat float32 tensors on the CPU: ``{weight}/exp_avg``, ``{weight}/exp_avg_sq`` and, for
+        other roles than the student, ``{weight}/master``. See ``shards``.
         """
         ...
 

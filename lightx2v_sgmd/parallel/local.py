@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.models import wan
-from lightx2v_sgmd.parallel.base import FAKE_SCORE, STUDENT, TEACHER, TRAINED, ScoreLoss, Settings
+from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
+from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
 
@@ -18,13 +21,13 @@ from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
 
 
 class Local:
-    """Student, teacher and fake score on one device, the trained ones with float32 weights.
+    """All networks on one device, the trained ones with float32 weights.
 
-    One forward of the fake score serves both updates: the generator's gradient goes to its
-    inputs, the fake score's own to its weights.
+    One forward of the fake score serves both updates on one x_t: the generator's gradient goes to
+    its inputs, the fake score's own to its weights.
 
     Args:
-        model: The teacher that all three start from.
+        model: The teacher that all start from.
         settings: Of the job.
         device: Where to compute.
         fold_text: Whether the networks attend once to all padding rows of the text.
@@ -35,22 +38,25 @@ class Local:
     ) -> None:
         self.settings = settings
         self.ranks = Ranks(device=device)
-        dtypes = {TEACHER: settings.dtype}
-        self.networks: Mapping[str, nn.Module] = {
-            role: model.load_transformer(dtypes.get(role, torch.float32)).to(device)
-            for role in (STUDENT, TEACHER, FAKE_SCORE)
-        }
-        for role, network in self.networks.items():
-            network.eval().requires_grad_(role in TRAINED)
+        self.trained = tuple(settings.optimizers)
+        networks: dict[str, nn.Module] = {}
+        for role in settings.networks:
+            dtype = settings.dtype if role == TEACHER else torch.float32
+            network = model.load_transformer(dtype).to(device)
+            network.eval().requires_grad_(role in self.trained)
             if fold_text:
                 wan.fold_text_padding(network)
-            if settings.checkpointing and role in TRAINED:
-                network.enable_gradient_checkpointing()  # type: ignore[operator]
+            if settings.checkpointing and role in self.trained:
+                network.enable_gradient_checkpointing()
+            networks[role] = network
+        if settings.heads is not None:
+            networks[DISCRIMINATOR] = build_heads(networks[TEACHER], settings.heads).to(device)
+        self.networks: Mapping[str, nn.Module] = networks
         self.shapes: Mapping[str, torch.Size] = {
             name: p.shape for name, p in self.networks[STUDENT].named_parameters()
         }
         self._weights: dict[str, list[Tensor]] = {
-            role: list(self.networks[role].parameters()) for role in TRAINED
+            role: list(self.networks[role].parameters()) for role in self.trained
         }
         self._optimizers = {
             role: torch.optim.AdamW(
@@ -61,19 +67,28 @@ class Local:
                 weight_decay=settings.optimizers[role].weight_decay,
                 fused=True,
             )
-            for role in TRAINED
+            for role in self.trained
         }
         self._average = [p.detach().clone() for p in self._weights[STUDENT] if settings.ema]
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """A role's velocity; the trained roles' under autocast if the job computes in bfloat16."""
-        mixed = role in TRAINED and self.settings.dtype != torch.float32
+        mixed = role in self.trained and self.settings.dtype != torch.float32
         with torch.autocast(x_t.device.type, self.settings.dtype, enabled=mixed):
             return wan.velocity(self.networks[role], x_t, sigma, text)
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _SharedForward:
-        """Runs the fake score once, for both updates."""
+        """Runs the fake score when first asked."""
         return _SharedForward(self, x0, x_t, sigma, text)
+
+    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+        """By heads on the teacher's blocks."""
+        assert self.settings.heads is not None, "the method has no discriminator"
+        with torch.set_grad_enabled(not update):
+            velocity = partial(self.velocity, TEACHER, x_t, sigma, text)
+            features = backbone_features(self.networks[TEACHER], velocity, x_t, self.settings.heads)
+        logits: Tensor = self.networks[DISCRIMINATOR](features)
+        return logits
 
     def backward(self, role: str, loss: Tensor) -> None:
         """Adds the loss's gradient, divided by the accumulation, to a role's weights alone."""
@@ -120,12 +135,12 @@ class Local:
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """All of the state: the one slice of the one rank."""
         slices = {}
-        for name, p in zip(self.shapes, self._weights[role], strict=True):
+        for name, p in self.networks[role].named_parameters():
             state = self._optimizers[role].state[p]
             for kind in ("exp_avg", "exp_avg_sq"):
                 moment = state[kind] if state else torch.zeros_like(p)
                 slices[f"{name}/{kind}"] = moment.detach().flatten().cpu()
-            if role == FAKE_SCORE:
+            if role != STUDENT:
                 slices[f"{name}/master"] = p.detach().flatten().cpu()
         return slices
 
@@ -133,9 +148,9 @@ class Local:
     def load(self, checkpoint: Path, step: int) -> None:
         """Reads weights, average and optimizer state."""
         student = WholeTensors([checkpoint / "student.safetensors"])
-        for role in TRAINED:
+        for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
-            for name, p in zip(self.shapes, self._weights[role], strict=True):
+            for name, p in self.networks[role].named_parameters():
                 n = p.numel()
                 if role == STUDENT:
                     values = student.read(name, 0, n)
@@ -159,21 +174,32 @@ class Local:
 
 
 class _SharedForward:
-    """One forward of the fake score at a leaf copy of x_t; its graph serves two backwards."""
+    """The fake score at a leaf copy of x_t; one graph serves both backwards if both are asked."""
 
     def __init__(self, local: Local, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
         self._local = local
         self._x0 = x0.detach().requires_grad_()
         self._x_t = x_t.detach().requires_grad_()
-        self._velocity = local.velocity(FAKE_SCORE, self._x_t, sigma, text)
+        self._run = partial(local.velocity, FAKE_SCORE, sigma=sigma, text=text)
+        self._velocity: Tensor | None = None
 
-    def generator_gradient(self, loss: ScoreLoss) -> tuple[Tensor | None, Tensor | None]:
-        value = loss(self._x0, self._x_t, self._velocity)
+    def generator_gradient(
+        self, loss: ScoreLoss, through: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if through:
+            velocity = self._velocity = self._run(x_t=self._x_t)
+        else:
+            with torch.no_grad():
+                velocity = self._run(x_t=self._x_t)
         to_x0, to_x_t = torch.autograd.grad(
-            value, [self._x0, self._x_t], retain_graph=True, allow_unused=True
+            loss(self._x0, self._x_t, velocity),
+            [self._x0, self._x_t],
+            retain_graph=through,
+            allow_unused=True,
         )
         return to_x0, to_x_t
 
     def backward(self, loss: ScoreLoss) -> None:
-        value = loss(self._x0.detach(), self._x_t.detach(), self._velocity)
-        self._local.backward(FAKE_SCORE, value)
+        x_t = self._x_t.detach()
+        velocity = self._run(x_t=x_t) if self._velocity is None else self._velocity
+        self._local.backward(FAKE_SCORE, loss(self._x0.detach(), x_t, velocity))

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-3: student, fake score and the frozen teacher, each sharded over all ranks.
+"""DeepSpeed ZeRO-3: the trained networks and the frozen teacher, each sharded over all ranks.
 
 The only module that imports deepspeed. What keeps the two updates apart (the isolation tests
 break it and look):
@@ -20,6 +20,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.models import wan
-from lightx2v_sgmd.parallel.base import FAKE_SCORE, STUDENT, TEACHER, TRAINED, ScoreLoss, Settings
+from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
+from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
 from lightx2v_sgmd.tensorfiles import check_keys, read_headers, weight_files
@@ -41,12 +44,12 @@ _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Zero3:
-    """Two training engines and a sharded teacher.
+    """Training engines and a sharded teacher.
 
     Networks are built shard by shard: no process ever holds a whole one.
 
     Args:
-        model: The teacher that all three start from.
+        model: The teacher that all start from.
         settings: Of the job.
         ranks: Of ``connect``.
         fold_text: Whether the networks attend once to all padding rows of the text.
@@ -56,31 +59,37 @@ class Zero3:
         self, model: wan.WanModel, settings: Settings, ranks: Ranks, fold_text: bool
     ) -> None:
         self.settings, self.ranks = settings, ranks
+        self.trained = tuple(settings.optimizers)
         files = transformer_files(model)
         whole = WholeTensors(files)
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
-        for role in (STUDENT, TEACHER, FAKE_SCORE):
+        for role in settings.networks:
             network = build_sharded(model, self._config(role))
             named = dict(network.named_parameters())
             expected = {name: tuple(p.ds_shape) for name, p in named.items()}
             check_keys(read_headers(files), expected, f"teacher.path: {model.path}")
             for name, p in named.items():
                 _put(p.ds_tensor, whole.read(name, *self._owned(p)))
-            network.eval().requires_grad_(role in TRAINED)
+            network.eval().requires_grad_(role in self.trained)
             if fold_text:
                 wan.fold_text_padding(network)
-            if settings.checkpointing and role in TRAINED:
+            if settings.checkpointing and role in self.trained:
                 network.enable_gradient_checkpointing()
             self._engines[role] = self._engine(role, network)
-        self.networks: Mapping[str, nn.Module] = {
-            role: engine.module for role, engine in self._engines.items()
-        }
         self.shapes: Mapping[str, torch.Size] = {
             name: torch.Size(shape) for name, shape in expected.items()
         }
-        self._micro = dict.fromkeys(TRAINED, 0)
-        for role in TRAINED:  # from the file once more: the shards may hold it in bfloat16
+        if settings.heads is not None:
+            heads = build_heads(self._engines[TEACHER].module, settings.heads)
+            self._engines[DISCRIMINATOR] = self._engine(DISCRIMINATOR, heads)
+        self.networks: Mapping[str, nn.Module] = {
+            role: engine.module for role, engine in self._engines.items()
+        }
+        self._micro = dict.fromkeys(self.trained, 0)
+        for role in self.trained:  # from the file once more: the shards may hold it in bfloat16
+            if role == DISCRIMINATOR:
+                continue
             for name, p, master in self._parts(role, self._masters(role)):
                 _put(master, whole.read(name, *self._owned(p)))
             self._publish(role)
@@ -90,7 +99,7 @@ class Zero3:
         on_gpu = self.ranks.device.type == "cuda"
         zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
         host = {"device": "cpu", "pin_memory": on_gpu}
-        if self.settings.offload in ("optimizer", "all") and role in TRAINED:
+        if self.settings.offload in ("optimizer", "all") and role in self.trained:
             zero["offload_optimizer"] = host
         if self.settings.offload == "all":
             zero["offload_param"] = host
@@ -110,7 +119,7 @@ class Zero3:
         import deepspeed
 
         optimizer = None
-        if role in TRAINED:
+        if role in self.trained:
             options = self.settings.optimizers[role]
             optimizer = torch.optim.AdamW(
                 network.parameters(),
@@ -138,10 +147,20 @@ class Zero3:
         """A role's velocity past its engine's gradient hooks."""
         return wan.velocity(self._engines[role].module, x_t, sigma, text)
 
+    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+        """By heads on the teacher's blocks; through their engine if they are to learn."""
+        assert self.settings.heads is not None, "the method has no discriminator"
+        with torch.set_grad_enabled(not update):
+            velocity = partial(self.inner_velocity, TEACHER, x_t, sigma, text)
+            features = backbone_features(self.networks[TEACHER], velocity, x_t, self.settings.heads)
+        heads = self._engines[DISCRIMINATOR] if update else self.networks[DISCRIMINATOR]
+        logits: Tensor = heads(features)
+        return logits
+
     @contextmanager
-    def frozen(self, role: str) -> Iterator[None]:
-        """Inside, a role's weights ask for no gradient."""
-        weights = list(self.networks[role].parameters())
+    def frozen(self, *roles: str) -> Iterator[None]:
+        """Inside, these roles' weights ask for no gradient."""
+        weights = [p for role in roles for p in self.networks[role].parameters()]
         for p in weights:
             p.requires_grad_(False)
         try:
@@ -207,7 +226,7 @@ class Zero3:
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """This rank's part of the state, without padding."""
         flats = {kind: self._moments(role, kind) for kind in ("exp_avg", "exp_avg_sq")}
-        if role == FAKE_SCORE:
+        if role != STUDENT:
             flats["master"] = self._masters(role)
         slices = {}
         for kind, values in flats.items():
@@ -220,7 +239,7 @@ class Zero3:
     def load(self, checkpoint: Path, step: int) -> None:
         """Reads this rank's part of weights, average and optimizer state."""
         student = WholeTensors([checkpoint / "student.safetensors"])
-        for role in TRAINED:
+        for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
             for name, p, master in self._parts(role, self._masters(role)):
                 start, stop = self._owned(p)
@@ -294,10 +313,14 @@ class _TwoForwards:
         self._x0, self._x_t = x0.detach(), x_t.detach()
         self._sigma, self._text = sigma, text
 
-    def generator_gradient(self, loss: ScoreLoss) -> tuple[Tensor | None, Tensor | None]:
+    def generator_gradient(
+        self, loss: ScoreLoss, through: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
-        with self._zero3.frozen(FAKE_SCORE):
-            velocity = self._zero3.inner_velocity(FAKE_SCORE, x_t, self._sigma, self._text)
+        others = [role for role in self._zero3.trained if role != STUDENT]
+        with self._zero3.frozen(*others):
+            with torch.set_grad_enabled(through):
+                velocity = self._zero3.inner_velocity(FAKE_SCORE, x_t, self._sigma, self._text)
             to_x0, to_x_t = torch.autograd.grad(
                 loss(x0, x_t, velocity), [x0, x_t], allow_unused=True
             )

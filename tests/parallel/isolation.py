@@ -38,7 +38,7 @@ def what_is_left(
             text = torch.randn(2, 6, 16, generator=draw)
             query = strategy.fake_score_at(x0, x_t, torch.tensor([0.3, 0.8]), text)
             if with_generator:
-                to_x0, to_x_t = query.generator_gradient(generator_loss)
+                to_x0, to_x_t = query.generator_gradient(generator_loss, through=True)
                 assert to_x0 is not None and to_x_t is not None
                 assert bool((to_x0 != 0).any()) and bool((to_x_t != 0).any())
                 if micro == 0 and waiting(strategy):

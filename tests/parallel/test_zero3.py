@@ -67,13 +67,13 @@ def test_isolation_check_sees_a_leak(
 ) -> None:
     """The obvious way, a backward pass through the engine without freezing: no error, but wrong."""
 
-    def leaking(self: Any, loss: isolation.Callable) -> tuple:
+    def leaking(self: Any, loss: isolation.Callable, through: bool) -> tuple:
         x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
         velocity = self._zero3.velocity(FAKE_SCORE, x_t, self._sigma, self._text)
         loss(x0, x_t, velocity).backward()
         return x0.grad, x_t.grad
 
-    monkeypatch.setattr(Zero3, "frozen", lambda self, role: contextlib.nullcontext())
+    monkeypatch.setattr(Zero3, "frozen", lambda self, *roles: contextlib.nullcontext())
     monkeypatch.setattr(zero3._TwoForwards, "generator_gradient", leaking)
     make = partial(build, tiny_teacher, tmp_path, "train.accumulation=2")
     left = isolation.what_is_left(make, waiting, 2)

@@ -1,0 +1,83 @@
+"""What an iteration costs, counted by hooks on the networks rather than by a formula."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightx2v_sgmd.parallel import DISCRIMINATOR
+
+COUNTS = ("forwards", "recomputed", "backwards", "weight_backwards")
+
+
+class PassCounter:
+    """Counts passes by role, as the networks see them, and the processor's time.
+
+    One pass is one sample's: the guided teacher's batch, twice as long, is two. In units of a
+    forward, a backward pass to the inputs costs one and the weights' gradients one more, so
+
+    ``forward_equivalents = forwards + recomputed + backwards + weight_backwards``.
+
+    A discriminator's heads are small and are not counted; its passes through the teacher are.
+
+    Args:
+        networks: By role.
+        samples: Samples of this rank in an iteration.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], samples: int) -> None:
+        self._samples = samples
+        self._roles = [role for role in networks if role != DISCRIMINATOR]
+        self._rows: dict[str, dict[str, int]] = {}
+        self._latest: dict[str, int] = {}
+        self._reset()
+        for role in self._roles:
+            network = networks[role]
+            network.register_forward_pre_hook(partial(self._forward, role), with_kwargs=True)
+            network.register_forward_hook(partial(self._watch, role), with_kwargs=True)
+            blocks = network.blocks
+            assert isinstance(blocks, nn.ModuleList), f"{role} has no list of blocks"
+            blocks[0].register_forward_pre_hook(partial(self._block, role))
+            weight = next(network.parameters())
+            if weight.requires_grad:
+                hook = partial(self._weights, role)
+                weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def _reset(self) -> None:
+        self._rows = {count: dict.fromkeys(self._roles, 0) for count in COUNTS}
+        self._cpu_s = time.process_time()
+
+    def _forward(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._rows["forwards"][role] += len(kwargs["hidden_states"])
+        # Its first block runs in this forward; when it runs again that is a recomputation.
+        self._rows["recomputed"][role] -= len(kwargs["hidden_states"])
+
+    def _block(self, role: str, module: nn.Module, args: Any) -> None:
+        self._rows["recomputed"][role] += len(args[0])
+
+    def _watch(self, role: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        last = output[0]
+        if last.requires_grad:
+            last.register_hook(partial(self._backward, role, len(last)))
+
+    def _backward(self, role: str, rows: int, gradient: Tensor) -> None:
+        self._rows["backwards"][role] += rows
+        self._latest[role] = rows
+
+    def _weights(self, role: str, weight: Tensor) -> None:
+        self._rows["weight_backwards"][role] += self._latest.get(role, 0)
+
+    def take(self) -> dict[str, Any]:
+        """Since the last call: each count per sample by role, their sum and the CPU's seconds."""
+        counts: dict[str, Any] = {
+            count: {role: rows / self._samples for role, rows in by_role.items()}
+            for count, by_role in self._rows.items()
+        }
+        counts["forward_equivalents"] = sum(sum(by_role.values()) for by_role in counts.values())
+        counts["cpu_seconds"] = round(time.process_time() - self._cpu_s, 4)
+        self._reset()
+        return counts

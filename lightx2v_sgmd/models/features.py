@@ -1,0 +1,101 @@
+"""A frozen network as the backbone of a discriminator: its blocks' outputs, and heads on them.
+
+After ADM, arXiv 2507.18569, Sec. 4.1 and App. B.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# B batch, N tokens, D width, T, H, W latent frames, height and width in patches
+
+
+def head_blocks(num_blocks: int, every: int) -> list[int]:
+    """Which blocks carry a head: every n-th, counted so that a network of n blocks has one."""
+    return list(range(min(every, num_blocks) - 1, num_blocks, every))
+
+
+@contextmanager
+def capture_blocks(network: nn.Module, every: int) -> Iterator[list[Tensor]]:
+    """Inside, a forward of ``network`` fills the list with block outputs ``[B, N, D]``."""
+    found: list[Tensor] = []
+    blocks = network.blocks
+    assert isinstance(blocks, nn.ModuleList), "the network has no list of blocks"
+    hooks = [
+        blocks[i].register_forward_hook(lambda module, args, output: found.append(output))
+        for i in head_blocks(len(blocks), every)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def as_volume(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """``[B, N, D]`` to ``[B, D, T, H, W]``; ``size`` is ``(T, H, W)``."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *size)
+
+
+class Head(nn.Module):
+    """One head: pairs of a 3x3x3 convolution and a 3x3 convolution of stride 2, then logits.
+
+    Each convolution is followed by GroupNorm of 32 groups and SiLU (App. B.2).
+
+    Args:
+        width: Of the backbone's blocks.
+        channels: Inside the head, a multiple of 32.
+        stages: How many pairs.
+    """
+
+    def __init__(self, width: int, channels: int, stages: int = 2) -> None:
+        super().__init__()
+        self.volume = nn.ModuleList(
+            nn.Conv3d(channels if i else width, channels, 3, padding=1) for i in range(stages)
+        )
+        self.frame = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(stages)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(32, channels) for _ in range(2 * stages))
+        self.logits = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, D, T, H, W]`` to logits ``[B, L]``, one for each place that is left."""
+        batch, frames = x.shape[0], x.shape[2]
+        norms = iter(self.norms)
+        for volume, frame in zip(self.volume, self.frame, strict=True):
+            x = nn.functional.silu(next(norms)(volume(x)))
+            x = frame(x.transpose(1, 2).flatten(0, 1))
+            x = x.view(batch, frames, *x.shape[1:]).transpose(1, 2)
+            x = nn.functional.silu(next(norms)(x))
+        logits: Tensor = self.logits(x.transpose(1, 2).flatten(0, 1))
+        return logits.view(batch, -1)
+
+
+class Heads(nn.Module):
+    """The trainable part of a discriminator: one head for each captured block.
+
+    The same seed gives the same weights on every process.
+
+    Args:
+        width: Of the backbone's blocks.
+        count: How many heads.
+        channels: Inside a head.
+        seed: Of the initial weights.
+    """
+
+    def __init__(self, width: int, count: int, channels: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = nn.ModuleList(Head(width, channels) for _ in range(count))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Volumes ``[B, D, T, H, W]`` to logits ``[B, L]``, all heads' side by side."""
+        dtype = next(self.parameters()).dtype
+        logits = [head(x.to(dtype)) for head, x in zip(self.heads, features, strict=True)]
+        return torch.cat(logits, 1).float()

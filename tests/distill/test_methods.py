@@ -1,0 +1,207 @@
+"""Every method through the training loop: its gradients, its updates, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.counting import PassCounter
+from distill.trainer import Trainer
+from lightx2v_sgmd.flow import add_noise, x0_from_velocity
+from lightx2v_sgmd.methods import ADM, DMD2, SGMD, TSGSIM, Sample, SiD, TSGFisher
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
+from lightx2v_sgmd.rollout import rollout
+from tests.training import make_job, make_trainer
+
+HEADS = {"head_every": 1, "head_channels": 32}
+METHODS: list[Any] = [
+    SGMD(),
+    SGMD(weighting="paper"),
+    TSGFisher(fake_score_updates=2),
+    TSGSIM(),
+    SiD(),
+    SiD(form="paper", alpha=1.2),
+    DMD2(fake_score_updates=2),
+    DMD2(fake_score_updates=2, gan_weight=0.1, **HEADS),
+    ADM(guidance_range=(5.0, 7.0), **HEADS),
+]
+
+
+def name_of(method: Any) -> str:
+    return f"{method.name}-{getattr(method, 'form', '')}{getattr(method, 'gan_weight', '')}"
+
+
+def trainer_for(method: Any, teacher: Path, folder: Path, *settings: str) -> Trainer:
+    """A trainer of that method; real latents, where it reads them, are made up."""
+    job = replace(make_job(teacher, folder, *settings), method=method)
+    trainer = make_trainer(job)
+    draw = trainer.batches.micro_batch
+
+    def with_real(number: int, micro: int) -> Any:
+        batch = draw(number, micro)
+        real = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(number))
+        return replace(batch, real=real)
+
+    trainer.batches.micro_batch = with_real  # type: ignore[method-assign]
+    return trainer
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_gradients_are_those_of_one_plain_graph(
+    method: Any, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The leaves and the carried gradient are the chain rule: compare with no such thing."""
+    trainer = trainer_for(method, tiny_teacher, tmp_path)
+    strategy: Any = trainer.strategy
+    got = trainer.add_gradients(0, draw=0, iteration=0)
+    assert set(got) == {STUDENT, *({FAKE_SCORE} if not method.fresh_rollouts else ())} | (
+        {DISCRIMINATOR} & {*method.roles}
+    )
+    ours = {role: gradients(network) for role, network in strategy.networks.items()}
+    for network in strategy.networks.values():
+        network.zero_grad(set_to_none=True)
+    expected = plain_gradients(trainer, method)
+    for role, network in strategy.networks.items():
+        if role not in got:
+            assert all(g is None for g in ours[role]), f"{role} has gradient"
+            continue
+        assert sum(float(g.abs().sum()) for g in ours[role]) > 0
+        for mine, theirs, p in zip(ours[role], expected[role], network.parameters(), strict=True):
+            scale = float(theirs.abs().max())
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5 * scale + 1e-9)
+            assert mine.shape == p.shape
+
+
+def gradients(network: nn.Module) -> list[Any]:
+    return [p.grad for p in network.parameters()]
+
+
+def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
+    """By role, from whole graphs through every network, built without the trainer's parts."""
+    strategy: Any = trainer.strategy
+    batch = trainer.batches.micro_batch(0, 0)
+    sigma, text = batch.sigma, batch.text
+    scale = trainer.job.teacher.guidance_scale
+    if method.guidance_range is not None:
+        scale = trainer.batches.uniform("guidance", 0, *method.guidance_range)
+        assert method.guidance_range[0] < scale < method.guidance_range[1]
+
+    def student() -> Tensor:
+        velocity = partial(strategy.velocity, STUDENT, text=text)
+        return rollout(velocity, batch.noise, trainer.job.schedule, trainer.batches.exit_step(0))
+
+    def sample(x0: Tensor, update: bool) -> Sample:
+        x_t = add_noise(x0, batch.score_noise, sigma)
+        seen = x_t if method.through_fake_score else x_t.detach()
+        velocity = strategy.velocity(FAKE_SCORE, seen, sigma, text)
+        real = trainer.teacher_x0(x_t if method.through_teacher else x_t.detach(), batch, scale)
+        if update:
+            velocity, x_t, real = velocity.detach(), x_t.detach(), real.detach()
+        return Sample(
+            x0=x0,
+            noise=batch.score_noise,
+            sigma=sigma,
+            x_t=x_t,
+            velocity_fake=velocity,
+            x_fake=x0_from_velocity(x_t, velocity, sigma),
+            x_real=real,
+            discriminate=lambda x, s: strategy.logits(
+                x, s, text.repeat(len(x) // len(text), 1, 1), update
+            ),
+            real=batch.real,
+        )
+
+    def gradient(role: str, losses: dict[str, Tensor]) -> list[Tensor]:
+        total = sum(values.mean() for values in losses.values())
+        weights = list(strategy.networks[role].parameters())
+        found = torch.autograd.grad(total, weights, allow_unused=True)
+        return [
+            g if g is not None else torch.zeros_like(p) for g, p in zip(found, weights, strict=True)
+        ]
+
+    result = {STUDENT: gradient(STUDENT, method.generator_losses(sample(student(), False)))}
+    fixed = student().detach()
+    result[FAKE_SCORE] = gradient(FAKE_SCORE, method.fake_score_losses(sample(fixed, False)))
+    if DISCRIMINATOR in method.roles:
+        critic = method.discriminator_losses(sample(fixed, True))
+        result[DISCRIMINATOR] = gradient(DISCRIMINATOR, critic)
+    return result
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_an_iteration_updates_the_roles_it_declares(
+    method: Any, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(method, tiny_teacher, tmp_path)
+    strategy: Any = trainer.strategy
+    steps: list[str] = []
+    original = strategy.step
+
+    def noted(role: str, lr: float) -> float:
+        steps.append(role)
+        return float(original(role, lr))
+
+    monkeypatch.setattr(strategy, "step", noted)
+    before = {r: [p.detach().clone() for p in n.parameters()] for r, n in strategy.networks.items()}
+    result = trainer.iterate(0)
+    assert steps.count(STUDENT) == 1 and steps.count(FAKE_SCORE) == method.fake_score_updates
+    assert set(result.grad_norm) == set(result.lr) == {*method.roles} == {*steps}
+    for role, network in strategy.networks.items():
+        changed = any(
+            not torch.equal(old, new)
+            for old, new in zip(before[role], network.parameters(), strict=True)
+        )
+        assert changed == (role in method.roles), role
+        assert all(p.grad is None for p in network.parameters())
+
+
+def passes(method: Any, teacher: Path, folder: Path, *settings: str) -> dict[str, Any]:
+    trainer = trainer_for(method, teacher, folder, *settings)
+    trainer.batches.exit_step = lambda draw: 1  # type: ignore[method-assign]
+    counter = PassCounter(trainer.strategy.networks, samples=2)
+    trainer.iterate(0)
+    return counter.take()
+
+
+def test_what_sgmd_costs(tiny_teacher: Path, tmp_path: Path) -> None:
+    """With the second step differentiable: 2 forwards of the student instead of the mean 2.5."""
+    counts = passes(SGMD(), tiny_teacher, tmp_path)
+    assert counts["forwards"] == {STUDENT: 2, FAKE_SCORE: 1, TEACHER: 2}
+    assert counts["backwards"] == {STUDENT: 1, FAKE_SCORE: 2, TEACHER: 0}
+    assert counts["weight_backwards"] == {STUDENT: 1, FAKE_SCORE: 1, TEACHER: 0}
+    assert counts["forward_equivalents"] == 10
+    again = passes(SGMD(), tiny_teacher, tmp_path, "parallel.gradient_checkpointing=true")
+    assert again["recomputed"] == {STUDENT: 1, FAKE_SCORE: 2, TEACHER: 0}
+    assert again["forward_equivalents"] == 13  # 13.5 with the mean exit step
+
+
+def test_what_dmd2_costs(tiny_teacher: Path, tmp_path: Path) -> None:
+    counts = passes(DMD2(), tiny_teacher, tmp_path, "parallel.gradient_checkpointing=true")
+    assert counts["forwards"] == {STUDENT: 2 + 5 * 2, FAKE_SCORE: 1 + 5, TEACHER: 2}
+    assert counts["backwards"] == {STUDENT: 1, FAKE_SCORE: 5, TEACHER: 0}
+    assert counts["forward_equivalents"] == 8 + 5 * 6  # 41 with the mean exit step
+
+
+def test_fresh_rollouts_and_guidance_differ_from_update_to_update(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_for(DMD2(fake_score_updates=3), tiny_teacher, tmp_path)
+    draws: list[int] = []
+    original = trainer.batches.micro_batch
+
+    def noted(draw: int, micro: int) -> Any:
+        draws.append(draw)
+        return original(draw, micro)
+
+    trainer.batches.micro_batch = noted  # type: ignore[method-assign]
+    trainer.iterate(0)
+    trainer.iterate(1)
+    assert draws == list(range(8))
+    drawn = {trainer.batches.uniform("guidance", i, 5.0, 7.0) for i in range(50)}
+    assert len(drawn) == 50 and min(drawn) >= 5 and max(drawn) < 7
