@@ -1,13 +1,14 @@
 """Safetensors files from strangers: what a file claims is checked before anything is loaded.
 
 Only the header is read, so a 28 GB folder is checked in milliseconds. Pickles are refused: loading
-one can run any code.
+one can run any code. (``torchfiles`` opens those of the original release, with care.)
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ METADATA_KEY: Final = "lightx2v_sgmd"
 
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
-_MAX_HEADER_BYTES: Final = 100_000_000  # the limit of the safetensors library
+_MAX_JSON_BYTES: Final = 100_000_000  # of a header, by the safetensors library; of an index
+_MAX_LENGTH: Final = 2**48  # of an axis: beyond any file, and products stay small integers
+_SHOWN: Final = 6
 _BITS: Final = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -77,36 +80,74 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
+            if 0 < length <= min(_MAX_JSON_BYTES, size - 8):
                 text = file.read(length)
             else:
                 raise _broken(path, f"its {size} bytes have no safetensors header")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        content = json.loads(text)
+        content = _strict_json(text)
         metadata = {str(k): str(v) for k, v in content.pop("__metadata__", {}).items()}
         spans = {name: _tensor(path, name, entry) for name, entry in content.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _broken(path, "its header is not readable") from error
     _check_spans(path, [span for _, span in spans.values()], size - 8 - length)
     return Header({name: info for name, (info, _) in spans.items()}, metadata)
 
 
+def _strict_json(text: bytes) -> Any:
+    """JSON whose objects name no key twice: which of two would count is anybody's guess.
+
+    Raises:
+        ValueError: it is not JSON, or not of that kind (RecursionError: nested too deeply).
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) != len(pairs):
+            raise ValueError("a key is there twice")
+        return content
+
+    return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+
+
 def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
     """One entry of a header: what it describes, and its first and last byte."""
-    info = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), path)
-    begin, end = (int(n) for n in entry["data_offsets"])
-    if info.dtype not in _BITS:
-        raise _broken(path, f"{name} has the unknown type {info.dtype}")
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or any(type(n) is not int for n in (*shape, begin, end)):
+        raise TypeError("a shape or an offset is no list of integers")
+    refuse_odd_name(path, name)
+    if dtype not in _BITS:
+        raise _broken(path, f"{shown(name)} has the unknown type {shown(str(dtype))}")
     if (
-        min(info.shape, default=0) < 0
-        or (end - begin) * 8 != math.prod(info.shape) * _BITS[info.dtype]
+        any(not 0 <= n < _MAX_LENGTH for n in shape)
+        or (end - begin) * 8 != math.prod(shape) * _BITS[dtype]
     ):
-        raise _broken(path, f"{name} of shape {list(info.shape)} cannot have {end - begin} bytes")
-    return info, (begin, end)
+        described = shown(str(shape))
+        raise _broken(path, f"{shown(name)} of shape {described} cannot have {end - begin} bytes")
+    return TensorInfo(dtype, tuple(shape), path), (begin, end)
+
+
+def refuse_odd_name(path: Path, name: str) -> None:
+    """Raises if a file's entry is named like a way out of a folder, or cannot be printed.
+
+    Raises:
+        UserError: it does; programs that unpack tensors to files of that name would be led astray.
+    """
+    parts = re.split(r"[/\\]", name)
+    if not name.isprintable() or ".." in parts or not parts[0] or parts[0].endswith(":"):
+        raise UserError(
+            f"{path}: names an entry {shown(ascii(name))}, which no network has; "
+            "the file is damaged or malicious"
+        )
+
+
+def shown(text: str) -> str:
+    """Text from a file as an error message shows it: not the whole of a name of megabytes."""
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
 def _check_spans(path: Path, spans: Iterable[tuple[int, int]], available: int) -> None:
@@ -134,15 +175,15 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         stem: ``"diffusion_pytorch_model"`` for diffusers, ``"model"`` for transformers.
 
     Raises:
-        UserError: there are none, only pickles, or the index points out of the folder or at files
-            that are not there.
+        UserError: there are none, only pickles, or the index or a link points out of the folder
+            or at files that are not there.
     """
     index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        return _indexed_files(index)
     single = folder / f"{stem}.safetensors"
-    if single.is_file():
-        return [single]
+    if index.is_file() or single.is_file():
+        files = _indexed_files(index) if index.is_file() else [single]
+        refuse_outside_links(folder, [index, *files])
+        return files
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise UserError(
@@ -152,17 +193,56 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     raise UserError(f"{single}: is missing; give a folder that `lightx2v-sgmd export` wrote")
 
 
+def refuse_outside_links(root: Path, paths: Iterable[Path]) -> None:
+    """Raises if a path, or anything below one that is a folder, is a link that leads out.
+
+    The hub's own cache is built of links, to ``blobs/`` beside ``snapshots/``: those are inside.
+
+    Args:
+        root: What the paths may not leave.
+        paths: Files and folders in it; what is not there is passed over.
+
+    Raises:
+        UserError: names the link.
+    """
+    inside = [root.resolve()]
+    for folder in (root.absolute(), *root.absolute().parents):
+        if folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir():
+            inside.append((folder.parent.parent / "blobs").resolve())
+    for top in paths:
+        for path in (top, *(top.rglob("*") if top.is_dir() else ())):
+            try:
+                target = path.resolve()
+            except (OSError, RuntimeError) as error:
+                raise UserError(f"{path}: is a link that leads nowhere; copy the file") from error
+            if not any(target.is_relative_to(folder) for folder in inside):
+                raise UserError(
+                    f"{path}: is a link out of {root}, which is refused; copy what it points to, "
+                    f"{target}, into the folder"
+                )
+
+
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({str(name) for name in weight_map.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if index.stat().st_size > _MAX_JSON_BYTES:
+            raise _broken(index, "it is too large for an index of shards")
+        weight_map = _strict_json(index.read_bytes())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _broken(index, "it is not a readable index of shards") from error
     for name in names:
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        if (
+            not isinstance(name, str)
+            or not name.isprintable()
+            or Path(name).name != name
+            or "\\" in name
+            or not name.endswith(".safetensors")
+        ):
             raise UserError(
-                f"{index}: names the shard {name!r}; a shard is a .safetensors file beside its "
-                "index, anything else is refused"
+                f"{index}: names the shard {shown(ascii(name))}; a shard is a .safetensors file "
+                "beside its index, anything else is refused"
             )
         if not (index.parent / name).is_file():
             raise UserError(f"{index.parent / name}: is missing, but {index.name} names it")
@@ -183,7 +263,7 @@ def read_headers(files: Iterable[Path]) -> Header:
         header = read_header(path)
         twice = sorted(tensors.keys() & header.tensors.keys())
         if twice:
-            raise UserError(f"{path}: {twice[0]} is also in {tensors[twice[0]].file.name}")
+            raise UserError(f"{path}: {shown(twice[0])} is also in {tensors[twice[0]].file.name}")
         tensors |= header.tensors
         if metadata.get(METADATA_KEY, header.metadata.get(METADATA_KEY)) != header.metadata.get(
             METADATA_KEY
@@ -200,15 +280,16 @@ def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: st
         UserError: names what is missing, what is unexpected and what has another shape.
     """
     found = {name: info.shape for name, info in header.tensors.items()}
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    unexpected = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
     shapes = [
         f"{name} {list(found[name])} for {list(shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != tuple(shape)
     ]
     problems = [
-        f"{len(names)} {label}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        f"{len(names)} {label}: {', '.join(map(shown, names[:_SHOWN]))}"
+        f"{', ...' if len(names) > _SHOWN else ''}"
         for label, names in (
             ("missing", missing),
             ("unexpected", unexpected),

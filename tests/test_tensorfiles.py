@@ -145,7 +145,7 @@ def test_keys_are_listed_when_they_do_not_fit(tmp_path: Path) -> None:
     save_file({f"k{i}": torch.zeros(2) for i in range(9)}, tmp_path / "x.safetensors")
     header = read_header(tmp_path / "x.safetensors")
     check_keys(header, {f"k{i}": (2,) for i in range(9)}, "net")
-    with pytest.raises(UserError, match=r"^net: .* 9 unexpected: k0, .*, k5, \.\.\.$"):
+    with pytest.raises(UserError, match=r"^net: .* 9 unexpected: k0 \[2\], .*, k5 \[2\], \.\.\.$"):
         check_keys(header, {}, "net")
 
 

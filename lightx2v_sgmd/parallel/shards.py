@@ -16,36 +16,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lightx2v_sgmd.tensorreader import WholeTensors
+
+__all__ = ["SlicedTensors", "WholeTensors", "owned", "safetensors_header"]
+
 
 def owned(numel: int, rank: int, size: int) -> tuple[int, int]:
     """First and last (exclusive) flat element that a process owns; equal if it owns none."""
     count = -(-numel // size)
     return min(rank * count, numel), min((rank + 1) * count, numel)
-
-
-class WholeTensors:
-    """Reads slices of whole tensors, as files of weights hold them.
-
-    Args:
-        files: The shards of one network.
-    """
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = {name: file for file in files for name in _names(file)}
-        self._open: dict[Path, Any] = {}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements ``[start, stop)`` of the flattened tensor; only the rows around are read."""
-        whole = _handle(self._open, self._files[name]).get_slice(name)
-        shape = whole.get_shape()
-        if start >= stop:
-            return torch.zeros(0)
-        row = 1
-        for length in shape[1:]:
-            row *= length
-        first = start // row
-        rows: Tensor = whole[first : -(-stop // row)]
-        return rows.flatten()[start - first * row : stop - first * row]
 
 
 class SlicedTensors:
@@ -74,11 +53,6 @@ def _handle(opened: dict[Path, Any], file: Path) -> Any:
     if file not in opened:
         opened[file] = safe_open(file, framework="pt")
     return opened[file]
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as handle:
-        return list(handle.keys())
 
 
 def safetensors_header(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> bytes:
