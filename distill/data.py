@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightx2v_sgmd.flow import sample_score_sigmas
-from lightx2v_sgmd.job import SPRITES, Job
+from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
+from lightx2v_sgmd.job import LATENTS, SPRITES, Job
+from lightx2v_sgmd.latents import LatentFolder
 from lightx2v_sgmd.models.wan import WanModel, pad_text
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.prompts import read_prompts
@@ -42,11 +43,15 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 def load_prompts(job: Job) -> list[str]:
     """The job's prompts, each once, in the order of the file.
 
-    The bundled world's captions come as it draws them: the shorter, the more often.
+    The bundled world's captions come as it draws them: the shorter, the more often. Those of a
+    folder of latents come as they stand there, one for each.
 
     Raises:
         UserError: the file has none or cannot be read.
     """
+    if job.data.prompts == LATENTS:
+        assert job.data.latents is not None, "a rule of the job asks for it"
+        return LatentFolder(job.data.latents).prompts
     if job.data.prompts == SPRITES:
         from lightx2v_sgmd.sprites.evaluate import training_captions
 
@@ -132,6 +137,31 @@ class Batch:
     real: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class PairBatch:
+    """One micro-batch of ODE pairs of this rank, on its device, float32 but the text.
+
+    Attributes:
+        x0: ``[B, C, T, h, w]``, what the teacher's sampler made of ``noise``.
+        noise: The same.
+        sigma: ``[B]``, where between the two the student starts.
+        critic_noise: ``[B, C, T, h, w]``, of the discriminator's input.
+        critic_sigma: ``[B]``, its times.
+        frames: Which frames a pixel discriminator sees.
+        text: ``[B, S, D]``.
+        prompts: Which pairs these are.
+    """
+
+    x0: Tensor
+    noise: Tensor
+    sigma: Tensor
+    critic_noise: Tensor
+    critic_sigma: Tensor
+    frames: tuple[int, ...]
+    text: Tensor
+    prompts: tuple[int, ...]
+
+
 class Batches:
     """The run's micro-batches, each a pure function of its number.
 
@@ -141,6 +171,7 @@ class Batches:
         negative: The negative prompt's.
         latent_shape: ``(C, T, h, w)``.
         ranks: Who shares the global batch.
+        latents: Latents of the prompts, one for each, for methods that read them.
     """
 
     def __init__(
@@ -150,8 +181,9 @@ class Batches:
         negative: Tensor,
         latent_shape: tuple[int, ...],
         ranks: Ranks,
+        latents: LatentFolder | None = None,
     ) -> None:
-        self.job, self.ranks = job, ranks
+        self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
         self.latent_shape = latent_shape
         self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.size
@@ -174,12 +206,8 @@ class Batches:
             micro: Number of the slice among those that are accumulated.
         """
         train = self.job.train
-        first = (micro * self.ranks.size + self.ranks.rank) * train.micro_batch
-        samples = range(first, first + train.micro_batch)
-        prompts = tuple(self._prompt(draw * self.global_batch + s) for s in samples)
-        u = torch.cat(
-            [torch.rand(1, generator=generator(train.seed, "u", draw, s)) for s in samples]
-        )
+        samples, prompts = self._slice(draw, micro)
+        u = self._uniform("u", draw, samples)
         sigma = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
         text, negative_text = self.texts(prompts)
         return Batch(
@@ -189,7 +217,50 @@ class Batches:
             text=text,
             negative_text=negative_text,
             prompts=prompts,
+            real=None if self.latents is None else self._latents("x0", prompts),
         )
+
+    def pair_batch(self, draw: int, micro: int, frames: int) -> PairBatch:
+        """This rank's slice of a global batch of ODE pairs, for adversarial pre-training.
+
+        Args:
+            draw: Number of the global batch in the run.
+            micro: Number of the slice among those that are accumulated.
+            frames: How many frames of a video to draw for a pixel discriminator.
+        """
+        train = self.job.train
+        samples, prompts = self._slice(draw, micro)
+        sigma = cubic_sigmas(self._uniform("u", draw, samples), train.sigma_min, 1.0)
+        critic = self._uniform("critic_u", draw, samples).clamp(train.sigma_min, train.sigma_max)
+        count = self.job.video.num_frames
+        order = torch.randperm(count, generator=generator(train.seed, "frames", draw))
+        return PairBatch(
+            x0=self._latents("x0", prompts),
+            noise=self._latents("noise", prompts),
+            sigma=sigma.to(self.ranks.device),
+            critic_noise=self._noise("score_noise", draw, samples),
+            critic_sigma=critic.to(self.ranks.device),
+            frames=tuple(sorted(order[:frames].tolist())),
+            text=self.texts(prompts)[0],
+            prompts=prompts,
+        )
+
+    def _slice(self, draw: int, micro: int) -> tuple[range, tuple[int, ...]]:
+        """Which samples of a global batch are this rank's, and their prompts."""
+        size = self.job.train.micro_batch
+        first = (micro * self.ranks.size + self.ranks.rank) * size
+        samples = range(first, first + size)
+        return samples, tuple(self._prompt(draw * self.global_batch + s) for s in samples)
+
+    def _uniform(self, purpose: str, draw: int, samples: range) -> Tensor:
+        seed = self.job.train.seed
+        return torch.cat(
+            [torch.rand(1, generator=generator(seed, purpose, draw, s)) for s in samples]
+        )
+
+    def _latents(self, name: str, prompts: Sequence[int]) -> Tensor:
+        assert self.latents is not None, "the method reads no latents"
+        return self.latents.read(name, prompts).to(self.ranks.device)
 
     def texts(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The prompts' and the negative prompt's rows, padded to one length."""

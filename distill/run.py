@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from distill.callbacks import (
 )
 from distill.counting import PassCounter
 from distill.data import Batches, encode_prompts, load_prompts
+from distill.pixels import PixelFeatures
 from distill.saving import (
     Saver,
     check_same_run,
@@ -28,11 +29,13 @@ from distill.saving import (
     choose_checkpoint,
     trainer_state,
 )
-from distill.trainer import Iteration, Trainer
+from distill.trainer import Iteration, Trainer, pretraining, updates_done
 from lightx2v_sgmd.checkpoint import disk_problem
 from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, check_against_model
+from lightx2v_sgmd.latents import LatentFolder
+from lightx2v_sgmd.methods import PretrainingMethod
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.parallel import (
     Ranks,
@@ -65,6 +68,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     model = open_wan(job.teacher.path)
     check_against_model(job, model)
     prompts = load_prompts(job)
+    latents = _latents(job, model)
     ranks = connect(job.parallel.strategy, training_device())
     try:
         quiet = quiet or not ranks.first
@@ -76,12 +80,12 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         fold_text = _worth_folding(model, max(len(row) for row in [*rows, negative]), ranks)
         strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
         if start.checkpoint is not None:
-            strategy.load(start.checkpoint, start.step)
+            strategy.load(start.checkpoint, updates_done(job.method, start.step))
         video = job.video
         shape = model.latent_shape(video.height, video.width, video.num_frames)
-        batches = Batches(job, rows, negative, shape, ranks)
+        batches = Batches(job, rows, negative, shape, ranks, latents)
         saver = Saver(job, strategy, trainer_state(job, prompts, ranks))
-        trainer = Trainer(job, strategy, batches)
+        trainer = Trainer(job, strategy, batches, _pixels(job, model, ranks))
         last = _train(job, model, trainer, saver, start.step, quiet)
         strategy.close()
     except UserError:
@@ -121,6 +125,41 @@ def _prepare(
     except OSError as error:
         raise UserError(disk_problem(error, folder)) from error
     return Start(step, chosen)
+
+
+def _latents(job: Job, model: WanModel) -> LatentFolder | None:
+    """The latents that the method reads, if it does.
+
+    Raises:
+        UserError: they are of another size than the job's videos, or no pairs.
+    """
+    wanted = getattr(job.method, "reads_latents", None)
+    if wanted is None or job.data.latents is None:
+        return None
+    latents = LatentFolder(job.data.latents)
+    video = job.video
+    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    if tuple(latents.shape) != shape:
+        raise UserError(
+            f"data.latents: {latents.folder} holds latents of shape {tuple(latents.shape)}, the "
+            f"job's videos have {shape}; set video.* to what they were made with"
+        )
+    if wanted == "pairs" and not latents.has_noise:
+        raise UserError(
+            f"data.latents: {latents.folder} holds encoded videos, {job.method.name} needs ODE "
+            "pairs; make them with python -m tools.collect_ode_pairs"
+        )
+    return latents
+
+
+def _pixels(job: Job, model: WanModel, ranks: Ranks) -> PixelFeatures | None:
+    """The pixel discriminator's backbone, if the method has one."""
+    if not pretraining(job.method):
+        return None
+    method = cast(PretrainingMethod, job.method)
+    if not method.pixel_weight or method.vision_encoder is None:
+        return None
+    return PixelFeatures(model, method.vision_encoder, ranks.device)
 
 
 def _embeddings(

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from distill.data import Batch, Batches
+from distill.pixels import PixelFeatures
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
 from lightx2v_sgmd.job import Job, Train
-from lightx2v_sgmd.methods import AdversarialMethod, Losses, Sample
+from lightx2v_sgmd.methods import AdversarialMethod, Losses, Method, PretrainingMethod, Sample
+from lightx2v_sgmd.methods.base import PairSample
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER, Ranks, Strategy
 from lightx2v_sgmd.rollout import rollout
 
@@ -43,6 +45,20 @@ def learning_rate_factor(iteration: int, train: Train) -> float:
     warm = (iteration + 1) / max(1, train.warmup)
     cold = (train.iterations - iteration) / max(1, train.decay)
     return min(1.0, warm, cold)
+
+
+def pretraining(method: Method) -> int:
+    """How many iterations, from the first, are adversarial pre-training."""
+    if DISCRIMINATOR not in method.roles:
+        return 0
+    return cast(AdversarialMethod, method).pretraining
+
+
+def updates_done(method: Method, step: int) -> dict[str, int]:
+    """How many updates each role has had after so many iterations."""
+    distilled = max(0, step - pretraining(method))
+    done = {STUDENT: step, FAKE_SCORE: distilled * method.fake_score_updates, DISCRIMINATOR: step}
+    return {role: done[role] for role in method.roles}
 
 
 @dataclass
@@ -78,10 +94,17 @@ class Trainer:
         job: What to train.
         strategy: The networks.
         batches: The data.
+        pixels: The pixel discriminator's backbone, for a method that has one.
     """
 
-    def __init__(self, job: Job, strategy: Strategy, batches: Batches) -> None:
-        self.job, self.method = job, job.method
+    def __init__(
+        self,
+        job: Job,
+        strategy: Strategy,
+        batches: Batches,
+        pixels: PixelFeatures | None = None,
+    ) -> None:
+        self.job, self.method, self.pixels = job, job.method, pixels
         self.strategy, self.batches = strategy, batches
         self._terms = Terms(strategy.ranks)
 
@@ -106,6 +129,8 @@ class Trainer:
         draw = iteration * (1 + own_rollouts)
         result = Iteration(iteration + 1, self.batches.exit_step(draw))
         updates = [partial(self.add_gradients, draw=draw, iteration=iteration)]
+        if iteration < pretraining(self.method):
+            own_rollouts, updates = 0, [partial(self.add_pretraining_gradients, draw=draw)]
         updates += [
             partial(self.add_fake_score_gradients, draw=draw + 1 + update)
             for update in range(own_rollouts)
@@ -190,6 +215,43 @@ class Trainer:
         self.strategy.fake_score_at(x0, x_t, batch.sigma, batch.text).backward(loss)
         return (FAKE_SCORE,)
 
+    def add_pretraining_gradients(self, micro: int, draw: int) -> tuple[str, ...]:
+        """Adds a micro-batch's gradients to the student and the discriminator, on ODE pairs."""
+        method, strategy = cast(PretrainingMethod, self.method), self.strategy
+        batch = self.batches.pair_batch(draw, micro, method.pixel_frames)
+        x_t = add_noise(batch.x0, batch.noise, batch.sigma)
+        velocity = strategy.velocity(STUDENT, x_t, batch.sigma, batch.text).float()
+        x0 = x0_from_velocity(x_t, velocity, batch.sigma)
+
+        def sample(x0: Tensor, update: bool) -> PairSample:
+            def discriminate(x: Tensor, sigma: Tensor) -> Tensor:
+                text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
+                return strategy.logits(x, sigma, text, update)
+
+            def judge_pixels(x0: Tensor) -> Tensor:
+                assert self.pixels is not None
+                with torch.set_grad_enabled(not update):
+                    features = self.pixels(x0, batch.frames)
+                return strategy.frame_logits(features, update).view(len(x0), -1)
+
+            return PairSample(
+                x0=x0,
+                real=batch.x0,
+                noise=batch.critic_noise,
+                sigma=batch.critic_sigma,
+                discriminate=discriminate,
+                judge_pixels=None if self.pixels is None else judge_pixels,
+            )
+
+        def generator_loss(x0: Tensor) -> Tensor:
+            return self._terms.total(method.pretraining_losses(sample(x0, False)), batch.prompts)
+
+        to_x0 = strategy.gradient(generator_loss, x0)
+        critic = method.pretraining_critic_losses(sample(x0.detach(), True))
+        strategy.backward(DISCRIMINATOR, self._terms.total(critic, batch.prompts))
+        strategy.backward(STUDENT, (x0 * to_x0).sum())
+        return STUDENT, DISCRIMINATOR
+
     def _rollout(self, batch: Batch, draw: int) -> Tensor:
         student = partial(self.strategy.velocity, STUDENT, text=batch.text)
         return rollout(student, batch.noise, self.job.schedule, self.batches.exit_step(draw))
@@ -247,6 +309,8 @@ class Trainer:
     def _step(self, role: str, iteration: int, result: Iteration) -> None:
         """Updates a role; of several updates in an iteration the last one's norm is noted."""
         factor = learning_rate_factor(iteration, self.job.train)
+        if role == STUDENT and 0 < pretraining(self.method) <= iteration:
+            factor *= cast(PretrainingMethod, self.method).finetune_lr
         result.lr[role] = self.strategy.settings.optimizers[role].lr * factor
         norm = result.grad_norm[role] = self.strategy.step(role, result.lr[role])
         if not math.isfinite(norm):

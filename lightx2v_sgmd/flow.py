@@ -69,3 +69,8 @@ def shift_sigma(u: Tensor, shift: float) -> Tensor:
 def sample_score_sigmas(u: Tensor, shift: float, low: float, high: float) -> Tensor:
     """Score-matching times: uniform ``u`` in [0, 1), shifted, then clamped to ``[low, high]``."""
     return torch.clamp(shift_sigma(u, shift), low, high)
+
+
+def cubic_sigmas(u: Tensor, low: float, high: float) -> Tensor:
+    """Times near noise, ``1 - u^3`` for uniform ``u``, clamped (arXiv 2507.18569, Sec. 4.2.1)."""
+    return torch.clamp(1 - u**3, low, high)

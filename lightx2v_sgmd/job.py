@@ -26,6 +26,8 @@ from lightx2v_sgmd.yamlfile import dump_tree, read_tree
 Beta = Annotated[float, Field(ge=0, lt=1)]
 SPRITES = "sprites"
 """As ``teacher.path``: the bundled teacher. As ``data.prompts``: the captions of its world."""
+LATENTS = "latents"
+"""As ``data.prompts``: the captions of ``data.latents``."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -69,10 +71,15 @@ class Data:
     """What the student is trained on: prompts; a few methods read latents as well."""
 
     # A .txt, .jsonl or .csv file (see prompts.py), relative to the job file (from --set: to the
-    # current folder), or "sprites" for the captions of the bundled world.
+    # current folder), "sprites" for the captions of the bundled world, or "latents" for those of
+    # the latents below.
     prompts: Annotated[str, Field(min_length=1)]
     # A folder that keeps the prompts' text embeddings between runs; null computes them each time.
     embeddings: Path | None = None
+    # A folder of latents with captions, for the methods that read them: a teacher's ODE pairs
+    # (tools/collect_ode_pairs.py) for adp and dmdx, encoded videos (tools/encode_videos.py) for
+    # dmd2's GAN term.
+    latents: Path | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -235,7 +242,25 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
+    if problem := _latents_problem(job.method, job.data):
+        raise UserError(f"{path}: {problem}")
     return replace(job, data=_resolved(job.data, folders))
+
+
+def _latents_problem(method: Method, data: Data) -> str | None:
+    """Whether the method and the latents of a job go together."""
+    wanted = getattr(method, "reads_latents", None)
+    if wanted is None:
+        if data.prompts == LATENTS and data.latents is None:
+            return "data.latents: is missing, but data.prompts says latents; give the folder"
+        return None
+    if data.latents is None or data.prompts != LATENTS:
+        what = {"videos": "encoded videos", "pairs": "the teacher's ODE pairs"}[wanted]
+        return (
+            f"data.latents: {method.name} reads {what} and their captions; give their folder here "
+            "and data.prompts: latents"
+        )
+    return None
 
 
 def _method_class(section: Any) -> type:
@@ -249,7 +274,7 @@ def job_keys(method: str = "sgmd") -> list[str]:
     return known_keys(Shape(Job, {"method": method_class(method)}), Job)
 
 
-_PATHS = ("data.prompts", "data.embeddings")
+_PATHS = ("data.prompts", "data.embeddings", "data.latents")
 
 
 def _resolved(data: Data, folders: dict[str, Path]) -> Data:
@@ -258,12 +283,14 @@ def _resolved(data: Data, folders: dict[str, Path]) -> Data:
     def absolute(key: str, path: str | Path) -> Path:
         return (folders[key] / Path(path).expanduser()).absolute()
 
-    prompts, embeddings = data.prompts, data.embeddings
-    if prompts != SPRITES:
+    prompts, embeddings, latents = data.prompts, data.embeddings, data.latents
+    if prompts not in (SPRITES, LATENTS):
         prompts = str(absolute("data.prompts", prompts))
     if embeddings is not None:
         embeddings = absolute("data.embeddings", embeddings)
-    return Data(prompts=prompts, embeddings=embeddings)
+    if latents is not None:
+        latents = absolute("data.latents", latents)
+    return Data(prompts=prompts, embeddings=embeddings, latents=latents)
 
 
 def _shipped_hint(path: Path) -> str:

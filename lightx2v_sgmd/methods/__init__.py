@@ -6,7 +6,8 @@ from importlib.metadata import entry_points
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.methods.adm import ADM
-from lightx2v_sgmd.methods.base import AdversarialMethod, Losses, Method, Sample
+from lightx2v_sgmd.methods.adp import ADP, DMDX
+from lightx2v_sgmd.methods.base import AdversarialMethod, Losses, Method, PretrainingMethod, Sample
 from lightx2v_sgmd.methods.dmd2 import DMD2
 from lightx2v_sgmd.methods.sgmd import SGMD
 from lightx2v_sgmd.methods.sid import SiD
@@ -15,12 +16,15 @@ from lightx2v_sgmd.methods.tsg_sim import TSGSIM
 
 __all__ = [
     "ADM",
+    "ADP",
     "DMD2",
+    "DMDX",
     "SGMD",
     "TSGSIM",
     "AdversarialMethod",
     "Losses",
     "Method",
+    "PretrainingMethod",
     "Sample",
     "SiD",
     "TSGFisher",
@@ -30,7 +34,9 @@ __all__ = [
 
 REGISTRY: dict[str, type] = {
     "adm": ADM,
+    "adp": ADP,
     "dmd2": DMD2,
+    "dmdx": DMDX,
     "sgmd": SGMD,
     "sid": SiD,
     "tsg_fisher": TSGFisher,

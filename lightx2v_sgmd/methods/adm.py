@@ -49,7 +49,8 @@ class ADM:
     fresh_rollouts: ClassVar[bool] = True
     through_fake_score: ClassVar[bool] = True
     through_teacher: ClassVar[bool] = False
-    reads_real_latents: ClassVar[bool] = False
+    reads_latents: ClassVar[Literal["videos", "pairs"] | None] = None
+    pretraining: ClassVar[int] = 0
 
     def generator_losses(self, sample: Sample) -> Losses:
         """Eq. 7; the gradient goes through the teacher's blocks, the fake score and x_t."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -63,6 +63,27 @@ class Sample:
     x_real: Tensor | None = None
     discriminate: Discriminate | None = None
     real: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """The tensors of one micro-batch of adversarial pre-training, ``[B, C, T, H, W]`` float32.
+
+    Attributes:
+        x0: The student's data prediction; carries gradient in the generator's update alone.
+        real: The pair's data.
+        noise: Fresh noise for the latent discriminator.
+        sigma: Its times ``[B]``.
+        discriminate: The latent discriminator.
+        judge_pixels: The pixel discriminator, ``x0 [kB, ...] -> logits [kB, L]``, if there is one.
+    """
+
+    x0: Tensor
+    real: Tensor
+    noise: Tensor
+    sigma: Tensor
+    discriminate: Discriminate
+    judge_pixels: Callable[[Tensor], Tensor] | None = None
 
 
 class Method(Protocol):
@@ -134,10 +155,47 @@ class AdversarialMethod(Method, Protocol):
         ...
 
     @property
-    def reads_real_latents(self) -> bool:
-        """Whether it compares with latents of real videos (``data.latents``)."""
+    def reads_latents(self) -> Literal["videos", "pairs"] | None:
+        """What it needs in ``data.latents``: encoded videos, a teacher's ODE pairs, or nothing."""
+        ...
+
+    @property
+    def pretraining(self) -> int:
+        """How many iterations, from the first, are adversarial pre-training on ODE pairs."""
         ...
 
     def discriminator_losses(self, sample: Sample) -> Losses:
+        """The heads' loss terms; nothing but the logits carries gradient."""
+        ...
+
+
+class PretrainingMethod(AdversarialMethod, Protocol):
+    """A method that begins with adversarial pre-training."""
+
+    @property
+    def pixel_weight(self) -> float:
+        """Weight of the pixel discriminator; 0 if there is none."""
+        ...
+
+    @property
+    def vision_encoder(self) -> str | None:
+        """Folder of the pixel discriminator's backbone."""
+        ...
+
+    @property
+    def pixel_frames(self) -> int:
+        """Frames of each video that it looks at."""
+        ...
+
+    @property
+    def finetune_lr(self) -> float:
+        """The student's learning rate after pre-training, as a share."""
+        ...
+
+    def pretraining_losses(self, sample: PairSample) -> Losses:
+        """The student's loss terms; they depend on it through ``x0``."""
+        ...
+
+    def pretraining_critic_losses(self, sample: PairSample) -> Losses:
         """The heads' loss terms; nothing but the logits carries gradient."""
         ...

@@ -48,6 +48,7 @@ class DMD2:
     through_fake_score: ClassVar[bool] = False
     through_teacher: ClassVar[bool] = False
     guidance_range: ClassVar[tuple[float, float] | None] = None
+    pretraining: ClassVar[int] = 0
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -56,9 +57,9 @@ class DMD2:
         return (*roles, DISCRIMINATOR) if self.gan_weight else roles
 
     @property
-    def reads_real_latents(self) -> bool:
-        """For the GAN term."""
-        return self.gan_weight > 0
+    def reads_latents(self) -> Literal["videos"] | None:
+        """Encoded videos, for the GAN term."""
+        return "videos" if self.gan_weight else None
 
     def generator_losses(self, sample: Sample) -> Losses:
         """DMD's surrogate, whose gradient at x0 is DMD's; the GAN term if there is one."""

@@ -76,26 +76,60 @@ class Head(nn.Module):
         return logits.view(batch, -1)
 
 
+class FrameHead(nn.Module):
+    """A head for frames: 4x4 convolutions of stride 2, GroupNorm 32 and SiLU, logits (App. B.1).
+
+    Args:
+        width: Of the backbone's layer.
+        channels: Inside the head, a multiple of 32.
+        stages: How many convolutions.
+    """
+
+    def __init__(self, width: int, channels: int, stages: int = 2) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels if i else width, channels, 4, stride=2, padding=2)
+            for i in range(stages)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(32, channels) for _ in range(stages))
+        self.logits = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, D, h, w]`` to logits ``[N, L]``."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = nn.functional.silu(norm(convolution(x)))
+        logits: Tensor = self.logits(x)
+        return logits.flatten(1)
+
+
 class Heads(nn.Module):
-    """The trainable part of a discriminator: one head for each captured block.
+    """The trainable part of a discriminator: one head for each captured block or layer.
 
     The same seed gives the same weights on every process.
 
     Args:
-        width: Of the backbone's blocks.
-        count: How many heads.
+        width: Of the latent backbone's blocks.
+        count: How many of them carry a head.
         channels: Inside a head.
         seed: Of the initial weights.
+        frame_widths: Of the pixel backbone's layers, if there is one.
     """
 
-    def __init__(self, width: int, count: int, channels: int, seed: int) -> None:
+    def __init__(
+        self, width: int, count: int, channels: int, seed: int, frame_widths: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = nn.ModuleList(Head(width, channels) for _ in range(count))
+            self.latent = nn.ModuleList(Head(width, channels) for _ in range(count))
+            self.frame = nn.ModuleList(FrameHead(w, channels) for w in frame_widths)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Volumes ``[B, D, T, H, W]`` to logits ``[B, L]``, all heads' side by side."""
+    def forward(self, features: Sequence[Tensor], frames: bool = False) -> Tensor:
+        """Volumes ``[B, D, T, H, W]`` or, for frames, maps ``[B, D, h, w]`` to logits ``[B, L]``.
+
+        All heads' logits are side by side.
+        """
         dtype = next(self.parameters()).dtype
-        logits = [head(x.to(dtype)) for head, x in zip(self.heads, features, strict=True)]
+        heads = self.frame if frames else self.latent
+        logits = [head(x.to(dtype)) for head, x in zip(heads, features, strict=True)]
         return torch.cat(logits, 1).float()

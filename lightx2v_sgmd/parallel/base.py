@@ -6,7 +6,7 @@ one module with one class, named in ``parallel.open_strategy``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,9 @@ from lightx2v_sgmd.methods.base import (
     STUDENT,
     TEACHER,
     AdversarialMethod,
+    PretrainingMethod,
 )
+from lightx2v_sgmd.models.vision import vision_widths
 from lightx2v_sgmd.parallel.ranks import Ranks
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
@@ -37,11 +39,19 @@ DISCRIMINATOR_BETAS = (0.0, 0.99)
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """A discriminator's heads: on every so many teacher blocks, of so many channels."""
+    """A discriminator's heads.
+
+    Attributes:
+        every: One on each so many teacher blocks.
+        channels: Inside a head.
+        seed: Of their initial weights.
+        frame_widths: Of the pixel backbone's layers; empty if there is none.
+    """
 
     every: int
     channels: int
     seed: int
+    frame_widths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, job: Job) -> HeadSettings | None:
@@ -49,7 +59,12 @@ class HeadSettings:
         if DISCRIMINATOR not in job.method.roles:
             return None
         method = cast(AdversarialMethod, job.method)
-        return cls(method.head_every, method.head_channels, job.train.seed)
+        widths: tuple[int, ...] = ()
+        if method.pretraining:
+            pixels = cast(PretrainingMethod, method)
+            if pixels.pixel_weight and pixels.vision_encoder is not None:
+                widths = vision_widths(pixels.vision_encoder)
+        return cls(method.head_every, method.head_channels, job.train.seed, widths)
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,22 @@ class Strategy(Protocol):
         """
         ...
 
+    def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
+        """The discriminator's logits ``[N, L]`` by heads on a vision encoder's layers.
+
+        Args:
+            features: Maps ``[N, D, h, w]``.
+            update: As for ``logits``.
+        """
+        ...
+
+    def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
+        """The gradient with respect to ``x0`` of a loss that may call ``logits``.
+
+        No weights receive anything.
+        """
+        ...
+
     def backward(self, role: str, loss: Tensor) -> None:
         """Adds a micro-batch's gradient, divided by the accumulation, to a role's weights."""
         ...
@@ -201,8 +232,8 @@ class Strategy(Protocol):
         """
         ...
 
-    def load(self, checkpoint: Path, step: int) -> None:
-        """Takes up the state of a checkpoint folder that ``step`` updates led to."""
+    def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
+        """Takes up the state of a checkpoint folder that so many updates of each role led to."""
         ...
 
     def close(self) -> None:

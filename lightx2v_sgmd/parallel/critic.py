@@ -16,7 +16,7 @@ def build_heads(network: Any, settings: HeadSettings) -> Heads:
     config = network.config
     width = config.num_attention_heads * config.attention_head_dim
     count = len(head_blocks(config.num_layers, settings.every))
-    return Heads(width, count, settings.channels, settings.seed)
+    return Heads(width, count, settings.channels, settings.seed, settings.frame_widths)
 
 
 def backbone_features(

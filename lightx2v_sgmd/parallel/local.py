@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -90,6 +90,16 @@ class Local:
         logits: Tensor = self.networks[DISCRIMINATOR](features)
         return logits
 
+    def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
+        """By heads on a vision encoder's layers."""
+        logits: Tensor = self.networks[DISCRIMINATOR](features, frames=True)
+        return logits
+
+    def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
+        """At a leaf copy."""
+        leaf = x0.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf), leaf)[0]
+
     def backward(self, role: str, loss: Tensor) -> None:
         """Adds the loss's gradient, divided by the accumulation, to a role's weights alone."""
         torch.autograd.backward(loss / self.settings.accumulation, inputs=self._weights[role])
@@ -145,7 +155,7 @@ class Local:
         return slices
 
     @torch.no_grad()
-    def load(self, checkpoint: Path, step: int) -> None:
+    def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
         """Reads weights, average and optimizer state."""
         student = WholeTensors([checkpoint / "student.safetensors"])
         for role in self.trained:
@@ -158,7 +168,7 @@ class Local:
                     values = state.read(f"{name}/master", n, 0, n)
                 p.copy_(values.view_as(p))
                 entry = self._optimizers[role].state[p]
-                entry["step"] = torch.tensor(float(step), device=p.device)
+                entry["step"] = torch.tensor(float(updates[role]), device=p.device)
                 for kind in ("exp_avg", "exp_avg_sq"):
                     moment = torch.empty_like(p, memory_format=torch.preserve_format)
                     entry[kind] = moment.copy_(state.read(f"{name}/{kind}", n, 0, n).view_as(p))

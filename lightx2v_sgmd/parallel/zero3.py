@@ -18,7 +18,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -157,6 +157,18 @@ class Zero3:
         logits: Tensor = heads(features)
         return logits
 
+    def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
+        """By heads on a vision encoder's layers; through their engine if they are to learn."""
+        heads = self._engines[DISCRIMINATOR] if update else self.networks[DISCRIMINATOR]
+        logits: Tensor = heads(features, frames=True)
+        return logits
+
+    def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
+        """At a leaf copy, the heads frozen."""
+        leaf = x0.detach().requires_grad_()
+        with self.frozen(DISCRIMINATOR):
+            return torch.autograd.grad(loss(leaf), leaf)[0]
+
     @contextmanager
     def frozen(self, *roles: str) -> Iterator[None]:
         """Inside, these roles' weights ask for no gradient."""
@@ -236,7 +248,7 @@ class Zero3:
         return slices
 
     @torch.no_grad()
-    def load(self, checkpoint: Path, step: int) -> None:
+    def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
         """Reads this rank's part of weights, average and optimizer state."""
         student = WholeTensors([checkpoint / "student.safetensors"])
         for role in self.trained:
@@ -248,7 +260,7 @@ class Zero3:
                 else:
                     _put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
             for flat in self._masters(role):
-                self._optimizers[role].state[flat]["step"] = torch.tensor(float(step))
+                self._optimizers[role].state[flat]["step"] = torch.tensor(float(updates[role]))
             for kind in ("exp_avg", "exp_avg_sq"):
                 for name, p, moment in self._parts(role, self._moments(role, kind)):
                     _put(moment, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from distill import callbacks, distill
 from distill.callbacks import stop_on_signal
+from distill.counting import COUNTS
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
@@ -41,8 +42,8 @@ def test_the_run_folder(finished: Job) -> None:
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[0].keys() == {
-        *("step", "fisher", "nr", "rc", "grad_norm", "lr", "exit_step", "seconds", "forwards"),
-        "peak_memory_gib",
+        *("step", "fisher", "nr", "rc", "grad_norm", "lr", "exit_step", "seconds", *COUNTS),
+        *("forward_equivalents", "cpu_seconds", "peak_memory_gib"),
     }
     assert lines[0]["grad_norm"].keys() == {"student", "fake_score"}
     assert lines[0]["forwards"]["teacher"] == 2

@@ -52,7 +52,7 @@ def test_losses_are_finite_down_to_sigma_min_in_bf16() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UserError, match="use one of adm, dmd2, sgmd"):
+    with pytest.raises(UserError, match="use one of adm, adp, dmd2"):
         method_class("sgdm")
     assert "sgmd" in methods.method_names()
 

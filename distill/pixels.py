@@ -1,0 +1,38 @@
+"""The pixel discriminator's frozen part: decoded frames through a vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.models.vision import VisionBackbone
+from lightx2v_sgmd.models.wan import WanModel
+
+# B batch, C channels, T latent frames, h, w latent height and width, D width
+
+
+class PixelFeatures:
+    """VAE and vision encoder, both frozen and whole on every rank; gradient flows to the latents.
+
+    Args:
+        model: Whose VAE decodes.
+        path: The vision encoder's folder.
+        device: Where both run.
+    """
+
+    def __init__(self, model: WanModel, path: str, device: torch.device) -> None:
+        self._vae: Any = model.load_vae().to(device)
+        self._vae.eval().requires_grad_(False)
+        self._vision = VisionBackbone(path, device)
+        config = self._vae.config
+        self._mean = torch.tensor(config.latents_mean, device=device).view(1, -1, 1, 1, 1)
+        self._std = torch.tensor(config.latents_std, device=device).view(1, -1, 1, 1, 1)
+
+    def __call__(self, x0: Tensor, frames: Sequence[int]) -> list[Tensor]:
+        """Normalised latents ``[B, C, T, h, w]`` to maps ``[B * len(frames), D, h', w']``."""
+        video = self._vae.decode(x0 * self._std + self._mean, return_dict=False)[0]
+        chosen = video[:, :, list(frames)].transpose(1, 2).flatten(0, 1)
+        return self._vision.features(chosen)

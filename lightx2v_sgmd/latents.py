@@ -1,0 +1,120 @@
+"""Folders of latents with their captions: a teacher's ODE pairs, or encoded videos.
+
+FOLDER/latents_00000.safetensors holds ``x0 [N, C, T, h, w]`` float32, normalised as the network
+sees them, and for ODE pairs the ``noise`` that each was sampled from; its metadata holds the
+captions and what made them. Shards appear by rename, so a folder that is still being written, or
+whose writing was interrupted, is sound as far as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightx2v_sgmd.errors import UserError
+
+_KEY = "lightx2v_sgmd"
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Where a shard goes."""
+    return folder / f"latents_{index:05d}.safetensors"
+
+
+def write_shard(
+    folder: Path,
+    index: int,
+    x0: Tensor,
+    noise: Tensor | None,
+    prompts: Sequence[str],
+    origin: Mapping[str, Any],
+) -> Path:
+    """Writes a shard whole or not at all.
+
+    Args:
+        folder: Made if it is not there.
+        index: Of the shard.
+        x0: ``[N, C, T, h, w]``.
+        noise: The same, or None for encoded videos.
+        prompts: N captions.
+        origin: What made them; every shard of a folder has the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"x0": x0.float().contiguous()}
+    if noise is not None:
+        tensors["noise"] = noise.float().contiguous()
+    metadata = {_KEY: json.dumps({"prompts": list(prompts), "origin": dict(origin)})}
+    final = shard_path(folder, index)
+    temporary = final.with_suffix(".partial")
+    save_file(tensors, temporary, metadata)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(final)
+    return final
+
+
+class LatentFolder:
+    """Reads a folder of latents, one at a time.
+
+    Args:
+        folder: As ``write_shard`` leaves it.
+
+    Raises:
+        UserError: there is none, or its shards do not belong together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(Path(folder).glob("latents_*.safetensors"))
+        if not files:
+            raise UserError(
+                f"data.latents: {folder} has no latents_*.safetensors; make them with "
+                "python -m tools.collect_ode_pairs or python -m tools.encode_videos"
+            )
+        self.folder = Path(folder)
+        self.prompts: list[str] = []
+        self.origin: dict[str, Any] = {}
+        self._places: list[tuple[Path, int]] = []
+        shapes = set()
+        for file in files:
+            try:
+                with safe_open(file, framework="pt") as handle:
+                    about = json.loads((handle.metadata() or {})[_KEY])
+                    shape = handle.get_slice("x0").get_shape()
+                    shapes.add((*shape[1:], "noise" in handle.keys()))
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                raise UserError(
+                    f"data.latents: {file} cannot be read ({error}); make it again"
+                ) from error
+            if self.origin and about["origin"] != self.origin:
+                raise UserError(
+                    f"data.latents: {file} was made in another way than {files[0]}; "
+                    "keep one set of latents in a folder"
+                )
+            self.origin = about["origin"]
+            self.prompts += about["prompts"]
+            self._places += [(file, row) for row in range(shape[0])]
+        if len(shapes) > 1 or len(self.prompts) != len(self._places):
+            raise UserError(f"data.latents: the shards of {folder} differ in shape; make it again")
+        *self.shape, self.has_noise = shapes.pop()
+        self._open: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, name: str, indices: Sequence[int]) -> Tensor:
+        """``[B, C, T, h, w]`` of ``x0`` or ``noise``."""
+        rows = []
+        for index in indices:
+            file, row = self._places[index]
+            if file not in self._open:
+                self._open[file] = safe_open(file, framework="pt")
+            rows.append(self._open[file].get_slice(name)[row : row + 1])
+        return torch.cat(rows)

@@ -1,0 +1,284 @@
+"""Adversarial pre-training on ODE pairs: ADP, DMDX, and what they read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionModel
+
+from distill import distill
+from distill.trainer import updates_done
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.flow import cubic_sigmas
+from lightx2v_sgmd.job import load_job
+from lightx2v_sgmd.latents import LatentFolder, shard_path
+from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
+from lightx2v_sgmd.models.vision import VisionBackbone, captured_layers, vision_widths
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.sampling import VideoSampler, teacher_schedule
+from lightx2v_sgmd.video import write_video
+from tests.training import job_file, needs_deepspeed, read_trace, weights_of
+from tools import collect_ode_pairs, encode_videos
+
+HEADS = "head_every: 1, head_channels: 32, discriminator_lr: 1.0e-3"
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    collect(tiny_teacher, folder, folder / "pairs")
+    return folder / "pairs"
+
+
+def collect(teacher: Path, folder: Path, out: Path, *options: str) -> None:
+    job = job_file(teacher, folder)
+    arguments = [str(job), "--out", str(out), "--count", "6", "--steps", "2", "--shard", "4"]
+    assert collect_ode_pairs.main([*arguments, *options]) == 0
+
+
+@pytest.fixture(scope="module", params=["sam", "dinov2"])
+def encoder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    network: Any
+    if request.param == "sam":
+        network = SamVisionModel(
+            SamVisionConfig(
+                **sizes,
+                image_size=64,
+                patch_size=16,
+                output_channels=16,
+                mlp_dim=64,
+                window_size=2,
+                global_attn_indexes=[1, 3],
+                initializer_range=0.02,
+            )
+        )
+    else:
+        network = Dinov2Model(Dinov2Config(**sizes, image_size=56, patch_size=14))
+    network.save_pretrained(folder)
+    return folder
+
+
+def make(teacher: Path, folder: Path, pairs: Path, method: str, *settings: str) -> Any:
+    latents = ["data.prompts=latents", f"data.latents={pairs}", f"method={{{method}}}"]
+    return load_job(job_file(teacher, folder), [*latents, *settings])
+
+
+def test_pairs_are_the_teachers_samples(tiny_teacher: Path, pairs: Path) -> None:
+    folder = LatentFolder(pairs)
+    assert len(folder) == 6 and folder.has_noise and len(folder.prompts) == 6
+    model = open_wan(str(tiny_teacher))
+    sampler = VideoSampler(model, teacher_schedule(steps=2), (32, 32, 5), 8.0)
+    made = sampler.latents(folder.prompts[4:], folder.read("noise", [4, 5]))
+    torch.testing.assert_close(folder.read("x0", [4, 5]), made)
+    assert not torch.equal(folder.read("noise", [0]), folder.read("noise", [4]))
+
+
+def test_collecting_goes_on_where_it_stopped(
+    tiny_teacher: Path, tmp_path: Path, pairs: Path
+) -> None:
+    out = tmp_path / "pairs"
+    collect(tiny_teacher, tmp_path, out, "--part", "2/2")
+    assert not shard_path(out, 0).exists() and shard_path(out, 1).exists()
+    before = shard_path(out, 1).stat().st_mtime_ns
+    collect(tiny_teacher, tmp_path, out)
+    assert shard_path(out, 1).stat().st_mtime_ns == before
+    ours, theirs = LatentFolder(out), LatentFolder(pairs)
+    assert torch.equal(ours.read("x0", range(6)), theirs.read("x0", range(6)))
+
+
+def test_pairs_of_other_settings_are_not_mixed(tiny_teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pairs"
+    collect(tiny_teacher, tmp_path, out)
+    job = str(job_file(tiny_teacher, tmp_path))
+    again = ["--count", "6", "--steps", "3", "--shard", "4"]
+    shard_path(out, 1).unlink()
+    assert collect_ode_pairs.main([job, "--out", str(out), *again]) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["method={name: adp, pixel_weight: 0}"],
+            "adp reads the teacher's ODE pairs",
+        ),
+        (["method={name: adp}"], "method: vision_encoder is missing"),
+        (["method={name: dmd2, gan_weight: 0.1}"], "data.latents: dmd2 reads encoded videos"),
+        (["data.prompts=latents"], "data.latents: is missing, but data.prompts says latents"),
+    ],
+)
+def test_jobs_that_lack_latents(
+    tiny_teacher: Path, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_job(job_file(tiny_teacher, tmp_path), settings)
+
+
+def test_the_cubic_schedule_stays_near_noise() -> None:
+    u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
+    sigma = cubic_sigmas(u, 0.0, 1.0)
+    torch.testing.assert_close(sigma[5000].item(), 1 - 0.5**3)
+    assert abs(float(sigma.mean()) - 0.75) < 1e-3  # 1 - E[u^3]
+    assert float((sigma > 0.5).double().mean()) > 0.79  # 0.5^(1/3)
+
+
+def test_one_and_four_step_students_learn_from_pairs(
+    tiny_teacher: Path, tmp_path: Path, pairs: Path
+) -> None:
+    for index, base in enumerate(("[1000]", "[1000, 750, 500, 250]")):
+        folder = tmp_path / str(index)
+        settings = ["train.iterations=3", f"schedule.base={base}"]
+        job = make(tiny_teacher, folder, pairs, f"name: adp, pixel_weight: 0, {HEADS}", *settings)
+        run = distill(job, quiet=True)
+        rows = read_trace(run)
+        assert rows[0].keys() >= {"adversarial", "critic"}
+        assert rows[0]["grad_norm"].keys() == {"student", "discriminator"}
+        assert all(row["grad_norm"]["student"] > 0 for row in rows)
+        assert (run / "samples" / "step_000003" / "00.mp4").stat().st_size > 0
+
+
+def test_the_pixel_discriminator(
+    tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
+) -> None:
+    method = f"name: adp, vision_encoder: {encoder}, pixel_frames: 2, {HEADS}"
+    rows = read_trace(distill(make(tiny_teacher, tmp_path / "a", pairs, method), quiet=True))
+    assert rows[0].keys() >= {"adversarial", "critic", "pixel", "pixel_critic"}
+    without = f"name: adp, pixel_weight: 0, {HEADS}"
+    plain = read_trace(distill(make(tiny_teacher, tmp_path / "b", pairs, without), quiet=True))
+    assert plain[0]["grad_norm"]["student"] != rows[0]["grad_norm"]["student"]
+
+
+def test_a_vision_encoders_features_carry_gradient_to_the_frames(encoder: Path) -> None:
+    backbone = VisionBackbone(str(encoder), torch.device("cpu"))
+    frames = torch.rand(2, 3, 32, 32, requires_grad=True)
+    maps = backbone.features(frames)
+    assert [m.shape[:2] for m in maps] == [(2, w) for w in vision_widths(str(encoder))]
+    assert len({m.shape[2] for m in maps}) == 1 and len(maps) == 4
+    (gradient,) = torch.autograd.grad(maps[-1].square().sum(), frames)
+    assert gradient.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in backbone.network.parameters())
+
+
+def test_heads_are_on_the_papers_layers() -> None:
+    assert captured_layers(12) == [3, 6, 9, 12]
+    assert captured_layers(2) == [1, 2]
+
+
+def test_a_folder_that_is_no_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method.vision_encoder: .* is no folder with"):
+        vision_widths(str(tmp_path))
+
+
+def test_dmdx_turns_from_pretraining_to_matching(
+    tiny_teacher: Path, tmp_path: Path, pairs: Path
+) -> None:
+    method = f"name: dmdx, pretraining: 2, finetune_lr: 0.5, pixel_weight: 0, {HEADS}"
+    settings = ["train.iterations=4", "train.warmup=0"]
+    run = distill(make(tiny_teacher, tmp_path, pairs, method, *settings), quiet=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [set(line["grad_norm"]) for line in lines] == [
+        *[{"student", "discriminator"}] * 2,
+        *[{"student", "discriminator", "fake_score"}] * 2,
+    ]
+    assert [line["lr"]["student"] for line in lines] == [1e-4, 1e-4, 5e-5, 5e-5]
+    assert "fake" not in lines[1] and "fake" in lines[2]
+
+
+def test_updates_by_role() -> None:
+    assert updates_done(SGMD(), 3) == {"student": 3, "fake_score": 3}
+    assert updates_done(DMD2(), 3) == {"student": 3, "fake_score": 15}
+    assert updates_done(ADM(), 3) == {"student": 3, "fake_score": 3, "discriminator": 3}
+    assert updates_done(ADP(pixel_weight=0), 3) == {"student": 3, "discriminator": 3}
+    dmdx = DMDX(pixel_weight=0, pretraining=2)
+    assert updates_done(dmdx, 3) == {"student": 3, "fake_score": 1, "discriminator": 3}
+
+
+@pytest.mark.parametrize("method", ["dmd2", f"adm, {HEADS}", "dmdx"])
+def test_resuming_equals_going_on(
+    method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path
+) -> None:
+    """Exactly, the optimizers' counts of updates included."""
+    if method == "dmdx":
+        method = f"dmdx, pretraining: 1, pixel_weight: 0, {HEADS}"
+    whole = make(tiny_teacher, tmp_path / "whole", pairs, f"name: {method}", "train.iterations=4")
+    distill(whole, quiet=True)
+    for iterations in (2, 4):
+        part = make(
+            tiny_teacher,
+            tmp_path / "part",
+            pairs,
+            f"name: {method}",
+            f"train.iterations={iterations}",
+        )
+        distill(part, quiet=True)
+    assert read_trace(part.output.dir) == read_trace(whole.output.dir)
+    ours = weights_of(part.output.dir / "checkpoints" / "step_000004")
+    theirs = weights_of(whole.output.dir / "checkpoints" / "step_000004")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    "method",
+    ["dmd2, fake_score_updates: 2", "sid", f"adm, {HEADS}", "dmdx"],
+)
+def test_zero3_on_two_ranks_equals_local(
+    method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
+) -> None:
+    if method == "dmdx":
+        method = f"dmdx, pretraining: 2, vision_encoder: {encoder}, {HEADS}"
+    elif "sam" not in encoder.name:
+        pytest.skip("has no vision encoder: once is enough")
+    settings = ["train.iterations=3", "train.clip=100.0"]
+    one = make(tiny_teacher, tmp_path / "one", pairs, f"name: {method}", *settings)
+    distill(one, quiet=True)
+    two = make(
+        tiny_teacher,
+        tmp_path / "two",
+        pairs,
+        f"name: {method}",
+        *settings,
+        "parallel.strategy=zero3",
+        "train.micro_batch=1",
+    )
+    distill(two, nproc=2, quiet=True)
+    compare_traces(read_trace(one.output.dir), read_trace(two.output.dir))
+    ours = weights_of(one.output.dir / "checkpoints" / "step_000003")
+    theirs = weights_of(two.output.dir / "checkpoints" / "step_000003")
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
+
+
+def compare_traces(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-6)
+
+
+def test_encoded_videos_for_the_gan_term(tiny_teacher: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    generator = torch.Generator().manual_seed(0)
+    for index in range(3):
+        frames = torch.randint(0, 255, (5, 32, 32, 3), generator=generator, dtype=torch.uint8)
+        write_video(frames.numpy(), videos / f"{index}.mp4", 8)
+        (videos / f"{index}.txt").write_text("a red circle")
+    job = str(job_file(tiny_teacher, tmp_path))
+    out = tmp_path / "latents"
+    assert encode_videos.main([str(videos), "--job", job, "--out", str(out), "--shard", "2"]) == 0
+    folder = LatentFolder(out)
+    assert len(folder) == 3 and not folder.has_noise
+    method = f"name: dmd2, fake_score_updates: 1, gan_weight: 0.1, {HEADS}"
+    run = distill(make(tiny_teacher, tmp_path / "gan", out, method), quiet=True)
+    assert read_trace(run)[0].keys() >= {"dmd", "gan", "fake", "critic"}
+    with pytest.raises(UserError, match="holds encoded videos, adp needs ODE pairs"):
+        distill(make(tiny_teacher, tmp_path / "adp", out, f"name: adp, pixel_weight: 0, {HEADS}"))
+    (videos / "0.txt").unlink()
+    assert encode_videos.main([str(videos), "--job", job, "--out", str(tmp_path / "x")]) == 2
