@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from lightx2v_sgmd import __version__
+from lightx2v_sgmd.commands import compare
 from lightx2v_sgmd.errors import UserError
 
 PROG = "lightx2v-sgmd"
@@ -263,6 +264,9 @@ def demo_command(
     result = run_demo(out, seed=seed, quiet=quiet, overrides=settings or ())
     if as_json:
         _print_result(result.metrics, "", as_json)
+
+
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
 
 
 def _print_result(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -12,12 +12,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.models import wan
-from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.sampling import TEACHER_STEPS, Videos, VideoSampler, teacher_schedule
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.sprites.measure import (
@@ -29,11 +27,21 @@ from lightx2v_sgmd.sprites.measure import (
     score,
 )
 
-Videos = NDArray[np.uint8]
+__all__ = [
+    "TEACHER_STEPS",
+    "Row",
+    "TeacherSampler",
+    "Videos",
+    "evaluate",
+    "gap_closed",
+    "held_out_captions",
+    "summarise",
+    "teacher_schedule",
+    "training_captions",
+]
+
 Sampler = Callable[[Sequence[str], Sequence[int]], Videos]
 """Prompts and one seed for each to videos ``[N, F, H, W, 3]``."""
-
-TEACHER_STEPS = 50
 
 
 def is_held_out(caption: world.Caption) -> bool:
@@ -57,22 +65,8 @@ def _captions(seed: int) -> Iterator[world.Caption]:
         yield world.sample_caption(rng)
 
 
-def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The noise ``[1, C, T, h, w]`` of one video, the same wherever it is made."""
-    return torch.randn(1, *shape, generator=torch.Generator("cpu").manual_seed(seed))
-
-
-class TeacherSampler:
-    """Samples the teacher: many steps with guidance, or few without.
-
-    Args:
-        model: The teacher; the sprite world's sizes are assumed.
-        schedule: The steps.
-        guidance_scale: In the form of Ho and Salimans; 1 runs no unconditional pass.
-        negative_prompt: What guidance moves away from.
-        batch: Videos that run together.
-        on_batch: Called with the number of videos done after each batch.
-    """
+class TeacherSampler(VideoSampler):
+    """Samples a model at the sprite world's size; see ``VideoSampler``."""
 
     def __init__(
         self,
@@ -83,59 +77,10 @@ class TeacherSampler:
         batch: int = 32,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
-        self.schedule = schedule
-        self.guidance_scale = guidance_scale
-        self.negative_prompt = negative_prompt
-        self.batch = batch
-        self.on_batch = on_batch
-        self.shape = model.latent_shape(world.SIZE, world.SIZE, world.NUM_FRAMES)
-        self.transformer = model.load_transformer().eval().requires_grad_(False)
-        wan.fold_text_padding(self.transformer)
-        self.vae = model.load_vae()
-        self.text_encoder = model.load_text_encoder()
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations for one video."""
-        return len(self.schedule) * (1 if self.guidance_scale == 1 else 2)
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:
-        """Samples one video per prompt."""
-        videos = []
-        for start in range(0, len(prompts), self.batch):
-            chosen = slice(start, start + self.batch)
-            noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[chosen]])
-            velocity = self._velocity(prompts[chosen])
-            latents = rollout(velocity, noise, self.schedule)
-            videos.append(wan.decode_latents(self.vae, latents).numpy())
-            if self.on_batch is not None:
-                self.on_batch(len(noise))
-        return np.concatenate(videos)
-
-    def _velocity(
-        self, prompts: Sequence[str]
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        rows = self.text_encoder.encode(prompts)
-        if self.guidance_scale == 1:
-            text = wan.pad_text(rows)
-            return lambda x_t, sigma: wan.velocity(self.transformer, x_t, sigma, text)
-        negative = self.text_encoder.encode([self.negative_prompt])
-        both = wan.pad_text(rows + negative * len(rows))
-
-        def guided(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            twice = wan.velocity(
-                self.transformer, torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
-            )
-            cond, uncond = twice.chunk(2)
-            return guide(cond, uncond, self.guidance_scale)
-
-        return guided
-
-
-def teacher_schedule(shift: float = 3.0, steps: int = TEACHER_STEPS) -> Schedule:
-    """The teacher's own sampling steps: evenly spaced, then shifted."""
-    return Schedule(tuple(1000 * (steps - i) / steps for i in range(steps)), shift)
+        size = (world.SIZE, world.SIZE, world.NUM_FRAMES)
+        super().__init__(
+            model, schedule, size, guidance_scale, negative_prompt, batch=batch, on_batch=on_batch
+        )
 
 
 @dataclass(frozen=True)

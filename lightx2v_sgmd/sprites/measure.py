@@ -390,13 +390,23 @@ def _relative_entropy(values: list[str], options: tuple[str, ...]) -> float:
 
 
 def frechet_distance(first: Array, second: Array) -> float:
-    """Frechet distance between two sets of features, as Gaussians (FID's formula, 1706.08500).
+    """Frechet distance between two sets of features, each in its unit.
 
     Args:
         first: ``[N, D]`` as ``measure`` gives them.
         second: ``[M, D]``.
     """
-    units = np.array(list(FEATURES.values()))
+    return gaussian_distance(first, second, np.array(list(FEATURES.values())))
+
+
+def gaussian_distance(first: Array, second: Array, units: NDArray[np.float64]) -> float:
+    """Frechet distance of two sets of features taken as Gaussians (FID's formula, 1706.08500).
+
+    Args:
+        first: ``[N, D]``.
+        second: ``[M, D]``.
+        units: ``[D]``, what each feature is divided by.
+    """
     a, b = first.astype(np.float64) / units, second.astype(np.float64) / units
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # The trace of the square root of cov_a cov_b, through a symmetric product.

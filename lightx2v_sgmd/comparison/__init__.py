@@ -1,0 +1,134 @@
+"""``lightx2v-sgmd compare``: several methods on one teacher, several seeds each, one report.
+
+``plan`` says what there is to do, ``running`` does it in processes (``worker``), ``measuring`` and
+``opticalflow`` look at videos, ``tables`` and ``columns`` sum up, ``page`` writes the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightx2v_sgmd.comparison.columns import markdown
+from lightx2v_sgmd.comparison.measuring import write_text
+from lightx2v_sgmd.comparison.page import write_page
+from lightx2v_sgmd.comparison.plan import TEACHER, Plan, Settings, make_plan, write_plan
+from lightx2v_sgmd.comparison.running import run_tasks
+from lightx2v_sgmd.comparison.tables import budget, build_results, seeds_done, step_within
+from lightx2v_sgmd.comparison.tasks import Task, all_tasks, is_done
+from lightx2v_sgmd.console import note
+from lightx2v_sgmd.errors import UserError
+
+__all__ = ["Comparison", "compare", "make_plan"]
+
+UNITS = ("forwards", "seconds")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison made.
+
+    Attributes:
+        out: Its folder.
+        results: The content of ``results.json``.
+    """
+
+    out: Path
+    results: dict[str, Any]
+
+
+def compare(
+    job_file: str | Path,
+    out: str | Path,
+    *,
+    methods: Sequence[str] = (),
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
+    method_overrides: Sequence[str] = (),
+    sweep: str | None = None,
+    settings: Settings | None = None,
+    every: int | None = None,
+    workers: int = 1,
+    compute: str = "forwards",
+    report_only: bool = False,
+    quiet: bool = False,
+) -> Comparison:
+    """Trains every method with every seed, measures all of them, and writes the tables.
+
+    What is done already in ``out`` is not done again; the same call goes on where one stopped.
+
+    Args:
+        job_file: The job; a method's own settings come from the job beside it (``make_plan``).
+        out: Where everything goes.
+        methods: Names; the job's own method if there are none.
+        seeds: How many, counting up from the job's ``train.seed``.
+        overrides: Changes to every job, as for ``distill --set``.
+        method_overrides: ``METHOD:KEY=VALUE``, changes to one method's job.
+        sweep: ``KEY=A,B,C``, a row for each value.
+        settings: How much is measured.
+        every: Iterations between snapshots; a tenth of the run by default.
+        workers: Processes side by side.
+        compute: What the budget of equal compute counts: ``forwards`` or CPU ``seconds``.
+        report_only: Run nothing; sum up what there is.
+        quiet: Show nothing.
+
+    Raises:
+        UserError: something that was asked for cannot be; nothing has been run.
+        RuntimeError: runs failed; the tables of the others are written.
+        KeyboardInterrupt: it was asked to stop, and everything that ran has saved.
+    """
+    if compute not in UNITS:
+        raise UserError(f"--compute: {compute!r} is unknown; use {' or '.join(UNITS)}")
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is too few; use 1 or more")
+    plan = make_plan(
+        job_file,
+        out,
+        methods=methods,
+        seeds=seeds,
+        overrides=overrides,
+        method_overrides=method_overrides,
+        sweep=sweep,
+        settings=settings,
+        every=every,
+    )
+    failures: dict[Task, str] = {}
+    if not report_only:
+        write_plan(plan)
+        failures = run_tasks(plan, all_tasks(plan), workers, "comparing", quiet)
+        cuts = _cuts(plan, compute)
+        failures |= run_tasks(plan, cuts, workers, "measuring at equal compute", quiet)
+    if not seeds_done(plan, TEACHER):
+        reasons = "; ".join(failures.values()) or "its videos have not been made yet"
+        raise RuntimeError(f"there is nothing to report: the teacher is not measured: {reasons}")
+    named = {task.name: problem for task, problem in failures.items()}
+    results = build_results(plan, compute, named)
+    write_text(plan.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(plan.out / "table.md", markdown(results))
+    note("writing the report", quiet)
+    write_page(plan, results)
+    if failures:
+        first = next(iter(named.items()))
+        raise RuntimeError(
+            f"{len(failures)} of {len(all_tasks(plan))} runs failed, first {first[0]}: {first[1]}; "
+            f"the report on the others is in {plan.out}; the same command tries these again"
+        )
+    return Comparison(plan.out, results)
+
+
+def _cuts(plan: Plan, compute: str) -> list[Task]:
+    """The snapshots at equal compute that are not measured in full yet."""
+    limit = budget(plan, compute)
+    if limit is None:
+        return []
+    tasks = []
+    for row in plan.jobs:
+        for seed in seeds_done(plan, row):
+            step = step_within(plan, row, seed, compute, limit[1])
+            task = Task(row, seed, step)
+            if step and not is_done(plan, task):
+                tasks.append(task)
+    return tasks

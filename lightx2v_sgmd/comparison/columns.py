@@ -1,0 +1,217 @@
+"""The columns of the tables: what each is called, how it is printed, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        key: In a row's measurements, or in its ``cost``.
+        title: Its head.
+        digits: After the point.
+        meaning: For people who see it for the first time.
+        better: ``up``, ``down`` or, where neither is, the empty text.
+        captions: Whether it needs captions that can be checked in the frames.
+    """
+
+    key: str
+    title: str
+    digits: int
+    meaning: str
+    better: str = ""
+    captions: bool = False
+
+
+QUALITY = (
+    Column(
+        "frechet",
+        "Frechet",
+        2,
+        "quality: how far the videos, as a crowd, are from the teacher's. The Frechet distance "
+        "between features measured in the frames (on the sprite world: positions, sizes, colours, "
+        "speeds, defects; elsewhere: simple statistics of pixels and flow). Smaller is better",
+        "down",
+    ),
+    Column(
+        "all_attributes",
+        "all right",
+        3,
+        "semantic: share of videos that are clean and right on everything that the caption names",
+        "up",
+        captions=True,
+    ),
+    Column(
+        "motion",
+        "motion",
+        3,
+        "mean speed of the objects, tracked in the frames, relative to the teacher's",
+        captions=True,
+    ),
+    Column(
+        "optflow",
+        "OptFlow",
+        4,
+        "mean absolute optical flow over frames and pixels, in pixels per frame (OpenCV's DIS)",
+    ),
+    Column(
+        "dyndeg",
+        "DynDeg",
+        3,
+        "dynamic degree as in VBench: share of videos in which the fastest twentieth of the pixels "
+        "moves by more than 6 pixels per frame of 256 (0.75 of 32) in a quarter of the frames",
+    ),
+    Column(
+        "diversity",
+        "diversity",
+        4,
+        "mean distance (root mean square over pixels, 0 to 1) between videos of one prompt from "
+        "different noise",
+    ),
+    Column(
+        "coverage",
+        "coverage",
+        3,
+        "where captions leave an attribute open, how evenly its values are made "
+        "(entropy; 1 is even)",
+        "up",
+        captions=True,
+    ),
+)
+COST = (
+    Column("cpu_seconds", "CPU s/it", 3, "processor seconds of one training iteration", "down"),
+    Column(
+        "forwards",
+        "forwards/it",
+        2,
+        "passes of one sample through any of the networks, counted as they happen",
+    ),
+    Column("backwards", "backwards/it", 2, "passes back to a network's inputs, counted alike"),
+    Column(
+        "equivalents",
+        "cost/it",
+        2,
+        "all of an iteration in forwards of one sample: forwards, recomputed forwards, a pass back "
+        "to the inputs and the gradient of the weights count one each",
+        "down",
+    ),
+)
+
+
+def shown(results: dict[str, Any], columns: Sequence[Column]) -> list[Column]:
+    """The columns for which there is anything to show."""
+    found = []
+    for column in columns:
+        if column.captions and not results["captions_checkable"]:
+            continue
+        if any(cell(row, column, part) for row in results["rows"].values() for part in PARTS):
+            found.append(column)
+    return found
+
+
+PARTS = ("equal_iterations", "equal_compute")
+
+
+def cell(row: dict[str, Any], column: Column, part: str) -> dict[str, Any] | None:
+    """A row's value with its spread, if it has one."""
+    where = row.get("cost", {}) if column in COST else row.get(part, {})
+    value: dict[str, Any] | None = where.get(column.key)
+    return value
+
+
+def text(value: dict[str, Any] | None, digits: int) -> str:
+    """``0.840 ± 0.012``, without the spread of a single seed."""
+    if value is None:
+        return "-"
+    mean = f"{value['mean']:.{digits}f}"
+    return mean if value["std"] is None else f"{mean} ± {value['std']:.{digits}f}"
+
+
+def table(results: dict[str, Any], part: str) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a table, as text.
+
+    Args:
+        results: Of ``build_results``.
+        part: ``equal_iterations`` or ``equal_compute``.
+    """
+    columns = [*shown(results, QUALITY), *(shown(results, COST) if part == PARTS[0] else [])]
+    heads = ["", "NFE", "Fake-R", "iterations", *(column.title for column in columns)]
+    lines = []
+    for name, row in results["rows"].items():
+        # Teacher and undistilled rows cost no compute and stand in both tables.
+        source = part if part in row else PARTS[0] if "method" not in row else part
+        steps = sorted(set(row.get(source, {}).get("steps", [])))
+        iterations = (
+            "-"
+            if steps in ([], [0]) and "method" not in row
+            else " to ".join(
+                str(step) for step in ([steps[0], steps[-1]] if len(steps) > 1 else steps)
+            )
+        )
+        lines.append(
+            [
+                name,
+                str(row.get("nfe", "-")),
+                str(row.get("fake_score_updates", "-")),
+                iterations or "-",
+                *(text(cell(row, column, source), column.digits) for column in columns),
+            ]
+        )
+    return heads, lines
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Both tables with what they mean, as ``table.md``."""
+    lines = [
+        f"# Comparison on {results['teacher']}",
+        "",
+        f"{results['iterations']} iterations of batch {results['batch']}, "
+        f"{len(results['seeds'])} seeds, {results['prompts']} prompts. Mean ± standard deviation "
+        "over seeds; the seeds of teacher and undistilled are of sampling only.",
+        "",
+        "## At equal iterations",
+        "",
+        *_grid(*table(results, "equal_iterations")),
+    ]
+    compute = results["compute"]
+    if compute["budget"] is not None:
+        lines += ["", "## At equal compute", "", budget_text(results), ""]
+        lines += _grid(*table(results, "equal_compute"))
+    if not results["captions_checkable"]:
+        lines += ["", NO_CAPTIONS]
+    lines += ["", "## Columns", ""]
+    columns = [*shown(results, QUALITY), *shown(results, COST)]
+    lines += ["- NFE: network evaluations for one video."]
+    lines += ["- Fake-R: fake-score updates in an iteration."]
+    lines += [f"- {column.title}: {column.meaning}." for column in columns]
+    for task, problem in results["failures"].items():
+        lines += ["", f"Failed: {task}: {problem}"]
+    return "\n".join(lines) + "\n"
+
+
+NO_CAPTIONS = (
+    "What this teacher's captions ask for cannot be checked in the frames, so the columns on "
+    "captions are left out; Frechet is on simple statistics of pixels and flow."
+)
+
+
+def budget_text(results: dict[str, Any]) -> str:
+    """What equal compute means here."""
+    compute = results["compute"]
+    unit = "CPU seconds" if compute["unit"] == "seconds" else "forward equivalents"
+    amount = f"{compute['budget']:,.0f}".replace(",", " ")
+    return (
+        f"Every row at its last snapshot within the {amount} {unit} with which "
+        f"{compute['cheapest']}, the cheapest, ended. A row that was cut short had not yet come to "
+        "the end of its learning rate's schedule."
+    )
+
+
+def _grid(heads: list[str], rows: list[list[str]]) -> list[str]:
+    marks = ["---", *["---:"] * (len(heads) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (heads, marks, *rows)]

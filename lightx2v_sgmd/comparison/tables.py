@@ -1,0 +1,254 @@
+"""From raw measurements to rows: mean and spread over seeds, at equal iterations and compute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.comparison import measuring
+from lightx2v_sgmd.comparison.measuring import Measured
+from lightx2v_sgmd.comparison.plan import TEACHER, UNDISTILLED, Plan
+from lightx2v_sgmd.sprites.measure import frechet_distance, gaussian_distance, score
+
+COUNTS: Final = ("forwards", "recomputed", "backwards", "weight_backwards")
+"""What a run counts in each iteration, by role, in passes of one sample."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run's iterations cost.
+
+    Attributes:
+        lines: The run's ``metrics.jsonl``.
+    """
+
+    lines: list[dict[str, Any]]
+
+    def cumulative(self, unit: str) -> NDArray[np.float64]:
+        """Cost up to and with each iteration, in ``forwards`` (equivalents) or ``seconds``."""
+        key = {"forwards": "forward_equivalents", "seconds": "cpu_seconds"}[unit]
+        return np.cumsum([float(line[key]) for line in self.lines])
+
+    def per_iteration(self) -> dict[str, Any]:
+        """Means; the first iteration, which warms up, does not count for the seconds."""
+        counts = {name: _mean_by_role([line[name] for line in self.lines]) for name in COUNTS}
+        return {
+            "cpu_seconds": float(
+                np.mean([line["cpu_seconds"] for line in self.lines[1:] or self.lines])
+            ),
+            "equivalents": float(np.mean([line["forward_equivalents"] for line in self.lines])),
+            "by_role": counts,
+            **{name: sum(by_role.values()) for name, by_role in counts.items()},
+        }
+
+
+def read_cost(run: Path) -> Cost:
+    """The cost of a run's iterations, from its ``metrics.jsonl``."""
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    return Cost([json.loads(line) for line in text.splitlines()])
+
+
+def _mean_by_role(lines: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {role: float(np.mean([line.get(role, 0.0) for line in lines])) for role in lines[0]}
+
+
+class Reference:
+    """The teacher's videos of all seeds, which rows are measured against."""
+
+    def __init__(self, teacher: dict[int, Measured]) -> None:
+        self.teacher = teacher
+        self.checkable = all(m.verdicts is not None for m in teacher.values())
+
+    def metrics(self, measured: Measured, without: int | None = None) -> dict[str, float]:
+        """One set's numbers.
+
+        Args:
+            measured: The set.
+            without: A seed whose teacher videos are left out: for the teacher's own row, so that
+                it is not compared with itself where there are others.
+        """
+        others = [m for seed, m in self.teacher.items() if seed != without]
+        pool = others or list(self.teacher.values())
+        features = np.array([f for m in pool for f in m.features], dtype=np.float32)
+        ours = np.array(measured.features, dtype=np.float32)
+        result: dict[str, float] = {}
+        if self.checkable and measured.verdicts is not None:
+            result["frechet"] = frechet_distance(ours, features)
+            scores = score(measured.verdicts)
+            speed = np.mean([score(m.verdicts or []).pixels_per_frame for m in pool])
+            result |= {
+                "all_attributes": scores.all_attributes,
+                "colour": scores.colour,
+                "shape": scores.shape,
+                "direction": scores.direction,
+                "speed": scores.speed,
+                "clean": scores.clean,
+                "motion": scores.pixels_per_frame / max(float(speed), 1e-6),
+                "coverage": scores.entropy,
+            }
+        else:
+            units = np.maximum(features.astype(np.float64).std(0), 1e-6)
+            result["frechet"] = gaussian_distance(ours, features, units)
+        result["optflow"] = float(np.mean(measured.flow))
+        result["dyndeg"] = float(np.mean(measured.dynamic))
+        if measured.distances:
+            result["diversity"] = float(np.mean(measured.distances))
+        return result
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (of the sample; None for one value) and the values."""
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "values": [float(value) for value in values],
+    }
+
+
+def over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``spread`` of every number that all of them have."""
+    keys = [key for key in metrics[0] if all(key in m for m in metrics)] if metrics else []
+    return {
+        key: over_seeds([m[key] for m in metrics])
+        if isinstance(metrics[0][key], dict)
+        else spread([m[key] for m in metrics])
+        for key in keys
+    }
+
+
+def seeds_done(plan: Plan, row: str) -> list[int]:
+    """The seeds of which a row has its final measurement."""
+    step = 0 if row in (TEACHER, UNDISTILLED) else plan.snapshots()[-1]
+    return [seed for seed in plan.seeds if plan.measurement(row, seed, step).is_file()]
+
+
+def budget(plan: Plan, unit: str) -> tuple[str, float] | None:
+    """The row that ended with the least compute, and how much that was.
+
+    Args:
+        plan: The comparison.
+        unit: ``forwards`` (forward equivalents of one sample) or ``seconds`` (of CPU).
+    """
+    totals = {}
+    for row in plan.jobs:
+        costs = [read_cost(plan.run(row, seed)) for seed in seeds_done(plan, row)]
+        if costs:
+            totals[row] = float(np.mean([cost.cumulative(unit)[-1] for cost in costs]))
+    if not totals:
+        return None
+    row = min(totals, key=lambda name: totals[name])
+    return row, totals[row]
+
+
+def step_within(plan: Plan, row: str, seed: int, unit: str, limit: float) -> int:
+    """The last snapshot of a run within a budget; 0 if there is none."""
+    cumulative = read_cost(plan.run(row, seed)).cumulative(unit)
+    # A hundredth of slack: the cheapest row's own seeds scatter about their mean.
+    fitting = [s for s in plan.snapshots() if cumulative[s - 1] <= 1.01 * limit]
+    return max(fitting, default=0)
+
+
+def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, Any]:
+    """Everything that the tables and the report say, as written to ``results.json``."""
+    load = lru_cache(maxsize=None)(measuring.load)
+    teacher = {seed: load(plan.measurement(TEACHER, seed, 0)) for seed in seeds_done(plan, TEACHER)}
+    reference = Reference(teacher)
+    limit = budget(plan, unit)
+    rows: dict[str, Any] = {}
+    for row in (TEACHER, UNDISTILLED):
+        sets = {seed: load(plan.measurement(row, seed, 0)) for seed in seeds_done(plan, row)}
+        found = [
+            reference.metrics(m, without=seed if row == TEACHER else None)
+            for seed, m in sets.items()
+        ]
+        rows[row] = {"nfe": next(m.nfe for m in sets.values()), "seeds": list(sets)}
+        rows[row]["equal_iterations"] = {"steps": [0] * len(sets), **over_seeds(found)}
+    for row in plan.jobs:
+        rows[row] = _trained_row(plan, row, reference, load, unit, limit)
+    return {
+        "format_version": 1,
+        "teacher": plan.job.teacher.path,
+        "captions_checkable": reference.checkable,
+        "iterations": plan.job.train.iterations,
+        "batch": plan.job.train.micro_batch * plan.job.train.accumulation,
+        "seeds": list(plan.seeds),
+        "prompts": plan.settings.prompts,
+        "curve_prompts": plan.settings.curve_prompts,
+        "compute": {
+            "unit": unit,
+            "cheapest": limit[0] if limit else None,
+            "budget": limit[1] if limit else None,
+        },
+        "rows": rows,
+        "failures": failures,
+    }
+
+
+def _trained_row(
+    plan: Plan,
+    row: str,
+    reference: Reference,
+    load: Callable[[Path], Measured],
+    unit: str,
+    limit: tuple[str, float] | None,
+) -> dict[str, Any]:
+    method = plan.jobs[row].method
+    seeds, last = seeds_done(plan, row), plan.snapshots()[-1]
+    result: dict[str, Any] = {
+        "method": method.name,
+        "fake_score_updates": method.fake_score_updates,
+        "seeds": seeds,
+    }
+    if not seeds:
+        return result
+    final = {seed: load(plan.measurement(row, seed, last)) for seed in seeds}
+    costs = {seed: read_cost(plan.run(row, seed)) for seed in seeds}
+    result["nfe"] = next(m.nfe for m in final.values())
+    result["cost"] = over_seeds([cost.per_iteration() for cost in costs.values()])
+    result["equal_iterations"] = {
+        "steps": [last] * len(seeds),
+        **over_seeds([reference.metrics(m) for m in final.values()]),
+    }
+    if limit is not None:
+        steps = {seed: step_within(plan, row, seed, unit, limit[1]) for seed in seeds}
+        cut = [
+            reference.metrics(load(path))
+            for seed, step in steps.items()
+            if (path := plan.measurement(row, seed, step)).is_file()
+        ]
+        result["equal_compute"] = {"steps": list(steps.values()), **over_seeds(cut)}
+    result["curve"] = _curve(plan, seeds, row, reference, load, costs)
+    return result
+
+
+def _curve(
+    plan: Plan,
+    seeds: Sequence[int],
+    row: str,
+    reference: Reference,
+    load: Callable[[Path], Measured],
+    costs: dict[int, Cost],
+) -> list[dict[str, Any]]:
+    """Quality against compute, over the snapshots, on the first prompts."""
+    count = plan.settings.curve_prompts
+    points = []
+    for step in plan.snapshots():
+        full = step == plan.snapshots()[-1]
+        paths = {seed: plan.measurement(row, seed, step, full=full) for seed in seeds}
+        sets = [load(path).first(count) for path in paths.values() if path.is_file()]
+        if not sets:
+            continue
+        compute = {
+            unit: float(np.mean([cost.cumulative(unit)[step - 1] for cost in costs.values()]))
+            for unit in ("forwards", "seconds")
+        }
+        measured = over_seeds([reference.metrics(m) for m in sets])
+        points.append({"step": step, **compute, **measured})
+    return points
