@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.jobcheck import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
-from lightx2v_sgmd.methods.base import STRICT
+from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT
 from lightx2v_sgmd.resources import config_path, shipped_jobs
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.yamlfile import dump_tree, read_tree
@@ -242,7 +242,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
-    if problem := _latents_problem(job.method, job.data):
+    if problem := _latents_problem(job.method, job.data) or _pretraining_problem(job):
         raise UserError(f"{path}: {problem}")
     return replace(job, data=_resolved(job.data, folders))
 
@@ -261,6 +261,17 @@ def _latents_problem(method: Method, data: Data) -> str | None:
             "and data.prompts: latents"
         )
     return None
+
+
+def _pretraining_problem(job: Job) -> str | None:
+    """Whether a method that begins with pre-training gets beyond it."""
+    pretraining = getattr(job.method, "pretraining", 0)
+    if FAKE_SCORE not in job.method.roles or pretraining < job.train.iterations:
+        return None
+    return (
+        f"method.pretraining: {pretraining} leaves none of the {job.train.iterations} "
+        "train.iterations to what follows it; lower it, or raise train.iterations"
+    )
 
 
 def _method_class(section: Any) -> type:

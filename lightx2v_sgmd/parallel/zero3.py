@@ -136,7 +136,9 @@ class Zero3:
         return engine
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """A role's velocity through its engine."""
+        """A role's velocity, the trained ones' through their engines."""
+        if role == TEACHER:  # its engine takes no part in a backward pass, its module does
+            return self.inner_velocity(role, x_t, sigma, text)
         return wan.velocity(self._engines[role], x_t, sigma, text)
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _TwoForwards:

@@ -24,7 +24,11 @@ from lightx2v_sgmd.video import write_video
 from tests.training import job_file, needs_deepspeed, read_trace, weights_of
 from tools import collect_ode_pairs, encode_videos
 
-HEADS = "head_every: 1, head_channels: 32, discriminator_lr: 1.0e-3"
+HEADS = "head_every: 1, head_channels: 64, discriminator_lr: 1.0e-3"
+
+# A head's first steps are as large as its rate whatever the gradient: where that is nearly zero,
+# rounding decides their sign.
+SLOW_HEADS = HEADS.replace("1.0e-3", "1.0e-6")
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +231,13 @@ def test_resuming_equals_going_on(
 @needs_deepspeed
 @pytest.mark.parametrize(
     "method",
-    ["dmd2, fake_score_updates: 2", "sid", f"adm, {HEADS}", "dmdx"],
+    ["dmd2, fake_score_updates: 2", "sid", f"adm, {SLOW_HEADS}", "dmdx"],
 )
 def test_zero3_on_two_ranks_equals_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
     if method == "dmdx":
-        method = f"dmdx, pretraining: 2, vision_encoder: {encoder}, {HEADS}"
+        method = f"dmdx, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
     elif "sam" not in encoder.name:
         pytest.skip("has no vision encoder: once is enough")
     settings = ["train.iterations=3", "train.clip=100.0"]
