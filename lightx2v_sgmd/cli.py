@@ -22,6 +22,7 @@ import typer
 
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.commands import compare
+from lightx2v_sgmd.commands import weights as weights_commands
 from lightx2v_sgmd.errors import UserError
 
 PROG = "lightx2v-sgmd"
@@ -207,34 +208,70 @@ def generate_command(
 
 @app.command(
     "export",
-    epilog="\b\nExample:\n"
-    f"  {PROG} export runs/sprites_sgmd --format diffusers --out student --dtype fp32",
+    epilog="\b\nExamples:\n"
+    f"  {PROG} export runs/sprites_sgmd --format diffusers --out student --dtype fp32\n"
+    f"  {PROG} export runs/wan_14b --format wan --dtype fp8 --out student_fp8\n"
+    f"  {PROG} export runs/wan_14b --format lora --rank 64 --out student_lora",
 )
 def export_command(
     source: Annotated[
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="A run folder (its newest checkpoint) or a checkpoint.",
+            help="A run folder (its newest checkpoint), a checkpoint, or an exported folder.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that does not exist yet.")],
     format_: Annotated[
-        str, typer.Option("--format", help="diffusers: a folder that WanPipeline loads as it is.")
+        str,
+        typer.Option(
+            "--format",
+            help="diffusers: a folder that WanPipeline loads as it is. wan: original names, for "
+            "LightX2V. comfyui: one file and a workflow. lora: adapters for the teacher.",
+        ),
     ] = "diffusers",
-    dtype: Annotated[str, typer.Option(help="Of the student: bf16, fp16 or fp32.")] = "bf16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="bf16, fp16, fp32, or fp8 (wan and comfyui). Default bf16; of exported weights, "
+            "their own."
+        ),
+    ] = None,
     ema: Annotated[
         bool,
         typer.Option("--ema/--no-ema", help="The moving average if there is one, or the last."),
     ] = True,
+    rank: Annotated[int | None, typer.Option(help="Of a LoRA; default 64.")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Of a LoRA, instead of a rank: the share of the change that it holds."),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of a weights file (diffusers, wan).")
+    ] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write a student's weights for other programs, check what was written, print the folder."""
-    from weights import export
+    from weights import ExportError, export
 
-    folder = export(source, format_, out, dtype=dtype, ema=ema, overwrite=overwrite, quiet=quiet)
+    try:
+        folder = export(
+            source,
+            format_,
+            out,
+            dtype=dtype,
+            ema=ema,
+            rank=rank,
+            energy=energy,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(1) from error
     _print_result({"weights": str(folder)}, str(folder), as_json)
 
 
@@ -267,6 +304,7 @@ def demo_command(
 
 
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
+app.add_typer(weights_commands.app, name="weights")
 
 
 def _print_result(result: dict[str, Any], text: str, as_json: bool) -> None:

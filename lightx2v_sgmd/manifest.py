@@ -14,6 +14,7 @@ from lightx2v_sgmd.schedule import Schedule
 
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
+FORMATS: Final = ("diffusers", "wan", "comfyui", "lora")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Manifest:
         video: What it was trained for; the defaults of ``generate``.
         step: Iterations behind the weights.
         ema: Whether they are the moving average.
-        dtype: ``bf16``, ``fp16`` or ``fp32``.
+        dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8``.
         sha256: Of each file, by its path below the folder.
+        format: What the folder is laid out for: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
     """
 
     method: Mapping[str, Any]
@@ -52,11 +54,13 @@ class Manifest:
     ema: bool
     dtype: str
     sha256: Mapping[str, str] = field(default_factory=dict)
+    format: str = "diffusers"
 
     def to_dict(self) -> dict[str, Any]:
         """The form that is saved."""
         return {
             "format_version": FORMAT_VERSION,
+            "format": self.format,
             "method": dict(self.method),
             "teacher": self.teacher,
             "schedule": self.schedule.to_dict(),
@@ -92,6 +96,7 @@ class Manifest:
                 ema=bool(saved["ema"]),
                 dtype=str(saved["dtype"]),
                 sha256={str(k): str(v) for k, v in saved["sha256"].items()},
+                format=_format(saved.get("format", "diffusers")),
             )
         except KeyError as error:
             raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
@@ -105,6 +110,12 @@ class Manifest:
         path = folder / FILE_NAME
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def _format(saved: Any) -> str:
+    if saved not in FORMATS:
+        raise UserError(f"format: {saved!r} is not one of {', '.join(FORMATS)}")
+    return str(saved)
 
 
 def _video(saved: Mapping[str, Any]) -> Video:

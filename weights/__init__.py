@@ -1,7 +1,8 @@
-"""The application that turns checkpoints into weights that other programs load."""
+"""The application that turns trained students into weights that other programs load."""
 
-from weights.diffusers_format import DTYPES
-from weights.exporting import FORMATS, export
-from weights.verify import ExportError
+from weights.exporting import export
+from weights.formats import FORMATS
+from weights.layout import DTYPES
+from weights.verify import ExportError, verify
 
-__all__ = ["DTYPES", "FORMATS", "ExportError", "export"]
+__all__ = ["DTYPES", "FORMATS", "ExportError", "export", "verify"]

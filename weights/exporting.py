@@ -1,4 +1,4 @@
-"""Export: a checkpoint in, a folder out that appears whole and verified, or not at all."""
+"""Export: a student in, a folder out that appears whole and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from safetensors import SafetensorError
 
 from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.video import check_writable
-from weights import diffusers_format
-from weights.load import open_source
+from weights.card import model_card
+from weights.formats import FORMATS
+from weights.item import Item, Losses
+from weights.load import Source, open_source
+from weights.lora_format import check_rank
+from weights.manifest import manifest_for
 from weights.verify import ExportError, differences
 
-FORMATS: Final = ("diffusers",)
+SHARD_SIZE = "5GB"
 
 
 def export(
@@ -26,19 +29,27 @@ def export(
     format: str,
     out: str | Path,
     *,
-    dtype: str = "bf16",
+    dtype: str | None = None,
     ema: bool = True,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_shard_size: str = SHARD_SIZE,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Writes the student of a run as weights for other programs, then verifies what it wrote.
+    """Writes a student as weights for other programs, then reads back and checks what it wrote.
 
     Args:
-        source: A run folder (its newest whole checkpoint is taken) or a checkpoint folder.
-        format: ``diffusers``: a folder that ``WanPipeline.from_pretrained`` runs in four steps.
+        source: A run folder (its newest whole checkpoint is taken), a checkpoint folder, or a
+            folder that ``export`` wrote.
+        format: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
         out: A folder that does not exist yet, or is empty.
-        dtype: ``bf16``, ``fp16`` or ``fp32``; what diffusers keeps in float32 stays float32.
+        dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8`` (wan and comfyui). None: bf16 of a run, and
+            of exported weights the precision that they have.
         ema: Takes the moving average if the run kept one, else the last weights.
+        rank: Of adapters that are extracted (lora).
+        energy: Instead of a rank: the share in (0, 1] of each layer's change that they hold.
+        max_shard_size: The largest weights file of diffusers and wan, such as ``5GB``.
         overwrite: Replaces a folder that is not empty.
         quiet: No progress bar.
 
@@ -47,30 +58,67 @@ def export(
 
     Raises:
         UserError: the source or the output will not do, or the disk is full.
-        ExportError: what was written is not what it should be; nothing is left at ``out``.
+        ExportError: what was written is not what it should be. It stays beside ``out``, in a
+            folder that the message names; ``out`` is as it was.
     """
     out = Path(out)
-    if format not in FORMATS:
-        raise UserError(f"format: {format!r} is unknown; use {', '.join(FORMATS)}")
-    if dtype not in diffusers_format.DTYPES:
-        raise UserError(f"dtype: {dtype!r} is unknown; use {', '.join(diffusers_format.DTYPES)}")
+    _check_options(format, dtype, rank, energy)
     check_writable(out, folder=True)
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"{out}: is not empty; choose another folder, or add --overwrite")
     chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
+    item = Item(chosen, format, _dtype(chosen, format, dtype), out, max_shard_size, rank, energy)
     if ema and not chosen.ema:
         note("the run kept no moving average (train.ema is 0): exporting its last weights", quiet)
-    _check_space(out, diffusers_format.size_bytes(chosen, dtype))
+    chosen_format = FORMATS[format]
+    chosen_format.check(item)
+    _check_space(out, chosen_format.nbytes(item))
+    count = chosen_format.count(item)
     with _appearing(out) as folder:
-        with progress(len(chosen.header.tensors), "writing", quiet) as bar:
-            diffusers_format.write(chosen, folder, dtype, bar.advance)
+        with progress(count, "writing", quiet) as bar:
+            losses = chosen_format.write(item, folder, bar.advance)
+        _finish(item, folder, losses)
         _sync(folder)
-        with progress(len(chosen.header.tensors), "verifying", quiet) as bar:
-            problems = differences(chosen, folder, dtype, bar.advance)
+        with progress(count, "verifying", quiet) as bar:
+            problems = differences(item, folder, losses, bar.advance)
         if problems:
-            shown = "; ".join(problems[:8])
-            raise ExportError(f"{out}: not exported, what was written differs: {shown}")
+            raise _Different(problems)
+    if losses is not None:
+        note(losses.summary, quiet)
     return out
+
+
+def _check_options(format: str, dtype: str | None, rank: int | None, energy: float | None) -> None:
+    if format not in FORMATS:
+        raise UserError(f"format: {format!r} is unknown; use {', '.join(FORMATS)}")
+    if dtype is not None and dtype not in FORMATS[format].dtypes:
+        every = {name: kinds.dtypes for name, kinds in FORMATS.items()}
+        taking = [name for name, dtypes in every.items() if dtype in dtypes]
+        known = f"{format} has {', '.join(every[format])}"
+        remedy = f"--format {' or '.join(taking)} takes {dtype}" if taking else "use one of these"
+        raise UserError(f"dtype: {dtype!r} will not do, {known}; {remedy}")
+    if format != "lora" and (rank is not None or energy is not None):
+        raise UserError("rank, energy: belong to --format lora; leave them out")
+    check_rank(rank, energy)
+
+
+def _dtype(source: Source, format: str, asked: str | None) -> str:
+    """The precision: as asked, or of exported weights their own, or bf16."""
+    if asked is not None:
+        return asked
+    exported = not (source.path / "trainer.json").is_file()
+    return source.about.dtype if exported and source.adapters is None else "bf16"
+
+
+def _finish(item: Item, folder: Path, losses: Losses | None) -> None:
+    """Writes what every export has beside its weights, the manifest last."""
+    if losses is not None:
+        losses.write(folder)
+    if item.source.job_file is not None:
+        shutil.copyfile(item.source.job_file, folder / "job.yaml")
+    card = model_card(item, losses)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    manifest_for(item, folder).write(folder)
 
 
 def _check_space(out: Path, needed: int) -> None:
@@ -85,22 +133,32 @@ def _check_space(out: Path, needed: int) -> None:
         )
 
 
+class _Different(Exception):
+    """What was written is not what it should be."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems[:8]))
+
+
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """Gives a new folder beside ``out`` that becomes ``out`` if all goes well, else is removed."""
+    """Gives a new folder beside ``out`` that becomes ``out`` if all goes well.
+
+    If it was written but differs from its source it stays, as ``OUT.failed``, so that one can see
+    why; if it was not written to the end it is removed.
+    """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.new")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if out.exists():
-            os.replace(out, replaced)
-        try:
-            os.replace(temporary, out)
-        except OSError:
-            if replaced.exists():
-                os.replace(replaced, out)
-            raise
+        _exchange(temporary, out, replaced)
+    except _Different as error:
+        failed = _free_name(out)
+        os.replace(temporary, failed)
+        raise ExportError(
+            f"{out}: not exported, what was written differs: {error}; it is kept in {failed}"
+        ) from error
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
@@ -109,6 +167,26 @@ def _appearing(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _exchange(temporary: Path, out: Path, replaced: Path) -> None:
+    if out.exists():
+        os.replace(out, replaced)
+    try:
+        os.replace(temporary, out)
+    except OSError:
+        if replaced.exists():
+            os.replace(replaced, out)
+        raise
+
+
+def _free_name(out: Path) -> Path:
+    """``OUT.failed``, or with a number if that is taken."""
+    failed, number = out.with_name(f"{out.name}.failed"), 1
+    while failed.exists():
+        number += 1
+        failed = out.with_name(f"{out.name}.failed{number}")
+    return failed
 
 
 def _sync(folder: Path) -> None:

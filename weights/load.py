@@ -1,29 +1,34 @@
-"""Opens what is to be exported: a run's newest whole checkpoint, its job and its teacher."""
+"""Opens what is to be exported: a run, a checkpoint, or weights that were exported before.
+
+``student_tensors`` is the one place that knows how a checkpoint holds its student.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
-import torch
+import yaml
 
 from lightx2v_sgmd.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
+from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import (
-    Header,
-    check_keys,
-    read_header,
-    read_headers,
-    schedule_of,
-    weight_files,
-)
+from lightx2v_sgmd.tensorfiles import read_header, read_headers, schedule_of, weight_files
+from lightx2v_sgmd.video import frame_rate
+from weights.layouts import STEM, names_of, weights_in
+from weights.lora import PortableAdapters
+from weights.tensors import FileTensors, MergedTensors, Tensors, network_shapes
 
-STUDENT = "student.safetensors"
-STUDENT_EMA = "student_ema.safetensors"
+STUDENT: Final = "student.safetensors"
+STUDENT_EMA: Final = "student_ema.safetensors"
+SHARED: Final = ("vae", "text_encoder", "tokenizer")
+"""Parts of the teacher that a student keeps unchanged."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +36,51 @@ class Source:
     """A student to export; nothing of it is loaded yet.
 
     Attributes:
-        checkpoint: Its folder.
-        weights: The safetensors file in it, float32 under diffusers' names.
-        header: That file's header.
-        ema: Whether the file is the moving average.
-        step: Iterations behind it.
-        job: The job that made it.
-        schedule: The steps it was trained on.
-        teacher: A local folder with the parts that a student shares with its teacher.
+        path: The checkpoint or the exported folder that holds it.
+        tensors: Its weights.
+        model: Its network's configuration.
+        about: What it says about itself. ``dtype`` is how it is stored; ``sha256`` is empty.
+        job_file: The job that made it, if it is there.
+        metrics: Of its evaluation, if it has been evaluated.
+        adapters: The adapters that it was made of, None for a student trained in full.
     """
 
-    checkpoint: Path
-    weights: Path
-    header: Header
-    ema: bool
-    step: int
-    job: Job
-    schedule: Schedule
-    teacher: Path
+    path: Path
+    tensors: Tensors
+    model: WanModel
+    about: Manifest
+    job_file: Path | None = None
+    metrics: Mapping[str, Any] | None = None
+    adapters: PortableAdapters | None = None
+
+    @property
+    def step(self) -> int:
+        """Iterations behind it."""
+        return self.about.step
+
+    @property
+    def ema(self) -> bool:
+        """Whether it is the moving average."""
+        return self.about.ema
+
+    @property
+    def schedule(self) -> Schedule:
+        """The steps it was trained on."""
+        return self.about.schedule
+
+    @property
+    def prompts(self) -> str | None:
+        """What it was trained on, as its job names it."""
+        if self.job_file is None:
+            return None
+        data = yaml.safe_load(self.job_file.read_text(encoding="utf-8")).get("data", {})
+        return str(data.get("prompts")) if isinstance(data, dict) else None
 
 
 def open_source(
     path: str | Path, ema: bool, on_damage: Callable[[str], None] | None = None
 ) -> Source:
-    """Checks a run folder or a checkpoint folder, and the teacher that it names.
+    """Checks a run folder, a checkpoint folder or an exported folder, and the teacher it names.
 
     Args:
         path: The folder.
@@ -65,31 +91,141 @@ def open_source(
         UserError: no whole checkpoint, a damaged file, keys that do not fit the teacher's network,
             a schedule that is not the job's, or a teacher that is not there.
     """
-    checkpoint = find_checkpoint(Path(path), on_damage)
-    averaged = ema and (checkpoint / STUDENT_EMA).is_file()
-    weights = checkpoint / (STUDENT_EMA if averaged else STUDENT)
-    header = read_header(weights)
+    path = Path(path)
+    if (path / FILE_NAME).is_file():
+        return _exported(path)
+    checkpoint = find_checkpoint(path, on_damage)
     job = load_job(checkpoint / "job.yaml")
-    carried = schedule_of(header.metadata)
+    averaged = ema and (checkpoint / STUDENT_EMA).is_file()
+    model = open_wan(job.teacher.path)
+    tensors, carried = student_tensors(checkpoint, averaged, model)
     if carried is not None and carried != job.schedule:
         raise UserError(
-            f"{weights}: carries the schedule {carried.to_dict()['timesteps']}, but its job says "
-            f"{job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
+            f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
+            f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
-    teacher = _teacher_folder(job.teacher.path)
-    with torch.device("meta"):
-        network = open_wan(teacher).build_transformer().state_dict()
-    check_keys(header, {name: tuple(t.shape) for name, t in network.items()}, str(weights))
     step = int(read_trainer_state(checkpoint)["step"])
-    return Source(checkpoint, weights, header, averaged, step, job, job.schedule, teacher)
+    run = checkpoint.parent.parent
+    return Source(
+        checkpoint,
+        tensors,
+        model,
+        _about(job, step, averaged),
+        checkpoint / "job.yaml",
+        _metrics(run),
+    )
 
 
-def _teacher_folder(path: str) -> Path:
-    """The teacher's folder on this machine, with the files of the shared parts checked."""
-    folder = Path(open_wan(path).path)
-    if not folder.is_dir():
-        folder = _downloaded(path)
-    for part, stem in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+def student_tensors(
+    checkpoint: Path, averaged: bool, model: WanModel
+) -> tuple[Tensors, Schedule | None]:
+    """A checkpoint's student and the schedule that its file carries.
+
+    Args:
+        checkpoint: Its folder.
+        averaged: The moving average, or the last weights.
+        model: The network.
+
+    Raises:
+        UserError: the file is damaged or does not fit the network.
+    """
+    file = checkpoint / (STUDENT_EMA if averaged else STUDENT)
+    header = read_header(file)
+    tensors = FileTensors.checked(header, network_shapes(model), str, str(file))
+    return tensors, schedule_of(header.metadata)
+
+
+def _about(job: Job, step: int, averaged: bool) -> Manifest:
+    method = yaml.safe_load(job.to_yaml())["method"]
+    return Manifest(
+        method={"name": method.pop("name"), "options": method},
+        teacher=job.teacher.path,
+        schedule=job.schedule,
+        guidance_scale=job.teacher.guidance_scale,
+        video=Video(
+            job.video.height, job.video.width, job.video.num_frames, frame_rate(job.teacher.path)
+        ),
+        step=step,
+        ema=averaged,
+        dtype="fp32",
+    )
+
+
+def _exported(folder: Path) -> Source:
+    """An exported folder, whole and unchanged."""
+    about = read_manifest(folder)
+    assert about is not None, folder
+    if about.dtype == "fp8":
+        raise UserError(
+            f"{folder}: holds 8-bit weights, which have lost precision; export from the run, or "
+            "from a bf16 export"
+        )
+    changed = changed_files(folder, about.sha256)
+    if changed:
+        raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")
+    header = read_headers(weights_in(folder, about.format))
+    model = open_wan(folder if about.format == "diffusers" else about.teacher)
+    adapters = None
+    if about.format == "lora":
+        adapters = PortableAdapters.checked(header, network_shapes(model), str(folder))
+        tensors: Tensors = MergedTensors(teacher_tensors(about.teacher), adapters)
+    else:
+        shapes = network_shapes(model)
+        tensors = FileTensors.checked(header, shapes, names_of(about.format, header), str(folder))
+    if schedule_of(header.metadata) != about.schedule:
+        raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
+    job_file = folder / "job.yaml"
+    return Source(
+        folder,
+        tensors,
+        model,
+        replace(about, sha256={}),
+        job_file if job_file.is_file() else None,
+        _metrics(folder),
+        adapters,
+    )
+
+
+def _metrics(folder: Path) -> Mapping[str, Any] | None:
+    """What an evaluation left beside the weights or in the run."""
+    path = folder / "metrics.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not readable JSON; evaluate again or remove it") from error
+    return content if isinstance(content, dict) else None
+
+
+def teacher_tensors(teacher: str) -> FileTensors:
+    """The weights of a student's teacher.
+
+    Raises:
+        UserError: they are not on this machine and cannot be fetched, or are damaged.
+    """
+    folder = local_folder(teacher, ["transformer/*"])
+    model = open_wan(folder)
+    header = read_headers(weight_files(folder / "transformer", STEM))
+    return FileTensors.checked(header, network_shapes(model), str, f"{folder}/transformer")
+
+
+def shared_parts(source: Source) -> Path:
+    """A local folder, in diffusers' layout, with what a student shares with its teacher.
+
+    Raises:
+        UserError: it is not on this machine and cannot be fetched, or is damaged.
+    """
+    exported = source.path / "model_index.json"
+    parts = [f"{part}/*" for part in SHARED]
+    folder = (
+        source.path
+        if exported.is_file()
+        else local_folder(
+            source.about.teacher, [*parts, "transformer/config.json", "model_index.json"]
+        )
+    )
+    for part, stem in (("vae", STEM), ("text_encoder", "model")):
         read_headers(weight_files(folder / part, stem))
     for needed in ("tokenizer", "model_index.json"):
         if not (folder / needed).exists():
@@ -97,16 +233,19 @@ def _teacher_folder(path: str) -> Path:
     return folder
 
 
-def _downloaded(hub_id: str) -> Path:
-    """The shared parts of a teacher on the hub, from the local cache if they are there."""
+def local_folder(teacher: str, patterns: list[str]) -> Path:
+    """A teacher's folder on this machine; of a hub id, the cached or downloaded parts."""
+    folder = Path(open_wan(teacher).path)
+    if folder.is_dir():
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    parts = ["vae/*", "text_encoder/*", "tokenizer/*", "transformer/config.json"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*parts, "model_index.json"]))
+        return Path(snapshot_download(teacher, allow_patterns=patterns))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"teacher.path: the VAE and text encoder of {hub_id} cannot be fetched "
-            f"({type(error).__name__}); check the network, or name a local folder in the job"
+            f"teacher.path: {', '.join(p.split('/')[0] for p in patterns)} of {teacher} cannot be "
+            f"fetched ({type(error).__name__}); check the network, or name a local folder in the "
+            "job"
         ) from error

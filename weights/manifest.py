@@ -1,30 +1,17 @@
-"""What an export says about itself, gathered from its checkpoint."""
+"""What an export says about itself, gathered from its source."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from lightx2v_sgmd.manifest import Manifest, Video, sha256_file
-from lightx2v_sgmd.video import frame_rate
-from weights.load import Source
+from lightx2v_sgmd.manifest import Manifest, sha256_file
+from weights.item import Item
 
 
-def manifest_for(source: Source, folder: Path, dtype: str) -> Manifest:
-    """The manifest of an export whose weights and configurations are in ``folder``."""
-    job = source.job
-    return Manifest(
-        method={"name": job.method.name, "options": job.method_options},
-        teacher=job.teacher.path,
-        schedule=source.schedule,
-        guidance_scale=job.teacher.guidance_scale,
-        video=Video(
-            job.video.height, job.video.width, job.video.num_frames, frame_rate(job.teacher.path)
-        ),
-        step=source.step,
-        ema=source.ema,
-        dtype=dtype,
-        sha256=hashes(folder),
-    )
+def manifest_for(item: Item, folder: Path) -> Manifest:
+    """The manifest of an export whose other files are all in ``folder``."""
+    return replace(item.source.about, dtype=item.dtype, format=item.format, sha256=hashes(folder))
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -1,0 +1,36 @@
+"""``lightx2v-sgmd weights``: looking after exported weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def weights_command() -> None:
+    """Look after exported weights."""
+
+
+@app.command("verify", epilog="\b\nExample:\n  lightx2v-sgmd weights verify student")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, on stdout.")
+    ] = False,
+) -> None:
+    """Check an exported folder against its manifest, offline; exit 1 if something differs."""
+    from weights import verify
+
+    problems = verify(folder)
+    if as_json:
+        result = {"weights": str(folder), "whole": not problems, "problems": problems}
+        print(json.dumps(result, indent=2))
+    else:
+        print("\n".join(problems) or f"{folder}: as it was written")
+    if problems:
+        raise typer.Exit(1)

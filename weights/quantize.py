@@ -1,0 +1,74 @@
+"""8-bit floats with scales, for the layers that bear them: attention and feed-forward matrices.
+
+Symmetric ``float8_e4m3fn``: ``weight = stored * scale``, the scale being the largest magnitude over
+448, of an output channel (LightX2V) or of the whole matrix (ComfyUI). Embeddings, time layers,
+norms, modulation, biases and the head stay in bf16: they are small, and errors in them reach every
+token.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+FP8: Final = torch.float8_e4m3fn
+LARGEST: Final = 448.0
+"""The largest finite value of the type."""
+
+_MATRICES: Final = re.compile(
+    r"blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ffn\.net\.(0\.proj|2))\.weight"
+)
+
+
+def is_quantized(name: str) -> bool:
+    """Whether fp8 exports store this weight (diffusers' name) in 8 bits."""
+    return _MATRICES.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How a program wants scales.
+
+    Attributes:
+        suffix: Of the scale's name, after the layer's.
+        per_channel: One for each output channel, ``[out, 1]``, or one for the matrix, ``[]``.
+    """
+
+    suffix: str
+    per_channel: bool
+
+    def shape(self, weight: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a weight's scale."""
+        return (weight[0], 1) if self.per_channel else ()
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A matrix ``[out, in]`` in 8 bits, and its scale, float32."""
+        wide = weight.float()
+        largest = wide.abs().amax(dim=1, keepdim=True) if self.per_channel else wide.abs().max()
+        scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+        # Rounding may lift the largest value a hair above 448, which has no finite neighbour.
+        return (wide / scale).clamp(-LARGEST, LARGEST).to(FP8), scale
+
+
+def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
+    """What a program computes with: float32."""
+    return stored.float() * scale
+
+
+LIGHTX2V: Final = Scales(".weight_scale", per_channel=True)
+COMFYUI: Final = Scales(".scale_weight", per_channel=False)
+
+
+def norm(tensor: Tensor) -> float:
+    """The Frobenius norm, added up in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """``|got - expected| / |expected|``, Frobenius norms; 0 where both are zero."""
+    off, size = norm(got.float() - expected.float()), norm(expected)
+    return off / size if size else (0.0 if off == 0 else float("inf"))
