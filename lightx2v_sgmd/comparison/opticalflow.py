@@ -54,15 +54,15 @@ def flow(video: NDArray[np.uint8]) -> Array:
         size = (video.shape[2] * factor, video.shape[1] * factor)
         grey = [cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in grey]
     # Of OpenCV's three presets the one that is nearest to the truth on small, slow sprites.
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     if factor == 1:
         dis.setFinestScale(1)  # its own 2 works on quarter-sized frames: 20% off on slow motion
     pairs = list(zip(grey[:-1], grey[1:], strict=True))
-    found: Array = np.stack([dis.calc(a, b, None) for a, b in pairs]) / np.float32(factor)
+    found = np.stack([np.asarray(dis.calc(a, b, None), np.float32) for a, b in pairs]) / factor
     reach = max(1, round(NEAR * min(grey[0].shape)))
     near = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     contrast = np.stack([cv2.subtract(cv2.dilate(a, near), cv2.erode(a, near)) for a, _ in pairs])
-    return np.where(contrast[..., None] > CONTRAST, found, np.float32(0))
+    return np.where(contrast[..., None] > CONTRAST, found, 0).astype(np.float32)
 
 
 def mean_flow(field: Array) -> float:

@@ -181,6 +181,8 @@ def _methods(methods: Sequence[str], base: Job) -> list[str]:
     for name in chosen:
         if name not in method_names():
             raise UserError(f"--methods: {name!r} is unknown; use {', '.join(method_names())}")
+        if name in (TEACHER, UNDISTILLED):
+            raise UserError(f"--methods: {name} is what a row of every table is called; rename it")
         if chosen.count(name) > 1:
             raise UserError(f"--methods: {name} is given twice; give each once")
     return chosen
@@ -270,22 +272,26 @@ def _fitting(settings: Settings, base: Job, every: int) -> Settings:
     )
 
 
+def _shared(job: Job) -> dict[str, Any]:
+    """What all rows agree in: equal iterations of equal batches, one teacher, one kind of video."""
+    return {
+        key: value
+        for key, value in _comparable(job).items()
+        if key.split(".")[0] in ("teacher", "video", "data", "schedule")
+        or key in ("train.iterations", "train.micro_batch", "train.accumulation")
+    }
+
+
 def _check_shared(plan: Plan) -> None:
-    """Rows are compared at equal iterations of equal batches on one teacher's videos."""
     first, *others = plan.jobs.items()
+    expected = _shared(first[1])
     for label, job in others:
-        ours, theirs = (_comparable(j) for j in (job, first[1]))
-        for key in ours:
-            if key.split(".")[0] in ("teacher", "video", "data", "schedule") or key in (
-                "train.iterations",
-                "train.micro_batch",
-                "train.accumulation",
-            ):
-                if ours[key] != theirs[key]:
-                    raise UserError(
-                        f"{key}: {ours[key]} for {label} is not the {theirs[key]} of {first[0]}; "
-                        "what is compared must agree in it"
-                    )
+        for key, value in _shared(job).items():
+            if value != expected[key]:
+                raise UserError(
+                    f"{key}: {value} for {label} is not the {expected[key]} of {first[0]}; what is "
+                    "compared must agree in it"
+                )
 
 
 def _comparable(job: Job) -> dict[str, Any]:
@@ -358,16 +364,10 @@ def write_plan(plan: Plan) -> None:
     path = plan.out / "comparison.json"
     rows = read_saved(path)["rows"] if path.exists() else {}
     rows |= {label: _comparable(job) for label, job in plan.jobs.items()}
-    shared = {
-        key: value
-        for key, value in _comparable(plan.job).items()
-        if key.split(".")[0] in ("teacher", "video", "data", "schedule")
-        or key in ("train.iterations", "train.micro_batch", "train.accumulation")
-    }
     content = {
         "format_version": FORMAT_VERSION,
         "settings": asdict(plan.settings),
-        "shared": shared,
+        "shared": _shared(plan.job),
         "rows": rows,
     }
     for label, job in plan.jobs.items():
@@ -385,6 +385,7 @@ def plan_of(out: Path, label: str | None, seed: int) -> Plan:
     """
     saved = read_saved(out / "comparison.json")
     settings = Settings(**saved["settings"])
-    name = label if label in saved["rows"] else next(iter(saved["rows"]))
+    rows: dict[str, Any] = saved["rows"]
+    name = label if label is not None and label in rows else next(iter(rows))
     job = load_job(out / "jobs" / f"{file_name(name)}.yaml")
     return Plan(out, {name: job}, (seed,), settings)

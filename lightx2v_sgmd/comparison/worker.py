@@ -217,8 +217,8 @@ class Bench:
             start = time.monotonic()
             sampler = self._loaded(label, step)
             count = self.settings.curve_prompts
-            texts, seeds = (items[:count] for items in self.wanted())
-            videos = sampler(texts, seeds)
+            texts, seeds = self.wanted()
+            videos = sampler(texts[:count], seeds[:count])
             captions = None if self.captions is None else self.captions[:count]
             result = measuring.measure_videos(videos, captions, self.fps, nfe=sampler.nfe)
             measuring.save(measuring.replace_seconds(result, time.monotonic() - start), path)
