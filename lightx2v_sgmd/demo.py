@@ -251,7 +251,7 @@ COLUMNS = {
     "speed": "speed",
     "all": "all_attributes",
     "motion": "motion",
-    "Frechet": "frechet",
+    "Frech.": "frechet",
     "cover.": "coverage",
 }
 MADE = {
