@@ -1,32 +1,52 @@
-"""Wan2.1 text-to-video models in diffusers' layout: what the library needs of a teacher family.
+"""Wan2.1 text-to-video models: what the library needs of a teacher family.
 
-A model is a folder as in ``Wan2.1-T2V-*-Diffusers`` (``transformer/``, ``vae/``, ``text_encoder/``,
-``tokenizer/``, ``scheduler/``), a hub id of one, or ``sprites``, the teacher that ships with this
-package. Networks are diffusers' and transformers' own classes.
+A model is a folder in one of two layouts, that of ``Wan2.1-T2V-*-Diffusers`` (``transformer/``,
+``vae/``, ``text_encoder/``, ``tokenizer/``) or that of the original release (``config.json``,
+``diffusion_pytorch_model*``, ``Wan2.1_VAE.pth``, ``models_t5_umt5-xxl-enc-bf16.pth``,
+``google/umt5-xxl/``), a hub id of either, one file of a transformer's weights together with such a
+model, or ``sprites``, the teacher that ships with this package. Networks are diffusers' and
+transformers' own classes, and names are diffusers' names, whatever the layout.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models import original
+from lightx2v_sgmd.models.keymaps import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.models.known import known_transformer_config
-from lightx2v_sgmd.quiet import no_library_bars
+from lightx2v_sgmd.models.sources import Part, Source, find_source, without_private
+from lightx2v_sgmd.models.text import TEXT_LENGTH, TextEncoder, fold_text_padding, pad_text
+from lightx2v_sgmd.tensorfiles import check_keys
+from lightx2v_sgmd.tensorreader import Names, WholeTensors
 
 # B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
 # S text tokens, D text width
 
-BUNDLED = "sprites"
-TEXT_LENGTH = 512
-"""Text tokens that Wan attends to; shorter prompts are followed by rows of zeros."""
+__all__ = [
+    "BUNDLED",
+    "TEXT_LENGTH",
+    "TextEncoder",
+    "WanModel",
+    "bundled_teacher",
+    "decode_latents",
+    "fold_text_padding",
+    "open_wan",
+    "pad_text",
+    "velocity",
+]
+
+BUNDLED: Final = "sprites"
+WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
+_LOADED: Final = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -34,14 +54,18 @@ class WanModel:
     """A Wan model that has been looked at but not loaded.
 
     Attributes:
-        path: Folder or hub id.
+        path: As it was opened: a folder, a hub id or a file of weights.
         transformer_config: Arguments of ``WanTransformer3DModel``.
-        vae_config: Arguments of ``AutoencoderKLWan`` (empty when only the network is known).
+        vae_config: Arguments of ``AutoencoderKLWan``.
+        source: Where its parts are.
+        text_encoder_config: Of ``UMT5Config``; None: as the model's own file has it.
     """
 
     path: str
     transformer_config: dict[str, Any]
     vae_config: dict[str, Any]
+    source: Source
+    text_encoder_config: dict[str, Any] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -91,40 +115,115 @@ class WanModel:
 
         return WanTransformer3DModel.from_config(self.transformer_config)
 
-    def load_transformer(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The network with its weights, safetensors only."""
-        from diffusers import WanTransformer3DModel
+    def transformer_weights(self) -> WholeTensors:
+        """The network's weights under diffusers' names, read when asked for, whole or in slices.
 
-        return self._load(WanTransformer3DModel, "transformer", dtype)
+        Raises:
+            UserError: they are not there, or not to be trusted.
+        """
+        return self._weights("transformer")
+
+    def vae_weights(self) -> WholeTensors:
+        """As ``transformer_weights``, of the VAE."""
+        return self._weights("vae")
+
+    def text_encoder_weights(self) -> WholeTensors:
+        """As ``transformer_weights``, of the text encoder; its embedding is ``shared.weight``."""
+        return self._weights("text_encoder")
+
+    def load_transformer(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The network with its weights; what diffusers keeps in float32 stays float32.
+
+        Raises:
+            UserError: weights are missing, unexpected or of the wrong shape, or not to be trusted.
+        """
+        with _empty_weights():
+            network = self.build_transformer()
+        return self._fill(network, "transformer", dtype, network._keep_in_fp32_modules or ())
 
     def load_vae(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The video VAE, frozen."""
+        """The video VAE, frozen; raises as ``load_transformer``."""
         from diffusers import AutoencoderKLWan
 
-        return self._load(AutoencoderKLWan, "vae", dtype).eval().requires_grad_(False)
+        with _empty_weights():
+            network = AutoencoderKLWan.from_config(self.vae_config)
+        kept = network._keep_in_fp32_modules or ()
+        return self._fill(network, "vae", dtype, kept).requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
-        """The tokenizer and the umT5 encoder, frozen."""
-        from transformers import AutoTokenizer, UMT5EncoderModel
+        """The tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``."""
+        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-        tokenizer = AutoTokenizer.from_pretrained(self.path, subfolder="tokenizer")
-        with no_library_bars():
-            network = UMT5EncoderModel.from_pretrained(
-                self.path, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-            )
-        return TextEncoder(tokenizer, network.eval().requires_grad_(False))
-
-    def _load(self, cls: Any, part: str, dtype: torch.dtype) -> Any:
+        folder = self.source.tokenizer()
         try:
-            with no_library_bars():
-                return cls.from_pretrained(
-                    self.path, subfolder=part, torch_dtype=dtype, use_safetensors=True
-                )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
+        with _empty_weights():
+            network = UMT5EncoderModel(UMT5Config(**self.full_text_encoder_config()))
+        network.set_input_embeddings(network.shared)
+        # As T5 everywhere: this product overflows in float16.
+        kept = ("wo",) if dtype == torch.float16 else ()
+        filled = self._fill(network, "text_encoder", dtype, kept).requires_grad_(False)
+        filled.set_input_embeddings(filled.shared)
+        return TextEncoder(tokenizer, filled)
+
+    def full_text_encoder_config(self) -> dict[str, Any]:
+        """The arguments of ``UMT5Config``.
+
+        Raises:
+            UserError: the model's text encoder is another.
+        """
+        config = self.text_encoder_config or self.source.config("text_encoder") or {}
+        if config.get("model_type") != "umt5":
             raise UserError(
-                f"teacher.path: {part} of {self.path} cannot be loaded: {reason}"
-            ) from error
+                f"teacher.path: the text encoder of {self.path} is a {config.get('model_type')}, "
+                "not the umt5 that Wan uses"
+            )
+        return config
+
+    def _weights(self, part: Part) -> WholeTensors:
+        res_blocks = int(self.vae_config["num_res_blocks"])
+        names: dict[Part, Names] = {
+            "transformer": original.transformer_names,
+            "vae": partial(original.vae_names, res_blocks=res_blocks),
+            "text_encoder": original.text_encoder_names,
+        }
+        return WholeTensors(self.source.files(part), names[part])
+
+    def _fill(self, network: Any, part: Part, dtype: torch.dtype, kept: Sequence[str]) -> Any:
+        """Gives an empty network its weights, those of ``kept`` modules in float32."""
+        weights = self._weights(part)
+        state = network.state_dict()
+        expected = {
+            name: tuple(tensor.shape)
+            for name, tensor in state.items()
+            if name not in TEXT_ENCODER_ALIASES
+        }
+        check_keys(weights.header, expected, f"teacher.path: {part} of {self.path}")
+        for name, info in weights.header.tensors.items():
+            if info.dtype not in _LOADED:
+                raise UserError(
+                    f"{info.file}: {name} is stored as {info.dtype}, which is not loaded as a "
+                    "teacher; give the bf16, fp16 or fp32 weights"
+                )
+        # Copies: what the reader gives may be the file itself, mapped into memory.
+        filled = {
+            name: weights.tensor(name).to(
+                torch.float32 if {*name.split(".")} & {*kept} else dtype, copy=True
+            )
+            for name in expected
+        }
+        network.load_state_dict(filled, strict=part != "text_encoder", assign=True)
+        return network.eval()
+
+
+def _empty_weights() -> Any:
+    """Inside, networks are built without memory for weights, but with their constant tables."""
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
 
 
 def bundled_teacher() -> Path:
@@ -132,118 +231,64 @@ def bundled_teacher() -> Path:
     return Path(__file__).resolve().parent.parent / "assets" / BUNDLED
 
 
-def open_wan(path: str | Path) -> WanModel:
+def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
     """Looks at a model without loading weights.
 
     Args:
-        path: A folder, a hub id (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), or ``sprites``.
+        path: A folder in diffusers' or the original layout, a hub id of either
+            (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), ``sprites``, or a ``.safetensors`` or ``.pth``
+            file of a transformer alone, in either naming.
+        base: Of such a file: the model (anything but a file) that it is a variant of, which gives
+            the configuration, the VAE and the text encoder. Default: the folder that it is in.
 
     Raises:
-        UserError: it is not a Wan text-to-video model in diffusers' layout.
+        UserError: it is not a Wan text-to-video model, or not to be trusted.
     """
-    folder = bundled_teacher() if str(path) == BUNDLED else Path(path)
-    if folder.is_dir():
-        return WanModel(
-            str(folder),
-            _read_config(folder / "transformer" / "config.json", "WanTransformer3DModel"),
-            _read_config(folder / "vae" / "config.json", "AutoencoderKLWan"),
-        )
-    known = known_transformer_config(str(path))
-    if known is not None:
-        return WanModel(str(path), known, {})
-    if str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")):
-        return _open_hub(str(path))
-    raise UserError(
-        f"teacher.path: {path} is not a folder; name a folder in the layout of "
-        "Wan2.1-T2V-1.3B-Diffusers, a hub id, or 'sprites' for the bundled teacher"
-    )
-
-
-def _open_hub(repository: str) -> WanModel:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+    file = Path(path)
     try:
-        transformer, vae = (
-            Path(hf_hub_download(repository, f"{part}/config.json"))
-            for part in ("transformer", "vae")
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if file.suffix in WEIGHT_FILES and file.is_file():
+            return _open_file(file, base)
+        if base is not None:
+            raise UserError(f"{path} is no file of weights; leave out teacher.base")
+        folder = bundled_teacher() if str(path) == BUNDLED else path
+        source, config = find_source(str(folder))
+        return _opened(source, config)
+    except UserError as error:
+        raise UserError(f"teacher.path: {error}") from error
+
+
+def _open_file(file: Path, base: str | Path | None) -> WanModel:
+    try:
+        model = open_wan(file.parent if base is None else base)
+    except UserError as error:
+        reason = str(error).removeprefix("teacher.path: ")
         raise UserError(
-            f"teacher.path: {repository} is neither a folder here nor a model that the hub gives "
-            f"({type(error).__name__}); check the name or the network"
+            f"{file} has a transformer alone; set teacher.base to the model that it is a variant "
+            f"of, for its VAE and text encoder ({reason})"
         ) from error
-    return WanModel(
-        repository,
-        _read_config(transformer, "WanTransformer3DModel"),
-        _read_config(vae, "AutoencoderKLWan"),
-    )
+    source = replace(model.source, transformer=file)
+    return replace(model, path=str(file), source=source)
 
 
-def _read_config(path: Path, expected: str) -> dict[str, Any]:
-    if not path.is_file():
+def _opened(source: Source, config: dict[str, Any]) -> WanModel:
+    if source.layout == "original":
+        return WanModel(
+            source.root,
+            config,
+            dict(original.VAE_CONFIG),
+            source,
+            dict(original.TEXT_ENCODER_CONFIG),
+        )
+    if not Path(source.root).is_dir() and known_transformer_config(source.root) is not None:
+        # Wan2.1's models on the hub share one VAE: nothing is downloaded to look at a job.
+        return WanModel(source.root, config, dict(original.VAE_CONFIG), source)
+    vae = source.config("vae") or {}
+    if vae.get("_class_name") != "AutoencoderKLWan":
         raise UserError(
-            f"teacher.path: {path} is missing; the folder must be in diffusers' layout, as "
-            "Wan2.1-T2V-1.3B-Diffusers is"
+            f"{source.root}: vae/config.json describes a {vae.get('_class_name')}, not an "
+            "AutoencoderKLWan"
         )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"teacher.path: {path} is not JSON: {error}") from error
-    if config.get("_class_name") != expected:
-        raise UserError(
-            f"teacher.path: {path} describes a {config.get('_class_name')}, not a {expected}"
-        )
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-class TextEncoder:
-    """umT5 with its tokenizer: prompts to the rows that Wan attends to, without padding."""
-
-    def __init__(self, tokenizer: Any, network: Any) -> None:
-        self.tokenizer = tokenizer
-        self.network = network
-
-    @cached_property
-    def _clean(self) -> Callable[[str], str]:
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-
-        return prompt_clean  # type: ignore[no-any-return]
-
-    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask ``[B, S]``, padded to the longest, cut at ``TEXT_LENGTH``."""
-        tokens = self.tokenizer(
-            [self._clean(prompt) for prompt in prompts],
-            padding="longest",
-            max_length=TEXT_LENGTH,
-            truncation=True,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        return tokens.input_ids, tokens.attention_mask
-
-    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Hidden states ``[B, S, D]`` and mask ``[B, S]``; gradient follows the caller's mode."""
-        device = self.network.device
-        ids, mask = self.tokenize(prompts)
-        hidden = self.network(ids.to(device), mask.to(device)).last_hidden_state
-        return hidden, mask.to(device)
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One ``[S_i, D]`` per prompt, as ``WanPipeline`` computes before its zero padding."""
-        hidden, mask = self.forward(prompts)
-        return [row[: int(keep.sum())] for row, keep in zip(hidden, mask, strict=True)]
-
-
-def pad_text(rows: Sequence[Tensor]) -> Tensor:
-    """Stacks ``[S_i, D]`` to ``[B, S, D]``, zeros after each: one row at least if there is room."""
-    longest = min(max(row.shape[0] for row in rows) + 1, TEXT_LENGTH)
-    text = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
-    for target, row in zip(text, rows, strict=True):
-        target[: row.shape[0]] = row
-    return text
+    return WanModel(source.root, config, {"num_res_blocks": 2, **without_private(vae)}, source)
 
 
 def velocity(network: Any, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -269,64 +314,6 @@ def velocity(network: Any, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         return_dict=False,
     )[0]
     return result
-
-
-def fold_text_padding(transformer: Any) -> None:
-    """Lets the padding rows of the text be attended to once, with their weight, not 500 times.
-
-    Wan pads text to 512 rows of zeros, all of which give the same key and value. A key that is
-    there n times adds n times its exponential to the softmax, as one key does whose logit is
-    raised by ``log n``. So the result is the same, and a small model on a CPU, whose video has
-    fewer tokens than its text, runs two to three times as fast. Large models gain nothing and keep
-    the kernels that know no mask.
-
-    The weights travel from the text embedder to the blocks as one more row of the text, which
-    the processor takes off again: a pure function of the inputs, so recomputing a block under
-    gradient checkpointing sees the same values.
-    """
-    if getattr(transformer, "text_padding_is_folded", False):
-        return
-    transformer.condition_embedder.register_forward_hook(_append_padding_bias, with_kwargs=True)
-    for block in transformer.blocks:
-        block.attn2.set_processor(_FoldedCrossAttention(block.attn2.processor))
-    transformer.text_padding_is_folded = True
-
-
-def _append_padding_bias(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-    text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-    temb, timestep_proj, embedded, image = output
-    is_padding = (text == 0).all(-1)
-    present = is_padding.sum(1, keepdim=True)
-    wanted = present + (TEXT_LENGTH - text.shape[1])
-    weight = wanted / present.clamp(min=1)
-    bias = torch.where(is_padding, weight.clamp(min=1e-6).log(), 0.0)
-    row = embedded.new_zeros(embedded.shape[0], 1, embedded.shape[2])
-    if bias.shape[1] > row.shape[2]:
-        raise UserError(
-            f"the text has {bias.shape[1]} rows, more than the network's width {row.shape[2]}; "
-            "its padding cannot be folded"
-        )
-    row[:, 0, : bias.shape[1]] = bias.to(row.dtype)
-    return temb, timestep_proj, torch.cat([embedded, row], dim=1), image
-
-
-class _FoldedCrossAttention:
-    """Cross-attention that takes the padding weights off the text and uses them as a mask."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary_emb: Any = None,
-    ) -> Any:
-        text, bias = encoder_hidden_states[:, :-1], encoder_hidden_states[:, -1]
-        mask = bias[:, None, None, : text.shape[1]]
-        return self.processor(attn, hidden_states, text, mask, rotary_emb)
 
 
 @torch.no_grad()
