@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.tensorfiles import refuse_odd_name, refuse_outside_links
 
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
@@ -142,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest.from_dict(saved)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not readable JSON; export the weights again") from error
 
 
@@ -153,10 +154,16 @@ def sha256_file(path: Path) -> str:
 
 
 def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:
-    """What in ``folder`` is not as the hashes say: one line per file that is missing or differs."""
+    """What in ``folder`` is not as the hashes say: one line per file that is missing or differs.
+
+    Raises:
+        UserError: a name or a link leads out of the folder.
+    """
     problems = []
     for name, expected in sha256.items():
+        refuse_odd_name(folder / FILE_NAME, name)
         path = folder / name
+        refuse_outside_links(folder, [path])
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif sha256_file(path) != expected:

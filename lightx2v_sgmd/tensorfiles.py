@@ -317,9 +317,9 @@ def schedule_of(metadata: Mapping[str, str]) -> Schedule | None:
     try:
         saved = json.loads(metadata[METADATA_KEY])["schedule"]
         return Schedule.from_dict(saved)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"safetensors metadata {METADATA_KEY!r}: holds no readable schedule; export the "
             "weights again"

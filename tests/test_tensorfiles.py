@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.manifest import changed_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import (
     check_keys,
@@ -68,6 +73,20 @@ def test_a_header_is_what_was_saved(tmp_path: Path) -> None:
         ([1, 2], b"", "header is not readable"),
         (b"{not json", b"", "header is not readable"),
         (b"\xff\xfe{}", b"", "header is not readable"),
+        (b'{"a":' * 100_000, b"", "header is not readable"),
+        (
+            {"a": entry(0, 4, [1]), "b": {"dtype": "F32", "shape": "", "data_offsets": [4, 8]}},
+            b"x" * 8,
+            "readable",
+        ),
+        ({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, b"x" * 4, "readable"),
+        ({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"x" * 4, "readable"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, b"x" * 4, "readable"),
+        ({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, b"x" * 4, "readable"),
+        ({"a": entry(0, 0, [0, 2**70])}, b"", "cannot have 0 bytes"),
+        ({"a": entry(-4, 0, [1])}, b"", "overlap or leave holes"),
+        (b'{"a":%s,"a":%s}' % ((json.dumps(entry(0, 4, [1])).encode(),) * 2), b"x" * 4, "readable"),
+        ({"__metadata__": 3}, b"", "header is not readable"),
     ],
 )
 def test_files_that_contradict_themselves(
@@ -76,6 +95,46 @@ def test_files_that_contradict_themselves(
     path = write_raw(tmp_path / "x.safetensors", header, data)
     with pytest.raises(UserError, match=f"x.safetensors: .*{match}.*; the file is damaged"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/../../x", "..\\x", "/etc/x", "\\\\host\\x", "C:\\x", "", "a\nb", "a\0", "\ud800"],
+)
+def test_tensors_are_not_named_like_ways_out(tmp_path: Path, name: str) -> None:
+    path = write_raw(tmp_path / "x.safetensors", {name: entry(0, 4, [1])}, b"1234")
+    with pytest.raises(
+        UserError, match="x.safetensors: names an entry .*, which no network has"
+    ) as e:
+        read_header(path)
+    assert "\n" not in str(e.value) and str(e.value).isprintable()
+
+
+def test_long_names_are_cut_in_messages(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "x.safetensors", {"a" * 10**6: entry(0, 5, [1])}, b"12345")
+    with pytest.raises(UserError, match=r"aaa\.\.\. \(1000000 characters\)") as caught:
+        read_header(path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("saved", ["torch", "pickle"])
+def test_a_pickle_under_the_name_of_safetensors(tmp_path: Path, saved: str) -> None:
+    path = tmp_path / "x.safetensors"
+    if saved == "torch":
+        torch.save({"a": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UserError, match="x.safetensors: is a pickle .* can run any code"):
+        read_header(path)
+
+
+def test_a_shard_that_is_a_link_out_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="model.safetensors: is a link out of"):
+        weight_files(folder, "model")
 
 
 def test_a_length_of_petabytes_is_not_believed(tmp_path: Path) -> None:
@@ -97,7 +156,11 @@ def test_a_header_length_that_looks_like_a_pickle_is_none(tmp_path: Path, length
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors"]
+    "name",
+    [
+        *("../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors"),
+        *("a\0.safetensors", "a\n.safetensors", "\ud800.safetensors", "..", "."),
+    ],
 )
 def test_an_index_cannot_point_elsewhere(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "net"
@@ -114,6 +177,10 @@ def test_an_index_cannot_point_elsewhere(tmp_path: Path, name: str) -> None:
         ("{", "not a readable index"),
         ('{"weight_map": []}', "not a readable index"),
         ('{"weight_map": {}}', "names no shards"),
+        ("[" * 100_000, "not a readable index"),
+        ('{"weight_map": {"a": ["x.safetensors"]}}', "not a readable index"),
+        ('{"weight_map": {"a": 3}}', "names the shard 3; a shard is"),
+        ('{"weight_map": {"a": "x.safetensors", "b": 3}}', "not a readable index"),
         ('{"weight_map": {"a": "x.bin"}}', "anything else is refused"),
         ('{"weight_map": {"a": "x.safetensors"}}', "x.safetensors: is missing, but model"),
     ],
@@ -155,3 +222,104 @@ def test_the_schedule_in_metadata_is_read_back_or_refused() -> None:
     for text in ("{", "[]", '{"schedule": 3}', "{}"):
         with pytest.raises(UserError, match="schedule"):
             schedule_of({"lightx2v_sgmd": text})
+
+
+_NUMBERS = st.integers(-2, 20) | st.sampled_from([2**31, 2**63, 2**64, 10**400]) | st.none()
+_ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "I8", "BOOL", "F8_E4M3", "F4", "", None]),
+        "shape": st.lists(_NUMBERS, max_size=3) | st.integers(0, 3),
+        "data_offsets": st.lists(_NUMBERS, min_size=1, max_size=3) | st.text(max_size=2),
+    }
+)
+_PLAIN = st.builds(
+    lambda n: {"dtype": "I8", "shape": [n], "data_offsets": [0, n]}, st.integers(0, 6)
+)
+_HEADERS = st.dictionaries(
+    st.sampled_from(["a", "b", "../a", "__metadata__"]) | st.text(max_size=4),
+    _ENTRIES | _PLAIN | st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
+    max_size=3,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    header=_HEADERS | st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5),
+    size=st.integers(0, 12),
+    lie=st.sampled_from([0, 0, 0, 1, -1, 2**40, 2**64]),
+)
+def test_any_header_gives_tensors_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, header: Any, size: int, lie: int
+) -> None:
+    """What is accepted is also what the safetensors library reads, byte for byte in the file."""
+    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    text = json.dumps(header).encode()
+    path.unlink(missing_ok=True)
+    path.write_bytes(struct.pack("<Q", max(0, len(text) + lie) % 2**64) + text + bytes(size))
+    try:
+        accepted = read_header(path)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+        return
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(accepted.tensors)
+        for name, info in accepted.tensors.items():
+            assert tuple(file.get_tensor(name).shape) == info.shape
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    content=st.dictionaries(
+        st.just("weight_map"),
+        st.dictionaries(
+            st.text(max_size=2),
+            st.sampled_from(
+                [
+                    "x.safetensors",
+                    "y.safetensors",
+                    "../z.safetensors",
+                    "/etc/passwd",
+                    "x.bin",
+                    "",
+                    "..",
+                ]
+            )
+            | st.text(max_size=6).map(lambda t: f"{t}.safetensors")
+            | st.integers()
+            | st.none(),
+            max_size=3,
+        ),
+    )
+    | st.recursive(st.none() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c))
+)
+def test_any_index_gives_files_beside_it_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: Any
+) -> None:
+    outer = tmp_path_factory.getbasetemp() / "indexed"
+    folder = outer / "net"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (folder / "x.safetensors", folder / "y.safetensors", outer / "z.safetensors"):
+        file.touch()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    try:
+        files = weight_files(folder, "model")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert files and {file.parent for file in files} == {folder}
+        assert {file.name for file in files} <= {"x.safetensors", "y.safetensors"}
+
+
+def test_a_manifest_cannot_point_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("x")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    for name, says in (
+        ("../secret", "names an entry"),
+        (str(tmp_path / "secret"), "names an entry"),
+        ("link", "is a link out of"),
+    ):
+        with pytest.raises(UserError, match=says):
+            changed_files(folder, {name: "0" * 64})
+    assert changed_files(folder, {"none": "0" * 64}) == ["none is missing"]
