@@ -27,7 +27,7 @@ class SGMD:
     # NR over sigma, and the fake score by velocity matching, which AdamW hardly tells from RC.
     weighting: objectives.Weighting = "normalized"
     # The clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
-    max_weight: Annotated[float, Field(gt=0)] = 10.0
+    max_weight: Annotated[float, Field(gt=0)] = 1.0
 
     roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE)
     fake_score_updates: ClassVar[int] = 1

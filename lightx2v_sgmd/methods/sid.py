@@ -37,7 +37,7 @@ class SiD:
     fake_score_updates: Annotated[int, Field(ge=1)] = 1
     # SiD's own is "normalized".
     weighting: objectives.Weighting = "normalized"
-    max_weight: Annotated[float, Field(gt=0)] = 10.0
+    max_weight: Annotated[float, Field(gt=0)] = 1.0
 
     roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE)
     through_fake_score: ClassVar[bool] = True
