@@ -10,10 +10,9 @@ from typing import Any, Final
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
 from weights.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
-from weights.diffusers_format import write_json
 from weights.item import Advance, Item, Losses
+from weights.json_files import json_problems, write_json
 from weights.network import nbytes, network_problems, write_network
-from weights.wan_format import json_problems
 
 _ONE_FILE: Final = "1000000GB"
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import PICKLE_SUFFIXES
 from weights.item import Advance, Item, Losses
+from weights.json_files import write_json
 from weights.layouts import STEM
-from weights.load import SHARED
 from weights.network import nbytes, network_problems, write_network
+from weights.shared import SHARED, shared_bytes, write_shared
 
 
 class DiffusersFormat:
@@ -27,7 +24,7 @@ class DiffusersFormat:
     def check(self, item: Item) -> None:
         """See ``Format``."""
         item.source.schedule.diffusers_config()
-        item.shared_parts
+        shared_bytes(item.source.model)
 
     def count(self, item: Item) -> int:
         """See ``Format``."""
@@ -35,24 +32,19 @@ class DiffusersFormat:
 
     def nbytes(self, item: Item) -> int:
         """See ``Format``."""
-        folder = item.shared_parts
-        files = [path for part in SHARED for path in (folder / part).rglob("*")]
-        return nbytes(item) + sum(path.stat().st_size for path in files)
+        return nbytes(item) + shared_bytes(item.source.model)
 
     def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
-        teacher = item.shared_parts
-        for part in SHARED:
-            shutil.copytree(teacher / part, folder / part, ignore=_not_copied)
+        from diffusers import __version__
+
+        write_shared(item.source.model, folder)
         (folder / "transformer").mkdir()
-        config = json.loads((teacher / "transformer" / "config.json").read_text("utf-8"))
-        config.pop("_name_or_path", None)
+        config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": __version__}
+        config |= item.source.model.transformer_config
         write_json(folder / "transformer" / "config.json", config)
         losses = write_network(item, folder / "transformer", STEM, advance)
         write_scheduler(folder, item.source.schedule)
-        index = json.loads((teacher / "model_index.json").read_text(encoding="utf-8"))
-        index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
-        write_json(folder / "model_index.json", index)
         return losses
 
     def problems(
@@ -85,13 +77,3 @@ def scheduler_problems(folder: Path, schedule: Schedule) -> list[str]:
     if torch.allclose(got, expected, atol=1e-2, rtol=0):
         return []
     return [f"the scheduler takes timesteps {got.tolist()}, not {expected.tolist()}"]
-
-
-def _not_copied(folder: str, names: list[str]) -> list[str]:
-    """Of a teacher's part: pickles, code and caches stay behind."""
-    return [n for n in names if n.startswith(".") or Path(n).suffix in (*PICKLE_SUFFIXES, ".py")]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON as people read it."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

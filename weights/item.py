@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from weights.layout import Layout
 from weights.layouts import layout_for
-from weights.load import Source, shared_parts
+from weights.load import Source
 from weights.tensors import FileTensors
 
 LOSSES_FILE: Final = "losses.json"
@@ -49,11 +49,6 @@ class Item:
         converted = isinstance(tensors, FileTensors) and not self.is_checkpoint
         keep = tensors if converted and self.dtype == self.source.about.dtype else None
         return layout_for(self.format, self.dtype, keep)
-
-    @cached_property
-    def shared_parts(self) -> Path:
-        """A folder with what the student shares with its teacher, looked for once."""
-        return shared_parts(self.source)
 
     @property
     def is_checkpoint(self) -> bool:

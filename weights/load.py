@@ -19,16 +19,14 @@ from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import read_header, read_headers, schedule_of, weight_files
+from lightx2v_sgmd.tensorfiles import check_keys, read_header, read_headers, schedule_of
 from lightx2v_sgmd.video import frame_rate
-from weights.layouts import STEM, names_of, weights_in
+from weights.layouts import names_of, weights_in
 from weights.lora import PortableAdapters
-from weights.tensors import FileTensors, MergedTensors, Tensors, network_shapes
+from weights.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
 
 STUDENT: Final = "student.safetensors"
 STUDENT_EMA: Final = "student_ema.safetensors"
-SHARED: Final = ("vae", "text_encoder", "tokenizer")
-"""Parts of the teacher that a student keeps unchanged."""
 
 
 @dataclass(frozen=True)
@@ -95,25 +93,19 @@ def open_source(
     if (path / FILE_NAME).is_file():
         return _exported(path)
     checkpoint = find_checkpoint(path, on_damage)
-    job = load_job(checkpoint / "job.yaml")
+    job_file = checkpoint / "job.yaml"
+    job = load_job(job_file)
     averaged = ema and (checkpoint / STUDENT_EMA).is_file()
-    model = open_wan(job.teacher.path)
+    about = _about(job, int(read_trainer_state(checkpoint)["step"]), averaged)
+    model = teacher_of(about, job_file)
     tensors, carried = student_tensors(checkpoint, averaged, model)
     if carried is not None and carried != job.schedule:
         raise UserError(
             f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
             f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
-    step = int(read_trainer_state(checkpoint)["step"])
     run = checkpoint.parent.parent
-    return Source(
-        checkpoint,
-        tensors,
-        model,
-        _about(job, step, averaged),
-        checkpoint / "job.yaml",
-        _metrics(run),
-    )
+    return Source(checkpoint, tensors, model, about, job_file, _metrics(run))
 
 
 def student_tensors(
@@ -164,17 +156,17 @@ def _exported(folder: Path) -> Source:
     if changed:
         raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")
     header = read_headers(weights_in(folder, about.format))
-    model = open_wan(folder if about.format == "diffusers" else about.teacher)
+    job_file = folder / "job.yaml"
+    model = open_wan(folder) if about.format == "diffusers" else teacher_of(about, job_file)
     adapters = None
     if about.format == "lora":
         adapters = PortableAdapters.checked(header, network_shapes(model), str(folder))
-        tensors: Tensors = MergedTensors(teacher_tensors(about.teacher), adapters)
+        tensors: Tensors = MergedTensors(model_tensors(model), adapters)
     else:
         shapes = network_shapes(model)
         tensors = FileTensors.checked(header, shapes, names_of(about.format, header), str(folder))
     if schedule_of(header.metadata) != about.schedule:
         raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
-    job_file = folder / "job.yaml"
     return Source(
         folder,
         tensors,
@@ -198,54 +190,27 @@ def _metrics(folder: Path) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def teacher_tensors(teacher: str) -> FileTensors:
-    """The weights of a student's teacher.
+def teacher_tensors(source: Source) -> Tensors:
+    """The weights of a student's teacher, in whatever layout they are.
 
     Raises:
         UserError: they are not on this machine and cannot be fetched, or are damaged.
     """
-    folder = local_folder(teacher, ["transformer/*"])
-    model = open_wan(folder)
-    header = read_headers(weight_files(folder / "transformer", STEM))
-    return FileTensors.checked(header, network_shapes(model), str, f"{folder}/transformer")
+    return model_tensors(teacher_of(source.about, source.job_file))
 
 
-def shared_parts(source: Source) -> Path:
-    """A local folder, in diffusers' layout, with what a student shares with its teacher.
-
-    Raises:
-        UserError: it is not on this machine and cannot be fetched, or is damaged.
-    """
-    exported = source.path / "model_index.json"
-    parts = [f"{part}/*" for part in SHARED]
-    folder = (
-        source.path
-        if exported.is_file()
-        else local_folder(
-            source.about.teacher, [*parts, "transformer/config.json", "model_index.json"]
-        )
-    )
-    for part, stem in (("vae", STEM), ("text_encoder", "model")):
-        read_headers(weight_files(folder / part, stem))
-    for needed in ("tokenizer", "model_index.json"):
-        if not (folder / needed).exists():
-            raise UserError(f"{folder / needed}: is missing in the teacher; give its whole folder")
-    return folder
+def teacher_of(about: Manifest, job_file: Path | None) -> WanModel:
+    """The teacher that a student names; its job says what a lone file of weights belongs to."""
+    base = None
+    if job_file is not None and job_file.is_file():
+        section = yaml.safe_load(job_file.read_text(encoding="utf-8")).get("teacher", {})
+        base = section.get("base") if isinstance(section, dict) else None
+    return open_wan(about.teacher, base)
 
 
-def local_folder(teacher: str, patterns: list[str]) -> Path:
-    """A teacher's folder on this machine; of a hub id, the cached or downloaded parts."""
-    folder = Path(open_wan(teacher).path)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(teacher, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"teacher.path: {', '.join(p.split('/')[0] for p in patterns)} of {teacher} cannot be "
-            f"fetched ({type(error).__name__}); check the network, or name a local folder in the "
-            "job"
-        ) from error
+def model_tensors(model: WanModel) -> Tensors:
+    """A model's network, checked against its configuration."""
+    weights = model.transformer_weights()
+    shapes = network_shapes(model)
+    check_keys(weights.header, shapes, f"teacher.path: {model.path}")
+    return ReaderTensors(weights, shapes)

@@ -13,9 +13,10 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.tensorfiles import read_headers, schedule_metadata, schedule_of
 from weights.comfyui_format import check_even
 from weights.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
-from weights.diffusers_format import scheduler_problems, write_json, write_scheduler
+from weights.diffusers_format import scheduler_problems, write_scheduler
 from weights.forward import probe
 from weights.item import Advance, Item, Losses
+from weights.json_files import json_problems, write_json
 from weights.layout import DTYPES
 from weights.layouts import LORA_FILE
 from weights.load import teacher_tensors
@@ -32,7 +33,7 @@ from weights.network import SLACK
 from weights.quantize import norm, relative_error
 from weights.stream import Part, TensorFile
 from weights.tensors import FILE_TYPES, MergedTensors, Tensors
-from weights.wan_format import LIGHTX2V_FILE, json_problems, lightx2v_job, whole_steps
+from weights.wan_format import LIGHTX2V_FILE, lightx2v_job, whole_steps
 
 DEFAULT_RANK: Final = 64
 _BASE_WEIGHTS: Final = "wan2.1_t2v_14B_bf16.safetensors"
@@ -73,7 +74,7 @@ class LoraFormat:
 
     def write(self, item: Item, folder: Path, advance: Advance) -> Losses:
         """See ``Format``."""
-        teacher = teacher_tensors(item.source.about.teacher)
+        teacher = teacher_tensors(item.source)
         pieces: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
         for name in item.source.tensors.shapes:
@@ -95,7 +96,7 @@ class LoraFormat:
         found = scheduler_problems(folder, item.source.schedule)
         for path, content in _side_files(item).items():
             found += json_problems(folder / path, content)
-        teacher = teacher_tensors(item.source.about.teacher)
+        teacher = teacher_tensors(item.source)
         try:
             header = read_headers([folder / LORA_FILE])
             PortableAdapters.checked(header, item.source.tensors.shapes, LORA_FILE)

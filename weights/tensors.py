@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lightx2v_sgmd.tensorfiles import Header, check_keys
+from lightx2v_sgmd.tensorreader import WholeTensors
 
 TORCH_TYPES: Final = {
     "F64": torch.float64,
@@ -97,6 +98,26 @@ class FileTensors:
     def where(self, name: str) -> str:
         """See ``Tensors``."""
         return str(self.header.tensors[self.stored_name(name)].file)
+
+
+@dataclass(frozen=True)
+class ReaderTensors:
+    """Weights that the library reads, in whatever layout they are stored: a teacher's."""
+
+    reader: WholeTensors
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See ``Tensors``."""
+        return TORCH_TYPES[self.reader.header.tensors[name].dtype]
+
+    def read(self, name: str) -> Tensor:
+        """See ``Tensors``."""
+        return self.reader.tensor(name)
+
+    def where(self, name: str) -> str:
+        """See ``Tensors``."""
+        return str(self.reader.header.tensors[name].file)
 
 
 class Adapters(Protocol):

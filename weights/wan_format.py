@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +9,8 @@ from typing import Any, Final
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import TEXT_LENGTH
 from lightx2v_sgmd.schedule import Schedule
-from weights.diffusers_format import write_json
 from weights.item import Advance, Item, Losses
+from weights.json_files import json_problems, write_json
 from weights.layouts import STEM, weights_in
 from weights.network import nbytes, network_problems, write_network
 
@@ -121,16 +120,3 @@ def lightx2v_job(item: Item) -> dict[str, Any]:
         "cross_attn_2_type": "torch_sdpa",
         "cpu_offload": False,
     }
-
-
-def json_problems(path: Path, expected: Mapping[str, Any]) -> list[str]:
-    """What in a JSON file is not as expected; more than that may be in it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            f"{path.name}: {key} is {content.get(key)!r}, not {value!r}"
-            for key, value in expected.items()
-            if content.get(key) != value
-        ]
-    except (OSError, ValueError, AttributeError) as error:
-        return [f"{path.name} cannot be read: {error}"]

@@ -1,0 +1,127 @@
+"""How other programs read exports, written down from their public code; nothing of ours is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightx2v_sgmd.models.keymaps import transformer_to_diffusers, transformer_to_original
+from lightx2v_sgmd.models.wan import open_wan, pad_text
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata())
+
+
+def teacher_weights(teacher: Path) -> dict[str, Tensor]:
+    return load_file(teacher / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def to_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {transformer_to_original(name): tensor for name, tensor in weights.items()}
+
+
+def to_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {transformer_to_diffusers(name): tensor for name, tensor in weights.items()}
+
+
+def lightx2v_fp8(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``X.weight * X.weight_scale`` where there is a scale, ``[out, 1]``."""
+    scales = {n: t for n, t in stored.items() if n.endswith(".weight_scale")}
+    weights = {n: t.float() for n, t in stored.items() if n not in scales}
+    for name, scale in scales.items():
+        weight = name.removesuffix("_scale")
+        weights[weight] = weights[weight] * scale
+    return weights
+
+
+def comfyui_loads(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What ComfyUI's Load Diffusion Model makes of a file.
+
+    It strips the first of these prefixes that more than five names have, else ``model.``; drops
+    what does not have it, if anything has; and finds a Wan by ``head.modulation``. Then come the
+    scalar scales, if ``scaled_fp8`` is there.
+    """
+    candidates = ("model.diffusion_model.", "model.model.", "net.")
+    found = [p for p in candidates if sum(n.startswith(p) for n in stored) > 5]
+    prefix = found[0] if found else "model."
+    short = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)} or stored
+    assert "head.modulation" in short, "could not detect the model's type"
+    marker = short.pop("scaled_fp8", None)
+    if marker is None:
+        return short
+    assert marker.dtype == torch.float8_e4m3fn
+    scales = {n: t for n, t in short.items() if n.endswith(".scale_weight")}
+    weights = {n: t.float() for n, t in short.items() if n not in scales}
+    for name, scale in scales.items():
+        weight = f"{name.removesuffix('.scale_weight')}.weight"
+        weights[weight] = weights[weight] * scale
+    return weights
+
+
+def lightx2v_lora(base: dict[str, Tensor], lora: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adapters merged as LightX2V does it: pairs with ``alpha / rank`` or 1, then ``.diff*``."""
+    merged = {name: tensor.float().clone() for name, tensor in base.items()}
+    endings = {".diff": ".weight", ".diff_b": ".bias", ".diff_m": ".modulation"}
+    for name, tensor in lora.items():
+        short = name.removeprefix("diffusion_model.")
+        assert short != name
+        if short.endswith(".lora_up.weight"):
+            layer = short.removesuffix(".lora_up.weight")
+            down = lora[f"diffusion_model.{layer}.lora_down.weight"].float()
+            alpha = lora.get(f"diffusion_model.{layer}.alpha")
+            scale = 1.0 if alpha is None else alpha.item() / down.shape[0]
+            merged[f"{layer}.weight"] += scale * (tensor.float() @ down)
+        for ending, place in endings.items():
+            target = short.removesuffix(ending) + place
+            if short.endswith(ending) and target in merged:
+                merged[target] += tensor.float()
+    return merged
+
+
+def comfyui_lora(base: dict[str, Tensor], lora: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adapters merged as ComfyUI does it: names are looked up for each weight of the model."""
+    merged = {name: tensor.float().clone() for name, tensor in base.items()}
+    for name in base:
+        layer = "diffusion_model." + name.removesuffix(".weight")
+        if f"{layer}.lora_up.weight" in lora:
+            down = lora[f"{layer}.lora_down.weight"].float()
+            alpha = lora.get(f"{layer}.alpha")
+            scale = 1.0 if alpha is None else alpha.item() / down.shape[0]
+            merged[name] += scale * (lora[f"{layer}.lora_up.weight"].float() @ down)
+        if f"{layer}.diff" in lora and not name.endswith(".bias"):
+            merged[name] += lora[f"{layer}.diff"].float()
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if name.endswith(".weight") and f"{layer}.diff_b" in lora:
+            merged[bias] += lora[f"{layer}.diff_b"].float()
+    return merged
+
+
+@torch.no_grad()
+def evaluate(teacher: Path, weights: dict[str, Tensor] | None, lora: Path | None = None) -> Tensor:
+    """One evaluation of diffusers' network, float32, with these weights or the teacher's."""
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(teacher)
+    network: Any = pipe.transformer.float()
+    if weights is not None:
+        network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    if lora is not None:
+        pipe.load_lora_weights(lora)
+    model = open_wan(teacher)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 3, 8, 8, generator=generator)
+    text = pad_text([torch.randn(6, model.text_dim, generator=generator)])
+    text = torch.nn.functional.pad(text, (0, 0, 0, 512 - text.shape[1]))
+    output: Tensor = network(x, torch.tensor([960.0]), text, return_dict=False)[0]
+    return output
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).norm() / expected.norm()).item()

@@ -1,0 +1,281 @@
+"""Full exports for LightX2V and ComfyUI, at 16 and at 8 bits, and changing between formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.manifest import read_manifest, sha256_file
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.tensorfiles import schedule_metadata
+from tests.weights import reading
+from tests.weights.conftest import student_tensors, write_checkpoint
+from weights import export, verify
+from weights.item import Item, Losses
+from weights.load import open_source
+from weights.verify import differences
+
+WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
+WAN = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Exports of one run, each made once; not to be written to."""
+    from tests.tiny import make_tiny_wan
+
+    base = tmp_path_factory.mktemp("exports")
+    teacher = make_tiny_wan(base / "teacher")
+    write_checkpoint(base / "run", teacher, 20)
+    (base / "run" / "metrics.json").write_text(json.dumps({"student": {"motion": 1.004}, "n": 3}))
+
+    class Exports:
+        folder, run = base, base / "run"
+        teacher_folder = teacher
+
+        def __call__(self, format: str, dtype: str | None = None, source: str = "run") -> Path:
+            out = base / f"{source}_{format}_{dtype}"
+            if not out.exists():
+                export(base / source, format, out, dtype=dtype, quiet=True)
+            return out
+
+    return Exports()
+
+
+def test_wan_has_the_original_names_and_a_ready_job(exports: Any) -> None:
+    out = exports("wan")
+    stored = load_file(out / WAN)
+    expected = reading.to_original(student_tensors(exports.teacher_folder, 1020))
+    assert stored.keys() == expected.keys() and "blocks.1.cross_attn.norm_k.weight" in stored
+    for name, tensor in stored.items():
+        assert torch.equal(tensor, expected[name].bfloat16()), name
+    assert json.loads((out / "config.json").read_text()) == {
+        "_class_name": "WanModel",
+        "_diffusers_version": "0.30.0",
+        "dim": 48,
+        "eps": 1e-6,
+        "ffn_dim": 64,
+        "freq_dim": 16,
+        "in_dim": 4,
+        "model_type": "t2v",
+        "num_heads": 4,
+        "num_layers": 2,
+        "out_dim": 4,
+        "text_dim": 16,
+        "text_len": 512,
+    }
+    job = json.loads((out / "lightx2v.json").read_text())
+    steps = {"sample_shift": 8, "denoising_step_list": [1000, 750, 500, 250], "infer_steps": 4}
+    assert steps.items() <= job.items() and job["enable_cfg"] is False
+    assert job["dit_original_ckpt"] == str(out / WAN)
+    schedule = json.loads(reading.metadata_of(out / WAN)["lightx2v_sgmd"])["schedule"]
+    assert schedule["timesteps"] == [1000, 960, 888.889, 727.273]
+    manifest = read_manifest(out)
+    assert manifest is not None and (manifest.format, manifest.dtype) == ("wan", "bf16")
+    card = (out / "README.md").read_text()
+    assert "--model_cls wan2.1_distill --task t2v" in card
+    assert f"--config_json {out / 'lightx2v.json'}" in card
+    assert "| student motion | 1.004 |" in card and "| n | 3 |" in card
+
+
+def test_the_library_opens_a_wan_export(exports: Any) -> None:
+    """As a teacher's transformer would be: the configuration and names are the original's."""
+    model = open_wan(exports("wan", "fp32") / WAN, exports.teacher_folder)
+    state = model.load_transformer().state_dict()
+    for name, tensor in student_tensors(exports.teacher_folder, 1020).items():
+        assert torch.equal(state[name], tensor)
+
+
+def test_comfyui_is_one_file_that_its_loader_takes(exports: Any) -> None:
+    out = exports("comfyui")
+    (file,) = out.glob("*.safetensors")
+    assert file.name == "teacher_sgmd_4step_bf16.safetensors"
+    stored = load_file(file)
+    assert all("diffusion_model." in name for name in stored)
+    loaded = reading.comfyui_loads(stored)
+    expected = reading.to_original(student_tensors(exports.teacher_folder, 1020))
+    assert loaded.keys() == expected.keys()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, expected[name].bfloat16()), name
+
+
+def test_the_workflow_runs_the_students_steps(exports: Any) -> None:
+    out = exports("comfyui")
+    api = json.loads((out / "workflow_api.json").read_text())
+    kinds = {node["class_type"]: node["inputs"] for node in api.values()}
+    assert kinds["UNETLoader"]["unet_name"] == "teacher_sgmd_4step_bf16.safetensors"
+    assert kinds["CLIPLoader"]["type"] == "wan"
+    assert kinds["ModelSamplingSD3"]["shift"] == 8
+    sampler = kinds["KSampler"]
+    assert (sampler["sampler_name"], sampler["scheduler"]) == ("euler", "simple")
+    assert (sampler["steps"], sampler["cfg"], sampler["denoise"]) == (4, 1, 1)
+    size = kinds["EmptyHunyuanLatentVideo"]
+    assert (size["width"], size["height"], size["length"]) == (32, 32, 9)
+    # ComfyUI's simple scheduler on 1000 shifted timesteps, as its code has it.
+    u = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    sigmas = 8 * u / (1 + 7 * u)
+    taken = [sigmas[-(1 + int(i * 1000 / 4))].item() for i in range(4)]
+    assert torch.allclose(torch.tensor(taken), Schedule().sigmas[:-1], atol=1e-6)
+
+
+def test_both_forms_of_the_workflow_say_the_same(exports: Any) -> None:
+    out = exports("comfyui")
+    api = json.loads((out / "workflow_api.json").read_text())
+    ui = json.loads((out / "workflow.json").read_text())
+    nodes = {str(node["id"]): node for node in ui["nodes"]}
+    assert {key: node["class_type"] for key, node in api.items()} == {
+        key: node["type"] for key, node in nodes.items()
+    }
+    links = {link[0]: link for link in ui["links"]}
+    for key, node in api.items():
+        wired = {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
+        assert {wire["name"] for wire in nodes[key]["inputs"]} == set(wired)
+        for slot, wire in enumerate(nodes[key]["inputs"]):
+            _, origin, output, target, target_slot, kind = links[wire["link"]]
+            assert [str(origin), output] == wired[wire["name"]]
+            assert (str(target), target_slot) == (key, slot)
+            assert nodes[str(origin)]["outputs"][output]["type"] == kind == wire["type"]
+            assert wire["link"] in nodes[str(origin)]["outputs"][output]["links"]
+        plain = [value for value in node["inputs"].values() if not isinstance(value, list)]
+        shown = [v for v in nodes[key]["widgets_values"] if v != "fixed"]
+        assert sorted(map(str, shown)) == sorted(map(str, plain))
+    sampler = next(node for node in ui["nodes"] if node["type"] == "KSampler")
+    assert sampler["widgets_values"] == [0, "fixed", 4, 1.0, "euler", "simple", 1.0]
+
+
+@pytest.mark.parametrize("format", ["wan", "comfyui"])
+def test_fp8_is_within_its_reported_error(exports: Any, format: str) -> None:
+    out = exports(format, "fp8")
+    (file,) = out.glob("*.safetensors")
+    stored = load_file(file)
+    loaded = reading.lightx2v_fp8(stored) if format == "wan" else reading.comfyui_loads(stored)
+    got = reading.to_diffusers(loaded)
+    exact = student_tensors(exports.teacher_folder, 1020)
+    assert got.keys() == exact.keys()
+    losses = json.loads((out / "losses.json").read_text())
+    assert len(losses["layers"]) == 20  # ten matrices in each of two blocks
+    for name, tensor in exact.items():
+        if name in losses["layers"]:
+            reported = losses["layers"][name]["relative_error"]
+            # What programs compute with is rounded to bf16, as the reported error has it.
+            seen = reading.relative(got[name].bfloat16().float(), tensor)
+            assert seen == pytest.approx(reported, rel=1e-4) and 0.01 < seen < 0.04
+        else:
+            assert torch.equal(got[name], tensor.bfloat16().float()), name
+    kinds = {
+        name: tensor.dtype for name, tensor in stored.items() if tensor.dtype != torch.bfloat16
+    }
+    scale = ".weight_scale" if format == "wan" else ".scale_weight"
+    for name, dtype in kinds.items():
+        assert dtype == (torch.float32 if name.endswith(scale) else torch.float8_e4m3fn)
+        assert "norm" not in name and "modulation" not in name and "embedding" not in name
+    if format == "wan":
+        assert stored["blocks.0.ffn.0.weight_scale"].shape == (64, 1)
+        job = json.loads((out / "lightx2v.json").read_text())
+        assert job["dit_quantized"] is True and job["dit_quantized_ckpt"] == str(out / WAN)
+    else:
+        prefix = next(n for n in stored if n.endswith("scaled_fp8")).removesuffix("scaled_fp8")
+        assert stored[f"{prefix}blocks.0.ffn.0.scale_weight"].shape == ()
+    before = reading.evaluate(exports.teacher_folder, {n: t.bfloat16() for n, t in exact.items()})
+    after = reading.evaluate(exports.teacher_folder, {n: t.bfloat16() for n, t in got.items()})
+    # Other inputs than the report's, at another precision: of its size, not equal.
+    assert reading.relative(after, before) == pytest.approx(losses["forward_error"], rel=0.6)
+    assert f"{losses['forward_error']:.2%}" in (out / "README.md").read_text()
+
+
+def test_formats_change_back_and_forth_without_changing_a_bit(exports: Any) -> None:
+    first = exports("diffusers")
+    wan = exports("wan", source=first.name)
+    back = exports("diffusers", source=wan.name)
+    assert sha256_file(first / WEIGHTS) == sha256_file(back / WEIGHTS)
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        for path in (first / part).iterdir():
+            assert sha256_file(path) == sha256_file(back / part / path.name)
+    comfyui = exports("comfyui", source=wan.name)
+    again = exports("wan", source=comfyui.name)
+    assert sha256_file(wan / WAN) == sha256_file(again / WAN)
+    manifest, original = read_manifest(back), read_manifest(first)
+    assert manifest is not None and original is not None
+    assert (manifest.step, manifest.ema, manifest.method) == (20, True, original.method)
+
+
+def test_what_another_precision_makes_of_an_export(exports: Any) -> None:
+    narrow = exports("wan", "bf16", source=exports("diffusers", "fp32").name)
+    assert sha256_file(narrow / WAN) == sha256_file(exports("wan") / WAN)
+    with pytest.raises(UserError, match="8-bit weights, which have lost precision"):
+        export(exports("wan", "fp8"), "diffusers", exports.folder / "no", quiet=True)
+
+
+def test_a_changed_export_is_no_source(exports: Any, tmp_path: Path) -> None:
+    import shutil
+
+    broken = shutil.copytree(exports("wan"), tmp_path / "broken")
+    content = bytearray((broken / WAN).read_bytes())
+    content[-1] ^= 1
+    (broken / WAN).write_bytes(content)
+    with pytest.raises(UserError, match=f"{WAN} has changed since it was written"):
+        export(broken, "diffusers", tmp_path / "out", quiet=True)
+
+
+def test_fp8_beyond_its_report_is_found(exports: Any) -> None:
+    out = exports("wan", "fp8")
+    item = Item(open_source(exports.run, ema=True), "wan", "fp8", out)
+    report = json.loads((out / "losses.json").read_text())
+    honest = Losses("fp8", report["forward_error"], report["layers"], {})
+    assert differences(item, out, honest) == []
+    boasting = Losses("fp8", report["forward_error"] / 2, report["layers"], {})
+    assert any("a forward pass is off" in line for line in differences(item, out, boasting))
+
+
+def test_a_wrong_scale_is_found(exports: Any, tmp_path: Path) -> None:
+    import shutil
+
+    out = shutil.copytree(exports("wan", "fp8"), tmp_path / "fp8")
+    tensors = load_file(out / WAN)
+    tensors["blocks.0.ffn.0.weight_scale"] *= 2
+    save_file(tensors, out / WAN, schedule_metadata(Schedule()))
+    item = Item(open_source(exports.run, ema=True), "wan", "fp8", exports("wan", "fp8"))
+    report = json.loads((out / "losses.json").read_text())
+    found = differences(item, out, Losses("fp8", report["forward_error"], report["layers"], {}))
+    assert "blocks.0.ffn.0.weight_scale has other values" in found
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"format": "wan", "max_shard_size": "huge"}, "max_shard_size: 'huge' is not a size"),
+        ({"format": "wan", "rank": 4}, "rank, energy: belong to --format lora"),
+        ({"format": "lora", "rank": 0}, "rank: 0 is below 1"),
+        ({"format": "lora", "energy": 1.5}, r"energy: 1.5 is not in \(0, 1\]"),
+        ({"format": "lora", "rank": 4, "energy": 0.5}, "give one of the two"),
+        ({"format": "lora", "dtype": "fp8"}, "--format wan or comfyui takes fp8"),
+    ],
+)
+def test_options_that_will_not_do(exports: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        export(exports.run, out=exports.folder / "no", quiet=True, **options)
+    assert "\n" not in str(caught.value)
+    assert not (exports.folder / "no").exists()
+
+
+def test_wan_is_sharded_with_an_index(exports: Any, tmp_path: Path) -> None:
+    export(exports.run, "wan", tmp_path / "out", max_shard_size="60KB", quiet=True)
+    index = json.loads((tmp_path / "out" / f"{WAN}.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 1 and verify(tmp_path / "out") == []
+    together = {}
+    for file in files:
+        together |= load_file(tmp_path / "out" / file)
+        assert "lightx2v_sgmd" in reading.metadata_of(tmp_path / "out" / file)
+    whole = load_file(exports("wan") / WAN)
+    assert together.keys() == whole.keys() == index["weight_map"].keys()
+    assert all(torch.equal(together[name], whole[name]) for name in whole)
+    job = json.loads((tmp_path / "out" / "lightx2v.json").read_text())
+    assert job["dit_original_ckpt"] == str(tmp_path / "out")

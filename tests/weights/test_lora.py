@@ -1,0 +1,210 @@
+"""Adapters: extracted by SVD, exact as far as they say, and understood by three programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.manifest import sha256_file
+from tests.tiny import make_tiny_wan
+from tests.weights import reading
+from tests.weights.conftest import student_tensors, write_checkpoint
+from weights import export, verify
+from weights.item import Item, Losses
+from weights.load import open_source
+from weights.lora import factorize
+from weights.verify import differences
+
+LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run and its adapters, each made once; not to be written to."""
+    base = tmp_path_factory.mktemp("lora")
+    teacher = make_tiny_wan(base / "teacher")
+    write_checkpoint(base / "run", teacher, 20)
+
+    class Exports:
+        folder, run, teacher_folder = base, base / "run", teacher
+        student = student_tensors(teacher, 1020)
+
+        def __call__(self, **options: Any) -> Path:
+            out = base / "_".join(f"{k}-{v}" for k, v in options.items())
+            if not out.exists():
+                export(base / "run", "lora", out, quiet=True, **options)
+            return out
+
+    return Exports()
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "losses.json").read_text()))
+
+
+def low_rank(rows: int, columns: int, rank: int, noise: float = 0.0) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, rank, generator=draw)
+    right = torch.randn(rank, columns, generator=draw)
+    return left @ right + noise * torch.randn(rows, columns, generator=draw)
+
+
+def test_factors_of_a_low_rank_matrix_are_exact() -> None:
+    matrix = low_rank(200, 150, 5)
+    factors = factorize(matrix, "blocks.0.x", rank=5)
+    assert factors.up.shape == (200, 5) and factors.down.shape == (5, 150)
+    torch.testing.assert_close(factors.product(), matrix, atol=1e-4, rtol=1e-4)
+
+
+def test_randomized_factors_lose_what_the_best_ones_lose() -> None:
+    """Eckart and Young: no rank-8 product is closer than the truncated SVD."""
+    matrix = low_rank(300, 200, 20, noise=0.5)
+    factors = factorize(matrix, "a", rank=8)
+    best = torch.linalg.svdvals(matrix)[8:].norm().item()
+    assert (factors.product() - matrix).norm().item() == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
+def test_energy_takes_the_least_rank_that_holds_it(energy: float) -> None:
+    matrix = low_rank(300, 200, 40, noise=0.3)
+    factors = factorize(matrix, "a", energy=energy)
+    squares = torch.linalg.svdvals(matrix).double() ** 2
+    held = squares.cumsum(0) / squares.sum()
+    least = int((held < energy).sum()) + 1
+    assert least <= factors.rank <= least + 1  # the randomized values are a hair too small
+    lost = (factors.product() - matrix).norm() ** 2 / matrix.norm() ** 2
+    assert 1 - lost.item() >= energy - 1e-4
+
+
+def test_the_global_generator_is_left_alone_and_the_seed_is_the_name() -> None:
+    matrix = low_rank(300, 200, 40, noise=0.3)
+    torch.manual_seed(3)
+    first = factorize(matrix, "a", rank=4)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
+    assert torch.equal(first.up, factorize(matrix, "a", rank=4).up)
+
+
+def test_nothing_changed_gives_zeros() -> None:
+    factors = factorize(torch.zeros(30, 20), "a", energy=0.9)
+    assert not factors.product().any() and factors.rank == 1
+
+
+def test_names_and_content(exports: Any) -> None:
+    out = exports(rank=4)
+    stored = load_file(out / LORA)
+    assert all(name.startswith("diffusion_model.") for name in stored)
+    layer = "diffusion_model.blocks.1.cross_attn.o"
+    assert stored[f"{layer}.lora_up.weight"].shape == (48, 4)
+    assert stored[f"{layer}.lora_down.weight"].shape == (4, 48)
+    assert stored[f"{layer}.alpha"].item() == 4
+    assert stored[f"{layer}.diff_b"].shape == (48,)
+    for name in ("blocks.0.self_attn.norm_q.diff", "blocks.0.norm3.diff", "patch_embedding.diff"):
+        assert f"diffusion_model.{name}" in stored
+    # Both forms of what two programs call by two names.
+    modulation = "diffusion_model.blocks.0.modulation.diff"
+    assert torch.equal(stored[modulation], stored["diffusion_model.blocks.0.diff_m"])
+    assert reading.metadata_of(out / LORA)["lightx2v_sgmd"]
+    job = json.loads((out / "lightx2v.json").read_text())
+    assert job["lora_configs"] == [{"path": str(out / LORA), "strength": 1.0}]
+    api = json.loads((out / "workflow_api.json").read_text())
+    assert api["11"]["inputs"]["lora_name"] == LORA and api["4"]["inputs"]["model"] == ["11", 0]
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("program", [reading.lightx2v_lora, reading.comfyui_lora])
+def test_full_rank_adapters_give_the_student_back(exports: Any, program: Any) -> None:
+    out = exports(rank=1000, dtype="fp32")
+    base = reading.to_original(reading.teacher_weights(exports.teacher_folder))
+    merged = reading.to_diffusers(program(base, load_file(out / LORA)))
+    for name, tensor in exports.student.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-5)
+    assert report_of(out)["forward_error"] < 1e-4 and report_of(out)["energy"] > 0.999999
+
+
+@pytest.mark.parametrize("options", [{"rank": 8}, {"energy": 0.8}])
+def test_every_layer_is_within_its_reported_error(exports: Any, options: dict[str, Any]) -> None:
+    out = exports(**options)
+    teacher = reading.teacher_weights(exports.teacher_folder)
+    base = reading.to_original(teacher)
+    merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(out / LORA)))
+    layers = report_of(out)["layers"]
+    assert len(layers) == 26  # ten in each block, five embedders, the head
+    for name, values in layers.items():
+        change = exports.student[name] - teacher[name]
+        seen = ((merged[name] - exports.student[name]).norm() / change.norm()).item()
+        assert seen == pytest.approx(values["relative_error"], rel=1e-2, abs=1e-3)
+        if "energy" in options:
+            assert values["energy"] >= 0.79  # the factors are rounded to bf16
+        else:
+            assert values["rank"] == 8
+    ranks = {values["rank"] for values in layers.values()}
+    assert len(ranks) == 1 or "energy" in options
+
+
+@pytest.mark.parametrize("options", [{"rank": 1000, "dtype": "fp32"}, {"energy": 0.8}])
+def test_stock_diffusers_takes_them(exports: Any, options: dict[str, Any]) -> None:
+    """``load_lora_weights`` gives what merging gives, and the student within the reported error."""
+    out = exports(**options)
+    teacher, student = exports.teacher_folder, exports.student
+    base = reading.teacher_weights(teacher)
+    applied = reading.evaluate(teacher, None, lora=out)
+    merged = reading.to_diffusers(
+        reading.lightx2v_lora(reading.to_original(base), load_file(out / LORA))
+    )
+    skipped = [
+        name for name in base if "norm" in name or "table" in name or "patch_embedding" in name
+    ]
+    taken = {name: base[name] if name in skipped else merged[name] for name in base}
+    torch.testing.assert_close(applied, reading.evaluate(teacher, taken), atol=1e-5, rtol=1e-4)
+    report = report_of(out)
+    exact = reading.evaluate(teacher, student)
+    seen = reading.relative(applied, exact)
+    assert seen == pytest.approx(report["forward_error_in_diffusers"], rel=0.6)
+    assert seen < reading.relative(reading.evaluate(teacher, base), exact)
+    if "rank" in options:
+        # With what diffusers skips given to it, the student is there.
+        whole = {name: student[name] if name in skipped else base[name] for name in base}
+        applied = reading.evaluate(teacher, whole, lora=out)
+        torch.testing.assert_close(applied, exact, atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_student_gives_the_same_bytes(exports: Any, tmp_path: Path) -> None:
+    export(exports.run, "lora", tmp_path / "again", rank=4, quiet=True)
+    assert sha256_file(tmp_path / "again" / LORA) == sha256_file(exports(rank=4) / LORA)
+
+
+def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
+    """Merged into the teacher for a full format; as they are for another set of adapters."""
+    out = exports(rank=8)
+    export(out, "diffusers", tmp_path / "full", dtype="fp32", quiet=True)
+    full = load_file(tmp_path / "full" / "transformer" / "diffusion_pytorch_model.safetensors")
+    base = reading.to_original(reading.teacher_weights(exports.teacher_folder))
+    merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(out / LORA)))
+    for name, tensor in merged.items():
+        torch.testing.assert_close(full[name], tensor, atol=1e-6, rtol=1e-5)
+    export(out, "lora", tmp_path / "again", quiet=True)
+    assert sha256_file(tmp_path / "again" / LORA) == sha256_file(out / LORA)
+    with pytest.raises(UserError, match="the source is adapters already"):
+        export(out, "lora", tmp_path / "other", rank=2, quiet=True)
+
+
+def test_boasting_reports_are_found(exports: Any) -> None:
+    out = exports(rank=8)
+    item = Item(open_source(exports.run, ema=True), "lora", "bf16", out, rank=8)
+    told = report_of(out)
+    honest = Losses("lora", told["forward_error"], told["layers"], {})
+    assert differences(item, out, honest) == []
+    first = next(iter(told["layers"]))
+    layers = {**told["layers"], first: {"relative_error": 0.01}}
+    found = differences(item, out, Losses("lora", told["forward_error"] / 2, layers, {}))
+    assert any(line.startswith(f"{first} is off by") for line in found)
+    assert any(line.startswith("a forward pass is off by") for line in found)

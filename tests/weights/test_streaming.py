@@ -1,0 +1,89 @@
+"""Exports pass tensor by tensor, and their files are those of the safetensors library."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weights import export, load, network, tensors
+from weights.stream import Part, ShardWriter, TensorFile, split
+
+
+def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    content = {
+        "z.odd": torch.randn(3, generator=draw).bfloat16(),
+        "a": torch.randn(5, 7, generator=draw),
+        "b.fp8": torch.randn(9, generator=draw).to(torch.float8_e4m3fn),
+        "c.scalar": torch.tensor(2.5),
+        "d.empty": torch.zeros(0, 4),
+        "half": torch.randn(1, 1, 3, generator=draw).half(),
+    }
+    file = TensorFile(
+        tmp_path / "ours",
+        [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()],
+        {"format": "pt"},
+    )
+    for name in reversed(content):  # in any order
+        file.write(name, content[name])
+    save_file(content, tmp_path / "theirs", {"format": "pt"})
+    got = load_file(tmp_path / "ours")
+    for name, tensor in content.items():
+        assert torch.equal(got[name].float(), tensor.float()) and got[name].dtype == tensor.dtype
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_wrong_tensors_are_our_mistake(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "x", [Part("a", torch.float32, (2,))], {})
+    with pytest.raises(AssertionError, match="a: torch.float64"):
+        file.write("a", torch.zeros(2).double())
+    with pytest.raises(AssertionError, match="a: torch.float32"):
+        file.write("a", torch.zeros(3))
+
+
+def test_shards_hold_everything_once(tmp_path: Path) -> None:
+    parts = [Part(f"t{i}", torch.float32, (100,)) for i in range(10)]
+    shards = split(parts, "model", "1KB")
+    writer = ShardWriter(tmp_path, shards, parts, {}, "model.safetensors.index.json")
+    for i, part in enumerate(parts):
+        writer.write({part.name: torch.full((100,), float(i))})
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == 5 and files[0].name == "model-00001-of-00005.safetensors"
+    found: dict[str, Tensor] = {}
+    for file in files:
+        found |= load_file(file)
+    assert all(found[f"t{i}"].eq(i).all() for i in range(10))
+
+
+@pytest.mark.parametrize(("format", "dtype"), [("diffusers", None), ("wan", "fp8")])
+def test_only_a_few_tensors_are_in_memory_at_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, dtype: str | None
+) -> None:
+    """Counted over writing, reading back and the forward passes: not the network, some layers."""
+    alive: dict[int, int] = {}
+    most = 0
+    real = tensors.read_tensor
+
+    def counted(file: Path, name: str) -> Tensor:
+        nonlocal most
+        tensor = real(file, name)
+        key = id(tensor)
+        alive[key] = tensor.nbytes
+        weakref.finalize(tensor, alive.pop, key, None)
+        most = max(most, sum(alive.values()))
+        return tensor
+
+    for module in (tensors, network):
+        monkeypatch.setattr(module, "read_tensor", counted)
+    gc.collect()
+    export(run, format, tmp_path / "out", dtype=dtype, quiet=True)
+    source: Any = load.open_source(run, ema=True).tensors
+    sizes = [4 * torch.Size(shape).numel() for shape in source.shapes.values()]
+    assert 0 < most <= 4 * max(sizes) < sum(sizes) / 4

@@ -1,0 +1,149 @@
+"""Checking exported folders offline, and what the command line makes of exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.cli import run as run_cli
+from lightx2v_sgmd.errors import UserError
+from tests.tiny import make_tiny_wan
+from tests.weights.conftest import write_checkpoint
+from weights import export, exporting, verify
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("verify")
+    write_checkpoint(base / "run", make_tiny_wan(base / "teacher"), 7)
+    export(base / "run", "wan", base / "student", quiet=True)
+    return base
+
+
+@pytest.fixture
+def student(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported / "student", tmp_path / "student")
+
+
+def test_an_export_is_whole_wherever_it_lies(
+    student: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("verifying needs no network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert run_cli(["weights", "verify", str(student)]) == 0
+    assert run_cli(["weights", "verify", str(student), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("{") :])["whole"] is True
+    # What people add to a folder, and what the hub adds, is nobody's damage.
+    (student / "metrics.json").write_text("{}")
+    (student / ".cache").mkdir()
+    (student / ".cache" / "x.safetensors").write_text("")
+    assert verify(student) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("config.json", "config.json has changed since it was written (sha256)"),
+        ("README.md", "README.md has changed since it was written (sha256)"),
+        ("diffusion_pytorch_model.safetensors", "has changed since it was written"),
+    ],
+)
+def test_a_changed_byte_is_found(
+    student: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
+) -> None:
+    content = bytearray((student / name).read_bytes())
+    content[-2] ^= 1
+    (student / name).write_bytes(content)
+    assert run_cli(["weights", "verify", str(student)]) == 1
+    assert expected in capsys.readouterr().out
+
+
+def test_missing_and_added_files_are_found(student: Path) -> None:
+    (student / "lightx2v.json").unlink()
+    (student / "distill_model.pt").write_bytes(b"x")
+    (student / "extra.safetensors").write_bytes(b"x")
+    assert verify(student) == [
+        "lightx2v.json is missing",
+        "distill_model.pt is not in lightx2v_sgmd.json",
+        "extra.safetensors is not in lightx2v_sgmd.json",
+    ]
+
+
+def edit_manifest(student: Path, change: Any) -> None:
+    path = student / "lightx2v_sgmd.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../b", "..\\x", ""])
+def test_names_that_lead_out_are_not_followed(student: Path, name: str) -> None:
+    (student.parent / "secret").write_text("s")
+    edit_manifest(student, lambda content: content["sha256"].update({name: "0" * 64}))
+    assert verify(student) == [f"{name} in lightx2v_sgmd.json points out of the folder"]
+
+
+def test_a_link_that_leads_out_is_not_followed(student: Path) -> None:
+    (student.parent / "secret").write_text("s")
+    (student / "README.md").unlink()
+    (student / "README.md").symlink_to(student.parent / "secret")
+    assert verify(student) == ["README.md in lightx2v_sgmd.json points out of the folder"]
+
+
+def test_another_schedule_is_found(student: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["schedule"] |= {"shift": 5.0, "timesteps": [1000, 937.5, 833.333, 625]}
+
+    edit_manifest(student, change)
+    assert verify(student) == ["the weights carry another schedule than lightx2v_sgmd.json"]
+
+
+def test_what_is_no_export_is_the_users_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, match in (("empty", "has no lightx2v_sgmd.json"), ("none", "is no folder")):
+        with pytest.raises(UserError, match=match):
+            verify(tmp_path / path)
+        assert run_cli(["weights", "verify", str(tmp_path / path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert run_cli(["weights"]) == 2
+
+
+def test_a_failed_check_exits_1_and_keeps_what_was_written(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = exporting._sync
+
+    def sync(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        real(folder)
+
+    monkeypatch.setattr(exporting, "_sync", sync)
+    out = tmp_path / "out"
+    command = ["export", str(exported / "run"), "--format", "wan", "--out", str(out), "--quiet"]
+    assert run_cli(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json has changed" in line and line.endswith(f"it is kept in {out}.failed")
+    assert not out.exists() and (tmp_path / "out.failed" / "config.json").read_text() == "{}"
+
+
+def test_the_command_line_says_which_formats_take_fp8(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    command = ["export", str(exported / "run"), "--format", "diffusers", "--dtype", "fp8"]
+    assert run_cli([*command, "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--format wan or comfyui takes fp8" in line
