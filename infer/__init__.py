@@ -1,6 +1,21 @@
 """The application that runs students: weights in, videos out."""
 
-from infer.engine import Generation, Student, load_student
-from infer.files import generate
+from infer.engine import Student, load_student
+from infer.files import Outcome, SomeFailed, generate, generate_files
+from infer.lora import Lora
+from infer.options import Options
+from infer.result import Cancelled, Generation, Video
 
-__all__ = ["Generation", "Student", "generate", "load_student"]
+__all__ = [
+    "Cancelled",
+    "Generation",
+    "Lora",
+    "Options",
+    "Outcome",
+    "SomeFailed",
+    "Student",
+    "Video",
+    "generate",
+    "generate_files",
+    "load_student",
+]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
+from infer.lora import Lora, check_loras, lora_schedule
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.manifest import FILE_NAME, Manifest, read_manifest
 from lightx2v_sgmd.models.wan import WanModel, open_wan
@@ -20,8 +23,8 @@ from lightx2v_sgmd.tensorfiles import (
     weight_files,
 )
 
-ENGINE_SCHEDULE = Schedule()
-"""The steps that the engine runs, which are those that SGMD students are trained on."""
+ENGINE_SHIFT: Final = 8.0
+"""The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
 
 _PARTS = {
     "transformer": "diffusion_pytorch_model",
@@ -40,33 +43,46 @@ class Checked:
     schedule: Schedule
 
 
-def check_student(path: str | Path, assume_schedule: str | None = None) -> Checked:
-    """Checks an exported student: layout, files, keys, shapes and schedule. Loads no tensors.
+def engine_schedule(steps: int = 4) -> Schedule:
+    """The schedule that the engine runs with that many steps; 4 is what SGMD trains by default."""
+    return Schedule(tuple(1000 * (steps - i) / steps for i in range(steps)), ENGINE_SHIFT)
+
+
+def check_student(
+    path: str | Path, assume_schedule: str | None = None, loras: Sequence[Lora] = ()
+) -> Checked:
+    """Checks weights: layout, files, keys, shapes and schedule. Loads no tensors but LoRA's.
 
     Args:
-        path: A folder that ``lightx2v-sgmd export --format diffusers`` wrote.
-        assume_schedule: ``"sgmd"`` allows weights that carry no schedule.
+        path: A folder that ``lightx2v-sgmd export --format diffusers`` wrote, or a base model in
+            the same layout for ``loras``.
+        assume_schedule: ``"sgmd"``, or ``"sgmd:N"`` for N steps, allows weights that carry no
+            schedule.
+        loras: Files that will be added; their schedule counts as the weights'.
 
     Raises:
         UserError: says what is wrong with which file, and the remedy.
     """
-    if assume_schedule not in (None, "sgmd"):
-        raise UserError(f"assume_schedule: {assume_schedule!r} is unknown; the only one is 'sgmd'")
+    assumed = _assumed(assume_schedule)
     folder = _student_folder(Path(path))
     headers = {
         part: read_headers(weight_files(folder / part, stem)) for part, stem in _PARTS.items()
     }
     manifest = read_manifest(folder)
-    schedule = _schedule(folder, manifest, schedule_of(headers["transformer"].metadata))
+    carried = {
+        folder / FILE_NAME: None if manifest is None else manifest.schedule,
+        folder / "transformer": schedule_of(headers["transformer"].metadata),
+        **{lora.path: lora_schedule(lora) for lora in loras},
+    }
+    schedule = _schedule(carried) or assumed
     if schedule is None:
-        if assume_schedule is None:
-            raise UserError(
-                f"{folder}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
-                f"metadata has one), and wrong steps give blur; if they were distilled for "
-                f"{_steps(ENGINE_SCHEDULE)}, add --assume-schedule sgmd"
-            )
-        schedule = ENGINE_SCHEDULE
+        raise UserError(
+            f"{folder}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
+            f"metadata has one), and wrong steps give blur; if they were distilled for "
+            f"{_steps(engine_schedule())}, add --assume-schedule sgmd (or sgmd:N for N steps)"
+        )
     model = _open(folder)
+    _check_text_to_video(model)
     header = headers["transformer"]
     for name, info in header.tensors.items():
         if info.dtype not in _RUNNABLE:
@@ -75,8 +91,10 @@ def check_student(path: str | Path, assume_schedule: str | None = None) -> Check
                 "export with --dtype bf16, fp16 or fp32"
             )
     with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in model.build_transformer().state_dict().items()}
+        network = model.build_transformer()
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     check_keys(header, expected, str(folder / "transformer"))
+    check_loras(loras, network)
     return Checked(model, manifest, schedule)
 
 
@@ -129,22 +147,53 @@ def _open(folder: Path) -> WanModel:
         raise UserError(f"weights: {str(error).removeprefix('teacher.path: ')}") from error
 
 
-def _schedule(
-    folder: Path, manifest: Manifest | None, in_files: Schedule | None
-) -> Schedule | None:
-    """The schedule that the weights carry, which must be the engine's wherever it stands."""
-    carried = {
-        folder / FILE_NAME: None if manifest is None else manifest.schedule,
-        folder / "transformer": in_files,
-    }
+def _check_text_to_video(model: WanModel) -> None:
+    config = model.transformer_config
+    channels = model.vae_config.get("z_dim", config["in_channels"])
+    if config.get("image_dim") is not None or config["in_channels"] != channels:
+        raise UserError(
+            f"weights: {model.path} is a Wan model that needs an image (its network reads "
+            f"{config['in_channels']} channels, its VAE gives {channels}); this engine runs "
+            "text-to-video models"
+        )
+
+
+def _assumed(name: str | None) -> Schedule | None:
+    """The schedule of ``--assume-schedule``."""
+    if name is None:
+        return None
+    family, _, steps = name.partition(":")
+    if family == "sgmd" and (not steps or (steps.isdecimal() and 1 <= int(steps) <= 100)):
+        return engine_schedule(int(steps or 4))
+    raise UserError(f"assume_schedule: {name!r} is unknown; use 'sgmd', or 'sgmd:N' for N steps")
+
+
+def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:
+    """The schedule that weights carry: one that the engine runs, the same wherever it stands."""
+    found: tuple[Path, Schedule] | None = None
     for where, schedule in carried.items():
-        if schedule is not None and schedule != ENGINE_SCHEDULE:
+        if schedule is None:
+            continue
+        if not _runs(schedule):
             raise UserError(
                 f"{where}: the weights were distilled for {_steps(schedule)}; this engine runs "
-                f"{_steps(ENGINE_SCHEDULE)} and would give blur; use weights distilled for these "
-                "steps"
+                f"shift {ENGINE_SHIFT:g} of evenly spaced steps, as {_steps(engine_schedule())}, "
+                "and would give blur; use weights distilled for such steps"
             )
-    return next((s for s in carried.values() if s is not None), None)
+        if found is not None and schedule != found[1]:
+            raise UserError(
+                f"{where}: says {_steps(schedule)}, but {found[0]} says {_steps(found[1])}; "
+                "weights have one schedule"
+            )
+        found = (where, schedule)
+    return None if found is None else found[1]
+
+
+def _runs(schedule: Schedule) -> bool:
+    # The file format keeps three decimals of a timestep.
+    even = engine_schedule(len(schedule))
+    near = all(abs(a - b) < 1e-3 for a, b in zip(schedule.base, even.base, strict=True))
+    return near and schedule.shift == ENGINE_SHIFT and schedule.solver == even.solver
 
 
 def _steps(schedule: Schedule) -> str:

@@ -6,77 +6,57 @@ D text width.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from infer.checks import Checked, check_student, wanted_size
-from lightx2v_sgmd import attention as kernels
-from lightx2v_sgmd.console import note, progress
+from infer.decoding import Tiling, decode_stream
+from infer.network import load_network
+from infer.options import Options, Plan, make_plan, out_of_memory
+from infer.result import Cancelled, Generation, Video
+from infer.text import Texts
+from lightx2v_sgmd.console import Bar, progress
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import (
-    TextEncoder,
-    WanModel,
-    decode_latents,
-    fold_text_padding,
-    pad_text,
-    velocity,
-)
-from lightx2v_sgmd.quiet import no_library_bars
+from lightx2v_sgmd.models.wan import WanModel, fold_text_padding, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.video import WAN_FPS, Frames
 
 _TOKENS_AT_ONCE = 4096
 """Latent positions per batch unless the caller says otherwise: 16 small videos or one large."""
+_TEXT_ROWS = 16
+"""Compiled networks get texts of multiples of this, so that few shapes are compiled."""
 
-
-@dataclass(frozen=True)
-class Generation:
-    """What ``Student.generate`` made.
-
-    Attributes:
-        prompts: One per video.
-        seeds: One per video; the same seed, prompt and size give the same video in any batch.
-        latents: ``[N, C, T, h, w]`` float32, normalised as the network sees them.
-        videos: Each ``[F, H, W, 3]`` uint8; empty if decoding was not asked for.
-        fps: Frames per second.
-        seconds: Wall time by stage: ``text``, ``denoise``, ``decode``.
-    """
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    latents: Tensor
-    videos: tuple[Frames, ...]
-    fps: float
-    seconds: dict[str, float]
+OnStep = Callable[[int, Tensor], None]
+"""Called after each step with its index and the latents ``[B, C, T, h, w]``."""
+Cancel = Callable[[], bool]
+"""Asked between steps and between chunks of frames; True stops with ``Cancelled``."""
 
 
 class Student:
     """Loaded weights. The text encoder and the VAE are loaded when first needed."""
 
-    def __init__(
-        self, checked: Checked, attention: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.checked = checked
-        self.attention = attention
-        self.device = device
-        self.dtype = dtype
-        self.transformer = self._load_transformer()
-        self._text_encoder: TextEncoder | None = None
+    def __init__(self, checked: Checked, plan: Plan) -> None:
+        self.checked, self.plan = checked, plan
+        self.device, self.dtype, self.attention = plan.device, plan.dtype, plan.attention
+        text_device = torch.device("cpu") if plan.way.text_on_cpu else plan.device
+        text_dtype = torch.float32 if plan.device.type == "cpu" else torch.bfloat16
+        self.texts = Texts(self.model, text_device, text_dtype, plan.options.text_cache)
+        self._transformer: Any = None
         self._vae: Any = None
+        if not plan.way.alone:
+            self._transformer = self._load_transformer()
 
     def _load_transformer(self) -> Any:
-        with no_library_bars():
-            transformer = self.model.load_transformer(self.dtype).to(self.device)
-        kernels.apply(transformer, self.attention)
-        return transformer.eval().requires_grad_(False)
+        return load_network(self.model, self.plan)
 
     @property
     def model(self) -> WanModel:
@@ -94,6 +74,47 @@ class Student:
         manifest = self.checked.manifest
         return WAN_FPS if manifest is None else manifest.video.fps
 
+    @property
+    def transformer(self) -> Any:
+        """The network, on its device."""
+        if self._transformer is None:
+            self._transformer = self._load_transformer()
+        return self._transformer
+
+    @property
+    def vae(self) -> Any:
+        """The VAE, on its device; in float32 unless asked: bfloat16 shows as banding."""
+        if self._vae is None:
+            self._vae = self.model.load_vae(self.plan.options.vae_dtype).to(self.device)
+        return self._vae
+
+    def _make_room(self, stage: str) -> None:
+        """Where parts take turns on the device, sends the others away from it."""
+        if not self.plan.way.alone:
+            return
+        if stage != "text":
+            self.texts.drop()
+        if stage != "decode":
+            self._vae = None
+        if self._transformer is not None and not self.plan.way.offload:
+            here = stage == "denoise"
+            if self.device.type == "cuda":
+                self._transformer.to(self.device if here else "cpu")
+            elif not here:
+                self._transformer = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a video's latents."""
+        return self.model.latent_shape(height, width, num_frames)
+
+    def batch_for(self, size: tuple[int, int, int]) -> int:
+        """How many videos of a size (height, width, frames) are denoised together by default."""
+        shape = self.latent_shape(*size)
+        return max(1, min(16, _TOKENS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
+
     def noise(self, seed: int, shape: tuple[int, int, int, int]) -> Tensor:
         """The start of one video, ``[C, T, h, w]`` float32.
 
@@ -103,111 +124,45 @@ class Student:
         return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
-        """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut.
-
-        On a GPU the encoder is freed afterwards: it is larger than small students.
-        """
-        if self._text_encoder is None:
-            dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-            with no_library_bars():
-                self._text_encoder = self.model.load_text_encoder(dtype)
-            self._text_encoder.network.to(self.device)
-        for line in self._cut(prompts, self._text_encoder.tokenizer):
-            note(line, quiet)
-        # One at a time: padding would change the last bits with the company that a prompt keeps.
-        rows = [self._text_encoder.encode([prompt])[0].cpu() for prompt in prompts]
-        if self.device.type != "cpu":
-            self._text_encoder = None
-            torch.cuda.empty_cache()
-        return rows
-
-    def _cut(self, prompts: Sequence[str], tokenizer: Any) -> Iterator[str]:
-        limit = self.model.text_length
-        for number, prompt in enumerate(prompts, start=1):
-            # A token stands for one byte at least; the first space and the end are tokens, too.
-            if len(prompt.encode()) + 2 <= limit:
-                continue
-            tokens = tokenizer(" ".join(prompt.split()), verbose=False).input_ids
-            if len(tokens) > limit:
-                lost = tokenizer.decode(tokens[limit - 1 : -1]).strip()
-                yield (
-                    f"prompt {number} has {len(tokens)} tokens, the model reads {limit}; "
-                    f"cut off: {lost[:80]!r}{' ...' if len(lost) > 80 else ''}"
-                )
+        """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
+        self._make_room("text")
+        return self.texts.encode(prompts, quiet)
 
     @torch.no_grad()
-    def generate(
+    def denoise(
         self,
-        prompts: str | Sequence[str],
-        seeds: int | Sequence[int] = 0,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        batch_size: int | None = None,
-        decode: bool = True,
-        on_step: Callable[[int, Tensor], None] | None = None,
-        quiet: bool = True,
-    ) -> Generation:
-        """Makes one video per prompt.
+        rows: Sequence[Tensor],
+        seeds: Sequence[int],
+        size: tuple[int, int, int],
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Runs the student's steps on one batch.
 
         Args:
-            prompts: One or several.
-            seeds: One per prompt; or the first one's, and each next prompt takes the next number.
-            height: In pixels; default as trained.
-            width: In pixels; default as trained.
-            num_frames: ``4k + 1``; default as trained.
-            batch_size: Videos denoised together; does not change them beyond rounding.
-            decode: Whether to make frames, not latents only.
-            on_step: Called after each step of each batch with its index and the latents
-                ``[B, C, T, h, w]``; it may raise to cancel.
-            quiet: No progress bar.
+            rows: Each video's text, from ``encode``.
+            seeds: One per video.
+            size: Height, width and frames.
+            on_step: Called after each step; it may raise to cancel.
 
-        Raises:
-            UserError: a size that the model cannot make, or seeds that do not match the prompts.
+        Returns:
+            ``[B, C, T, h, w]`` float32 on the CPU.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        numbers = seed_list(seeds, len(texts))
-        shape = self.model.latent_shape(*wanted_size(self.checked, height, width, num_frames))
-        together = batch_size or max(
-            1, min(16, _TOKENS_AT_ONCE // (shape[1] * shape[2] * shape[3]))
-        )
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "text"):
-            rows = self.encode(texts, quiet)
-        with (
-            _timed(seconds, "denoise"),
-            progress(len(texts) * len(self.schedule), "denoising", quiet) as bar,
-        ):
-            latents = []
-            for start in range(0, len(texts), together):
-                part = slice(start, start + together)
-                noise = torch.stack([self.noise(seed, shape) for seed in numbers[part]])
-
-                def report(step: int, x_t: Tensor) -> None:
-                    bar.advance(x_t.shape[0])
-                    if on_step is not None:
-                        on_step(step, x_t)
-
-                latents.append(self._denoise(noise, rows[part], report))
-        with _timed(seconds, "decode"):
-            videos = self._decode(latents, quiet) if decode else ()
-        return Generation(
-            tuple(texts), tuple(numbers), torch.cat(latents), videos, self.fps, seconds
-        )
-
-    def _denoise(
-        self, noise: Tensor, rows: Sequence[Tensor], on_step: Callable[[int, Tensor], None]
-    ) -> Tensor:
-        text = pad_text(rows).to(self.device)
+        self._make_room("denoise")
+        shape = self.latent_shape(*size)
+        noise = torch.stack([self.noise(seed, shape) for seed in seeds])
+        text = pad_text(rows)
         network = self._network(text.shape[1])
-        x0 = rollout(
-            lambda x_t, sigma: velocity(network, x_t, sigma, text),
-            noise.to(self.device),
-            self.schedule,
-            on_step=on_step,
-        )
-        return x0.float().cpu()
+        if self.plan.compile:
+            text = torch.nn.functional.pad(text, (0, 0, 0, -text.shape[1] % _TEXT_ROWS))
+        text = text.to(self.device)
+        with self._memory_explained(size, len(seeds), "denoising"):
+            x0 = rollout(
+                lambda x_t, sigma: velocity(network, x_t, sigma, text),
+                noise.to(self.device),
+                self.schedule,
+                on_step=on_step,
+            )
+            return x0.float().cpu()
 
     def _network(self, text_rows: int) -> Any:
         """The network, with the text's padding folded where that helps: on a CPU, with plain SDPA.
@@ -218,64 +173,172 @@ class Student:
         if self.device.type != "cpu" or self.attention != "sdpa":
             return self.transformer
         config = self.model.transformer_config
+        if self.plan.compile:
+            text_rows += _TEXT_ROWS
         if text_rows <= self.model.num_heads * int(config["attention_head_dim"]):
             fold_text_padding(self.transformer)
         elif getattr(self.transformer, "text_padding_is_folded", False):
-            self.transformer = self._load_transformer()
+            self._transformer = self._load_transformer()
         return self.transformer
 
-    def _decode(self, latents: Sequence[Tensor], quiet: bool) -> tuple[Frames, ...]:
-        if self._vae is None:
-            # In float32 as diffusers advises for Wan: bfloat16 shows as banding.
-            self._vae = self.model.load_vae(torch.float32).to(self.device)
-        videos: list[Frames] = []
-        with progress(sum(len(part) for part in latents), "decoding", quiet) as bar:
-            for part in latents:
-                for one in torch.split(part, 1):
-                    videos.extend(decode_latents(self._vae, one.to(self.device)).cpu().numpy())
-                    bar.advance(1)
-        return tuple(videos)
+    def decode(self, latents: Tensor) -> Iterator[Frames]:
+        """One video's frames, chunk by chunk.
+
+        Args:
+            latents: ``[C, T, h, w]``.
+
+        Yields:
+            ``[F, H, W, 3]`` uint8: the first frame, then four at a time.
+        """
+        self._make_room("decode")
+        tiling = Tiling() if self.plan.way.tile_vae else None
+        ratio = int(self.model.vae_config.get("scale_factor_spatial", 8))
+        _, frames, height, width = latents.shape
+        size = (height * ratio, width * ratio, 4 * frames - 3)
+        with self._memory_explained(size, 1, "decoding"):
+            for chunk in decode_stream(self.vae, latents[None].to(self.device), tiling):
+                yield chunk[0].cpu().numpy()
+
+    # A str is a sequence of str, too; the first signature is the one that counts for it.
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self,
+        prompt: str,
+        seed: int = 0,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        batch_size: int | None = None,
+        decode: bool = True,
+        on_step: OnStep | None = None,
+        cancel: Cancel | None = None,
+        quiet: bool = True,
+    ) -> Video: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str],
+        seed: int | Sequence[int] = 0,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        batch_size: int | None = None,
+        decode: bool = True,
+        on_step: OnStep | None = None,
+        cancel: Cancel | None = None,
+        quiet: bool = True,
+    ) -> Generation: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        seed: int | Sequence[int] = 0,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        batch_size: int | None = None,
+        decode: bool = True,
+        on_step: OnStep | None = None,
+        cancel: Cancel | None = None,
+        quiet: bool = True,
+    ) -> Video | Generation:
+        """Makes one video, or one per prompt.
+
+        Args:
+            prompt: One, which gives a ``Video``, or several, which give a ``Generation``.
+            seed: One per prompt; or the first one's, and each next prompt takes the next number.
+            height: In pixels; default as trained.
+            width: In pixels; default as trained.
+            num_frames: ``4k + 1``; default as trained.
+            batch_size: Videos denoised together; does not change them beyond rounding.
+            decode: Whether to make frames, not latents only.
+            on_step: Called after each step of each batch with its index and the latents
+                ``[B, C, T, h, w]``; it may raise to cancel.
+            cancel: Asked between steps and between chunks of frames whether to stop.
+            quiet: No progress bar.
+
+        Raises:
+            UserError: a size that the model cannot make, or seeds that do not match the prompts.
+            Cancelled: ``cancel`` said so.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        numbers = seed_list(seed, len(texts))
+        size = wanted_size(self.checked, height, width, num_frames)
+        together = batch_size or self.batch_for(size)
+        timings: dict[str, float] = {}
+        with self.timed(timings, "text"):
+            rows = self.encode(texts, quiet)
+        with (
+            self.timed(timings, "denoise"),
+            progress(len(texts) * len(self.schedule), "denoising", quiet) as bar,
+        ):
+            report = _reporter(bar, on_step, cancel)
+            latents = torch.cat(
+                [
+                    self.denoise(rows[i : i + together], numbers[i : i + together], size, report)
+                    for i in range(0, len(texts), together)
+                ]
+            )
+        with self.timed(timings, "decode"), progress(len(texts), "decoding", quiet) as bar:
+            videos = []
+            for one in latents if decode else ():
+                videos.append(np.concatenate(list(stoppable(self.decode(one), cancel))))
+                bar.advance()
+        made = Generation(tuple(texts), tuple(numbers), latents, tuple(videos), self.fps, timings)
+        return made[0] if isinstance(prompt, str) else made
+
+    @contextmanager
+    def timed(self, timings: dict[str, float], stage: str) -> Iterator[None]:
+        """Adds a block's wall time to a stage; waits for the GPU, which works on by itself."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def _memory_explained(
+        self, size: tuple[int, int, int], batch: int, where: str
+    ) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            # On a CPU PyTorch has no class of its own for it.
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                if "not enough memory" not in str(error) and "can't allocate" not in str(error):
+                    raise
+            raise out_of_memory(self.model, self.plan, size, batch, where) from error
 
 
 def load_student(
-    path: str | Path,
-    *,
-    attention: str = "auto",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    assume_schedule: str | None = None,
+    path: str | Path, *, assume_schedule: str | None = None, **options: Any
 ) -> Student:
-    """Loads exported weights, after checking that they are whole and meant for this engine.
+    """Loads weights, after checking that they are whole and meant for this engine.
 
     Args:
-        path: A folder that ``lightx2v-sgmd export --format diffusers`` wrote.
-        attention: ``auto``, or a kernel: ``flash3``, ``flash2``, ``xformers``, ``sdpa``.
-        dtype: Default float32 on a CPU, bfloat16 on a GPU.
-        device: Default the GPU if there is one.
-        assume_schedule: ``"sgmd"`` runs weights that carry no schedule on SGMD's.
+        path: A folder that ``lightx2v-sgmd export --format diffusers`` wrote, or a base model in
+            the same layout when ``loras`` are given.
+        assume_schedule: ``"sgmd"`` (four steps) or ``"sgmd:N"`` runs weights that carry no
+            schedule.
+        **options: Fields of ``infer.options.Options``: ``attention``, ``dtype``, ``device``,
+            ``quantize``, ``offload``, ``max_memory_gib``, ``compile``, ``text_cache``, ``loras``
+            and so on.
 
     Raises:
         UserError: pickles, damaged or missing files, keys that do not fit, a schedule that is
-            another or missing, a kernel that cannot run.
+            another or missing, an option that cannot run here.
     """
-    return load_checked(check_student(path, assume_schedule), attention, dtype, device)
-
-
-def load_checked(
-    checked: Checked,
-    attention: str = "auto",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> Student:
-    """The second half of ``load_student``: loads a folder that ``check_student`` accepted."""
-    try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device: {device!r} is no device; use cpu, cuda or cuda:1") from error
-    kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
-    head_dim = int(checked.model.transformer_config["attention_head_dim"])
-    kernel = kernels.choose(attention, where, kind, head_dim)
-    return Student(checked, kernel, where, kind)
+    chosen = Options(**options)
+    checked = check_student(path, assume_schedule, chosen.loras)
+    video = checked.manifest.video if checked.manifest else None
+    size = (video.height, video.width, video.num_frames) if video else None
+    return Student(checked, make_plan(checked.model, chosen, size))
 
 
 def seed_list(seeds: int | Sequence[int], count: int) -> list[int]:
@@ -292,8 +355,20 @@ def seed_list(seeds: int | Sequence[int], count: int) -> list[int]:
     return numbers
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
+def stoppable(chunks: Iterator[Frames], cancel: Cancel | None) -> Iterator[Frames]:
+    """The same chunks, until ``cancel`` says stop."""
+    for chunk in chunks:
+        if cancel is not None and cancel():
+            raise Cancelled
+        yield chunk
+
+
+def _reporter(bar: Bar, on_step: OnStep | None, cancel: Cancel | None) -> OnStep:
+    def report(step: int, x_t: Tensor) -> None:
+        bar.advance(x_t.shape[0])
+        if on_step is not None:
+            on_step(step, x_t)
+        if cancel is not None and cancel():
+            raise Cancelled
+
+    return report

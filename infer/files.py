@@ -2,19 +2,77 @@
 
 from __future__ import annotations
 
-import re
+import errno
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from infer.checks import check_student, wanted_size
-from infer.engine import load_checked, seed_list
-from infer.video import check_writable, write_video
+from infer.checks import Checked, check_student
+from infer.engine import Cancel, OnStep, Student, stoppable
+from infer.options import Options, make_plan
+from infer.profiling import profiled
+from infer.requests import Request, batches, make_requests, settle
+from infer.result import Cancelled
+from infer.video import check_writable
+from infer.writing import Pending, is_whole, writing
+from lightx2v_sgmd.console import Bar, note, progress
 from lightx2v_sgmd.errors import UserError
 
 
+@dataclass
+class Outcome:
+    """What a run made.
+
+    Attributes:
+        files: The videos that are whole, in the order of the prompts.
+        skipped: How many of them were there before.
+        failed: Name and reason of each one that could not be made.
+        timings: Wall time in seconds by stage: ``load``, ``text``, ``denoise``, ``decode``, and
+            ``write``, which counts only what decoding did not overlap.
+        way: The options that the memory plan settled on.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    way: str = ""
+
+
+class SomeFailed(RuntimeError):
+    """Some videos could not be made; the others are there."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        name, reason = outcome.failed[0]
+        super().__init__(f"{len(outcome.failed)} videos failed; the first, {name}: {reason}")
+
+
 def generate(
+    weights: str | Path,
+    prompts: str | Sequence[str] | Path,
+    out: str | Path,
+    **options: Any,
+) -> list[Path]:
+    """As ``generate_files``, for those who only want the files.
+
+    Raises:
+        UserError: see ``generate_files``.
+        SomeFailed: some videos could not be made.
+    """
+    outcome = generate_files(weights, prompts, out, **options)
+    if outcome.failed:
+        raise SomeFailed(outcome)
+    return outcome.files
+
+
+def generate_files(
     weights: str | Path,
     prompts: str | Sequence[str] | Path,
     out: str | Path,
@@ -24,67 +82,225 @@ def generate(
     width: int | None = None,
     num_frames: int | None = None,
     fps: float | None = None,
-    attention: str = "auto",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    assume_schedule: str | None = None,
     batch_size: int | None = None,
+    assume_schedule: str | None = None,
+    profile: Path | None = None,
+    cancel: Cancel | None = None,
     quiet: bool = False,
-) -> list[Path]:
+    **options: Any,
+) -> Outcome:
     """Makes videos and writes them as mp4.
 
+    In a folder each video gets a sidecar (``.json``) that says what it is, and a video that is
+    there with a fitting one is not made again. One that fails does not stop the others.
+
     Args:
-        weights: See ``load_student``, as for ``attention``, ``dtype``, ``device`` and
-            ``assume_schedule``.
-        prompts: One prompt, several, or a ``Path`` to a file of them.
+        weights: See ``load_student``, as for ``assume_schedule`` and ``options``.
+        prompts: One prompt, several, or a ``Path`` to a file of them (see ``make_requests``).
         out: A file for a single prompt (``.mp4`` is added if it has no suffix), else a folder that
             gets ``0000_<words of the prompt>.mp4`` and so on.
         seed: Of the first video; each next one takes the next number.
-        height: See ``Student.generate``, as for ``width``, ``num_frames`` and ``batch_size``.
+        height: In pixels; default as trained.
         width: In pixels.
         num_frames: ``4k + 1``.
         fps: Default the rate of the videos that the student was trained on.
+        batch_size: Videos denoised together, of one size; does not change them beyond rounding.
+        profile: Where to write a trace of the run (Chrome's format; ``.gz`` packs it).
+        cancel: Asked between steps and between chunks of frames whether to stop.
         quiet: No progress bar.
-
-    Returns:
-        The files, in the order of the prompts.
+        **options: Fields of ``Options``.
 
     Raises:
         UserError: what ``load_student`` and ``Student.generate`` refuse, prompts that cannot be
-            read, or an output that cannot be written (found before anything is loaded).
+            read, or an output that cannot be written (all found before anything is loaded).
+        Cancelled: ``cancel`` said so; what was finished stays.
     """
-    texts = _prompts(prompts)
-    files = _outputs(texts, Path(out), alone=isinstance(prompts, str))
-    checked = check_student(weights, assume_schedule)
-    wanted_size(checked, height, width, num_frames)
-    seed_list(seed, len(texts))
-    student = load_checked(checked, attention, dtype, device)
-    made = student.generate(
-        texts,
-        seed,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        batch_size=batch_size,
-        quiet=quiet,
-    )
-    for video, file in zip(made.videos, files, strict=True):
-        write_video(video, file, fps or made.fps)
-    return files
+    chosen = Options(**options)
+    requests = make_requests(prompts, seed)
+    out, alone = Path(out), isinstance(prompts, str)
+    files = _outputs(requests, out, alone)
+    if profile is not None:
+        check_writable(profile)
+    checked = check_student(weights, assume_schedule, chosen.loras)
+    requests = settle(requests, checked, height, width, num_frames)
+    largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
+    plan = make_plan(checked.model, chosen, largest, batch_size or 1)
+    facts = _Facts(checked, chosen, plan.dtype)
+    run = _Run(facts, fps, None if alone and not out.is_dir() else facts, cancel, quiet)
+    for request, file in zip(requests, files, strict=True):
+        run.add(request, file)
+    run.outcome.way = plan.way.flags()
+    if not run.waiting:
+        note(f"all {len(files)} videos are there already", quiet)
+    else:
+        if plan.way != type(plan.way)():
+            note(f"to fit into the memory: {plan.way.flags()}", quiet)
+        with profiled(profile):
+            run.go(lambda: Student(checked, plan), batch_size)
+    run.outcome.files = [file for file in files if file in run.done]
+    return run.outcome
 
 
-def _prompts(prompts: str | Sequence[str] | Path) -> list[str]:
-    if isinstance(prompts, Path):
-        from lightx2v_sgmd.prompts import read_prompts
+class _Facts:
+    """What a sidecar says of a video."""
 
-        return list(read_prompts(prompts))
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts or not all(text.strip() for text in texts):
-        raise UserError("prompt: is empty; say what the video shows")
-    return texts
+    def __init__(self, checked: Checked, options: Options, dtype: torch.dtype) -> None:
+        self.fps = checked.manifest.video.fps if checked.manifest else None
+        self.common = {
+            "weights": _identity(checked, options),
+            "timesteps": checked.schedule.to_dict()["timesteps"],
+            "dtype": str(dtype).removeprefix("torch."),
+            "quantize": options.quantize,
+        }
+
+    def of(self, request: Request, fps: float) -> dict[str, Any]:
+        height, width, num_frames = request.size
+        return {
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "height": height,
+            "width": width,
+            "num_frames": num_frames,
+            "fps": fps,
+            **self.common,
+        }
 
 
-def _outputs(prompts: Sequence[str], out: Path, alone: bool) -> list[Path]:
+def _identity(checked: Checked, options: Options) -> str:
+    """Names the weights: by the hashes in their manifest, else by their files' names and sizes."""
+    if checked.manifest is not None and checked.manifest.sha256:
+        said: list[Any] = sorted(checked.manifest.sha256.items())
+    else:
+        files = sorted((Path(checked.model.path) / "transformer").glob("*.safetensors"))
+        said = [(file.name, file.stat().st_size) for file in files]
+    said += [(x.path.name, x.path.stat().st_size, x.strength) for x in options.loras]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+class _Run:
+    """The videos of one call: which are waiting, which are done, which failed."""
+
+    def __init__(
+        self,
+        facts: _Facts,
+        fps: float | None,
+        sidecars: _Facts | None,
+        cancel: Cancel | None,
+        quiet: bool,
+    ) -> None:
+        from lightx2v_sgmd.video import WAN_FPS
+
+        self.fps = fps or facts.fps or WAN_FPS
+        self.sidecars, self.cancel, self.quiet = sidecars, cancel, quiet
+        self.outcome = Outcome()
+        self.waiting: list[Request] = []
+        self.done: set[Path] = set()
+        self._files: dict[str, Path] = {}
+        self._writing: list[tuple[Request, Pending]] = []
+
+    def add(self, request: Request, file: Path) -> None:
+        self._files[request.name] = file
+        if self.sidecars is not None and is_whole(file, self.sidecars.of(request, self.fps)):
+            self.done.add(file)
+            self.outcome.skipped += 1
+        else:
+            self.waiting.append(request)
+
+    def go(self, load: Any, batch_size: int | None) -> None:
+        import time
+
+        start = time.perf_counter()
+        student: Student = load()
+        timings = self.outcome.timings
+        timings["load"] = time.perf_counter() - start
+        with student.timed(timings, "text"):
+            rows = student.encode([request.prompt for request in self.waiting], self.quiet)
+        texts = dict(zip((request.name for request in self.waiting), rows, strict=True))
+        limit = batch_size or min(student.batch_for(request.size) for request in self.waiting)
+        units = len(student.schedule) + 1
+        total = units * (len(self.waiting) + self.outcome.skipped)
+        with progress(total, "generating", self.quiet, done=units * self.outcome.skipped) as bar:
+            try:
+                for batch in batches(self.waiting, limit):
+                    self._make(student, batch, texts, bar)
+            finally:
+                with student.timed(timings, "write"):
+                    self._collect(keep=0)
+
+    def _make(
+        self, student: Student, batch: list[Request], texts: dict[str, Tensor], bar: Bar
+    ) -> None:
+        """One batch; if it fails, each of it alone."""
+        timings = self.outcome.timings
+
+        def on_step(step: int, x_t: Tensor) -> None:
+            bar.advance(len(batch))
+            if self.cancel is not None and self.cancel():
+                raise Cancelled
+
+        try:
+            with student.timed(timings, "denoise"):
+                latents = _denoise(student, batch, texts, on_step)
+        except Cancelled:
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                for request in batch:
+                    self._make(student, [request], texts, bar)
+            else:
+                self._failed(batch[0], error)
+            return
+        for request, one in zip(batch, latents, strict=True):
+            try:
+                if not one.isfinite().all():
+                    raise FloatingPointError("the network gave values that are not finite")
+                with student.timed(timings, "decode"):
+                    self._decode(student, request, one)
+            except Cancelled:
+                raise
+            except Exception as error:
+                self._failed(request, error)
+            bar.advance(1, request.name)
+
+    def _decode(self, student: Student, request: Request, latents: Tensor) -> None:
+        facts = None if self.sidecars is None else self.sidecars.of(request, self.fps)
+        with writing(self._files[request.name], self.fps, facts) as pending:
+            for chunk in stoppable(student.decode(latents), self.cancel):
+                pending.put(chunk)
+        self._writing.append((request, pending))
+        self._collect(keep=1)
+
+    def _collect(self, keep: int) -> None:
+        """Waits for all but the last ``keep`` videos to be written."""
+        while len(self._writing) > keep:
+            request, pending = self._writing.pop(0)
+            try:
+                pending.wait()
+                self.done.add(pending.path)
+            except Exception as error:
+                self._failed(request, error)
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        """Notes a failure; a full disk ends the run, since the rest would fail as well.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        if getattr(error.__cause__, "errno", None) == errno.ENOSPC:
+            raise error
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        self.outcome.failed.append((request.name, reason))
+        note(f"{request.name} failed: {reason}", self.quiet)
+
+
+def _denoise(
+    student: Student, batch: Sequence[Request], texts: dict[str, Tensor], on_step: OnStep
+) -> Tensor:
+    rows = [texts[request.name] for request in batch]
+    return student.denoise(rows, [request.seed for request in batch], batch[0].size, on_step)
+
+
+def _outputs(requests: Sequence[Request], out: Path, alone: bool) -> list[Path]:
     """The files to write, each of which can be written."""
     if alone and not out.is_dir():
         if out.suffix.lower() not in ("", ".mp4"):
@@ -93,11 +309,10 @@ def _outputs(prompts: Sequence[str], out: Path, alone: bool) -> list[Path]:
         check_writable(file)
         return [file]
     if out.suffix.lower() == ".mp4":
-        raise UserError(f"{out}: is one file for {len(prompts)} prompts; give a folder as --out")
+        raise UserError(f"{out}: is one file for {len(requests)} prompts; give a folder as --out")
     check_writable(out, folder=True)
-    return [out / f"{index:04d}_{_slug(prompt)}.mp4" for index, prompt in enumerate(prompts)]
-
-
-def _slug(prompt: str) -> str:
-    words = re.findall(r"\w+", prompt.lower())
-    return "_".join(words)[:48].strip("_") or "video"
+    files = [out / f"{request.name}.mp4" for request in requests]
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder, not a file; move it or choose another output")
+    return files

@@ -14,14 +14,13 @@ import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lightx2v_sgmd import __version__
-from lightx2v_sgmd.commands import compare
+from lightx2v_sgmd.commands import compare, generate
 from lightx2v_sgmd.commands import weights as weights_commands
 from lightx2v_sgmd.errors import UserError
 
@@ -37,27 +36,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
 ]
-
-
-class Attention(StrEnum):
-    """The kernels that can be asked for; ``doctor`` says which exist here."""
-
-    auto = "auto"
-    flash3 = "flash3"
-    flash2 = "flash2"
-    xformers = "xformers"
-    sdpa = "sdpa"
-
-
-class Dtype(StrEnum):
-    """Precisions that the engine runs in."""
-
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-TORCH_NAMES = {Dtype.bf16: "bfloat16", Dtype.fp16: "float16", Dtype.fp32: "float32"}
 
 
 @dataclass
@@ -135,75 +113,7 @@ def distill_command(
         _print_result({"run": str(run)}, str(run), as_json)
 
 
-@app.command(
-    "generate",
-    epilog="\b\nExamples:\n"
-    f'  {PROG} generate --weights demo/student --prompt "a red circle moving left" --out red.mp4\n'
-    f"  {PROG} generate --weights student --prompts prompts.txt --out videos --seed 7",
-)
-def generate_command(
-    weights: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder that `export --format diffusers` wrote.")
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="PATH", help="A .mp4 file for --prompt, a folder for --prompts."),
-    ],
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to show.")] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Many prompts: .txt (one a line), .jsonl or .csv."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the first video; each next one takes the next number.")
-    ] = 0,
-    height: Annotated[int | None, typer.Option(help="In pixels; default as trained.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels; default as trained.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="4k + 1; default as trained.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Default as the teacher's videos.")] = None,
-    attention: Annotated[
-        Attention, typer.Option(help="Attention kernel; auto takes the fastest that works here.")
-    ] = Attention.auto,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Default bf16 on a GPU, fp32 on a CPU.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1; default a GPU if there is one.")
-    ] = None,
-    assume_schedule: Annotated[
-        str | None,
-        typer.Option(help="For weights that carry no schedule: the one they were trained on."),
-    ] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Make 4-step videos with a student, and print the files.
-
-    Weights whose schedule is not the one that this engine runs are refused.
-    """
-    if (prompt is None) == (prompts is None):
-        raise UserError("--prompt, --prompts: give one of the two")
-    import torch
-
-    from infer import generate
-
-    files = generate(
-        weights,
-        prompt if prompt is not None else prompts,  # type: ignore[arg-type]
-        out,
-        seed=seed,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        fps=fps,
-        attention=attention.value,
-        dtype=getattr(torch, TORCH_NAMES[dtype]) if dtype else None,
-        device=device,
-        assume_schedule=assume_schedule,
-        quiet=quiet,
-    )
-    names = [str(file) for file in files]
-    _print_result({"videos": names}, "\n".join(names), as_json)
+generate.register(app)
 
 
 @app.command(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -48,39 +48,84 @@ def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
     Raises:
         UserError: the file cannot be written there, or the disk is full.
     """
-    import imageio.v2 as imageio
+    with video_writer(path, fps) as write:
+        write(np.asarray(frames))
+    return Path(path)
+
+
+@contextmanager
+def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[Frames], None]]:
+    """Gives a function that appends frames to an mp4, chunk by chunk; see ``write_video``.
+
+    The file appears when the block ends well; after an exception nothing is there.
+
+    Args:
+        path: Ends in ``.mp4``; missing folders are made.
+        fps: Frames per second.
+
+    Yields:
+        What takes frames ``[F, H, W, 3]`` uint8, all of one size.
+
+    Raises:
+        UserError: the file cannot be written there, or the disk is full.
+    """
     import imageio_ffmpeg
 
     path = Path(path)
-    frames = np.ascontiguousarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 [F, H, W, 3]")
     if fps <= 0:
         raise ValueError(f"fps is {fps}, not positive")
-    even = frames.shape[1] % 2 == 0 and frames.shape[2] % 2 == 0
-    options: dict[str, Any] = {
-        "format": "FFMPEG",
-        "mode": "I",
-        "fps": fps,
-        "codec": "libx264",
-        "quality": None,
-        "pixelformat": "yuv420p" if even else "yuv444p",
-        "macro_block_size": 1,
-        "output_params": ["-crf", str(CRF), "-movflags", "+faststart"],
-    }
     with _appearing(path) as temporary:
-        writer: Any = imageio.get_writer(temporary, **options)
-        with writer:
-            for frame in frames:
-                writer.append_data(frame)
+        encoder = _Encoder(temporary, fps)
+        try:
+            yield encoder.write
+        finally:
+            encoder.close()
+        if not encoder.frames:
+            raise ValueError(f"{path}: no frames were written")
         # ffmpeg may fail after its last frame was accepted (a full disk), and imageio says nothing.
         try:
             written, _ = imageio_ffmpeg.count_frames_and_secs(str(temporary))
         except RuntimeError as error:
             raise OSError(errno.EIO, "ffmpeg did not finish the file") from error
-        if written != len(frames):
-            raise OSError(errno.EIO, f"ffmpeg wrote {written} of {len(frames)} frames")
-    return path
+        if written != encoder.frames:
+            raise OSError(errno.EIO, f"ffmpeg wrote {written} of {encoder.frames} frames")
+
+
+class _Encoder:
+    """ffmpeg behind imageio, started by the first frames, which tell their size."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps, self.frames = path, fps, 0
+        self._writer: Any = None
+
+    def write(self, frames: Frames) -> None:
+        frames = np.ascontiguousarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 [F, H, W, 3]")
+        if self._writer is None:
+            self._writer = self._start(even=not (frames.shape[1] % 2 or frames.shape[2] % 2))
+        for frame in frames:
+            self._writer.append_data(frame)
+        self.frames += len(frames)
+
+    def _start(self, even: bool) -> Any:
+        import imageio.v2 as imageio
+
+        options: dict[str, Any] = {
+            "format": "FFMPEG",
+            "mode": "I",
+            "fps": self.fps,
+            "codec": "libx264",
+            "quality": None,
+            "pixelformat": "yuv420p" if even else "yuv444p",
+            "macro_block_size": 1,
+            "output_params": ["-crf", str(CRF), "-movflags", "+faststart"],
+        }
+        return imageio.get_writer(self.path, **options)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def read_video(path: str | Path) -> tuple[Frames, float]:
@@ -176,6 +221,8 @@ def _appearing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -76,42 +77,85 @@ def test_a_mistake_in_the_job_is_found_before_the_application_is_loaded(
     assert second.startswith("error: --set: schedule.shift: shift 5 of base")
 
 
+def outcome_of(files: list[Path], **changes: Any) -> SimpleNamespace:
+    """What ``infer.generate_files`` answers."""
+    usual = {"skipped": 0, "failed": [], "timings": {"denoise": 1.23456}, "way": "the defaults"}
+    return SimpleNamespace(**{"files": files, **usual, **changes})
+
+
 def test_generate_passes_options_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    generate = install(monkeypatch, "infer", "generate", [Path("a.mp4"), Path("b.mp4")])
-    size = ["--height", "32", "--width", "48", "--num-frames", "17", "--fps", "8"]
-    kind = ["--attention", "sdpa", "--dtype", "bf16", "--device", "cpu"]
+    from infer import Lora
+    from infer.options import Options
+
+    made = outcome_of([Path("a.mp4"), Path("b.mp4")], skipped=1)
+    generate = install(monkeypatch, "infer", "generate_files", made)
+    monkeypatch.setattr(sys.modules["infer"], "Lora", Lora, raising=False)
+    size = ["--height", "32", "--width", "48", "--num-frames", "17", "--fps", "8", "--batch", "3"]
+    kind = ["--attention", "sdpa-flash", "--dtype", "bf16", "--device", "cpu", "--compile"]
+    less = ["--quantize", "int8", "--max-memory-gib", "9.5", "--tile-vae", "--offload"]
+    more = ["--lora", "x.safetensors:0.5", "--merge-lora", "--text-cache", "none"]
+    trace = ["--profile", "t.json", "--assume-schedule", "sgmd:2"]
     files = ["--weights", "student", "--prompts", "p.txt", "--out", "videos"]
-    assert run(["generate", *files, "--seed", "3", *size, *kind, "--quiet", "--json"]) == 0
-    assert generate.calls == [
-        (
-            (Path("student"), Path("p.txt"), Path("videos")),
-            {
-                "seed": 3,
-                "height": 32,
-                "width": 48,
-                "num_frames": 17,
-                "fps": 8.0,
-                "attention": "sdpa",
-                "dtype": torch.bfloat16,
-                "device": "cpu",
-                "assume_schedule": None,
-                "quiet": True,
-            },
-        )
-    ]
-    assert json.loads(capsys.readouterr().out) == {"videos": ["a.mp4", "b.mp4"]}
+    given = [*size, *kind, *less, *more, *trace]
+    assert run(["generate", *files, "--seed", "3", *given, "--quiet", "--json"]) == 0
+    ((args, options),) = generate.calls
+    assert args == (Path("student"), Path("p.txt"), Path("videos"))
+    own = ("seed", "height", "width", "num_frames", "fps", "batch_size", "profile", "quiet")
+    assert [options.pop(key) for key in own] == [3, 32, 48, 17, 8.0, 3, Path("t.json"), True]
+    assert options.pop("assume_schedule") == "sgmd:2"
+    # The rest are the engine's options, all of them.
+    assert Options(**options) == Options(
+        attention="sdpa-flash",
+        dtype=torch.bfloat16,
+        device="cpu",
+        quantize="int8",
+        offload=True,
+        tile_vae=True,
+        max_memory_gib=9.5,
+        compile=True,
+        loras=(Lora(Path("x.safetensors"), 0.5),),
+        merge_lora=True,
+    )
+    assert set(options) == {field.name for field in dataclasses.fields(Options)}
+    assert json.loads(capsys.readouterr().out) == {
+        "videos": ["a.mp4", "b.mp4"],
+        "skipped": 1,
+        "failed": [],
+        "timings": {"denoise": 1.2346},
+        "options": "the defaults",
+    }
 
 
 def test_a_prompt_is_passed_on_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    generate = install(monkeypatch, "infer", "generate", [])
+    generate = install(monkeypatch, "infer", "generate_files", outcome_of([]))
+    monkeypatch.setattr(sys.modules["infer"], "Lora", None, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert run(["generate", "--weights", "w", "--out", "o.mp4", "--prompt", "a fox"]) == 0
     (args, options) = generate.calls[0]
     assert args == (Path("w"), "a fox", Path("o.mp4"))
     assert (options["attention"], options["dtype"], options["height"]) == ("auto", None, None)
+    assert options["text_cache"] == Path("/caches/lightx2v-sgmd/text")
+
+
+def test_videos_that_failed_are_named_and_the_code_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = outcome_of([Path("a.mp4")], failed=[("0001_a", "out of memory")])
+    install(monkeypatch, "infer", "generate_files", made)
+    monkeypatch.setattr(sys.modules["infer"], "Lora", None, raising=False)
+    assert run(["generate", "--weights", "w", "--out", "o", "--prompts", "p.txt"]) == 1
+    assert capsys.readouterr() == ("a.mp4\n", "error: 0001_a: out of memory\n")
+
+
+def test_the_commands_kernels_are_the_librarys() -> None:
+    from lightx2v_sgmd.attention import KERNELS
+    from lightx2v_sgmd.commands.generate import Attention
+
+    assert {kernel.value for kernel in Attention} == {"auto", *KERNELS}
 
 
 @pytest.mark.parametrize("extra", [[], ["--prompt", "a fox", "--prompts", "p.txt"]])
@@ -274,7 +318,7 @@ def test_the_contracts_options_exist(capsys: pytest.CaptureFixture[str]) -> None
     contract = {
         "distill": "--set --resume --nproc --quiet --json",
         "generate": "--weights --prompt --prompts --out --seed --height --width --num-frames "
-        "--attention --quiet --json",
+        "--attention --batch --max-memory-gib --lora --profile --quiet --json",
         "export": "--format --out --dtype --ema --no-ema --quiet --json",
         "doctor": "--json",
         "demo": "--out --quiet --json",

@@ -118,7 +118,7 @@ def test_the_project_keeps_the_layers() -> None:
 
 def test_the_walk_sees_the_project() -> None:
     found = {(item.module, item.target) for item in project_imports()}
-    assert (f"{LIBRARY}.cli", "infer.generate") in found
+    assert (f"{LIBRARY}.commands.generate", "infer.generate_files") in found
     assert (f"{LIBRARY}.methods.sgmd", f"{LIBRARY}.objectives") in found
     assert {package.split(".")[0] for package, _ in found} == {LIBRARY, *APPLICATIONS}
 

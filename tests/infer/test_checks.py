@@ -37,8 +37,8 @@ def test_another_schedule_is_refused(student: Path, place: str) -> None:
         write_metadata(student, schedule_metadata(OTHER))
     if place != "metadata":
         replace(manifest_of(OTHER)).write(student)
-    says = r"distilled for timesteps 1000/938/833/625 \(shift 5, euler\); this engine runs "
-    refused(student, says + "timesteps 1000/960/889/727")
+    says = r"distilled for timesteps 1000/938/833/625 \(shift 5, euler\); this engine runs shift 8 "
+    refused(student, says + "of evenly spaced steps, as timesteps 1000/960/889/727")
     refused(student, says, assume_schedule="sgmd")  # the flag does not overrule the weights
 
 
@@ -59,7 +59,7 @@ def test_no_schedule_needs_the_flag(student: Path) -> None:
     with pytest.raises(UserError, match="height: the weights do not say"):
         loaded.generate("a")
     made = loaded.generate("a", height=32, width=32, num_frames=5, decode=False)
-    assert made.latents.shape == (1, 4, 2, 8, 8)
+    assert made.latents.shape == (4, 2, 8, 8)
     refused(student, "assume_schedule: 'dmd' is unknown", assume_schedule="dmd")
 
 
@@ -105,7 +105,7 @@ def test_keys_must_fit(student: Path) -> None:
     save_file(tensors, student / WEIGHTS, metadata=schedule_metadata(Schedule()))
     refused(
         student,
-        r"1 missing: proj_out.bias; 1 unexpected: extra.weight; "
+        r"1 missing: proj_out.bias \[16\]; 1 unexpected: extra.weight \[16\]; "
         r"1 of the wrong shape: patch_embedding.bias \[7\] for \[48\]",
     )
 

@@ -1,0 +1,161 @@
+"""Latents to frames, a latent frame at a time, so that memory does not grow with the video.
+
+Wan's VAE is causal in time: each of its convolutions needs the last two frames that it saw, which
+diffusers keeps in a list. Here the list lives in the decoder below, whose caller takes each
+chunk of frames as it comes, where ``vae.decode`` collects them all first. The numbers are the same.
+
+B batch, C channels, T latent frames, h, w latent height and width, F frames of a chunk, H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Decodes overlapping squares one by one and blends their borders, to need less memory.
+
+    The result differs slightly from decoding whole frames: a tile does not see beyond its border.
+
+    Attributes:
+        size: Side of a tile in pixels.
+        stride: From one tile's start to the next one's; the rest of a tile is blended.
+    """
+
+    size: int = 256
+    stride: int = 192
+
+    def starts(self, side: int) -> list[int]:
+        """Where tiles begin along a side of that many pixels."""
+        return list(range(0, side, self.stride))
+
+    def needed(self, height: int, width: int) -> bool:
+        """Whether a frame of that size is more than one tile."""
+        return height > self.size or width > self.size
+
+
+Gather = Callable[[list[tuple[int, Tensor]]], list[Tensor] | None]
+"""Brings the tiles of all ranks together: own ``(index, tile)`` in, all tiles in order out (or None
+on ranks that get nothing)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of a decode that several do together.
+
+    Attributes:
+        rank: Which of them it is.
+        size: How many they are; tile ``i`` is decoded by process ``i % size``.
+        gather: Brings the tiles together.
+    """
+
+    rank: int
+    size: int
+    gather: Gather
+
+
+@torch.no_grad()
+def decode_stream(
+    vae: Any, latents: Tensor, tiling: Tiling | None = None, share: Share | None = None
+) -> Iterator[Tensor]:
+    """Decodes a video chunk by chunk: the first latent frame gives one frame, each next one four.
+
+    Equal to ``decode_latents`` bit by bit, and with ``tiling`` to it after ``vae.enable_tiling``.
+
+    Args:
+        vae: ``AutoencoderKLWan``.
+        latents: ``[B, C, T, h, w]`` normalised, on the VAE's device.
+        tiling: Tiles to decode one by one, for frames larger than one.
+        share: With it and ``tiling``, only this process's tiles are decoded, and only the
+            processes that ``share.gather`` gives the tiles to yield frames.
+
+    Yields:
+        ``[B, F, H, W, 3]`` uint8, on the VAE's device.
+    """
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, vae.dtype)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, vae.dtype)
+    z = latents.to(vae.dtype) * std + mean
+    ratio = int(vae.spatial_compression_ratio)
+    if tiling is not None and tiling.needed(z.shape[3] * ratio, z.shape[4] * ratio):
+        chunks = _tiled(vae, z, tiling, share)
+    else:
+        chunks = _whole(vae, z)
+    for chunk in chunks:
+        yield _to_frames(vae, chunk)
+
+
+def _whole(vae: Any, z: Tensor) -> Iterator[Tensor]:
+    memory = _Memory(vae)
+    z = vae.post_quant_conv(z)
+    for index in range(z.shape[2]):
+        yield memory.decode(z[:, :, index : index + 1], first=index == 0)
+
+
+def _tiled(vae: Any, z: Tensor, tiling: Tiling, share: Share | None) -> Iterator[Tensor]:
+    """As ``vae.tiled_decode``, but with the tiles of one latent frame finished before the next."""
+    ratio, patch = int(vae.spatial_compression_ratio), int(vae.config.patch_size or 1)
+    size, step = tiling.size // ratio, tiling.stride // ratio
+    tops, lefts = range(0, z.shape[3], step), range(0, z.shape[4], step)
+    corners = [(top, left) for top in tops for left in lefts]
+    mine = [
+        index for index in range(len(corners)) if share is None or index % share.size == share.rank
+    ]
+    memories = {index: _Memory(vae) for index in mine}
+    height, width = z.shape[3] * ratio // patch, z.shape[4] * ratio // patch
+    for frame in range(z.shape[2]):
+        done = []
+        for index in mine:
+            top, left = corners[index]
+            tile = z[:, :, frame : frame + 1, top : top + size, left : left + size]
+            decoded = memories[index].decode(vae.post_quant_conv(tile), first=frame == 0)
+            done.append((index, decoded))
+        tiles = [tile for _, tile in done] if share is None else share.gather(done)
+        if tiles is not None:
+            rows = [tiles[i : i + len(lefts)] for i in range(0, len(tiles), len(lefts))]
+            yield _blend(vae, rows, tiling, patch)[:, :, :, :height, :width]
+
+
+def _blend(vae: Any, rows: list[list[Tensor]], tiling: Tiling, patch: int) -> Tensor:
+    stride = tiling.stride // patch
+    overlap = tiling.size // patch - stride
+    result = []
+    for i, row in enumerate(rows):
+        kept = []
+        for j, tile in enumerate(row):
+            if i > 0:
+                tile = vae.blend_v(rows[i - 1][j], tile, overlap)
+            if j > 0:
+                tile = vae.blend_h(row[j - 1], tile, overlap)
+            kept.append(tile[:, :, :, :stride, :stride])
+        result.append(torch.cat(kept, dim=-1))
+    return torch.cat(result, dim=3)
+
+
+class _Memory:
+    """What the decoder's convolutions remember of the frames before."""
+
+    def __init__(self, vae: Any) -> None:
+        self.decoder = vae.decoder
+        self.cache: list[Tensor | None] = [None] * int(vae._cached_conv_counts["decoder"])
+
+    def decode(self, z: Tensor, first: bool) -> Tensor:
+        """The frames ``[B, C, F, H, W]`` of the next latent frame."""
+        frames: Tensor = self.decoder(z, feat_cache=self.cache, feat_idx=[0], first_chunk=first)
+        return frames
+
+
+def _to_frames(vae: Any, chunk: Tensor) -> Tensor:
+    if vae.config.patch_size is not None:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+    chunk = torch.clamp(chunk, min=-1.0, max=1.0)
+    video = (chunk.float() / 2 + 0.5).clamp(0, 1) * 255
+    return video.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()

@@ -1,0 +1,267 @@
+"""How much memory a generation needs, and the fastest way that fits into what there is.
+
+The weights are counted on the meta device, where networks have shapes and no storage. What the
+computation needs beside them is a formula whose factors were measured with PyTorch's profiler on
+diffusers' classes; ``tests/infer/test_memory.py`` measures it again.
+
+B batch, S tokens of a video, D network width, F its feed-forward width, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from infer.decoding import Tiling
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import WanModel
+
+GIB: Final = 2**30
+Quantize = Literal["none", "fp8", "int8", "fp8-storage"]
+
+_CONTEXT_GIB: Final = 0.8
+"""What CUDA and its libraries take before the first tensor."""
+_GROUPS_AT_ONCE: Final = 3
+"""Blocks on the device with group offload and a stream: the one that computes, the one before it,
+which may still be leaving, and the next one, which is coming."""
+_BYTES: Final = {"fp8": 1.0, "int8": 1.0, "fp8-storage": 1.0}
+_UMT5_XXL: Final = {
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+    "vocab_size": 256384,
+}
+"""Wan2.1's text encoder, for models of which only the network is known."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a model's parts.
+
+    Attributes:
+        linears: In the matrices of the transformer's blocks, which can be quantised.
+        rest: The transformer's others.
+        block: One block, all of it.
+        text_encoder: The text encoder.
+        vae: The VAE.
+    """
+
+    linears: int
+    rest: int
+    block: int
+    text_encoder: int
+    vae: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """A combination of what saves memory; each costs something, and none is the fastest.
+
+    Attributes:
+        quantize: ``none``; ``fp8`` (computes in it), ``int8`` and ``fp8-storage`` (store in it).
+        offload: The blocks' weights wait in the main memory and are fetched one ahead.
+        alone: Only the part that computes is on the device: text encoder, transformer or VAE.
+        tile_vae: The VAE decodes tiles.
+        text_on_cpu: The text encoder computes on the CPU.
+        half: bfloat16 weights on a CPU, where float32 is the default.
+    """
+
+    quantize: Quantize = "none"
+    offload: bool = False
+    alone: bool = False
+    tile_vae: bool = False
+    text_on_cpu: bool = False
+    half: bool = False
+
+    def flags(self) -> str:
+        """The options that choose it, or ``the defaults``."""
+        flags = [
+            f"--quantize {self.quantize}" if self.quantize != "none" else "",
+            "--offload" if self.offload else "",
+            "--one-at-a-time" if self.alone else "",
+            "--tile-vae" if self.tile_vae else "",
+            "--text-on-cpu" if self.text_on_cpu else "",
+            "--dtype bf16" if self.half else "",
+        ]
+        return " ".join(flag for flag in flags if flag) or "the defaults"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed.
+
+    Attributes:
+        model: The model.
+        height: Of the videos, in pixels.
+        width: In pixels.
+        num_frames: ``4k + 1``.
+        batch: Videos denoised together.
+        bytes_each: Of a number in the network's precision: 2 or 4.
+        cuda: Whether the device is a GPU.
+    """
+
+    model: WanModel
+    height: int
+    width: int
+    num_frames: int
+    batch: int
+    bytes_each: int
+    cuda: bool
+
+
+def sizes_of(model: WanModel) -> Sizes:
+    """Counts a model's parameters on the meta device."""
+    return _sizes(
+        json.dumps(model.transformer_config, sort_keys=True),
+        json.dumps(model.vae_config, sort_keys=True),
+        json.dumps(_text_config(model), sort_keys=True),
+    )
+
+
+@lru_cache(maxsize=8)
+def _sizes(transformer: str, vae: str, text: str) -> Sizes:
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.device("meta"):
+        network = WanTransformer3DModel.from_config(json.loads(transformer))
+        autoencoder = AutoencoderKLWan.from_config(json.loads(vae))
+        encoder = UMT5EncoderModel(UMT5Config(**json.loads(text)))
+    linears = sum(
+        m.weight.numel() for m in network.blocks.modules() if isinstance(m, torch.nn.Linear)
+    )
+    return Sizes(
+        linears,
+        _count(network) - linears,
+        _count(network.blocks[0]),
+        _count(encoder),
+        _count(autoencoder),
+    )
+
+
+def _count(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _text_config(model: WanModel) -> dict[str, Any]:
+    path = Path(model.path) / "text_encoder" / "config.json"
+    if not path.is_file():
+        return _UMT5_XXL
+    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {key: saved[key] for key in _UMT5_XXL if key in saved}
+
+
+def needed_gib(work: Work, way: Way) -> dict[str, float]:
+    """What each stage needs at its highest, in GiB: ``text``, ``denoise`` and ``decode``."""
+    sizes = sizes_of(work.model)
+    each = 2 if way.half else work.bytes_each
+    encoder = sizes.text_encoder * (2 if work.cuda else 4)
+    vae = sizes.vae * 4
+    linears = sizes.linears * _BYTES.get(way.quantize, each)
+    transformer = linears + sizes.rest * each
+    if way.offload:
+        share = sizes.block * (transformer / (sizes.linears + sizes.rest))
+        transformer = _GROUPS_AT_ONCE * share + sizes.rest * each
+    encoder_here = 0 if way.text_on_cpu and work.cuda else encoder
+    resting = 0.0 if way.alone else transformer + encoder_here + vae
+    context = _CONTEXT_GIB * GIB if work.cuda else 0.0
+    stages = {
+        "text": max(encoder_here, resting),
+        "denoise": max(transformer, resting) + _activations(work, each),
+        "decode": max(vae, resting) + _decoding(work, way.tile_vae),
+    }
+    return {stage: (amount + context) / GIB for stage, amount in stages.items()}
+
+
+def _activations(work: Work, each: int) -> float:
+    """Bytes of one block's intermediate values: in the attention, or in the feed-forward layer."""
+    config = work.model.transformer_config
+    shape = work.model.latent_shape(work.height, work.width, work.num_frames)
+    patch_t, patch_h, patch_w = config["patch_size"]
+    tokens = shape[1] * shape[2] * shape[3] / float(patch_t * patch_h * patch_w)
+    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    inner = 2 * int(config["ffn_dim"])
+    per_token: float = each * max(13 * width, inner + 5.5 * width)
+    return work.batch * tokens * per_token
+
+
+def _decoding(work: Work, tiled: bool) -> float:
+    """Bytes of the VAE's intermediate values and of what its convolutions remember.
+
+    The last layers count, where a chunk of four frames has the size of the video.
+    """
+    base = int(work.model.vae_config.get("base_dim") or 96)
+    patch = int(work.model.vae_config.get("patch_size") or 1)
+    tiling = Tiling()
+    pixels = work.height * work.width
+    tile = min(pixels, tiling.size**2)
+    busy = tile if tiled else pixels
+    overlap = (tiling.size / tiling.stride) ** 2 if tiled and tile < pixels else 1.0
+    return 4 * base / patch**2 * (_BUSY_FRAMES * busy + _KEPT_FRAMES * pixels * overlap)
+
+
+_BUSY_FRAMES: Final = 32
+"""Frames of the VAE's first width, at full size, that decoding a chunk holds at its highest."""
+_KEPT_FRAMES: Final = 24
+"""The same of what the convolutions remember between chunks."""
+
+
+def choose_way(
+    work: Work,
+    limit_gib: float,
+    asked: Way,
+    possible: tuple[Quantize, ...] = (),
+    halvable: bool = False,
+) -> Way:
+    """The first way that fits: exact ones before those that round the weights, fast ones first.
+
+    Args:
+        work: What is to be computed.
+        limit_gib: What may be used.
+        asked: What the user asked for, which every way keeps.
+        possible: Quantisations that can run here beside ``none``, the best first.
+        halvable: Whether float32 weights may become bfloat16.
+
+    Raises:
+        UserError: nothing fits; says how much is needed at least.
+    """
+    ways = list(_ways(work, asked, possible, halvable))
+    for way in ways:
+        if max(needed_gib(work, way).values()) <= limit_gib:
+            return way
+    least = min(ways, key=lambda way: max(needed_gib(work, way).values()))
+    needed = max(needed_gib(work, least).values())
+    raise UserError(
+        f"max_memory_gib: {limit_gib:g} is too little for {work.height}x{work.width}, "
+        f"{work.num_frames} frames: {needed:.1f} GiB are needed at least (with {least.flags()}); "
+        "give more, or ask for a smaller or shorter video"
+    )
+
+
+def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool) -> Iterator[Way]:
+    kinds: tuple[Quantize, ...] = ("none", *possible)
+    if asked.quantize != "none":
+        kinds = (asked.quantize,)
+    no_yes = (False, True)
+    halves = no_yes if halvable and work.bytes_each == 4 else (False,)
+    offloads = no_yes if work.cuda else (False,)
+    for kind, half, offload in product(kinds, halves, offloads):
+        for alone, tile, text_on_cpu in product(no_yes, no_yes, no_yes if work.cuda else (False,)):
+            yield replace(
+                asked,
+                quantize=kind,
+                half=half or asked.half,
+                offload=offload or asked.offload,
+                alone=alone or asked.alone,
+                tile_vae=tile or asked.tile_vae,
+                text_on_cpu=text_on_cpu or asked.text_on_cpu,
+            )

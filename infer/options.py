@@ -1,0 +1,231 @@
+"""How a student is run: what the user may ask for, and what it comes to on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from infer.lora import Lora
+from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
+from lightx2v_sgmd import attention as kernels
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import WanModel
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen; every default is the fastest that is exact.
+
+    Attributes:
+        attention: ``auto``, or a kernel of ``lightx2v_sgmd.attention.KERNELS``.
+        dtype: Of the transformer; default float32 on a CPU, bfloat16 on a GPU.
+        vae_dtype: Of the VAE; bfloat16 is faster and shows as banding.
+        device: Default the GPU if there is one.
+        quantize: ``none``; ``fp8``: torchao, weights and activations, per row, CUDA only;
+            ``int8``: torchao, weights only; ``fp8-storage``: weights are stored in fp8 and cast
+            layer by layer.
+        offload: Blocks wait in the main memory and are fetched one ahead; CUDA only.
+        one_at_a_time: Text encoder, transformer and VAE take turns on the device.
+        tile_vae: Decode in tiles.
+        text_on_cpu: Encode text on the CPU.
+        max_memory_gib: Picks the five above, as far as they are not set, to fit. Default on a GPU
+            what is free there.
+        compile: ``torch.compile`` of the blocks; default on a GPU whose weights stay there.
+        compile_cache: Where compiled kernels are kept; default ``TORCHINDUCTOR_CACHE_DIR``, or a
+            folder in the user's cache.
+        fuse_qkv: One product for query, key and value.
+        text_cache: A folder of embedded prompts (see ``infer.text``); None keeps none.
+        loras: Added to the weights.
+        merge_lora: Into them, not beside them.
+    """
+
+    attention: str = "auto"
+    dtype: torch.dtype | None = None
+    vae_dtype: torch.dtype = torch.float32
+    device: str | torch.device | None = None
+    quantize: Quantize = "none"
+    offload: bool = False
+    one_at_a_time: bool = False
+    tile_vae: bool = False
+    text_on_cpu: bool = False
+    max_memory_gib: float | None = None
+    compile: bool | None = None
+    compile_cache: Path | None = None
+    fuse_qkv: bool = True
+    text_cache: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    merge_lora: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options come to.
+
+    Attributes:
+        options: As asked.
+        device: Where.
+        dtype: Of the transformer.
+        attention: The kernel.
+        way: What saves memory.
+        compile: Whether blocks are compiled.
+        fuse_qkv: Whether projections are fused.
+        limit_gib: What may be used, if there is a limit.
+    """
+
+    options: Options
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    way: Way
+    compile: bool
+    fuse_qkv: bool
+    limit_gib: float | None
+
+
+def work_of(
+    model: WanModel, size: tuple[int, int, int], batch: int, dtype: torch.dtype, cuda: bool
+) -> Work:
+    """What making ``batch`` videos of a size (height, width, frames) asks of a machine."""
+    return Work(model, *size, batch, torch.finfo(dtype).bits // 8, cuda)
+
+
+def make_plan(
+    model: WanModel, options: Options, size: tuple[int, int, int] | None, batch: int = 1
+) -> Plan:
+    """Settles what is open in the options on this machine.
+
+    Args:
+        model: The model.
+        options: As asked.
+        size: Height, width and frames of the largest video; None where nothing says it yet, and
+            then memory is not planned.
+        batch: Videos denoised together.
+
+    Raises:
+        UserError: something that was asked for cannot run here, or the memory does not suffice.
+    """
+    device = device_of(options.device)
+    dtype = options.dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    head_dim = int(model.transformer_config["attention_head_dim"])
+    kernel = kernels.choose(options.attention, device, dtype, head_dim)
+    _check_quantize(options, device)
+    if options.offload and device.type != "cuda":
+        raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
+    way = Way(
+        options.quantize,
+        options.offload,
+        options.one_at_a_time,
+        options.tile_vae,
+        options.text_on_cpu,
+    )
+    limit = _limit(options, device)
+    if limit is not None and size is not None:
+        work = work_of(model, size, batch, dtype, device.type == "cuda")
+        kinds = () if _unmerged(options) else possible_quantisations(device)
+        way = choose_way(work, limit, way, kinds, halvable=options.dtype is None)
+        dtype = torch.bfloat16 if way.half else dtype
+    moving = way.offload or way.quantize == "fp8-storage" or _unmerged(options)
+    compiled = options.compile
+    if compiled is None:
+        compiled = (
+            device.type == "cuda" and not moving and importlib.util.find_spec("triton") is not None
+        )
+    return Plan(
+        options,
+        device,
+        dtype,
+        kernel,
+        way,
+        compiled,
+        options.fuse_qkv and not _unmerged(options),
+        limit,
+    )
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device meant, by default the GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"device: {device!r} is no device; use cpu, cuda or cuda:1") from error
+
+
+def possible_quantisations(device: torch.device) -> tuple[Quantize, ...]:
+    """What can run here beside plain weights, the best first."""
+    kinds: tuple[Quantize, ...] = get_args(Quantize)
+    return tuple(k for k in kinds if k != "none" and why_not_quantize(k, device) is None)
+
+
+def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
+    """What stops a quantisation on a device, or None."""
+    if kind in ("none", "fp8-storage"):
+        return None
+    if importlib.util.find_spec("torchao") is None:
+        return "needs the package torchao; pip install torchao"
+    if kind == "fp8":
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return f"needs a CUDA device, and this is {device.type}; int8 runs on both"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 9):
+            have = ".".join(map(str, capability))
+            return f"needs compute capability 8.9, this GPU has {have}; use int8"
+    return None
+
+
+def _check_quantize(options: Options, device: torch.device) -> None:
+    if options.quantize not in get_args(Quantize):
+        kinds = ", ".join(get_args(Quantize))
+        raise UserError(f"quantize: {options.quantize!r} is unknown; use {kinds}")
+    reason = why_not_quantize(options.quantize, device)
+    if reason is not None:
+        raise UserError(f"quantize: {options.quantize} {reason}")
+    if options.quantize != "none" and _unmerged(options):
+        raise UserError("quantize: LoRA layers stay beside the weights; add --merge-lora")
+
+
+def _unmerged(options: Options) -> bool:
+    return bool(options.loras) and not options.merge_lora
+
+
+def _limit(options: Options, device: torch.device) -> float | None:
+    if options.max_memory_gib is not None:
+        if options.max_memory_gib <= 0:
+            raise UserError(f"max_memory_gib: {options.max_memory_gib:g} is not positive")
+        return options.max_memory_gib
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free / GIB
+    return None
+
+
+def out_of_memory(
+    model: WanModel, plan: Plan, size: tuple[int, int, int], batch: int, where: str
+) -> UserError:
+    """What is said when memory runs out: how much was needed, and what would fit."""
+    work = work_of(model, size, batch, plan.dtype, plan.device.type == "cuda")
+    stages = needed_gib(work, plan.way)
+    needed = max(stages.values())
+    height, width, num_frames = size
+    message = (
+        f"out of memory on {plan.device} ({where}): {batch} x {height}x{width}, {num_frames} "
+        f"frames needs about {needed:.1f} GiB with {plan.way.flags()}"
+    )
+    smaller = 0.7 * needed
+    try:
+        one = replace(work, batch=1)
+        way = choose_way(one, smaller, plan.way, possible_quantisations(plan.device))
+    except UserError:
+        remedy = "--batch 1, or a" if batch > 1 else "a"
+        return UserError(f"{message}; ask for {remedy} smaller or shorter video")
+    flags = ("--batch 1 with " if batch > 1 else "") + way.flags()
+    return UserError(
+        f"{message}; {flags} would do with {max(needed_gib(one, way).values()):.1f} GiB"
+    )

@@ -1,0 +1,177 @@
+"""Prompts to what the network reads: umT5 when it must, a cache on disk when it can.
+
+The encoder of Wan2.1 has 5.7 billion parameters, so loading it takes longer than a 4-step video.
+What it gives for a prompt is kept in ``DIR/<encoder>/<sha256 of the prompt>.safetensors``. Prompts
+themselves are not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightx2v_sgmd.console import note
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import TextEncoder, WanModel
+from lightx2v_sgmd.quiet import no_library_bars
+
+# S text tokens, D text width
+
+CACHE_BYTES: Final = 4 * 2**30
+"""A cache larger than this loses the entries that were used longest ago."""
+_SAMPLES: Final = 64
+_SAMPLE_BYTES: Final = 4096
+
+
+class Texts:
+    """Encodes prompts, one at a time, with the encoder loaded when first needed."""
+
+    def __init__(
+        self, model: WanModel, device: torch.device, dtype: torch.dtype, cache: Path | None = None
+    ) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.cache = None if cache is None else cache / encoder_identity(model, dtype)
+        self._encoder: TextEncoder | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the encoder is in memory."""
+        return self._encoder is not None
+
+    def drop(self) -> None:
+        """Frees the encoder, which is loaded again when needed."""
+        self._encoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
+        """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
+        # Each by itself: padding would change the last bits with the company that a prompt keeps.
+        known: dict[str, tuple[Tensor, str]] = {}
+        for prompt in dict.fromkeys(prompts):
+            known[prompt] = self._read(prompt) or self._compute(prompt)
+        for number, prompt in enumerate(prompts, start=1):
+            if known[prompt][1]:
+                note(f"prompt {number} {known[prompt][1]}", quiet)
+        return [known[prompt][0] for prompt in prompts]
+
+    def _compute(self, prompt: str) -> tuple[Tensor, str]:
+        if self._encoder is None:
+            with no_library_bars():
+                self._encoder = self.model.load_text_encoder(self.dtype)
+            self._encoder.network.to(self.device)
+        cut = self._cut(prompt, self._encoder.tokenizer)
+        rows = self._encoder.encode([prompt])[0].cpu()
+        self._write(prompt, rows, cut)
+        return rows, cut
+
+    def _cut(self, prompt: str, tokenizer: Any) -> str:
+        """What is said of a prompt that is too long, or ""."""
+        limit = self.model.text_length
+        # A token stands for one byte at least; the first space and the end are tokens, too.
+        if len(prompt.encode()) + 2 <= limit:
+            return ""
+        tokens = tokenizer(" ".join(prompt.split()), verbose=False).input_ids
+        if len(tokens) <= limit:
+            return ""
+        lost = tokenizer.decode(tokens[limit - 1 : -1]).strip()
+        return (
+            f"has {len(tokens)} tokens, the model reads {limit}; "
+            f"cut off: {lost[:80]!r}{' ...' if len(lost) > 80 else ''}"
+        )
+
+    def _file(self, prompt: str) -> Path | None:
+        if self.cache is None:
+            return None
+        return self.cache / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
+
+    def _read(self, prompt: str) -> tuple[Tensor, str] | None:
+        """What the cache has for a prompt; a file that cannot be read counts as absent."""
+        file = self._file(prompt)
+        if file is None or not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as saved:
+                rows, cut = saved.get_tensor("rows"), (saved.metadata() or {}).get("cut", "")
+        except (SafetensorError, OSError):
+            return None
+        if rows.ndim != 2 or rows.shape[1] != self.model.text_dim:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(file)  # used now: the last to be pruned
+        return rows, cut
+
+    def _write(self, prompt: str, rows: Tensor, cut: str) -> None:
+        file = self._file(prompt)
+        if file is None:
+            return
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"rows": rows.contiguous()}, temporary, metadata={"cut": cut})
+            os.replace(temporary, file)
+            prune(file.parent.parent, CACHE_BYTES)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            # A cache is no reason to fail: say it once and go on without.
+            note(f"the text cache {self.cache} cannot be written: {error}")
+            self.cache = None
+
+
+def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
+    """Names what decides an embedding: the encoder's weights, its tokenizer and the precision.
+
+    Of each weight file it takes the size, the header and 64 places spread over it, so that 11 GB
+    need not be read.
+
+    Raises:
+        UserError: the model is not a folder here, so its files cannot be told apart.
+    """
+    folder = Path(model.path)
+    if not folder.is_dir():
+        raise UserError(
+            f"text_cache: {model.path} is not a folder here; give the weights as a folder, or "
+            "--text-cache none"
+        )
+    digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
+    files = [
+        file
+        for part in ("text_encoder", "tokenizer")
+        for file in sorted((folder / part).rglob("*"))
+        if file.is_file()
+    ]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)} {size} ".encode())
+        with file.open("rb") as opened:
+            if size <= _SAMPLES * _SAMPLE_BYTES:
+                digest.update(opened.read())
+                continue
+            for index in range(_SAMPLES):
+                opened.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:24]
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Removes the entries used longest ago until the folder has at most ``limit`` bytes."""
+    entries = []
+    for file in folder.glob("*/*.safetensors"):
+        with contextlib.suppress(OSError):  # another process may be pruning, too
+            stat = file.stat()
+            entries.append((stat.st_mtime, stat.st_size, file))
+    total = sum(size for _, size, _ in entries)
+    for _, size, file in sorted(entries):
+        if total <= limit:
+            return
+        file.unlink(missing_ok=True)
+        total -= size
