@@ -126,8 +126,9 @@ def _cuts(plan: Plan, compute: str) -> list[Task]:
         return []
     tasks = []
     for row in plan.jobs:
-        for seed in seeds_done(plan, row):
-            step = step_within(plan, row, seed, compute, limit[1])
+        seeds = seeds_done(plan, row)
+        step = step_within(plan, row, compute, limit[1]) if seeds else 0
+        for seed in seeds:
             task = Task(row, seed, step)
             if step and not is_done(plan, task):
                 tasks.append(task)

@@ -35,7 +35,8 @@ QUALITY = (
         2,
         "quality: how far the videos, as a crowd, are from the teacher's. The Frechet distance "
         "between features measured in the frames (on the sprite world: positions, sizes, colours, "
-        "speeds, defects; elsewhere: simple statistics of pixels and flow). Smaller is better",
+        "speeds, defects; elsewhere: simple statistics of pixels and flow). Smaller is better; the "
+        "teacher's own row says how far two samples of it are apart",
         "down",
     ),
     Column(
@@ -50,7 +51,8 @@ QUALITY = (
         "motion",
         "motion",
         3,
-        "mean speed of the objects, tracked in the frames, relative to the teacher's",
+        "mean speed of the objects, tracked in the frames, relative to the teacher's on the same "
+        "prompts and noise",
         captions=True,
     ),
     Column(
@@ -85,6 +87,7 @@ QUALITY = (
 )
 COST = (
     Column("cpu_seconds", "CPU s/it", 3, "processor seconds of one training iteration", "down"),
+    Column("relative", "times", 2, "the same, relative to the row that needs least", "down"),
     Column(
         "forwards",
         "forwards/it",
@@ -115,6 +118,7 @@ def shown(results: dict[str, Any], columns: Sequence[Column]) -> list[Column]:
 
 
 PARTS = ("equal_iterations", "equal_compute")
+COSTS = "cost"
 
 
 def cell(row: dict[str, Any], column: Column, part: str) -> dict[str, Any] | None:
@@ -132,62 +136,62 @@ def text(value: dict[str, Any] | None, digits: int) -> str:
     return mean if value["std"] is None else f"{mean} ± {value['std']:.{digits}f}"
 
 
+def table_columns(results: dict[str, Any], part: str) -> list[Column]:
+    """The columns of a table behind those that describe its rows."""
+    return shown(results, COST if part == COSTS else QUALITY)
+
+
 def table(results: dict[str, Any], part: str) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of a table, as text.
 
     Args:
         results: Of ``build_results``.
-        part: ``equal_iterations`` or ``equal_compute``.
+        part: ``equal_iterations``, ``equal_compute`` or ``cost``.
     """
-    columns = [*shown(results, QUALITY), *(shown(results, COST) if part == PARTS[0] else [])]
+    columns = table_columns(results, part)
     heads = ["", "NFE", "Fake-R", "iterations", *(column.title for column in columns)]
     lines = []
     for name, row in results["rows"].items():
-        # Teacher and undistilled rows cost no compute and stand in both tables.
-        source = part if part in row else PARTS[0] if "method" not in row else part
-        steps = sorted(set(row.get(source, {}).get("steps", [])))
-        iterations = (
-            "-"
-            if steps in ([], [0]) and "method" not in row
-            else " to ".join(
-                str(step) for step in ([steps[0], steps[-1]] if len(steps) > 1 else steps)
-            )
-        )
-        lines.append(
-            [
-                name,
-                str(row.get("nfe", "-")),
-                str(row.get("fake_score_updates", "-")),
-                iterations or "-",
-                *(text(cell(row, column, source), column.digits) for column in columns),
-            ]
-        )
+        trained = "method" in row
+        if part == COSTS and not trained:
+            continue
+        # Teacher and undistilled are what they are at any compute.
+        source = part if trained and part != COSTS else PARTS[0]
+        step = row.get(source, {}).get("step", "-") if trained else "-"
+        values = [text(cell(row, column, source), column.digits) for column in columns]
+        updates = row.get("fake_score_updates", "-")
+        lines.append([name, str(row.get("nfe", "-")), str(updates), str(step), *values])
     return heads, lines
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Both tables with what they mean, as ``table.md``."""
+    """The tables with what they mean, as ``table.md``."""
+    seeds = len(results["seeds"])
     lines = [
         f"# Comparison on {results['teacher']}",
         "",
-        f"{results['iterations']} iterations of batch {results['batch']}, "
-        f"{len(results['seeds'])} seeds, {results['prompts']} prompts. Mean ± standard deviation "
+        f"{results['iterations']} iterations of batch {results['batch']}, {seeds} "
+        f"seed{'s' if seeds > 1 else ''}, {results['prompts']} prompts. Mean ± standard deviation "
         "over seeds; the seeds of teacher and undistilled are of sampling only.",
         "",
         "## At equal iterations",
         "",
-        *_grid(*table(results, "equal_iterations")),
+        *_grid(*table(results, PARTS[0])),
     ]
-    compute = results["compute"]
-    if compute["budget"] is not None:
+    if results["compute"]["budget"] is not None:
         lines += ["", "## At equal compute", "", budget_text(results), ""]
-        lines += _grid(*table(results, "equal_compute"))
+        lines += _grid(*table(results, PARTS[1]))
+        lines += ["", "## Cost of an iteration", "", *_grid(*table(results, COSTS))]
     if not results["captions_checkable"]:
         lines += ["", NO_CAPTIONS]
-    lines += ["", "## Columns", ""]
+    lines += [
+        "",
+        "## Columns",
+        "",
+        "- NFE: network evaluations for one video.",
+        "- Fake-R: fake-score updates in an iteration.",
+    ]
     columns = [*shown(results, QUALITY), *shown(results, COST)]
-    lines += ["- NFE: network evaluations for one video."]
-    lines += ["- Fake-R: fake-score updates in an iteration."]
     lines += [f"- {column.title}: {column.meaning}." for column in columns]
     for task, problem in results["failures"].items():
         lines += ["", f"Failed: {task}: {problem}"]

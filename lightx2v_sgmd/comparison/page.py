@@ -36,7 +36,11 @@ def write_page(plan: Plan, results: dict[str, Any]) -> None:
     videos = _videos(plan)
     html = page.render(
         r=results,
-        tables=[_table(results, part) for part in columns.PARTS if _has(results, part)],
+        tables=[
+            _table(results, part)
+            for part in (*columns.PARTS, columns.COSTS)
+            if part == columns.PARTS[0] or results["compute"]["budget"] is not None
+        ],
         budget=columns.budget_text(results) if results["compute"]["budget"] else "",
         columns=[
             *columns.shown(results, columns.QUALITY),
@@ -53,36 +57,38 @@ def write_page(plan: Plan, results: dict[str, Any]) -> None:
     _write_sheet(plan, videos)
 
 
-def _has(results: dict[str, Any], part: str) -> bool:
-    return part == columns.PARTS[0] or results["compute"]["budget"] is not None
-
-
 def _table(results: dict[str, Any], part: str) -> dict[str, Any]:
     """A table as text, with the cells that are best of the trained rows."""
     heads, rows = columns.table(results, part)
-    shown = [*columns.shown(results, columns.QUALITY)]
-    if part == columns.PARTS[0]:
-        shown += columns.shown(results, columns.COST)
-    offset = len(heads) - len(shown)
-    best: list[tuple[str, int]] = []
-    for index, column in enumerate(shown):
-        found = {
-            name: value["mean"]
+    shown = columns.table_columns(results, part)
+    best = set()
+    for index, column in enumerate(shown, start=len(heads) - len(shown)):
+        far = {
+            name: distance
             for name, row in results["rows"].items()
-            if "method" in row and (value := columns.cell(row, column, part)) is not None
+            if "method" in row and (distance := _badness(results, row, column, part)) is not None
         }
-        if len(found) < 2:
+        if len(far) < 2:
             continue
-        target = columns.cell(results["rows"][TEACHER], column, columns.PARTS[0])
-        if column.better:
-            sign = 1 if column.better == "down" else -1
-            order = {name: sign * value for name, value in found.items()}
-        elif target is not None:  # no better than the teacher's own
-            order = {name: abs(value - target["mean"]) for name, value in found.items()}
-        else:
-            continue
-        best.append((min(order, key=lambda name: order[name]), index + offset))
+        printed = {row[0]: row[index] for row in rows}
+        winner = printed[min(far, key=lambda name: far[name])].split(" ")[0]
+        # What is printed as the same is as good.
+        best |= {(name, index) for name in far if printed[name].split(" ")[0] == winner}
     return {"part": part, "heads": heads, "rows": rows, "best": best}
+
+
+def _badness(
+    results: dict[str, Any], row: dict[str, Any], column: columns.Column, part: str
+) -> float | None:
+    """Small is good: by the column's direction, or as the distance from the teacher's value."""
+    value = columns.cell(row, column, part)
+    target = columns.cell(results["rows"][TEACHER], column, columns.PARTS[0])
+    if value is None:
+        return None
+    mean = float(value["mean"])
+    if column.better:
+        return mean if column.better == "down" else -mean
+    return abs(mean - target["mean"]) if target is not None else None
 
 
 def _plots(results: dict[str, Any]) -> list[Plot]:

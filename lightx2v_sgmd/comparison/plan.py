@@ -329,15 +329,18 @@ def _check_same_comparison(plan: Plan) -> None:
                 f"--{key.replace('_', '-')}: {value} is not the {saved['settings'].get(key)} of "
                 f"the comparison in {plan.out}; {remedy}"
             )
+    problems = []
     for label, job in plan.jobs.items():
-        ours, theirs = _comparable(job), saved["rows"].get(label)
-        compared = theirs if theirs is not None else saved["shared"]
-        for key in compared:
-            if ours.get(key) != compared[key]:
-                raise UserError(
-                    f"{key}: {ours.get(key)} is not the {compared[key]} of {label} in the "
-                    f"comparison in {plan.out}; {remedy}"
-                )
+        ours = _comparable(job)
+        compared = saved["rows"].get(label, saved["shared"])
+        problems += [
+            f"{key}: {ours.get(key)} is not the {compared[key]} of {label} in the comparison in "
+            f"{plan.out}; {remedy}"
+            for key in compared
+            if ours.get(key) != compared[key]
+        ]
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def read_saved(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
     }
     if log:
         levels = {label: value for label, value in levels.items() if value > 0}
-    values = [p[column.key]["mean"] for points in rows.values() for p in points]
+    values = [v for points in rows.values() for p in points for v in _extent(p[column.key], log)]
     if not values:
         return None
     height = _Axis([*values, *levels.values()], HEIGHT - BOTTOM, TOP, log)
@@ -100,6 +100,13 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
     direction = {"up": " (higher is better)", "down": " (lower is better)", "": ""}[column.better]
     title = f"{column.title}{direction}"
     return Plot(title, lines, shown, across.ticks(), height.ticks(), what)
+
+
+def _extent(value: dict[str, Any], log: bool) -> tuple[float, ...]:
+    """What a point takes up: its mean and spread."""
+    mean, spread = value["mean"], value["std"] or 0.0
+    ends = (mean - spread, mean, mean + spread)
+    return tuple(end for end in ends if end > 0) if log else ends
 
 
 class _Axis:

@@ -60,21 +60,35 @@ def _mean_by_role(lines: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class Reference:
-    """The teacher's videos of all seeds, which rows are measured against."""
+    """The teacher's videos, which rows are measured against.
+
+    Distributions are compared with the teacher's of the other seeds, so that its own row shows how
+    far two samples of one model are apart. Motion is compared with that of the same seed's videos,
+    whose prompts and noise are the same; the teacher's own with the mean over its seeds.
+
+    Args:
+        teacher: Measurements by seed.
+    """
 
     def __init__(self, teacher: dict[int, Measured]) -> None:
         self.teacher = teacher
         self.checkable = all(m.verdicts is not None for m in teacher.values())
+        if self.checkable:
+            self._speeds = {seed: score(m.verdicts or []) for seed, m in teacher.items()}
 
-    def metrics(self, measured: Measured, without: int | None = None) -> dict[str, float]:
+    def first(self, count: int) -> Reference:
+        """The same of the first prompts."""
+        return Reference({seed: m.first(count) for seed, m in self.teacher.items()})
+
+    def metrics(self, measured: Measured, seed: int, is_teacher: bool = False) -> dict[str, float]:
         """One set's numbers.
 
         Args:
             measured: The set.
-            without: A seed whose teacher videos are left out: for the teacher's own row, so that
-                it is not compared with itself where there are others.
+            seed: Its noise's.
+            is_teacher: Whether it is the teacher's own.
         """
-        others = [m for seed, m in self.teacher.items() if seed != without]
+        others = [m for number, m in self.teacher.items() if number != seed]
         pool = others or list(self.teacher.values())
         features = np.array([f for m in pool for f in m.features], dtype=np.float32)
         ours = np.array(measured.features, dtype=np.float32)
@@ -82,7 +96,6 @@ class Reference:
         if self.checkable and measured.verdicts is not None:
             result["frechet"] = frechet_distance(ours, features)
             scores = score(measured.verdicts)
-            speed = np.mean([score(m.verdicts or []).pixels_per_frame for m in pool])
             result |= {
                 "all_attributes": scores.all_attributes,
                 "colour": scores.colour,
@@ -90,7 +103,7 @@ class Reference:
                 "direction": scores.direction,
                 "speed": scores.speed,
                 "clean": scores.clean,
-                "motion": scores.pixels_per_frame / max(float(speed), 1e-6),
+                "motion": scores.pixels_per_frame / self._speed(None if is_teacher else seed),
                 "coverage": scores.entropy,
             }
         else:
@@ -101,6 +114,12 @@ class Reference:
         if measured.distances:
             result["diversity"] = float(np.mean(measured.distances))
         return result
+
+    def _speed(self, seed: int | None) -> float:
+        """Pixels per frame of the teacher's objects: of one seed, or where it has none of all."""
+        found = self._speeds.get(seed) if seed is not None else None
+        every = [scores.pixels_per_frame for scores in self._speeds.values()]
+        return max(found.pixels_per_frame if found else float(np.mean(every)), 1e-6)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -147,12 +166,14 @@ def budget(plan: Plan, unit: str) -> tuple[str, float] | None:
     return row, totals[row]
 
 
-def step_within(plan: Plan, row: str, seed: int, unit: str, limit: float) -> int:
-    """The last snapshot of a run within a budget; 0 if there is none."""
-    cumulative = read_cost(plan.run(row, seed)).cumulative(unit)
-    # A hundredth of slack: the cheapest row's own seeds scatter about their mean.
-    fitting = [s for s in plan.snapshots() if cumulative[s - 1] <= 1.01 * limit]
-    return max(fitting, default=0)
+def step_within(plan: Plan, row: str, unit: str, limit: float) -> int:
+    """The last snapshot of a row within a budget, its cost a mean over seeds; 0 if there is none.
+
+    A hundredth over is within, so that rows which cost the same are cut at the same step.
+    """
+    costs = [read_cost(plan.run(row, seed)).cumulative(unit) for seed in seeds_done(plan, row)]
+    mean = np.mean(costs, axis=0)
+    return max((s for s in plan.snapshots() if mean[s - 1] <= 1.01 * limit), default=0)
 
 
 def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, Any]:
@@ -164,14 +185,15 @@ def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, 
     rows: dict[str, Any] = {}
     for row in (TEACHER, UNDISTILLED):
         sets = {seed: load(plan.measurement(row, seed, 0)) for seed in seeds_done(plan, row)}
-        found = [
-            reference.metrics(m, without=seed if row == TEACHER else None)
-            for seed, m in sets.items()
-        ]
+        found = [reference.metrics(m, seed, row == TEACHER) for seed, m in sets.items()]
         rows[row] = {"nfe": next(m.nfe for m in sets.values()), "seeds": list(sets)}
-        rows[row]["equal_iterations"] = {"steps": [0] * len(sets), **over_seeds(found)}
+        rows[row]["equal_iterations"] = {"step": 0, **over_seeds(found)}
     for row in plan.jobs:
         rows[row] = _trained_row(plan, row, reference, load, unit, limit)
+    costs = [rows[row]["cost"] for row in plan.jobs if "cost" in rows[row]]
+    for cost in costs:
+        least = min(other["cpu_seconds"]["mean"] for other in costs)
+        cost["relative"] = spread([value / least for value in cost["cpu_seconds"]["values"]])
     return {
         "format_version": 1,
         "teacher": plan.job.teacher.path,
@@ -213,18 +235,19 @@ def _trained_row(
     result["nfe"] = next(m.nfe for m in final.values())
     result["cost"] = over_seeds([cost.per_iteration() for cost in costs.values()])
     result["equal_iterations"] = {
-        "steps": [last] * len(seeds),
-        **over_seeds([reference.metrics(m) for m in final.values()]),
+        "step": last,
+        **over_seeds([reference.metrics(m, seed) for seed, m in final.items()]),
     }
     if limit is not None:
-        steps = {seed: step_within(plan, row, seed, unit, limit[1]) for seed in seeds}
+        step = step_within(plan, row, unit, limit[1])
         cut = [
-            reference.metrics(load(path))
-            for seed, step in steps.items()
+            reference.metrics(load(path), seed)
+            for seed in seeds
             if (path := plan.measurement(row, seed, step)).is_file()
         ]
-        result["equal_compute"] = {"steps": list(steps.values()), **over_seeds(cut)}
-    result["curve"] = _curve(plan, seeds, row, reference, load, costs)
+        result["equal_compute"] = {"step": step, **over_seeds(cut)}
+    few = reference.first(plan.settings.curve_prompts)
+    result["curve"] = _curve(plan, seeds, row, few, load, costs)
     return result
 
 
@@ -236,19 +259,26 @@ def _curve(
     load: Callable[[Path], Measured],
     costs: dict[int, Cost],
 ) -> list[dict[str, Any]]:
-    """Quality against compute, over the snapshots, on the first prompts."""
-    count = plan.settings.curve_prompts
+    """Quality against compute, from no training on over the snapshots, on the first prompts."""
+    count, last = plan.settings.curve_prompts, plan.snapshots()[-1]
     points = []
-    for step in plan.snapshots():
-        full = step == plan.snapshots()[-1]
-        paths = {seed: plan.measurement(row, seed, step, full=full) for seed in seeds}
-        sets = [load(path).first(count) for path in paths.values() if path.is_file()]
-        if not sets:
+    for step in (0, *plan.snapshots()):
+        label = row if step else UNDISTILLED
+        paths = {
+            seed: plan.measurement(label, seed, step, full=step in (0, last)) for seed in seeds
+        }
+        found = [
+            reference.metrics(load(path).first(count), seed)
+            for seed, path in paths.items()
+            if path.is_file()
+        ]
+        if not found:
             continue
         compute = {
             unit: float(np.mean([cost.cumulative(unit)[step - 1] for cost in costs.values()]))
+            if step
+            else 0.0
             for unit in ("forwards", "seconds")
         }
-        measured = over_seeds([reference.metrics(m) for m in sets])
-        points.append({"step": step, **compute, **measured})
+        points.append({"step": step, **compute, **over_seeds(found)})
     return points
