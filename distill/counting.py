@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightx2v_sgmd.parallel import DISCRIMINATOR
+from lightx2v_sgmd.parallel import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 
 COUNTS = ("forwards", "recomputed", "backwards", "weight_backwards")
 
@@ -22,7 +22,7 @@ class PassCounter:
 
     ``forward_equivalents = forwards + recomputed + backwards + weight_backwards``.
 
-    A discriminator's heads are small and are not counted; its passes through the teacher are.
+    Discriminators' heads are small and are not counted; their passes through the teacher are.
 
     Args:
         networks: By role.
@@ -31,7 +31,8 @@ class PassCounter:
 
     def __init__(self, networks: Mapping[str, nn.Module], samples: int) -> None:
         self._samples = samples
-        self._roles = [role for role in networks if role != DISCRIMINATOR]
+        heads = (DISCRIMINATOR, PIXEL_DISCRIMINATOR)
+        self._roles = [role for role in networks if role not in heads]
         self._rows: dict[str, dict[str, int]] = {}
         self._latest: dict[str, int] = {}
         self._reset()

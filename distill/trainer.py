@@ -24,7 +24,15 @@ from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
 from lightx2v_sgmd.job import Job, Train
 from lightx2v_sgmd.methods import AdversarialMethod, Losses, Method, PretrainingMethod, Sample
 from lightx2v_sgmd.methods.base import PairSample
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER, Ranks, Strategy
+from lightx2v_sgmd.parallel import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
+    STUDENT,
+    TEACHER,
+    Ranks,
+    Strategy,
+)
 from lightx2v_sgmd.rollout import rollout
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width
@@ -57,7 +65,12 @@ def pretraining(method: Method) -> int:
 def updates_done(method: Method, step: int) -> dict[str, int]:
     """How many updates each role has had after so many iterations."""
     distilled = max(0, step - pretraining(method))
-    done = {STUDENT: step, FAKE_SCORE: distilled * method.fake_score_updates, DISCRIMINATOR: step}
+    done = {
+        STUDENT: step,
+        FAKE_SCORE: distilled * method.fake_score_updates,
+        DISCRIMINATOR: step,
+        PIXEL_DISCRIMINATOR: step - distilled,
+    }
     return {role: done[role] for role in method.roles}
 
 
@@ -247,10 +260,14 @@ class Trainer:
             return self._terms.total(method.pretraining_losses(sample(x0, False)), batch.prompts)
 
         to_x0 = strategy.gradient(generator_loss, x0)
-        critic = method.pretraining_critic_losses(sample(x0.detach(), True))
-        strategy.backward(DISCRIMINATOR, self._terms.total(critic, batch.prompts))
+        seen = sample(x0.detach(), True)
+        critics = {DISCRIMINATOR: method.pretraining_critic_losses}
+        if self.pixels is not None:
+            critics[PIXEL_DISCRIMINATOR] = method.pretraining_pixel_losses
+        for role, losses in critics.items():
+            strategy.backward(role, self._terms.total(losses(seen), batch.prompts))
         strategy.backward(STUDENT, (x0 * to_x0).sum())
-        return STUDENT, DISCRIMINATOR
+        return STUDENT, *critics
 
     def _rollout(self, batch: Batch, draw: int) -> Tensor:
         student = partial(self.strategy.velocity, STUDENT, text=batch.text)

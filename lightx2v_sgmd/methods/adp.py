@@ -25,6 +25,7 @@ from lightx2v_sgmd.methods.adm import ADM
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
     STRICT,
     STUDENT,
     Losses,
@@ -50,7 +51,6 @@ class ADP:
     head_channels: Annotated[int, Field(ge=32, multiple_of=32)] = 64
     discriminator_lr: Annotated[float, Field(gt=0)] = 5e-6
 
-    roles: ClassVar[tuple[str, ...]] = (STUDENT, DISCRIMINATOR)
     fake_score_updates: ClassVar[int] = 0
     fresh_rollouts: ClassVar[bool] = True
     through_fake_score: ClassVar[bool] = False
@@ -59,6 +59,12 @@ class ADP:
     reads_latents: ClassVar[Literal["pairs"]] = "pairs"
     pretraining: ClassVar[int] = sys.maxsize
     finetune_lr: ClassVar[float] = 1.0
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """With a pixel discriminator if it has a weight."""
+        roles = (STUDENT, DISCRIMINATOR)
+        return (*roles, PIXEL_DISCRIMINATOR) if self.pixel_weight else roles
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -86,16 +92,18 @@ class ADP:
         return losses
 
     def pretraining_critic_losses(self, sample: PairSample) -> Losses:
-        """Eq. 10."""
+        """Eq. 10, the latent discriminator's part."""
         both = torch.cat([sample.x0, sample.real])
         sigma = sample.sigma.repeat(2)
         noisy = add_noise(both, torch.cat([sample.noise, sample.noise]), sigma)
         logits = sample.discriminate(noisy, sigma)
-        losses = {"critic": self.latent_weight * objectives.hinge(*logits.chunk(2))}
-        if sample.judge_pixels is not None:
-            judged = sample.judge_pixels(both)
-            losses["pixel_critic"] = self.pixel_weight * objectives.hinge(*judged.chunk(2))
-        return losses
+        return {"critic": self.latent_weight * objectives.hinge(*logits.chunk(2))}
+
+    def pretraining_pixel_losses(self, sample: PairSample) -> Losses:
+        """Eq. 10, the pixel discriminator's part."""
+        assert sample.judge_pixels is not None, "there is no pixel discriminator"
+        judged = sample.judge_pixels(torch.cat([sample.x0, sample.real]))
+        return {"pixel_critic": self.pixel_weight * objectives.hinge(*judged.chunk(2))}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -108,8 +116,13 @@ class DMDX(ADM, ADP):
     # The student's learning rate in the ADM part, as a share (App. B.5: 1e-7 after 1e-6).
     finetune_lr: Annotated[float, Field(gt=0, le=1)] = 0.1  # type: ignore[misc]
 
-    roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE, DISCRIMINATOR)
     fresh_rollouts: ClassVar[bool] = True
     through_fake_score: ClassVar[bool] = True
     through_teacher: ClassVar[bool] = False
     reads_latents: ClassVar[Literal["pairs"]] = "pairs"
+
+    @property
+    def roles(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of both parts."""
+        student, *critics = ADP.roles.fget(self)  # type: ignore[attr-defined]
+        return (student, FAKE_SCORE, *critics)

@@ -20,7 +20,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 """Of every dataclass that a job is made of: unknown keys and non-finite numbers are errors."""
 
 STUDENT, TEACHER, FAKE_SCORE = "student", "teacher", "fake_score"
-DISCRIMINATOR = "discriminator"
+DISCRIMINATOR, PIXEL_DISCRIMINATOR = "discriminator", "pixel_discriminator"
 
 Losses = dict[str, Tensor]
 """Loss terms ``[B]`` by name, already weighted: what is minimised is their sum."""
@@ -197,5 +197,9 @@ class PretrainingMethod(AdversarialMethod, Protocol):
         ...
 
     def pretraining_critic_losses(self, sample: PairSample) -> Losses:
-        """The heads' loss terms; nothing but the logits carries gradient."""
+        """The latent heads' loss terms; nothing but the logits carries gradient."""
+        ...
+
+    def pretraining_pixel_losses(self, sample: PairSample) -> Losses:
+        """The pixel heads' loss terms, if there are any."""
         ...

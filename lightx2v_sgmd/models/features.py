@@ -108,28 +108,22 @@ class Heads(nn.Module):
     The same seed gives the same weights on every process.
 
     Args:
-        width: Of the latent backbone's blocks.
-        count: How many of them carry a head.
+        kind: ``Head`` for a network's blocks, ``FrameHead`` for a vision encoder's layers.
+        widths: Of the blocks or layers.
         channels: Inside a head.
         seed: Of the initial weights.
-        frame_widths: Of the pixel backbone's layers, if there is one.
     """
 
     def __init__(
-        self, width: int, count: int, channels: int, seed: int, frame_widths: Sequence[int] = ()
+        self, kind: type[Head] | type[FrameHead], widths: Sequence[int], channels: int, seed: int
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.latent = nn.ModuleList(Head(width, channels) for _ in range(count))
-            self.frame = nn.ModuleList(FrameHead(w, channels) for w in frame_widths)
+            self.heads = nn.ModuleList(kind(width, channels) for width in widths)
 
-    def forward(self, features: Sequence[Tensor], frames: bool = False) -> Tensor:
-        """Volumes ``[B, D, T, H, W]`` or, for frames, maps ``[B, D, h, w]`` to logits ``[B, L]``.
-
-        All heads' logits are side by side.
-        """
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """What each head reads, to the logits ``[B, L]`` of all heads side by side."""
         dtype = next(self.parameters()).dtype
-        heads = self.frame if frames else self.latent
-        logits = [head(x.to(dtype)) for head, x in zip(heads, features, strict=True)]
+        logits = [head(x.to(dtype)) for head, x in zip(self.heads, features, strict=True)]
         return torch.cat(logits, 1).float()

@@ -7,7 +7,13 @@ import os
 import torch
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
+from lightx2v_sgmd.methods.base import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
+    STUDENT,
+    TEACHER,
+)
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel.base import (
     FakeScoreQuery,
@@ -21,6 +27,7 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 __all__ = [
     "DISCRIMINATOR",
     "FAKE_SCORE",
+    "PIXEL_DISCRIMINATOR",
     "STUDENT",
     "TEACHER",
     "FakeScoreQuery",

@@ -19,6 +19,7 @@ from lightx2v_sgmd.job import Job, Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
     AdversarialMethod,
@@ -97,7 +98,8 @@ class Settings:
     @property
     def networks(self) -> list[str]:
         """The roles that are whole networks, trained or frozen."""
-        trained = [role for role in self.optimizers if role != DISCRIMINATOR]
+        heads = (DISCRIMINATOR, PIXEL_DISCRIMINATOR)
+        trained = [role for role in self.optimizers if role not in heads]
         return [*trained, TEACHER]
 
     @classmethod
@@ -107,7 +109,8 @@ class Settings:
         optimizers = {STUDENT: job.student.optimizer, FAKE_SCORE: job.fake_score.optimizer}
         if heads is not None:
             lr = cast(AdversarialMethod, job.method).discriminator_lr
-            optimizers[DISCRIMINATOR] = Optimizer(lr=lr, betas=DISCRIMINATOR_BETAS)
+            critic = Optimizer(lr=lr, betas=DISCRIMINATOR_BETAS)
+            optimizers |= {DISCRIMINATOR: critic, PIXEL_DISCRIMINATOR: critic}
         return cls(
             optimizers={role: optimizers[role] for role in job.method.roles},
             clip=job.train.clip,

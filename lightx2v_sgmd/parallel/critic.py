@@ -7,16 +7,29 @@ from typing import Any
 
 from torch import Tensor
 
-from lightx2v_sgmd.models.features import Heads, as_volume, capture_blocks, head_blocks
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
+from lightx2v_sgmd.models.features import (
+    FrameHead,
+    Head,
+    Heads,
+    as_volume,
+    capture_blocks,
+    head_blocks,
+)
 from lightx2v_sgmd.parallel.base import HeadSettings
 
 
-def build_heads(network: Any, settings: HeadSettings) -> Heads:
-    """Heads for a network's blocks, with the weights that their seed says."""
+def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
+    """By role, heads for a network's blocks and, if there are any, a vision encoder's layers."""
     config = network.config
     width = config.num_attention_heads * config.attention_head_dim
-    count = len(head_blocks(config.num_layers, settings.every))
-    return Heads(width, count, settings.channels, settings.seed, settings.frame_widths)
+    blocks = head_blocks(config.num_layers, settings.every)
+    heads = {DISCRIMINATOR: Heads(Head, [width] * len(blocks), settings.channels, settings.seed)}
+    if settings.frame_widths:
+        heads[PIXEL_DISCRIMINATOR] = Heads(
+            FrameHead, settings.frame_widths, settings.channels, settings.seed
+        )
+    return heads
 
 
 def backbone_features(

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
+from lightx2v_sgmd.methods.base import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
+    STUDENT,
+    TEACHER,
+)
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
@@ -50,7 +56,8 @@ class Local:
                 network.enable_gradient_checkpointing()
             networks[role] = network
         if settings.heads is not None:
-            networks[DISCRIMINATOR] = build_heads(networks[TEACHER], settings.heads).to(device)
+            for role, heads in build_heads(networks[TEACHER], settings.heads).items():
+                networks[role] = heads.to(device)
         self.networks: Mapping[str, nn.Module] = networks
         self.shapes: Mapping[str, torch.Size] = {
             name: p.shape for name, p in self.networks[STUDENT].named_parameters()
@@ -92,7 +99,7 @@ class Local:
 
     def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
         """By heads on a vision encoder's layers."""
-        logits: Tensor = self.networks[DISCRIMINATOR](features, frames=True)
+        logits: Tensor = self.networks[PIXEL_DISCRIMINATOR](features)
         return logits
 
     def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:

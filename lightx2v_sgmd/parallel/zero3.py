@@ -29,14 +29,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
+from lightx2v_sgmd.methods.base import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
+    STUDENT,
+    TEACHER,
+)
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
-from lightx2v_sgmd.tensorfiles import check_keys, read_headers, weight_files
+from lightx2v_sgmd.tensorfiles import check_keys
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -60,15 +66,14 @@ class Zero3:
     ) -> None:
         self.settings, self.ranks = settings, ranks
         self.trained = tuple(settings.optimizers)
-        files = transformer_files(model)
-        whole = WholeTensors(files)
+        whole = model.transformer_weights()
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         for role in settings.networks:
             network = build_sharded(model, self._config(role))
             named = dict(network.named_parameters())
             expected = {name: tuple(p.ds_shape) for name, p in named.items()}
-            check_keys(read_headers(files), expected, f"teacher.path: {model.path}")
+            check_keys(whole.header, expected, f"teacher.path: {model.path}")
             for name, p in named.items():
                 _put(p.ds_tensor, whole.read(name, *self._owned(p)))
             network.eval().requires_grad_(role in self.trained)
@@ -81,14 +86,14 @@ class Zero3:
             name: torch.Size(shape) for name, shape in expected.items()
         }
         if settings.heads is not None:
-            heads = build_heads(self._engines[TEACHER].module, settings.heads)
-            self._engines[DISCRIMINATOR] = self._engine(DISCRIMINATOR, heads)
+            for role, heads in build_heads(self._engines[TEACHER].module, settings.heads).items():
+                self._engines[role] = self._engine(role, heads)
         self.networks: Mapping[str, nn.Module] = {
             role: engine.module for role, engine in self._engines.items()
         }
         self._micro = dict.fromkeys(self.trained, 0)
         for role in self.trained:  # from the file once more: the shards may hold it in bfloat16
-            if role == DISCRIMINATOR:
+            if role not in settings.networks:
                 continue
             for name, p, master in self._parts(role, self._masters(role)):
                 _put(master, whole.read(name, *self._owned(p)))
@@ -161,14 +166,14 @@ class Zero3:
 
     def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
         """By heads on a vision encoder's layers; through their engine if they are to learn."""
-        heads = self._engines[DISCRIMINATOR] if update else self.networks[DISCRIMINATOR]
-        logits: Tensor = heads(features, frames=True)
+        role = PIXEL_DISCRIMINATOR
+        logits: Tensor = (self._engines[role] if update else self.networks[role])(features)
         return logits
 
     def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
         """At a leaf copy, the heads frozen."""
         leaf = x0.detach().requires_grad_()
-        with self.frozen(DISCRIMINATOR):
+        with self.frozen(*(role for role in self.trained if role != STUDENT)):
             return torch.autograd.grad(loss(leaf), leaf)[0]
 
     @contextmanager
@@ -350,16 +355,6 @@ def _put(part: Tensor, values: Tensor) -> None:
     with torch.no_grad():
         part[: values.numel()].copy_(values)
         part[values.numel() :].zero_()
-
-
-def transformer_files(model: wan.WanModel) -> list[Path]:
-    """The files of a model's network; downloads them if the model is a hub id."""
-    folder = Path(model.path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model.path, allow_patterns="transformer/*"))
-    return weight_files(folder / "transformer", "diffusion_pytorch_model")
 
 
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:

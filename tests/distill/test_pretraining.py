@@ -27,7 +27,8 @@ from tools import collect_ode_pairs, encode_videos
 HEADS = "head_every: 1, head_channels: 64, discriminator_lr: 1.0e-3"
 
 # A head's first steps are as large as its rate whatever the gradient: where that is nearly zero,
-# rounding decides their sign.
+# rounding decides their sign. And ADM's usual small step leaves its heads a gradient that is the
+# small difference of large ones: a larger delta compares better.
 SLOW_HEADS = HEADS.replace("1.0e-3", "1.0e-6")
 
 
@@ -154,6 +155,7 @@ def test_the_pixel_discriminator(
     method = f"name: adp, vision_encoder: {encoder}, pixel_frames: 2, {HEADS}"
     rows = read_trace(distill(make(tiny_teacher, tmp_path / "a", pairs, method), quiet=True))
     assert rows[0].keys() >= {"adversarial", "critic", "pixel", "pixel_critic"}
+    assert rows[0]["grad_norm"].keys() == {"student", "discriminator", "pixel_discriminator"}
     without = f"name: adp, pixel_weight: 0, {HEADS}"
     plain = read_trace(distill(make(tiny_teacher, tmp_path / "b", pairs, without), quiet=True))
     assert plain[0]["grad_norm"]["student"] != rows[0]["grad_norm"]["student"]
@@ -202,6 +204,8 @@ def test_updates_by_role() -> None:
     assert updates_done(ADP(pixel_weight=0), 3) == {"student": 3, "discriminator": 3}
     dmdx = DMDX(pixel_weight=0, pretraining=2)
     assert updates_done(dmdx, 3) == {"student": 3, "fake_score": 1, "discriminator": 3}
+    pixels = DMDX(vision_encoder="sam", pretraining=2)
+    assert updates_done(pixels, 3)["pixel_discriminator"] == 2
 
 
 @pytest.mark.parametrize("method", ["dmd2", f"adm, {HEADS}", "dmdx"])
@@ -231,13 +235,13 @@ def test_resuming_equals_going_on(
 @needs_deepspeed
 @pytest.mark.parametrize(
     "method",
-    ["dmd2, fake_score_updates: 2", "sid", f"adm, {SLOW_HEADS}", "dmdx"],
+    ["dmd2, fake_score_updates: 2", "sid", f"adm, delta: 0.5, {SLOW_HEADS}", "dmdx"],
 )
 def test_zero3_on_two_ranks_equals_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
     if method == "dmdx":
-        method = f"dmdx, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
+        method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
     elif "sam" not in encoder.name:
         pytest.skip("has no vision encoder: once is enough")
     settings = ["train.iterations=3", "train.clip=100.0"]
@@ -261,10 +265,16 @@ def test_zero3_on_two_ranks_equals_local(
 
 
 def compare_traces(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Losses to 1e-4, gradient norms to 1e-3.
+
+    GroupNorm of a head's few places here enlarges rounding: one process with micro-batches of one
+    sample instead of two differs by as much.
+    """
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.keys() == other.keys()
         for key, value in mine.items():
-            torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-6)
+            rtol = 1e-3 if key == "grad_norm" else 1e-4
+            torch.testing.assert_close(value, other[key], rtol=rtol, atol=1e-5)
 
 
 def test_encoded_videos_for_the_gan_term(tiny_teacher: Path, tmp_path: Path) -> None:
