@@ -74,6 +74,8 @@ def check_student(
         folder / "transformer": schedule_of(headers["transformer"].metadata),
         **{lora.path: lora_schedule(lora) for lora in loras},
     }
+    for lora in loras:
+        manifest = manifest or read_manifest(lora.path.parent)
     schedule = _schedule(carried) or assumed
     if schedule is None:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.keymaps import transformer_to_diffusers
 from lightx2v_sgmd.quiet import no_warnings
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import read_header, schedule_of
@@ -25,21 +27,26 @@ class Lora:
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """Reads ``FILE`` or ``FILE:STRENGTH``.
+        """Reads ``FILE`` or ``FILE:STRENGTH``; a folder that ``export`` wrote is its file.
 
         Raises:
             UserError: the strength is no number.
         """
         path, colon, strength = text.rpartition(":")
         if not colon or strength.endswith(".safetensors") or Path(text).exists():
-            return cls(Path(text))
+            return cls(_file(Path(text)))
         try:
-            return cls(Path(path), float(strength))
+            return cls(_file(Path(path)), float(strength))
         except ValueError:
             raise UserError(
                 f"lora: {strength!r} is no number; write FILE or FILE:STRENGTH, as "
                 "x.safetensors:0.8"
             ) from None
+
+
+def _file(path: Path) -> Path:
+    """The file itself, or that of an exported folder."""
+    return path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
 
 
 def lora_schedule(lora: Lora) -> Schedule | None:
@@ -65,47 +72,85 @@ def check_loras(loras: Sequence[Lora], network: Any) -> None:
     """
     if loras and importlib.util.find_spec("peft") is None:
         raise UserError("lora: needs the package peft; pip install peft")
-    modules = dict(network.named_modules())
+    shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     for lora in loras:
-        for key, shape in _shapes(lora).items():
+        factors, differences = _read(lora)
+        for name, tensor in differences.items():
+            _check(lora, name, tuple(tensor.shape), shapes.get(name))
+        for key, tensor in factors.items():
             layer, _, kind = key.removeprefix("transformer.").partition(".lora_")
-            module = modules.get(layer)
-            weight = getattr(module, "weight", None)
-            if not key.startswith("transformer.") or weight is None or kind[:1] not in ("A", "B"):
-                raise UserError(
-                    f"lora: {lora.path}: {key} belongs to no layer of this model; the file was "
-                    "made for another one"
-                )
-            found, fits = (
-                (shape[1], weight.shape[1]) if kind[0] == "A" else (shape[0], weight.shape[0])
-            )
-            if kind in ("A.weight", "B.weight") and found != fits:
-                raise UserError(
-                    f"lora: {lora.path}: {key} has width {found}, the model's layer {fits}; the "
-                    "file was made for another size of model"
-                )
+            weight = shapes.get(f"{layer}.weight")
+            if not key.startswith("transformer.") or kind not in ("A.weight", "B.weight"):
+                weight = None
+            if weight is not None and len(weight) == 2:
+                out, width = weight
+                rank = tensor.shape[0 if kind[0] == "A" else 1]
+                weight = (rank, width) if kind[0] == "A" else (out, rank)
+            _check(lora, key, tuple(tensor.shape), weight)
 
 
-def _shapes(lora: Lora) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in _read(lora).items()}
+def _check(lora: Lora, name: str, found: tuple[int, ...], wanted: tuple[int, ...] | None) -> None:
+    if wanted is None:
+        raise UserError(
+            f"lora: {lora.path}: {name} belongs to no layer of this model; the file was made for "
+            "another one"
+        )
+    if found != wanted:
+        raise UserError(
+            f"lora: {lora.path}: {name} is {list(found)}, the model's layer needs {list(wanted)}; "
+            "the file was made for another size of model"
+        )
 
 
-def _read(lora: Lora) -> dict[str, torch.Tensor]:
-    """The file's tensors under diffusers' names, whatever convention it has."""
+_Tensors = dict[str, torch.Tensor]
+
+
+def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
+    """A file's matrix factors under diffusers' names, and its differences by parameter.
+
+    diffusers applies factors only; what a file says of norms, biases, modulation and the patch
+    embedding is added to those parameters here.
+    """
     from diffusers import WanPipeline
     from safetensors.torch import load_file
 
     lora_schedule(lora)  # refuses what is no safetensors file
+    saved = load_file(lora.path)
+    differences = {}
+    for key in [key for key in saved if key.endswith((".diff", ".diff_b", ".diff_m"))]:
+        differences[_parameter(lora, key)] = saved.pop(key)
     try:
-        state: dict[str, torch.Tensor] = WanPipeline.lora_state_dict(load_file(lora.path))
+        factors: _Tensors = WanPipeline.lora_state_dict(saved) if saved else {}
     except (ValueError, KeyError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"lora: {lora.path}: is no LoRA of a Wan model: {first}") from error
-    if not state:
+    if not factors and not differences:
         raise UserError(f"lora: {lora.path}: holds no tensors")
-    return state
+    return factors, differences
 
 
+def _parameter(lora: Lora, key: str) -> str:
+    """The parameter that ``diffusion_model.<original layer>.diff`` and the like change.
+
+    Modulation has two names for the same, for two programs: ``X.diff_m``, ``X.modulation.diff``.
+    """
+    layer, _, kind = key.removeprefix("diffusion_model.").rpartition(".")
+    if kind == "diff_m":
+        name = f"{layer}.modulation"
+    elif layer.endswith("modulation"):
+        name = layer
+    else:
+        name = f"{layer}.{'bias' if kind == 'diff_b' else 'weight'}"
+    try:
+        return transformer_to_diffusers(name)
+    except UserError as error:
+        raise UserError(
+            f"lora: {lora.path}: {key} belongs to no layer of this model; the file was made for "
+            "another one"
+        ) from error
+
+
+@torch.no_grad()
 def add_loras(network: Any, loras: Sequence[Lora], merge: bool) -> None:
     """Puts LoRA layers beside the network's, or adds them into its weights.
 
@@ -115,13 +160,21 @@ def add_loras(network: Any, loras: Sequence[Lora], merge: bool) -> None:
         merge: Into the weights: nothing is computed twice, and the network can be fused and
             quantised. The sum is rounded to the network's precision once.
     """
-    if not loras:
-        return
-    names = [f"lora{index}" for index in range(len(loras))]
-    with no_warnings("diffusers.loaders.peft"):
-        for name, lora in zip(names, loras, strict=True):
-            network.load_lora_adapter(_read(lora), prefix="transformer", adapter_name=name)
-        network.set_adapters(names, [lora.strength for lora in loras])
-        if merge:
-            network.fuse_lora(adapter_names=names)
-            network.unload_lora()
+    names, strengths = [], []
+    parameters = dict(network.named_parameters())
+    for index, lora in enumerate(loras):
+        factors, differences = _read(lora)
+        for name, difference in differences.items():
+            parameters[name] += (lora.strength * difference.float()).to(parameters[name].dtype)
+        if factors:
+            names.append(f"lora{index}")
+            strengths.append(lora.strength)
+            with no_warnings("diffusers.loaders.peft"), warnings.catch_warnings():
+                # peft wonders about a second file, which is what was asked for.
+                warnings.simplefilter("ignore")
+                network.load_lora_adapter(factors, prefix="transformer", adapter_name=names[-1])
+    if names:
+        network.set_adapters(names, strengths)
+    if names and merge:
+        network.fuse_lora(adapter_names=names)
+        network.unload_lora()
