@@ -88,7 +88,9 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         content = _strict_json(text)
-        metadata = {str(k): str(v) for k, v in content.pop("__metadata__", {}).items()}
+        metadata = content.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("metadata is not all text")
         spans = {name: _tensor(path, name, entry) for name, entry in content.items()}
     except UserError:
         raise
