@@ -119,6 +119,7 @@ class _Pool:
         log = work.log_file(self.plan, task)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        said = said or [f"its process ended with code {code}: {line}" for line in lines if line]
         reason = said[-1] if said else f"its process ended with code {code}"
         return f"{reason} (log: {log})"
 
