@@ -1,0 +1,222 @@
+"""A Gaussian world in which every network of a distillation is known exactly.
+
+Data are N(mean, cov) in 64 dimensions, eigenvalues over a decade in a random basis. The student is
+a one-step linear generator ``x0 = A z + b``, so it is a Gaussian too, and the exact fake score is
+that Gaussian's posterior mean: linear, with the gain ``K = a C (a^2 C + s^2 I)^-1`` at a time s,
+``a = 1 - s``, for a covariance C. Below ``g = a K``, by eigenvalue: between 0 and 1.
+
+Noise is not drawn but laid out, antithetic and with the exact second moments of a Gaussian. A loss
+that is quadratic in it therefore has its exact expectation, and what a test sees is the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd import flow
+from lightx2v_sgmd.methods import Losses, Method, Sample
+
+# T times, P points at each, D dimensions; a batch B is T * P
+
+DIM = 64
+TIMES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+POINTS = 4 * DIM
+SIGMA = TIMES.repeat_interleave(POINTS)
+_S = TIMES.view(-1, 1, 1)
+_EYE = torch.eye(DIM, dtype=torch.float64)
+
+
+def predict(mean: Tensor, gains: Tensor, x_t: Tensor) -> Tensor:
+    """The data prediction [B, D] of a mean [D] and gains [T, D, D] for x_t [B, D] at ``SIGMA``."""
+    centred = x_t.view(len(TIMES), -1, DIM) - (1 - _S) * mean
+    return (mean + centred @ gains).view(-1, DIM)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean [D], cov [D, D])."""
+
+    mean: Tensor
+    cov: Tensor
+
+    @property
+    def gains(self) -> Tensor:
+        """K at each time, [T, D, D], symmetric."""
+        noisy = (1 - _S) ** 2 * self.cov + _S**2 * _EYE
+        return (1 - _S) * torch.linalg.solve(noisy, self.cov.expand(len(TIMES), DIM, DIM))
+
+    def predict(self, x_t: Tensor) -> Tensor:
+        """E[x0 | x_t] for x_t [B, D] at ``SIGMA``."""
+        return predict(self.mean, self.gains, x_t)
+
+    def noisy(self) -> tuple[Tensor, Tensor]:
+        """Mean [T, 1, D] and covariance [T, D, D] of x_t."""
+        return (1 - _S) * self.mean, (1 - _S) ** 2 * self.cov + _S**2 * _EYE
+
+
+@cache
+def teacher() -> Gaussian:
+    """The data."""
+    values = torch.logspace(-0.5, 0.5, DIM, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(DIM, generator=generator, dtype=torch.float64)
+    return Gaussian(mean, basis() @ torch.diag(values) @ basis().T)
+
+
+@cache
+def basis() -> Tensor:
+    """The eigenvectors of the data's covariance, in columns."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(drawn)[0]
+
+
+@cache
+def points() -> tuple[Tensor, Tensor]:
+    """Latent z and noise, both [B, D]: jointly of mean 0 and covariance I at each time."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.randn(len(TIMES), 2 * DIM, 2 * DIM, generator=generator, dtype=torch.float64)
+    half = torch.linalg.qr(drawn)[0] * (2 * DIM) ** 0.5
+    z, noise = torch.cat([half, -half], 1).chunk(2, -1)
+    return z.reshape(-1, DIM), noise.reshape(-1, DIM)
+
+
+class Tracker:
+    """A learned fake score: a mean and a gain for each time, which starts as the teacher."""
+
+    def __init__(self) -> None:
+        self.mean = teacher().mean.clone().requires_grad_()
+        self.gains = teacher().gains.clone().requires_grad_()
+
+    def predict(self, x_t: Tensor) -> Tensor:
+        """Its data prediction."""
+        return predict(self.mean, self.gains, x_t)
+
+
+def make_sample(
+    x0: Tensor,
+    fake: Callable[[Tensor], Tensor],
+    real: Callable[[Tensor], Tensor],
+    **more: Any,
+) -> Sample:
+    """What a method sees of x0 [B, D]: noise at every time and both predictions."""
+    noise = points()[1]
+    x_t = flow.add_noise(x0, noise, SIGMA)
+    x_fake = fake(x_t)
+    velocity = (x_t - x_fake) / SIGMA[:, None]
+    return Sample(x0, noise, SIGMA, x_t, velocity, x_fake, real(x_t), **more)
+
+
+def total(losses: Losses) -> Tensor:
+    """What an update minimises."""
+    return torch.stack(list(losses.values())).sum(0).mean()
+
+
+@dataclass
+class Student:
+    """``x0 = factor z + shift``."""
+
+    factor: Tensor
+    shift: Tensor
+
+    @classmethod
+    def fresh(cls) -> Student:
+        """Standard normal: neither the data's mean nor its covariance."""
+        return cls(_EYE.clone().requires_grad_(), _EYE[0].mul(0).requires_grad_())
+
+    @classmethod
+    def at(cls, mean: Tensor, cov: Tensor) -> Student:
+        """A given Gaussian, its factor the symmetric root."""
+        values, vectors = torch.linalg.eigh(cov)
+        root = vectors @ torch.diag(values.sqrt()) @ vectors.T
+        return cls(root.requires_grad_(), mean.clone().requires_grad_())
+
+    def sample(self) -> Tensor:
+        """x0 [B, D] of the points."""
+        return points()[0] @ self.factor.T + self.shift
+
+    def law(self) -> Gaussian:
+        """Its distribution, without gradient."""
+        factor = self.factor.detach()
+        return Gaussian(self.shift.detach().clone(), factor @ factor.T)
+
+
+Critic = Callable[[Gaussian], Callable[[Tensor, Tensor], Tensor]]
+"""For the student's law, what ``Sample.discriminate`` is."""
+
+
+def generator_sample(
+    method: Method,
+    student: Student,
+    fake: Callable[[Tensor], Tensor],
+    critic: Critic | None = None,
+) -> Sample:
+    """A sample whose gradient paths are those that the training loop gives this method."""
+    through_teacher = method.through_teacher
+    more = {} if critic is None else {"discriminate": critic(student.law())}
+    return make_sample(
+        student.sample(),
+        lambda x_t: fake(x_t if method.through_fake_score else x_t.detach()),
+        lambda x_t: teacher().predict(x_t if through_teacher else x_t.detach()),
+        **more,
+    )
+
+
+class Adam:
+    """Adam on a matrix or more and a vector, whose rates fall to zero over the second half.
+
+    A step of Adam moves every entry of a matrix alike, so its spectral norm by up to DIM times as
+    much: matrices learn at a rate of their own.
+    """
+
+    def __init__(self, matrices: Tensor, vector: Tensor, rates: tuple[float, float]) -> None:
+        groups = [
+            {"params": [values], "lr": rate, "rate": rate}
+            for values, rate in zip((matrices, vector), rates, strict=True)
+        ]
+        self.adam = torch.optim.Adam(groups, betas=(0.5, 0.9))
+
+    def step(self, loss: Tensor, progress: float) -> None:
+        """One update; ``progress`` from 0 to 1."""
+        for group in self.adam.param_groups:
+            group["lr"] = group["rate"] * min(1.0, 2 * (1 - progress))
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+
+
+def distil(
+    method: Method, iterations: int, critic: Critic | None = None, tracked: bool = False
+) -> tuple[Student, Sample]:
+    """Trains a student by a method's losses.
+
+    Args:
+        method: Whose losses.
+        iterations: Updates of the student.
+        critic: An ideal discriminator.
+        tracked: Whether the fake score is learned, by the method's own loss and number of updates
+            after each of the student's; otherwise it is exact.
+
+    Returns:
+        The student and the last sample.
+    """
+    student, tracker, updates = Student.fresh(), Tracker(), method.fake_score_updates
+    # Slower where a fake score has to follow.
+    learner = Adam(student.factor, student.shift, (0.004 if tracked else 0.008, 0.1))
+    follower = Adam(tracker.gains, tracker.mean, (0.01 / updates**0.5, 0.1 / updates**0.5))
+    for i in range(iterations):
+        fake = tracker.predict if tracked else student.law().predict
+        sample = generator_sample(method, student, fake, critic)
+        x_real, before = sample.x_real, sample.x0.detach()
+        learner.step(total(method.generator_losses(sample)), i / iterations)
+        for _ in range(updates if tracked else 0):
+            x0 = student.sample().detach() if method.fresh_rollouts else before
+            refit = make_sample(x0, tracker.predict, lambda x_t, x_real=x_real: x_real)
+            follower.step(total(method.fake_score_losses(refit)), i / iterations)
+    return student, sample
