@@ -19,7 +19,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.resources import config_path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("distill", "generate", "export", "doctor", "demo")
+COMMANDS = ("distill", "generate", "export", "compare", "doctor", "demo")
 SPRITES = str(config_path("sprites_sgmd.yaml"))
 
 
