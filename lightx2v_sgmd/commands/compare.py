@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -86,9 +87,7 @@ def compare_command(
     ] = None,
     compute: Annotated[
         Compute,
-        typer.Option(
-            help="What equal compute counts: forwards (a backward as two) or CPU seconds."
-        ),
+        typer.Option(help="What equal compute counts: forward equivalents, or CPU seconds."),
     ] = Compute.forwards,
     workers: Annotated[
         int,
@@ -97,6 +96,9 @@ def compare_command(
             help="Runs side by side, each with its share of the cores (OMP_NUM_THREADS, if it is "
             "set, is kept).",
         ),
+    ] = 1,
+    nproc: Annotated[
+        int, typer.Option(metavar="N", help="Processes (GPUs) of each run, as for distill.")
     ] = 1,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Run nothing; sum up what there is so far.")
@@ -112,24 +114,29 @@ def compare_command(
     it stopped; methods and seeds may be added later. On a finished folder it only writes the
     report anew.
     """
-    from lightx2v_sgmd.comparison import compare
+    from lightx2v_sgmd.comparison import RunsFailedError, compare
     from lightx2v_sgmd.comparison.plan import Settings
 
-    done = compare(
-        job,
-        out,
-        methods=methods.split(",") if methods is not None else (),
-        seeds=seeds,
-        overrides=settings or (),
-        method_overrides=method_settings or (),
-        sweep=sweep,
-        settings=Settings(prompts=prompts, curve_prompts=curve_prompts),
-        every=every,
-        workers=workers,
-        compute=compute.value,
-        report_only=report_only,
-        quiet=quiet,
-    )
+    try:
+        done = compare(
+            job,
+            out,
+            methods=methods.split(",") if methods is not None else (),
+            seeds=seeds,
+            overrides=settings or (),
+            method_overrides=method_settings or (),
+            sweep=sweep,
+            settings=Settings(prompts=prompts, curve_prompts=curve_prompts),
+            every=every,
+            workers=workers,
+            nproc=nproc,
+            compute=compute.value,
+            report_only=report_only,
+            quiet=quiet,
+        )
+    except RunsFailedError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(1) from error
     if as_json:
         print(json.dumps(done.results, indent=1), flush=True)
         return

@@ -16,15 +16,19 @@ from lightx2v_sgmd.comparison.columns import markdown
 from lightx2v_sgmd.comparison.measuring import write_text
 from lightx2v_sgmd.comparison.page import write_page
 from lightx2v_sgmd.comparison.plan import TEACHER, Plan, Settings, make_plan, write_plan
-from lightx2v_sgmd.comparison.running import run_tasks
+from lightx2v_sgmd.comparison.running import Pool, run_tasks
 from lightx2v_sgmd.comparison.tables import budget, build_results, seeds_done, step_within
 from lightx2v_sgmd.comparison.tasks import Task, all_tasks, is_done
 from lightx2v_sgmd.console import note
 from lightx2v_sgmd.errors import UserError
 
-__all__ = ["Comparison", "compare", "make_plan"]
+__all__ = ["Comparison", "RunsFailedError", "compare", "make_plan"]
 
 UNITS = ("forwards", "seconds")
+
+
+class RunsFailedError(RuntimeError):
+    """Some runs failed; the message says which, why, and where the report on the others is."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def compare(
     settings: Settings | None = None,
     every: int | None = None,
     workers: int = 1,
+    nproc: int = 1,
     compute: str = "forwards",
     report_only: bool = False,
     quiet: bool = False,
@@ -70,20 +75,22 @@ def compare(
         sweep: ``KEY=A,B,C``, a row for each value.
         settings: How much is measured.
         every: Iterations between snapshots; a tenth of the run by default.
-        workers: Processes side by side.
+        workers: Runs side by side.
+        nproc: Processes of each run, as for ``distill``.
         compute: What the budget of equal compute counts: ``forwards`` or CPU ``seconds``.
         report_only: Run nothing; sum up what there is.
         quiet: Show nothing.
 
     Raises:
         UserError: something that was asked for cannot be; nothing has been run.
-        RuntimeError: runs failed; the tables of the others are written.
+        RunsFailedError: runs failed; the tables of the others are written.
         KeyboardInterrupt: it was asked to stop, and everything that ran has saved.
     """
     if compute not in UNITS:
         raise UserError(f"--compute: {compute!r} is unknown; use {' or '.join(UNITS)}")
-    if workers < 1:
-        raise UserError(f"--workers: {workers} is too few; use 1 or more")
+    for option, count in (("--workers", workers), ("--nproc", nproc)):
+        if count < 1:
+            raise UserError(f"{option}: {count} is too few; use 1 or more")
     plan = make_plan(
         job_file,
         out,
@@ -98,12 +105,12 @@ def compare(
     failures: dict[Task, str] = {}
     if not report_only:
         write_plan(plan)
-        failures = run_tasks(plan, all_tasks(plan), workers, "comparing", quiet)
-        cuts = _cuts(plan, compute)
-        failures |= run_tasks(plan, cuts, workers, "measuring at equal compute", quiet)
+        pool = Pool(plan, workers, nproc)
+        failures = run_tasks(pool, all_tasks(plan), "comparing", quiet)
+        failures |= run_tasks(pool, _cuts(plan, compute), "measuring at equal compute", quiet)
     if not seeds_done(plan, TEACHER):
         reasons = "; ".join(failures.values()) or "its videos have not been made yet"
-        raise RuntimeError(f"there is nothing to report: the teacher is not measured: {reasons}")
+        raise RunsFailedError(f"there is nothing to report on without the teacher: {reasons}")
     named = {task.name: problem for task, problem in failures.items()}
     results = build_results(plan, compute, named)
     write_text(plan.out / "results.json", json.dumps(results, indent=1) + "\n")
@@ -112,7 +119,7 @@ def compare(
     write_page(plan, results)
     if failures:
         first = next(iter(named.items()))
-        raise RuntimeError(
+        raise RunsFailedError(
             f"{len(failures)} of {len(all_tasks(plan))} runs failed, first {first[0]}: {first[1]}; "
             f"the report on the others is in {plan.out}; the same command tries these again"
         )

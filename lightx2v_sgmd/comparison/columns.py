@@ -88,6 +88,7 @@ QUALITY = (
 COST = (
     Column("cpu_seconds", "CPU s/it", 3, "processor seconds of one training iteration", "down"),
     Column("relative", "times", 2, "the same, relative to the row that needs least", "down"),
+    Column("seconds", "s/it", 3, "the same by the clock, other work of the machine included"),
     Column(
         "forwards",
         "forwards/it",

@@ -22,15 +22,12 @@ _LOOK_S = 2.0
 """Between looks at how far the running tasks are."""
 
 
-def run_tasks(
-    plan: Plan, tasks: Sequence[Task], workers: int, label: str, quiet: bool
-) -> dict[Task, str]:
+def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dict[Task, str]:
     """Does the tasks that are not done, each in a process of its own.
 
     Args:
-        plan: The comparison.
+        pool: Runs them.
         tasks: In the order in which they start.
-        workers: Processes side by side; each gets its share of the cores.
         label: What to call all of it.
         quiet: Show nothing.
 
@@ -40,17 +37,17 @@ def run_tasks(
     Raises:
         KeyboardInterrupt: it was asked to stop, and all processes have saved and ended.
     """
+    plan = pool.plan
     waiting = [task for task in tasks if not work.is_done(plan, task)]
     if not waiting:
         return {}
     total = sum(work.units(plan, task) for task in tasks)
     before = sum(work.units_done(plan, task) for task in tasks)
-    pool = _Pool(plan, workers)
     failures: dict[Task, str] = {}
     with _stopping_on_signal(pool, quiet), progress(total, label, quiet, done=before) as bar:
         looked_s = time.monotonic()
         while waiting or pool.running:
-            while waiting and len(pool.running) < workers and not pool.stopped:
+            while waiting and len(pool.running) < pool.workers and not pool.stopped:
                 pool.start(waiting.pop(0))
             for task, problem in pool.ended():
                 if problem is not None and not pool.stopped:
@@ -70,18 +67,24 @@ def run_tasks(
     return failures
 
 
-class _Pool:
-    """The processes that are running."""
+class Pool:
+    """Processes that work on a comparison.
 
-    def __init__(self, plan: Plan, workers: int) -> None:
-        self.plan = plan
+    Args:
+        plan: The comparison.
+        workers: How many tasks run side by side; each gets its share of the cores.
+        nproc: Processes of each training run.
+    """
+
+    def __init__(self, plan: Plan, workers: int, nproc: int = 1) -> None:
+        self.plan, self.workers, self.nproc = plan, workers, nproc
         self.running: dict[Task, subprocess.Popen[bytes]] = {}
         self.stopped = 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         home = str(Path(__file__).resolve().parents[2])
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {
-            "OMP_NUM_THREADS": str(max(1, (cores or 1) // workers)),
+            "OMP_NUM_THREADS": str(max(1, (cores or 1) // (workers * nproc))),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
         }
@@ -93,7 +96,7 @@ class _Pool:
         command = [sys.executable, "-m", "lightx2v_sgmd.comparison.worker"]
         with log.open("wb") as file:
             self.running[task] = subprocess.Popen(
-                [*command, str(self.plan.out), task.to_json()],
+                [*command, str(self.plan.out), task.to_json(), str(self.nproc)],
                 env=self.environment,
                 stdin=subprocess.PIPE,  # closed when this process is gone, which ends the worker
                 stdout=file,
@@ -132,7 +135,7 @@ class _Pool:
 
 
 @contextmanager
-def _stopping_on_signal(pool: _Pool, quiet: bool) -> Iterator[None]:
+def _stopping_on_signal(pool: Pool, quiet: bool) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM stop the pool."""
 
     def receive(number: int, frame: object) -> None:

@@ -43,6 +43,7 @@ class Cost:
             "cpu_seconds": float(
                 np.mean([line["cpu_seconds"] for line in self.lines[1:] or self.lines])
             ),
+            "seconds": float(np.mean([line["seconds"] for line in self.lines[1:] or self.lines])),
             "equivalents": float(np.mean([line["forward_equivalents"] for line in self.lines])),
             "by_role": counts,
             **{name: sum(by_role.values()) for name, by_role in counts.items()},

@@ -18,7 +18,7 @@ class Task:
     """One process's work.
 
     Attributes:
-        row: ``teacher``, ``undistilled`` or a trained row's label.
+        row: ``teacher``, which includes its undistilled steps, or a trained row's label.
         seed: Of training and of the videos.
         step: None to train and measure what comes of it; otherwise to measure this snapshot in
             full.
@@ -45,16 +45,16 @@ def all_tasks(plan: Plan) -> list[Task]:
     The teacher comes first, which every table needs, then one seed of all rows after the other: a
     comparison that is cut short can be reported on as far as it is.
     """
-    fixed = [Task(row, seed) for row in (UNDISTILLED, TEACHER) for seed in plan.seeds]
-    return [*fixed, *(Task(row, seed) for seed in plan.seeds for row in plan.jobs)]
+    teacher = [Task(TEACHER, seed) for seed in plan.seeds]
+    return [*teacher, *(Task(row, seed) for seed in plan.seeds for row in plan.jobs)]
 
 
 def outputs(plan: Plan, task: Task) -> list[Path]:
     """The measurements that a task makes."""
     if task.step is not None:
         return [plan.measurement(task.row, task.seed, task.step)]
-    if task.row not in plan.jobs:
-        return [plan.measurement(task.row, task.seed, 0)]
+    if task.row == TEACHER:
+        return [plan.measurement(row, task.seed, 0) for row in (UNDISTILLED, TEACHER)]
     *curve, last = plan.snapshots()
     files = [plan.measurement(task.row, task.seed, step, full=False) for step in curve]
     return [*files, plan.measurement(task.row, task.seed, last)]
@@ -70,9 +70,7 @@ def units(plan: Plan, task: Task) -> int:
     if task.step is not None:
         return full_units(plan, 4)
     if task.row == TEACHER:
-        return full_units(plan, 2 * TEACHER_STEPS)
-    if task.row == UNDISTILLED:
-        return full_units(plan, 4)
+        return full_units(plan, 2 * TEACHER_STEPS + 4)
     training = round(plan.job.train.iterations * iteration_units(plan, task.row))
     return training + (len(plan.snapshots()) - 1) * curve_units(plan) + full_units(plan, 4)
 
@@ -84,7 +82,7 @@ def units_done(plan: Plan, task: Task) -> int:
     if task.row == TEACHER:
         made = sum(1 for _ in teacher_folder(plan, task.seed).glob("batch_*.npz"))
         return min(units(plan, task) - 1, units(plan, task) * made // teacher_batches(plan))
-    if task.step is not None or task.row not in plan.jobs:
+    if task.step is not None:
         return 0
     trace = plan.run(task.row, task.seed) / "metrics.jsonl"
     done = trace.read_bytes().count(b"\n") if trace.is_file() else 0

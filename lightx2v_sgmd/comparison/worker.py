@@ -1,4 +1,4 @@
-"""One process of a comparison: ``python -m lightx2v_sgmd.comparison.worker OUT TASK``.
+"""One process of a comparison: ``python -m lightx2v_sgmd.comparison.worker OUT TASK [NPROC]``.
 
 It trains one run through the public ``distill`` and measures its snapshots, or samples and measures
 the teacher. Interrupted, it leaves what it has; started again, it does the rest.
@@ -24,7 +24,7 @@ import torch
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.comparison import measuring
 from lightx2v_sgmd.comparison.measuring import Videos
-from lightx2v_sgmd.comparison.plan import TEACHER, Plan, plan_of
+from lightx2v_sgmd.comparison.plan import TEACHER, UNDISTILLED, Plan, plan_of
 from lightx2v_sgmd.comparison.tasks import TEACHER_BATCH, Task, teacher_folder
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import load_job
@@ -38,8 +38,8 @@ _SHOWN_SIZE = 192
 """Pixels to which small videos are enlarged; players blur 32 pixels beyond recognition."""
 
 
-def work(out: Path, task: Task) -> None:
-    """Does one task of the comparison in ``out``.
+def work(out: Path, task: Task, nproc: int = 1) -> None:
+    """Does one task of the comparison in ``out``; trains in ``nproc`` processes.
 
     Raises:
         UserError: from training or sampling.
@@ -50,13 +50,15 @@ def work(out: Path, task: Task) -> None:
     if task.step is not None:
         bench.measure_snapshot(task.row, task.step)
     elif task.row in plan.jobs:
-        train(plan, task)
+        train(plan, task, nproc)
         bench.measure_run(task.row)
-    elif not plan.measurement(task.row, task.seed, 0).is_file():
-        bench.measure_teacher(task.row)
+    else:
+        for row in (UNDISTILLED, TEACHER):
+            if not plan.measurement(row, task.seed, 0).is_file():
+                bench.measure_teacher(row)
 
 
-def train(plan: Plan, task: Task) -> None:
+def train(plan: Plan, task: Task, nproc: int) -> None:
     """Trains a run, unless it is done, and keeps the weights of each snapshot."""
     from distill import distill
 
@@ -74,7 +76,7 @@ def train(plan: Plan, task: Task) -> None:
         ],
     )
     with collecting(run, plan.snapshots()):
-        distill(job, quiet=True)
+        distill(job, nproc=nproc, quiet=True)
     if not plan.snapshot(task.row, task.seed, last).is_file():
         raise UserError(f"{run}: has no checkpoint of step {last}; remove that folder")
     store.prune(run, 1)
@@ -293,6 +295,7 @@ def _interrupt(number: int, frame: object) -> None:
 def main(arguments: Sequence[str]) -> int:
     """A worker's life; the last line of its log is its error."""
     out, task = Path(arguments[0]), Task(**json.loads(arguments[1]))
+    nproc = int(arguments[2]) if len(arguments) > 2 else 1
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -300,7 +303,7 @@ def main(arguments: Sequence[str]) -> int:
 
     cv2.setNumThreads(torch.get_num_threads())
     try:
-        work(out, task)
+        work(out, task, nproc)
     except KeyboardInterrupt:
         return 130
     except UserError as error:

@@ -75,7 +75,7 @@ def test_a_sweep_that_is_interrupted_goes_on_to_its_report(
     check_files(out, results)
 
     # A third time it trains and measures nothing, and writes the same report.
-    monkeypatch.setattr(running.subprocess, "Popen", None)
+    monkeypatch.setattr(running.Pool, "start", None)
     (out / "report.html").unlink()
     assert run([*arguments, "--quiet"]) == 0
     assert json.loads((out / "results.json").read_text()) == results
@@ -117,6 +117,7 @@ def test_what_cannot_be_is_refused_at_once(
         ("--methods", "sgmd,nope"): "--methods: 'nope' is unknown; use ",
         ("--seeds", "0"): "--seeds: 0 is too few",
         ("--workers", "0"): "--workers: 0 is too few",
+        ("--nproc", "0"): "--nproc: 0 is too few",
         ("--compute", "money"): "'money'",
     }.items():
         assert run(["compare", job, "--out", out, *options]) == 2
@@ -125,3 +126,18 @@ def test_what_cannot_be_is_refused_at_once(
     assert not Path(out).exists()
     (tmp_path / "file").write_text("")
     assert run(["compare", job, "--out", str(tmp_path / "file" / "out")]) == 2
+
+
+def test_failed_runs_are_told_in_a_line(
+    tiny_teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running.sys, "executable", "/bin/false")
+    job, out = str(job_file(tiny_teacher, tmp_path)), str(tmp_path / "out")
+    assert run(["compare", job, "--out", out, "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is nothing to report on without the teacher: its process")
+    assert run(["compare", job, "--out", out, "--quiet", "--report-only"]) == 1
+    assert "its videos have not been made yet" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 
 from lightx2v_sgmd.comparison import running
 from lightx2v_sgmd.comparison.plan import Plan, make_plan
-from lightx2v_sgmd.comparison.running import run_tasks
+from lightx2v_sgmd.comparison.running import Pool, run_tasks
 from lightx2v_sgmd.comparison.tasks import Task, outputs
 from tests.training import job_file
 
@@ -68,7 +68,7 @@ def test_a_failing_task_is_reported_and_the_others_go_on(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = [Task(row, 0) for row in ("dmd2", "sid", "sgmd", "tsg_sim")]
-    failures = run_tasks(plan, tasks, 2, "comparing", quiet=False)
+    failures = run_tasks(Pool(plan, 2), tasks, "comparing", quiet=False)
     assert [task.row for task in failures] == ["dmd2", "sid"] or set(failures) == set(tasks[:2])
     log = plan.out / "logs" / "dmd2_seed_0.log"
     assert failures[tasks[0]] == f"the loss is not finite (log: {log})"
@@ -77,17 +77,19 @@ def test_a_failing_task_is_reported_and_the_others_go_on(
     said = capsys.readouterr().err
     assert "dmd2 seed 0: the loss is not finite" in said and "comparing" in said
     # Again: what is done is left alone, what failed is tried once more.
-    assert set(run_tasks(plan, tasks, 1, "comparing", quiet=True)) == set(tasks[:2])
+    assert set(run_tasks(Pool(plan, 1), tasks, "comparing", quiet=True)) == set(tasks[:2])
     assert sorted(started(plan)[4:]) == ["dmd2", "sid"]
-    assert run_tasks(plan, tasks[2:], 1, "comparing", quiet=True) == {}
+    assert run_tasks(Pool(plan, 1), tasks[2:], "comparing", quiet=True) == {}
 
 
 def test_workers_share_the_cores(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.os, "sched_getaffinity", lambda pid: range(8))
-    run_tasks(plan, [Task("sgmd", 0)], 2, "comparing", quiet=True)
+    run_tasks(Pool(plan, 2), [Task("sgmd", 0)], "comparing", quiet=True)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    run_tasks(plan, [Task("tsg_sim", 0)], 2, "comparing", quiet=True)
+    run_tasks(Pool(plan, 2), [Task("tsg_sim", 0)], "comparing", quiet=True)
     assert (plan.out / "started").read_text().splitlines() == ["sgmd 4", "tsg_sim 3"]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert Pool(plan, 2, nproc=2).environment["OMP_NUM_THREADS"] == "2"
 
 
 def test_a_signal_lets_the_workers_save_and_starts_no_more(
@@ -102,7 +104,7 @@ def test_a_signal_lets_the_workers_save_and_starts_no_more(
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(plan, [Task("adm", 0), Task("sgmd", 0)], 1, "comparing", quiet=False)
+        run_tasks(Pool(plan, 1), [Task("adm", 0), Task("sgmd", 0)], "comparing", quiet=False)
     thread.join()
     assert (plan.out / "saved").exists() and started(plan) == ["adm"]
     assert "the runs save where they are" in capsys.readouterr().err
