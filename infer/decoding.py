@@ -31,18 +31,23 @@ class Tiling:
     size: int = 256
     stride: int = 192
 
-    def starts(self, side: int) -> list[int]:
-        """Where tiles begin along a side of that many pixels."""
-        return list(range(0, side, self.stride))
+    def count(self, height: int, width: int) -> int:
+        """How many tiles a frame of that size has."""
+        if not self.needed(height, width):
+            return 1
+        return -(-height // self.stride) * -(-width // self.stride)
 
     def needed(self, height: int, width: int) -> bool:
         """Whether a frame of that size is more than one tile."""
         return height > self.size or width > self.size
 
 
-Gather = Callable[[list[tuple[int, Tensor]]], list[Tensor] | None]
-"""Brings the tiles of all ranks together: own ``(index, tile)`` in, all tiles in order out (or None
-on ranks that get nothing)."""
+Gather = Callable[[list[tuple[int, Tensor]], list[tuple[int, ...]], Tensor], list[Tensor] | None]
+"""Brings the tiles of all processes together.
+
+In go the own ``(index, tile)``, the shapes of all, and a tensor of their kind; out come all tiles
+in order, or None on processes that get nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -110,16 +115,29 @@ def _tiled(vae: Any, z: Tensor, tiling: Tiling, share: Share | None) -> Iterator
     memories = {index: _Memory(vae) for index in mine}
     height, width = z.shape[3] * ratio // patch, z.shape[4] * ratio // patch
     for frame in range(z.shape[2]):
+        pieces = [
+            z[:, :, frame : frame + 1, top : top + size, left : left + size]
+            for top, left in corners
+        ]
         done = []
         for index in mine:
-            top, left = corners[index]
-            tile = z[:, :, frame : frame + 1, top : top + size, left : left + size]
-            decoded = memories[index].decode(vae.post_quant_conv(tile), first=frame == 0)
-            done.append((index, decoded))
-        tiles = [tile for _, tile in done] if share is None else share.gather(done)
+            piece = vae.post_quant_conv(pieces[index])
+            done.append((index, memories[index].decode(piece, first=frame == 0)))
+        if share is None:
+            tiles: list[Tensor] | None = [tile for _, tile in done]
+        else:
+            count = 1 if frame == 0 else 2 ** sum(vae.config.temperal_downsample)
+            tiles = share.gather(done, [_decoded(vae, piece, count) for piece in pieces], z)
         if tiles is not None:
             rows = [tiles[i : i + len(lefts)] for i in range(0, len(tiles), len(lefts))]
             yield _blend(vae, rows, tiling, patch)[:, :, :, :height, :width]
+
+
+def _decoded(vae: Any, piece: Tensor, frames: int) -> tuple[int, ...]:
+    """The shape of a tile's frames, before patches are laid out."""
+    ratio = int(vae.spatial_compression_ratio) // int(vae.config.patch_size or 1)
+    height, width = (side * ratio for side in piece.shape[3:])
+    return piece.shape[0], int(vae.config.out_channels), frames, height, width
 
 
 def _blend(vae: Any, rows: list[list[Tensor]], tiling: Tiling, patch: int) -> Tensor:

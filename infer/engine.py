@@ -23,9 +23,11 @@ from infer.network import load_network
 from infer.options import Options, Plan, make_plan, out_of_memory
 from infer.result import Cancelled, Generation, Video
 from infer.text import Texts
+from infer.together import share_tiles
 from lightx2v_sgmd.console import Bar, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel, fold_text_padding, pad_text, velocity
+from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.video import WAN_FPS, Frames
@@ -42,10 +44,15 @@ Cancel = Callable[[], bool]
 
 
 class Student:
-    """Loaded weights. The text encoder and the VAE are loaded when first needed."""
+    """Loaded weights. The text encoder and the VAE are loaded when first needed.
 
-    def __init__(self, checked: Checked, plan: Plan) -> None:
+    With several ``ranks`` all of them call the same methods with the same arguments; latents come
+    out on all of them, frames on the first.
+    """
+
+    def __init__(self, checked: Checked, plan: Plan, ranks: Ranks | None = None) -> None:
         self.checked, self.plan = checked, plan
+        self.ranks = ranks or Ranks(device=plan.device)
         self.device, self.dtype, self.attention = plan.device, plan.dtype, plan.attention
         text_device = torch.device("cpu") if plan.way.text_on_cpu else plan.device
         text_dtype = torch.float32 if plan.device.type == "cpu" else torch.bfloat16
@@ -56,7 +63,7 @@ class Student:
             self._transformer = self._load_transformer()
 
     def _load_transformer(self) -> Any:
-        return load_network(self.model, self.plan)
+        return load_network(self.model, self.plan, self.ranks)
 
     @property
     def model(self) -> WanModel:
@@ -126,7 +133,7 @@ class Student:
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
         self._make_room("text")
-        return self.texts.encode(prompts, quiet)
+        return self.ranks.once(lambda: self.texts.encode(prompts, quiet))
 
     @torch.no_grad()
     def denoise(
@@ -191,12 +198,16 @@ class Student:
             ``[F, H, W, 3]`` uint8: the first frame, then four at a time.
         """
         self._make_room("decode")
-        tiling = Tiling() if self.plan.way.tile_vae else None
         ratio = int(self.model.vae_config.get("scale_factor_spatial", 8))
         _, frames, height, width = latents.shape
         size = (height * ratio, width * ratio, 4 * frames - 3)
+        tiling = Tiling() if self.plan.way.tile_vae else None
+        share = share_tiles(self.ranks)
+        tiles = tiling.count(*size[:2]) if tiling is not None and share is not None else 1
+        if self.ranks.rank >= tiles:
+            return
         with self._memory_explained(size, 1, "decoding"):
-            for chunk in decode_stream(self.vae, latents[None].to(self.device), tiling):
+            for chunk in decode_stream(self.vae, latents[None].to(self.device), tiling, share):
                 yield chunk[0].cpu().numpy()
 
     # A str is a sequence of str, too; the first signature is the one that counts for it.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,18 @@ from torch import Tensor
 
 from infer.checks import Checked, check_student
 from infer.engine import Cancel, OnStep, Student, stoppable
+from infer.memory import Way
 from infer.options import Options, make_plan
 from infer.profiling import profiled
 from infer.requests import Request, batches, make_requests, settle
 from infer.result import Cancelled
+from infer.together import check_ranks, processes
 from infer.video import check_writable
 from infer.writing import Pending, is_whole, writing
 from lightx2v_sgmd.console import Bar, note, progress
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.video import WAN_FPS
 
 
 @dataclass
@@ -124,19 +130,19 @@ def generate_files(
     checked = check_student(weights, assume_schedule, chosen.loras)
     requests = settle(requests, checked, height, width, num_frames)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
-    plan = make_plan(checked.model, chosen, largest, batch_size or 1)
-    facts = _Facts(checked, chosen, plan.dtype)
-    run = _Run(facts, fps, None if alone and not out.is_dir() else facts, cancel, quiet)
-    for request, file in zip(requests, files, strict=True):
-        run.add(request, file)
-    run.outcome.way = plan.way.flags()
-    if not run.waiting:
-        note(f"all {len(files)} videos are there already", quiet)
-    else:
-        if plan.way != type(plan.way)():
-            note(f"to fit into the memory: {plan.way.flags()}", quiet)
-        with profiled(profile):
-            run.go(lambda: Student(checked, plan), batch_size)
+    with processes(chosen.device) as ranks:
+        check_ranks(ranks, checked.model.num_heads)
+        plan = make_plan(checked.model, chosen, largest, batch_size or 1, ranks)
+        facts = _Facts(checked, chosen, plan.dtype)
+        sidecars = None if alone and not out.is_dir() else facts
+        run = _Run(ranks, facts.fps(fps), sidecars, cancel, quiet or not ranks.first)
+        run.look(requests, files)
+        run.outcome.way = plan.way.flags()
+        if run.waiting:
+            if plan.way != Way():
+                note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
+            with profiled(profile if ranks.first else None):
+                run.go(lambda: Student(checked, plan, ranks), batch_size)
     run.outcome.files = [file for file in files if file in run.done]
     return run.outcome
 
@@ -145,13 +151,16 @@ class _Facts:
     """What a sidecar says of a video."""
 
     def __init__(self, checked: Checked, options: Options, dtype: torch.dtype) -> None:
-        self.fps = checked.manifest.video.fps if checked.manifest else None
+        self._trained_fps = checked.manifest.video.fps if checked.manifest else WAN_FPS
         self.common = {
             "weights": _identity(checked, options),
             "timesteps": checked.schedule.to_dict()["timesteps"],
             "dtype": str(dtype).removeprefix("torch."),
             "quantize": options.quantize,
         }
+
+    def fps(self, asked: float | None) -> float:
+        return asked or self._trained_fps
 
     def of(self, request: Request, fps: float) -> dict[str, Any]:
         height, width, num_frames = request.size
@@ -182,35 +191,40 @@ class _Run:
 
     def __init__(
         self,
-        facts: _Facts,
-        fps: float | None,
+        ranks: Ranks,
+        fps: float,
         sidecars: _Facts | None,
         cancel: Cancel | None,
         quiet: bool,
     ) -> None:
-        from lightx2v_sgmd.video import WAN_FPS
-
-        self.fps = fps or facts.fps or WAN_FPS
-        self.sidecars, self.cancel, self.quiet = sidecars, cancel, quiet
+        self.ranks, self.fps, self.sidecars = ranks, fps, sidecars
+        self.cancel, self.quiet = cancel, quiet
         self.outcome = Outcome()
         self.waiting: list[Request] = []
         self.done: set[Path] = set()
         self._files: dict[str, Path] = {}
         self._writing: list[tuple[Request, Pending]] = []
 
-    def add(self, request: Request, file: Path) -> None:
-        self._files[request.name] = file
-        if self.sidecars is not None and is_whole(file, self.sidecars.of(request, self.fps)):
-            self.done.add(file)
-            self.outcome.skipped += 1
-        else:
-            self.waiting.append(request)
+    def look(self, requests: Sequence[Request], files: Sequence[Path]) -> None:
+        """Tells what is there from what is to be made; the first process looks, for all."""
+        self._files = {request.name: file for request, file in zip(requests, files, strict=True)}
 
-    def go(self, load: Any, batch_size: int | None) -> None:
-        import time
+        def whole() -> set[str]:
+            if self.sidecars is None:
+                return set()
+            facts = {r.name: self.sidecars.of(r, self.fps) for r in requests}
+            return {name for name, file in self._files.items() if is_whole(file, facts[name])}
 
+        there = self.ranks.once(whole)
+        self.waiting = [request for request in requests if request.name not in there]
+        self.done = {self._files[name] for name in there}
+        self.outcome.skipped = len(there)
+        if there:
+            note(f"{len(there)} of {len(requests)} videos are there already", self.quiet)
+
+    def go(self, load: Callable[[], Student], batch_size: int | None) -> None:
         start = time.perf_counter()
-        student: Student = load()
+        student = load()
         timings = self.outcome.timings
         timings["load"] = time.perf_counter() - start
         with student.timed(timings, "text"):
@@ -244,6 +258,8 @@ class _Run:
         except Cancelled:
             raise
         except Exception as error:
+            if self.ranks.size > 1:  # the others wait inside the network: it cannot go on
+                raise
             if len(batch) > 1:
                 for request in batch:
                     self._make(student, [request], texts, bar)
@@ -263,10 +279,19 @@ class _Run:
             bar.advance(1, request.name)
 
     def _decode(self, student: Student, request: Request, latents: Tensor) -> None:
+        chunks = stoppable(student.decode(latents), self.cancel)
+        if not self.ranks.first:
+            deque(chunks, maxlen=0)  # this process's tiles
+            return
         facts = None if self.sidecars is None else self.sidecars.of(request, self.fps)
         with writing(self._files[request.name], self.fps, facts) as pending:
-            for chunk in stoppable(student.decode(latents), self.cancel):
-                pending.put(chunk)
+            for chunk in chunks:
+                try:
+                    pending.put(chunk)
+                except Exception:
+                    if self.ranks.size > 1:
+                        deque(chunks, maxlen=0)  # the others send their tiles to the end
+                    raise
         self._writing.append((request, pending))
         self._collect(keep=1)
 

@@ -107,6 +107,7 @@ class Work:
         batch: Videos denoised together.
         bytes_each: Of a number in the network's precision: 2 or 4.
         cuda: Whether the device is a GPU.
+        ranks: Processes that share the tokens.
     """
 
     model: WanModel
@@ -116,6 +117,7 @@ class Work:
     batch: int
     bytes_each: int
     cuda: bool
+    ranks: int = 1
 
 
 def sizes_of(model: WanModel) -> Sizes:
@@ -189,9 +191,10 @@ def _activations(work: Work, each: int) -> float:
     patch_t, patch_h, patch_w = config["patch_size"]
     tokens = shape[1] * shape[2] * shape[3] / float(patch_t * patch_h * patch_w)
     width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    inner = 2 * int(config["ffn_dim"])
-    per_token: float = each * max(13 * width, inner + 5.5 * width)
-    return work.batch * tokens * per_token
+    attention = width * (18 + 4 * each)  # some of it is float32 whatever the precision
+    forward = each * (2 * int(config["ffn_dim"]) + 5.5 * width)
+    per_token: float = max(attention, forward)
+    return work.batch * tokens * per_token / work.ranks
 
 
 def _decoding(work: Work, tiled: bool) -> float:
@@ -254,14 +257,16 @@ def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool
     no_yes = (False, True)
     halves = no_yes if halvable and work.bytes_each == 4 else (False,)
     offloads = no_yes if work.cuda else (False,)
-    for kind, half, offload in product(kinds, halves, offloads):
-        for alone, tile, text_on_cpu in product(no_yes, no_yes, no_yes if work.cuda else (False,)):
-            yield replace(
-                asked,
-                quantize=kind,
-                half=half or asked.half,
-                offload=offload or asked.offload,
-                alone=alone or asked.alone,
-                tile_vae=tile or asked.tile_vae,
-                text_on_cpu=text_on_cpu or asked.text_on_cpu,
-            )
+    # The last one changes first: what costs least is tried before what costs more.
+    for kind, half, offload, text_on_cpu, tile, alone in product(
+        kinds, halves, offloads, offloads, no_yes, no_yes
+    ):
+        yield replace(
+            asked,
+            quantize=kind,
+            half=half or asked.half,
+            offload=offload or asked.offload,
+            alone=alone or asked.alone,
+            tile_vae=tile or asked.tile_vae,
+            text_on_cpu=text_on_cpu or asked.text_on_cpu,
+        )

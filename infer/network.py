@@ -11,15 +11,19 @@ import torch
 
 from infer.lora import add_loras
 from infer.options import Plan
+from infer.together import share_tokens
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.caches import cache_folder
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.quiet import no_library_bars
 
 
-def load_network(model: WanModel, plan: Plan) -> Any:
+def load_network(model: WanModel, plan: Plan, ranks: Ranks) -> Any:
     """Loads the transformer and prepares it; nothing of it needs gradients.
+
+    With several ranks it is one network, whose tokens they share.
 
     Raises:
         UserError: a part of the plan cannot run here.
@@ -37,6 +41,7 @@ def load_network(model: WanModel, plan: Plan) -> Any:
     if plan.fuse_qkv:
         fuse_qkv(network)
     kernels.apply(network, plan.attention)
+    share_tokens(network, ranks)
     if plan.way.quantize in ("fp8", "int8"):
         quantize(network, plan.way.quantize, plan.device)
     elif plan.way.quantize == "fp8-storage":
@@ -46,7 +51,8 @@ def load_network(model: WanModel, plan: Plan) -> Any:
     elif not straight:
         network.to(plan.device)
     if plan.compile:
-        compile_blocks(network, plan.options.compile_cache)
+        # What ranks tell one another inside a block cannot be compiled.
+        compile_blocks(network, plan.options.compile_cache, whole=ranks.size == 1)
     return network
 
 
@@ -118,16 +124,21 @@ def offload(network: Any, device: torch.device) -> None:
     )
 
 
-def compile_blocks(network: Any, cache: Path | None) -> None:
+def compile_blocks(network: Any, cache: Path | None, whole: bool = True) -> None:
     """Compiles the block that the network repeats, once for all its places.
 
     Kernels are kept on disk, so that the next process starts warm.
+
+    Args:
+        network: ``WanTransformer3DModel``.
+        cache: Where they are kept; None: as the environment says, or the user's cache.
+        whole: Whether a block that cannot be compiled in one piece is an error.
     """
     if cache is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder("compiled"))
-    network.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    network.compile_repeated_blocks(fullgraph=whole, dynamic=False)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,12 @@ class Plan:
     limit_gib: float | None
 
 
-def work_of(
-    model: WanModel, size: tuple[int, int, int], batch: int, dtype: torch.dtype, cuda: bool
-) -> Work:
-    """What making ``batch`` videos of a size (height, width, frames) asks of a machine."""
-    return Work(model, *size, batch, torch.finfo(dtype).bits // 8, cuda)
-
-
 def make_plan(
-    model: WanModel, options: Options, size: tuple[int, int, int] | None, batch: int = 1
+    model: WanModel,
+    options: Options,
+    size: tuple[int, int, int] | None,
+    batch: int = 1,
+    ranks: Ranks | None = None,
 ) -> Plan:
     """Settles what is open in the options on this machine.
 
@@ -104,11 +102,13 @@ def make_plan(
         size: Height, width and frames of the largest video; None where nothing says it yet, and
             then memory is not planned.
         batch: Videos denoised together.
+        ranks: The processes that share a video, and this one's device; default one.
 
     Raises:
         UserError: something that was asked for cannot run here, or the memory does not suffice.
     """
-    device = device_of(options.device)
+    device = device_of(options.device) if ranks is None else ranks.device
+    together = 1 if ranks is None else ranks.size
     dtype = options.dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     head_dim = int(model.transformer_config["attention_head_dim"])
     kernel = kernels.choose(options.attention, device, dtype, head_dim)
@@ -119,12 +119,12 @@ def make_plan(
         options.quantize,
         options.offload,
         options.one_at_a_time,
-        options.tile_vae,
+        options.tile_vae or together > 1,  # processes share a decode by tiles
         options.text_on_cpu,
     )
     limit = _limit(options, device)
     if limit is not None and size is not None:
-        work = work_of(model, size, batch, dtype, device.type == "cuda")
+        work = Work(model, *size, batch, dtype.itemsize, device.type == "cuda", together)
         kinds = () if _unmerged(options) else possible_quantisations(device)
         way = choose_way(work, limit, way, kinds, halvable=options.dtype is None)
         dtype = torch.bfloat16 if way.half else dtype
@@ -141,7 +141,8 @@ def make_plan(
         kernel,
         way,
         compiled,
-        options.fuse_qkv and not _unmerged(options),
+        # The processes exchange q, k and v one by one.
+        options.fuse_qkv and not _unmerged(options) and together == 1,
         limit,
     )
 
@@ -210,7 +211,7 @@ def out_of_memory(
     model: WanModel, plan: Plan, size: tuple[int, int, int], batch: int, where: str
 ) -> UserError:
     """What is said when memory runs out: how much was needed, and what would fit."""
-    work = work_of(model, size, batch, plan.dtype, plan.device.type == "cuda")
+    work = Work(model, *size, batch, plan.dtype.itemsize, plan.device.type == "cuda")
     stages = needed_gib(work, plan.way)
     needed = max(stages.values())
     height, width, num_frames = size

@@ -121,7 +121,8 @@ class Texts:
             os.replace(temporary, file)
             prune(file.parent.parent, CACHE_BYTES)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             # A cache is no reason to fail: say it once and go on without.
             note(f"the text cache {self.cache} cannot be written: {error}")
             self.cache = None

@@ -59,7 +59,7 @@ def test_ranks_share_the_tiles(vae: torch.nn.Module) -> None:
     alone = torch.cat(list(decode_stream(vae, latents, tiling)), dim=1)
     post: list[list[tuple[int, torch.Tensor]]] = [[], []]
 
-    def give(done: list[tuple[int, torch.Tensor]]) -> None:
+    def give(done: list[tuple[int, torch.Tensor]], *_: object) -> None:
         post[given[0]].extend(done)
         given[0] += 1
 
@@ -68,7 +68,10 @@ def test_ranks_share_the_tiles(vae: torch.nn.Module) -> None:
         assert list(decode_stream(vae, latents, tiling, Share(rank, 3, give))) == []
     assert [len(tiles) for tiles in post] == [6, 6]  # of 9, for two latent frames
 
-    def collect(done: list[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+    def collect(
+        done: list[tuple[int, torch.Tensor]], shapes: list[tuple[int, ...]], like: torch.Tensor
+    ) -> list[torch.Tensor]:
+        assert all(tile.shape == shapes[index] for index, tile in done)
         return [tile for _, tile in sorted(post.pop(0) + done, key=lambda pair: pair[0])]
 
     got = torch.cat(list(decode_stream(vae, latents, tiling, Share(0, 3, collect))), dim=1)

@@ -1,0 +1,159 @@
+"""The memory model against what is measured, and the ways it picks for 14B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from infer.decoding import decode_stream
+from infer.memory import Way, Work, _activations, _decoding, choose_way, needed_gib, sizes_of
+from infer.options import Options, make_plan, out_of_memory
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import WanModel, open_wan
+
+BIG = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+def work(hub_id: str = BIG, size: tuple[int, int, int] = (480, 832, 81), batch: int = 1) -> Work:
+    return Work(open_wan(hub_id), *size, batch=batch, bytes_each=2, cuda=True)
+
+
+def test_the_parts_of_wan_14b_are_counted() -> None:
+    sizes = sizes_of(open_wan(BIG))
+    assert 14.2e9 < sizes.linears + sizes.rest < 14.4e9
+    assert sizes.linears > 0.97 * (sizes.linears + sizes.rest)
+    assert 340e6 < sizes.block < 360e6
+    assert 5.6e9 < sizes.text_encoder < 5.75e9
+    assert 120e6 < sizes.vae < 130e6
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (140, Way()),
+        (40, Way(alone=True)),
+        (24, Way(offload=True)),
+        (16, Way(offload=True, alone=True)),
+        (8.5, Way(offload=True, alone=True, tile_vae=True, text_on_cpu=True)),
+    ],
+)
+def test_14b_fits_into(limit: float, expected: Way) -> None:
+    way = choose_way(work(), limit, Way(), ("fp8", "int8", "fp8-storage"))
+    assert way == expected
+    assert max(needed_gib(work(), way).values()) <= limit
+
+
+def test_every_saving_saves() -> None:
+    usual = needed_gib(work(), Way())
+    for change, stage in (
+        (Way(quantize="fp8"), "denoise"),
+        (Way(offload=True), "denoise"),
+        (Way(alone=True), "denoise"),
+        (Way(tile_vae=True), "decode"),
+        (Way(text_on_cpu=True), "text"),
+    ):
+        assert needed_gib(work(), change)[stage] < usual[stage] - 1, change
+    assert max(needed_gib(work(SMALL), Way()).values()) < max(usual.values()) - 20
+    assert needed_gib(work(batch=2), Way())["denoise"] > usual["denoise"] + 3
+
+
+def test_what_was_asked_for_stays() -> None:
+    asked = Way(quantize="fp8", tile_vae=True)
+    assert choose_way(work(), 80, asked, ("int8",)) == asked
+    way = choose_way(work(), 16, asked, ())
+    assert way.quantize == "fp8" and way.tile_vae
+
+
+def test_rounding_comes_after_everything_exact() -> None:
+    """Four videos at once, whose intermediate values are what cannot be saved."""
+    exact = Way("none", True, True, True, True)
+    least = max(needed_gib(work(batch=4), exact).values())
+    assert choose_way(work(batch=4), least, Way(), ("fp8-storage",)).quantize == "none"
+    way = choose_way(work(batch=4), least - 0.5, Way(), ("fp8-storage",))
+    assert way.quantize == "fp8-storage"
+
+
+def test_too_little_says_how_much() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"max_memory_gib: 3 is too little for 480x832, 81 frames: "
+        r"\d\.\d GiB are needed at least \(with .*--offload",
+    ):
+        choose_way(work(), 3, Way(), ())
+
+
+def test_on_a_cpu_the_weights_may_become_bfloat16() -> None:
+    model, size = open_wan(BIG), (480, 832, 81)
+    asked = replace(work(), bytes_each=4, cuda=False)
+    least = max(needed_gib(asked, Way(alone=True, tile_vae=True)).values())
+    cpu = torch.device("cpu")
+    plan = make_plan(model, Options(device=cpu, max_memory_gib=0.8 * least), size)
+    assert plan.dtype == torch.bfloat16 and plan.way.half and plan.way.quantize == "none"
+    kept = Options(device=cpu, max_memory_gib=0.8 * least, dtype=torch.float32)
+    assert make_plan(model, kept, size).way.quantize != "none"
+    with pytest.raises(UserError, match="too little"):
+        make_plan(model, Options(device=cpu, max_memory_gib=1), size)
+
+
+def test_running_out_says_what_would_do(shared_student: Path) -> None:
+    plan = make_plan(open_wan(shared_student), Options(device="cpu"), None)
+    error = out_of_memory(open_wan(BIG), plan, (720, 1280, 81), 2, "denoising")
+    assert "2 x 720x1280, 81 frames needs about" in str(error)
+    assert "--batch 1 with" in str(error) and "GiB" in str(error).split("would do with")[1]
+
+
+def measured(compute: Callable[[], object]) -> int:
+    """The most bytes that PyTorch's allocator holds of what a computation asks for."""
+    with (
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+        torch.no_grad(),
+    ):
+        compute()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+@pytest.mark.parametrize(
+    ("heads", "ffn", "dtype"),
+    [(5, 1728, torch.bfloat16), (4, 3072, torch.bfloat16), (4, 1024, torch.float32)],
+)
+def test_the_denoising_formula(heads: int, ffn: int, dtype: torch.dtype) -> None:
+    network = WanTransformer3DModel(
+        num_attention_heads=heads, attention_head_dim=128, ffn_dim=ffn, num_layers=1, text_dim=64
+    ).to(dtype)
+    config = dict(network.config)
+    model = WanModel("x", config, {}, open_wan("sprites").source)
+    asked = Work(model, 256, 256, 17, 1, dtype.itemsize, cuda=False)
+    x_t = torch.zeros(1, 16, 5, 32, 32, dtype=dtype)
+    text = torch.zeros(1, 16, 64, dtype=dtype)
+    got = measured(lambda: network(x_t, torch.tensor([500.0]), text))
+    assert 0.7 < _activations(asked, dtype.itemsize) / got < 1.5
+
+
+def test_the_decoding_formula() -> None:
+    vae = AutoencoderKLWan().eval()
+    model = WanModel("x", {}, dict(vae.config), open_wan("sprites").source)
+    asked = Work(model, 64, 64, 9, 1, 4, cuda=False)
+    z = torch.zeros(1, 16, 3, 8, 8)
+    got = measured(lambda: list(decode_stream(vae, z)))
+    assert 0.9 < _decoding(asked, False) / got < 1.4
+
+
+def test_tiles_save_what_is_busy_not_what_is_kept() -> None:
+    asked = work(size=(720, 1280, 81))
+    whole, tiled = _decoding(asked, False), _decoding(asked, True)
+    assert 0.4 * whole < tiled < 0.9 * whole
+    small = replace(asked, height=256, width=256)
+    assert _decoding(small, True) == _decoding(small, False)

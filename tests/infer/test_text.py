@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from infer import load_student
+from infer.text import Texts, encoder_identity, prune
+from lightx2v_sgmd.models.wan import TextEncoder, WanModel, open_wan
+
+CPU = torch.device("cpu")
+PROMPTS = ["a red circle", "a blue square moving left", "a red circle"]
+
+
+def refuse(self: WanModel, dtype: torch.dtype) -> TextEncoder:
+    raise AssertionError("the encoder was loaded")
+
+
+def test_a_cached_prompt_needs_no_encoder(
+    shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_student(shared_student).encode(PROMPTS)
+    cached = load_student(shared_student, text_cache=tmp_path)
+    first = cached.encode(PROMPTS)
+    files = list(tmp_path.glob("*/*.safetensors"))
+    assert len(files) == 2 and not any(
+        "red" in path.read_bytes().decode("latin1") for path in files
+    )
+    monkeypatch.setattr(WanModel, "load_text_encoder", refuse)
+    again = load_student(shared_student, text_cache=tmp_path).encode(PROMPTS)
+    for a, b, c in zip(plain, first, again, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    with pytest.raises(AssertionError, match="was loaded"):
+        load_student(shared_student, text_cache=tmp_path).encode(["another"])
+
+
+def test_a_cached_prompt_is_still_cut_aloud(
+    shared_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        load_student(shared_student, text_cache=tmp_path).encode(["a " * 511 + "red circle"])
+        said = capsys.readouterr().err
+        assert "prompt 1 has 514 tokens, the model reads 512; cut off: 'red circle'" in said
+
+
+def test_a_damaged_entry_is_computed_again(shared_student: Path, tmp_path: Path) -> None:
+    texts = Texts(open_wan(shared_student), CPU, torch.float32, tmp_path)
+    (rows,) = texts.encode(PROMPTS[:1])
+    (file,) = tmp_path.glob("*/*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    assert torch.equal(texts.encode(PROMPTS[:1])[0], rows)
+    assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    shared_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    texts = Texts(open_wan(shared_student), CPU, torch.float32, tmp_path / "file")
+    assert len(texts.encode(PROMPTS)) == 3
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_the_key_tells_encoders_apart(student: Path, tmp_path: Path) -> None:
+    before = encoder_identity(open_wan(student), torch.float32)
+    assert encoder_identity(open_wan(student), torch.bfloat16) != before
+    moved = tmp_path / "moved"
+    shutil.copytree(student, moved)
+    assert encoder_identity(open_wan(moved), torch.float32) == before
+    weights = moved / "text_encoder" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert encoder_identity(open_wan(moved), torch.float32) != before
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    for age, name in enumerate("dcba"):
+        path = tmp_path / "e" / f"{name}.safetensors"
+        path.write_bytes(b"0" * 100)
+        os.utime(path, (1000 - age, 1000 - age))
+    prune(tmp_path, 250)
+    assert {path.stem for path in (tmp_path / "e").iterdir()} == {"c", "d"}
