@@ -84,12 +84,16 @@ setup(
     ],
     extras_require={
         "zero3": ["deepspeed>=0.19,<0.20", "ninja>=1.11"],
+        # Of generate: int8 and fp8 weights; LoRA files.
+        "quant": ["torchao>=0.18"],
+        "lora": ["peft>=0.17"],
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
         "dev": [
             "hypothesis>=6.100",
             # Draws the figures of tools/figures.
             "matplotlib>=3.10",
             "mypy>=1.15",
+            "peft>=0.17",
             "pre-commit>=4",
             "pytest>=8",
             "ruff>=0.9",
