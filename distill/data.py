@@ -186,7 +186,7 @@ class Batches:
         self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
         self.latent_shape = latent_shape
-        self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.size
+        self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.data_size
 
     def exit_step(self, draw: int) -> int:
         """Uniform over the steps; the same for all ranks and micro-batches."""
@@ -248,7 +248,7 @@ class Batches:
     def _slice(self, draw: int, micro: int) -> tuple[range, tuple[int, ...]]:
         """Which samples of a global batch are this rank's, and their prompts."""
         size = self.job.train.micro_batch
-        first = (micro * self.ranks.size + self.ranks.rank) * size
+        first = (micro * self.ranks.data_size + self.ranks.data_rank) * size
         samples = range(first, first + size)
         return samples, tuple(self._prompt(draw * self.global_batch + s) for s in samples)
 

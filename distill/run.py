@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +46,7 @@ from lightx2v_sgmd.parallel import (
     open_strategy,
     training_device,
 )
+from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.video import check_writable
 
 
@@ -71,6 +72,9 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     latents = _latents(job, model)
     ranks = connect(job.parallel.strategy, training_device())
     try:
+        degree = job.parallel.sequence
+        check_degree(degree, model.num_heads, job.teacher.path, ranks.size)
+        ranks = replace(ranks, share=degree)
         quiet = quiet or not ranks.first
         start = ranks.once(lambda: _prepare(job, model, prompts, ranks, resume, quiet))
         if start.step >= job.train.iterations:

@@ -39,7 +39,7 @@ _FREE = (
 def trainer_state(job: Job, prompts: list[str], ranks: Ranks) -> dict[str, Any]:
     """What a resumed run must agree with, beside its job."""
     return {
-        "global_batch": job.train.micro_batch * job.train.accumulation * ranks.size,
+        "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
         "prompts_sha256": prompts_digest(prompts),
         "schedule": job.schedule.to_dict(),
     }

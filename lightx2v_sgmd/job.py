@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.jobcheck import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
-from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STRICT
 from lightx2v_sgmd.resources import config_path, shipped_jobs
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.yamlfile import dump_tree, read_tree
@@ -206,13 +206,9 @@ def check_against_model(job: Job, model: ModelFacts) -> None:
         UserError: ``parallel.sequence`` does not divide the heads, or the video's size does not
             fit the VAE and the network's patches.
     """
-    degree, heads = job.parallel.sequence, model.num_heads
-    if heads % degree:
-        *others, last = [str(n) for n in range(1, heads + 1) if heads % n == 0]
-        raise UserError(
-            f"parallel.sequence: {degree} does not divide the {heads} attention heads of "
-            f"{job.teacher.path}; use {', '.join(others)} or {last}"
-        )
+    from lightx2v_sgmd.parallel.sequence import check_degree  # which needs jobs itself
+
+    check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
     model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
 
 
@@ -242,7 +238,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
-    if problem := _latents_problem(job.method, job.data) or _pretraining_problem(job):
+    if problem := _latents_problem(job.method, job.data) or _critic_problem(job):
         raise UserError(f"{path}: {problem}")
     return replace(job, data=_resolved(job.data, folders))
 
@@ -263,8 +259,13 @@ def _latents_problem(method: Method, data: Data) -> str | None:
     return None
 
 
-def _pretraining_problem(job: Job) -> str | None:
-    """Whether a method that begins with pre-training gets beyond it."""
+def _critic_problem(job: Job) -> str | None:
+    """Whether a method with a discriminator fits the rest of the job."""
+    if DISCRIMINATOR in job.method.roles and job.parallel.sequence > 1:
+        return (
+            f"parallel.sequence: {job.parallel.sequence} splits the videos that the discriminator "
+            f"of {job.method.name} reads whole; use 1"
+        )
     pretraining = getattr(job.method, "pretraining", 0)
     if FAKE_SCORE not in job.method.roles or pretraining < job.train.iterations:
         return None

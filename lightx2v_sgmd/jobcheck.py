@@ -305,12 +305,9 @@ def _frames(count: int) -> str | None:
 
 
 def _sequence(degree: int, strategy: str) -> str | None:
-    if degree == 1:
+    if degree == 1 or strategy == "zero3":
         return None
-    also = (
-        "" if strategy == "zero3" else f", and would need parallel.strategy zero3, not {strategy}"
-    )
-    return f"{degree}: sequence parallelism is not available yet{also}; use 1"
+    return f"{degree} needs parallel.strategy zero3, not {strategy}; use 1 or change the strategy"
 
 
 def _offload(offload: str, strategy: str) -> str | None:

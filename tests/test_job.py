@@ -86,7 +86,8 @@ def test_the_14b_job_has_the_papers_settings() -> None:
         assert (role.train, role.optimizer.lr) == ("full", 1e-6)
         assert role.optimizer.betas == (0.0, 0.999)
     assert job.method.lambda_ == 0.1
-    assert 32 * job.train.micro_batch * job.train.accumulation == 32  # 32 GPUs, global batch 32
+    groups = 32 // job.parallel.sequence  # of 32 GPUs
+    assert groups * job.train.micro_batch * job.train.accumulation == 32
     assert (job.video.height, job.video.width, job.video.num_frames) == (480, 832, 81)
     assert (job.parallel.strategy, job.parallel.gradient_checkpointing) == ("zero3", True)
     assert job.teacher.dtype == "bfloat16"
@@ -131,8 +132,8 @@ def test_every_mistake_of_a_file_is_reported_at_once(file: Path) -> None:
         ":12: train.clip: -1 is too small; use more than 0.0",
         ":13: train.sigma_min: 0.99 is not below train.sigma_max, which is 0.98; lower it",
         ":7: video.height: 33 is not divisible by 16 (VAE 8 times patch 2); use 32 or 48",
-        "--set: parallel.sequence: 2: sequence parallelism is not available yet, and would "
-        "need parallel.strategy zero3, not local; use 1",
+        "--set: parallel.sequence: 2 needs parallel.strategy zero3, not local; use 1 or change the "
+        "strategy",
     ]
 
 
@@ -198,9 +199,13 @@ def test_another_schedule_is_refused_with_the_reason(file: Path, override: str) 
     assert "1000, 960, 888.889, 727.273 are [1000, 750, 500, 250]" in line
 
 
-def test_sequence_parallelism_is_refused_for_now(file: Path) -> None:
-    line = mistake(file, "parallel.sequence=2", "parallel.strategy=zero3")
-    assert line.endswith("parallel.sequence: 2: sequence parallelism is not available yet; use 1")
+def test_sequence_parallelism_needs_zero3_and_no_discriminator(file: Path) -> None:
+    line = mistake(file, "parallel.sequence=2")
+    assert "parallel.sequence: 2 needs parallel.strategy zero3, not local" in line
+    zero3 = ["parallel.sequence=2", "parallel.strategy=zero3"]
+    assert load_job(file, zero3).parallel.sequence == 2
+    line = mistake(file, *zero3, "method={name: adm}")
+    assert "parallel.sequence: 2 splits the videos that the discriminator of adm reads" in line
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,23 @@ class Ranks:
         rank: From 0.
         size: How many there are.
         device: Where this process computes.
+        share: How many neighbouring processes share one video's tokens; divides ``size``.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    share: int = 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of the global batch this process works on, with those it shares it with."""
+        return self.rank // self.share
+
+    @property
+    def data_size(self) -> int:
+        """How many parts the global batch has."""
+        return self.size // self.share
 
     @property
     def first(self) -> bool:

@@ -41,6 +41,7 @@ from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
 from lightx2v_sgmd.tensorfiles import check_keys
 
@@ -57,7 +58,7 @@ class Zero3:
     Args:
         model: The teacher that all start from.
         settings: Of the job.
-        ranks: Of ``connect``.
+        ranks: Of ``connect``; those that share a video's tokens hold shards like all others.
         fold_text: Whether the networks attend once to all padding rows of the text.
     """
 
@@ -67,6 +68,7 @@ class Zero3:
         self.settings, self.ranks = settings, ranks
         self.trained = tuple(settings.optimizers)
         whole = model.transformer_weights()
+        group = open_sequence_group(ranks.share) if ranks.share > 1 else None
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         for role in settings.networks:
@@ -81,6 +83,8 @@ class Zero3:
                 wan.fold_text_padding(network)
             if settings.checkpointing and role in self.trained:
                 network.enable_gradient_checkpointing()
+            if group is not None:
+                enable_sequence_parallel(network, group)
             self._engines[role] = self._engine(role, network)
         self.shapes: Mapping[str, torch.Size] = {
             name: torch.Size(shape) for name, shape in expected.items()

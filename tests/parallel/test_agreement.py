@@ -14,10 +14,11 @@ from tests.training import make_job, needs_deepspeed, read_trace, weights_of
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
 
-LAYOUTS = {  # processes, strategy, micro batch: the same global batch
-    "local": (1, "local", 2),
-    "one rank": (1, "zero3", 2),
-    "two ranks": (2, "zero3", 1),
+LAYOUTS = {  # processes, strategy, micro batch, ranks on one video: the same global batch
+    "local": (1, "local", 2, 1),
+    "one rank": (1, "zero3", 2, 1),
+    "two ranks": (2, "zero3", 1, 1),
+    "two ranks on one video": (2, "zero3", 2, 2),
 }
 
 
@@ -26,7 +27,7 @@ def test_strategies_agree(
     tiny_teacher: Path, tmp_path: Path, accumulation: int, clip: float
 ) -> None:
     traces, weights = {}, {}
-    for layout, (nproc, strategy, micro_batch) in LAYOUTS.items():
+    for layout, (nproc, strategy, micro_batch, sequence) in LAYOUTS.items():
         job = make_job(
             tiny_teacher,
             tmp_path / layout.replace(" ", "_"),
@@ -34,6 +35,7 @@ def test_strategies_agree(
             f"train.clip={clip}",
             f"train.micro_batch={micro_batch}",
             f"parallel.strategy={strategy}",
+            f"parallel.sequence={sequence}",
         )
         run = distill(job, nproc=nproc, quiet=True)
         traces[layout], weights[layout] = read_trace(run), weights_of(find_checkpoint(run))
@@ -41,7 +43,7 @@ def test_strategies_agree(
     assert len(reference) == 5
     norms = [norm for row in reference for norm in row["grad_norm"].values()]
     assert (max(norms) > clip) == (clip == 0.5), "one case is to clip, the other is not"
-    for layout in ("one rank", "two ranks"):
+    for layout in [*LAYOUTS][1:]:
         for ours, theirs in zip(traces[layout], reference, strict=True):
             assert _flat(ours) == pytest.approx(_flat(theirs), rel=1e-5), layout
         assert weights[layout].keys() == weights["local"].keys()

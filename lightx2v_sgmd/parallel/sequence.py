@@ -1,0 +1,294 @@
+"""Sequence parallelism after DeepSpeed-Ulysses (arXiv 2309.14509): ranks that share one video.
+
+Each rank of a group keeps a share of the tokens. Only self-attention needs them all: there every
+rank trades its share of the tokens of all heads for all tokens of its share of the heads, and
+back. It is done with hooks and an attention processor; weights are not touched, so it works inside
+ZeRO-3, under non-reentrant gradient checkpointing and for inference alike.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightx2v_sgmd.errors import UserError
+
+# B batch, S tokens of the whole video, s tokens of this rank (padding included), P ranks of the
+# group, N heads, n = N / P heads of this rank, D head size
+
+
+class Group(Protocol):
+    """The ranks that share a video: a ``ProcessGroup``, or on the meta device only its size."""
+
+    def rank(self) -> int:
+        """This rank's place in it."""
+        ...
+
+    def size(self) -> int:
+        """How many share the video."""
+        ...
+
+
+def sequence_degrees(heads: int, ranks: int = 0) -> list[int]:
+    """Every degree that divides the heads and, if given, the number of ranks."""
+    return [degree for degree in range(1, heads + 1) if math.gcd(heads, ranks) % degree == 0]
+
+
+def check_degree(degree: int, heads: int, model: str, ranks: int = 0) -> None:
+    """Checks a job's ``parallel.sequence``.
+
+    Args:
+        degree: Ranks that share one video.
+        heads: Attention heads of the network.
+        model: Its name, for the message.
+        ranks: Of the whole run; 0 if that is not known yet.
+
+    Raises:
+        UserError: the degree does not divide the heads or the ranks; lists the degrees that do.
+    """
+    if heads % degree:
+        problem = f"does not divide the {heads} attention heads of {model}"
+    elif ranks % degree:
+        problem = f"does not divide the {ranks} ranks"
+    else:
+        return
+    *others, last = map(str, sequence_degrees(heads, ranks))
+    use = f"{', '.join(others)} or {last}" if others else last
+    raise UserError(f"parallel.sequence: {degree} {problem}; use {use}")
+
+
+def open_sequence_group(degree: int) -> dist.ProcessGroup:
+    """This rank's group: ranks ``k * degree`` to ``(k + 1) * degree - 1`` share video ``k``.
+
+    A collective over all ranks of the run, whose number ``degree`` divides.
+    """
+    group: dist.ProcessGroup
+    group, _ = dist.new_subgroups(group_size=degree)  # type: ignore[no-untyped-call]
+    return group
+
+
+def enable_sequence_parallel(network: Any, group: Group) -> None:
+    """Lets the ranks of a group run a ``WanTransformer3DModel`` together.
+
+    Every rank of the group passes the same inputs, whole, and gets the whole output. Every rank
+    then computes the same loss from it, unscaled.
+
+    Gradients. Each rank's weights receive ``P`` times the part of the gradient that comes through
+    its own tokens, so the **mean** over the group is the gradient of the loss. ZeRO and DDP
+    average over all ranks: there nothing is left to do, and the loss must not be multiplied by the
+    group's size. Whoever sums over ranks divides by P. The gradient with respect to the network's
+    inputs arrives on every rank whole and in its true scale.
+
+    Args:
+        network: With the weights of all ranks equal, or sharded by ZeRO-3 (before or after its
+            engine is made). Its text padding may be folded.
+        group: From ``open_sequence_group``; its size divides the heads. A group of one changes
+            nothing.
+
+    Raises:
+        UserError: the size does not divide the heads.
+    """
+    check_degree(group.size(), network.config.num_attention_heads, "the network")
+    if group.size() == 1 or getattr(network, "sequence_degree", 1) == group.size():
+        return
+    if getattr(network, "sequence_degree", 1) != 1:
+        raise ValueError(f"the network already has sequence degree {network.sequence_degree}")
+    split = _Split(group)
+    network.register_forward_pre_hook(split.share_inputs, with_kwargs=True)
+    network.rope.register_forward_hook(split.split_rotary)
+    network.patch_embedding.register_forward_hook(split.split_tokens)
+    network.proj_out.register_forward_hook(split.gather_tokens)
+    for block in network.blocks:
+        backend = getattr(block.attn1.processor, "_attention_backend", None)
+        block.attn1.set_processor(UlyssesSelfAttention(group, backend))
+    network.sequence_degree = group.size()
+
+
+class _Split:
+    """The hooks of one network: tokens are split after the patches and gathered at the end."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._length = 0  # S of the forward under way
+
+    def share_inputs(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Notes which inputs want a gradient: each rank's tokens give a part of it."""
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        if timestep.ndim != 1:
+            raise UserError("parallel.sequence: needs one timestep a video, not one a token; use 1")
+        shared = partial(_shared, group=self.group)
+        return tuple(map(shared, args)), {key: shared(value) for key, value in kwargs.items()}
+
+    def split_rotary(self, module: Any, args: Any, output: Any) -> tuple[Tensor, Tensor, int]:
+        """The tables ``[1, S, 1, D]`` become ``[1, s, 1, D]``, and S travels with them.
+
+        A block recomputed in the backward pass must not ask this object, which may have seen
+        another video since.
+        """
+        cos, sin = output
+        self._length = cos.shape[1]
+        return self._own(cos, 1), self._own(sin, 1), self._length
+
+    def split_tokens(self, module: Any, args: Any, output: Tensor) -> Tensor:
+        """Patches ``[B, ND, T, h, w]`` become ``[B, ND, s]``, which the network flattens anyway."""
+        return self._own(output.flatten(2), 2)
+
+    def gather_tokens(self, module: Any, args: Any, output: Tensor) -> Tensor:
+        """``[B, s, K]`` becomes ``[B, S, K]``."""
+        parts: Tensor = _Gather.apply(output, self.group)  # type: ignore[no-untyped-call]
+        return parts.transpose(0, 1).flatten(1, 2)[:, : self._length]
+
+    def _own(self, x: Tensor, dim: int) -> Tensor:
+        """This rank's share along ``dim``, zeros where the tokens end."""
+        count = -(-x.shape[dim] // self.group.size())
+        start = min(self.group.rank() * count, x.shape[dim])
+        own = x.narrow(dim, start, min(count, x.shape[dim] - start))
+        return _lengthened(own, dim, count)
+
+
+class UlyssesSelfAttention:
+    """Self-attention of all tokens over this rank's share of the heads.
+
+    Padding is cut off before attention, so no kernel needs a mask.
+
+    Args:
+        group: The ranks that share the video.
+        backend: diffusers' name of the attention kernel; None is its default.
+    """
+
+    def __init__(self, group: Group, backend: Any = None) -> None:
+        self.group = group
+        # diffusers' set_attention_backend writes this attribute.
+        self._attention_backend = backend
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor, int] | None = None,
+    ) -> Tensor:
+        """``hidden_states [B, s, ND]`` to ``[B, s, ND]``; ``rotary_emb`` from ``_Split``."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        assert rotary_emb is not None, "self-attention comes with its rotary tables"
+        cos, sin, length = rotary_emb
+        heads = attn.heads
+        query = _rotate(_unflatten(attn.norm_q(attn.to_q(hidden_states)), 2, heads), cos, sin)
+        query = self._all_tokens(query, length)
+        key = _rotate(_unflatten(attn.norm_k(attn.to_k(hidden_states)), 2, heads), cos, sin)
+        key = self._all_tokens(key, length)
+        value = self._all_tokens(_unflatten(attn.to_v(hidden_states), 2, heads), length)
+        output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        own = self._all_heads(output, hidden_states.shape[1]).flatten(2).type_as(hidden_states)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](own))
+        return projected
+
+    def _all_tokens(self, x_BsND: Tensor, length: int) -> Tensor:
+        """All heads of own tokens to all tokens ``[B, S, n, D]`` of own heads."""
+        by_rank = _unflatten(x_BsND, 2, self.group.size()).permute(2, 0, 1, 3, 4)
+        exchanged = _exchange(by_rank, self.group)  # P B s n D
+        return exchanged.transpose(0, 1).flatten(1, 2)[:, :length]
+
+    def _all_heads(self, x_BSnD: Tensor, count: int) -> Tensor:
+        """All tokens of own heads to all heads of the ``count`` own tokens ``[B, s, N, D]``."""
+        size = self.group.size()
+        padded = _lengthened(x_BSnD, 1, size * count)
+        exchanged = _exchange(_unflatten(padded, 1, size).transpose(0, 1), self.group)
+        return exchanged.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _lengthened(x: Tensor, dim: int, length: int) -> Tensor:
+    """With zeros at the end of a dimension, as it is if it has that length."""
+    missing = length - x.shape[dim]
+    return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing)) if missing else x
+
+
+def _unflatten(x: Tensor, dim: int, count: int) -> Tensor:
+    """Splits a dimension into ``count`` and the rest."""
+    split: Tensor = x.unflatten(dim, (count, -1))  # type: ignore[no-untyped-call]
+    return split
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates neighbouring pairs of ``[B, s, N, D]``; the tables hold each angle twice."""
+    first, second = _unflatten(x, -1, x.shape[-1] // 2).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 0::2]
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack(turned, dim=-1).flatten(-2).type_as(x)
+
+
+def _shared(value: Any, group: Group) -> Any:
+    if isinstance(value, Tensor) and value.requires_grad:
+        return _Shared.apply(value, group)  # type: ignore[no-untyped-call]
+    return value
+
+
+def _exchange(x: Tensor, group: Group) -> Tensor:
+    """Sends chunk ``r`` of the first dimension to rank ``r`` and takes chunk ``r`` from it."""
+    exchanged: Tensor = _Exchange.apply(x, group)  # type: ignore[no-untyped-call]
+    return exchanged
+
+
+class _Shared(torch.autograd.Function):
+    """An input of all ranks; the mean of their gradients, see ``_Gather``, is the whole one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = gradients[0].contiguous().clone()
+        if not whole.is_meta:
+            dist.all_reduce(whole, group=ctx.group)
+        return whole / ctx.group.size(), None
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all over the first dimension, which is its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _all_to_all(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _all_to_all(gradients[0], ctx.group), None
+
+
+class _Gather(torch.autograd.Function):
+    """``[B, s, K]`` of each rank to ``[P, B, s, K]`` on all.
+
+    All ranks compute the same loss, so each has the gradient already and takes its own part of it,
+    times P: that is what makes a mean over ranks, as ZeRO takes it, the gradient of the loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        parts = x.new_empty(group.size(), *x.shape)
+        if not x.is_meta:
+            dist.all_gather(list(parts.unbind()), x.contiguous(), group=group)
+        return parts
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.group.rank()] * ctx.group.size(), None
+
+
+def _all_to_all(x: Tensor, group: Group) -> Tensor:
+    x = x.contiguous()
+    received = torch.empty_like(x)
+    if not x.is_meta:  # a plan's network, of which there are no other ranks
+        dist.all_to_all_single(received, x, group=group)
+    return received
