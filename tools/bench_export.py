@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -45,12 +46,13 @@ output: {{dir: {run}}}
 BLOCK = 16 * 2**20
 
 
-def make_teacher(folder: Path, shape: str) -> Path:
+def make_teacher(folder: Path, shape: str, layers: int | None) -> Path:
     """The configuration of the shape, with the bundled teacher's small VAE and text encoder."""
     if not folder.exists():
         shutil.copytree(bundled_teacher(), folder, ignore=shutil.ignore_patterns("transformer"))
         config = known_transformer_config(SHAPES[shape]) if SHAPES[shape] else None
         config = config or open_wan(bundled_teacher()).transformer_config
+        config |= {"num_layers": layers} if layers else {}
         (folder / "transformer").mkdir()
         text = json.dumps({"_class_name": "WanTransformer3DModel", **config})
         (folder / "transformer" / "config.json").write_text(text)
@@ -104,6 +106,8 @@ def make_export(folder: Path, teacher: Path) -> Path:
     writer = ShardWriter(partial, shards, parts, schedule_metadata(Schedule()), index)
     for name, tensor in random_tensors(shapes):
         writer.write(layout.encode(name, tensor))
+    writer.finish()
+    writer.close()
     hashes = {path.name: sha256_file(path) for path in partial.iterdir()}
     Manifest(
         method={"name": "sgmd", "options": {}},
@@ -150,26 +154,31 @@ def watch(process: subprocess.Popen[bytes], most: dict[str, int]) -> None:
 
 
 def child(source: str, format: str, out: str, dtype: str | None) -> None:
-    """The export itself, in a process of its own; prints how long its two halves took."""
+    """The export itself, in a process of its own; prints when its parts ended."""
     from weights import export, exporting
 
-    start = time.monotonic()
-    real, halves = exporting.differences, {}
+    marks = {"start": time.monotonic()}
+    note, check = exporting._check_space, exporting.differences
 
-    def differences(*args: Any, **kwargs: Any) -> list[str]:
-        halves["writing"] = time.monotonic() - start
-        return real(*args, **kwargs)
+    def opened(*args: Any) -> None:
+        note(*args)
+        marks["opened"] = time.monotonic()
 
-    exporting.differences = differences
+    def written(*args: Any) -> list[str]:
+        marks["written"] = time.monotonic()
+        return check(*args)
+
+    exporting._check_space, exporting.differences = opened, written
     export(source, format, out, dtype=dtype, ema=False, overwrite=True)
-    halves["all"] = time.monotonic() - start
-    print(json.dumps(halves))
+    marks["checked"] = time.monotonic()
+    print(json.dumps(marks))
 
 
 def main() -> None:
     """Measures and prints one row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="1.3b")
+    parser.add_argument("--layers", type=int, help="Fewer blocks than the shape has.")
     parser.add_argument("--format", default="wan")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--source", choices=("checkpoint", "export"), default="checkpoint")
@@ -181,7 +190,7 @@ def main() -> None:
         child(options.child[0], options.format, options.child[1], options.dtype)
         return
     folder = options.folder.resolve() / options.shape
-    teacher = make_teacher(folder / "teacher", options.shape)
+    teacher = make_teacher(folder / "teacher", options.shape, options.layers)
     made = {"checkpoint": make_checkpoint, "export": make_export}[options.source]
     source = made(folder / options.source, teacher)
     out = folder / "out"
@@ -196,20 +205,25 @@ def main() -> None:
     watcher.join()
     if process.returncode:
         sys.exit(process.returncode)
-    halves = json.loads(printed)
+    marks = json.loads(printed)
+    writing_s = marks["written"] - marks["opened"]
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     speed = disk_speed(folder, max(BLOCK, min(written, 4 * 2**30)))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     row = {
         "shape": options.shape,
+        "layers": open_wan(teacher).transformer_config["num_layers"],
         "source": options.source,
         "format": options.format,
         "dtype": options.dtype or "bf16",
         "written_gb": round(written / 1e9, 2),
-        "writing_s": round(halves["writing"], 1),
-        "with_checks_s": round(halves["all"], 1),
-        "writing_mb_s": round(written / 1e6 / halves["writing"], 1),
+        "opening_s": round(marks["opened"] - marks["start"], 1),
+        "writing_s": round(writing_s, 1),
+        "checking_s": round(marks["checked"] - marks["written"], 1),
+        "writing_mb_s": round(written / 1e6 / writing_s, 1),
+        "processor_s": round(used.ru_utime + used.ru_stime, 1),
         "disk_mb_s": round(speed / 1e6, 1),
-        "share_of_disk": round(written / halves["writing"] / speed, 2),
+        "share_of_disk": round(written / writing_s / speed, 2),
         "most_anonymous_gib": round(most["RssAnon"] / 2**30, 2),
         "most_resident_gib": round(most["VmRSS"] / 2**30, 2),
     }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from lightx2v_sgmd.models.wan import WanModel, pad_text, velocity
+from weights.memory import give_back
+
+_LARGE: Final = 2**20
+"""Bytes of a weight from which on its room is worth giving back."""
 
 
 def probe(
@@ -40,11 +44,14 @@ def probe(
                 module._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
 
     def empty(module: Any, args: Any, output: Any) -> None:
+        large = any(p is not None and p.nbytes > _LARGE for p in module._parameters.values())
         for own, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[own] = torch.nn.Parameter(
                     parameter.to("meta"), requires_grad=False
                 )
+        if large:
+            give_back()
 
     for module in network.modules():
         if module._parameters:

@@ -72,18 +72,28 @@ class Layout:
         return stored.removesuffix(".weight") + self.scales.suffix
 
 
-def encoded(tensors: Tensors, layout: Layout, name: str) -> dict[str, Tensor]:
-    """What a layout stores of one weight of a source.
+def sound(tensors: Tensors, name: str) -> Tensor:
+    """One weight of a source.
 
     Raises:
-        UserError: a value is not finite, or too large for fp16.
+        UserError: a value is not finite.
     """
     tensor = tensors.read(name)
-    if not tensor.isfinite().all():
+    # The sum tells it fast, unless it overflows itself.
+    if not (tensor.sum().isfinite() or tensor.isfinite().all()):
         raise UserError(
             f"{tensors.where(name)}: {name} has values that are not finite: the run diverged; "
             "export an earlier checkpoint"
         )
+    return tensor
+
+
+def encoded(layout: Layout, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a layout stores of a weight.
+
+    Raises:
+        UserError: a value is too large for fp16.
+    """
     parts = layout.encode(name, tensor)
     for part in parts.values():
         if part.dtype == torch.float16 and not part.isfinite().all():

@@ -29,6 +29,7 @@ from weights.lora import (
     factorize,
     is_matrix,
 )
+from weights.memory import give_back
 from weights.network import SLACK
 from weights.quantize import norm, relative_error
 from weights.stream import Part, TensorFile
@@ -82,6 +83,7 @@ class LoraFormat:
             pieces |= written.tensors
             if written.rank:
                 ranks[name] = written.rank
+                give_back()
             advance(1)
         _write_file(folder / LORA_FILE, pieces, item)
         write_scheduler(folder, item.source.schedule)

@@ -15,8 +15,9 @@ from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.tensorfiles import Header, read_headers, schedule_metadata, schedule_of
 from weights.forward import probe
 from weights.item import Advance, Item, Losses
-from weights.layout import Layout, encoded
+from weights.layout import Layout, encoded, sound
 from weights.layouts import weights_in
+from weights.memory import give_back
 from weights.quantize import is_quantized, relative_error
 from weights.stream import ShardWriter, split
 from weights.tensors import FILE_TYPES, read_tensor
@@ -51,21 +52,22 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
     layers: dict[str, dict[str, float]] = {}
     try:
         for name in source.tensors.shapes:
-            content = encoded(source.tensors, layout, name)
+            exact = sound(source.tensors, name)
+            content = encoded(layout, name, exact)
             writer.write(content)
             if layout.scales is not None and is_quantized(name):
-                exact = source.tensors.read(name)
-                layers[name] = {
-                    "relative_error": relative_error(layout.decode(name, content), exact)
-                }
+                error = relative_error(layout.decode(name, content), exact)
+                layers[name] = {"relative_error": error}
+                give_back()
             advance(1)
         writer.write(layout.markers)
+        writer.finish()
     finally:
         writer.close()
     if layout.scales is None:
         return None
     header = read_headers(weights_in(folder, item.format))
-    error = relative_error(
+    forward_error = relative_error(
         probe(
             source.model,
             layout.stored_dtype,
@@ -74,7 +76,10 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
         probe(source.model, layout.stored_dtype, lambda name: _exact(item, name)),
     )
     return Losses(
-        "fp8", error, layers, {"scales": "channel" if layout.scales.per_channel else "matrix"}
+        "fp8",
+        forward_error,
+        layers,
+        {"scales": "channel" if layout.scales.per_channel else "matrix"},
     )
 
 
@@ -159,7 +164,7 @@ def _header_problems(item: Item, header: Header) -> list[str]:
 
 
 def _value_problems(item: Item, name: str, parts: Mapping[str, Tensor]) -> list[str]:
-    expected = encoded(item.source.tensors, item.layout, name)
+    expected = encoded(item.layout, name, sound(item.source.tensors, name))
     return [
         f"{stored} has other values"
         for stored, got in parts.items()

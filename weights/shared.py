@@ -76,6 +76,7 @@ def _convert(weights: WholeTensors, folder: Path, stem: str) -> None:
     try:
         for part in parts:
             writer.write({part.name: weights.tensor(part.name)})
+        writer.finish()
     finally:
         writer.close()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -16,6 +18,9 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from weights.tensors import FILE_TYPES
+
+_AHEAD: Final = 3
+"""Tensors that may wait to be written while the next one is read and converted."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ class ShardWriter:
         for part in parts:
             by_file.setdefault(shards.files[part.name], []).append(part)
         self._files: dict[str, TensorFile] = {}
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._pending: deque[Future[None]] = deque()
         try:
             for file, held in by_file.items():
                 self._files[file] = TensorFile(folder / file, held, metadata)
@@ -165,11 +172,20 @@ class ShardWriter:
             (folder / index).write_text(shards.index, encoding="utf-8")
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Writes some of the tensors."""
+        """Hands over some of the tensors; they are written while the next ones are made."""
+        while len(self._pending) >= _AHEAD:
+            self._pending.popleft().result()
         for name, tensor in tensors.items():
-            self._files[self._shards.files[name]].write(name, tensor)
+            file = self._files[self._shards.files[name]]
+            self._pending.append(self._worker.submit(file.write, name, tensor))
+
+    def finish(self) -> None:
+        """Waits until everything is on the disk; raises what went wrong in writing."""
+        while self._pending:
+            self._pending.popleft().result()
 
     def close(self) -> None:
-        """Closes every file."""
+        """Closes every file, finished or not."""
+        self._worker.shutdown(cancel_futures=True)
         for file in self._files.values():
             file.close()

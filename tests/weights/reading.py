@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lightx2v_sgmd.models.keymaps import transformer_to_diffusers, transformer_to_original
-from lightx2v_sgmd.models.wan import open_wan, pad_text
 
 
 def metadata_of(file: Path) -> dict[str, str]:
@@ -104,23 +105,34 @@ def comfyui_lora(base: dict[str, Tensor], lora: dict[str, Tensor]) -> dict[str, 
 
 
 @torch.no_grad()
-def evaluate(teacher: Path, weights: dict[str, Tensor] | None, lora: Path | None = None) -> Tensor:
-    """One evaluation of diffusers' network, float32, with these weights or the teacher's."""
-    from diffusers import WanPipeline
+def evaluate(
+    teacher: Path,
+    weights: dict[str, Tensor] | None,
+    lora: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """One evaluation of diffusers' network with these weights or the teacher's.
 
+    The inputs are those on which exports report their error, drawn here once more.
+    """
     pipe = WanPipeline.from_pretrained(teacher)
-    network: Any = pipe.transformer.float()
+    network: Any = pipe.transformer
+    tables = copy.deepcopy(network.rope)
+    network.to(dtype)
+    network.rope = tables  # no weights: they stay as precise as they are
     if weights is not None:
-        network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        network.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()})
     if lora is not None:
         pipe.load_lora_weights(lora)
-    model = open_wan(teacher)
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(1, 4, 3, 8, 8, generator=generator)
-    text = pad_text([torch.randn(6, model.text_dim, generator=generator)])
-    text = torch.nn.functional.pad(text, (0, 0, 0, 512 - text.shape[1]))
-    output: Tensor = network(x, torch.tensor([960.0]), text, return_dict=False)[0]
-    return output
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 2, 4, 4, generator=generator)
+    text = torch.randn(8, 16, generator=generator)
+    padded = torch.zeros(1, 512, 16)
+    padded[0, :8] = text
+    output: Tensor = network(
+        x.to(dtype), torch.tensor([960.0]), padded.to(dtype), return_dict=False
+    )[0]
+    return output.float()
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

@@ -168,8 +168,12 @@ def test_stock_diffusers_takes_them(exports: Any, options: dict[str, Any]) -> No
     report = report_of(out)
     exact = reading.evaluate(teacher, student)
     seen = reading.relative(applied, exact)
-    assert seen == pytest.approx(report["forward_error_in_diffusers"], rel=0.6)
+    assert seen == pytest.approx(report["forward_error_in_diffusers"], rel=1e-3)
     assert seen < reading.relative(reading.evaluate(teacher, base), exact)
+    everything = reading.evaluate(teacher, merged)
+    assert reading.relative(everything, exact) == pytest.approx(
+        report["forward_error"], rel=1e-3, abs=1e-6
+    )
     if "rank" in options:
         # With what diffusers skips given to it, the student is there.
         whole = {name: student[name] if name in skipped else base[name] for name in base}

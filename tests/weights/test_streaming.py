@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.tiny import make_tiny_wan
+from tests.weights.conftest import write_checkpoint
 from weights import export, load, network, tensors
 from weights.stream import Part, ShardWriter, TensorFile, split
 
@@ -24,7 +26,7 @@ def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
         "b.fp8": torch.randn(9, generator=draw).to(torch.float8_e4m3fn),
         "c.scalar": torch.tensor(2.5),
         "d.empty": torch.zeros(0, 4),
-        "half": torch.randn(1, 1, 3, generator=draw).half(),
+        "zz.half": torch.randn(1, 1, 3, generator=draw).half(),
     }
     file = TensorFile(
         tmp_path / "ours",
@@ -54,6 +56,7 @@ def test_shards_hold_everything_once(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shards, parts, {}, "model.safetensors.index.json")
     for i, part in enumerate(parts):
         writer.write({part.name: torch.full((100,), float(i))})
+    writer.finish()
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 5 and files[0].name == "model-00001-of-00005.safetensors"
     found: dict[str, Tensor] = {}
@@ -64,9 +67,10 @@ def test_shards_hold_everything_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format", "dtype"), [("diffusers", None), ("wan", "fp8")])
 def test_only_a_few_tensors_are_in_memory_at_once(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, dtype: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, dtype: str | None
 ) -> None:
     """Counted over writing, reading back and the forward passes: not the network, some layers."""
+    write_checkpoint(tmp_path / "run", make_tiny_wan(tmp_path / "teacher", layers=20), 5)
     alive: dict[int, int] = {}
     most = 0
     real = tensors.read_tensor
@@ -83,7 +87,7 @@ def test_only_a_few_tensors_are_in_memory_at_once(
     for module in (tensors, network):
         monkeypatch.setattr(module, "read_tensor", counted)
     gc.collect()
-    export(run, format, tmp_path / "out", dtype=dtype, quiet=True)
-    source: Any = load.open_source(run, ema=True).tensors
+    export(tmp_path / "run", format, tmp_path / "out", dtype=dtype, quiet=True)
+    source: Any = load.open_source(tmp_path / "run", ema=True).tensors
     sizes = [4 * torch.Size(shape).numel() for shape in source.shapes.values()]
     assert 0 < most <= 4 * max(sizes) < sum(sizes) / 4
