@@ -1,0 +1,69 @@
+"""Real processes for tests, joined by gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+# One process imports the libraries, and every rank is forked from it.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.parallel.preload"])
+
+
+def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float = 300) -> Any:
+    """What ``work(*args)`` returns on the first of ``size`` ranks; ``work`` is a module's function.
+
+    Raises:
+        AssertionError: a rank failed; with its traceback.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
+    processes = [
+        _CONTEXT.Process(target=_rank, args=(rank, size, port, send, work, args), daemon=True)
+        for rank, (_, send) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    for _, send in pipes:
+        send.close()
+    try:
+        results = []
+        for rank, (receive, _) in enumerate(pipes):
+            assert receive.poll(timeout_s), f"rank {rank} says nothing"
+            results.append(receive.recv())
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for rank, (_, problem) in enumerate(results):
+        assert problem is None, f"rank {rank}: {problem}"
+    return results[0][0]
+
+
+def _rank(rank: int, size: int, port: int, send: Any, work: Any, args: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    try:
+        torch.set_num_threads(1)
+        launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in launch.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        dist.init_process_group("gloo")
+        result = (work(*args) if rank == 0 else _silent(work, args), None)
+        dist.barrier()
+    except BaseException:
+        result = (None, traceback.format_exc())
+    send.send(result)
+    send.close()
+    os._exit(0)  # a process group that is alive at exit aborts
+
+
+def _silent(work: Any, args: Any) -> None:
+    work(*args)
