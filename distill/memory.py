@@ -1,0 +1,290 @@
+"""Memory of a rank: what is there all the time, and what each phase of an iteration adds.
+
+Weights, gradients and optimizer state follow from the strategy's layout, DeepSpeed's buffers from
+its defaults, which ``parallel.zero3`` leaves as they are. Activations are metered (``metering``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.metering import Pass, PassMemory, meter_decoding, meter_pass
+from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.models.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
+
+Parts = dict[str, int]
+"""Bytes by component."""
+
+BUCKET = 500_000_000
+"""Numbers in DeepSpeed's buffer for gradients (``reduce_bucket_size``), of each trained role."""
+GATHERED = 1_050_000_000
+"""Most numbers of gathered weights: ``stage3_max_live_parameters`` and the prefetch bucket."""
+WHOLE = 100_000
+"""Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
+SUB_GROUP = 1_000_000_000
+"""Most numbers that the optimizer updates at once (``sub_group_size``)."""
+LATENT_COPIES = 24
+"""Float32 tensors of a video's size that an iteration holds at most: noises, x_t, losses' terms."""
+
+_UMT5_XXL = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the rank that has most.
+
+    Attributes:
+        always: From the first iteration's end on.
+        phases: What each adds while it lasts.
+        host: In CPU memory, of a rank, by offloading.
+        start: Of the text encoder, which is gone before the networks come.
+    """
+
+    always: Parts
+    phases: Mapping[str, Parts]
+    host: Parts
+    start: int
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def components(self) -> Parts:
+        """All that is there in that phase."""
+        return self.always | self.phases[self.peak_phase]
+
+    @property
+    def peak(self) -> int:
+        """Their sum, or the text encoder if that is larger."""
+        return max(sum(self.components.values()), self.start)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many numbers a network's weights are, and how many of those are in small tensors."""
+
+    count: int
+    small: int
+
+
+class Meter:
+    """What can be measured of a model without its weights; each thing once.
+
+    Args:
+        model: The teacher.
+        text_rows: Text rows that its network attends to.
+        on_gpu: Whether runs would be on GPUs, where AdamW updates many tensors by one kernel.
+    """
+
+    def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
+        self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
+        self._passes: dict[Pass, PassMemory] = {}
+        self._decoding: dict[tuple[int, ...], int] = {}
+        with torch.device("meta"):
+            sizes = [p.numel() for p in model.build_transformer().parameters()]
+        self.weights = Weights(sum(sizes), sum(n for n in sizes if n <= WHOLE))
+        self.text_encoder = _text_encoder_weights(model)
+
+    def latents(self, job: Job) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a job's videos."""
+        return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+
+    def passes(self, job: Job, batch: int, checkpointing: bool, keeping: bool) -> PassMemory:
+        """Of a network in a job, ``batch`` videos at once."""
+        what = Pass(
+            latents=self.latents(job),
+            batch=batch,
+            dtype=getattr(torch, job.teacher.dtype),
+            text_rows=self.text_rows,
+            checkpointing=checkpointing,
+            degree=job.parallel.sequence,
+            keeping=keeping,
+        )
+        if what not in self._passes:
+            self._passes[what] = meter_pass(self.model, what)
+        return self._passes[what]
+
+    def decoding(self, job: Job) -> int:
+        """Of the float32 VAE while it decodes a sample video, its weights included."""
+        latents = self.latents(job)
+        if latents not in self._decoding:
+            self._decoding[latents] = meter_decoding(self.model, latents)
+        return self._decoding[latents]
+
+
+def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
+    """Of a job on so many ranks."""
+    local = job.parallel.strategy == "local"
+    always, host = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
+    numbers = torch.Size(meter.latents(job)).numel()
+    always["latents"] = 4 * LATENT_COPIES * job.train.micro_batch * numbers
+    phases = _local_phases(job, meter) if local else _sharded_phases(job, meter, gpus)
+    start = meter.text_encoder * _size(job)
+    return Memory(always, phases, host, start)
+
+
+def _size(job: Job) -> int:
+    """Bytes of a number in the job's precision."""
+    return 2 if job.teacher.dtype == "bfloat16" else 4
+
+
+def _trained(job: Job) -> int:
+    """How many whole networks are trained."""
+    return len({STUDENT, FAKE_SCORE} & set(job.method.roles))
+
+
+def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts]:
+    count, trained = meter.weights.count, _trained(job)
+    state = {
+        "weights": (4 * trained + _size(job)) * count,
+        "optimizer": 8 * trained * count,
+        "moving average": 4 * count if job.train.ema else 0,
+    }
+    return state, {}
+
+
+def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts]:
+    size, trained, offload = _size(job), _trained(job), job.parallel.offload
+    share = -(-meter.weights.count // gpus)
+    # In float32 the shards are the masters themselves, unless those live elsewhere.
+    masters = size == 2 or offload != "none"
+    optimizer = {
+        "master weights": 4 * trained * share if masters else 0,
+        "optimizer": 8 * trained * share,
+        "gradients": size * trained * share,
+        "moving average": 4 * share if job.train.ema else 0,
+    }
+    weights = {"weights": size * (trained + 1) * share}
+    state = {
+        "small weights, whole": size * (trained + 1) * meter.weights.small,
+        "gradient buckets": size * trained * BUCKET,
+    }
+    host: Parts = {}
+    for parts, moved in ((weights, offload == "all"), (optimizer, offload != "none")):
+        (host if moved else state).update(parts)
+    return state, host
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """Of the passes of an iteration, in bytes."""
+
+    trained: PassMemory
+    teacher: int
+    teacher_backward: int
+
+    @classmethod
+    def of(cls, job: Job, meter: Meter) -> _Activations:
+        """Metered."""
+        batch, method = job.train.micro_batch, job.method
+        guided = job.teacher.guidance_scale != 1 or method.guidance_range is not None
+        rows = batch * (2 if guided or DISCRIMINATOR in method.roles else 1)
+        local = job.parallel.strategy == "local"
+        backward = 0
+        if method.through_teacher:
+            backward = meter.passes(job, batch * (1 + guided), False, False).backward
+        elif DISCRIMINATOR in method.roles:
+            backward = meter.passes(job, batch, False, False).backward
+        again = job.parallel.gradient_checkpointing
+        return cls(
+            meter.passes(job, batch, again, local and job.train.accumulation == 1),
+            meter.passes(job, rows, again, False).forward,
+            backward,
+        )
+
+
+def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
+    found, count, size = _Activations.of(job, meter), meter.weights.count, _size(job)
+    passes, fresh = found.trained, job.method.fresh_rollouts
+    gathered = {"gathered weights": size * min(count, GATHERED)}
+    # Gradients are copied side by side to be reduced: whenever a bucket is full, or at the end of
+    # the backward pass, when no activations are left.
+    reduction = {"reduction": size * min(count, BUCKET)}
+    learning = gathered | (reduction if count > BUCKET else {})
+    through = passes.backward if job.method.through_fake_score else passes.forward
+    kept_too = passes.kept if job.method.through_fake_score else 0
+    phases = {
+        "teacher": gathered | {"activations": passes.kept + found.teacher},
+        "generator's gradient": gathered | {"activations": passes.kept + through},
+        "fake score's update": learning
+        | {"activations": passes.backward + (0 if fresh else passes.kept)},
+        "student's update": learning | {"activations": passes.backward},
+        "reduction": gathered | reduction | {"activations": 0 if fresh else passes.kept},
+        "samples": gathered | {"activations": max(passes.forward, meter.decoding(job))},
+    }
+    if found.teacher_backward:
+        phases["through the teacher"] = gathered | {
+            "activations": passes.kept + kept_too + found.teacher_backward
+        }
+    share = -(-count // gpus)
+    if job.train.ema and job.parallel.offload == "none":
+        phases["samples"]["student kept aside"] = 4 * share
+    if job.parallel.offload == "none":
+        # The gradient flattened and in float32; then AdamW's square root of a moment, on a CPU
+        # together with the denominator made of it.
+        numbers = max(4 + size % 4, 4 + (4 if meter.on_gpu else 8))
+        phases["optimizer step"] = {"optimizer's temporaries": numbers * min(share, SUB_GROUP)}
+    return phases
+
+
+def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
+    found, count = _Activations.of(job, meter), meter.weights.count
+    passes, fresh = found.trained, job.method.fresh_rollouts
+    # Autocast keeps bfloat16 copies of a network's weights: in a graph, and in a forward.
+    casts = 2 * count if _size(job) == 2 else 0
+    kept = passes.kept + (0 if job.parallel.gradient_checkpointing else casts)
+    through = passes.backward if job.method.through_fake_score else passes.forward
+    kept_too = kept if job.method.through_fake_score else 0
+    both = 1 if fresh else 2
+    whole = 4 * count
+    if job.train.accumulation == 1:
+        own, update = passes.backward_keeping + casts, {"gradients": whole}
+        fake = {"gradients": whole, "activations": own - whole + (0 if fresh else kept)}
+        student = {"gradients": both * whole, "activations": own - whole}
+    else:  # all gradients are there from the first micro-batch on
+        update = {"gradients": both * whole}
+        fake = update | {"activations": passes.backward + casts + (0 if fresh else kept)}
+        student = update | {"activations": passes.backward + casts}
+    phases = {
+        "teacher": {"activations": kept + found.teacher},
+        "generator's gradient": {"activations": kept + through + casts},
+        "fake score's update": fake,
+        "student's update": student,
+        "optimizer step": {"gradients": both * whole},
+        "samples": {"activations": max(passes.forward + casts, meter.decoding(job))},
+    }
+    if found.teacher_backward:
+        activations = kept + kept_too + found.teacher_backward
+        phases["through the teacher"] = {"activations": activations}
+    if job.train.accumulation > 1:
+        for name in ("teacher", "generator's gradient"):
+            phases[name] = update | phases[name]
+    return phases
+
+
+def _text_encoder_weights(model: WanModel) -> int:
+    """Numbers in the text encoder; of a hub id's, whose configuration is not here, umT5-XXL's."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    folder = Path(model.path) / "text_encoder"
+    config: Any = UMT5Config(**_UMT5_XXL)
+    if (folder / "config.json").is_file():
+        config = UMT5Config.from_pretrained(folder)
+    with torch.device("meta"):
+        return sum(p.numel() for p in UMT5EncoderModel(config).parameters())

@@ -1,0 +1,290 @@
+"""The plan of a run: memory, operations, traffic and time of a job on so many GPUs, before it runs.
+
+Nothing is loaded but configurations. What cannot fit is refused with the nearest change that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+from distill.flops import (
+    Operations,
+    Passes,
+    Traffic,
+    forward_operations,
+    iteration_passes,
+    iteration_traffic,
+)
+from distill.memory import Memory, Meter, rank_memory
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Job, check_against_model
+from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
+
+GIB = 2**30
+H100_FLOPS = 989e12
+"""Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
+MORE_GPUS = 1024
+"""Largest number that is tried when a job does not fit."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job would run on.
+
+    Attributes:
+        gpus: Of all nodes.
+        memory_gib: Of a GPU.
+        node_gpus: GPUs of a node.
+        peak_flops: Operations per second that a GPU could do at best.
+        mfu: The share of them that training reaches, communication included.
+        reserve_gib: Of a GPU's memory, what the plan leaves for what it does not count: the CUDA
+            context, NCCL's buffers, fragmentation. An allowance, not a measurement.
+    """
+
+    gpus: int
+    memory_gib: float = 80.0
+    node_gpus: int = 8
+    peak_flops: float = H100_FLOPS
+    mfu: float = 0.4
+    reserve_gib: float = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job needs on a machine.
+
+    Attributes:
+        job: The job.
+        machine: The machine.
+        tokens: Patches of a video.
+        tokens_per_rank: With sequence parallelism, the largest share of them.
+        global_batch: Videos of an update.
+        parameters: Of one network.
+        memory: Of a rank.
+        activations: Of a forward and backward pass, in bytes, with and without checkpointing.
+        passes: By role.
+        forward: Operations of a forward of one video.
+        traffic: Of a GPU in an iteration.
+    """
+
+    job: Job
+    machine: Machine
+    tokens: int
+    tokens_per_rank: int
+    global_batch: int
+    parameters: int
+    memory: Memory
+    activations: dict[str, int]
+    passes: dict[str, Passes]
+    forward: Operations
+    traffic: Traffic
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """Operations of an iteration by role, of all GPUs."""
+        return {
+            role: self.global_batch * passes.operations(self.forward)
+            for role, passes in self.passes.items()
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Of an iteration, at the machine's MFU."""
+        per_second = self.machine.gpus * self.machine.mfu * self.machine.peak_flops
+        return sum(self.flops.values()) / per_second
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the whole run."""
+        return self.seconds * self.job.train.iterations * self.machine.gpus / 3600
+
+    @property
+    def memory_gib(self) -> float:
+        """Of a GPU, the reserve included."""
+        return self.memory.peak / GIB + self.machine.reserve_gib
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.memory_gib <= self.machine.memory_gib
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON; memory in GiB, traffic in bytes."""
+        job = self.job
+        return {
+            "model": job.teacher.path,
+            "method": job.method.name,
+            "machine": asdict(self.machine),
+            "strategy": job.parallel.strategy,
+            "sequence": job.parallel.sequence,
+            "offload": job.parallel.offload,
+            "gradient_checkpointing": job.parallel.gradient_checkpointing,
+            "parameters": self.parameters,
+            "tokens": self.tokens,
+            "tokens_per_rank": self.tokens_per_rank,
+            "global_batch": self.global_batch,
+            "memory_gib": {
+                "total": self.memory_gib,
+                "reserve": self.machine.reserve_gib,
+                "peak_phase": self.memory.peak_phase,
+                "components": _gib(self.memory.components),
+                "phases": {name: _gib(parts) for name, parts in self.memory.phases.items()},
+                "activations": _gib(self.activations),
+                "host_per_node": {
+                    name: min(self.machine.gpus, self.machine.node_gpus) * value
+                    for name, value in _gib(self.memory.host).items()
+                },
+                "text_encoder_at_start": self.memory.start / GIB,
+            },
+            "passes": {role: asdict(passes) for role, passes in self.passes.items()},
+            "forward_flops": asdict(self.forward),
+            "iteration_flops": self.flops,
+            "traffic_bytes": asdict(self.traffic),
+            "iteration_seconds": self.seconds,
+            "gpu_hours": self.gpu_hours,
+            "fits": self.fits,
+        }
+
+
+def _gib(parts: dict[str, int]) -> dict[str, float]:
+    return {name: value / GIB for name, value in parts.items() if value}
+
+
+def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None = None) -> Plan:
+    """Plans a job on a machine, whether it fits or not.
+
+    Args:
+        job: The job.
+        model: Its opened teacher.
+        machine: Where it would run.
+        meter: What was measured of the model before.
+
+    Raises:
+        UserError: the job cannot run there, whatever the memory.
+    """
+    check_against_model(job, model)
+    _check_layout(job, model, machine)
+    meter = meter or Meter(model)
+    _, frames, height, width = meter.latents(job)
+    patch = model.transformer_config["patch_size"]
+    tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+    degree, train = job.parallel.sequence, job.train
+    passes = iteration_passes(job)
+    return Plan(
+        job=job,
+        machine=machine,
+        tokens=tokens,
+        tokens_per_rank=-(-tokens // degree),
+        global_batch=train.micro_batch * train.accumulation * machine.gpus // degree,
+        parameters=meter.weights.count,
+        memory=rank_memory(job, meter, machine.gpus),
+        activations={
+            "with checkpointing": meter.passes(job, train.micro_batch, True, False).backward,
+            "without": meter.passes(job, train.micro_batch, False, False).backward,
+        },
+        passes=passes,
+        forward=forward_operations(model.transformer_config, tokens, meter.text_rows),
+        traffic=iteration_traffic(
+            job,
+            passes,
+            model.transformer_config,
+            parameters=meter.weights.count,
+            tokens=tokens,
+            gpus=machine.gpus,
+            size=2 if job.teacher.dtype == "bfloat16" else 4,
+        ),
+    )
+
+
+def _check_layout(job: Job, model: WanModel, machine: Machine) -> None:
+    """What does not depend on memory."""
+    gpus, node = machine.gpus, machine.node_gpus
+    if job.parallel.strategy == "local" and gpus != 1:
+        raise UserError(
+            f"--gpus: {gpus}, and parallel.strategy local is one process; use --gpus 1 or "
+            "--set parallel.strategy=zero3"
+        )
+    if gpus > node and gpus % node:
+        raise UserError(
+            f"--gpus: {gpus} is not a whole number of nodes of {node} GPUs; use "
+            f"{gpus // node * node} or {-(-gpus // node) * node}, or another --node-gpus"
+        )
+    check_degree(job.parallel.sequence, model.num_heads, job.teacher.path, ranks=gpus)
+
+
+def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
+    """Refuses a plan that does not fit.
+
+    Raises:
+        UserError: it does not; names the nearest change that does.
+    """
+    if plan.fits:
+        return
+    machine = plan.machine
+    problem = (
+        f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
+        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, most of it in the "
+        f"phase '{plan.memory.peak_phase}'"
+    )
+    for change, job, other in _changes(plan, model):
+        found = make_plan(job, model, other, meter)
+        if found.fits:
+            batch = ""
+            if found.global_batch != plan.global_batch:
+                batch = f" (its global batch is {found.global_batch}, not {plan.global_batch})"
+            raise UserError(
+                f"{problem}; the nearest that fits, with {found.memory_gib:.1f} GiB: "
+                f"{' '.join(change)}{batch}"
+            )
+    raise UserError(
+        f"{problem}; no offloading, sequence degree or number of GPUs up to {MORE_GPUS} helps: "
+        "use smaller videos, a smaller micro-batch or GPUs with more memory"
+    )
+
+
+def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Machine]]:
+    """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
+    job, machine = plan.job, plan.machine
+    layout = job.parallel
+    checkpointing = [layout.gradient_checkpointing]
+    if not layout.gradient_checkpointing:
+        checkpointing.append(True)
+    strategies = [layout.strategy]
+    if layout.strategy == "local":
+        strategies.append("zero3")
+    offloads = ["none", "optimizer", "all"]
+    offloads = offloads[offloads.index(layout.offload) :]
+    gpus, node = [machine.gpus], machine.node_gpus
+    while gpus[-1] < MORE_GPUS:
+        gpus.append(gpus[-1] * 2 if gpus[-1] < node else (gpus[-1] // node + 1) * node)
+    degrees = [d for d in sequence_degrees(model.num_heads) if d >= layout.sequence and d <= node]
+    found = []
+    for again, strategy, degree, offload, count in product(
+        checkpointing, strategies, degrees, offloads, gpus
+    ):
+        sharded = strategy == "zero3"
+        if count % degree or (not sharded and (count > 1 or degree > 1 or offload != "none")):
+            continue
+        settings = {
+            "gradient_checkpointing": again,
+            "strategy": strategy,
+            "sequence": degree,
+            "offload": offload,
+        }
+        changed = [key for key, value in settings.items() if getattr(layout, key) != value]
+        words = [f"--set parallel.{key}={str(settings[key]).lower()}" for key in changed]
+        if count != machine.gpus:
+            words.append(f"--gpus {count}")
+        # What costs nothing but work first; more GPUs before offloading all.
+        dearness = (len(words), offloads.index(offload), count, degree)
+        parallel = replace(layout, **settings)  # type: ignore[arg-type]
+        found.append(
+            (dearness, words, replace(job, parallel=parallel), replace(machine, gpus=count))
+        )
+    for _, words, other, where in sorted(found, key=lambda item: item[0]):
+        if words:
+            yield words, other, where
