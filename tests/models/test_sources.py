@@ -14,8 +14,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
+from distill import distill
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.models import original, wan
 from lightx2v_sgmd.models.keymaps import transformer_to_original
 from lightx2v_sgmd.models.known import known_transformer_config
 from lightx2v_sgmd.models.original import TEXT_ENCODER_CONFIG, VAE_CONFIG
@@ -23,6 +24,7 @@ from lightx2v_sgmd.models.sources import without_private
 from lightx2v_sgmd.tensorfiles import check_keys
 from tests.models.original import open_tiny_original, original_config, write_original
 from tests.tiny import make_tiny_wan
+from tests.training import make_job, read_trace
 
 PROMPTS = ["a red circle moving left", "a blue square"]
 
@@ -321,3 +323,22 @@ def test_an_embedding_under_either_name(model: wan.WanModel, tmp_path: Path) -> 
         save_file(rest | {name: embedding for name in names}, file)
         got = wan.open_wan(folder).load_text_encoder().encode(PROMPTS)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_distilling_either_layout_is_the_same_run(
+    model: wan.WanModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = write_original(model, tmp_path / "released", ".pth")
+    # The release has one VAE and one text encoder, which are not this small.
+    monkeypatch.setattr(original, "VAE_CONFIG", model.vae_config)
+    monkeypatch.setattr(original, "TEXT_ENCODER_CONFIG", model.full_text_encoder_config())
+    traces, students = [], []
+    for name, teacher in (("ours", Path(model.path)), ("theirs", released)):
+        job = make_job(teacher, tmp_path / name, "train.iterations=1", "train.sample_every=1")
+        run = distill(job, quiet=True)
+        assert list((run / "samples").rglob("*.mp4"))
+        traces.append(read_trace(run))
+        students.append(load_file(run / "checkpoints" / "step_000001" / "student.safetensors"))
+    assert traces[0] == traces[1] and len(traces[0]) == 1
+    assert students[0].keys() == students[1].keys()
+    assert all(torch.equal(tensor, students[1][name]) for name, tensor in students[0].items())
