@@ -78,7 +78,7 @@ def encode_prompts(
         dtype: The encoder's weights.
         cache: A folder that keeps the embeddings for the next run.
     """
-    key = prompts_digest([model.path, str(dtype), *prompts])[:32]
+    key = prompts_digest([model.path, model.source.root, str(dtype), *prompts])[:32]
     file = cache / f"{key}.safetensors" if cache is not None else None
     # One rank looks, for all: a file that appears meanwhile must not send them separate ways.
     found = ranks.gather(file is not None and file.is_file())[0]

@@ -66,7 +66,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         KeyboardInterrupt: it was asked to stop, and has saved.
     """
     # First what needs no weights and no other process.
-    model = open_wan(job.teacher.path)
+    model = open_wan(job.teacher.path, job.teacher.base)
     check_against_model(job, model)
     prompts = load_prompts(job)
     latents = _latents(job, model)

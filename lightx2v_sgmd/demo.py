@@ -119,7 +119,7 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
 
     from lightx2v_sgmd.models import wan
 
-    model = open_wan(job.teacher.path)
+    model = open_wan(job.teacher.path, job.teacher.base)
     network = model.load_transformer().eval()
     wan.fold_text_padding(network)
     batch = 16
@@ -158,7 +158,7 @@ def _measure(
     """Samples and measures the three rows on the same prompts and seeds."""
     from infer import load_student
 
-    model = open_wan(job.teacher.path)
+    model = open_wan(job.teacher.path, job.teacher.base)
     student = load_student(student_folder)
     first_seed = 1_000_000 * (seed + 1)
     seeds = list(range(first_seed, first_seed + len(captions)))

@@ -34,7 +34,8 @@ LATENTS = "latents"
 class Teacher:
     """The model that is distilled; student and fake score start from its weights."""
 
-    # "sprites", a folder in the layout of Wan2.1-T2V-*-Diffusers, or such a model's hub id.
+    # "sprites", a folder as Wan2.1-T2V-*-Diffusers or as the original release, such a model's hub
+    # id, or one file of a transformer's weights.
     path: Annotated[str, Field(min_length=1)]
     # Ho-Salimans form, uncond + w (cond - uncond): 1 is no guidance. A text that writes
     # cond + s (cond - uncond) means w = s + 1.
@@ -44,6 +45,9 @@ class Teacher:
     dtype: Literal["float32", "bfloat16"] = "float32"
     # What guidance leads away from; "" is the unconditional prediction.
     negative_prompt: str = ""
+    # For one file of weights: the model whose VAE, text encoder and tokenizer go with it; null
+    # looks in the file's own folder.
+    base: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -47,7 +47,7 @@ def job_file(teacher: Path, folder: Path) -> Path:
 
 def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") -> Trainer:
     ranks = ranks or Ranks()
-    model = open_wan(job.teacher.path)
+    model = open_wan(job.teacher.path, job.teacher.base)
     *rows, negative = encode_prompts(
         model, [*load_prompts(job), job.teacher.negative_prompt], ranks, torch.float32, None
     )

@@ -31,7 +31,7 @@ def collect(
     job: Job, prompts: Sequence[str], out: Path, count: int, steps: int, shard: int, part: str
 ) -> None:
     """Writes the shards of ``part`` (``K/N``, from 1) that are not there yet."""
-    model = open_wan(job.teacher.path)
+    model = open_wan(job.teacher.path, job.teacher.base)
     schedule = teacher_schedule(shift_of(model), steps)
     size = (job.video.height, job.video.width, job.video.num_frames)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = sorted(args.videos.glob("*.mp4"))
         if not files:
             raise UserError(f"{args.videos}: has no .mp4 files")
-        encode(open_wan(job.teacher.path), files, job.video, args.out, args.shard)
+        encode(open_wan(job.teacher.path, job.teacher.base), files, job.video, args.out, args.shard)
     except UserError as error:
         print(f"encode_videos: {error}", file=sys.stderr)
         return 2

@@ -67,7 +67,7 @@ def plan_command(
         peak_flops=peak_tflops * 1e12,
         mfu=mfu,
     )
-    model = open_wan(checked.teacher.path)
+    model = open_wan(checked.teacher.path, checked.teacher.base)
     meter = Meter(model)
     plan = make_plan(checked, model, machine, meter)
     print(json.dumps(plan.to_dict(), indent=2) if as_json else as_text(plan), flush=True)

@@ -163,7 +163,7 @@ def make_plan(
             except UserError as error:
                 lines = [f"{method}: {line}" for line in str(error).splitlines()]
                 raise UserError("\n".join(lines)) from error
-    check_against_model(base, open_wan(base.teacher.path))
+    check_against_model(base, open_wan(base.teacher.path, base.teacher.base))
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
     settings = _fitting(settings, base, every)
@@ -376,6 +376,33 @@ def write_plan(plan: Plan) -> None:
     for label, job in plan.jobs.items():
         write_text(plan.job_file(label), job.to_yaml())
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def saved_plan(out: str | Path, methods: Sequence[str] = ()) -> Plan:
+    """The comparison that a folder holds, with every seed that has been begun, for its report.
+
+    Args:
+        out: The folder.
+        methods: Which; all of them if there are none.
+
+    Raises:
+        UserError: it holds no comparison, or none of these methods.
+    """
+    out = Path(out)
+    if not (out / "comparison.json").is_file():
+        raise UserError(f"--out: {out} holds no comparison yet; run without --report-only")
+    saved = read_saved(out / "comparison.json")
+    rows = {
+        label: values["method.name"]
+        for label, values in saved["rows"].items()
+        if not methods or values["method.name"] in methods
+    }
+    for method in methods:
+        if method not in rows.values():
+            raise UserError(f"--methods: {method} is not in the comparison in {out}")
+    jobs = {label: load_job(out / "jobs" / f"{file_name(label)}.yaml") for label in rows}
+    begun = {int(f.name.removeprefix("seed_")) for f in out.glob("measured/*/seed_*")}
+    return Plan(out, jobs, tuple(sorted(begun)), Settings(**saved["settings"]))
 
 
 def plan_of(out: Path, label: str | None, seed: int) -> Plan:

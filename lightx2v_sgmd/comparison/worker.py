@@ -195,7 +195,7 @@ class Bench:
     def sampler(self, few_steps: bool) -> VideoSampler:
         """The teacher on its own steps with guidance, or on the student's without."""
         job, video = self.job, self.job.video
-        model = open_wan(job.teacher.path)
+        model = open_wan(job.teacher.path, job.teacher.base)
         size = (video.height, video.width, video.num_frames)
         _, frames, height, width = model.latent_shape(*size)
         return VideoSampler(

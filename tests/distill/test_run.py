@@ -249,3 +249,13 @@ def test_interrupted_and_resumed_in_this_process(
     assert folders(job.output.dir)[-1] == "step_000003"
     distill(job, quiet=True)
     assert read_trace(job.output.dir) == read_trace(finished.output.dir)
+
+
+def test_a_single_file_of_weights_with_its_base(tiny_teacher: Path, tmp_path: Path) -> None:
+    """The same run as from the whole folder."""
+    file = tmp_path / "variant.safetensors"
+    shutil.copy(tiny_teacher / "transformer" / "diffusion_pytorch_model.safetensors", file)
+    named = [f"teacher.path={file}", f"teacher.base={tiny_teacher}", "train.iterations=1"]
+    whole = distill(make_job(tiny_teacher, tmp_path / "whole", "train.iterations=1"), quiet=True)
+    single = distill(make_job(tiny_teacher, tmp_path / "single", *named), quiet=True)
+    assert read_trace(single) == read_trace(whole)
