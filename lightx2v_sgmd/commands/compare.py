@@ -101,7 +101,7 @@ def compare_command(
         int, typer.Option(metavar="N", help="Processes (GPUs) of each run, as for distill.")
     ] = 1,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Run nothing; sum up what there is so far.")
+        bool, typer.Option("--report-only", help="Run nothing; sum up what DIR has so far.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
     as_json: Annotated[

@@ -15,7 +15,14 @@ from typing import Any
 from lightx2v_sgmd.comparison.columns import markdown
 from lightx2v_sgmd.comparison.measuring import write_text
 from lightx2v_sgmd.comparison.page import write_page
-from lightx2v_sgmd.comparison.plan import TEACHER, Plan, Settings, make_plan, write_plan
+from lightx2v_sgmd.comparison.plan import (
+    TEACHER,
+    Plan,
+    Settings,
+    make_plan,
+    saved_plan,
+    write_plan,
+)
 from lightx2v_sgmd.comparison.running import Pool, run_tasks
 from lightx2v_sgmd.comparison.tables import budget, build_results, seeds_done, step_within
 from lightx2v_sgmd.comparison.tasks import Task, all_tasks, is_done
@@ -78,7 +85,7 @@ def compare(
         workers: Runs side by side.
         nproc: Processes of each run, as for ``distill``.
         compute: What the budget of equal compute counts: ``forwards`` or CPU ``seconds``.
-        report_only: Run nothing; sum up what there is.
+        report_only: Run nothing; sum up what there is in ``out``, whatever else is asked for.
         quiet: Show nothing.
 
     Raises:
@@ -91,19 +98,21 @@ def compare(
     for option, count in (("--workers", workers), ("--nproc", nproc)):
         if count < 1:
             raise UserError(f"{option}: {count} is too few; use 1 or more")
-    plan = make_plan(
-        job_file,
-        out,
-        methods=methods,
-        seeds=seeds,
-        overrides=overrides,
-        method_overrides=method_overrides,
-        sweep=sweep,
-        settings=settings,
-        every=every,
-    )
     failures: dict[Task, str] = {}
-    if not report_only:
+    if report_only:
+        plan = saved_plan(out, methods)
+    else:
+        plan = make_plan(
+            job_file,
+            out,
+            methods=methods,
+            seeds=seeds,
+            overrides=overrides,
+            method_overrides=method_overrides,
+            sweep=sweep,
+            settings=settings,
+            every=every,
+        )
         write_plan(plan)
         pool = Pool(plan, workers, nproc)
         failures = run_tasks(pool, all_tasks(plan), "comparing", quiet)
@@ -134,7 +143,7 @@ def _cuts(plan: Plan, compute: str) -> list[Task]:
     tasks = []
     for row in plan.jobs:
         seeds = seeds_done(plan, row)
-        step = step_within(plan, row, compute, limit[1]) if seeds else 0
+        step = step_within(plan, row, compute, limit[1])[0] if seeds else 0
         for seed in seeds:
             task = Task(row, seed, step)
             if step and not is_done(plan, task):

@@ -158,10 +158,13 @@ def table(results: dict[str, Any], part: str) -> tuple[list[str], list[list[str]
             continue
         # Teacher and undistilled are what they are at any compute.
         source = part if trained and part != COSTS else PARTS[0]
-        step = row.get(source, {}).get("step", "-") if trained else "-"
+        found = row.get(source, {}) if trained else {}
+        step = str(found.get("step", "-"))
+        if "share" in found:
+            step += f" ({found['share']:.0%})"
         values = [text(cell(row, column, source), column.digits) for column in columns]
         updates = row.get("fake_score_updates", "-")
-        lines.append([name, str(row.get("nfe", "-")), str(updates), str(step), *values])
+        lines.append([name, str(row.get("nfe", "-")), str(updates), step, *values])
     return heads, lines
 
 
@@ -185,6 +188,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", "## Cost of an iteration", "", *_grid(*table(results, COSTS))]
     if not results["captions_checkable"]:
         lines += ["", NO_CAPTIONS]
+    if missing := missing_text(results):
+        lines += ["", missing]
     lines += [
         "",
         "## Columns",
@@ -212,9 +217,21 @@ def budget_text(results: dict[str, Any]) -> str:
     amount = f"{compute['budget']:,.0f}".replace(",", " ")
     return (
         f"Every row at its last snapshot within the {amount} {unit} with which "
-        f"{compute['cheapest']}, the cheapest, ended. A row that was cut short had not yet come to "
-        "the end of its learning rate's schedule."
+        f"{compute['cheapest']}, the cheapest, ended; in brackets, how much of it was spent by "
+        "then. A row that was cut short had not come to the end of its learning rate's schedule."
     )
+
+
+def missing_text(results: dict[str, Any]) -> str:
+    """Which rows stand on fewer seeds than the others; empty if none does."""
+    asked = len(results["seeds"])
+    short = {
+        name: len(row["seeds"])
+        for name, row in results["rows"].items()
+        if len(row["seeds"]) < asked
+    }
+    counts = ", ".join(f"{name} {count}" for name, count in short.items())
+    return f"Not all of the {asked} seeds are done: {counts}." if short else ""
 
 
 def _grid(heads: list[str], rows: list[list[str]]) -> list[str]:

@@ -47,6 +47,7 @@ def write_page(plan: Plan, results: dict[str, Any]) -> None:
             *columns.shown(results, columns.COST),
         ],
         no_captions="" if results["captions_checkable"] else columns.NO_CAPTIONS,
+        missing=columns.missing_text(results),
         plots=_plots(results),
         colours=dict(zip(plan.jobs, COLOURS * len(plan.jobs), strict=False)),
         prompts=_examples(plan, videos),

@@ -75,12 +75,12 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
     rows = {
         label: [point for point in row["curve"] if column.key in point]
         for label, row in results["rows"].items()
-        if row.get("curve")
+        if row.get("curve") and "method" in row
     }
     levels = {
-        label: row["equal_iterations"][column.key]["mean"]
+        label: row["curve"][0][column.key]["mean"]
         for label, row in results["rows"].items()
-        if "method" not in row and column.key in row["equal_iterations"]
+        if "method" not in row and column.key in row["curve"][0]
     }
     if log:
         levels = {label: value for label, value in levels.items() if value > 0}

@@ -167,14 +167,16 @@ def budget(plan: Plan, unit: str) -> tuple[str, float] | None:
     return row, totals[row]
 
 
-def step_within(plan: Plan, row: str, unit: str, limit: float) -> int:
-    """The last snapshot of a row within a budget, its cost a mean over seeds; 0 if there is none.
+def step_within(plan: Plan, row: str, unit: str, limit: float) -> tuple[int, float]:
+    """The last snapshot of a row within a budget, and the share of it that was spent by then.
 
-    A hundredth over is within, so that rows which cost the same are cut at the same step.
+    The cost is a mean over seeds. A hundredth over is within, so that rows which cost the same are
+    cut at the same step. Without any snapshot in the budget both are 0.
     """
     costs = [read_cost(plan.run(row, seed)).cumulative(unit) for seed in seeds_done(plan, row)]
-    mean = np.mean(costs, axis=0)
-    return max((s for s in plan.snapshots() if mean[s - 1] <= 1.01 * limit), default=0)
+    spent = np.mean(costs, axis=0) / limit
+    step = max((s for s in plan.snapshots() if spent[s - 1] <= 1.01), default=0)
+    return step, float(spent[step - 1]) if step else 0.0
 
 
 def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, Any]:
@@ -189,6 +191,12 @@ def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, 
         found = [reference.metrics(m, seed, row == TEACHER) for seed, m in sets.items()]
         rows[row] = {"nfe": next(m.nfe for m in sets.values()), "seeds": list(sets)}
         rows[row]["equal_iterations"] = {"step": 0, **over_seeds(found)}
+        few = reference.first(plan.settings.curve_prompts)
+        level = [
+            few.metrics(m.first(plan.settings.curve_prompts), seed, row == TEACHER)
+            for seed, m in sets.items()
+        ]
+        rows[row]["curve"] = [{"step": 0, **over_seeds(level)}]
     for row in plan.jobs:
         rows[row] = _trained_row(plan, row, reference, load, unit, limit)
     costs = [rows[row]["cost"] for row in plan.jobs if "cost" in rows[row]]
@@ -240,13 +248,13 @@ def _trained_row(
         **over_seeds([reference.metrics(m, seed) for seed, m in final.items()]),
     }
     if limit is not None:
-        step = step_within(plan, row, unit, limit[1])
+        step, share = step_within(plan, row, unit, limit[1])
         cut = [
             reference.metrics(load(path), seed)
             for seed in seeds
             if (path := plan.measurement(row, seed, step)).is_file()
         ]
-        result["equal_compute"] = {"step": step, **over_seeds(cut)}
+        result["equal_compute"] = {"step": step, "share": share, **over_seeds(cut)}
     few = reference.first(plan.settings.curve_prompts)
     result["curve"] = _curve(plan, seeds, row, few, load, costs)
     return result

@@ -13,6 +13,7 @@ from lightx2v_sgmd.comparison.plan import (
     file_name,
     make_plan,
     plan_of,
+    saved_plan,
     write_plan,
 )
 from lightx2v_sgmd.errors import UserError
@@ -75,6 +76,18 @@ def test_a_worker_reads_its_part_back(job: Path, tmp_path: Path) -> None:
     part = plan_of(plan.out, "dmd2", 1)
     assert part == Plan(plan.out, {"dmd2": plan.jobs["dmd2"]}, (1,), plan.settings)
     assert list(plan_of(plan.out, "teacher", 0).jobs) == ["sgmd"]
+
+
+def test_a_report_needs_the_folder_alone(job: Path, tmp_path: Path) -> None:
+    plan = make_plan(job, tmp_path / "out", methods=["sgmd", "dmd2"], seeds=3)
+    write_plan(plan)
+    for seed in (0, 2):
+        plan.measurement("teacher", seed, 0).parent.mkdir(parents=True)
+    saved = saved_plan(plan.out)
+    assert saved == Plan(plan.out, plan.jobs, (0, 2), plan.settings)
+    assert list(saved_plan(plan.out, ["dmd2"]).jobs) == ["dmd2"]
+    with pytest.raises(UserError, match="sid is not in the comparison"):
+        saved_plan(plan.out, ["sid"])
 
 
 def refused(job: Path, out: Path, text: str, **options: object) -> None:

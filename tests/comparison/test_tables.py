@@ -104,7 +104,9 @@ def test_equal_compute_takes_the_last_snapshot_within_the_cheapest_rows_budget(p
     assert cut["step"] == 4  # 4 times 25; the fifth iteration would exceed 100
     assert cut["optflow"]["values"] == pytest.approx([2.2, 2.3])
     assert results["rows"]["sgmd"]["equal_compute"]["step"] == 10
-    assert tables.step_within(plan, "dmd2", "forwards", 49) == 0
+    assert cut["share"] == 1 and results["rows"]["sgmd"]["equal_compute"]["share"] == 1
+    assert tables.step_within(plan, "dmd2", "forwards", 49) == (0, 0)
+    assert tables.step_within(plan, "dmd2", "forwards", 80) == (2, 0.625)
     assert results["rows"]["dmd2"]["cost"]["relative"]["mean"] == pytest.approx(2.5)
 
 
@@ -112,9 +114,9 @@ def test_a_row_without_a_snapshot_in_the_budget_says_so(plan: Plan) -> None:
     for seed in plan.seeds:
         (plan.run("dmd2", seed) / "metrics.jsonl").write_text(trace(10, 90.0, 9.0))
     results = tables.build_results(plan, "forwards", {})
-    assert results["rows"]["dmd2"]["equal_compute"] == {"step": 0}
+    assert results["rows"]["dmd2"]["equal_compute"] == {"step": 0, "share": 0}
     _, rows = table(results, "equal_compute")
-    assert rows[3][0] == "dmd2" and rows[3][3] == "0" and set(rows[3][4:]) == {"-"}
+    assert rows[3][0] == "dmd2" and rows[3][3] == "0 (0%)" and set(rows[3][4:]) == {"-"}
 
 
 def test_rows_and_seeds_that_are_missing_leave_the_others(plan: Plan) -> None:
@@ -125,7 +127,9 @@ def test_rows_and_seeds_that_are_missing_leave_the_others(plan: Plan) -> None:
     assert results["rows"]["dmd2"]["seeds"] == [0]
     assert results["rows"]["dmd2"]["equal_iterations"]["optflow"]["std"] is None
     assert results["rows"]["sgmd"]["seeds"] == [] and "curve" not in results["rows"]["sgmd"]
-    assert "Failed: sgmd seed 0: broke" in markdown(results)
+    page = markdown(results)
+    assert "Failed: sgmd seed 0: broke" in page
+    assert "Not all of the 2 seeds are done: sgmd 0, dmd2 1." in page
 
 
 def test_captions_that_can_be_checked_add_their_columns(plan: Plan) -> None:
@@ -163,7 +167,11 @@ def test_tables_and_curves_say_what_the_results_say(plan: Plan) -> None:
         ["dmd2", "4", "5", "10"],
     ]
     assert "| sgmd | 4 | 1 | 10 |" in page and "within the 100 forward equivalents" in page
-    assert "motion" not in heads and "cannot be checked in the frames" in page
+    assert (
+        "Not all" not in page
+        and "motion" not in heads
+        and "cannot be checked in the frames" in page
+    )
     optflow = next(column for column in QUALITY if column.key == "optflow")
     drawn = plot(results, optflow, "forwards")
     assert drawn is not None and [line.label for line in drawn.lines] == ["sgmd", "dmd2"]
