@@ -86,7 +86,7 @@ def _index(model: WanModel) -> dict[str, Any]:
     index: dict[str, Any] = {
         "_class_name": "WanPipeline",
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "tokenizer": ["transformers", _tokenizer_class(model)],
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
@@ -96,6 +96,13 @@ def _index(model: WanModel) -> dict[str, Any]:
             index |= read_json(own)
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     return index
+
+
+def _tokenizer_class(model: WanModel) -> str:
+    """The class that diffusers loads the tokenizer with; Wan2.1 has the fast form of T5's."""
+    config = model.source.tokenizer() / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    return "T5TokenizerFast" if named in (None, "T5Tokenizer") else str(named)
 
 
 def _not_copied(folder: str, names: list[str]) -> list[str]:

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from infer import load_student
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.manifest import changed_files, read_manifest
+from lightx2v_sgmd.models import original
 from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
+from tests.models.original import write_original
 from tests.weights.conftest import student_tensors, write_checkpoint, write_manifest
 from weights import DTYPES, ExportError, export, exporting, shared, stream
 from weights.item import Item
@@ -430,3 +432,33 @@ def test_a_teacher_on_the_hub_is_fetched(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=f"of {hub_id} cannot be fetched .*; check the network"):
         do_export(run, tmp_path / "other")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_teacher_in_the_original_layout(
+    run: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Its VAE and text encoder are written under diffusers' names; the rest is the same."""
+    model = open_wan(teacher)
+    released = write_original(model, tmp_path / "released", suffix)
+    # The release has one VAE and one text encoder, which are not this small.
+    monkeypatch.setattr(original, "VAE_CONFIG", model.vae_config)
+    monkeypatch.setattr(original, "TEXT_ENCODER_CONFIG", model.full_text_encoder_config())
+    write_checkpoint(tmp_path / "again", released, 20)
+    out = do_export(tmp_path / "again", tmp_path / "student")
+    same = do_export(run, tmp_path / "same")
+    assert (out / WEIGHTS).read_bytes() == (same / WEIGHTS).read_bytes()
+    options = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
+    made = []
+    for folder in (out, same):
+        pipe = WanPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        draw = torch.Generator().manual_seed(1)
+        size = {"height": 32, "width": 32, "num_frames": 5}
+        made.append(pipe("a red circle", generator=draw, **size, **options).frames)
+        made.append(pipe.vae.decode(made[-1][:1]).sample)
+    assert torch.equal(made[0], made[2]) and torch.equal(made[1], made[3])
+    lora = export(tmp_path / "again", "lora", tmp_path / "lora", rank=4, quiet=True)
+    theirs = export(run, "lora", tmp_path / "theirs", rank=4, quiet=True)
+    name = "pytorch_lora_weights.safetensors"
+    assert (lora / name).read_bytes() == (theirs / name).read_bytes()
