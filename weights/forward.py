@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightx2v_sgmd.models.wan import WanModel, pad_text, velocity
-from weights.memory import give_back
-
-_LARGE: Final = 2**20
-"""Bytes of a weight from which on its room is worth giving back."""
+from weights.memory import Room
 
 
 def probe(
@@ -30,7 +27,7 @@ def probe(
         dtype_of: The type of each weight.
         read: Gives each weight, by diffusers' name, in that type.
     """
-    network = _empty(model, dtype_of)
+    network, room = _empty(model, dtype_of), Room()
     names = {
         (module, own): f"{path}.{own}".lstrip(".")
         for path, module in network.named_modules()
@@ -44,14 +41,12 @@ def probe(
                 module._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
 
     def empty(module: Any, args: Any, output: Any) -> None:
-        large = any(p is not None and p.nbytes > _LARGE for p in module._parameters.values())
         for own, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[own] = torch.nn.Parameter(
                     parameter.to("meta"), requires_grad=False
                 )
-        if large:
-            give_back()
+        room.give_back()
 
     for module in network.modules():
         if module._parameters:

@@ -29,7 +29,7 @@ from weights.lora import (
     factorize,
     is_matrix,
 )
-from weights.memory import give_back
+from weights.memory import Room
 from weights.network import SLACK
 from weights.quantize import norm, relative_error
 from weights.stream import Part, TensorFile
@@ -78,12 +78,13 @@ class LoraFormat:
         teacher = teacher_tensors(item.source)
         pieces: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
+        room = Room()
         for name in item.source.tensors.shapes:
             written = _pieces(item, teacher, name)
             pieces |= written.tensors
             if written.rank:
                 ranks[name] = written.rank
-                give_back()
+            room.give_back()
             advance(1)
         _write_file(folder / LORA_FILE, pieces, item)
         write_scheduler(folder, item.source.schedule)

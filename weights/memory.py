@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Final
+
+_ALLOWED: Final = 512 * 2**20
+"""Bytes by which a loop may grow before its freed memory is given back."""
 
 
 @cache
@@ -17,14 +23,28 @@ def _trim() -> Callable[[int], int] | None:
     return found
 
 
-def give_back() -> None:
-    """Returns what was freed to the system; takes about a millisecond.
+def anonymous_bytes() -> int:
+    """The memory of this process that no file backs (Linux)."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Room:
+    """Keeps a loop over large tensors from holding the room of those that are gone.
 
     Before 2.38 glibc does not reuse the room of an aligned block for another of its size, and
-    torch aligns all of its tensors. A loop over the weights of a network then keeps the room of
-    every one of them, in some runs, though it holds one at a time: 4.9 GiB for the 1.3B shape in 8
+    torch aligns all of its tensors. In some runs a loop over the weights of a network then keeps
+    the room of every one of them, though it holds one at a time: 4.9 GiB for the 1.3B shape in 8
     bits, where 0.5 GiB is needed.
     """
-    trim = _trim()
-    if trim is not None:
+
+    def __init__(self) -> None:
+        self._last = anonymous_bytes() if _trim() else 0
+
+    def give_back(self) -> None:
+        """Returns what was freed to the system, if this loop has grown much since the last time."""
+        trim = _trim()
+        if trim is None or anonymous_bytes() < self._last + _ALLOWED:
+            return
         trim(0)
+        self._last = anonymous_bytes()

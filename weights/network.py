@@ -17,7 +17,7 @@ from weights.forward import probe
 from weights.item import Advance, Item, Losses
 from weights.layout import Layout, encoded, sound
 from weights.layouts import weights_in
-from weights.memory import give_back
+from weights.memory import Room
 from weights.quantize import is_quantized, relative_error
 from weights.stream import ShardWriter, split
 from weights.tensors import FILE_TYPES, read_tensor
@@ -50,6 +50,7 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
     index = f"{stem}.safetensors.index.json"
     writer = ShardWriter(folder, shards, parts, schedule_metadata(source.schedule), index)
     layers: dict[str, dict[str, float]] = {}
+    room = Room()
     try:
         for name in source.tensors.shapes:
             exact = sound(source.tensors, name)
@@ -58,7 +59,7 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
             if layout.scales is not None and is_quantized(name):
                 error = relative_error(layout.decode(name, content), exact)
                 layers[name] = {"relative_error": error}
-                give_back()
+            room.give_back()
             advance(1)
         writer.write(layout.markers)
         writer.finish()

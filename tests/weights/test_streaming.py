@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
-from weights import export, load, network, tensors
+from weights import export, load, memory, network, tensors
 from weights.stream import Part, ShardWriter, TensorFile, split
 
 
@@ -91,3 +91,17 @@ def test_only_a_few_tensors_are_in_memory_at_once(
     source: Any = load.open_source(tmp_path / "run", ema=True).tensors
     sizes = [4 * torch.Size(shape).numel() for shape in source.shapes.values()]
     assert 0 < most <= 4 * max(sizes) < sum(sizes) / 4
+
+
+def test_freed_memory_is_given_back_once_a_loop_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([100, 300, 700, 120, 500, 700, 130])
+    trimmed: list[int] = []
+    monkeypatch.setattr(memory, "_trim", lambda: lambda pad: trimmed.append(pad) or 1)
+    monkeypatch.setattr(memory, "anonymous_bytes", lambda: next(sizes) * 2**20)
+    room = memory.Room()  # 100 MiB
+    room.give_back()  # 300: no need
+    room.give_back()  # 700: grown by 600; 120 are left
+    assert trimmed == [0]
+    room.give_back()  # 500: 380 more
+    room.give_back()  # 700: 580 more; 130 are left
+    assert trimmed == [0, 0]
