@@ -12,25 +12,20 @@ import torch
 from infer.lora import Lora, check_loras, lora_schedule
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.manifest import FILE_NAME, Manifest, read_manifest
+from lightx2v_sgmd.models.known import known_transformer_config
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import (
     PICKLE_SUFFIXES,
+    Header,
     check_keys,
-    read_headers,
     refuse_pickle,
     schedule_of,
-    weight_files,
 )
 
 ENGINE_SHIFT: Final = 8.0
 """The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
 
-_PARTS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
 _RUNNABLE = ("F32", "F16", "BF16")
 
 
@@ -49,29 +44,38 @@ def engine_schedule(steps: int = 4) -> Schedule:
 
 
 def check_student(
-    path: str | Path, assume_schedule: str | None = None, loras: Sequence[Lora] = ()
+    path: str | Path,
+    assume_schedule: str | None = None,
+    loras: Sequence[Lora] = (),
+    base: str | Path | None = None,
 ) -> Checked:
     """Checks weights: layout, files, keys, shapes and schedule. Loads no tensors but LoRA's.
 
     Args:
-        path: A folder that ``lightx2v-sgmd export --format diffusers`` wrote, or a base model in
-            the same layout for ``loras``.
+        path: A student that ``lightx2v-sgmd export`` wrote, or a base model for ``loras``: a
+            folder in diffusers' or the original layout, or a file of a transformer alone.
         assume_schedule: ``"sgmd"``, or ``"sgmd:N"`` for N steps, allows weights that carry no
             schedule.
         loras: Files that will be added; their schedule counts as the weights'.
+        base: For a file: the model whose VAE and text encoder it is run with; default the folder
+            that it is in.
 
     Raises:
         UserError: says what is wrong with which file, and the remedy.
     """
     assumed = _assumed(assume_schedule)
-    folder = _student_folder(Path(path))
-    headers = {
-        part: read_headers(weight_files(folder / part, stem)) for part, stem in _PARTS.items()
+    model = _open(Path(path), base)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    parts = {
+        "transformer": model.transformer_weights().header,
+        "vae": model.vae_weights().header,
+        "text_encoder": model.text_encoder_weights().header,
     }
+    header = parts["transformer"]
     manifest = read_manifest(folder)
     carried = {
         folder / FILE_NAME: None if manifest is None else manifest.schedule,
-        folder / "transformer": schedule_of(headers["transformer"].metadata),
+        _where(header): schedule_of(header.metadata),
         **{lora.path: lora_schedule(lora) for lora in loras},
     }
     for lora in loras:
@@ -79,13 +83,10 @@ def check_student(
     schedule = _schedule(carried) or assumed
     if schedule is None:
         raise UserError(
-            f"{folder}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
+            f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
             f"metadata has one), and wrong steps give blur; if they were distilled for "
             f"{_steps(engine_schedule())}, add --assume-schedule sgmd (or sgmd:N for N steps)"
         )
-    model = _open(folder)
-    _check_text_to_video(model)
-    header = headers["transformer"]
     for name, info in header.tensors.items():
         if info.dtype not in _RUNNABLE:
             raise UserError(
@@ -95,9 +96,16 @@ def check_student(
     with torch.device("meta"):
         network = model.build_transformer()
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    check_keys(header, expected, str(folder / "transformer"))
+    check_keys(header, expected, str(_where(header)))
     check_loras(loras, network)
     return Checked(model, manifest, schedule)
+
+
+def _where(header: Header) -> Path:
+    """The file of a network's weights, or the folder of its shards."""
+    files = {info.file for info in header.tensors.values()}
+    first = min(files)
+    return first if len(files) == 1 else first.parent
 
 
 def wanted_size(
@@ -121,43 +129,29 @@ def wanted_size(
     return chosen[0], chosen[1], chosen[2]
 
 
-def _student_folder(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"{path}: does not exist; give a folder that `lightx2v-sgmd export` wrote")
+def _open(path: Path, base: str | Path | None) -> WanModel:
+    """Looks at the model, after what is most often given in its place."""
+    wrote = "give a folder that `lightx2v-sgmd export` wrote"
+    if not path.exists() and known_transformer_config(str(path)) is None:
+        raise UserError(f"{path}: does not exist; {wrote}")
     if path.is_file():
-        refuse_pickle(path)
-        raise UserError(f"{path}: is one file; give the folder that `lightx2v-sgmd export` wrote")
-    if (path / "model_index.json").is_file():
-        return path
-    if (path / "checkpoints").is_dir() or (path / "trainer.json").is_file():
+        if path.suffix in PICKLE_SUFFIXES:
+            refuse_pickle(path)
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: is no file of weights; {wrote}")
+    elif (path / "checkpoints").is_dir() or (path / "trainer.json").is_file():
         raise UserError(
             f"{path}: is a training run, not a student; first `lightx2v-sgmd export {path} "
             "--format diffusers --out DIR`"
         )
-    pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        refuse_pickle(pickles[0])
-    raise UserError(
-        f"{path}: has no model_index.json; give a folder that `lightx2v-sgmd export` wrote"
-    )
-
-
-def _open(folder: Path) -> WanModel:
     try:
-        return open_wan(folder)
+        return open_wan(path, base)
     except UserError as error:
-        raise UserError(f"weights: {str(error).removeprefix('teacher.path: ')}") from error
-
-
-def _check_text_to_video(model: WanModel) -> None:
-    config = model.transformer_config
-    channels = model.vae_config.get("z_dim", config["in_channels"])
-    if config.get("image_dim") is not None or config["in_channels"] != channels:
-        raise UserError(
-            f"weights: {model.path} is a Wan model that needs an image (its network reads "
-            f"{config['in_channels']} channels, its VAE gives {channels}); this engine runs "
-            "text-to-video models"
-        )
+        pickles = sorted(p for p in path.glob("*") if p.suffix in PICKLE_SUFFIXES)
+        if pickles and not (path / "config.json").exists():  # as a folder of the release has
+            refuse_pickle(pickles[0])
+        reason = str(error).replace("teacher.path: ", "").replace("teacher.base", "--base")
+        raise UserError(f"weights: {reason}") from error
 
 
 def _assumed(name: str | None) -> Schedule | None:

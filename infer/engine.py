@@ -328,15 +328,20 @@ class Student:
 
 
 def load_student(
-    path: str | Path, *, assume_schedule: str | None = None, **options: Any
+    path: str | Path,
+    *,
+    assume_schedule: str | None = None,
+    base: str | Path | None = None,
+    **options: Any,
 ) -> Student:
     """Loads weights, after checking that they are whole and meant for this engine.
 
     Args:
-        path: A folder that ``lightx2v-sgmd export --format diffusers`` wrote, or a base model in
-            the same layout when ``loras`` are given.
+        path: A student that ``lightx2v-sgmd export`` wrote (a folder, or a file of a transformer
+            alone), or a base model in diffusers' or the original layout for ``loras``.
         assume_schedule: ``"sgmd"`` (four steps) or ``"sgmd:N"`` runs weights that carry no
             schedule.
+        base: For a file: the model whose VAE and text encoder it is run with.
         **options: Fields of ``infer.options.Options``: ``attention``, ``dtype``, ``device``,
             ``quantize``, ``offload``, ``max_memory_gib``, ``compile``, ``text_cache``, ``loras``
             and so on.
@@ -346,7 +351,7 @@ def load_student(
             another or missing, an option that cannot run here.
     """
     chosen = Options(**options)
-    checked = check_student(path, assume_schedule, chosen.loras)
+    checked = check_student(path, assume_schedule, chosen.loras, base)
     video = checked.manifest.video if checked.manifest else None
     size = (video.height, video.width, video.num_frames) if video else None
     return Student(checked, make_plan(checked.model, chosen, size))

@@ -90,6 +90,7 @@ def generate_files(
     fps: float | None = None,
     batch_size: int | None = None,
     assume_schedule: str | None = None,
+    base: str | Path | None = None,
     profile: Path | None = None,
     cancel: Cancel | None = None,
     quiet: bool = False,
@@ -101,7 +102,7 @@ def generate_files(
     there with a fitting one is not made again. One that fails does not stop the others.
 
     Args:
-        weights: See ``load_student``, as for ``assume_schedule`` and ``options``.
+        weights: See ``load_student``, as for ``assume_schedule``, ``base`` and ``options``.
         prompts: One prompt, several, or a ``Path`` to a file of them (see ``make_requests``).
         out: A file for a single prompt (``.mp4`` is added if it has no suffix), else a folder that
             gets ``0000_<words of the prompt>.mp4`` and so on.
@@ -127,7 +128,7 @@ def generate_files(
     files = _outputs(requests, out, alone)
     if profile is not None:
         check_writable(profile)
-    checked = check_student(weights, assume_schedule, chosen.loras)
+    checked = check_student(weights, assume_schedule, chosen.loras, base)
     requests = settle(requests, checked, height, width, num_frames)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
     with processes(chosen.device) as ranks:
@@ -180,7 +181,7 @@ def _identity(checked: Checked, options: Options) -> str:
     if checked.manifest is not None and checked.manifest.sha256:
         said: list[Any] = sorted(checked.manifest.sha256.items())
     else:
-        files = sorted((Path(checked.model.path) / "transformer").glob("*.safetensors"))
+        files = checked.model.source.files("transformer")
         said = [(file.name, file.stat().st_size) for file in files]
     said += [(x.path.name, x.path.stat().st_size, x.strength) for x in options.loras]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

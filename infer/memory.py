@@ -155,10 +155,9 @@ def _count(module: Any) -> int:
 
 
 def _text_config(model: WanModel) -> dict[str, Any]:
-    path = Path(model.path) / "text_encoder" / "config.json"
-    if not path.is_file():
-        return _UMT5_XXL
-    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # Of a model on the hub it would have to be fetched, and Wan's are all the same.
+    here = model.text_encoder_config is not None or Path(model.source.root).is_dir()
+    saved = model.full_text_encoder_config() if here else _UMT5_XXL
     return {key: saved[key] for key in _UMT5_XXL if key in saved}
 
 

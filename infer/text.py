@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.console import note
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel
 from lightx2v_sgmd.quiet import no_library_bars
 
@@ -131,28 +131,15 @@ class Texts:
 def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
     """Names what decides an embedding: the encoder's weights, its tokenizer and the precision.
 
-    Of each weight file it takes the size, the header and 64 places spread over it, so that 11 GB
-    need not be read.
-
-    Raises:
-        UserError: the model is not a folder here, so its files cannot be told apart.
+    Of each weight file it takes the size and 64 places spread over it, the header among them, so
+    that 11 GB need not be read.
     """
-    folder = Path(model.path)
-    if not folder.is_dir():
-        raise UserError(
-            f"text_cache: {model.path} is not a folder here; give the weights as a folder, or "
-            "--text-cache none"
-        )
     digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
-    files = [
-        file
-        for part in ("text_encoder", "tokenizer")
-        for file in sorted((folder / part).rglob("*"))
-        if file.is_file()
-    ]
-    for file in files:
+    digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
+    tokenizer = sorted(file for file in model.source.tokenizer().rglob("*") if file.is_file())
+    for file in (*model.source.files("text_encoder"), *tokenizer):
         size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder)} {size} ".encode())
+        digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as opened:
             if size <= _SAMPLES * _SAMPLE_BYTES:
                 digest.update(opened.read())

@@ -106,7 +106,7 @@ def test_generate_passes_options_on(
     assert args == (Path("student"), Path("p.txt"), Path("videos"))
     own = ("seed", "height", "width", "num_frames", "fps", "batch_size", "profile", "quiet")
     assert [options.pop(key) for key in own] == [3, 32, 48, 17, 8.0, 3, Path("t.json"), True]
-    assert options.pop("assume_schedule") == "sgmd:2"
+    assert options.pop("assume_schedule") == "sgmd:2" and options.pop("base") is None
     # The rest are the engine's options, all of them.
     assert Options(**options) == Options(
         attention="sdpa-flash",
@@ -170,10 +170,14 @@ def test_export_passes_options_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export = install(monkeypatch, "weights", "export", Path("student"))
+    monkeypatch.setattr(sys.modules["weights"], "ExportError", RuntimeError, raising=False)
     assert run(["export", "runs/x", "--out", "student", "--no-ema", "--dtype", "fp32"]) == 0
     args, options = export.calls[0]
     assert args == (Path("runs/x"), "diffusers", Path("student"))
-    assert options == {"dtype": "fp32", "ema": False, "overwrite": False, "quiet": False}
+    assert options == {
+        **{"dtype": "fp32", "ema": False, "rank": None, "energy": None},
+        **{"max_shard_size": "5GB", "overwrite": False, "quiet": False},
+    }
     assert capsys.readouterr().out == "student\n"
 
 

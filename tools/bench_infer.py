@@ -318,6 +318,7 @@ def main() -> None:
         ("stock", pipe.transformer, pipe.vae),
     ):
         args.inside[name].watch(network, "denoise")
+        args.inside[name].watch(vae.post_quant_conv, "decode")
         args.inside[name].watch(vae.decoder, "decode")
     args.inside["stock"].watch(pipe.text_encoder, "text")
     size = (args.size[0], args.size[1], args.size[2])

@@ -61,8 +61,9 @@ def generate_command(
     weights: Annotated[
         Path,
         typer.Option(
-            metavar="DIR",
-            help="A folder that `export --format diffusers` wrote, or a base model for --lora.",
+            metavar="DIR|FILE",
+            help="What `export` wrote, or a base model for --lora; diffusers' or the original "
+            "layout.",
         ),
     ],
     out: Annotated[
@@ -150,6 +151,13 @@ def generate_command(
             help="Where embedded prompts stay (at most 4 GiB); default the user's cache.",
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For weights that are one file: the model whose VAE and text encoder they use.",
+        ),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="Add a LoRA to the weights; repeatable."),
@@ -197,6 +205,7 @@ def generate_command(
         fps=fps,
         batch_size=batch,
         assume_schedule=assume_schedule,
+        base=base,
         profile=profile,
         quiet=quiet,
         attention=attention.value,

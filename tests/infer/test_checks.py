@@ -119,13 +119,64 @@ def test_types_that_the_engine_cannot_run_are_refused(student: Path) -> None:
 
 def test_wrong_paths_say_what_is_wanted(student: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "does not exist")
-    refused(student / "model_index.json", "is one file; give the folder")
-    refused(student / "vae", "has no model_index.json")
+    refused(student / "model_index.json", "is no file of weights; give a folder")
+    refused(
+        student / "vae", "^weights: .*describes a AutoencoderKLWan, not a Wan"
+    )
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     refused(run, "is a training run, not a student; first `lightx2v-sgmd export")
     shutil.rmtree(student / "text_encoder")
     refused(student, r"text_encoder/model\.safetensors: is missing")
+
+
+def test_the_original_layout_and_single_files_run(student: Path, tmp_path: Path) -> None:
+    expected = load_student(student).generate("a red circle", 3, decode=False).latents
+    size: dict[str, int] = {"height": 32, "width": 32, "num_frames": 9}
+    alone = load_student(student / WEIGHTS, base=student)
+    got = alone.generate("a red circle", 3, decode=False, **size).latents
+    assert torch.equal(got, expected)
+    with pytest.raises(UserError, match="^weights: .* a transformer alone; set --base"):
+        shutil.copy(student / WEIGHTS, tmp_path / "x.safetensors")
+        load_student(tmp_path / "x.safetensors")
+
+
+def test_every_step_count_of_the_family_runs(student: Path) -> None:
+    """One step, two and eight, from the shift and evenly spaced base steps."""
+    for base, steps in (
+        ((1000.0,), [1000]),
+        ((1000.0, 500.0), [1000, 888.889]),
+        (tuple(125.0 * k for k in range(8, 0, -1)), [1000, 982.456]),
+    ):
+        schedule = Schedule(base)
+        replace(manifest_of(schedule)).write(student)
+        write_metadata(student, schedule_metadata(schedule))
+        loaded = load_student(student)
+        assert loaded.schedule.timesteps[: len(steps)].tolist() == pytest.approx(steps, abs=1e-3)
+        assert loaded.generate("a", decode=False).latents.isfinite().all()
+    uneven = Schedule((1000.0, 700.0))
+    replace(manifest_of(uneven)).write(student)
+    refused(student, r"distilled for timesteps 1000/949 \(shift 8, euler\); this engine")
+
+
+def test_two_schedules_in_one_folder_are_refused(student: Path) -> None:
+    write_metadata(student, schedule_metadata(Schedule((1000.0, 500.0))))
+    refused(student, "safetensors: says timesteps 1000/889 .* but .*json says timesteps 1000/960")
+
+
+def test_the_number_of_steps_may_be_assumed(student: Path) -> None:
+    (student / "lightx2v_sgmd.json").unlink()
+    write_metadata(student, {"format": "pt"})
+    assert len(load_student(student, assume_schedule="sgmd:2").schedule) == 2
+    for wrong in ("sgmd:0", "sgmd:two", "dmd:4"):
+        refused(student, "assume_schedule: .* is unknown", assume_schedule=wrong)
+
+
+def test_an_image_to_video_model_is_refused(student: Path) -> None:
+    path = student / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "in_channels": 8}))
+    refused(student, "^weights: .*takes 8 channels and gives 4, as no text-to-video model does")
 
 
 def test_a_config_of_another_network_is_refused(student: Path) -> None:

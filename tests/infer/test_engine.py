@@ -7,11 +7,12 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from infer import load_student
+from infer import Cancelled, load_student
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.video import read_video
 
 PROMPTS = ["a red circle moving left", "a blue square and a red circle moving right slowly", "a"]
 
@@ -174,3 +175,79 @@ def test_bfloat16_keeps_what_diffusers_keeps(shared_student: Path) -> None:
     assert block.norm2.weight.dtype == torch.float32
     made = student.generate("a red circle", decode=False)
     assert made.latents.dtype == torch.float32 and made.latents.isfinite().all()
+
+
+def test_neither_order_nor_company_changes_a_video(shared_student: Path) -> None:
+    """One at a time bit for bit; in batches to 2e-5, since matrix products add in another order."""
+    student = load_student(shared_student)
+    alone = [
+        student.generate(p, s, decode=False).latents
+        for p, s in zip(PROMPTS, (3, 4, 5), strict=True)
+    ]
+    order = [2, 0, 1]
+    texts, seeds = [PROMPTS[i] for i in order], [3 + i for i in order]
+    one_by_one = student.generate(texts, seeds, batch_size=1, decode=False).latents
+    together = student.generate(texts, seeds, batch_size=2, decode=False).latents
+    for place, index in enumerate(order):
+        assert torch.equal(one_by_one[place], alone[index])
+        torch.testing.assert_close(together[place], alone[index], atol=2e-5, rtol=0)
+
+
+def test_several_videos_can_be_taken_one_by_one(shared_student: Path, tmp_path: Path) -> None:
+    made = load_student(shared_student).generate(PROMPTS[:2], 3)
+    assert len(made) == 2
+    second = made[1]
+    assert (second.prompt, second.seed, second.fps) == (PROMPTS[1], 4, 8)
+    assert np.array_equal(second.frames, made.videos[1])
+    frames, fps = read_video(second.save(tmp_path / "a.mp4"))
+    assert frames.shape == (9, 32, 32, 3) and fps == 8
+    undecoded = load_student(shared_student).generate(PROMPTS[0], decode=False)
+    assert undecoded.frames.size == 0
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_cancel_stops_between_steps_and_chunks(shared_student: Path, after: int) -> None:
+    asked = [0]
+
+    def cancel() -> bool:
+        asked[0] += 1
+        return asked[0] > after
+
+    student = load_student(shared_student)
+    with pytest.raises(Cancelled):
+        student.generate("a red circle", cancel=cancel)
+    assert asked[0] == after + 1
+    assert student.generate("a red circle").frames.shape[0] == 9  # it can be used again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate")],
+)
+def test_running_out_of_memory_says_what_would_fit(
+    shared_student: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    student = load_student(shared_student)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(student.transformer, "forward", full)
+    with pytest.raises(UserError, match=r"out of memory on cpu \(denoising\): 2 x 32x32, 9 frames"):
+        student.generate(["a", "a red circle"], batch_size=2)
+    monkeypatch.setattr(student.vae.decoder, "forward", full)
+    with pytest.raises(UserError, match=r"\(decoding\): 1 x 32x32, 9 frames needs about .* GiB"):
+        list(student.decode(torch.zeros(4, 3, 8, 8)))
+
+
+def test_other_errors_are_not_taken_for_memory(
+    shared_student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = load_student(shared_student)
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(student.transformer, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        student.generate("a")
