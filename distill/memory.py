@@ -74,6 +74,12 @@ class Memory:
         """Their sum, or the text encoder if that is larger."""
         return max(sum(self.components.values()), self.start)
 
+    @property
+    def bottleneck(self) -> str:
+        """The phase in which the peak is, the text encoder's included."""
+        trained = sum(self.components.values())
+        return "text encoder" if self.start > trained else self.peak_phase
+
 
 @dataclass(frozen=True)
 class Weights:

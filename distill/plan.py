@@ -130,7 +130,7 @@ class Plan:
             "memory_gib": {
                 "total": self.memory_gib,
                 "reserve": self.machine.reserve_gib,
-                "peak_phase": self.memory.peak_phase,
+                "peak_phase": self.memory.bottleneck,
                 "components": _gib(self.memory.components),
                 "phases": {name: _gib(parts) for name, parts in self.memory.phases.items()},
                 "activations": _gib(self.activations),
@@ -227,11 +227,13 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
     machine = plan.machine
     problem = (
         f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
-        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, most of it in the "
-        f"phase '{plan.memory.peak_phase}'"
+        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
+        f"'{plan.memory.bottleneck}'"
     )
+    least = plan
     for change, job, other in _changes(plan, model):
         found = make_plan(job, model, other, meter)
+        least = min(least, found, key=lambda each: each.memory.peak)
         if found.fits:
             batch = ""
             if found.global_batch != plan.global_batch:
@@ -241,8 +243,9 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
                 f"{' '.join(change)}{batch}"
             )
     raise UserError(
-        f"{problem}; no offloading, sequence degree or number of GPUs up to {MORE_GPUS} helps: "
-        "use smaller videos, a smaller micro-batch or GPUs with more memory"
+        f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
+        f"{least.memory_gib:.1f} GiB in the phase '{least.memory.bottleneck}': use smaller videos, "
+        "a smaller micro-batch or GPUs with more memory"
     )
 
 
