@@ -15,6 +15,7 @@ from lightx2v_sgmd.comparison.columns import QUALITY, markdown, table, text
 from lightx2v_sgmd.comparison.measuring import Measured
 from lightx2v_sgmd.comparison.plan import Plan, make_plan
 from lightx2v_sgmd.comparison.plots import plot
+from lightx2v_sgmd.sprites.measure import gaussian_distance
 from tests.training import job_file
 
 
@@ -83,8 +84,11 @@ def test_rows_have_means_and_spreads_over_seeds(plan: Plan) -> None:
     # Distance of the means, 3 features in units of the teacher's spread of about 1.
     assert sgmd["frechet"]["mean"] == pytest.approx(3 * 1.05**2, rel=0.25)
     assert rows["undistilled"]["equal_iterations"]["frechet"]["mean"] == pytest.approx(12, rel=0.25)
-    # The teacher is compared with its other seeds, so its own distance is chance's.
-    assert 0 < rows["teacher"]["equal_iterations"]["frechet"]["mean"] < 1
+    # The teacher is compared with its other seeds: its own distance is chance's, and not nothing.
+    first, second = (np.array(measured(1.0, seed).features, np.float32) for seed in (0, 1))
+    expected = gaussian_distance(first, second, second.astype(np.float64).std(0))
+    own = rows["teacher"]["equal_iterations"]["frechet"]["values"]
+    assert own[0] == pytest.approx(expected) and 0.1 < expected < 1
     assert not results["captions_checkable"] and "motion" not in sgmd
 
 
