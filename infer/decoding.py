@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ class Tiling:
     def needed(self, height: int, width: int) -> bool:
         """Whether a frame of that size is more than one tile."""
         return height > self.size or width > self.size
+
+
+_PIXELS_AT_ONCE: Final = 256 * 256
+
+
+def videos_at_once(height: int, width: int) -> int:
+    """How many videos of that size are decoded together: small ones alone keep no machine busy."""
+    return max(1, _PIXELS_AT_ONCE // (height * width))
 
 
 Gather = Callable[[list[tuple[int, Tensor]], list[tuple[int, ...]], Tensor], list[Tensor] | None]
@@ -84,9 +92,10 @@ def decode_stream(
         ``[B, F, H, W, 3]`` uint8, on the VAE's device.
     """
     shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, vae.dtype)
-    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, vae.dtype)
-    z = latents.to(vae.dtype) * std + mean
+    dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
+    z = latents.to(dtype) * std + mean
     ratio = int(vae.spatial_compression_ratio)
     if tiling is not None and tiling.needed(z.shape[3] * ratio, z.shape[4] * ratio):
         chunks = _tiled(vae, z, tiling, share)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from infer.checks import Checked, check_student, wanted_size
-from infer.decoding import Tiling, decode_stream
+from infer.decoding import Tiling, decode_stream, videos_at_once
 from infer.network import load_network
 from infer.options import Options, Plan, make_plan, out_of_memory
-from infer.result import Cancelled, Generation, Video
+from infer.result import Generation, Video
+from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
 from infer.together import share_tiles
-from lightx2v_sgmd.console import Bar, progress
+from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel, fold_text_padding, pad_text, velocity
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -36,11 +37,6 @@ _TOKENS_AT_ONCE = 4096
 """Latent positions per batch unless the caller says otherwise: 16 small videos or one large."""
 _TEXT_ROWS = 16
 """Compiled networks get texts of multiples of this, so that few shapes are compiled."""
-
-OnStep = Callable[[int, Tensor], None]
-"""Called after each step with its index and the latents ``[B, C, T, h, w]``."""
-Cancel = Callable[[], bool]
-"""Asked between steps and between chunks of frames; True stops with ``Cancelled``."""
 
 
 class Student:
@@ -197,18 +193,43 @@ class Student:
         Yields:
             ``[F, H, W, 3]`` uint8: the first frame, then four at a time.
         """
+        return (chunk[0] for chunk in self._decode(latents[None]))
+
+    def decode_each(self, latents: Tensor) -> Iterator[Iterator[Frames]]:
+        """The same for each of several videos; small ones are decoded together.
+
+        Args:
+            latents: ``[B, C, T, h, w]``.
+        """
+        count = videos_at_once(*self._pixels(latents)) if self.ranks.size == 1 else 1
+        for start in range(0, len(latents), count):
+            group = latents[start : start + count]
+            together: list[Frames] = []
+            if len(group) > 1:
+                # If this fails, each by itself shows whether it can be done with less memory.
+                with suppress(UserError):
+                    together = list(self._decode(group))
+            for index, one in enumerate(group):
+                yield iter([chunk[index] for chunk in together]) if together else self.decode(one)
+
+    def _decode(self, latents: Tensor) -> Iterator[Frames]:
+        """Chunks ``[B, F, H, W, 3]``."""
         self._make_room("decode")
-        ratio = int(self.model.vae_config.get("scale_factor_spatial", 8))
-        _, frames, height, width = latents.shape
-        size = (height * ratio, width * ratio, 4 * frames - 3)
+        height, width = self._pixels(latents)
+        size = (height, width, 4 * latents.shape[2] - 3)
         tiling = Tiling() if self.plan.way.tile_vae else None
         share = share_tiles(self.ranks)
-        tiles = tiling.count(*size[:2]) if tiling is not None and share is not None else 1
+        tiles = tiling.count(height, width) if tiling is not None and share is not None else 1
         if self.ranks.rank >= tiles:
             return
-        with self._memory_explained(size, 1, "decoding"):
-            for chunk in decode_stream(self.vae, latents[None].to(self.device), tiling, share):
-                yield chunk[0].cpu().numpy()
+        with self._memory_explained(size, len(latents), "decoding"):
+            for chunk in decode_stream(self.vae, latents.to(self.device), tiling, share):
+                yield chunk.cpu().numpy()
+
+    def _pixels(self, latents: Tensor) -> tuple[int, int]:
+        """Height and width of the frames."""
+        ratio = int(self.model.vae_config.get("scale_factor_spatial", 8))
+        return latents.shape[-2] * ratio, latents.shape[-1] * ratio
 
     # A str is a sequence of str, too; the first signature is the one that counts for it.
     @overload
@@ -287,7 +308,7 @@ class Student:
             self.timed(timings, "denoise"),
             progress(len(texts) * len(self.schedule), "denoising", quiet) as bar,
         ):
-            report = _reporter(bar, on_step, cancel)
+            report = reporter(bar, on_step, cancel)
             latents = torch.cat(
                 [
                     self.denoise(rows[i : i + together], numbers[i : i + together], size, report)
@@ -296,8 +317,8 @@ class Student:
             )
         with self.timed(timings, "decode"), progress(len(texts), "decoding", quiet) as bar:
             videos = []
-            for one in latents if decode else ():
-                videos.append(np.concatenate(list(stoppable(self.decode(one), cancel))))
+            for chunks in self.decode_each(latents) if decode else ():
+                videos.append(np.concatenate(list(stoppable(chunks, cancel))))
                 bar.advance()
         made = Generation(tuple(texts), tuple(numbers), latents, tuple(videos), self.fps, timings)
         return made[0] if isinstance(prompt, str) else made
@@ -369,22 +390,3 @@ def seed_list(seeds: int | Sequence[int], count: int) -> list[int]:
     if min(numbers, default=0) < 0 or max(numbers, default=0) >= 2**63:
         raise UserError(f"seed: {seeds} is outside 0 ... 2^63 - 1")
     return numbers
-
-
-def stoppable(chunks: Iterator[Frames], cancel: Cancel | None) -> Iterator[Frames]:
-    """The same chunks, until ``cancel`` says stop."""
-    for chunk in chunks:
-        if cancel is not None and cancel():
-            raise Cancelled
-        yield chunk
-
-
-def _reporter(bar: Bar, on_step: OnStep | None, cancel: Cancel | None) -> OnStep:
-    def report(step: int, x_t: Tensor) -> None:
-        bar.advance(x_t.shape[0])
-        if on_step is not None:
-            on_step(step, x_t)
-        if cancel is not None and cancel():
-            raise Cancelled
-
-    return report

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 
 from infer.checks import Checked, check_student
-from infer.engine import Cancel, OnStep, Student, stoppable
+from infer.engine import Student
 from infer.memory import Way
 from infer.options import Options, make_plan
 from infer.profiling import profiled
 from infer.requests import Request, batches, make_requests, settle
 from infer.result import Cancelled
+from infer.stopping import Cancel, OnStep, stoppable
 from infer.together import check_ranks, processes
 from infer.video import check_writable
 from infer.writing import Pending, is_whole, writing
 from lightx2v_sgmd.console import Bar, note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.video import WAN_FPS
+from lightx2v_sgmd.video import WAN_FPS, Frames
 
 
 @dataclass
@@ -267,20 +268,22 @@ class _Run:
             else:
                 self._failed(batch[0], error)
             return
+        decoded = student.decode_each(latents)
         for request, one in zip(batch, latents, strict=True):
             try:
-                if not one.isfinite().all():
-                    raise FloatingPointError("the network gave values that are not finite")
                 with student.timed(timings, "decode"):
-                    self._decode(student, request, one)
+                    chunks = next(decoded)
+                    if not one.isfinite().all():
+                        raise FloatingPointError("the network gave values that are not finite")
+                    self._write(request, stoppable(chunks, self.cancel))
             except Cancelled:
                 raise
             except Exception as error:
                 self._failed(request, error)
             bar.advance(1, request.name)
 
-    def _decode(self, student: Student, request: Request, latents: Tensor) -> None:
-        chunks = stoppable(student.decode(latents), self.cancel)
+    def _write(self, request: Request, chunks: Iterator[Frames]) -> None:
+        """Gives a video's frames to the thread that writes it."""
         if not self.ranks.first:
             deque(chunks, maxlen=0)  # this process's tiles
             return

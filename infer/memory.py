@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from infer.decoding import Tiling
+from infer.decoding import Tiling, videos_at_once
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
 
@@ -204,7 +204,8 @@ def _decoding(work: Work, tiled: bool) -> float:
     base = int(work.model.vae_config.get("base_dim") or 96)
     patch = int(work.model.vae_config.get("patch_size") or 1)
     tiling = Tiling()
-    pixels = work.height * work.width
+    together = min(work.batch, videos_at_once(work.height, work.width))
+    pixels = work.height * work.width * together
     tile = min(pixels, tiling.size**2)
     busy = tile if tiled else pixels
     overlap = (tiling.size / tiling.stride) ** 2 if tiled and tile < pixels else 1.0

@@ -306,7 +306,7 @@ def velocity(network: Any, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     module = getattr(network, "module", network)
     if not getattr(module, "text_padding_is_folded", False):
         text = torch.nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
-    dtype = module.dtype
+    dtype = module.patch_embedding.weight.dtype  # module.dtype looks at every weight
     result: Tensor = network(
         hidden_states=x_t.to(dtype),
         timestep=1000 * sigma,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers import WanPipeline
 
 from infer import Cancelled, load_student
+from infer.decoding import videos_at_once
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
@@ -191,6 +193,32 @@ def test_neither_order_nor_company_changes_a_video(shared_student: Path) -> None
     for place, index in enumerate(order):
         assert torch.equal(one_by_one[place], alone[index])
         torch.testing.assert_close(together[place], alone[index], atol=2e-5, rtol=0)
+
+
+def test_small_videos_are_decoded_together(
+    shared_student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = load_student(shared_student)
+    latents = student.generate(PROMPTS, [3, 4, 5], decode=False).latents
+    sizes = []
+    real = student.vae.decoder.forward
+
+    def decode(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(x, *args, **kwargs)
+
+    monkeypatch.setattr(student.vae.decoder, "forward", decode)
+    alone = [np.concatenate(list(student.decode(one))) for one in latents]
+    for videos in (latents[:2], latents):  # the second does not fit together
+        sizes.clear()
+        each = [np.concatenate(list(chunks)) for chunks in student.decode_each(videos)]
+        assert sizes == ([2, 2, 2] if len(videos) == 2 else [3] + 9 * [1])
+        for one, other in zip(each, alone, strict=False):
+            assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    assert videos_at_once(480, 832) == videos_at_once(256, 257) == 1
+    assert videos_at_once(128, 128) == 4
 
 
 def test_several_videos_can_be_taken_one_by_one(shared_student: Path, tmp_path: Path) -> None:

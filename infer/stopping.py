@@ -1,0 +1,37 @@
+"""What a caller hears of a generation while it runs, and how it stops one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from infer.result import Cancelled
+from lightx2v_sgmd.console import Bar
+from lightx2v_sgmd.video import Frames
+
+OnStep = Callable[[int, Tensor], None]
+"""Called after each step with its index and the latents ``[B, C, T, h, w]``."""
+Cancel = Callable[[], bool]
+"""Asked between steps and between chunks of frames; True stops with ``Cancelled``."""
+
+
+def stoppable(chunks: Iterator[Frames], cancel: Cancel | None) -> Iterator[Frames]:
+    """The same chunks, until ``cancel`` says stop."""
+    for chunk in chunks:
+        if cancel is not None and cancel():
+            raise Cancelled
+        yield chunk
+
+
+def reporter(bar: Bar, on_step: OnStep | None, cancel: Cancel | None) -> OnStep:
+    """What the rollout calls after each step: moves the bar, tells the caller, asks it."""
+
+    def report(step: int, x_t: Tensor) -> None:
+        bar.advance(x_t.shape[0])
+        if on_step is not None:
+            on_step(step, x_t)
+        if cancel is not None and cancel():
+            raise Cancelled
+
+    return report
