@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
@@ -62,11 +63,14 @@ _REPORT = "LIGHTX2V_SGMD_REPORT"
 
 def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     """Starts the ranks, passes signals on to them, and fails as they do, once."""
+    # Kept here, the ranks' meeting point has its port before any rank looks for it: a port that is
+    # only picked here could be taken by another process before a rank binds it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as folder:
         job_file = Path(folder) / "job.yaml"
         job_file.write_text(job.to_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "distill.launch", str(job_file), resume, str(int(quiet))]
-        shared = _environment(nproc)
+        shared = _environment(nproc, store.port)
         ranks = []
         for rank in range(nproc):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), _REPORT: f"{folder}/{rank}.json"}
@@ -97,10 +101,7 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     return job.output.dir
 
 
-def _environment(nproc: int) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _environment(nproc: int, port: int) -> dict[str, str]:
     home = str(Path(__file__).resolve().parent.parent)
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = max(1, (os.cpu_count() or 1) // nproc)
@@ -112,6 +113,8 @@ def _environment(nproc: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        # torch's name for "no rank opens that port, they all connect to it".
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 
 

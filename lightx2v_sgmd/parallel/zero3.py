@@ -15,7 +15,6 @@ import contextlib
 import gc
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -398,10 +397,8 @@ def connect(device: torch.device) -> Ranks:
     # DeepSpeed calls collectives by the names that torch is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        os.environ.update(zip(_LAUNCH, ("0", "0", "1", "127.0.0.1", port), strict=True))
+        # Port 0: any that is free; nobody else needs to know it.
+        os.environ.update(zip(_LAUNCH, ("0", "0", "1", "127.0.0.1", "0"), strict=True))
         os.environ[_ALONE] = "1"
     with contextlib.redirect_stdout(sys.stderr):
         deepspeed.init_distributed(

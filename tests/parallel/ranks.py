@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from torch.distributed import TCPStore
 
 # One process imports the libraries, and every rank is forked from it.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -20,12 +21,11 @@ def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float 
     Raises:
         AssertionError: a rank failed; with its traceback.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept here: a port that is only picked here may be taken before a rank binds it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, size, port, send, work, args), daemon=True)
+        _CONTEXT.Process(target=_rank, args=(rank, size, store.port, send, work, args), daemon=True)
         for rank, (_, send) in enumerate(pipes)
     ]
     for process in processes:
@@ -55,6 +55,7 @@ def _rank(rank: int, size: int, port: int, send: Any, work: Any, args: Any) -> N
         launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in launch.items()})
         os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         dist.init_process_group("gloo")
         result = (work(*args) if rank == 0 else _silent(work, args), None)
         if dist.is_initialized():  # the work may have left already
