@@ -154,7 +154,7 @@ class Student:
         shape = self.latent_shape(*size)
         noise = torch.stack([self.noise(seed, shape) for seed in seeds])
         text = pad_text(rows)
-        network = self._network(text.shape[1])
+        network = self.network_for(text.shape[1])
         if self.plan.compile:
             text = torch.nn.functional.pad(text, (0, 0, 0, -text.shape[1] % _TEXT_ROWS))
         text = text.to(self.device)
@@ -167,7 +167,7 @@ class Student:
             )
             return x0.float().cpu()
 
-    def _network(self, text_rows: int) -> Any:
+    def network_for(self, text_rows: int) -> Any:
         """The network, with the text's padding folded where that helps: on a CPU, with plain SDPA.
 
         Folding needs the text to have no more rows than the network is wide; a longer one gets the

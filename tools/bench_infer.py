@@ -31,6 +31,8 @@ from typing import Any
 
 import torch
 
+from tools.bounds import bound, machine_limits, stage_work
+
 PROMPT = "a red circle moving left quickly"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -282,6 +284,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--bounds", action="store_true", help="say what bounds each stage")
     parser.add_argument("--cold", action="store_true", help="time a new process, too")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder of json and plot")
     parser.add_argument("--name", default="inference")
@@ -332,6 +335,8 @@ def main() -> None:
         "compiled": student.plan.compile,
         "results": [],
     }
+    if args.bounds:
+        report["limits"] = machine_limits(device, student.dtype)
     for count in args.batches:
         result = measure(student, pipe, count, size, args)
         report["results"].append(result)
@@ -342,6 +347,12 @@ def main() -> None:
             f"{result['forward']['ours']:.4f} s, peak {result['peak_gib']['ours']:.2f} GiB",
             flush=True,
         )
+        if args.bounds:
+            result["work"] = stage_work(student, PROMPT, count, size)
+            for stage, work in result["work"].items():
+                work["bound"] = bound(work, report["limits"])
+                shares = ", ".join(f"{of} {share:.0%}" for of, share in work["bound"].items())
+                print(f"  {stage}: {work['seconds']:.4f} s, of which {shares}", flush=True)
     if args.cold:
         report["cold_start"] = cold_start(args)
         print("cold start", report["cold_start"])
