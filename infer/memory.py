@@ -245,7 +245,7 @@ def choose_way(
     needed = max(needed_gib(work, least).values())
     raise UserError(
         f"max_memory_gib: {limit_gib:g} is too little for {work.height}x{work.width}, "
-        f"{work.num_frames} frames: {needed:.1f} GiB are needed at least (with {least.flags()}); "
+        f"{work.num_frames} frames: {needed:.3g} GiB are needed at least (with {least.flags()}); "
         "give more, or ask for a smaller or shorter video"
     )
 

@@ -217,7 +217,7 @@ def out_of_memory(
     height, width, num_frames = size
     message = (
         f"out of memory on {plan.device} ({where}): {batch} x {height}x{width}, {num_frames} "
-        f"frames needs about {needed:.1f} GiB with {plan.way.flags()}"
+        f"frames needs about {needed:.3g} GiB with {plan.way.flags()}"
     )
     smaller = 0.7 * needed
     try:
@@ -228,5 +228,5 @@ def out_of_memory(
         return UserError(f"{message}; ask for {remedy} smaller or shorter video")
     flags = ("--batch 1 with " if batch > 1 else "") + way.flags()
     return UserError(
-        f"{message}; {flags} would do with {max(needed_gib(one, way).values()):.1f} GiB"
+        f"{message}; {flags} would do with {max(needed_gib(one, way).values()):.3g} GiB"
     )
