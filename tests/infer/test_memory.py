@@ -83,9 +83,12 @@ def test_too_little_says_how_much() -> None:
     with pytest.raises(
         UserError,
         match=r"max_memory_gib: 3 is too little for 480x832, 81 frames: "
-        r"\d\.\d GiB are needed at least \(with .*--offload",
+        r"\d\.\d\d GiB are needed at least \(with .*--offload",
     ):
         choose_way(work(), 3, Way(), ())
+    small = Work(open_wan("sprites"), 32, 32, 9, 1, 4, cuda=False)
+    with pytest.raises(UserError, match=r"frames: 0\.0\d+ GiB are needed"):
+        choose_way(small, 0.001, Way(), ())
 
 
 def test_on_a_cpu_the_weights_may_become_bfloat16() -> None:
