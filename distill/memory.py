@@ -23,14 +23,19 @@ Parts = dict[str, int]
 
 BUCKET = 500_000_000
 """Numbers in DeepSpeed's buffer for gradients (``reduce_bucket_size``), of each trained role."""
-GATHERED = 1_050_000_000
-"""Most numbers of gathered weights: ``stage3_max_live_parameters`` and the prefetch bucket."""
+PREFETCH = 50_000_000
+"""Numbers of weights that are gathered together (``stage3_prefetch_bucket_size``)."""
+GATHERED = 1_000_000_000 + PREFETCH
+"""Most numbers of gathered weights: ``stage3_max_live_parameters`` and what comes next."""
 WHOLE = 100_000
 """Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
 SUB_GROUP = 1_000_000_000
 """Most numbers that the optimizer updates at once (``sub_group_size``)."""
 LATENT_COPIES = 24
 """Float32 tensors of a video's size that an iteration holds at most: noises, x_t, losses' terms."""
+
+TEXT_ENCODER = "text encoder"
+"""The phase at the start in which prompts are encoded."""
 
 _UMT5_XXL = {
     "vocab_size": 256384,
@@ -61,32 +66,31 @@ class Memory:
 
     @property
     def peak_phase(self) -> str:
-        """The phase that needs most."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+        """The phase that needs most, the text encoder's at the start included."""
+        phase = max(self.phases, key=lambda name: sum(self.phases[name].values()))
+        trained = sum(self.always.values()) + sum(self.phases[phase].values())
+        return phase if trained > self.start else TEXT_ENCODER
 
     @property
     def components(self) -> Parts:
         """All that is there in that phase."""
+        if self.peak_phase == TEXT_ENCODER:
+            return {TEXT_ENCODER: self.start}
         return self.always | self.phases[self.peak_phase]
 
     @property
     def peak(self) -> int:
-        """Their sum, or the text encoder if that is larger."""
-        return max(sum(self.components.values()), self.start)
-
-    @property
-    def bottleneck(self) -> str:
-        """The phase in which the peak is, the text encoder's included."""
-        trained = sum(self.components.values())
-        return "text encoder" if self.start > trained else self.peak_phase
+        """Their sum."""
+        return sum(self.components.values())
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many numbers a network's weights are, and how many of those are in small tensors."""
+    """How many numbers a network's weights are, in its small tensors and in its largest."""
 
     count: int
     small: int
+    largest: int
 
 
 class Meter:
@@ -104,7 +108,8 @@ class Meter:
         self._decoding: dict[tuple[int, ...], int] = {}
         with torch.device("meta"):
             sizes = [p.numel() for p in model.build_transformer().parameters()]
-        self.weights = Weights(sum(sizes), sum(n for n in sizes if n <= WHOLE))
+        small = sum(n for n in sizes if n <= WHOLE)
+        self.weights = Weights(sum(sizes), small, max(sizes))
         self.text_encoder = _text_encoder_weights(model)
 
     def latents(self, job: Job) -> tuple[int, int, int, int]:
@@ -168,10 +173,8 @@ def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts]:
 def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts]:
     size, trained, offload = _size(job), _trained(job), job.parallel.offload
     share = -(-meter.weights.count // gpus)
-    # In float32 the shards are the masters themselves, unless those live elsewhere.
-    masters = size == 2 or offload != "none"
     optimizer = {
-        "master weights": 4 * trained * share if masters else 0,
+        "master weights": 4 * trained * share,  # beside the shards, in float32 too
         "optimizer": 8 * trained * share,
         "gradients": size * trained * share,
         "moving average": 4 * share if job.train.ema else 0,
@@ -218,7 +221,10 @@ class _Activations:
 def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
     found, count, size = _Activations.of(job, meter), meter.weights.count, _size(job)
     passes, fresh = found.trained, job.method.fresh_rollouts
-    gathered = {"gathered weights": size * min(count, GATHERED)}
+    # Gathered weights arrive in a buffer together and are copied out of it.
+    whole = {"gathered weights": size * min(count, GATHERED)} if gpus > 1 else {}
+    buffer = size * min(count, PREFETCH + meter.weights.largest)
+    gathered = whole | ({"gathering": buffer} if gpus > 1 else {})
     # Gradients are copied side by side to be reduced: whenever a bucket is full, or at the end of
     # the backward pass, when no activations are left.
     reduction = {"reduction": size * min(count, BUCKET)}
@@ -231,7 +237,7 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
         "fake score's update": learning
         | {"activations": passes.backward + (0 if fresh else passes.kept)},
         "student's update": learning | {"activations": passes.backward},
-        "reduction": gathered | reduction | {"activations": 0 if fresh else passes.kept},
+        "reduction": whole | reduction | {"activations": 0 if fresh else passes.kept},
         "samples": gathered | {"activations": max(passes.forward, meter.decoding(job))},
     }
     if found.teacher_backward:

@@ -181,10 +181,12 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
     def run(x_t: Tensor) -> Tensor:
         return velocity(network, x_t, sigma, text)
 
-    found = {"forward": _forward(run, x_t), "kept": _kept(run, x_t.requires_grad_())}
-    found["backward"] = _backward(run, x_t, network, keep=False)
-    keeping = _backward(run, x_t, network, keep=True) if what.keeping else found["backward"]
-    return found | {"backward_keeping": keeping}
+    found = {"forward": _forward(run, x_t)}
+    found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
+    found["backward_keeping"] = found["backward"]
+    if what.keeping:
+        _, found["backward_keeping"] = _training(run, x_t, network, keep=True)
+    return found
 
 
 def _forward(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
@@ -194,16 +196,11 @@ def _forward(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
     return meter.peak
 
 
-def _kept(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
-    meter = MemoryMeter()
-    with fused_attention(), meter:
-        output = run(x_t)
-        live = meter.live
-    del output
-    return live
+def _training(
+    run: Callable[[Tensor], Tensor], x_t: Tensor, network: Any, keep: bool
+) -> tuple[int, int]:
+    """What a forward keeps, and the peak of it and its backward pass."""
 
-
-def _backward(run: Callable[[Tensor], Tensor], x_t: Tensor, network: Any, keep: bool) -> int:
     def drop(p: Tensor) -> None:
         p.grad = None
 
@@ -211,13 +208,14 @@ def _backward(run: Callable[[Tensor], Tensor], x_t: Tensor, network: Any, keep: 
     meter = MemoryMeter()
     with fused_attention(), meter:
         output = run(x_t)
+        kept = meter.live
         torch.autograd.backward(output, torch.empty_like(output))
         del output
     for hook in hooks:
         hook.remove()
     network.zero_grad(set_to_none=True)
     x_t.grad = None
-    return meter.peak
+    return kept, meter.peak
 
 
 def meter_decoding(model: WanModel, latents: tuple[int, int, int, int]) -> int:

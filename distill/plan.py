@@ -130,7 +130,7 @@ class Plan:
             "memory_gib": {
                 "total": self.memory_gib,
                 "reserve": self.machine.reserve_gib,
-                "peak_phase": self.memory.bottleneck,
+                "peak_phase": self.memory.peak_phase,
                 "components": _gib(self.memory.components),
                 "phases": {name: _gib(parts) for name, parts in self.memory.phases.items()},
                 "activations": _gib(self.activations),
@@ -228,7 +228,7 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
     problem = (
         f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
         f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
-        f"'{plan.memory.bottleneck}'"
+        f"'{plan.memory.peak_phase}'"
     )
     least = plan
     for change, job, other in _changes(plan, model):
@@ -244,7 +244,7 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
             )
     raise UserError(
         f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
-        f"{least.memory_gib:.1f} GiB in the phase '{least.memory.bottleneck}': use smaller videos, "
+        f"{least.memory_gib:.1f} GiB in the phase '{least.memory.peak_phase}': use smaller videos, "
         "a smaller micro-batch or GPUs with more memory"
     )
 
