@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill import distill
 from distill.counting import COUNTS
 from distill.data import Batches, encode_prompts, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+from tests.parallel.ranks import run_ranks
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]
 BASE = """
@@ -54,6 +56,17 @@ def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") 
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     networks = open_strategy(strategy, model, Settings.of(job), ranks, fold_text=True)
     return Trainer(job, networks, Batches(job, rows, negative, shape, ranks))
+
+
+def train(job: Job, ranks: int = 1) -> Path:
+    """Runs a job; on ``ranks`` forked processes, which start faster than ``--nproc``'s do."""
+    if job.parallel.strategy == "local":
+        return _distill(job)
+    return Path(run_ranks(ranks, _distill, job))
+
+
+def _distill(job: Job) -> Path:
+    return distill(job, quiet=True)
 
 
 def read_trace(run: Path) -> list[dict[str, Any]]:

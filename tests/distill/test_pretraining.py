@@ -14,15 +14,14 @@ from distill import distill
 from distill.trainer import updates_done
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import cubic_sigmas
-from lightx2v_sgmd.job import Job, load_job
+from lightx2v_sgmd.job import load_job
 from lightx2v_sgmd.latents import LatentFolder, shard_path
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
 from lightx2v_sgmd.models.vision import VisionBackbone, captured_layers, vision_widths
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.sampling import VideoSampler, teacher_schedule
 from lightx2v_sgmd.video import write_video
-from tests.parallel.ranks import run_ranks
-from tests.training import job_file, needs_deepspeed, read_trace, weights_of
+from tests.training import job_file, needs_deepspeed, read_trace, train, weights_of
 from tools import collect_ode_pairs, encode_videos
 
 HEADS = "head_every: 1, head_channels: 64, discriminator_lr: 1.0e-3"
@@ -233,10 +232,6 @@ def test_resuming_equals_going_on(
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def train(job: Job) -> None:
-    distill(job, quiet=True)
-
-
 @needs_deepspeed
 @pytest.mark.parametrize(
     "method",
@@ -269,7 +264,7 @@ def test_zero3_on_two_ranks_equals_local(
         "parallel.strategy=zero3",
         "train.micro_batch=1",
     )
-    run_ranks(2, train, two)
+    train(two, 2)
     compare_traces(read_trace(one.output.dir), read_trace(two.output.dir))
     ours = weights_of(one.output.dir / "checkpoints" / "step_000003")
     theirs = weights_of(two.output.dir / "checkpoints" / "step_000003")

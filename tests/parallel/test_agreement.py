@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from distill import distill
 from lightx2v_sgmd.checkpoint import find_checkpoint
-from tests.training import make_job, needs_deepspeed, read_trace, weights_of
+from tests.training import make_job, needs_deepspeed, read_trace, train, weights_of
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
 
@@ -37,7 +36,7 @@ def test_strategies_agree(
             f"parallel.strategy={strategy}",
             f"parallel.sequence={sequence}",
         )
-        run = distill(job, nproc=nproc, quiet=True)
+        run = train(job, nproc)
         traces[layout], weights[layout] = read_trace(run), weights_of(find_checkpoint(run))
     reference = traces["local"]
     assert len(reference) == 5

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distill import distill
 from lightx2v_sgmd.manifest import sha256_file
-from tests.training import make_job, needs_deepspeed
+from tests.training import make_job, needs_deepspeed, train
 from weights import export
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
@@ -31,7 +30,7 @@ def test_one_two_and_four_processes_export_the_same_bytes(
     for ranks in (1, 2, 4):
         folder = tmp_path / f"of_{ranks}"
         batch = (f"train.micro_batch={4 // ranks}", "parallel.strategy=zero3")
-        run = distill(make_job(tiny_teacher, folder, *STILL, *batch), nproc=ranks, quiet=True)
+        run = train(make_job(tiny_teacher, folder, *STILL, *batch), ranks)
         (state,) = (run / "checkpoints").glob(f"*/state/fake_score.00000-of-{ranks:05d}.*")
         assert state.is_file()
         exported[ranks] = export(run, "diffusers", folder / "student", quiet=True)
