@@ -10,17 +10,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
 from lightx2v_sgmd.job import LATENTS, SPRITES, Job
 from lightx2v_sgmd.latents import LatentFolder
-from lightx2v_sgmd.models.wan import WanModel, pad_text
+from lightx2v_sgmd.models.wan import pad_text
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.prompts import read_prompts
 
@@ -29,8 +26,6 @@ from lightx2v_sgmd.prompts import read_prompts
 
 SPRITE_CAPTIONS = 2048
 """How many captions of the bundled world a run goes through before it repeats them."""
-
-_ENCODED_TOGETHER = 16
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
@@ -62,56 +57,6 @@ def load_prompts(job: Job) -> list[str]:
 def prompts_digest(prompts: Sequence[str]) -> str:
     """Tells one list of prompts from another."""
     return hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-
-
-def encode_prompts(
-    model: WanModel, prompts: Sequence[str], ranks: Ranks, dtype: torch.dtype, cache: Path | None
-) -> list[Tensor]:
-    """Text embeddings ``[S_i, D]`` of the prompts, on the CPU; the encoder is let go of.
-
-    The ranks share the work. Which prompts are encoded together does not depend on their number.
-
-    Args:
-        model: Whose encoder to use.
-        prompts: As they are trained on.
-        ranks: The processes of the run.
-        dtype: The encoder's weights.
-        cache: A folder that keeps the embeddings for the next run.
-    """
-    key = prompts_digest([model.path, model.source.root, str(dtype), *prompts])[:32]
-    file = cache / f"{key}.safetensors" if cache is not None else None
-    # One rank looks, for all: a file that appears meanwhile must not send them separate ways.
-    found = ranks.gather(file is not None and file.is_file())[0]
-    if found and file is not None:
-        rows = _read_cache(file, len(prompts))
-        if all(ranks.gather(rows is not None)) and rows is not None:
-            return rows
-    chunks = [prompts[i : i + _ENCODED_TOGETHER] for i in range(0, len(prompts), _ENCODED_TOGETHER)]
-    encoder = model.load_text_encoder(dtype)
-    encoder.network.to(ranks.device)
-    mine = {
-        index: [row.cpu() for row in encoder.encode(chunks[index])]
-        for index in range(ranks.rank, len(chunks), ranks.size)
-    }
-    del encoder
-    every = {index: rows for part in ranks.gather(mine) for index, rows in part.items()}
-    rows = [row for index in range(len(chunks)) for row in every[index]]
-    if file is not None and ranks.first:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".partial")
-        named = {str(index): row.contiguous() for index, row in enumerate(rows)}
-        save_file(named, temporary)
-        temporary.replace(file)
-    return rows
-
-
-def _read_cache(file: Path, count: int) -> list[Tensor] | None:
-    """The cached rows, or None if the file is not whole."""
-    try:
-        named = load_file(file)
-        return [named[str(index)] for index in range(count)]
-    except (OSError, KeyError, SafetensorError):
-        return None
 
 
 @dataclass(frozen=True)

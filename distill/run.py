@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from distill.callbacks import (
     Recorder,
@@ -19,7 +21,8 @@ from distill.callbacks import (
     write_samples,
 )
 from distill.counting import PassCounter
-from distill.data import Batches, encode_prompts, load_prompts
+from distill.data import Batches, load_prompts
+from distill.embeddings import encode_prompts, longest
 from distill.pixels import PixelFeatures
 from distill.saving import (
     Saver,
@@ -80,14 +83,14 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         if start.step >= job.train.iterations:
             note(f"{job.output.dir} has all {start.step} iterations already", quiet)
             return job.output.dir
-        rows, negative = _embeddings(job, model, prompts, ranks)
-        fold_text = _worth_folding(model, max(len(row) for row in [*rows, negative]), ranks)
+        rows = _embeddings(job, model, prompts, ranks, quiet)
+        fold_text = _worth_folding(model, rows, ranks)
         strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
         if start.checkpoint is not None:
             strategy.load(start.checkpoint, updates_done(job.method, start.step))
         video = job.video
         shape = model.latent_shape(video.height, video.width, video.num_frames)
-        batches = Batches(job, rows, negative, shape, ranks, latents)
+        batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents)
         saver = Saver(job, strategy, trainer_state(job, prompts, ranks))
         trainer = Trainer(job, strategy, batches, _pixels(job, model, ranks))
         last = _train(job, model, trainer, saver, start.step, quiet)
@@ -167,20 +170,18 @@ def _pixels(job: Job, model: WanModel, ranks: Ranks) -> PixelFeatures | None:
 
 
 def _embeddings(
-    job: Job, model: WanModel, prompts: list[str], ranks: Ranks
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The prompts' embeddings and the negative prompt's."""
+    job: Job, model: WanModel, prompts: list[str], ranks: Ranks, quiet: bool
+) -> Sequence[Tensor]:
+    """The prompts' embeddings and, last, the negative prompt's."""
     dtype = getattr(torch, job.teacher.dtype)
-    *rows, negative = encode_prompts(
-        model, [*prompts, job.teacher.negative_prompt], ranks, dtype, job.data.embeddings
-    )
-    return rows, negative
+    wanted = [*prompts, job.teacher.negative_prompt]
+    return encode_prompts(model, wanted, ranks, dtype, job.data.embeddings, quiet)
 
 
-def _worth_folding(model: WanModel, longest: int, ranks: Ranks) -> bool:
+def _worth_folding(model: WanModel, rows: Sequence[Tensor], ranks: Ranks) -> bool:
     """On a CPU, if the network is wide enough to carry the padding weights (see ``wan``)."""
     width = model.num_heads * int(model.transformer_config["attention_head_dim"])
-    return ranks.device.type == "cpu" and longest + 1 <= width
+    return ranks.device.type == "cpu" and longest(rows) + 1 <= width
 
 
 def _train(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.console import note
+from lightx2v_sgmd.models.identity import encoder_identity
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel
 from lightx2v_sgmd.quiet import no_library_bars
 
@@ -28,8 +28,6 @@ from lightx2v_sgmd.quiet import no_library_bars
 
 CACHE_BYTES: Final = 4 * 2**30
 """A cache larger than this loses the entries that were used longest ago."""
-_SAMPLES: Final = 64
-_SAMPLE_BYTES: Final = 4096
 
 
 class Texts:
@@ -126,28 +124,6 @@ class Texts:
             # A cache is no reason to fail: say it once and go on without.
             note(f"the text cache {self.cache} cannot be written: {error}")
             self.cache = None
-
-
-def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
-    """Names what decides an embedding: the encoder's weights, its tokenizer and the precision.
-
-    Of each weight file it takes the size and 64 places spread over it, the header among them, so
-    that 11 GB need not be read.
-    """
-    digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
-    digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
-    tokenizer = sorted(file for file in model.source.tokenizer().rglob("*") if file.is_file())
-    for file in (*model.source.files("text_encoder"), *tokenizer):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as opened:
-            if size <= _SAMPLES * _SAMPLE_BYTES:
-                digest.update(opened.read())
-                continue
-            for index in range(_SAMPLES):
-                opened.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:24]
 
 
 def prune(folder: Path, limit: int) -> None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from lightx2v_sgmd import __version__
-from lightx2v_sgmd.commands import compare, generate, plan
+from lightx2v_sgmd.commands import compare, embed, generate, plan
 from lightx2v_sgmd.commands import weights as weights_commands
 from lightx2v_sgmd.errors import UserError
 
@@ -214,6 +214,7 @@ def demo_command(
 
 
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)
+app.command("embed", epilog=embed.EXAMPLES)(embed.embed_command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan_command)
 app.add_typer(weights_commands.app, name="weights")
 

@@ -78,7 +78,8 @@ class Data:
     # current folder), "sprites" for the captions of the bundled world, or "latents" for those of
     # the latents below.
     prompts: Annotated[str, Field(min_length=1)]
-    # A folder that keeps the prompts' text embeddings between runs; null computes them each time.
+    # A folder that keeps the prompts' text embeddings between runs and jobs (`lightx2v-sgmd embed`
+    # fills it); null computes them each time.
     embeddings: Path | None = None
     # A folder of latents with captions, for the methods that read them: a teacher's ODE pairs
     # (tools/collect_ode_pairs.py) for adp and dmdx, encoded videos (tools/encode_videos.py) for

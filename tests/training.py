@@ -14,7 +14,8 @@ from torch import Tensor
 
 from distill import distill
 from distill.counting import COUNTS
-from distill.data import Batches, encode_prompts, load_prompts
+from distill.data import Batches, load_prompts
+from distill.embeddings import encode_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan

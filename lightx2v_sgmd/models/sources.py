@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -71,6 +71,21 @@ class Source:
             f"{folder}: has no {stem}{_SUFFIXES[0]} or {_SUFFIXES[1]}; give the whole folder of "
             "Wan2.1-T2V-1.3B or -14B"
         )
+
+    def has(self, part: Part) -> bool:
+        """Whether a part's weights are on this machine; downloads nothing."""
+        here = self
+        if not Path(self.root).is_dir():
+            from huggingface_hub import snapshot_download
+
+            try:
+                here = replace(self, root=snapshot_download(self.root, local_files_only=True))
+            except (OSError, ValueError):
+                return False
+        try:
+            return bool(here.files(part))
+        except UserError:
+            return False
 
     def config(self, part: Part) -> dict[str, Any] | None:
         """A part's ``config.json``; None where the layout has none."""

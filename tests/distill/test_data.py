@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.data import SPRITE_CAPTIONS, Batches, encode_prompts, generator, load_prompts
+from distill.data import SPRITE_CAPTIONS, Batches, generator, load_prompts
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import sample_score_sigmas
 from lightx2v_sgmd.job import Job
-from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Ranks
-from tests.training import PROMPTS, make_job
+from tests.training import make_job
 
 SHAPE = (4, 2, 8, 8)
 
@@ -108,23 +107,6 @@ def test_text_and_negative_text_are_padded_alike(job: Job) -> None:
     text, negative = batches(job, Ranks()).texts([0, 2])
     assert text.shape == negative.shape == (2, 4, 16)
     assert bool((text[1, :3] == 2).all()) and bool((text[1, 3] == 0).all())
-
-
-def test_embeddings_are_what_the_encoder_gives_and_are_cached(
-    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = open_wan(tiny_teacher)
-    rows = encode_prompts(model, PROMPTS, Ranks(), torch.float32, tmp_path / "cache")
-    expected = model.load_text_encoder().encode(PROMPTS)
-    assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
-    (file,) = (tmp_path / "cache").iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(type(model), "load_text_encoder", None)
-        cached = encode_prompts(model, PROMPTS, Ranks(), torch.float32, tmp_path / "cache")
-        assert all(torch.equal(a, b) for a, b in zip(rows, cached, strict=True))
-    file.write_bytes(file.read_bytes()[:-5])  # a damaged cache is made anew
-    again = encode_prompts(model, PROMPTS, Ranks(), torch.float32, tmp_path / "cache")
-    assert all(torch.equal(a, b) for a, b in zip(rows, again, strict=True))
 
 
 def test_prompts_are_unique_and_in_order(tiny_teacher: Path, tmp_path: Path) -> None:

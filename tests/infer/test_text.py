@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from infer import load_student
-from infer.text import Texts, encoder_identity, prune
+from infer.text import Texts, prune
+from lightx2v_sgmd.models.identity import encoder_identity
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel, open_wan
 
 CPU = torch.device("cpu")

@@ -29,7 +29,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from distill.counting import PassCounter
-from distill.data import Batches, encode_prompts, load_prompts
+from distill.data import Batches, load_prompts
+from distill.embeddings import encode_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job

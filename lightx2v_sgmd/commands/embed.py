@@ -1,0 +1,67 @@
+"""``lightx2v-sgmd embed``: the text embeddings of a job's prompts, made before it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lightx2v_sgmd.errors import UserError
+
+PROG = "lightx2v-sgmd"
+
+EXAMPLES = (
+    "\b\nExamples:\n"
+    f"  {PROG} embed configs/wan2.1_t2v_14b_sgmd.yaml --set data.embeddings=embeddings\n"
+    f"  torchrun --nproc-per-node 8 -m lightx2v_sgmd embed JOB.yaml"
+)
+
+
+def embed_command(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, on stdout.")
+    ] = False,
+) -> None:
+    """Embed a job's prompts into the folder `data.embeddings`, for training without the encoder.
+
+    Interrupted, the same command goes on where it stopped. Rows are kept by encoder and prompt:
+    several jobs may share a folder. Under torchrun the processes share the work.
+    """
+    from lightx2v_sgmd.job import load_job
+
+    checked = load_job(job, settings or [])
+    cache = checked.data.embeddings
+    if cache is None:
+        raise UserError(
+            f"{job}: data.embeddings is not set; say where they go, as in "
+            "--set data.embeddings=embeddings, and train with the same"
+        )
+    import torch
+
+    from distill.data import load_prompts
+    from distill.embeddings import embed
+    from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.parallel import Ranks, training_device
+    from lightx2v_sgmd.video import check_writable
+
+    check_writable(cache, folder=True)
+    prompts = [*load_prompts(checked), checked.teacher.negative_prompt]
+    model = open_wan(checked.teacher.path, checked.teacher.base)
+    rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
+    ranks = Ranks(rank, size, training_device())
+    done = embed(model, prompts, ranks, getattr(torch, checked.teacher.dtype), cache, quiet)
+    if ranks.first:
+        print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)
+
+
+_RANKS = {"RANK": "0", "WORLD_SIZE": "1"}
