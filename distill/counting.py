@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightx2v_sgmd.models.adapters import is_adapter
 from lightx2v_sgmd.parallel import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 
 COUNTS = ("forwards", "recomputed", "backwards", "weight_backwards")
@@ -22,6 +23,8 @@ class PassCounter:
 
     ``forward_equivalents = forwards + recomputed + backwards + weight_backwards``.
 
+    Of adapters the weights' gradients cost their share of the network's weights.
+
     Discriminators' heads are small and are not counted; their passes through the teacher are.
 
     Args:
@@ -33,7 +36,7 @@ class PassCounter:
         self._samples = samples
         heads = (DISCRIMINATOR, PIXEL_DISCRIMINATOR)
         self._roles = [role for role in networks if role not in heads]
-        self._rows: dict[str, dict[str, int]] = {}
+        self._rows: dict[str, dict[str, float]] = {}
         self._latest: dict[str, int] = {}
         self._reset()
         for role in self._roles:
@@ -43,10 +46,10 @@ class PassCounter:
             blocks = network.blocks
             assert isinstance(blocks, nn.ModuleList), f"{role} has no list of blocks"
             blocks[0].register_forward_pre_hook(partial(self._block, role))
-            weight = next(network.parameters())
-            if weight.requires_grad:
-                hook = partial(self._weights, role)
-                weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            trained = [p for p in network.parameters() if p.requires_grad]
+            if trained:
+                hook = partial(self._weights, role, _share(trained, network))
+                trained[0].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _reset(self) -> None:
         self._rows = {count: dict.fromkeys(self._roles, 0) for count in COUNTS}
@@ -69,8 +72,8 @@ class PassCounter:
         self._rows["backwards"][role] += rows
         self._latest[role] = rows
 
-    def _weights(self, role: str, weight: Tensor) -> None:
-        self._rows["weight_backwards"][role] += self._latest.get(role, 0)
+    def _weights(self, role: str, share: float, weight: Tensor) -> None:
+        self._rows["weight_backwards"][role] += share * self._latest.get(role, 0)
 
     def take(self) -> dict[str, Any]:
         """Since the last call: each count per sample by role, their sum and the CPU's seconds."""
@@ -82,3 +85,14 @@ class PassCounter:
         counts["cpu_seconds"] = round(time.process_time() - self._cpu_s, 4)
         self._reset()
         return counts
+
+
+def _share(trained: Sequence[nn.Parameter], network: nn.Module) -> float:
+    """How many numbers are trained for each one of the network itself."""
+    own = sum(_numel(p) for name, p in network.named_parameters() if not is_adapter(name))
+    return sum(map(_numel, trained)) / own
+
+
+def _numel(weight: nn.Parameter) -> int:
+    """Of the whole tensor, of which ZeRO-3 may hold a shard here."""
+    return int(getattr(weight, "ds_numel", weight.numel()))

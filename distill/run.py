@@ -123,7 +123,7 @@ def _prepare(
     if chosen is not None:
         step = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
         note(f"going on from {chosen}", quiet)
-    check_space(folder, checkpoint_bytes(model, job.train.ema > 0))
+    check_space(folder, checkpoint_bytes(job, model))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")

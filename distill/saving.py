@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from distill.data import prompts_digest
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.models.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.models.wan import WanModel
-from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Ranks, Strategy
 from lightx2v_sgmd.parallel.shards import safetensors_header
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 
@@ -90,6 +90,8 @@ class Saver:
         """Writes this rank's files; takes part in every gather even if it cannot write."""
         ranks, shapes = self.strategy.ranks, self.strategy.shapes
         metadata = schedule_metadata(self.job.schedule)
+        if (adapters := self.job.student.adapters) is not None:
+            metadata |= adapter_metadata(adapters)
         entries: dict[str, store.Entry] = {}
         problems: list[OSError] = []
         whole = {"student.safetensors": False}
@@ -131,13 +133,17 @@ def _raise_or(problem: str | None, entries: dict[str, store.Entry]) -> dict[str,
     return entries
 
 
-def checkpoint_bytes(model: WanModel, averaged: bool) -> int:
-    """The size of one checkpoint, to a percent."""
-    with torch.device("meta"):
-        shapes = {n: p.shape for n, p in model.build_transformer().named_parameters()}
-    one: int = 4 * sum(shape.numel() for shape in shapes.values())
-    one += len(safetensors_header(shapes, {}))
-    return one * (1 + averaged + 2 + 3)  # student, average, its moments; fake score with moments
+def checkpoint_bytes(job: Job, model: WanModel) -> int:
+    """The size of one checkpoint, to a percent; a discriminator's heads are less than that."""
+    # The student, its average and its two moments; the fake score with its own.
+    copies = {STUDENT: 3 + (job.train.ema > 0), FAKE_SCORE: 3 * (FAKE_SCORE in job.method.roles)}
+    adapters = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
+    total = 0
+    for role, count in copies.items():
+        shapes = trained_shapes(model, adapters[role])
+        one = 4 * sum(shape.numel() for shape in shapes.values())
+        total += count * (one + len(safetensors_header(shapes, {})))
+    return total
 
 
 def check_space(run: Path, needed: int) -> None:

@@ -62,12 +62,45 @@ class Optimizer:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685): ``W + alpha / rank * B A``, of which A and B learn."""
+
+    # Rows of A and columns of B.
+    rank: Annotated[int, Field(ge=1)] = 64
+    # The adapters count alpha / rank times; null is the rank, so once.
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    # Ends of the names of the linear layers that get adapters, as diffusers names them. By default
+    # all of a block: query, key, value and output of both attentions, and the feed-forward.
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "ffn.net.0.proj",
+        "ffn.net.2",
+    )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True, config=STRICT)
 class Role:
     """How one trained network (student or fake score) learns."""
 
-    # Which weights are trained: all of them.
-    train: Literal["full"] = "full"
+    # Which weights are trained: "full" all of them, "lora" adapters beside the teacher's, which
+    # stay as they are. A learning rate for adapters is some ten to a hundred times higher.
+    train: Literal["full", "lora"] = "full"
+    # Of the adapters; only with train: lora.
+    lora: Lora | None = None
     optimizer: Optimizer = Optimizer()
+
+    @property
+    def adapters(self) -> Lora | None:
+        """Those that are trained; None if all weights are."""
+        return (self.lora or Lora()) if self.train == "lora" else None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -195,6 +228,11 @@ class ModelFacts(Protocol):
     """What ``check_against_model`` needs to know of an opened teacher."""
 
     @property
+    def path(self) -> str:
+        """Where it is, for messages."""
+        ...
+
+    @property
     def num_heads(self) -> int:
         """Attention heads of the network."""
         ...
@@ -203,18 +241,26 @@ class ModelFacts(Protocol):
         """``(C, T, h, w)``; raises UserError for sizes that the model cannot make."""
         ...
 
+    def build_transformer(self) -> Any:
+        """The network without weights, if it is built on the meta device."""
+        ...
+
 
 def check_against_model(job: Job, model: ModelFacts) -> None:
     """Checks what only the model's configuration can tell; loads no weights.
 
     Raises:
-        UserError: ``parallel.sequence`` does not divide the heads, or the video's size does not
-            fit the VAE and the network's patches.
+        UserError: ``parallel.sequence`` does not divide the heads, the video's size does not fit
+            the VAE and the network's patches, or adapters are for layers that it does not have.
     """
-    from lightx2v_sgmd.parallel.sequence import check_degree  # which needs jobs itself
+    from lightx2v_sgmd.models.adapters import check_adapters  # both need jobs themselves
+    from lightx2v_sgmd.parallel.sequence import check_degree
 
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
     model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    for name, role in (("student", job.student), ("fake_score", job.fake_score)):
+        if role.adapters is not None:
+            check_adapters(role.adapters, model, name)
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -245,7 +291,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
     if problem := _latents_problem(job.method, job.data) or _critic_problem(job):
         raise UserError(f"{path}: {problem}")
-    return replace(job, data=_resolved(job.data, folders))
+    return replace(
+        job,
+        data=_resolved(job.data, folders),
+        student=replace(job.student, lora=job.student.adapters),
+        fake_score=replace(job.fake_score, lora=job.fake_score.adapters),
+    )
 
 
 def _latents_problem(method: Method, data: Data) -> str | None:

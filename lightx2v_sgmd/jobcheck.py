@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -143,9 +143,16 @@ def known_keys(shape: Shape, kind: type, prefix: str = "") -> list[str]:
     keys = []
     for name, inner in shape.hints(kind).items():
         keys.append(prefix + name)
-        if isinstance(inner, type) and is_dataclass(inner):
-            keys += known_keys(shape, inner, f"{prefix}{name}.")
+        section, _ = _section(inner)
+        if section is not None:
+            keys += known_keys(shape, section, f"{prefix}{name}.")
     return keys
+
+
+def _section(hint: Any) -> tuple[type | None, bool]:
+    """The dataclass of a field that is a section, and whether the field may also be null."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
+    return (kinds[0] if kinds else None), type(None) in get_args(hint)  # type: ignore[return-value]
 
 
 def _known_part(
@@ -165,12 +172,12 @@ def _known_part(
     clean: Tree = {}
     for item in fields(kind):
         key = yaml_name(item.name)
-        inner, value = hints[key], tree.get(key)
-        if isinstance(inner, type) and is_dataclass(inner):
+        (section, optional), value = _section(hints[key]), tree.get(key)
+        if section is not None and not (optional and value is None):
             if value is None:
                 value = {}
             if isinstance(value, dict):
-                value = _known_part(shape, inner, value, f"{prefix}{key}.", problems, known)
+                value = _known_part(shape, section, value, f"{prefix}{key}.", problems, known)
             clean[item.name] = value
         elif key in tree:
             clean[item.name] = value
@@ -318,6 +325,12 @@ def _offload(offload: str, strategy: str) -> str | None:
     )
 
 
+def _lora_settings(lora: Tree | None, train: str) -> str | None:
+    if lora is None or train == "lora":
+        return None
+    return f"are for train: lora, not {train}; leave them out (null), or set train: lora"
+
+
 Rules = tuple[Rule, ...]
 
 RULES: Rules = (
@@ -328,4 +341,6 @@ RULES: Rules = (
     Rule(("video.num_frames",), _frames),
     Rule(("parallel.sequence", "parallel.strategy"), _sequence),
     Rule(("parallel.offload", "parallel.strategy"), _offload),
+    Rule(("student.lora", "student.train"), _lora_settings),
+    Rule(("fake_score.lora", "fake_score.train"), _lora_settings),
 )

@@ -20,6 +20,17 @@ def no_warnings(logger: str) -> Iterator[None]:
 
 
 @contextmanager
+def no_logging() -> Iterator[None]:
+    """Mutes everything below an error: libraries that are imported may log before one has a say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
 def no_library_bars() -> Iterator[None]:
     """Silences the progress bars that diffusers and transformers show for every file they load."""
     from diffusers.utils import logging as of_diffusers

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import (
     Job,
+    Lora,
     Optimizer,
     Parallel,
     Teacher,
@@ -169,7 +170,13 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, hint: str) 
         ("train.micro_batch=true", "train.micro_batch: true is not a whole number"),
         ("teacher.path=", "teacher.path: is empty"),
         ("teacher.dtype=fp16", "use float32 or bfloat16"),
-        ("student.train=lora", 'student.train: "lora" is not available; use full'),
+        ("student.train=half", 'student.train: "half" is not available; use full or lora'),
+        ("student.lora.rank=8", "student.lora: are for train: lora, not full; leave them out"),
+        ("fake_score={train: lora, lora: {rank: 0}}", "fake_score.lora.rank: 0 is too small"),
+        ("fake_score={train: lora, lora: {alpha: 0}}", "fake_score.lora.alpha: 0 is too small"),
+        ("student={train: lora, lora: {targets: []}}", "student.lora.targets: "),
+        ("student={train: lora, lora: {dropout: 1}}", "student.lora.dropout: unknown key"),
+        ("student={train: lora, lora: 3}", "student.lora: 3 is not a section"),
         ("student.optimizer.betas=0.9", "0.9 is not a list such as [0.0, 0.999]"),
         ("student.optimizer.betas=[0, 1]", "student.optimizer.betas: 1 is too large"),
         ("student.optimizer.betas=[0]", "student.optimizer.betas: has too few values"),
@@ -197,6 +204,17 @@ def test_another_schedule_is_refused_with_the_reason(file: Path, override: str) 
     line = mistake(file, override)
     assert "--set" in line or str(file) in line
     assert "1000, 960, 888.889, 727.273 are [1000, 750, 500, 250]" in line
+
+
+def test_adapters_are_resolved_and_survive_a_round_trip(file: Path, tmp_path: Path) -> None:
+    job = load_job(file, ["student.train=lora", "fake_score={train: lora, lora: {alpha: 16}}"])
+    assert job.student.lora == Lora() and Lora().scale == 1
+    assert job.fake_score.lora == Lora(rank=64, alpha=16.0) and job.fake_score.lora.scale == 0.25
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(job.to_yaml())
+    assert load_job(saved) == job and "rank: 64" in job.to_yaml()
+    assert load_job(saved, ["student={train: full, lora: null}"]).student.adapters is None
+    assert "student.lora.rank" in job_keys()
 
 
 def test_sequence_parallelism_needs_zero3_and_no_discriminator(file: Path) -> None:

@@ -6,6 +6,7 @@ one module with one class, named in ``parallel.open_strategy``.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.job import Job, Optimizer
+from lightx2v_sgmd.job import Job, Lora, Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -83,6 +84,8 @@ class Settings:
         offload: What lives in CPU memory: ``none``, ``optimizer`` or ``all``.
         checkpointing: Recompute activations in the backward pass.
         heads: Of the discriminator, if the method trains one.
+        adapters: By role, those that are trained in place of the network's own weights.
+        seed: Of the adapters' first values.
     """
 
     optimizers: Mapping[str, Optimizer]
@@ -94,6 +97,8 @@ class Settings:
     offload: str
     checkpointing: bool
     heads: HeadSettings | None
+    adapters: Mapping[str, Lora]
+    seed: int
 
     @property
     def networks(self) -> list[str]:
@@ -111,6 +116,7 @@ class Settings:
             lr = cast(AdversarialMethod, job.method).discriminator_lr
             critic = Optimizer(lr=lr, betas=DISCRIMINATOR_BETAS)
             optimizers |= {DISCRIMINATOR: critic, PIXEL_DISCRIMINATOR: critic}
+        roles = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
         return cls(
             optimizers={role: optimizers[role] for role in job.method.roles},
             clip=job.train.clip,
@@ -121,7 +127,13 @@ class Settings:
             offload=job.parallel.offload,
             checkpointing=job.parallel.gradient_checkpointing,
             heads=heads,
+            adapters={r: lora for r, lora in roles.items() if lora and r in job.method.roles},
+            seed=job.train.seed,
         )
+
+    def adapter_seed(self, role: str) -> int:
+        """Of a role's adapters: no two roles start from the same."""
+        return self.seed ^ zlib.crc32(role.encode())
 
 
 class FakeScoreQuery(Protocol):
@@ -153,7 +165,8 @@ class Strategy(Protocol):
         settings: Of the job.
         ranks: This process and the others.
         networks: Each role's module, to look at (hooks, names); forwards go through ``velocity``.
-        shapes: The shape of each of the student's weights under diffusers' name.
+        shapes: The shape of each of the student's trained weights: all of the network's under
+            diffusers' names, or its adapters' (see ``models.adapters``).
         trained: The roles that are trained, the student first.
     """
 
@@ -221,7 +234,7 @@ class Strategy(Protocol):
         ...
 
     def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """A role's float32 weights one by one, in the order of ``shapes``.
+        """A role's trained weights, float32, one by one; the student's as ``shapes`` has them.
 
         A collective: every rank runs it to its end. The tensors are right on the first rank.
         """

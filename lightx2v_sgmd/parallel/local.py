@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from lightx2v_sgmd.methods.base import (
     TEACHER,
 )
 from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.models.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -27,7 +30,9 @@ from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
 
 
 class Local:
-    """All networks on one device, the trained ones with float32 weights.
+    """All networks on one device, the weights that are trained in float32.
+
+    Networks that are trained by adapters have the teacher's own weights, not copies of them.
 
     One forward of the fake score serves both updates on one x_t: the generator's gradient goes to
     its inputs, the fake score's own to its weights.
@@ -45,25 +50,31 @@ class Local:
         self.settings = settings
         self.ranks = Ranks(device=device)
         self.trained = tuple(settings.optimizers)
+        teacher = model.load_transformer(settings.dtype).to(device).requires_grad_(False)
         networks: dict[str, nn.Module] = {}
         for role in settings.networks:
-            dtype = settings.dtype if role == TEACHER else torch.float32
-            network = model.load_transformer(dtype).to(device)
-            network.eval().requires_grad_(role in self.trained)
-            if fold_text:
-                wan.fold_text_padding(network)
+            if role == TEACHER:
+                network = teacher
+            elif role in settings.adapters:
+                network = _with_adapters(teacher, settings, role)
+            else:
+                network = model.load_transformer(torch.float32).to(device)
             if settings.checkpointing and role in self.trained:
                 network.enable_gradient_checkpointing()
-            networks[role] = network
+            networks[role] = network.eval()
+        if fold_text:
+            for network in networks.values():
+                wan.fold_text_padding(network)
         if settings.heads is not None:
             for role, heads in build_heads(networks[TEACHER], settings.heads).items():
                 networks[role] = heads.to(device)
         self.networks: Mapping[str, nn.Module] = networks
-        self.shapes: Mapping[str, torch.Size] = {
-            name: p.shape for name, p in self.networks[STUDENT].named_parameters()
-        }
+        self._named = {role: trained_parameters(networks[role]) for role in self.trained}
         self._weights: dict[str, list[Tensor]] = {
-            role: list(self.networks[role].parameters()) for role in self.trained
+            role: list(named.values()) for role, named in self._named.items()
+        }
+        self.shapes: Mapping[str, torch.Size] = {
+            name: p.shape for name, p in self._named[STUDENT].items()
         }
         self._optimizers = {
             role: torch.optim.AdamW(
@@ -146,13 +157,13 @@ class Local:
     def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The weights as they are."""
         values = self._average if averaged else self._weights[role]
-        for name, value in zip(self.shapes, values, strict=True):
+        for name, value in zip(self._named[role], values, strict=True):
             yield name, value.detach().float().cpu()
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """All of the state: the one slice of the one rank."""
         slices = {}
-        for name, p in self.networks[role].named_parameters():
+        for name, p in self._named[role].items():
             state = self._optimizers[role].state[p]
             for kind in ("exp_avg", "exp_avg_sq"):
                 moment = state[kind] if state else torch.zeros_like(p)
@@ -167,7 +178,7 @@ class Local:
         student = WholeTensors([checkpoint / "student.safetensors"])
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
-            for name, p in self.networks[role].named_parameters():
+            for name, p in self._named[role].items():
                 n = p.numel()
                 if role == STUDENT:
                     values = student.read(name, 0, n)
@@ -187,7 +198,16 @@ class Local:
     def close(self) -> None:
         """Lets go of the networks."""
         self.networks = {}
-        self._weights, self._optimizers, self._average = {}, {}, []
+        self._named, self._weights, self._optimizers, self._average = {}, {}, {}, []
+
+
+def _with_adapters(teacher: Any, settings: Settings, role: str) -> Any:
+    """A network that shares the teacher's weights and has adapters of its own."""
+    shared: dict[int, Any] = {id(p): p for p in teacher.parameters()}
+    network = copy.deepcopy(teacher, shared)
+    seed = settings.adapter_seed(role)
+    add_adapters(network, settings.adapters[role], seed, torch.float32)
+    return network
 
 
 class _SharedForward:

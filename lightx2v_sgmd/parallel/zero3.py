@@ -36,6 +36,7 @@ from lightx2v_sgmd.methods.base import (
     TEACHER,
 )
 from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.models.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
@@ -52,7 +53,8 @@ _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class Zero3:
     """Training engines and a sharded teacher.
 
-    Networks are built shard by shard: no process ever holds a whole one.
+    Networks are built shard by shard: no process ever holds a whole one. Those that are trained by
+    adapters have the teacher's own shards, not copies of them.
 
     Args:
         model: The teacher that all start from.
@@ -68,16 +70,20 @@ class Zero3:
         self.trained = tuple(settings.optimizers)
         whole = model.transformer_weights()
         group = open_sequence_group(ranks.share) if ranks.share > 1 else None
+        teacher = self._sharded(model, TEACHER, whole)
+        self._named: dict[str, dict[str, Any]] = {}
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         for role in settings.networks:
-            network = build_sharded(model, self._config(role))
-            named = dict(network.named_parameters())
-            expected = {name: tuple(p.ds_shape) for name, p in named.items()}
-            check_keys(whole.header, expected, f"teacher.path: {model.path}")
-            for name, p in named.items():
-                _put(p.ds_tensor, whole.read(name, *self._owned(p)))
-            network.eval().requires_grad_(role in self.trained)
+            if role == TEACHER:
+                network = teacher
+            elif role in settings.adapters:
+                network = build_sharded(model, self._config(role)).eval()
+                _share(network, teacher)
+                adapters, seed = settings.adapters[role], settings.adapter_seed(role)
+                add_adapters(network, adapters, seed, settings.dtype)
+            else:
+                network = self._sharded(model, role, whole)
             if fold_text:
                 wan.fold_text_padding(network)
             if settings.checkpointing and role in self.trained:
@@ -85,23 +91,44 @@ class Zero3:
             if group is not None:
                 enable_sequence_parallel(network, group)
             self._engines[role] = self._engine(role, network)
-        self.shapes: Mapping[str, torch.Size] = {
-            name: torch.Size(shape) for name, shape in expected.items()
-        }
         if settings.heads is not None:
             for role, heads in build_heads(self._engines[TEACHER].module, settings.heads).items():
                 self._engines[role] = self._engine(role, heads)
+        self.shapes: Mapping[str, torch.Size] = {
+            name: torch.Size(p.ds_shape) for name, p in self._named[STUDENT].items()
+        }
         self.networks: Mapping[str, nn.Module] = {
             role: engine.module for role, engine in self._engines.items()
         }
         self._micro = dict.fromkeys(self.trained, 0)
-        for role in self.trained:  # from the file once more: the shards may hold it in bfloat16
-            if role not in settings.networks:
-                continue
-            for name, p, master in self._parts(role, self._masters(role)):
-                _put(master, whole.read(name, *self._owned(p)))
-            self._publish(role)
+        for role in self.trained:
+            if role in settings.networks:
+                self._write_first_masters(role, whole)
         self._average = [flat.detach().clone() for flat in self._masters(STUDENT) if settings.ema]
+
+    def _sharded(self, model: wan.WanModel, role: str, whole: WholeTensors) -> Any:
+        """A role's network with the teacher's weights."""
+        network = build_sharded(model, self._config(role))
+        named = dict(network.named_parameters())
+        expected = {name: tuple(p.ds_shape) for name, p in named.items()}
+        check_keys(whole.header, expected, f"teacher.path: {model.path}")
+        for name, p in named.items():
+            _put(p.ds_tensor, whole.read(name, *self._owned(p)))
+        return network.eval().requires_grad_(role in self.trained)
+
+    def _write_first_masters(self, role: str, whole: WholeTensors) -> None:
+        """Once more from where they come: the shards may hold them in bfloat16."""
+        parts = {name: (p, master) for name, p, master in self._parts(role, self._masters(role))}
+        if role in self.settings.adapters:
+            shapes = {name: p.ds_shape for name, (p, _) in parts.items()}
+            seed = self.settings.adapter_seed(role)
+            for name, value in initial_values(shapes, seed):
+                p, master = parts[name]
+                _put(master, value.flatten()[slice(*self._owned(p))])
+        else:
+            for name, (p, master) in parts.items():
+                _put(master, whole.read(name, *self._owned(p)))
+        self._publish(role)
 
     def _config(self, role: str) -> dict[str, Any]:
         on_gpu = self.ranks.device.type == "cuda"
@@ -129,8 +156,9 @@ class Zero3:
         optimizer = None
         if role in self.trained:
             options = self.settings.optimizers[role]
+            self._named[role] = trained_parameters(network)
             optimizer = torch.optim.AdamW(
-                network.parameters(),
+                self._named[role].values(),
                 lr=options.lr,
                 betas=options.betas,
                 eps=options.eps,
@@ -182,7 +210,7 @@ class Zero3:
     @contextmanager
     def frozen(self, *roles: str) -> Iterator[None]:
         """Inside, these roles' weights ask for no gradient."""
-        weights = [p for role in roles for p in self.networks[role].parameters()]
+        weights = [p for role in roles for p in self._named[role].values()]
         for p in weights:
             p.requires_grad_(False)
         try:
@@ -238,12 +266,12 @@ class Zero3:
         """Gathers one weight at a time."""
         flats = self._average if averaged else self._masters(role)
         in_order = {name: (p, part) for name, p, part in self._parts(role, flats)}
-        for name, shape in self.shapes.items():
+        for name in self._named[role]:
             p, part = in_order[name]
             part = part.detach().to(self.ranks.device)
             parts = [torch.empty_like(part) for _ in range(self.ranks.size)]
             dist.all_gather(parts, part)
-            yield name, torch.cat(parts)[: p.ds_numel].view(shape).cpu()
+            yield name, torch.cat(parts)[: p.ds_numel].view(p.ds_shape).cpu()
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """This rank's part of the state, without padding."""
@@ -285,7 +313,7 @@ class Zero3:
         for engine in self._engines.values():
             engine.destroy()
         self._engines, self._optimizers, self._average = {}, {}, []
-        self.networks = {}
+        self.networks, self._named = {}, {}
         gc.collect()
         disconnect()
 
@@ -306,7 +334,7 @@ class Zero3:
 
     def _parts(self, role: str, flats: list[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
         """Each weight's name, the weight and its part of ``flats``, a view."""
-        names = {p: name for name, p in self.networks[role].named_parameters()}
+        names = {p: name for name, p in self._named[role].items()}
         groups = self._engines[role].optimizer.fp16_groups
         for group, flat in zip(groups, flats, strict=True):
             offset = 0
@@ -358,6 +386,16 @@ def _put(part: Tensor, values: Tensor) -> None:
     with torch.no_grad():
         part[: values.numel()].copy_(values)
         part[values.numel() :].zero_()
+
+
+def _share(network: Any, teacher: Any) -> None:
+    """Lets a network with frozen weights read them from the teacher's shards.
+
+    Each network still gathers for itself: only what is never written is shared.
+    """
+    held = dict(teacher.named_parameters())
+    for name, p in network.named_parameters():
+        p.ds_tensor = held[name].ds_tensor
 
 
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:

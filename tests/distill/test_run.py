@@ -211,7 +211,7 @@ def test_the_size_of_a_checkpoint_is_known_beforehand(finished: Job) -> None:
 
     folder = store.find_checkpoint(finished.output.dir)
     tensors = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-    estimate = checkpoint_bytes(open_wan(finished.teacher.path), averaged=True)
+    estimate = checkpoint_bytes(finished, open_wan(finished.teacher.path))
     assert estimate == pytest.approx(tensors, rel=0.1)
 
 

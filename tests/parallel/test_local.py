@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.models.adapters import trained_parameters
 from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Settings, connect
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Settings, connect
 from lightx2v_sgmd.parallel import local as local_module
 from lightx2v_sgmd.parallel.local import Local
 from tests.parallel import isolation
@@ -26,17 +27,25 @@ def query_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x0, x_t, torch.tensor([0.2, 0.7]), torch.randn(2, 5, 16, generator=draw)
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_shared_forward_gives_the_gradients_of_two(
-    tiny_teacher: Path, tmp_path: Path, checkpointing: str
+    tiny_teacher: Path, tmp_path: Path, checkpointing: str, train: str
 ) -> None:
-    local = build(tiny_teacher, tmp_path, f"parallel.gradient_checkpointing={checkpointing}")
+    local = build(
+        tiny_teacher,
+        tmp_path,
+        f"parallel.gradient_checkpointing={checkpointing}",
+        f"fake_score.train={train}",
+    )
     x0, x_t, sigma, text = query_inputs()
     query = local.fake_score_at(x0, x_t, sigma, text)
     shared = query.generator_gradient(isolation.generator_loss, through=True)
     query.backward(isolation.fake_score_loss)
-    weights = list(local.networks[FAKE_SCORE].parameters())
+    weights = [p for p in local.networks[FAKE_SCORE].parameters() if p.requires_grad]
     shared_weights = [p.grad for p in weights]
+    others = [p for net in local.networks.values() for p in net.parameters()]
+    assert sum(p.grad is not None for p in others) == len(weights)
 
     leaf_0, leaf_t = x0.clone().requires_grad_(), x_t.clone().requires_grad_()
     value = isolation.generator_loss(
@@ -50,11 +59,12 @@ def test_shared_forward_gives_the_gradients_of_two(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(("micro_batches", "train"), [(1, "full"), (2, "full"), (2, "lora")])
 def test_generator_step_leaves_nothing_in_the_fake_score(
-    tiny_teacher: Path, tmp_path: Path, micro_batches: int
+    tiny_teacher: Path, tmp_path: Path, micro_batches: int, train: str
 ) -> None:
-    make = partial(build, tiny_teacher, tmp_path, f"train.accumulation={micro_batches}")
+    settings = (f"train.accumulation={micro_batches}", f"fake_score.train={train}")
+    make = partial(build, tiny_teacher, tmp_path, *settings)
     left = isolation.what_is_left(
         make, lambda s: isolation.has_gradients(s.networks[FAKE_SCORE]), micro_batches
     )
@@ -80,13 +90,14 @@ def test_isolation_check_sees_a_leak(
     assert left[0] == "a gradient is waiting" and left[-1] == "the update differs"
 
 
-def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path) -> None:
-    local = build(tiny_teacher, tmp_path, "train.ema=0.75")
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path, train: str) -> None:
+    local = build(tiny_teacher, tmp_path, "train.ema=0.75", f"student.train={train}")
     expected = {name: t.clone() for name, t in local.whole_tensors(STUDENT)}
     draw = torch.Generator().manual_seed(2)
     for _ in range(3):
         with torch.no_grad():
-            for p in local.networks[STUDENT].parameters():
+            for p in trained_parameters(local.networks[STUDENT]).values():
                 p += torch.randn(p.shape, generator=draw)
         local.update_average()
         for name, now in local.whole_tensors(STUDENT):
@@ -95,7 +106,7 @@ def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(averaged, expected[name], rtol=1e-5, atol=1e-6)
     before = {name: t.clone() for name, t in local.whole_tensors(STUDENT)}
     with local.averaged_student():
-        inside = dict(local.networks[STUDENT].named_parameters())
+        inside = trained_parameters(local.networks[STUDENT])
         assert all(torch.allclose(inside[name], expected[name], atol=1e-6) for name in expected)
     assert all(torch.equal(now, before[name]) for name, now in local.whole_tensors(STUDENT))
 
@@ -138,6 +149,58 @@ def test_bfloat16_keeps_float32_masters(tiny_teacher: Path, tmp_path: Path) -> N
     assert result.grad_norm[STUDENT] > 0
     exact = make_trainer(make_job(tiny_teacher, tmp_path)).iterate(0)
     assert result.losses["rc"] == pytest.approx(exact.losses["rc"], rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_learn_beside_the_teachers_own_weights(
+    tiny_teacher: Path, tmp_path: Path, dtype: str
+) -> None:
+    """One copy of the frozen weights for all three networks, untouched by training."""
+    settings = (f"teacher.dtype={dtype}", "student.train=lora", "fake_score.train=lora")
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    networks = trainer.strategy.networks
+    held = {name: p.data_ptr() for name, p in networks[TEACHER].named_parameters()}
+    before = {name: p.clone() for name, p in networks[TEACHER].named_parameters()}
+    for role in (STUDENT, FAKE_SCORE):
+        named = dict(networks[role].named_parameters())
+        frozen = {n.replace(".base_layer", ""): p for n, p in named.items() if not p.requires_grad}
+        assert {name: p.data_ptr() for name, p in frozen.items()} == held
+        trained = {p.dtype for p in named.values() if p.requires_grad}
+        assert trained == {torch.float32}
+    starts = {role: dict(trainer.strategy.whole_tensors(role)) for role in (STUDENT, FAKE_SCORE)}
+    starts = {r: {n: t.clone() for n, t in values.items()} for r, values in starts.items()}
+    for iteration in range(2):  # the first moves one factor, for the other one starts as zero
+        result = trainer.iterate(iteration)
+        assert result.grad_norm[STUDENT] > 0 and result.grad_norm[FAKE_SCORE] > 0
+    for name, p in networks[TEACHER].named_parameters():
+        assert torch.equal(p, before[name]) and p.grad is None, name
+    for role, values in starts.items():
+        now = dict(trainer.strategy.whole_tensors(role))
+        assert not any(torch.equal(now[name], start) for name, start in values.items()), role
+
+
+def test_in_bfloat16_the_first_student_is_the_teacher_but_for_rounding(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    local = build(tiny_teacher, tmp_path, "teacher.dtype=bfloat16", "student.train=lora")
+    _, x_t, sigma, text = query_inputs()
+    with torch.no_grad():
+        ours, theirs = (local.velocity(role, x_t, sigma, text) for role in (STUDENT, TEACHER))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+@pytest.mark.parametrize("adapted", [STUDENT, FAKE_SCORE])
+def test_one_role_by_adapters_the_other_in_full(
+    tiny_teacher: Path, tmp_path: Path, adapted: str
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, f"{adapted}.train=lora"))
+    plain = make_trainer(make_job(tiny_teacher, tmp_path / "plain"))
+    ours, theirs = trainer.iterate(0), plain.iterate(0)
+    # All start as the teacher, so the first losses are the same; the gradients are not.
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
+    other = FAKE_SCORE if adapted == STUDENT else STUDENT
+    assert ours.grad_norm[other] == pytest.approx(theirs.grad_norm[other], rel=1e-5)
+    assert ours.grad_norm[adapted] != pytest.approx(theirs.grad_norm[adapted], rel=0.01)
 
 
 def test_local_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

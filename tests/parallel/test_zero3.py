@@ -15,7 +15,7 @@ from distill import distill
 from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Settings, connect, zero3
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Settings, connect, zero3
 from lightx2v_sgmd.parallel.zero3 import Zero3
 from tests.parallel import isolation
 from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, weights_of
@@ -46,11 +46,12 @@ def waiting(strategy: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(("micro_batches", "train"), [(1, "full"), (2, "full"), (2, "lora")])
 def test_generator_step_leaves_nothing_in_the_fake_score(
-    tiny_teacher: Path, tmp_path: Path, micro_batches: int
+    tiny_teacher: Path, tmp_path: Path, micro_batches: int, train: str
 ) -> None:
-    make = partial(build, tiny_teacher, tmp_path, f"train.accumulation={micro_batches}")
+    settings = (f"train.accumulation={micro_batches}", f"fake_score.train={train}")
+    make = partial(build, tiny_teacher, tmp_path, *settings)
     assert isolation.what_is_left(make, waiting, micro_batches) == []
 
 
@@ -133,6 +134,34 @@ def test_bfloat16_keeps_float32_masters(tiny_teacher: Path, tmp_path: Path) -> N
     assert all(not b.is_floating_point() or b.dtype != torch.bfloat16 for b in rotary.values())
     result = trainer.iterate(0)
     assert result.grad_norm[STUDENT] > 0
+    strategy.close()
+
+
+@pytest.mark.parametrize("offload", ["none", "all"])
+def test_adapters_learn_beside_the_teachers_own_shards(
+    tiny_teacher: Path, tmp_path: Path, offload: str
+) -> None:
+    """As ``local`` trains them; frozen weights are neither copied nor changed."""
+    settings = ("student.train=lora", "fake_score.train=lora", "teacher.dtype=bfloat16")
+    layout = ("parallel.strategy=zero3", f"parallel.offload={offload}")
+    job = make_job(tiny_teacher, tmp_path, *settings, *layout)
+    trainer = make_trainer(job, connect("zero3", torch.device("cpu")), "zero3")
+    strategy: Any = trainer.strategy
+    held = dict(strategy.networks[TEACHER].named_parameters())
+    before = {name: p.ds_tensor.clone() for name, p in held.items()}
+    local = make_trainer(make_job(tiny_teacher, tmp_path / "local", *settings)).strategy
+    for role in (STUDENT, FAKE_SCORE):
+        for name, p in strategy.networks[role].named_parameters():
+            if not p.requires_grad:
+                assert p.ds_tensor is held[name.replace(".base_layer", "")].ds_tensor, name
+        masters = dict(local.whole_tensors(role))
+        assert all(torch.equal(t, masters[n]) for n, t in strategy.whole_tensors(role))
+    for iteration in range(2):
+        assert trainer.iterate(iteration).grad_norm[STUDENT] > 0
+    for name, p in held.items():
+        assert torch.equal(p.ds_tensor, before[name]), name
+    now = dict(strategy.whole_tensors(STUDENT))
+    assert not any(torch.equal(now[n], t) for n, t in local.whole_tensors(STUDENT))
     strategy.close()
 
 
