@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.models.keymaps import transformer_to_diffusers
 from lightx2v_sgmd.quiet import no_warnings
 from lightx2v_sgmd.schedule import Schedule
@@ -115,6 +117,7 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
     from safetensors.torch import load_file
 
     lora_schedule(lora)  # refuses what is no safetensors file
+    _settings(lora)
     saved = load_file(lora.path)
     differences = {}
     for key in [key for key in saved if key.endswith((".diff", ".diff_b", ".diff_m"))]:
@@ -127,6 +130,27 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
     if not factors and not differences:
         raise UserError(f"lora: {lora.path}: holds no tensors")
     return factors, differences
+
+
+_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_bias")
+
+
+def _settings(lora: Lora) -> dict[str, Any] | None:
+    """What a file under diffusers' names says of rank, alpha and layers, under PEFT's names.
+
+    Other files have their alphas as tensors, which ``_read`` multiplies in.
+    """
+    text = read_header(lora.path).metadata.get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        told = {str(key).removeprefix(PREFIX): value for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"lora: {lora.path}: its {METADATA_KEY} cannot be read") from error
+    settings = {f"{PREFIX}{key}": told[key] for key in _SETTINGS if key in told}
+    if not isinstance(told.get("r"), int) or not isinstance(told.get("lora_alpha"), int | float):
+        raise UserError(f"lora: {lora.path}: its {METADATA_KEY} has no rank and alpha")
+    return settings
 
 
 def _parameter(lora: Lora, key: str) -> str:
@@ -172,7 +196,12 @@ def add_loras(network: Any, loras: Sequence[Lora], merge: bool) -> None:
             with no_warnings("diffusers.loaders.peft"), warnings.catch_warnings():
                 # peft wonders about a second file, which is what was asked for.
                 warnings.simplefilter("ignore")
-                network.load_lora_adapter(factors, prefix="transformer", adapter_name=names[-1])
+                network.load_lora_adapter(
+                    factors,
+                    prefix="transformer",
+                    adapter_name=names[-1],
+                    metadata=_settings(lora),
+                )
     if names:
         network.set_adapters(names, strengths)
     if names and merge:

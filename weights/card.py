@@ -10,6 +10,7 @@ from weights import comfyui_format
 from weights.comfyui_workflow import TEXT_ENCODER, VAE, WORKFLOW_FILE
 from weights.item import LOSSES_FILE, Item, Losses
 from weights.layouts import LORA_FILE
+from weights.load import Source
 from weights.wan_format import LIGHTX2V_FILE
 
 _HEAD: Final = """\
@@ -37,6 +38,7 @@ _TABLE: Final = """\
 | guidance when it is run | none (`guidance_scale=1.0`) |
 | teacher's guidance in training | {guidance_scale:g} |
 | trained for | {height}x{width}, {num_frames} frames at {fps:g} per second |
+| trained | {trained} |
 | data | {prompts} |
 | iterations | {step}{ema} |
 | stored as | {stored} |
@@ -150,7 +152,8 @@ def _values(item: Item, about: Manifest) -> dict[str, Any]:
     if item.dtype == "fp8":
         stored = f"8-bit floats with scales in attention and feed-forward, the rest bf16 ({stored})"
     return {
-        "kind": ", as a LoRA for its teacher" if item.format == "lora" else "",
+        "kind": _kind(item),
+        "trained": _trained(item.source),
         "method": name,
         "method_upper": name.upper(),
         "options": ", ".join(f"{k} {v}" for k, v in about.method["options"].items()),
@@ -170,6 +173,23 @@ def _values(item: Item, about: Manifest) -> dict[str, Any]:
         "ema": ", moving average of the weights" if about.ema else "",
         "stored": stored,
     }
+
+
+def _kind(item: Item) -> str:
+    trained = ", trained as a LoRA" if item.source.lora is not None else ""
+    if item.format == "lora":
+        return f"{trained}, as a LoRA for its teacher"
+    return f"{trained} and merged into its teacher" if trained else ""
+
+
+def _trained(source: Source) -> str:
+    lora = source.lora
+    if lora is None:
+        return "all weights" if source.job_file is not None else "see the job that made it"
+    return (
+        f"adapters (LoRA) of rank {lora.rank}, alpha {lora.scale * lora.rank:g}, on "
+        f"{', '.join(lora.targets)}; all else is the teacher's"
+    )
 
 
 def _lightx2v(item: Item, values: Mapping[str, Any]) -> str:

@@ -88,6 +88,8 @@ class Losses:
     def summary(self) -> str:
         """One line for the terminal and the model card."""
         errors = sorted((v["relative_error"], name) for name, v in self.layers.items())
+        if not errors:
+            return "the adapters change nothing: they were not trained"
         middle, (worst, where) = errors[len(errors) // 2][0], errors[-1]
         what = "weights in 8 bits" if self.kind == "fp8" else "what training changed"
         line = (

@@ -15,14 +15,14 @@ import yaml
 
 from lightx2v_sgmd.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import Job, load_job
+from lightx2v_sgmd.job import Job, Lora, load_job
 from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import check_keys, read_header, read_headers, schedule_of
 from lightx2v_sgmd.video import frame_rate
 from weights.layouts import names_of, weights_in
-from weights.lora import PortableAdapters
+from weights.lora import PortableAdapters, TrainedAdapters
 from weights.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
 
 STUDENT: Final = "student.safetensors"
@@ -49,7 +49,13 @@ class Source:
     about: Manifest
     job_file: Path | None = None
     metrics: Mapping[str, Any] | None = None
-    adapters: PortableAdapters | None = None
+    adapters: PortableAdapters | TrainedAdapters | None = None
+
+    @property
+    def lora(self) -> Lora | None:
+        """How its adapters were trained; None if all weights were, or if nothing says so."""
+        student = self._job_section("student")
+        return Lora(**student["lora"]) if student.get("train") == "lora" else None
 
     @property
     def step(self) -> int:
@@ -69,10 +75,14 @@ class Source:
     @property
     def prompts(self) -> str | None:
         """What it was trained on, as its job names it."""
+        prompts = self._job_section("data").get("prompts")
+        return None if prompts is None else str(prompts)
+
+    def _job_section(self, name: str) -> dict[str, Any]:
         if self.job_file is None:
-            return None
-        data = yaml.safe_load(self.job_file.read_text(encoding="utf-8")).get("data", {})
-        return str(data.get("prompts")) if isinstance(data, dict) else None
+            return {}
+        section = yaml.safe_load(self.job_file.read_text(encoding="utf-8")).get(name, {})
+        return section if isinstance(section, dict) else {}
 
 
 def open_source(
@@ -98,33 +108,39 @@ def open_source(
     averaged = ema and (checkpoint / STUDENT_EMA).is_file()
     about = _about(job, int(read_trainer_state(checkpoint)["step"]), averaged)
     model = teacher_of(about, job_file)
-    tensors, carried = student_tensors(checkpoint, averaged, model)
+    tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
     if carried is not None and carried != job.schedule:
         raise UserError(
             f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
             f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
     run = checkpoint.parent.parent
-    return Source(checkpoint, tensors, model, about, job_file, _metrics(run))
+    return Source(checkpoint, tensors, model, about, job_file, _metrics(run), adapters)
 
 
 def student_tensors(
-    checkpoint: Path, averaged: bool, model: WanModel
-) -> tuple[Tensors, Schedule | None]:
-    """A checkpoint's student and the schedule that its file carries.
+    checkpoint: Path, averaged: bool, model: WanModel, lora: Lora | None
+) -> tuple[Tensors, TrainedAdapters | None, Schedule | None]:
+    """A checkpoint's student, its adapters if it has any, and the schedule that its file carries.
 
     Args:
         checkpoint: Its folder.
         averaged: The moving average, or the last weights.
-        model: The network.
+        model: The teacher, whose weights adapters are merged into.
+        lora: How the adapters were trained; None if all weights were.
 
     Raises:
-        UserError: the file is damaged or does not fit the network.
+        UserError: the file is damaged or does not fit the network, or adapters' teacher is not
+            on this machine and cannot be fetched.
     """
     file = checkpoint / (STUDENT_EMA if averaged else STUDENT)
     header = read_header(file)
-    tensors = FileTensors.checked(header, network_shapes(model), str, str(file))
-    return tensors, schedule_of(header.metadata)
+    carried = schedule_of(header.metadata)
+    if lora is None:
+        tensors = FileTensors.checked(header, network_shapes(model), str, str(file))
+        return tensors, None, carried
+    adapters = TrainedAdapters.checked(header, lora, model, str(file))
+    return MergedTensors(model_tensors(model), adapters), adapters, carried
 
 
 def _about(job: Job, step: int, averaged: bool) -> Manifest:

@@ -1,4 +1,4 @@
-"""Low-rank adapters: extracted from a full student, and read back from their file.
+"""Low-rank adapters: trained, or extracted from a full student, and read back from their file.
 
 What a student differs from its teacher by is ``student - teacher``. Of each matrix the closest
 product ``up @ down`` of a small rank is kept (truncated SVD), of anything else (norms, biases,
@@ -7,8 +7,9 @@ modulation, the patch embedding) the difference itself.
 Names are the portable ones, ``diffusion_model.<original name>.lora_down.weight``. Three programs
 read them, each with its own habits:
 
-- ``.alpha`` equals the rank, which means scale 1. Only layers inside blocks have it: diffusers
-  refuses it elsewhere, and a missing alpha means scale 1 in every program.
+- ``.alpha`` is that of the training, or of extracted adapters their rank: the product counts
+  ``alpha / rank`` times. Only layers inside blocks have it: diffusers refuses it elsewhere, and a
+  missing alpha means once in every program, so there the factor is multiplied in.
 - Modulation is written twice, as ``.diff_m`` (LightX2V) and ``.modulation.diff`` (ComfyUI). Each
   program applies its own form and skips the other.
 - diffusers skips every ``.diff``, so there a student is reproduced less well; the report has both
@@ -26,8 +27,12 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Lora
+from lightx2v_sgmd.models.adapters import PREFIX as ADAPTERS
+from lightx2v_sgmd.models.adapters import trained_shapes
 from lightx2v_sgmd.models.keymaps import transformer_to_original
-from lightx2v_sgmd.tensorfiles import Header
+from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.tensorfiles import Header, check_keys
 from weights.quantize import norm
 from weights.tensors import read_tensor
 
@@ -39,10 +44,11 @@ POWER_ITERATIONS: Final = 4
 
 @dataclass(frozen=True)
 class Factors:
-    """A matrix ``[out, in]`` as ``up [out, rank] @ down [rank, in]``."""
+    """A matrix ``[out, in]`` as ``scale * up [out, rank] @ down [rank, in]``."""
 
     up: Tensor
     down: Tensor
+    scale: float = 1.0
 
     @property
     def rank(self) -> int:
@@ -51,7 +57,7 @@ class Factors:
 
     def product(self) -> Tensor:
         """The matrix, float32."""
-        return self.up.float() @ self.down.float()
+        return self.scale * (self.up.float() @ self.down.float())
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
@@ -175,15 +181,14 @@ class PortableAdapters:
         return self._read(stored).float() if stored in self.header.tensors else None
 
     def factors(self, name: str) -> Factors | None:
-        """The pair of a matrix with its alpha multiplied in; None if the file has none."""
+        """The pair of a matrix; None if the file has none."""
         up, down, alpha = factor_names(name)
         if up not in self.header.tensors:
             return None
-        scale = 1.0
-        lowered = self._read(down)
+        lowered, scale = self._read(down), 1.0
         if alpha is not None and alpha in self.header.tensors:
             scale = self._read(alpha).item() / lowered.shape[0]
-        return Factors(self._read(up) * scale if scale != 1 else self._read(up), lowered)
+        return Factors(self._read(up), lowered, scale)
 
     def where(self) -> str:
         """See ``weights.tensors.Adapters``."""
@@ -191,3 +196,48 @@ class PortableAdapters:
 
     def _read(self, name: str) -> Tensor:
         return read_tensor(self.header.tensors[name].file, name)
+
+
+@dataclass(frozen=True)
+class TrainedAdapters:
+    """The adapters of a checkpoint; nothing of it is loaded yet.
+
+    Attributes:
+        header: Of its file, with the names of ``lightx2v_sgmd.models.adapters``.
+        lora: How they were trained.
+    """
+
+    header: Header
+    lora: Lora
+
+    @classmethod
+    def checked(cls, header: Header, lora: Lora, model: WanModel, what: str) -> TrainedAdapters:
+        """Makes sure that the file holds exactly what was trained.
+
+        Raises:
+            UserError: something is missing, unexpected or of another shape.
+        """
+        shapes = trained_shapes(model, lora)
+        check_keys(header, {name: tuple(shape) for name, shape in shapes.items()}, what)
+        return cls(header, lora)
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """See ``weights.tensors.Adapters``."""
+        factors = self.factors(name)
+        return None if factors is None else factors.product()
+
+    def factors(self, name: str) -> Factors | None:
+        """The pair of a matrix; None if it was not trained."""
+        layer = ADAPTERS + name.removesuffix(".weight")
+        up, down = (self.header.tensors.get(f"{layer}.lora_{kind}.weight") for kind in "BA")
+        if not name.endswith(".weight") or up is None or down is None:
+            return None
+        return Factors(
+            read_tensor(up.file, f"{layer}.lora_B.weight"),
+            read_tensor(down.file, f"{layer}.lora_A.weight"),
+            self.lora.scale,
+        )
+
+    def where(self) -> str:
+        """See ``weights.tensors.Adapters``."""
+        return str(next(iter(self.header.tensors.values())).file)

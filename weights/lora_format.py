@@ -64,7 +64,10 @@ class LoraFormat:
 
     def nbytes(self, item: Item) -> int:
         """See ``Format``."""
-        total = 0
+        total, adapters = 0, item.source.adapters
+        if adapters is not None:
+            infos = adapters.header.tensors.values()
+            return sum(torch.Size(i.shape).numel() for i in infos) * DTYPES[item.dtype].itemsize
         for name, shape in item.source.tensors.shapes.items():
             numel = torch.Size(shape).numel()
             if is_matrix(name, shape):
@@ -149,21 +152,34 @@ def _pieces(item: Item, teacher: Tensors, name: str) -> _Pieces:
         factors = factorize(_delta(item, teacher, name), name, rank, item.energy)
     else:
         found = adapters.factors(name)
-        if found is None:
-            # diffusers wants every linear layer outside the blocks, or none.
-            found = Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
-        factors = found
+        if found is None and not _wanted_as_zero(item, name):
+            return _Pieces({})
+        factors = found or Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
     up, down, alpha = factor_names(name)
+    above = factors.up if alpha is not None or factors.scale == 1 else factors.up * factors.scale
     tensors = {
-        up: _finite(item, name, factors.up.to(dtype)),
+        up: _finite(item, name, above.to(dtype)),
         down: _finite(item, name, factors.down.to(dtype)),
     }
     if alpha is not None:
-        tensors[alpha] = torch.tensor(float(factors.rank))
+        tensors[alpha] = torch.tensor(factors.scale * factors.rank)
     return _Pieces(tensors, factors.rank)
 
 
+def _wanted_as_zero(item: Item, name: str) -> bool:
+    """Whether a layer without adapters needs some: diffusers wants all outside blocks, or none."""
+    adapters = item.source.adapters
+    assert adapters is not None, "extracted adapters are of all layers"
+    outside = [n for n in item.source.tensors.shapes if not n.startswith("blocks.")]
+    return name in outside and any(adapters.factors(n) is not None for n in outside)
+
+
 def _delta(item: Item, teacher: Tensors, name: str) -> Tensor:
+    """What training changed a weight by, float32; of adapters exactly, without rounding a sum."""
+    if item.source.adapters is not None:
+        shape = item.source.tensors.shapes[name]
+        delta = item.source.adapters.delta(name, shape)
+        return torch.zeros(shape) if delta is None else delta
     return item.source.tensors.read(name).float() - teacher.read(name).float()
 
 
@@ -225,7 +241,7 @@ def _losses(
         got = adapters.delta(name, shape)
         off, size = norm(exact if got is None else got - exact), norm(exact)
         lost, changed = lost + off**2, changed + size**2
-        if is_matrix(name, shape):
+        if is_matrix(name, shape) and (size or off or source.adapters is None):
             error = off / size if size else 0.0
             rank = {"rank": ranks[name]} if name in ranks else {}
             layers[name] = {**rank, "energy": 1 - error**2, "relative_error": error}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightx2v_sgmd.job import Lora, Role, load_job
 from lightx2v_sgmd.manifest import sha256_file
+from lightx2v_sgmd.models.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
@@ -42,6 +45,22 @@ def write_checkpoint(run: Path, teacher: Path, step: int, ema: bool = True) -> P
         save_file(tensors, folder / "student_ema.safetensors", metadata)
     (folder / "job.yaml").write_text(JOB.format(teacher=teacher, run=run))
     (folder / "trainer.json").write_text(json.dumps({"step": step}))
+    write_manifest(folder)
+    return folder
+
+
+def write_lora_checkpoint(run: Path, teacher: Path, step: int, lora: Lora) -> Path:
+    """A checkpoint of adapters, random ones, with a moving average, as training leaves it."""
+    folder = write_checkpoint(run, teacher, step, ema=False)
+    shapes = trained_shapes(open_wan(teacher), lora)
+    metadata = schedule_metadata(Schedule()) | adapter_metadata(lora)
+    for seed, name in enumerate(("student", "student_ema")):
+        draw = torch.Generator().manual_seed(seed)
+        tensors = {n: 0.1 * torch.randn(shape, generator=draw) for n, shape in shapes.items()}
+        save_file(tensors, folder / f"{name}.safetensors", metadata)
+    job = load_job(folder / "job.yaml")
+    job = replace(job, student=Role(train="lora", lora=lora))
+    (folder / "job.yaml").write_text(job.to_yaml())
     write_manifest(folder)
     return folder
 
