@@ -1,4 +1,4 @@
-"""What happens around the iterations: metrics, sample videos, counting, and being told to stop."""
+"""What happens around the iterations: metrics, sample videos, and what the run ran on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import json
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +20,6 @@ import torch
 from distill.data import Batches
 from distill.trainer import Iteration
 from lightx2v_sgmd.checkpoint import disk_problem
-from lightx2v_sgmd.console import note
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.wan import WanModel, decode_latents
@@ -120,29 +117,35 @@ def peak_memory_gib(device: torch.device) -> float:
 
 @torch.no_grad()
 def write_samples(
-    job: Job, model: WanModel, strategy: Strategy, batches: Batches, step: int
+    job: Job,
+    model: WanModel,
+    strategy: Strategy,
+    batches: Batches,
+    step: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Writes a few videos of the student, its average if one is kept, under ``samples/``.
 
-    Prompts and noise are the same all through a run. All ranks call it; the first one writes.
+    Prompts and noise are the same all through a run. All ranks call it; the first one writes. Once
+    ``stop`` says so on any rank, the rest are left out.
     """
     count = min(SAMPLE_VIDEOS, len(batches.rows))
     text, _ = batches.texts(range(count))
     noise = batches.sample_noise(count)
+    latents = []
     with strategy.averaged_student():
-        latents = [
-            rollout(
-                partial(strategy.velocity, STUDENT, text=text[i : i + 1]),
-                noise[i : i + 1],
-                job.schedule,
-            )
-            for i in range(count)
-        ]
+        for i in range(count):
+            if strategy.ranks.any(stop()):
+                return
+            student = partial(strategy.velocity, STUDENT, text=text[i : i + 1])
+            latents.append(rollout(student, noise[i : i + 1], job.schedule))
 
     def write() -> None:
         vae = model.load_vae().to(noise.device)
         folder = job.output.dir / "samples" / f"step_{step:06d}"
         for index, latent in enumerate(latents):
+            if stop():
+                return
             frames = decode_latents(vae, latent)[0].cpu().numpy()
             write_video(frames, folder / f"{index:02d}.mp4", frame_rate(job.teacher.path))
 
@@ -192,30 +195,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
-
-
-@contextmanager
-def stop_on_signal(quiet: bool) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM asks to stop and the second one stops at once.
-
-    Gives a function that says whether to stop.
-    """
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        note("stopping after this iteration, with a checkpoint; again to stop at once", quiet)
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

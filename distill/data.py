@@ -70,6 +70,7 @@ class Batch:
         text: ``[B, S, D]``.
         negative_text: ``[B, S, D]``, what guidance leads away from.
         prompts: Which prompts these are.
+        samples: Their numbers in the global batch.
         real: ``[B, C, T, h, w]``, latents of real videos, for methods that read them.
     """
 
@@ -79,6 +80,7 @@ class Batch:
     text: Tensor
     negative_text: Tensor
     prompts: tuple[int, ...]
+    samples: tuple[int, ...]
     real: Tensor | None = None
 
 
@@ -95,6 +97,7 @@ class PairBatch:
         frames: Which frames a pixel discriminator sees.
         text: ``[B, S, D]``.
         prompts: Which pairs these are.
+        samples: Their numbers in the global batch.
     """
 
     x0: Tensor
@@ -105,6 +108,7 @@ class PairBatch:
     frames: tuple[int, ...]
     text: Tensor
     prompts: tuple[int, ...]
+    samples: tuple[int, ...]
 
 
 class Batches:
@@ -162,6 +166,7 @@ class Batches:
             text=text,
             negative_text=negative_text,
             prompts=prompts,
+            samples=tuple(samples),
             real=None if self.latents is None else self._latents("x0", prompts),
         )
 
@@ -188,6 +193,7 @@ class Batches:
             frames=tuple(sorted(order[:frames].tolist())),
             text=self.texts(prompts)[0],
             prompts=prompts,
+            samples=tuple(samples),
         )
 
     def _slice(self, draw: int, micro: int) -> tuple[range, tuple[int, ...]]:

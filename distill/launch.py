@@ -8,7 +8,6 @@ with the variables that ``torchrun`` sets.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,14 +15,16 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch.distributed import TCPStore
-
-from lightx2v_sgmd.errors import UserError
+from distill.reports import VARIABLE, Report, read_report, write_report
+from distill.signals import STOPPING, handling, interruptible
+from lightx2v_sgmd.errors import RunError, UserError
 from lightx2v_sgmd.job import Job, load_job
+from lightx2v_sgmd.parallel.meeting import host_store
 
 _POLL_S = 0.05
 _GRACE_S = 10.0
@@ -48,24 +49,19 @@ def launch(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     from distill.run import run
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; libraries chatter
+        # stdout is for results; libraries chatter.
+        with contextlib.redirect_stdout(sys.stderr), interruptible():
             return run(job, resume, quiet)
     except UserError:
         # A machine's other ranks have the same to say; one line is enough.
-        if launched and int(os.environ.get("LOCAL_RANK", "0")) > 0 and _REPORT not in os.environ:
+        if launched and int(os.environ.get("LOCAL_RANK", "0")) > 0 and VARIABLE not in os.environ:
             raise SystemExit(2) from None
         raise
 
 
-_REPORT = "LIGHTX2V_SGMD_REPORT"
-"""Tells a spawned rank where to leave its error."""
-
-
 def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     """Starts the ranks, passes signals on to them, and fails as they do, once."""
-    # Kept here, the ranks' meeting point has its port before any rank looks for it: a port that is
-    # only picked here could be taken by another process before a rank binds it.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = host_store()
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as folder:
         job_file = Path(folder) / "job.yaml"
         job_file.write_text(job.to_yaml(), encoding="utf-8")
@@ -73,7 +69,7 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
         shared = _environment(nproc, store.port)
         ranks = []
         for rank in range(nproc):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), _REPORT: f"{folder}/{rank}.json"}
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: f"{folder}/{rank}.json"}
             ranks.append(
                 subprocess.Popen(
                     command,
@@ -83,22 +79,31 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
                 )
             )
         with _passing_on_signals(ranks) as signalled:
-            codes = _wait(ranks)
+            codes, first = _wait(ranks)
         for process in ranks:
             assert process.stdin is not None
             process.stdin.close()
-        reports = [_read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
-    for message in reports:
-        if message is not None:
-            raise UserError(message)
-    if any(code == 130 for code in codes) or (signalled and any(codes)):
+        found = [read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
+    if first is None:
+        return job.output.dir
+    reports = [report for report in found if report is not None]
+    for report in reports:
+        if report.code == 2:
+            raise UserError(report.error)
+    if any(code == 130 for code in codes) or signalled:
         raise KeyboardInterrupt
-    for rank, code in enumerate(codes):
-        if code:
-            raise RuntimeError(
-                f"rank {rank} of {nproc} failed with exit code {code}; what it said is above"
-            )
-    return job.output.dir
+    if codes[first] < 0:
+        name = signal.Signals(-codes[first]).name
+        cause = ", which is what a full memory does" if name == "SIGKILL" else ""
+        raise RunError(
+            f"rank {first} of {nproc} was ended by {name}{cause}; the same command goes on from "
+            "the last checkpoint"
+        )
+    if reports:
+        raise RunError(reports[0].error)
+    raise RuntimeError(
+        f"rank {first} of {nproc} failed with exit code {codes[first]}; what it said is above"
+    )
 
 
 def _environment(nproc: int, port: int) -> dict[str, str]:
@@ -120,7 +125,7 @@ def _environment(nproc: int, port: int) -> dict[str, str]:
 
 @contextmanager
 def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM go to the ranks: the first as a request, the second kills.
+    """Inside, the first signal goes to the ranks as a request, and a Ctrl-C after it kills them.
 
     Gives the list of signals that came.
     """
@@ -128,39 +133,36 @@ def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[i
 
     def receive(number: int, frame: object) -> None:
         received.append(number)
+        if len(received) > 1 and number != signal.SIGINT:
+            return
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, receive)
-    try:
+    with handling(dict.fromkeys(STOPPING, receive)):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes of all ranks; when one fails the others get a little time, then are ended."""
-    failed_at = None
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
+    """Exit codes of all ranks, and which failed first.
+
+    When one has, the others get a little time and are then ended.
+    """
+    first, failed_at = None, 0.0
     while True:
         codes = [rank.poll() for rank in ranks]
-        if all(code is not None for code in codes):
-            return [code or 0 for code in codes]
-        if failed_at is None and any(codes):
+        if first is None and any(codes):
+            # Of several, the one that was killed: the others fail of its absence.
+            failed = [rank for rank, code in enumerate(codes) if code]
+            first = min(failed, key=lambda rank: codes[rank] or 0)
             failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > _GRACE_S:
+        if all(code is not None for code in codes):
+            return [code or 0 for code in codes], first
+        if first is not None and time.monotonic() - failed_at > _GRACE_S:
             for rank in ranks:
                 if rank.poll() is None:
                     rank.kill()
         time.sleep(_POLL_S)
-
-
-def _read_report(path: Path) -> str | None:
-    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else None
 
 
 def _follow_parent() -> None:
@@ -175,11 +177,15 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         launch(load_job(job_file), resume, 1, quiet == "1")
-    except UserError as error:
-        Path(os.environ[_REPORT]).write_text(json.dumps({"error": str(error)}), encoding="utf-8")
-        return 2
+    except (UserError, RunError) as error:
+        report = Report(str(error), 2 if isinstance(error, UserError) else 1)
+        write_report(report)
+        return report.code
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -29,6 +29,7 @@ _FREE = (
     "data.",
     "train.iterations",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.sample_every",
     "train.keep_checkpoints",
     "train.micro_batch",
@@ -65,15 +66,31 @@ class Saver:
         Raises:
             UserError: something could not be written; the checkpoints before are as they were.
         """
-        ranks, run = self.strategy.ranks, self.job.output.dir
+        run = self.job.output.dir
         final = run / "checkpoints" / store.checkpoint_name(step)
-        pending = store.Pending(final)
+        self.write(final, step, {})
+        self.strategy.ranks.once(
+            lambda: _guarded(lambda: store.prune(run, self.job.train.keep_checkpoints), final)
+        )
+
+    def write(self, final: Path, step: int, texts: Mapping[str, str]) -> None:
+        """Makes a folder with the state appear, whole. All ranks call it.
+
+        Args:
+            final: The folder.
+            step: Iterations done.
+            texts: More files, by name.
+
+        Raises:
+            UserError: something could not be written; nothing has appeared.
+        """
+        ranks, pending = self.strategy.ranks, store.Pending(final)
         try:
             ranks.once(lambda: _guarded(pending.begin, final))
             entries: dict[str, store.Entry] = {}
             problem = None
             try:
-                entries = self._write(pending, step)
+                entries = self._write(pending, step, texts)
             except OSError as error:
                 problem = store.disk_problem(error, final)
             written = ranks.each(lambda: _raise_or(problem, entries))
@@ -82,11 +99,10 @@ class Saver:
         except UserError:
             ranks.once(pending.discard)
             raise
-        ranks.once(
-            lambda: _guarded(lambda: store.prune(run, self.job.train.keep_checkpoints), final)
-        )
 
-    def _write(self, pending: store.Pending, step: int) -> dict[str, store.Entry]:
+    def _write(
+        self, pending: store.Pending, step: int, texts: Mapping[str, str]
+    ) -> dict[str, store.Entry]:
         """Writes this rank's files; takes part in every gather even if it cannot write."""
         ranks, shapes = self.strategy.ranks, self.strategy.shapes
         metadata = schedule_metadata(self.job.schedule)
@@ -117,6 +133,8 @@ class Saver:
             state = json.dumps({"step": step, **self.state}, indent=2) + "\n"
             entries |= pending.write_text("trainer.json", state)
             entries |= pending.write_text("job.yaml", self.job.to_yaml())
+            for name, text in texts.items():
+                entries |= pending.write_text(name, text)
         return entries
 
 

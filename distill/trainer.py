@@ -9,7 +9,7 @@ the student, a ``discriminator`` reads the teacher's blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from distill.data import Batch, Batches
 from distill.pixels import PixelFeatures
-from lightx2v_sgmd.errors import UserError
+from distill.terms import NotFiniteError, Place, Terms
 from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
 from lightx2v_sgmd.job import Job, Train
-from lightx2v_sgmd.methods import AdversarialMethod, Losses, Method, PretrainingMethod, Sample
+from lightx2v_sgmd.methods import AdversarialMethod, Method, PretrainingMethod, Sample
 from lightx2v_sgmd.methods.base import PairSample
 from lightx2v_sgmd.parallel import (
     DISCRIMINATOR,
@@ -30,22 +30,11 @@ from lightx2v_sgmd.parallel import (
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
-    Ranks,
     Strategy,
 )
 from lightx2v_sgmd.rollout import rollout
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width
-
-
-_REMEDY = "lower the learning rates or leave out what broke it, and go on from the last checkpoint"
-
-
-class NotFiniteError(UserError):
-    """A loss or a gradient is not a number any more; the message says which and where."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; {_REMEDY}")
 
 
 def learning_rate_factor(iteration: int, train: Train) -> float:
@@ -85,7 +74,6 @@ class Iteration:
         grad_norm: By role, before clipping; of the last update.
         lr: By role.
         updates: How many updates have had each term.
-        stop: Whether any process was asked to stop.
     """
 
     step: int
@@ -94,7 +82,14 @@ class Iteration:
     grad_norm: dict[str, float] = field(default_factory=dict)
     lr: dict[str, float] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
-    stop: bool = False
+
+
+class Stopped(Exception):
+    """A process was asked to stop; every role is as it was before the iteration."""
+
+
+Update = Callable[[int], tuple[str, ...]]
+"""Adds the gradients of a micro-batch, by its number, and gives the roles that got any."""
 
 
 class Trainer:
@@ -108,6 +103,7 @@ class Trainer:
         strategy: The networks.
         batches: The data.
         pixels: The pixel discriminator's backbone, for a method that has one.
+        tick: Told what comes next, again and again; silence means that something hangs.
     """
 
     def __init__(
@@ -116,47 +112,97 @@ class Trainer:
         strategy: Strategy,
         batches: Batches,
         pixels: PixelFeatures | None = None,
+        tick: Callable[[str], None] = lambda doing: None,
     ) -> None:
         self.job, self.method, self.pixels = job, job.method, pixels
         self.strategy, self.batches = strategy, batches
         self._terms = Terms(strategy.ranks)
+        self._tick = tick
+        self._stop: Callable[[], bool] | None = None
 
     def run(self, done: int, stop: Callable[[], bool] = lambda: False) -> Iterator[Iteration]:
         """Runs the iterations after the first ``done``.
 
-        Ends early after an iteration in which ``stop`` said so on any rank.
+        Ends early once ``stop`` says so on any rank. The iteration that this happens in is
+        dropped, unless a role has been updated in it: then it is finished.
         """
         for iteration in range(done, self.job.train.iterations):
-            result = self.iterate(iteration, stop)
-            yield result
-            if result.stop:
+            try:
+                result = self.iterate(iteration, stop)
+            except Stopped:
                 return
+            yield result
 
     def iterate(self, iteration: int, stop: Callable[[], bool] = lambda: False) -> Iteration:
         """One update of the student with those that go with it; ``iteration`` counts from 0.
 
         Raises:
-            NotFiniteError: a loss or gradient is not finite; no rank has saved anything of it.
+            NotFiniteError: a loss or gradient is not finite; the update has changed no weights.
+            Stopped: ``stop`` said so on some rank, and no weights have changed.
         """
-        own_rollouts = self.method.fake_score_updates if self.method.fresh_rollouts else 0
-        draw = iteration * (1 + own_rollouts)
-        result = Iteration(iteration + 1, self.batches.exit_step(draw))
-        updates = [partial(self.add_gradients, draw=draw, iteration=iteration)]
-        if iteration < pretraining(self.method):
-            own_rollouts, updates = 0, [partial(self.add_pretraining_gradients, draw=draw)]
-        updates += [
-            partial(self.add_fake_score_gradients, draw=draw + 1 + update)
-            for update in range(own_rollouts)
-        ]
-        for update in updates:
+        updates = self.updates(iteration)
+        result = Iteration(iteration + 1, self.batches.exit_step(updates[0][0]))
+        self._stop = stop
+        micro_batches = self.job.train.accumulation
+        for number, (draw, update) in enumerate(updates):
+            doing = f"step {result.step}, update {number + 1} of {len(updates)}"
             trained: tuple[str, ...] = ()
-            for micro in range(self.job.train.accumulation):
+            for micro in range(micro_batches):
+                self._tick(f"{doing}, micro-batch {micro + 1} of {micro_batches}")
+                self._look()
                 trained = update(micro)
-            result.stop |= self._terms.add_to(result, stop())
+            place = Place(iteration, number, draw)
+            self._terms.add_to(result, place)
+            self._check_gradients(trained[1:], place)
+            self._stop = None
             for role in trained:
-                self._step(role, iteration, result)
+                self._tick(f"{doing}, stepping the {role}")
+                self._step(role, iteration, result, place)
         self.strategy.update_average()
         return result
+
+    def try_update(self, place: Place, micro_batches: Iterable[int]) -> None:
+        """Computes the gradients of an update and changes no weights.
+
+        Raises:
+            NotFiniteError: a loss or gradient is not finite.
+        """
+        trained: tuple[str, ...] = ()
+        for micro in micro_batches:
+            trained = self.updates(place.iteration)[place.update][1](micro)
+        self._terms.add_to(Iteration(place.iteration + 1, 0), place)
+        self._check_gradients(trained, place)
+
+    def updates(self, iteration: int) -> list[tuple[int, Update]]:
+        """An iteration's updates: the number of the global batch that each draws, and its work."""
+        own_rollouts = self.method.fake_score_updates if self.method.fresh_rollouts else 0
+        draw = iteration * (1 + own_rollouts)
+        if iteration < pretraining(self.method):
+            return [(draw, partial(self.add_pretraining_gradients, draw=draw))]
+        first = partial(self.add_gradients, draw=draw, iteration=iteration)
+        later = range(draw + 1, draw + 1 + own_rollouts)
+        return [
+            (draw, first),
+            *((d, partial(self.add_fake_score_gradients, draw=d)) for d in later),
+        ]
+
+    def _look(self) -> None:
+        """Leaves the iteration if a rank was asked to stop and no role has been updated yet.
+
+        All ranks look at the same places, so they leave together.
+        """
+        if self._stop is not None and self.strategy.ranks.any(self._stop()):
+            raise Stopped
+
+    def _check_gradients(self, roles: tuple[str, ...], place: Place) -> None:
+        """Looks at the gradients of roles before another one is updated.
+
+        Found later, the weights that such a gradient came from would be gone.
+        """
+        for role in roles:
+            norm = self.strategy.gradient_norm(role)
+            if not math.isfinite(norm):
+                raise NotFiniteError.of_gradient(role, norm, place)
 
     def add_gradients(self, micro: int, draw: int, iteration: int) -> tuple[str, ...]:
         """Adds a micro-batch's gradients to the student and to what shares its x_t.
@@ -176,17 +222,17 @@ class Trainer:
         def generator_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
             real = self.teacher_x0(x_t, batch, guidance) if x_real is None else x_real
             sample = self._sample(batch, x0, x_t, velocity, real, update=False)
-            return self._terms.total(method.generator_losses(sample), batch.prompts)
+            return self._terms.total(method.generator_losses(sample), batch)
 
         def fake_score_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
             sample = self._sample(batch, x0, x_t, velocity, x_real)
-            return self._terms.total(method.fake_score_losses(sample), batch.prompts)
+            return self._terms.total(method.fake_score_losses(sample), batch)
 
         def critic_loss(velocity: Tensor) -> Tensor:
             fake = velocity.detach()
             sample = self._sample(batch, x0.detach(), x_t.detach(), fake, x_real, update=True)
             losses = cast(AdversarialMethod, method).discriminator_losses(sample)
-            return self._terms.total(losses, batch.prompts)
+            return self._terms.total(losses, batch)
 
         # The generator's loss depends on the student through x0 and x_t only. Its gradient there,
         # carried back by a second scalar, keeps the networks' backward passes apart.
@@ -223,7 +269,7 @@ class Trainer:
 
         def loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
             sample = self._sample(batch, x0, x_t, velocity, None)
-            return self._terms.total(self.method.fake_score_losses(sample), batch.prompts)
+            return self._terms.total(self.method.fake_score_losses(sample), batch)
 
         self.strategy.fake_score_at(x0, x_t, batch.sigma, batch.text).backward(loss)
         return (FAKE_SCORE,)
@@ -257,7 +303,7 @@ class Trainer:
             )
 
         def generator_loss(x0: Tensor) -> Tensor:
-            return self._terms.total(method.pretraining_losses(sample(x0, False)), batch.prompts)
+            return self._terms.total(method.pretraining_losses(sample(x0, False)), batch)
 
         to_x0 = strategy.gradient(generator_loss, x0)
         seen = sample(x0.detach(), True)
@@ -265,13 +311,15 @@ class Trainer:
         if self.pixels is not None:
             critics[PIXEL_DISCRIMINATOR] = method.pretraining_pixel_losses
         for role, losses in critics.items():
-            strategy.backward(role, self._terms.total(losses(seen), batch.prompts))
+            strategy.backward(role, self._terms.total(losses(seen), batch))
         strategy.backward(STUDENT, (x0 * to_x0).sum())
         return STUDENT, *critics
 
     def _rollout(self, batch: Batch, draw: int) -> Tensor:
         student = partial(self.strategy.velocity, STUDENT, text=batch.text)
-        return rollout(student, batch.noise, self.job.schedule, self.batches.exit_step(draw))
+        x0 = rollout(student, batch.noise, self.job.schedule, self.batches.exit_step(draw))
+        self._look()
+        return x0
 
     def _sample(
         self,
@@ -323,7 +371,7 @@ class Trainer:
                 velocity = guide(cond, uncond, scale)
             return x0_from_velocity(x_t, velocity, batch.sigma)
 
-    def _step(self, role: str, iteration: int, result: Iteration) -> None:
+    def _step(self, role: str, iteration: int, result: Iteration, place: Place) -> None:
         """Updates a role; of several updates in an iteration the last one's norm is noted."""
         factor = learning_rate_factor(iteration, self.job.train)
         if role == STUDENT and 0 < pretraining(self.method) <= iteration:
@@ -331,67 +379,4 @@ class Trainer:
         result.lr[role] = self.strategy.settings.optimizers[role].lr * factor
         norm = result.grad_norm[role] = self.strategy.step(role, result.lr[role])
         if not math.isfinite(norm):
-            raise NotFiniteError(f"step {result.step}: the gradient of {role} is {norm}")
-
-
-class Terms:
-    """The loss terms of one update, until they are averaged over the global batch.
-
-    Args:
-        ranks: Who shares it.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._values: dict[str, list[Tensor]] = {}
-        self._prompts: dict[str, list[int]] = {}
-
-    def total(self, losses: Losses, prompts: Sequence[int]) -> Tensor:
-        """The sum of the terms, averaged over the batch; notes each term."""
-        for name, values in losses.items():
-            self._values.setdefault(name, []).append(values.detach())
-            self._prompts.setdefault(name, []).extend(prompts)
-        return torch.stack([values.mean() for values in losses.values()]).sum()
-
-    def add_to(self, result: Iteration, stop: bool) -> bool:
-        """Averages each term over the global batch, and forgets it.
-
-        A term that several updates of an iteration have is the mean over those.
-
-        Returns:
-            Whether any rank was asked to stop.
-
-        Raises:
-            NotFiniteError: a term is not finite; names the prompts.
-        """
-        terms = {name: torch.cat(values) for name, values in self._values.items()}
-        prompts, self._values, self._prompts = self._prompts, {}, {}
-        here = [values.mean() for values in terms.values()]
-        summed = self._ranks.sum(torch.stack([*here, here[0].new_tensor(float(stop))]))
-        *means, stops = (summed / self._ranks.size).tolist()
-        if not all(math.isfinite(mean) for mean in means):
-            raise NotFiniteError(self._explain(result.step, terms, prompts))
-        for name, mean in zip(terms, means, strict=True):
-            count = result.updates[name] = result.updates.get(name, 0) + 1
-            before = result.losses.get(name, 0.0)
-            result.losses[name] = before + (mean - before) / count
-        return bool(stops > 0)
-
-    def _explain(self, step: int, terms: dict[str, Tensor], prompts: dict[str, list[int]]) -> str:
-        """Which terms are not finite, and for which prompts of any rank."""
-        bad = {
-            name: [prompts[name][i] for i in (~values.isfinite()).nonzero().flatten().tolist()]
-            for name, values in terms.items()
-            if not values.isfinite().all()
-        }
-        everywhere: dict[str, set[int]] = {}
-        for found in self._ranks.gather(bad):
-            for name, which in found.items():
-                everywhere.setdefault(name, set()).update(which)
-        return (
-            "; ".join(
-                f"step {step}: the loss {name} is not finite for the prompts {sorted(which)}"
-                for name, which in everywhere.items()
-            )
-            or f"step {step}: the sum of finite losses is not finite"
-        )
+            raise NotFiniteError.of_gradient(role, norm, place)

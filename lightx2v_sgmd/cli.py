@@ -22,7 +22,7 @@ import typer
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.commands import compare, embed, generate, plan
 from lightx2v_sgmd.commands import weights as weights_commands
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.errors import RunError, UserError
 
 PROG = "lightx2v-sgmd"
 
@@ -242,7 +242,7 @@ def run(args: list[str]) -> int:
         if state.debug:
             traceback.print_exc()
         lines, code = explain(error)
-        if code == 1 and not state.debug:
+        if code == 1 and not state.debug and not isinstance(error, RunError):
             lines = [f"{lines[0]} (traceback in {_save_traceback()}; --debug prints it)"]
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         for line in lines:
@@ -254,6 +254,8 @@ def explain(error: BaseException) -> tuple[list[str], int]:
     """An exception as lines for the user, and the exit code."""
     if isinstance(error, UserError):
         return str(error).splitlines(), 2
+    if isinstance(error, RunError):
+        return [str(error)], 1
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else PROG

@@ -13,3 +13,10 @@ class UserError(ValueError):
 
     The message is one line, or one line for each mistake where several were found at once.
     """
+
+
+class RunError(RuntimeError):
+    """What stopped a run from outside: a process that died or hangs, a machine that is gone.
+
+    Nobody's mistake in the job: the message is one line as of a UserError, the exit code is 1.
+    """

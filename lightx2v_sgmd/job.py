@@ -159,6 +159,8 @@ class Train:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     # Iterations between checkpoints; the last iteration always makes one.
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    # Minutes after which an iteration makes a checkpoint as well; null counts iterations alone.
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
     # Iterations between sample videos.
     sample_every: Annotated[int, Field(ge=1)] = 100
     # How many checkpoints stay; older ones are deleted.
@@ -178,6 +180,10 @@ class Parallel:
     offload: Literal["none", "optimizer", "all"] = "none"
     # Recompute activations in the backward pass: one more forward, far less memory.
     gradient_checkpointing: bool = False
+    # Minutes without a sign of progress after which the run ends and names the process that hangs.
+    # A forward pass is a sign; loading, sampling and saving may take ten times as long. null waits
+    # for ever.
+    timeout_minutes: Annotated[float, Field(gt=0)] | None = 10.0
 
 
 @dataclass(frozen=True, config=STRICT)

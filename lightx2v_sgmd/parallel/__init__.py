@@ -23,6 +23,7 @@ from lightx2v_sgmd.parallel.base import (
     Strategy,
 )
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.watch import Watch
 
 __all__ = [
     "DISCRIMINATOR",
@@ -36,6 +37,7 @@ __all__ = [
     "ScoreLoss",
     "Settings",
     "Strategy",
+    "Watch",
     "connect",
     "disconnect",
     "open_strategy",
@@ -52,16 +54,22 @@ def training_device() -> torch.device:
     return device
 
 
-def connect(strategy: str, device: torch.device) -> Ranks:
+def connect(strategy: str, device: torch.device, timeout_minutes: float | None = None) -> Ranks:
     """Joins the processes of the run.
+
+    Args:
+        strategy: ``local`` or ``zero3``.
+        device: Of this process.
+        timeout_minutes: How long to wait for the others; None is torch's default.
 
     Raises:
         UserError: the strategy cannot run here, or not on so many processes.
+        RunError: some of the others have not come.
     """
     if strategy == "zero3":
         from lightx2v_sgmd.parallel import zero3
 
-        return zero3.connect(device)
+        return zero3.connect(device, timeout_minutes)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"parallel.strategy: local is one process, not {os.environ['WORLD_SIZE']}; "

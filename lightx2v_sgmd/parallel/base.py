@@ -216,6 +216,10 @@ class Strategy(Protocol):
         """Adds a micro-batch's gradient, divided by the accumulation, to a role's weights."""
         ...
 
+    def gradient_norm(self, role: str) -> float:
+        """The norm that ``step`` would give, after the last backward pass; changes nothing."""
+        ...
+
     def step(self, role: str, lr: float) -> float:
         """Clips, updates a role's weights and forgets the gradient.
 

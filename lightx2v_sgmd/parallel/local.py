@@ -122,10 +122,17 @@ class Local:
         """Adds the loss's gradient, divided by the accumulation, to a role's weights alone."""
         torch.autograd.backward(loss / self.settings.accumulation, inputs=self._weights[role])
 
+    def gradient_norm(self, role: str) -> float:
+        """Over all weights."""
+        return float(_norm(self._gradients(role)))
+
+    def _gradients(self, role: str) -> list[Tensor]:
+        return [p.grad for p in self._weights[role] if p.grad is not None]
+
     def step(self, role: str, lr: float) -> float:
         """Clips as DeepSpeed does, ``g / max(1, (|g| + 1e-6) / clip)``, and updates."""
-        gradients = [p.grad for p in self._weights[role] if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        gradients = self._gradients(role)
+        norm = _norm(gradients)
         if norm.isfinite():
             factor = ((norm + 1e-6) / self.settings.clip).clamp(min=1.0)
             torch._foreach_mul_(gradients, 1.0 / factor)
@@ -208,6 +215,11 @@ def _with_adapters(teacher: Any, settings: Settings, role: str) -> Any:
     seed = settings.adapter_seed(role)
     add_adapters(network, settings.adapters[role], seed, torch.float32)
     return network
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 class _SharedForward:

@@ -95,6 +95,12 @@ class Ranks:
                 raise UserError(problem)
         return [value for value, _ in outcomes]
 
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any process, on all."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, on all."""
         if self.size > 1:

@@ -40,6 +40,7 @@ from lightx2v_sgmd.models.adapters import add_adapters, initial_values, trained_
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
+from lightx2v_sgmd.parallel.meeting import meet
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
@@ -226,6 +227,12 @@ class Zero3:
         self._micro[role] += 1
         if self._micro[role] < self.settings.accumulation:
             engine.step()  # only counts the micro-batch
+
+    def gradient_norm(self, role: str) -> float:
+        """As DeepSpeed's step takes it: it masks a norm that is not finite to -1."""
+        groups = torch.stack([n.float() for n in self._engines[role].optimizer._get_norm_groups()])
+        invalid = bool((groups < 0).any())
+        return float("nan") if invalid else float(torch.linalg.vector_norm(groups))
 
     def step(self, role: str, lr: float) -> float:
         """Clips and updates; DeepSpeed leaves the weights alone if the norm is not finite."""
@@ -416,11 +423,12 @@ def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
     return network
 
 
-def connect(device: torch.device) -> Ranks:
+def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks:
     """Joins the run's processes, or makes a run of one if no launcher started this process.
 
     Raises:
         UserError: DeepSpeed is missing, or the compiler that it needs on a CPU.
+        RunError: not all processes have come in time.
     """
     try:
         import deepspeed
@@ -438,12 +446,11 @@ def connect(device: torch.device) -> Ranks:
         # Port 0: any that is free; nobody else needs to know it.
         os.environ.update(zip(_LAUNCH, ("0", "0", "1", "127.0.0.1", "0"), strict=True))
         os.environ[_ALONE] = "1"
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if timeout_minutes is not None and not dist.is_initialized():
+        meet(backend, timeout_minutes)
     with contextlib.redirect_stdout(sys.stderr):
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-        )
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -41,18 +41,19 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    ("number", "options"),
     [
-        ["--set", "parallel.strategy=local"],
+        (signal.SIGTERM, ["--set", "parallel.strategy=local"]),
         pytest.param(
+            signal.SIGUSR1,
             ["--set", "parallel.strategy=zero3", "--set", "train.micro_batch=1", "--nproc", "2"],
             marks=needs_deepspeed,
         ),
     ],
     ids=["local", "two ranks"],
 )
-def test_sigterm_then_the_same_command(
-    tiny_teacher: Path, tmp_path: Path, options: list[str]
+def test_a_signal_then_the_same_command(
+    tiny_teacher: Path, tmp_path: Path, number: int, options: list[str]
 ) -> None:
     settings = [*options, "--set", "train.iterations=8", "--set", "train.checkpoint_every=3"]
     straight = job_file(tiny_teacher, tmp_path / "straight")
@@ -64,7 +65,7 @@ def test_sigterm_then_the_same_command(
     job, run = job_file(tiny_teacher, tmp_path / "broken"), tmp_path / "broken" / "run"
     process = start(job, *settings)
     wait_for_step(run, 2, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "Traceback" not in err

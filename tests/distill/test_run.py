@@ -15,8 +15,9 @@ import torch
 from safetensors import safe_open
 
 from distill import callbacks, distill
-from distill.callbacks import stop_on_signal
 from distill.counting import COUNTS
+from distill.signals import STOPPING, stop_on_signal
+from distill.trainer import Trainer
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
@@ -221,14 +222,64 @@ def test_output_that_is_a_file(tiny_teacher: Path, tmp_path: Path) -> None:
         distill(make_job(tiny_teacher, tmp_path), quiet=True)
 
 
-def test_signals_ask_once_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", STOPPING)
+def test_signals_ask_once_and_handlers_come_back(number: int) -> None:
+    before = signal.getsignal(number)
     with stop_on_signal(quiet=True) as stop:
         assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stop()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next one is not caught
-    assert signal.getsignal(signal.SIGTERM) == before
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers repeat it
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # Ctrl-C now ends at once
+    assert signal.getsignal(number) == before
+
+
+def test_an_iteration_is_dropped_between_its_micro_batches(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["train.iterations=3", "train.micro_batch=1", "train.accumulation=12"]
+    straight = make_job(tiny_teacher, tmp_path / "straight", *settings)
+    job = make_job(tiny_teacher, tmp_path / "broken", *settings)
+    distill(straight, quiet=True)
+    add_gradients, began = Trainer.add_gradients, []
+
+    def interrupting(self: Trainer, micro: int, draw: int, iteration: int) -> Any:
+        began.append((iteration, micro))
+        if (iteration, micro) == (1, 2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return add_gradients(self, micro, draw, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "add_gradients", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            distill(job, quiet=True)
+    assert began[-1] == (1, 2)
+    assert folders(job.output.dir) == ["step_000001"]
+    distill(job, quiet=True)
+    assert read_trace(job.output.dir) == read_trace(straight.output.dir)
+    ours, theirs = (weights_of(store.find_checkpoint(j.output.dir)) for j in (job, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_checkpoints_by_the_clock(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock counts minutes: 20 s pass in each iteration."""
+    import distill.run as running
+
+    settings = ["train.iterations=6", "train.keep_checkpoints=9", "train.checkpoint_minutes=0.75"]
+    job = make_job(tiny_teacher, tmp_path, *settings)
+    elapsed = [0.0]
+    record = running._record
+
+    def passing(*args: Any) -> bool:
+        elapsed[0] += 20
+        return record(*args)
+
+    monkeypatch.setattr(running, "_record", passing)
+    monkeypatch.setattr(running.time, "monotonic", lambda: elapsed[0])
+    distill(job, quiet=True)
+    assert folders(job.output.dir) == ["step_000004", "step_000006"]
 
 
 def test_interrupted_and_resumed_in_this_process(
@@ -246,7 +297,7 @@ def test_interrupted_and_resumed_in_this_process(
         patch.setattr(callbacks.Recorder, "record", interrupting)
         with pytest.raises(KeyboardInterrupt):
             distill(job, quiet=True)
-    assert folders(job.output.dir)[-1] == "step_000003"
+    assert folders(job.output.dir)[-1] == "step_000002"
     distill(job, quiet=True)
     assert read_trace(job.output.dir) == read_trace(finished.output.dir)
 

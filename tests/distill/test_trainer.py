@@ -116,11 +116,52 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_stopping_ends_after_the_iteration(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_stopping_leaves_the_weights_of_the_iteration_before(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=3"))
+    looks = 2 * 3  # of an iteration: before each micro-batch, and after its rollout
+    asked = iter([False] * (looks + 3) + [True])
+    seen = []
+    for result in trainer.run(0, lambda: next(asked)):
+        weights = trainer.strategy.networks[STUDENT].parameters()
+        seen.append((result.step, [p.detach().clone() for p in weights]))
+    assert [step for step, _ in seen] == [1]
+    after = trainer.strategy.networks[STUDENT].parameters()
+    assert all(torch.equal(old, new) for old, new in zip(seen[0][1], after, strict=True))
+    assert next(asked, None) is None  # every look was taken
+
+
+def test_an_iteration_that_has_updated_a_role_is_finished(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "method.name=dmd2"))
+    asked = iter([False, False, True])  # the first update looks twice
+    steps = [result.step for result in trainer.run(0, lambda: next(asked, True))]
+    assert steps == [1]
+
+
+def test_the_other_roles_gradients_are_looked_at_before_any_step(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer(make_job(tiny_teacher, tmp_path))
-    asked = iter([False, True, True])
-    results = list(trainer.run(0, lambda: next(asked)))
-    assert [(r.step, r.stop) for r in results] == [(1, False), (2, True)]
+    norm = trainer.strategy.gradient_norm
+    seen = {}
+
+    def broken(role: str) -> float:
+        seen[role] = norm(role)
+        return float("nan")
+
+    monkeypatch.setattr(trainer.strategy, "gradient_norm", broken)
+    networks = trainer.strategy.networks
+    before = [p.detach().clone() for p in networks[STUDENT].parameters()]
+    with pytest.raises(NotFiniteError, match="step 1: the gradient of fake_score is nan"):
+        trainer.iterate(0)
+    after = networks[STUDENT].parameters()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    monkeypatch.undo()
+    sound = make_trainer(make_job(tiny_teacher, tmp_path)).iterate(0)
+    assert seen == {FAKE_SCORE: pytest.approx(sound.grad_norm[FAKE_SCORE])}
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from torch.distributed import TCPStore
+from lightx2v_sgmd.parallel.meeting import host_store
 
 # One process imports the libraries, and every rank is forked from it.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -21,8 +21,7 @@ def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float 
     Raises:
         AssertionError: a rank failed; with its traceback.
     """
-    # Kept here: a port that is only picked here may be taken before a rank binds it.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = host_store()
     pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
     processes = [
         _CONTEXT.Process(target=_rank, args=(rank, size, store.port, send, work, args), daemon=True)

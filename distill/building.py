@@ -1,0 +1,113 @@
+"""From a job to a trainer: data, networks and where they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from distill.data import Batches
+from distill.embeddings import encode_prompts, longest
+from distill.pixels import PixelFeatures
+from distill.trainer import Trainer, pretraining, updates_done
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.latents import LatentFolder
+from lightx2v_sgmd.methods import PretrainingMethod
+from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: after ``step`` iterations, from ``checkpoint`` if there are any."""
+
+    step: int = 0
+    checkpoint: Path | None = None
+
+
+def build_trainer(
+    job: Job,
+    model: WanModel,
+    prompts: list[str],
+    latents: LatentFolder | None,
+    ranks: Ranks,
+    start: Start,
+    quiet: bool,
+    tick: Callable[[str], None] = lambda doing: None,
+) -> Trainer:
+    """Loads everything; ``strategy.close`` of the trainer lets go of it.
+
+    Args:
+        job: What to train.
+        model: Its teacher.
+        prompts: Of the job.
+        latents: Of ``open_latents``.
+        ranks: The processes of the run.
+        start: Which state to take up.
+        quiet: Show nothing.
+        tick: The trainer's.
+    """
+    rows = _embeddings(job, model, prompts, ranks, quiet)
+    fold_text = _worth_folding(model, rows, ranks)
+    strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
+    if start.checkpoint is not None:
+        strategy.load(start.checkpoint, updates_done(job.method, start.step))
+    video = job.video
+    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents)
+    return Trainer(job, strategy, batches, _pixels(job, model, ranks), tick)
+
+
+def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
+    """The latents that the method reads, if it does.
+
+    Raises:
+        UserError: they are of another size than the job's videos, or no pairs.
+    """
+    wanted = getattr(job.method, "reads_latents", None)
+    if wanted is None or job.data.latents is None:
+        return None
+    latents = LatentFolder(job.data.latents)
+    video = job.video
+    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    if tuple(latents.shape) != shape:
+        raise UserError(
+            f"data.latents: {latents.folder} holds latents of shape {tuple(latents.shape)}, the "
+            f"job's videos have {shape}; set video.* to what they were made with"
+        )
+    if wanted == "pairs" and not latents.has_noise:
+        raise UserError(
+            f"data.latents: {latents.folder} holds encoded videos, {job.method.name} needs ODE "
+            "pairs; make them with python -m tools.collect_ode_pairs"
+        )
+    return latents
+
+
+def _pixels(job: Job, model: WanModel, ranks: Ranks) -> PixelFeatures | None:
+    """The pixel discriminator's backbone, if the method has one."""
+    if not pretraining(job.method):
+        return None
+    method = cast(PretrainingMethod, job.method)
+    if not method.pixel_weight or method.vision_encoder is None:
+        return None
+    return PixelFeatures(model, method.vision_encoder, ranks.device)
+
+
+def _embeddings(
+    job: Job, model: WanModel, prompts: list[str], ranks: Ranks, quiet: bool
+) -> Sequence[Tensor]:
+    """The prompts' embeddings and, last, the negative prompt's."""
+    dtype = getattr(torch, job.teacher.dtype)
+    wanted = [*prompts, job.teacher.negative_prompt]
+    return encode_prompts(model, wanted, ranks, dtype, job.data.embeddings, quiet)
+
+
+def _worth_folding(model: WanModel, rows: Sequence[Tensor], ranks: Ranks) -> bool:
+    """On a CPU, if the network is wide enough to carry the padding weights (see ``wan``)."""
+    width = model.num_heads * int(model.transformer_config["attention_head_dim"])
+    return ranks.device.type == "cpu" and longest(rows) + 1 <= width
