@@ -60,7 +60,7 @@ class Passes:
         forwards: With or without gradient.
         recomputed: Forwards once more, for a backward pass under gradient checkpointing.
         backwards: To the inputs.
-        weight_backwards: To the weights.
+        weight_backwards: To the weights; of adapters their share of the network's weights.
         forward_calls: Forwards, several videos' in one call (the two of guidance) counted once.
         backward_calls: Backward passes, likewise.
     """
@@ -92,61 +92,75 @@ def forward(rows: float = 1, calls: float = 1) -> Passes:
     return Passes(forwards=rows, forward_calls=calls)
 
 
-def training_pass(checkpointing: bool, forwards: int = 1, weights: bool = True) -> Passes:
-    """A forward with its backward pass; ``forwards`` 0 if an earlier forward's graph serves."""
+def training_pass(checkpointing: bool, forwards: int = 1, weights: float = 1) -> Passes:
+    """A forward with its backward pass.
+
+    Args:
+        checkpointing: Whether it runs again for the backward pass.
+        forwards: 0 if an earlier forward's graph serves.
+        weights: The share of the weights that get gradient.
+    """
     return Passes(
         forwards=forwards,
         recomputed=float(checkpointing),
         backwards=1,
-        weight_backwards=float(weights),
+        weight_backwards=weights,
         forward_calls=forwards,
         backward_calls=1,
     )
 
 
-def iteration_passes(job: Job) -> dict[str, Passes]:
-    """By role, averaged over the iterations of a run and the exit steps of its rollouts."""
-    distilling = _distillation(job)
+def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dict[str, Passes]:
+    """By role, averaged over the iterations of a run and the exit steps of its rollouts.
+
+    Args:
+        job: The job.
+        shares: By role, numbers that are trained for each one of the network; default all.
+    """
+    shares = {STUDENT: 1.0, FAKE_SCORE: 1.0, **(shares or {})}
+    distilling = _distillation(job, shares)
     if DISCRIMINATOR not in job.method.roles:
         return distilling
     pretraining = cast(AdversarialMethod, job.method).pretraining
     share = min(pretraining, job.train.iterations) / job.train.iterations
-    first = _pretraining(job)
+    first = _pretraining(job, shares[STUDENT])
     return {
         role: first.get(role, Passes()).blend(distilling.get(role, Passes()), share, 1 - share)
         for role in (STUDENT, FAKE_SCORE, TEACHER)
     }
 
 
-def _distillation(job: Job) -> dict[str, Passes]:
+def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
     method, again = job.method, job.parallel.gradient_checkpointing
     guided = 2 if job.teacher.guidance_scale != 1 or method.guidance_range is not None else 1
     steps = len(job.schedule)
     # Up to the exit step, which is uniform and the only one with gradient.
-    student = forward((steps - 1) / 2, (steps - 1) / 2) + training_pass(again)
+    student = forward((steps - 1) / 2, (steps - 1) / 2)
+    student += training_pass(again, weights=shares[STUDENT])
     teacher = forward(guided, 1)
     if method.through_teacher:
         teacher += Passes(backwards=guided, backward_calls=1)
     if DISCRIMINATOR in method.roles:  # the generator's loss, and generated beside real
-        teacher += training_pass(False, weights=False) + forward(2, 1)
+        teacher += training_pass(False, weights=0) + forward(2, 1)
     if method.through_fake_score:
-        fake_score = training_pass(again, weights=False)
+        fake_score = training_pass(again, weights=0)
     else:
         fake_score = forward()
     if method.fresh_rollouts:
         updates = method.fake_score_updates
         student = student.blend(forward((steps + 1) / 2, (steps + 1) / 2), 1, updates)
-        fake_score = fake_score.blend(training_pass(again), 1, updates)
+        update = training_pass(again, weights=shares[FAKE_SCORE])
+        fake_score = fake_score.blend(update, 1, updates)
     else:
         shared = job.parallel.strategy == "local" and method.through_fake_score
-        fake_score += training_pass(again, forwards=0 if shared else 1)
+        fake_score += training_pass(again, 0 if shared else 1, shares[FAKE_SCORE])
     return {STUDENT: student, FAKE_SCORE: fake_score, TEACHER: teacher}
 
 
-def _pretraining(job: Job) -> dict[str, Passes]:
+def _pretraining(job: Job, share: float) -> dict[str, Passes]:
     return {
-        STUDENT: training_pass(job.parallel.gradient_checkpointing),
-        TEACHER: training_pass(False, weights=False) + forward(2, 1),
+        STUDENT: training_pass(job.parallel.gradient_checkpointing, weights=share),
+        TEACHER: training_pass(False, weights=0) + forward(2, 1),
     }
 
 

@@ -6,7 +6,7 @@ its defaults, which ``parallel.zero3`` leaves as they are. Activations are meter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from distill.metering import Pass, PassMemory, meter_decoding, meter_pass
-from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.job import Job, Lora
+from lightx2v_sgmd.models.adapters import trained_shapes
 from lightx2v_sgmd.models.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
 
@@ -92,6 +93,11 @@ class Weights:
     small: int
     largest: int
 
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> Weights:
+        """Of tensors of so many numbers each."""
+        return cls(sum(sizes), sum(n for n in sizes if n <= WHOLE), max(sizes))
+
 
 class Meter:
     """What can be measured of a model without its weights; each thing once.
@@ -108,15 +114,39 @@ class Meter:
         self._decoding: dict[tuple[int, ...], int] = {}
         with torch.device("meta"):
             sizes = [p.numel() for p in model.build_transformer().parameters()]
-        small = sum(n for n in sizes if n <= WHOLE)
-        self.weights = Weights(sum(sizes), small, max(sizes))
+        self.weights = Weights.of(sizes)
+        self._trained: dict[Lora | None, Weights] = {None: self.weights}
         self.text_encoder = _text_encoder_weights(model)
+
+    def trained(self, job: Job) -> dict[str, Weights]:
+        """What is trained of the student and, if the method has one, of the fake score."""
+        found = {}
+        for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
+            lora = settings.adapters
+            if lora not in self._trained:
+                shapes = trained_shapes(self.model, lora)
+                self._trained[lora] = Weights.of([shape.numel() for shape in shapes.values()])
+            if role in job.method.roles:
+                found[role] = self._trained[lora]
+        return found
+
+    def shares(self, job: Job) -> dict[str, float]:
+        """By role, numbers that are trained for each one of the network."""
+        trained = self.trained(job)
+        return {role: weights.count / self.weights.count for role, weights in trained.items()}
 
     def latents(self, job: Job) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a job's videos."""
         return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
 
-    def passes(self, job: Job, batch: int, checkpointing: bool, keeping: bool) -> PassMemory:
+    def passes(
+        self,
+        job: Job,
+        batch: int,
+        checkpointing: bool,
+        keeping: bool,
+        adapters: Lora | None = None,
+    ) -> PassMemory:
         """Of a network in a job, ``batch`` videos at once."""
         what = Pass(
             latents=self.latents(job),
@@ -126,6 +156,7 @@ class Meter:
             checkpointing=checkpointing,
             degree=job.parallel.sequence,
             keeping=keeping,
+            adapters=adapters,
         )
         if what not in self._passes:
             self._passes[what] = meter_pass(self.model, what)
@@ -155,34 +186,40 @@ def _size(job: Job) -> int:
     return 2 if job.teacher.dtype == "bfloat16" else 4
 
 
-def _trained(job: Job) -> int:
-    """How many whole networks are trained."""
-    return len({STUDENT, FAKE_SCORE} & set(job.method.roles))
+def _adapted(job: Job) -> list[str]:
+    """The roles that are trained by adapters and have the teacher's own weights beside them."""
+    settings = {STUDENT: job.student, FAKE_SCORE: job.fake_score}
+    return [role for role in job.method.roles if role in settings and settings[role].adapters]
 
 
 def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts]:
-    count, trained = meter.weights.count, _trained(job)
+    trained = meter.trained(job)
+    numbers = sum(weights.count for weights in trained.values())
     state = {
-        "weights": (4 * trained + _size(job)) * count,
-        "optimizer": 8 * trained * count,
-        "moving average": 4 * count if job.train.ema else 0,
+        "weights": 4 * numbers + _size(job) * meter.weights.count,
+        "optimizer": 8 * numbers,
+        "moving average": 4 * trained[STUDENT].count if job.train.ema else 0,
     }
     return state, {}
 
 
 def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts]:
-    size, trained, offload = _size(job), _trained(job), job.parallel.offload
-    share = -(-meter.weights.count // gpus)
+    size, trained, offload = _size(job), meter.trained(job), job.parallel.offload
+    share = {role: -(-weights.count // gpus) for role, weights in trained.items()}
+    numbers = sum(share.values())
     optimizer = {
-        "master weights": 4 * trained * share,  # beside the shards, in float32 too
-        "optimizer": 8 * trained * share,
-        "gradients": size * trained * share,
-        "moving average": 4 * share if job.train.ema else 0,
+        "master weights": 4 * numbers,  # beside the shards, in float32 too
+        "optimizer": 8 * numbers,
+        "gradients": size * numbers,
+        "moving average": 4 * share[STUDENT] if job.train.ema else 0,
     }
-    weights = {"weights": size * (trained + 1) * share}
+    # Of weights that are shared each network still gathers for itself.
+    whole = (len(trained) + 1) * meter.weights.small
+    whole += sum(trained[role].small for role in _adapted(job))
+    weights = {"weights": size * (numbers + -(-meter.weights.count // gpus))}
     state = {
-        "small weights, whole": size * (trained + 1) * meter.weights.small,
-        "gradient buckets": size * trained * BUCKET,
+        "small weights, whole": size * whole,
+        "gradient buckets": size * len(trained) * BUCKET,
     }
     host: Parts = {}
     for parts, moved in ((weights, offload == "all"), (optimizer, offload != "none")):
@@ -194,7 +231,8 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts]:
 class _Activations:
     """Of the passes of an iteration, in bytes."""
 
-    trained: PassMemory
+    student: PassMemory
+    fake_score: PassMemory
     teacher: int
     teacher_backward: int
 
@@ -211,8 +249,10 @@ class _Activations:
         elif DISCRIMINATOR in method.roles:
             backward = meter.passes(job, batch, False, False).backward
         again = job.parallel.gradient_checkpointing
+        keeping = local and job.train.accumulation == 1
         return cls(
-            meter.passes(job, batch, again, local and job.train.accumulation == 1),
+            meter.passes(job, batch, again, keeping, job.student.adapters),
+            meter.passes(job, batch, again, keeping, job.fake_score.adapters),
             meter.passes(job, rows, again, False).forward,
             backward,
         )
@@ -220,73 +260,83 @@ class _Activations:
 
 def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
     found, count, size = _Activations.of(job, meter), meter.weights.count, _size(job)
-    passes, fresh = found.trained, job.method.fresh_rollouts
+    student, fake_score, fresh = found.student, found.fake_score, job.method.fresh_rollouts
+    trained = meter.trained(job)
+    most = max(weights.count for weights in trained.values())
     # Gathered weights arrive in a buffer together and are copied out of it.
     whole = {"gathered weights": size * min(count, GATHERED)} if gpus > 1 else {}
     buffer = size * min(count, PREFETCH + meter.weights.largest)
     gathered = whole | ({"gathering": buffer} if gpus > 1 else {})
     # Gradients are copied side by side to be reduced: whenever a bucket is full, or at the end of
     # the backward pass, when no activations are left.
-    reduction = {"reduction": size * min(count, BUCKET)}
-    learning = gathered | (reduction if count > BUCKET else {})
-    through = passes.backward if job.method.through_fake_score else passes.forward
-    kept_too = passes.kept if job.method.through_fake_score else 0
+    reduction = {"reduction": size * min(most, BUCKET)}
+    learning = gathered | (reduction if most > BUCKET else {})
+    through = fake_score.backward if job.method.through_fake_score else fake_score.forward
+    kept_too = fake_score.kept if job.method.through_fake_score else 0
     phases = {
-        "teacher": gathered | {"activations": passes.kept + found.teacher},
-        "generator's gradient": gathered | {"activations": passes.kept + through},
+        "teacher": gathered | {"activations": student.kept + found.teacher},
+        "generator's gradient": gathered | {"activations": student.kept + through},
         "fake score's update": learning
-        | {"activations": passes.backward + (0 if fresh else passes.kept)},
-        "student's update": learning | {"activations": passes.backward},
-        "reduction": whole | reduction | {"activations": 0 if fresh else passes.kept},
-        "samples": gathered | {"activations": max(passes.forward, meter.decoding(job))},
+        | {"activations": fake_score.backward + (0 if fresh else student.kept)},
+        "student's update": learning | {"activations": student.backward},
+        "reduction": whole | reduction | {"activations": 0 if fresh else student.kept},
+        "samples": gathered | {"activations": max(student.forward, meter.decoding(job))},
     }
     if found.teacher_backward:
         phases["through the teacher"] = gathered | {
-            "activations": passes.kept + kept_too + found.teacher_backward
+            "activations": student.kept + kept_too + found.teacher_backward
         }
-    share = -(-count // gpus)
     if job.train.ema and job.parallel.offload == "none":
-        phases["samples"]["student kept aside"] = 4 * share
+        phases["samples"]["student kept aside"] = 4 * -(-trained[STUDENT].count // gpus)
     if job.parallel.offload == "none":
         # The gradient flattened and in float32; then AdamW's square root of a moment, on a CPU
         # together with the denominator made of it.
         numbers = max(4 + size % 4, 4 + (4 if meter.on_gpu else 8))
-        phases["optimizer step"] = {"optimizer's temporaries": numbers * min(share, SUB_GROUP)}
+        updated = min(-(-most // gpus), SUB_GROUP)
+        phases["optimizer step"] = {"optimizer's temporaries": numbers * updated}
     return phases
 
 
 def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
-    found, count = _Activations.of(job, meter), meter.weights.count
-    passes, fresh = found.trained, job.method.fresh_rollouts
-    # Autocast keeps bfloat16 copies of a network's weights: in a graph, and in a forward.
-    casts = 2 * count if _size(job) == 2 else 0
-    kept = passes.kept + (0 if job.parallel.gradient_checkpointing else casts)
-    through = passes.backward if job.method.through_fake_score else passes.forward
-    kept_too = kept if job.method.through_fake_score else 0
-    both = 1 if fresh else 2
-    whole = 4 * count
+    found, fresh = _Activations.of(job, meter), job.method.fresh_rollouts
+    passes = {STUDENT: found.student, FAKE_SCORE: found.fake_score}
+    trained = {role: weights.count for role, weights in meter.trained(job).items()}
+    trained = {STUDENT: trained[STUDENT], FAKE_SCORE: trained.get(FAKE_SCORE, trained[STUDENT])}
+    # Autocast keeps bfloat16 copies of what is trained: in a graph, and in a forward.
+    casts = {role: 2 * count if _size(job) == 2 else 0 for role, count in trained.items()}
+    kept = {
+        role: p.kept + (0 if job.parallel.gradient_checkpointing else casts[role])
+        for role, p in passes.items()
+    }
+    through, kept_too = passes[FAKE_SCORE].forward, 0
+    if job.method.through_fake_score:
+        through, kept_too = passes[FAKE_SCORE].backward, kept[FAKE_SCORE]
+    own = {role: 4 * count for role, count in trained.items()}
+    both = max(own.values()) if fresh else sum(own.values())
+    waiting = 0 if fresh else kept[STUDENT]
     if job.train.accumulation == 1:
-        own, update = passes.backward_keeping + casts, {"gradients": whole}
-        fake = {"gradients": whole, "activations": own - whole + (0 if fresh else kept)}
-        student = {"gradients": both * whole, "activations": own - whole}
+        rest = {r: p.backward_keeping + casts[r] - own[r] for r, p in passes.items()}
+        fake = {"gradients": own[FAKE_SCORE], "activations": rest[FAKE_SCORE] + waiting}
+        student = {"gradients": both, "activations": rest[STUDENT]}
     else:  # all gradients are there from the first micro-batch on
-        update = {"gradients": both * whole}
-        fake = update | {"activations": passes.backward + casts + (0 if fresh else kept)}
-        student = update | {"activations": passes.backward + casts}
+        rest = {r: p.backward + casts[r] for r, p in passes.items()}
+        fake = {"gradients": both, "activations": rest[FAKE_SCORE] + waiting}
+        student = {"gradients": both, "activations": rest[STUDENT]}
+    sampling = max(passes[STUDENT].forward + casts[STUDENT], meter.decoding(job))
     phases = {
-        "teacher": {"activations": kept + found.teacher},
-        "generator's gradient": {"activations": kept + through + casts},
+        "teacher": {"activations": kept[STUDENT] + found.teacher},
+        "generator's gradient": {"activations": kept[STUDENT] + through + casts[FAKE_SCORE]},
         "fake score's update": fake,
         "student's update": student,
-        "optimizer step": {"gradients": both * whole},
-        "samples": {"activations": max(passes.forward + casts, meter.decoding(job))},
+        "optimizer step": {"gradients": both},
+        "samples": {"activations": sampling},
     }
     if found.teacher_backward:
-        activations = kept + kept_too + found.teacher_backward
+        activations = kept[STUDENT] + kept_too + found.teacher_backward
         phases["through the teacher"] = {"activations": activations}
     if job.train.accumulation > 1:
         for name in ("teacher", "generator's gradient"):
-            phases[name] = update | phases[name]
+            phases[name] = {"gradients": both} | phases[name]
     return phases
 
 

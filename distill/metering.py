@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightx2v_sgmd.job import Lora
+from lightx2v_sgmd.models.adapters import add_adapters
 from lightx2v_sgmd.models.wan import WanModel, velocity
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
 
@@ -140,6 +142,7 @@ class Pass:
         checkpointing: Whether blocks are computed again in the backward pass.
         degree: Ranks that share the tokens.
         keeping: Whether to meter ``backward_keeping``.
+        adapters: Those that are trained, or None if all weights are.
     """
 
     latents: tuple[int, int, int, int]
@@ -149,6 +152,7 @@ class Pass:
     checkpointing: bool
     degree: int = 1
     keeping: bool = False
+    adapters: Lora | None = None
 
 
 def meter_pass(model: WanModel, what: Pass) -> PassMemory:
@@ -173,6 +177,8 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
         text = torch.empty(what.batch, what.text_rows, model.text_dim)
     for p in network.parameters():
         p.data = p.data.to(what.dtype)
+    if what.adapters is not None:
+        add_adapters(network, what.adapters, 0, what.dtype)
     enable_sequence_parallel(network, PlannedGroup(what.degree))
     network.text_padding_is_folded = True  # or ``velocity`` would add rows
     if what.checkpointing:
@@ -204,7 +210,8 @@ def _training(
     def drop(p: Tensor) -> None:
         p.grad = None
 
-    hooks = [p.register_post_accumulate_grad_hook(drop) for p in network.parameters() if not keep]
+    weights = [p for p in network.parameters() if p.requires_grad and not keep]
+    hooks = [p.register_post_accumulate_grad_hook(drop) for p in weights]
     meter = MemoryMeter()
     with fused_attention(), meter:
         output = run(x_t)

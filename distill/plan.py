@@ -173,7 +173,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
     patch = model.transformer_config["patch_size"]
     tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
     degree, train = job.parallel.sequence, job.train
-    passes = iteration_passes(job)
+    passes = iteration_passes(job, meter.shares(job))
     return Plan(
         job=job,
         machine=machine,

@@ -101,7 +101,7 @@ def as_text(plan: Plan) -> str:
     for role, passes in plan.passes.items():
         lines.append(
             f"  {role:<16}{passes.forwards:>10.1f}{passes.recomputed:>8.1f}"
-            f"{passes.backwards:>10.1f}{passes.weight_backwards:>9.1f}"
+            f"{passes.backwards:>10.1f}{passes.weight_backwards:>9.2f}"
             f"{plan.flops[role] / 1e15:>10.4g}"
         )
     traffic = plan.traffic

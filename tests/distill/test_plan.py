@@ -70,6 +70,7 @@ def test_operations_are_those_that_torch_counts() -> None:
         ("method.name=dmd2", "method.fake_score_updates=2"),
         ("method.name=sid",),
         ("method.name=tsg_sim", "teacher.guidance_scale=1"),
+        ("method.name=sgmd", "fake_score={train: lora, lora: {rank: 4}}"),
     ],
 )
 def test_passes_are_those_that_a_run_counts(
@@ -86,10 +87,12 @@ def test_passes_are_those_that_a_run_counts(
     counter = PassCounter(trainer.strategy.networks, job.train.micro_batch)
     for iteration in range(4):
         trainer.iterate(iteration)
-    counted, planned = counter.take(), iteration_passes(job)
+    shares = Meter(open_wan(job.teacher.path)).shares(job)
+    counted, planned = counter.take(), iteration_passes(job, shares)
     for role, passes in planned.items():
         for count in COUNTS:
-            assert getattr(passes, count) == counted[count][role] / 4, (role, count)
+            expected = pytest.approx(counted[count][role] / 4, rel=1e-12)
+            assert getattr(passes, count) == expected, (role, count)
 
 
 def test_meter_counts_what_lives() -> None:
@@ -188,6 +191,7 @@ def predicted_peak(job: Job, gpus: int) -> int:
         ("parallel.gradient_checkpointing=false",),
         ("parallel.gradient_checkpointing=true",),
         ("method.name=dmd2", "method.fake_score_updates=1", "train.ema=0"),
+        ("student={train: lora, lora: {rank: 16}}", "fake_score={train: lora, lora: {rank: 64}}"),
     ],
 )
 def test_memory_of_one_process(
@@ -214,6 +218,7 @@ def sharded_peak(teacher: Path, folder: Path, settings: tuple[str, ...]) -> int:
         ("parallel.gradient_checkpointing=false",),
         ("parallel.gradient_checkpointing=true",),
         ("parallel.sequence=2", "train.micro_batch=1", "video.height=128", "video.width=128"),
+        ("student={train: lora, lora: {rank: 64}}", "fake_score={train: lora, lora: {rank: 16}}"),
     ],
 )
 def test_memory_of_a_sharded_rank(
