@@ -249,12 +249,25 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> int:
     if saved.get("prompts_sha256") != state["prompts_sha256"]:
         raise UserError(f"data.prompts: the prompts are not those of {folder}; {remedy}")
     if saved.get("global_batch") != state["global_batch"]:
+        remedy = _same_batch(job, int(saved["global_batch"]), int(state["global_batch"]))
         raise UserError(
             f"train.micro_batch: with train.accumulation and the number of processes it makes a "
-            f"global batch of {state['global_batch']}, not the {saved.get('global_batch')} of "
-            f"{folder}; {remedy}"
+            f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
+            f"{folder}; {remedy}, or start anew with another output.dir"
         )
     return int(saved["step"])
+
+
+def _same_batch(job: Job, saved: int, ours: int) -> str:
+    """What makes the global batch that was saved."""
+    train = job.train
+    processes = ours // (train.micro_batch * train.accumulation)  # those of one video count as one
+    if saved % processes:
+        return f"the number of processes must divide {saved}"
+    each = saved // processes
+    if each % train.micro_batch == 0:
+        return f"set train.accumulation={each // train.micro_batch}"
+    return f"on so many processes, train.micro_batch times train.accumulation must be {each}"
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
