@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.models.adapters import load_trained
 from lightx2v_sgmd.rollout import VelocityFn, rollout
 from lightx2v_sgmd.schedule import Schedule
 
@@ -94,8 +94,8 @@ class VideoSampler:
         return len(self.schedule) * (1 if self.guidance_scale == 1 else 2)
 
     def load_weights(self, file: Path) -> None:
-        """Takes the network's weights from a safetensors file with diffusers' names."""
-        self.transformer.load_state_dict(load_file(file), strict=True)
+        """Takes a student's file: all weights, or adapters for the model's own."""
+        load_trained(self.transformer, file)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:

@@ -11,14 +11,17 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.quiet import no_logging
+from lightx2v_sgmd.tensorfiles import check_keys, read_header
 
 PREFIX: Final = "transformer."
 METADATA_KEY: Final = "lora_adapter_metadata"
@@ -147,6 +150,54 @@ def adapter_metadata(lora: Lora) -> dict[str, str]:
     """What a file of adapters says about them in its header."""
     settings = {f"{PREFIX}{key}": value for key, value in _settings(lora).items()}
     return {METADATA_KEY: json.dumps(settings, sort_keys=True)}
+
+
+def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
+    """What a file's header says about the adapters in it; None if it has none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        told = json.loads(metadata[METADATA_KEY])
+        return Lora(
+            rank=told[f"{PREFIX}r"],
+            alpha=told[f"{PREFIX}lora_alpha"],
+            targets=told[f"{PREFIX}target_modules"],
+        )
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors
+        raise UserError(
+            f"{METADATA_KEY} in the header does not say rank, alpha and layers"
+        ) from error
+
+
+@torch.no_grad()
+def load_trained(network: Any, file: Path) -> None:
+    """Gives a network what a checkpoint's file holds: all its weights, or adapters beside them.
+
+    Args:
+        network: A ``WanTransformer3DModel``, for adapters with the teacher's weights. It may have
+            adapters of such a file already.
+        file: Of a student.
+
+    Raises:
+        UserError: the file is damaged or does not fit the network.
+    """
+    header = read_header(file)
+    lora = adapters_in(header.metadata)
+    if lora is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
+        add_adapters(network, lora, 0, network.dtype)
+    held = {
+        saved_name(name): p
+        for name, p in network.named_parameters()
+        if lora is None or is_adapter(name)
+    }
+    check_keys(header, {name: tuple(p.shape) for name, p in held.items()}, str(file))
+    for name, value in load_file(file).items():
+        held[name].copy_(value)
+    network.requires_grad_(False)
 
 
 def _settings(lora: Lora) -> dict[str, Any]:

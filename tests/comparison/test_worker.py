@@ -135,3 +135,16 @@ def test_checkpoints_are_thinned_out_after_their_weights_are_kept(tmp_path: Path
         kept = {f.name: f.read_text() for f in (tmp_path / "snapshots").iterdir()}
         assert kept == {"step_000002.safetensors": "xx", "step_000004.safetensors": "average"}
         assert [f.name for f in checkpoints(tmp_path)] == ["step_000004", "step_000003"]
+
+
+def test_students_that_are_adapters_are_measured_as_others_are(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    settings = ["student={train: lora, lora: {rank: 4}}", "train.iterations=1"]
+    job = job_file(tiny_teacher, tmp_path)
+    plan = make_plan(job, tmp_path / "out", overrides=[*settings, "train.micro_batch=1"], every=1)
+    write_plan(plan)
+    worker.work(plan.out, Task("sgmd", 0))
+    assert is_done(plan, Task("sgmd", 0))
+    snapshot = load_file(plan.snapshot("sgmd", 0, 1))
+    assert all(name.startswith("transformer.") for name in snapshot)

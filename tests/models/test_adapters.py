@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
@@ -100,3 +101,51 @@ def test_a_missing_peft_is_said_in_one_line(
     monkeypatch.setattr(adapters, "find_spec", lambda name: None if name == "peft" else find(name))
     with pytest.raises(UserError, match=r"^fake_score.train: lora needs PEFT; .*pip install"):
         adapters.check_adapters(LORA, open_wan(tiny_teacher), "fake_score")
+
+
+def write_adapters(teacher: Path, file: Path, seed: int) -> dict[str, Tensor]:
+    shapes = adapters.trained_shapes(open_wan(teacher), LORA)
+    draw = torch.Generator().manual_seed(seed)
+    values = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    save_file(values, file, adapters.adapter_metadata(LORA))
+    return values
+
+
+def test_a_network_takes_one_file_of_adapters_after_the_other(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    network, made = open_wan(tiny_teacher).load_transformer(), {}
+    for seed in (0, 1):
+        values = write_adapters(tiny_teacher, tmp_path / f"{seed}.safetensors", seed)
+        adapters.load_trained(network, tmp_path / f"{seed}.safetensors")
+        made[seed] = evaluate(network)
+        merged = open_wan(tiny_teacher).load_transformer()
+        state = merged.state_dict()
+        for name in [name for name in values if "lora_A" in name]:
+            layer = name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+            product = values[name.replace("lora_A", "lora_B")] @ values[name]
+            state[f"{layer}.weight"] += LORA.scale * product
+        merged.load_state_dict(state)
+        torch.testing.assert_close(made[seed], evaluate(merged), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(made[0], made[1])
+    adapters.load_trained(network, tmp_path / "0.safetensors")
+    assert torch.equal(evaluate(network), made[0])
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_whole_network_is_taken_too_and_other_files_are_refused(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    network = open_wan(tiny_teacher).load_transformer()
+    changed = {name: t + 0.01 for name, t in network.state_dict().items()}
+    save_file(changed, tmp_path / "full.safetensors")
+    adapters.load_trained(network, tmp_path / "full.safetensors")
+    assert all(torch.equal(t, changed[name]) for name, t in network.state_dict().items())
+    values = write_adapters(tiny_teacher, tmp_path / "x.safetensors", 0)
+    save_file(values, tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match="bare.safetensors: .*missing"):
+        adapters.load_trained(network, tmp_path / "bare.safetensors")
+    for text in ("{", "[]", '{"transformer.r": 4}', '{"transformer.r": "x"}'):
+        with pytest.raises(UserError, match="does not say rank, alpha and layers"):
+            adapters.adapters_in({adapters.METADATA_KEY: text})
+    assert adapters.adapters_in(adapters.adapter_metadata(LORA)) == LORA
