@@ -13,6 +13,7 @@ from typing import Any, cast
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.methods import AdversarialMethod
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
+from lightx2v_sgmd.parallel.recomputation import Recomputation, recomputes_attention
 
 # S tokens, D width of a token, F width inside the feed-forward, L text rows
 
@@ -59,6 +60,7 @@ class Passes:
     Attributes:
         forwards: With or without gradient.
         recomputed: Forwards once more, for a backward pass under gradient checkpointing.
+        attention_recomputed: Of those, the ones that compute attention as well.
         backwards: To the inputs.
         weight_backwards: To the weights; of adapters their share of the network's weights.
         forward_calls: Forwards, several videos' in one call (the two of guidance) counted once.
@@ -67,6 +69,7 @@ class Passes:
 
     forwards: float = 0
     recomputed: float = 0
+    attention_recomputed: float = 0
     backwards: float = 0
     weight_backwards: float = 0
     forward_calls: float = 0
@@ -83,7 +86,7 @@ class Passes:
     def operations(self, forward: Operations) -> float:
         """An attention's backward pass costs two forwards of it, a linear layer's one for each."""
         linear = self.forwards + self.recomputed + self.backwards + self.weight_backwards
-        attention = self.forwards + self.recomputed + 2 * self.backwards
+        attention = self.forwards + self.attention_recomputed + 2 * self.backwards
         return linear * forward.linear + attention * forward.attention
 
 
@@ -92,17 +95,18 @@ def forward(rows: float = 1, calls: float = 1) -> Passes:
     return Passes(forwards=rows, forward_calls=calls)
 
 
-def training_pass(checkpointing: bool, forwards: int = 1, weights: float = 1) -> Passes:
+def training_pass(checkpointing: Recomputation, forwards: int = 1, weights: float = 1) -> Passes:
     """A forward with its backward pass.
 
     Args:
-        checkpointing: Whether it runs again for the backward pass.
+        checkpointing: What runs again for the backward pass.
         forwards: 0 if an earlier forward's graph serves.
         weights: The share of the weights that get gradient.
     """
     return Passes(
         forwards=forwards,
-        recomputed=float(checkpointing),
+        recomputed=float(bool(checkpointing)),
+        attention_recomputed=float(recomputes_attention(checkpointing)),
         backwards=1,
         weight_backwards=weights,
         forward_calls=forwards,

@@ -18,6 +18,7 @@ from lightx2v_sgmd.job import Job, Lora
 from lightx2v_sgmd.models.adapters import trained_shapes
 from lightx2v_sgmd.models.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
+from lightx2v_sgmd.parallel.recomputation import Recomputation
 
 Parts = dict[str, int]
 """Bytes by component."""
@@ -143,7 +144,7 @@ class Meter:
         self,
         job: Job,
         batch: int,
-        checkpointing: bool,
+        checkpointing: Recomputation,
         keeping: bool,
         adapters: Lora | None = None,
     ) -> PassMemory:

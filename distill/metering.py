@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.models.adapters import add_adapters
 from lightx2v_sgmd.models.wan import WanModel, velocity
+from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
@@ -85,9 +86,11 @@ def fused_attention() -> Iterator[None]:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        # A kernel's own name: selective checkpointing knows it, and FLOP counters do.
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention
+        output, rows, *_ = kernel(query, key, value)
         ctx.save_for_backward(query, key, value, output, rows)
+        assert isinstance(output, Tensor)
         return output
 
     @staticmethod
@@ -139,7 +142,7 @@ class Pass:
         batch: Videos in a pass.
         dtype: Of weights and activations.
         text_rows: Text rows of a video that the network attends to.
-        checkpointing: Whether blocks are computed again in the backward pass.
+        checkpointing: What is computed again in the backward pass.
         degree: Ranks that share the tokens.
         keeping: Whether to meter ``backward_keeping``.
         adapters: Those that are trained, or None if all weights are.
@@ -149,7 +152,7 @@ class Pass:
     batch: int
     dtype: torch.dtype
     text_rows: int
-    checkpointing: bool
+    checkpointing: Recomputation
     degree: int = 1
     keeping: bool = False
     adapters: Lora | None = None
@@ -181,8 +184,7 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
         add_adapters(network, what.adapters, 0, what.dtype)
     enable_sequence_parallel(network, PlannedGroup(what.degree))
     network.text_padding_is_folded = True  # or ``velocity`` would add rows
-    if what.checkpointing:
-        network.enable_gradient_checkpointing()
+    enable_recomputation(network, what.checkpointing)
 
     def run(x_t: Tensor) -> Tensor:
         return velocity(network, x_t, sigma, text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Final
 
 from distill.flops import (
     Operations,
@@ -22,11 +22,17 @@ from distill.memory import Memory, Meter, rank_memory
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, check_against_model
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel.recomputation import Recomputation
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
 
 GIB = 2**30
 H100_FLOPS = 989e12
 """Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
+_KINDS: Final[dict[str, Recomputation]] = {
+    "without checkpointing": False,
+    "with selective checkpointing": "selective",
+    "with checkpointing": True,
+}
 MORE_GPUS = 1024
 """Largest number that is tried when a job does not fit."""
 
@@ -183,8 +189,8 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
         parameters=meter.weights.count,
         memory=rank_memory(job, meter, machine.gpus),
         activations={
-            "with checkpointing": meter.passes(job, train.micro_batch, True, False).backward,
-            "without": meter.passes(job, train.micro_batch, False, False).backward,
+            name: meter.passes(job, train.micro_batch, kind, False).backward
+            for name, kind in _KINDS.items()
         },
         passes=passes,
         forward=forward_operations(model.transformer_config, tokens, meter.text_rows),
@@ -253,9 +259,8 @@ def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Mach
     """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
     job, machine = plan.job, plan.machine
     layout = job.parallel
-    checkpointing = [layout.gradient_checkpointing]
-    if not layout.gradient_checkpointing:
-        checkpointing.append(True)
+    checkpointing = list(_KINDS.values())  # the fastest first
+    checkpointing = checkpointing[checkpointing.index(layout.gradient_checkpointing) :]
     strategies = [layout.strategy]
     if layout.strategy == "local":
         strategies.append("zero3")
@@ -283,7 +288,7 @@ def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Mach
         if count != machine.gpus:
             words.append(f"--gpus {count}")
         # What costs nothing but work first; more GPUs before offloading all.
-        dearness = (len(words), offloads.index(offload), count, degree)
+        dearness = (len(words), offloads.index(offload), count, degree, checkpointing.index(again))
         parallel = replace(layout, **settings)  # type: ignore[arg-type]
         found.append(
             (dearness, words, replace(job, parallel=parallel), replace(machine, gpus=count))

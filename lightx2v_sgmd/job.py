@@ -178,8 +178,10 @@ class Parallel:
     sequence: Annotated[int, Field(ge=1)] = 1
     # What zero3 keeps in CPU memory: "optimizer" the Adam state, "all" the parameters as well.
     offload: Literal["none", "optimizer", "all"] = "none"
-    # Recompute activations in the backward pass: one more forward, far less memory.
-    gradient_checkpointing: bool = False
+    # Which activations the backward pass computes again. true: all but the blocks' inputs; one more
+    # forward, far less memory. "selective": what attention gave is kept as well; a little more
+    # memory, and of the second forward only its linear layers, half or less of a long video's.
+    gradient_checkpointing: Literal[False, "selective", True] = False
     # Minutes without a sign of progress after which the run ends and names the process that hangs.
     # A forward pass is a sign; loading, sampling and saving may take ten times as long. null waits
     # for ever.

@@ -229,7 +229,10 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
         case "bool_type" | "bool_parsing":
             return key, f"{shown} is neither true nor false"
         case "literal_error":
-            return key, f"{shown} is not available; use {context['expected'].replace(chr(39), '')}"
+            choices = context["expected"].replace("'", "")
+            for word in ("False", "True"):
+                choices = choices.replace(word, word.lower())
+            return key, f"{shown} is not available; use {choices}"
         case "string_too_short":
             return key, "is empty"
         case "dataclass_type" | "dataclass_exact_type" | "model_attributes_type":

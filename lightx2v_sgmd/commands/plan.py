@@ -83,7 +83,7 @@ def as_text(plan: Plan) -> str:
         f"{video.width}x{video.height}, {video.num_frames} frames: {plan.tokens:,} tokens, "
         f"{plan.tokens_per_rank:,} a rank (sequence {layout.sequence})",
         f"{machine.gpus} GPU(s), {layout.strategy}, offload {layout.offload}, gradient "
-        f"checkpointing {'on' if layout.gradient_checkpointing else 'off'}, global batch "
+        f"checkpointing {_shown(layout.gradient_checkpointing)}, global batch "
         f"{plan.global_batch}",
         "",
         f"memory of a GPU in GiB, at its peak ({memory['peak_phase']}), a prediction",
@@ -121,6 +121,10 @@ def as_text(plan: Plan) -> str:
             f"{job.train.iterations} iterations",
         ]
     )
+
+
+def _shown(kind: bool | str) -> str:
+    return kind if isinstance(kind, str) else "on" if kind else "off"
 
 
 def _rows(values: dict[str, float]) -> list[str]:

@@ -28,6 +28,7 @@ from lightx2v_sgmd.methods.base import (
 )
 from lightx2v_sgmd.models.vision import vision_widths
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.recomputation import Recomputation
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -82,7 +83,7 @@ class Settings:
         dtype: The teacher's weights, and what the trained networks compute in. Their master
             weights are float32 always.
         offload: What lives in CPU memory: ``none``, ``optimizer`` or ``all``.
-        checkpointing: Recompute activations in the backward pass.
+        checkpointing: Which activations are computed again in the backward pass.
         heads: Of the discriminator, if the method trains one.
         adapters: By role, those that are trained in place of the network's own weights.
         seed: Of the adapters' first values.
@@ -95,7 +96,7 @@ class Settings:
     ema: float
     dtype: torch.dtype
     offload: str
-    checkpointing: bool
+    checkpointing: Recomputation
     heads: HeadSettings | None
     adapters: Mapping[str, Lora]
     seed: int

@@ -24,6 +24,7 @@ from lightx2v_sgmd.models.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
@@ -59,8 +60,8 @@ class Local:
                 network = _with_adapters(teacher, settings, role)
             else:
                 network = model.load_transformer(torch.float32).to(device)
-            if settings.checkpointing and role in self.trained:
-                network.enable_gradient_checkpointing()
+            if role in self.trained:
+                enable_recomputation(network, settings.checkpointing)
             networks[role] = network.eval()
         if fold_text:
             for network in networks.values():

@@ -42,6 +42,7 @@ from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.meeting import meet
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
 from lightx2v_sgmd.tensorfiles import check_keys
@@ -87,8 +88,8 @@ class Zero3:
                 network = self._sharded(model, role, whole)
             if fold_text:
                 wan.fold_text_padding(network)
-            if settings.checkpointing and role in self.trained:
-                network.enable_gradient_checkpointing()
+            if role in self.trained:
+                enable_recomputation(network, settings.checkpointing)
             if group is not None:
                 enable_sequence_parallel(network, group)
             self._engines[role] = self._engine(role, network)

@@ -129,8 +129,8 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def peak_growth(work: Callable[[], Any]) -> int:
-    """By how much torch's CPU allocator, as its profiler reports it, grew at most."""
+def peak_growth(work: Callable[[], Any], at_end: bool = False) -> int:
+    """By how much torch's CPU allocator, as its profiler reports it, grew at most or at the end."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         work()
@@ -140,7 +140,7 @@ def peak_growth(work: Callable[[], Any]) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     assert peak > 0, "the profiler saw no memory"
-    return peak
+    return live if at_end else peak
 
 
 def measured_peak(job: Job, ranks: Ranks, strategy: str) -> int:
