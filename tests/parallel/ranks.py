@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from lightx2v_sgmd.parallel.meeting import host_store
@@ -15,12 +16,29 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.parallel.preload"])
 
 
-def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float = 300) -> Any:
-    """What ``work(*args)`` returns on the first of ``size`` ranks; ``work`` is a module's function.
+@dataclass(frozen=True)
+class Started:
+    """Ranks at work.
 
-    Raises:
-        AssertionError: a rank failed; with its traceback.
+    Attributes:
+        processes: By rank.
+        results: Where each sends what it gives, and the traceback if it fails.
+        store: Where they meet; theirs as long as this lives.
     """
+
+    processes: list[Any]
+    results: list[Any]
+    store: Any
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def start_ranks(size: int, work: Callable[..., Any], *args: Any) -> Started:
+    """Begins ``work(*args)`` on ``size`` ranks; ``work`` is a module's function."""
     store = host_store()
     pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
     processes = [
@@ -31,15 +49,23 @@ def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float 
         process.start()
     for _, send in pipes:
         send.close()
+    return Started(processes, [receive for receive, _ in pipes], store)
+
+
+def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float = 300) -> Any:
+    """What ``work(*args)`` returns on the first of ``size`` ranks.
+
+    Raises:
+        AssertionError: a rank failed; with its traceback.
+    """
+    started = start_ranks(size, work, *args)
     try:
         results = []
-        for rank, (receive, _) in enumerate(pipes):
+        for rank, receive in enumerate(started.results):
             assert receive.poll(timeout_s), f"rank {rank} says nothing"
             results.append(receive.recv())
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        started.end()
     for rank, (_, problem) in enumerate(results):
         assert problem is None, f"rank {rank}: {problem}"
     return results[0][0]
