@@ -17,7 +17,6 @@ from torch import Tensor
 
 from infer.checks import Checked, check_student
 from infer.engine import Student
-from infer.memory import Way
 from infer.options import Options, make_plan
 from infer.profiling import profiled
 from infer.requests import Request, batches, make_requests, settle
@@ -141,7 +140,7 @@ def generate_files(
         run.look(requests, files)
         run.outcome.way = plan.way.flags()
         if run.waiting:
-            if plan.way != Way():
+            if plan.fitted:
                 note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
             with profiled(profile if ranks.first else None):
                 run.go(lambda: Student(checked, plan, ranks), batch_size)

@@ -75,6 +75,7 @@ class Plan:
         compile: Whether blocks are compiled.
         fuse_qkv: Whether projections are fused.
         limit_gib: What may be used, if there is a limit.
+        fitted: Whether the way saves more than was asked for, to stay below it.
     """
 
     options: Options
@@ -85,6 +86,7 @@ class Plan:
     compile: bool
     fuse_qkv: bool
     limit_gib: float | None
+    fitted: bool
 
 
 def make_plan(
@@ -115,7 +117,7 @@ def make_plan(
     _check_quantize(options, device)
     if options.offload and device.type != "cuda":
         raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
-    way = Way(
+    way = asked = Way(
         options.quantize,
         options.offload,
         options.one_at_a_time,
@@ -144,6 +146,7 @@ def make_plan(
         # The processes exchange q, k and v one by one.
         options.fuse_qkv and not _unmerged(options) and together == 1,
         limit,
+        way != asked,
     )
 
 

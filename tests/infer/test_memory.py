@@ -98,6 +98,7 @@ def test_on_a_cpu_the_weights_may_become_bfloat16() -> None:
     cpu = torch.device("cpu")
     plan = make_plan(model, Options(device=cpu, max_memory_gib=0.8 * least), size)
     assert plan.dtype == torch.bfloat16 and plan.way.half and plan.way.quantize == "none"
+    assert plan.fitted and not make_plan(model, Options(device=cpu, tile_vae=True), size).fitted
     kept = Options(device=cpu, max_memory_gib=0.8 * least, dtype=torch.float32)
     assert make_plan(model, kept, size).way.quantize != "none"
     with pytest.raises(UserError, match="too little"):
