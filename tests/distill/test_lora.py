@@ -115,15 +115,15 @@ def test_the_adapters_gradients_count_by_their_share(finished: Job) -> None:
 def test_two_ranks_then_one_process_train_what_one_process_does(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    """Adapters under ZeRO-3 with sequence parallelism, then taken up by one process."""
+    """Under ZeRO-3 with sequence parallelism and checkpointing, then taken up by one process."""
     # With an eps above the gradients' rounding: a first factor's gradient may be no more than that
     # while the second one is near zero, and AdamW would make steps of its sign.
     optimizer = "optimizer={lr: 1.0e-3, eps: 1.0e-6}"
     shared = (*BOTH, f"student.{optimizer}", f"fake_score.{optimizer}")
     reference = make_job(tiny_teacher, tmp_path / "one", *shared, "train.iterations=4")
     distill(reference, quiet=True)
-    folder = tmp_path / "two"
-    first = (*shared, "train.iterations=2", "parallel.strategy=zero3", "parallel.sequence=2")
+    folder, again = tmp_path / "two", "parallel.gradient_checkpointing=true"
+    first = (*shared, "train.iterations=2", "parallel.strategy=zero3", "parallel.sequence=2", again)
     train(make_job(tiny_teacher, folder, *first), 2)
     run = distill(make_job(tiny_teacher, folder, *shared, "train.iterations=4"), quiet=True)
     for ours, theirs in zip(read_trace(run), read_trace(reference.output.dir), strict=True):
