@@ -77,6 +77,7 @@ def check_loras(loras: Sequence[Lora], network: Any) -> None:
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     for lora in loras:
         factors, differences = _read(lora)
+        told = _settings(lora)
         for name, tensor in differences.items():
             _check(lora, name, tuple(tensor.shape), shapes.get(name))
         for key, tensor in factors.items():
@@ -87,6 +88,8 @@ def check_loras(loras: Sequence[Lora], network: Any) -> None:
             if weight is not None and len(weight) == 2:
                 out, width = weight
                 rank = tensor.shape[0 if kind[0] == "A" else 1]
+                if told and not told.get(f"{PREFIX}rank_pattern"):
+                    rank = told[f"{PREFIX}r"]
                 weight = (rank, width) if kind[0] == "A" else (out, rank)
             _check(lora, key, tuple(tensor.shape), weight)
 
@@ -117,7 +120,6 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
     from safetensors.torch import load_file
 
     lora_schedule(lora)  # refuses what is no safetensors file
-    _settings(lora)
     saved = load_file(lora.path)
     differences = {}
     for key in [key for key in saved if key.endswith((".diff", ".diff_b", ".diff_m"))]:

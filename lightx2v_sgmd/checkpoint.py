@@ -4,7 +4,9 @@
         manifest.json              size and sha256 of every other file
         trainer.json               step and what a resumed run must agree with
         job.yaml                   the resolved job
-        student.safetensors        float32, diffusers' names, the schedule in the metadata
+        student.safetensors        float32, diffusers' names, the schedule in the metadata: all
+                                   weights, or the adapters that were trained, rank and alpha in
+                                   the metadata too
         student_ema.safetensors    the moving average, if one is kept
         state/ROLE.RRRRR-of-NNNNN.safetensors    each rank's slices of what else training needs
 

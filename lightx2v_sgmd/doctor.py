@@ -169,7 +169,7 @@ def _inference() -> list[Check]:
     found = []
     for package, what in (
         ("torchao", "int8 weights, and fp8 on GPUs from compute capability 8.9"),
-        ("peft", "LoRA files (--lora)"),
+        ("peft", "training adapters (train: lora), LoRA files (--lora)"),
     ):
         try:
             found.append(Check(package, "ok", f"{importlib.metadata.version(package)}: {what}"))

@@ -187,6 +187,15 @@ def load_trained(network: Any, file: Path) -> None:
     """
     header = read_header(file)
     lora = adapters_in(header.metadata)
+    ranks = {
+        info.shape[0] if info.shape else 0
+        for name, info in header.tensors.items()
+        if ".lora_A." in name
+    }
+    if lora is not None and ranks != {lora.rank}:  # before memory is taken for it
+        raise UserError(
+            f"{file}: has adapters of ranks {sorted(ranks)}, not the {lora.rank} it says"
+        )
     if lora is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
         add_adapters(network, lora, 0, network.dtype)
     held = {

@@ -17,6 +17,8 @@ from infer.lora import Lora as LoraFile
 from infer.lora import check_loras
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Lora
+from lightx2v_sgmd.models.adapters import adapter_metadata
+from lightx2v_sgmd.models.wan import open_wan
 from tests.tiny import make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_lora_checkpoint, write_manifest
@@ -182,6 +184,14 @@ def test_metadata_that_cannot_be_read_is_refused(exports: Any, tmp_path: Path) -
         lora = LoraFile(tmp_path / "x.safetensors")
         with pytest.raises(UserError, match="lora_adapter_metadata"):
             check_loras([lora], WanTransformer3DModel(num_layers=1, num_attention_heads=1))
+
+
+def test_another_rank_than_the_file_says_is_refused(exports: Any, tmp_path: Path) -> None:
+    tensors = load_file(exports.checkpoint / "student.safetensors")
+    save_file(tensors, tmp_path / "x.safetensors", adapter_metadata(Lora(rank=10**9)))
+    network = open_wan(exports.teacher).load_transformer()
+    with pytest.raises(UserError, match=r"is \[4, 48\], the model's layer needs \[1000000000, 48"):
+        check_loras([LoraFile(tmp_path / "x.safetensors")], network)
 
 
 @pytest.mark.parametrize(
