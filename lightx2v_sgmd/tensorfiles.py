@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,11 +36,12 @@ _BITS: Final = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as the header of its file describes it."""
+    """One tensor as the header of its file describes it; ``start`` is its first byte's place."""
 
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    start: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def read_header(path: Path) -> Header:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _broken(path, "its header is not readable") from error
     _check_spans(path, [span for _, span in spans.values()], size - 8 - length)
-    return Header({name: info for name, (info, _) in spans.items()}, metadata)
+    data = 8 + length
+    tensors = {name: replace(info, start=data + span[0]) for name, (info, span) in spans.items()}
+    return Header(tensors, metadata)
 
 
 def _strict_json(text: bytes) -> Any:

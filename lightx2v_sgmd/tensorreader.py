@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,15 @@ from lightx2v_sgmd.torchfiles import SUFFIXES, load_torch_file, torch_header
 
 Names = Callable[[Iterable[str]], Mapping[str, str]]
 """Gives names as stored their names to be used by; a name that is left out is passed over."""
+
+
+DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""The types that weights are stored in, by their names in safetensors."""
 
 
 class WholeTensors:
@@ -65,22 +74,26 @@ class WholeTensors:
         return tensor
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements ``[start, stop)`` of the flattened tensor; only the rows around are read."""
+        """Elements ``[start, stop)`` of the flattened tensor, a copy; nothing else is read.
+
+        Not mapped into memory: pages of a mapped file count as this process's own.
+        """
         if start >= stop:
             return torch.zeros(0)
-        stored = self._stored[name]
-        shape = self.header.tensors[name].shape
-        row = 1
-        for length in shape[1:]:
-            row *= length
-        first, last = start // row, -(-stop // row)
-        if not shape:
-            rows = self.tensor(name)
-        elif stored in self._mapped:
-            rows = self._mapped[stored][first:last]
-        else:
-            rows = self._handle(name).get_slice(stored)[first:last]
-        return rows.flatten()[start - first * row : stop - first * row]
+        info = self.header.tensors[name]
+        dtype = DTYPES.get(info.dtype)
+        if info.start is None or dtype is None:
+            return self.tensor(name).flatten()[start:stop].clone()
+        values = torch.empty(stop - start, dtype=dtype)
+        rest = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        with info.file.open("rb", buffering=0) as file:
+            file.seek(info.start + start * dtype.itemsize)
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise UserError(f"{info.file}: ends within {shown(name)}; it was cut short")
+                rest = rest[count:]
+        return values
 
     def _handle(self, name: str) -> Any:
         file = self.header.tensors[name].file

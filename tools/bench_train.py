@@ -178,7 +178,16 @@ def table(report: dict[str, Any]) -> str:
     """The methods side by side, in Markdown."""
     results = report["methods"]
     shown = [name for name in PHASES if any(r["phases_s"][name] > 0 for r in results)]
-    head = ["method", "s", "forwards", *shown, "communication", "TFLOP/s", "MFU", "s to the first"]
+    head = [
+        "method",
+        "s",
+        "forwards",
+        *shown,
+        "communication, share",
+        "TFLOP/s",
+        "MFU",
+        "s to the first",
+    ]
     lines = [head, ["---"] * len(head)]
     for result in results:
         mfu = result.get("mfu")

@@ -46,6 +46,7 @@ from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
 from lightx2v_sgmd.tensorfiles import check_keys
+from lightx2v_sgmd.tensorreader import DTYPES
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -72,7 +73,13 @@ class Zero3:
         self.trained = tuple(settings.optimizers)
         whole = model.transformer_weights()
         group = open_sequence_group(ranks.share) if ranks.share > 1 else None
-        teacher = self._sharded(model, TEACHER, whole)
+        built = {
+            role: build_sharded(model, self._config(role))
+            for role in settings.networks
+            if role not in settings.adapters
+        }
+        fill_shards(list(built.values()), whole, ranks, f"teacher.path: {model.path}")
+        teacher = built[TEACHER].eval().requires_grad_(False)
         self._named: dict[str, dict[str, Any]] = {}
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
@@ -85,7 +92,7 @@ class Zero3:
                 adapters, seed = settings.adapters[role], settings.adapter_seed(role)
                 add_adapters(network, adapters, seed, settings.dtype)
             else:
-                network = self._sharded(model, role, whole)
+                network = built[role].eval()
             if fold_text:
                 wan.fold_text_padding(network)
             if role in self.trained:
@@ -108,18 +115,8 @@ class Zero3:
                 self._write_first_masters(role, whole)
         self._average = [flat.detach().clone() for flat in self._masters(STUDENT) if settings.ema]
 
-    def _sharded(self, model: wan.WanModel, role: str, whole: WholeTensors) -> Any:
-        """A role's network with the teacher's weights."""
-        network = build_sharded(model, self._config(role))
-        named = dict(network.named_parameters())
-        expected = {name: tuple(p.ds_shape) for name, p in named.items()}
-        check_keys(whole.header, expected, f"teacher.path: {model.path}")
-        for name, p in named.items():
-            _put(p.ds_tensor, whole.read(name, *self._owned(p)))
-        return network.eval().requires_grad_(role in self.trained)
-
     def _write_first_masters(self, role: str, whole: WholeTensors) -> None:
-        """Once more from where they come: the shards may hold them in bfloat16."""
+        """Those of adapters, and what the shards hold less exactly than the file."""
         parts = {name: (p, master) for name, p, master in self._parts(role, self._masters(role))}
         if role in self.settings.adapters:
             shapes = {name: p.ds_shape for name, (p, _) in parts.items()}
@@ -129,7 +126,8 @@ class Zero3:
                 _put(master, value.flatten()[slice(*self._owned(p))])
         else:
             for name, (p, master) in parts.items():
-                _put(master, whole.read(name, *self._owned(p)))
+                if DTYPES.get(whole.header.tensors[name].dtype) != p.ds_tensor.dtype:
+                    _put(master, whole.read(name, *self._owned(p)))
         self._publish(role)
 
     def _config(self, role: str) -> dict[str, Any]:
@@ -404,6 +402,27 @@ def _share(network: Any, teacher: Any) -> None:
     held = dict(teacher.named_parameters())
     for name, p in network.named_parameters():
         p.ds_tensor = held[name].ds_tensor
+
+
+def fill_shards(
+    networks: Sequence[nn.Module], whole: WholeTensors, ranks: Ranks, what: str
+) -> None:
+    """Writes a file's weights into networks of one shape; each rank reads its slices, once.
+
+    Args:
+        networks: Of ``build_sharded``.
+        whole: The file.
+        ranks: Of the run.
+        what: Of whom a mismatch is told.
+    """
+    every = [dict(network.named_parameters()) for network in networks]
+    expected = {name: tuple(p.ds_shape) for name, p in every[0].items()}  # type: ignore[attr-defined]
+    check_keys(whole.header, expected, what)
+    for name in expected:
+        own: list[Any] = [named[name] for named in every]
+        values = whole.read(name, *owned(own[0].ds_numel, ranks.rank, ranks.size))
+        for p in own:
+            _put(p.ds_tensor, values)
 
 
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
