@@ -253,12 +253,19 @@ class Watch:
 
     def _judge(self) -> None:
         assert self.timeout_s is not None
-        judge = Judge(self.timeout_s, self._interval_s, time.monotonic())
+        silence_s = min(self.timeout_s, _SILENCE_S)
+        looked = time.monotonic()
+        judge = Judge(self.timeout_s, self._interval_s, looked)
         while not self._closed.wait(self._interval_s):
             now = time.monotonic()
-            verdict = judge.look(self._beats, now)
-            if verdict is None and now - self._heard >= min(self.timeout_s, _SILENCE_S):
+            if now - looked > silence_s / 2 + self._interval_s:  # we were stopped ourselves
+                self._heard = now
+            looked, unheard_s = now, now - self._heard
+            verdict: Verdict | None = None
+            if unheard_s >= silence_s:
                 verdict = Verdict(frozenset(), self._unheard())
+            elif unheard_s <= 2 * self._interval_s:  # old news would accuse the wrong ones
+                verdict = judge.look(self._beats, now)
             if verdict is not None:
                 # The first process to end breaks the others' collectives: they judge before.
                 if not self._closed.wait(2 * self._interval_s):
