@@ -28,7 +28,9 @@ def distill(job: Job, *, resume: str = "auto", nproc: int = 1, quiet: bool = Fal
 
     Raises:
         UserError: the job or this machine does not allow it; the message says what to change.
-        KeyboardInterrupt: it was asked to stop (Ctrl-C, SIGTERM), and has saved a checkpoint.
+        KeyboardInterrupt: it was asked to stop (Ctrl-C, SIGTERM, SIGUSR1), and has saved a
+            checkpoint.
+        RunError: a process has died, hangs or never came; names it.
     """
     from distill.launch import launch
 

@@ -100,8 +100,9 @@ def distill_command(
 ) -> None:
     """Train a student, and print its run folder.
 
-    Interrupted (Ctrl-C, SIGTERM), the same command goes on where it stopped. On several machines,
-    start it on each with torchrun, or with `deepspeed --module lightx2v_sgmd distill JOB.yaml`.
+    Interrupted (Ctrl-C, SIGTERM, SIGUSR1), the same command goes on where it stopped. On several
+    machines, start it on each with torchrun, or with `deepspeed --module lightx2v_sgmd distill
+    JOB.yaml`.
     """
     from lightx2v_sgmd.job import load_job
 
