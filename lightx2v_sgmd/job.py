@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.jobcheck import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
-from lightx2v_sgmd.methods.base import DISCRIMINATOR, FAKE_SCORE, STRICT
+from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT
 from lightx2v_sgmd.resources import config_path, shipped_jobs
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.yamlfile import dump_tree, read_tree
@@ -325,11 +325,6 @@ def _latents_problem(method: Method, data: Data) -> str | None:
 
 def _critic_problem(job: Job) -> str | None:
     """Whether a method with a discriminator fits the rest of the job."""
-    if DISCRIMINATOR in job.method.roles and job.parallel.sequence > 1:
-        return (
-            f"parallel.sequence: {job.parallel.sequence} splits the videos that the discriminator "
-            f"of {job.method.name} reads whole; use 1"
-        )
     pretraining = getattr(job.method, "pretraining", 0)
     if FAKE_SCORE not in job.method.roles or pretraining < job.train.iterations:
         return None

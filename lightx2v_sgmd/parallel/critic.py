@@ -17,6 +17,7 @@ from lightx2v_sgmd.models.features import (
     head_blocks,
 )
 from lightx2v_sgmd.parallel.base import HeadSettings
+from lightx2v_sgmd.parallel.sequence import whole_tokens
 
 
 def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
@@ -35,7 +36,7 @@ def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
 def backbone_features(
     network: Any, velocity: Callable[[], Tensor], x_t: Tensor, settings: HeadSettings
 ) -> list[Tensor]:
-    """Block outputs ``[B, D, T, H, W]`` of one forward.
+    """Block outputs ``[B, D, T, H, W]`` of one forward; whole where ranks share the tokens.
 
     Args:
         network: Whose blocks.
@@ -49,4 +50,7 @@ def backbone_features(
         length // patch
         for length, patch in zip(x_t.shape[2:], network.config.patch_size, strict=True)
     )
-    return [as_volume(tokens, (frames, height, width)) for tokens in found]
+    count = frames * height * width
+    return [
+        as_volume(whole_tokens(network, tokens, count), (frames, height, width)) for tokens in found
+    ]

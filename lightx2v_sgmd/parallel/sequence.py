@@ -108,6 +108,19 @@ def enable_sequence_parallel(network: Any, group: Group) -> None:
         backend = getattr(block.attn1.processor, "_attention_backend", None)
         block.attn1.set_processor(UlyssesSelfAttention(group, backend))
     network.sequence_degree = group.size()
+    network.sequence_group = group
+
+
+def whole_tokens(network: Any, tokens_BsD: Tensor, length: int) -> Tensor:
+    """A block's output of all ranks of the network's group, ``[B, S, D]``, S being ``length``.
+
+    Gradients are those of ``enable_sequence_parallel``: every rank computes the same loss of it.
+    """
+    group = getattr(network, "sequence_group", None)
+    if group is None:
+        return tokens_BsD
+    parts: Tensor = _Gather.apply(tokens_BsD, group)  # type: ignore[no-untyped-call]
+    return parts.transpose(0, 1).flatten(1, 2)[:, :length]
 
 
 class _Split:

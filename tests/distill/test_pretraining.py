@@ -252,17 +252,37 @@ def test_zero3_on_two_ranks_equals_local(
         method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
     elif "sam" not in encoder.name:
         pytest.skip("has no vision encoder: once is enough")
+    equals_local(method, tiny_teacher, tmp_path, pairs, "train.micro_batch=1")
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [f"adm, delta: 0.5, {SLOW_HEADS}", f"adp, pixel_weight: 0, {SLOW_HEADS}", "dmdx"]
+)
+def test_two_ranks_on_one_video_equal_local(
+    method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
+) -> None:
+    if "sam" not in encoder.name:
+        pytest.skip("once is enough")
+    if method == "dmdx":
+        method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
+    equals_local(method, tiny_teacher, tmp_path, pairs, "parallel.sequence=2")
+
+
+def equals_local(method: str, teacher: Path, tmp_path: Path, pairs: Path, layout: str) -> None:
+    """Trains in one process and on two ranks of that layout."""
     settings = ["train.iterations=3", "train.clip=100.0"]
-    one = make(tiny_teacher, tmp_path / "one", pairs, f"name: {method}", *settings)
+    one = make(teacher, tmp_path / "one", pairs, f"name: {method}", *settings)
     distill(one, quiet=True)
     two = make(
-        tiny_teacher,
+        teacher,
         tmp_path / "two",
         pairs,
         f"name: {method}",
         *settings,
         "parallel.strategy=zero3",
-        "train.micro_batch=1",
+        layout,
     )
     train(two, 2)
     compare_traces(read_trace(one.output.dir), read_trace(two.output.dir))
