@@ -84,22 +84,38 @@ class WholeTensors:
         dtype = DTYPES.get(info.dtype)
         if info.start is None or dtype is None:
             return self.tensor(name).flatten()[start:stop].clone()
-        values = torch.empty(stop - start, dtype=dtype)
-        rest = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
-        with info.file.open("rb", buffering=0) as file:
-            file.seek(info.start + start * dtype.itemsize)
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise UserError(f"{info.file}: ends within {shown(name)}; it was cut short")
-                rest = rest[count:]
-        return values
+        return read_elements(info, dtype, start, stop)
 
     def _handle(self, name: str) -> Any:
         file = self.header.tensors[name].file
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt")
         return self._open[file]
+
+
+def read_elements(info: TensorInfo, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+    """Elements ``[start, stop)`` of a flattened tensor of a safetensors file, a copy.
+
+    Args:
+        info: Where it is, from ``read_headers``.
+        dtype: How it is stored.
+        start: The first element.
+        stop: The one after the last.
+
+    Raises:
+        UserError: the file is shorter than its header says.
+    """
+    assert info.start is not None, "not of a safetensors file"
+    values = torch.empty(stop - start, dtype=dtype)
+    rest = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(info.start + start * dtype.itemsize)
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise UserError(f"{info.file}: ends within a tensor; it was cut short")
+            rest = rest[count:]
+    return values
 
 
 def _together(

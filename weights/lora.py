@@ -195,7 +195,7 @@ class PortableAdapters:
         return str(next(iter(self.header.tensors.values())).file)
 
     def _read(self, name: str) -> Tensor:
-        return read_tensor(self.header.tensors[name].file, name)
+        return read_tensor(self.header.tensors[name])
 
 
 @dataclass(frozen=True)
@@ -232,11 +232,7 @@ class TrainedAdapters:
         up, down = (self.header.tensors.get(f"{layer}.lora_{kind}.weight") for kind in "BA")
         if not name.endswith(".weight") or up is None or down is None:
             return None
-        return Factors(
-            read_tensor(up.file, f"{layer}.lora_B.weight"),
-            read_tensor(down.file, f"{layer}.lora_A.weight"),
-            self.lora.scale,
-        )
+        return Factors(read_tensor(up), read_tensor(down), self.lora.scale)
 
     def where(self) -> str:
         """See ``weights.tensors.Adapters``."""

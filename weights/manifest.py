@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lightx2v_sgmd.manifest import Manifest, sha256_file
+from lightx2v_sgmd.manifest import Manifest, sha256_files
 from weights.item import Item
 
 
@@ -17,4 +17,5 @@ def manifest_for(item: Item, folder: Path) -> Manifest:
 def hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file below ``folder``, by its path there with forward slashes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return dict(zip(names, sha256_files(files), strict=True))

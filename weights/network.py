@@ -87,7 +87,7 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
 def _parts(header: Header, name: str, item: Item) -> dict[str, Tensor]:
     """What the export's files hold of a weight."""
     parts = item.layout.parts(name, item.source.tensors.shapes[name])
-    return {part.name: read_tensor(header.tensors[part.name].file, part.name) for part in parts}
+    return {part.name: read_tensor(header.tensors[part.name]) for part in parts}
 
 
 def _exact(item: Item, name: str) -> Tensor:
@@ -137,7 +137,7 @@ def network_problems(
         if name not in seen:
             compared(name)
     for name, marker in layout.markers.items():
-        if not torch.equal(read_tensor(header.tensors[name].file, name).float(), marker.float()):
+        if not torch.equal(read_tensor(header.tensors[name]).float(), marker.float()):
             problems.append(f"{name} has other values")
     if got is None or problems:
         return problems

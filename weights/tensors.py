@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from lightx2v_sgmd.tensorfiles import Header, check_keys
-from lightx2v_sgmd.tensorreader import WholeTensors
+from lightx2v_sgmd.tensorfiles import Header, TensorInfo, check_keys
+from lightx2v_sgmd.tensorreader import WholeTensors, read_elements
 
 TORCH_TYPES: Final = {
     "F64": torch.float64,
@@ -45,15 +43,14 @@ class Tensors(Protocol):
         ...
 
 
-def read_tensor(file: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file.
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One tensor of a safetensors file, a copy.
 
-    The file is opened and closed again, so that the pages it maps do not add up: a process that
-    copies 57 GB tensor by tensor stays as small as its largest tensor.
+    Not mapped into memory: mapped pages are read one by one where they are first touched, which
+    would be in the thread that writes.
     """
-    with safe_open(file, framework="pt") as opened:
-        tensor: Tensor = opened.get_tensor(name)
-        return tensor
+    values = read_elements(info, TORCH_TYPES[info.dtype], 0, torch.Size(info.shape).numel())
+    return values.view(info.shape)
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,7 @@ class FileTensors:
 
     def read(self, name: str) -> Tensor:
         """See ``Tensors``."""
-        stored = self.stored_name(name)
-        return read_tensor(self.header.tensors[stored].file, stored)
+        return read_tensor(self.header.tensors[self.stored_name(name)])
 
     def where(self, name: str) -> str:
         """See ``Tensors``."""

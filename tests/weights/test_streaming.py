@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightx2v_sgmd.tensorfiles import TensorInfo
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export, load, memory, network, tensors
@@ -75,9 +76,9 @@ def test_only_a_few_tensors_are_in_memory_at_once(
     most = 0
     real = tensors.read_tensor
 
-    def counted(file: Path, name: str) -> Tensor:
+    def counted(info: TensorInfo) -> Tensor:
         nonlocal most
-        tensor = real(file, name)
+        tensor = real(info)
         key = id(tensor)
         alive[key] = tensor.nbytes
         weakref.finalize(tensor, alive.pop, key, None)
