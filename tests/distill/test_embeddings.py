@@ -149,7 +149,9 @@ def on_two_ranks(teacher: Path, cache: Path | None) -> list[Any]:
 @pytest.mark.parametrize("keeping", [False, True])
 def test_ranks_get_the_same_rows(tiny_teacher: Path, tmp_path: Path, keeping: bool) -> None:
     rows = run_ranks(2, on_two_ranks, tiny_teacher, tmp_path if keeping else None)
-    assert rows == [row.tolist() for row in encode(tiny_teacher, None, MANY)]
+    here = encode(tiny_teacher, None, MANY)  # which may have more threads than a rank
+    for row, other in zip(rows, here, strict=True):
+        torch.testing.assert_close(torch.tensor(row), other, rtol=0, atol=1e-5)
     assert len(list(tmp_path.rglob("*.safetensors"))) == (2 if keeping else 0)
 
 
