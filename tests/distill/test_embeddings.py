@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import UMT5EncoderModel
 
 from distill import distill, embeddings
 from distill.embeddings import CachedRows, embed, encode_prompts, longest, prompt_key
@@ -209,19 +211,30 @@ def test_the_command_needs_a_folder(
     assert len(prompt_key("a")) == 64
 
 
-def test_the_encoder_is_gone_when_rows_are_read(tiny_teacher: Path, tmp_path: Path) -> None:
-    import gc
+def alive(kind: type) -> int:
+    return sum(isinstance(item, kind) for item in gc.get_objects())
 
-    before = _encoders()
-    encode(tiny_teacher, tmp_path)
-    encode(tiny_teacher, None)
+
+def test_a_run_leaves_no_encoder_and_no_vae(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is in memory while it trains: samples are made after each iteration here."""
+    from diffusers import AutoencoderKLWan
+
+    from distill.trainer import Trainer
+
     gc.collect()
-    assert _encoders() == before
+    before = alive(UMT5EncoderModel), alive(AutoencoderKLWan)
+    seen = []
+    original = Trainer.iterate
 
+    def looking(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        seen.append((alive(UMT5EncoderModel), alive(AutoencoderKLWan)))
+        return original(self, *args, **kwargs)
 
-def _encoders() -> int:
-    import gc
-
-    from transformers import UMT5EncoderModel
-
-    return sum(isinstance(item, UMT5EncoderModel) for item in gc.get_objects())
+    monkeypatch.setattr(Trainer, "iterate", looking)
+    settings = ("train.iterations=3", "train.sample_every=1")
+    run = distill(make_job(tiny_teacher, tmp_path, *settings), quiet=True)
+    assert len(list((run / "samples").iterdir())) == 3
+    assert seen == [before] * 3
