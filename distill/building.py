@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.data import Batches
 from distill.embeddings import encode_prompts, longest
 from distill.pixels import PixelFeatures
-from distill.trainer import Trainer, pretraining, updates_done
+from distill.trainer import Iteration, Trainer, pretraining, updates_done
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.latents import LatentFolder
@@ -28,6 +28,7 @@ class Start:
 
     step: int = 0
     checkpoint: Path | None = None
+    begun: Iteration | None = None
 
 
 def build_trainer(
@@ -56,7 +57,10 @@ def build_trainer(
     fold_text = _worth_folding(model, rows, ranks)
     strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
     if start.checkpoint is not None:
-        strategy.load(start.checkpoint, updates_done(job.method, start.step))
+        updates = updates_done(job.method, start.step)
+        stepped = start.begun.stepped if start.begun is not None else {}
+        updates = {role: count + stepped.get(role, 0) for role, count in updates.items()}
+        strategy.load(start.checkpoint, updates)
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.num_frames)
     batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents)

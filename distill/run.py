@@ -81,7 +81,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
             watch.follow(trainer.strategy.networks)
             saver = Saver(job, trainer.strategy, trainer_state(job, prompts, ranks))
             try:
-                done = _train(job, model, trainer, saver, start.step, quiet, watch)
+                done = _train(job, model, trainer, saver, start, quiet, watch)
             except NotFiniteError as error:
                 with watch.patient("saving the failed state"):
                     raise kept(error, saver, prompts) from error
@@ -121,9 +121,9 @@ def _prepare(
     folder = job.output.dir
     check_writable(folder, folder=True)
     chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
-    step = 0
+    start = Start()
     if chosen is not None:
-        step = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
+        start = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
         note(f"going on from {chosen}", quiet)
     check_space(folder, checkpoint_bytes(job, model))
     try:
@@ -133,7 +133,7 @@ def _prepare(
         (folder / "environment.json").write_text(seen + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(disk_problem(error, folder)) from error
-    return Start(step, chosen)
+    return start
 
 
 def _train(
@@ -141,7 +141,7 @@ def _train(
     model: WanModel,
     trainer: Trainer,
     saver: Saver,
-    done: int,
+    start: Start,
     quiet: bool,
     watch: Watch,
 ) -> int:
@@ -150,14 +150,14 @@ def _train(
     train, ranks = job.train, strategy.ranks
     counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
     recorders: list[Recorder] = []  # the first rank's; the others have none
-    ranks.once(lambda: recorders.append(Recorder(job.output.dir, done)))
-    saved = done
+    done = saved = start.step
+    ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step)))
     with (
         progress(train.iterations, "distilling", quiet, done=done) as bar,
         stop_on_signal(quiet) as stop,
     ):
         before = saved_at = time.monotonic()
-        for result in trainer.run(done, stop):
+        for result in trainer.run(done, stop, start.begun):
             done, now = result.step, time.monotonic()
             line = metrics_line(result, now - before, counter.take(), ranks.device)
             late = ranks.once(partial(_record, recorders, line, _overdue(train, now - saved_at)))
@@ -172,9 +172,9 @@ def _train(
                     write_samples(job, model, strategy, trainer.batches, done, stop)
             counter.take()  # sampling is not training
             before = time.monotonic()
-        if done > saved:  # asked to stop
+        if done > saved or trainer.begun is not None:  # asked to stop
             with watch.patient(f"saving the checkpoint of step {done}"):
-                saver.save(done)
+                saver.save(done, trainer.begun)
     for recorder in recorders:
         recorder.close()
     return done

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distill.building import Start
 from distill.data import prompts_digest
+from distill.trainer import Iteration
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
@@ -60,26 +62,33 @@ class Saver:
     strategy: Strategy
     state: Mapping[str, Any]
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, begun: Iteration | None = None) -> None:
         """Makes the checkpoint of a step appear, then removes the oldest. All ranks call it.
+
+        Args:
+            step: Iterations done.
+            begun: What is done of the next one.
 
         Raises:
             UserError: something could not be written; the checkpoints before are as they were.
         """
         run = self.job.output.dir
         final = run / "checkpoints" / store.checkpoint_name(step)
-        self.write(final, step, {})
+        self.write(final, step, {}, begun)
         self.strategy.ranks.once(
             lambda: _guarded(lambda: store.prune(run, self.job.train.keep_checkpoints), final)
         )
 
-    def write(self, final: Path, step: int, texts: Mapping[str, str]) -> None:
+    def write(
+        self, final: Path, step: int, texts: Mapping[str, str], begun: Iteration | None = None
+    ) -> None:
         """Makes a folder with the state appear, whole. All ranks call it.
 
         Args:
             final: The folder.
             step: Iterations done.
             texts: More files, by name.
+            begun: What is done of the next iteration.
 
         Raises:
             UserError: something could not be written; nothing has appeared.
@@ -90,7 +99,7 @@ class Saver:
             entries: dict[str, store.Entry] = {}
             problem = None
             try:
-                entries = self._write(pending, step, texts)
+                entries = self._write(pending, step, texts, begun)
             except OSError as error:
                 problem = store.disk_problem(error, final)
             written = ranks.each(lambda: _raise_or(problem, entries))
@@ -101,7 +110,11 @@ class Saver:
             raise
 
     def _write(
-        self, pending: store.Pending, step: int, texts: Mapping[str, str]
+        self,
+        pending: store.Pending,
+        step: int,
+        texts: Mapping[str, str],
+        begun: Iteration | None,
     ) -> dict[str, store.Entry]:
         """Writes this rank's files; takes part in every gather even if it cannot write."""
         ranks, shapes = self.strategy.ranks, self.strategy.shapes
@@ -130,7 +143,8 @@ class Saver:
             sizes = {key: part.shape for key, part in slices.items()}
             entries |= pending.write_tensors(name, sizes, slices.items(), {"format": "pt"})
         if ranks.first:
-            state = json.dumps({"step": step, **self.state}, indent=2) + "\n"
+            part = {} if begun is None else {"begun": asdict(begun)}
+            state = json.dumps({"step": step, **part, **self.state}, indent=2) + "\n"
             entries |= pending.write_text("trainer.json", state)
             entries |= pending.write_text("job.yaml", self.job.to_yaml())
             for name, text in texts.items():
@@ -230,8 +244,8 @@ def _inside(path: Path, run: Path) -> bool:
     return path.resolve().is_relative_to(run.resolve())
 
 
-def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> int:
-    """The step of a checkpoint that this job may go on from.
+def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
+    """Where this job goes on from a checkpoint.
 
     Raises:
         UserError: the job differs in something that changes the result; names the first such key.
@@ -255,7 +269,8 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> int:
             f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
             f"{folder}; {remedy}, or start anew with another output.dir"
         )
-    return int(saved["step"])
+    begun = Iteration(**saved["begun"]) if "begun" in saved else None
+    return Start(int(saved["step"]), folder, begun)
 
 
 def _same_batch(job: Job, saved: int, ours: int) -> str:

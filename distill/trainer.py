@@ -74,6 +74,8 @@ class Iteration:
         grad_norm: By role, before clipping; of the last update.
         lr: By role.
         updates: How many updates have had each term.
+        done: Updates done of it; all of them once it is whole.
+        stepped: How often each role has been updated.
     """
 
     step: int
@@ -82,10 +84,12 @@ class Iteration:
     grad_norm: dict[str, float] = field(default_factory=dict)
     lr: dict[str, float] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
+    done: int = 0
+    stepped: dict[str, int] = field(default_factory=dict)
 
 
 class Stopped(Exception):
-    """A process was asked to stop; every role is as it was before the iteration."""
+    """A process was asked to stop; every role is as the last update has left it."""
 
 
 Update = Callable[[int], tuple[str, ...]]
@@ -118,33 +122,51 @@ class Trainer:
         self.strategy, self.batches = strategy, batches
         self._terms = Terms(strategy.ranks)
         self._tick = tick
-        self._stop: Callable[[], bool] | None = None
+        self._stop: Callable[[], bool] = lambda: False
+        self.begun: Iteration | None = None
 
-    def run(self, done: int, stop: Callable[[], bool] = lambda: False) -> Iterator[Iteration]:
+    def run(
+        self,
+        done: int,
+        stop: Callable[[], bool] = lambda: False,
+        begun: Iteration | None = None,
+    ) -> Iterator[Iteration]:
         """Runs the iterations after the first ``done``.
 
-        Ends early once ``stop`` says so on any rank. The iteration that this happens in is
-        dropped, unless a role has been updated in it: then it is finished.
+        Ends early once ``stop`` says so on any rank, between two micro-batches. The update that
+        this happens in is dropped. If it is not the first of its iteration, that is ``begun``.
+
+        Args:
+            done: Iterations done.
+            stop: Whether to stop.
+            begun: The ``begun`` of an earlier part of the run, to go on with.
         """
         for iteration in range(done, self.job.train.iterations):
             try:
-                result = self.iterate(iteration, stop)
+                result = self.iterate(iteration, stop, begun)
             except Stopped:
                 return
+            begun = None
             yield result
 
-    def iterate(self, iteration: int, stop: Callable[[], bool] = lambda: False) -> Iteration:
+    def iterate(
+        self,
+        iteration: int,
+        stop: Callable[[], bool] = lambda: False,
+        begun: Iteration | None = None,
+    ) -> Iteration:
         """One update of the student with those that go with it; ``iteration`` counts from 0.
 
         Raises:
             NotFiniteError: a loss or gradient is not finite; the update has changed no weights.
-            Stopped: ``stop`` said so on some rank, and no weights have changed.
+            Stopped: ``stop`` said so on some rank; ``begun`` says what is done of the iteration.
         """
         updates = self.updates(iteration)
-        result = Iteration(iteration + 1, self.batches.exit_step(updates[0][0]))
-        self._stop = stop
+        result = begun or Iteration(iteration + 1, self.batches.exit_step(updates[0][0]))
+        self._stop, self.begun = stop, begun
         micro_batches = self.job.train.accumulation
-        for number, (draw, update) in enumerate(updates):
+        for number in range(result.done, len(updates)):
+            draw, update = updates[number]
             doing = f"step {result.step}, update {number + 1} of {len(updates)}"
             trained: tuple[str, ...] = ()
             for micro in range(micro_batches):
@@ -154,11 +176,12 @@ class Trainer:
             place = Place(iteration, number, draw)
             self._terms.add_to(result, place)
             self._check_gradients(trained[1:], place)
-            self._stop = None
             for role in trained:
                 self._tick(f"{doing}, stepping the {role}")
                 self._step(role, iteration, result, place)
+            result.done, self.begun = number + 1, result
         self.strategy.update_average()
+        self.begun = None
         return result
 
     def try_update(self, place: Place, micro_batches: Iterable[int]) -> None:
@@ -187,11 +210,11 @@ class Trainer:
         ]
 
     def _look(self) -> None:
-        """Leaves the iteration if a rank was asked to stop and no role has been updated yet.
+        """Leaves the update if a rank was asked to stop.
 
         All ranks look at the same places, so they leave together.
         """
-        if self._stop is not None and self.strategy.ranks.any(self._stop()):
+        if self.strategy.ranks.any(self._stop()):
             raise Stopped
 
     def _check_gradients(self, roles: tuple[str, ...], place: Place) -> None:
@@ -380,3 +403,4 @@ class Trainer:
         norm = result.grad_norm[role] = self.strategy.step(role, result.lr[role])
         if not math.isfinite(norm):
             raise NotFiniteError.of_gradient(role, norm, place)
+        result.stepped[role] = result.stepped.get(role, 0) + 1

@@ -261,6 +261,37 @@ def test_an_iteration_is_dropped_between_its_micro_batches(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_an_iteration_goes_on_after_the_updates_that_it_has_had(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["train.iterations=3", "method.name=dmd2", "train.checkpoint_every=1"]
+    straight = make_job(tiny_teacher, tmp_path / "straight", *settings)
+    job = make_job(tiny_teacher, tmp_path / "broken", *settings)
+    distill(straight, quiet=True)
+    add_gradients, began = Trainer.add_fake_score_gradients, []
+    moments = {9, 11}  # the second iteration draws 6 to 11
+
+    def interrupting(self: Trainer, micro: int, draw: int) -> Any:
+        began.append(draw)
+        if draw in moments:
+            moments.remove(draw)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return add_gradients(self, micro, draw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "add_fake_score_gradients", interrupting)
+        for draw in (9, 11):
+            with pytest.raises(KeyboardInterrupt):
+                distill(job, quiet=True)
+            assert began[-1] == draw
+            state = store.read_trainer_state(job.output.dir / "checkpoints" / "step_000001")
+            assert state["begun"]["done"] == draw - 6
+    distill(job, quiet=True)
+    assert read_trace(job.output.dir) == read_trace(straight.output.dir)
+    ours, theirs = (weights_of(store.find_checkpoint(j.output.dir)) for j in (job, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_checkpoints_by_the_clock(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

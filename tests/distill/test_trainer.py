@@ -132,15 +132,6 @@ def test_stopping_leaves_the_weights_of_the_iteration_before(
     assert next(asked, None) is None  # every look was taken
 
 
-def test_an_iteration_that_has_updated_a_role_is_finished(
-    tiny_teacher: Path, tmp_path: Path
-) -> None:
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "method.name=dmd2"))
-    asked = iter([False, False, True])  # the first update looks twice
-    steps = [result.step for result in trainer.run(0, lambda: next(asked, True))]
-    assert steps == [1]
-
-
 def test_the_other_roles_gradients_are_looked_at_before_any_step(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
