@@ -183,6 +183,6 @@ def _to_frames(vae: Any, chunk: Tensor) -> Tensor:
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
         chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-    chunk = torch.clamp(chunk, min=-1.0, max=1.0)
-    video = (chunk.float() / 2 + 0.5).clamp(0, 1) * 255
-    return video.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+    video = torch.clamp(chunk, min=-1.0, max=1.0).float()
+    video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
+    return video.permute(0, 2, 3, 4, 1).contiguous()
