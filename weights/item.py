@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,8 @@ class Item:
         max_shard_size: Of each weights file, such as ``5GB``.
         rank: Of extracted adapters, or None.
         energy: The share of each layer's change that extracted adapters hold, or None.
+        hashed: The sha256 of files that were hashed while others were written, by path; filled as
+            they are.
     """
 
     source: Source
@@ -41,6 +43,7 @@ class Item:
     max_shard_size: str = "5GB"
     rank: int | None = None
     energy: float | None = None
+    hashed: dict[Path, str] = field(default_factory=dict)
 
     @cached_property
     def layout(self) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,19 @@ from weights.item import Item
 
 def manifest_for(item: Item, folder: Path) -> Manifest:
     """The manifest of an export whose other files are all in ``folder``."""
-    return replace(item.source.about, dtype=item.dtype, format=item.format, sha256=hashes(folder))
+    return replace(
+        item.source.about, dtype=item.dtype, format=item.format, sha256=hashes(folder, item.hashed)
+    )
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below ``folder``, by its path there with forward slashes."""
+def hashes(folder: Path, known: Mapping[Path, str]) -> dict[str, str]:
+    """sha256 of every file below ``folder``, by its path there with forward slashes.
+
+    Args:
+        folder: The export.
+        known: What is known already, by path.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return dict(zip(names, sha256_files(files), strict=True))
+    rest = [path for path in files if path not in known]
+    found = {**known, **dict(zip(rest, sha256_files(rest), strict=True))}
+    return {path.relative_to(folder).as_posix(): found[path] for path in files}

@@ -62,7 +62,7 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
             room.give_back()
             advance(1)
         writer.write(layout.markers)
-        writer.finish()
+        item.hashed.update(writer.finish())
     finally:
         writer.close()
     if layout.scales is None:

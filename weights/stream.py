@@ -17,6 +17,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.manifest import sha256_file
 from weights.tensors import FILE_TYPES
 
 _AHEAD: Final = 3
@@ -70,8 +71,12 @@ class TensorFile:
         self._file = path.open("xb")
         self._file.write(struct.pack("<Q", len(text)) + text)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Puts one tensor in its place; the last one finishes the file."""
+    def write(self, name: str, tensor: Tensor) -> bool:
+        """Puts one tensor in its place; the last one finishes the file.
+
+        Returns:
+            Whether it was the last one.
+        """
         part, position = self._parts[name]
         fits = tensor.dtype == part.dtype and tuple(tensor.shape) == part.shape
         assert fits and name in self._missing, f"{name}: {tensor.dtype} {tuple(tensor.shape)}"
@@ -84,6 +89,7 @@ class TensorFile:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+        return not self._missing
 
     def close(self) -> None:
         """Closes a file that may be unfinished."""
@@ -137,7 +143,7 @@ def split(parts: Sequence[Part], stem: str, max_size: str) -> Shards:
 
 
 class ShardWriter:
-    """Fills the files of ``split``.
+    """Fills the files of ``split``; a file that is finished is hashed while the next is written.
 
     Args:
         folder: Where they go.
@@ -161,7 +167,9 @@ class ShardWriter:
             by_file.setdefault(shards.files[part.name], []).append(part)
         self._files: dict[str, TensorFile] = {}
         self._worker = ThreadPoolExecutor(max_workers=1)
+        self._hasher = ThreadPoolExecutor(max_workers=1)
         self._pending: deque[Future[None]] = deque()
+        self._hashes: dict[Path, Future[str]] = {}
         try:
             for file, held in by_file.items():
                 self._files[file] = TensorFile(folder / file, held, metadata)
@@ -177,15 +185,25 @@ class ShardWriter:
             self._pending.popleft().result()
         for name, tensor in tensors.items():
             file = self._files[self._shards.files[name]]
-            self._pending.append(self._worker.submit(file.write, name, tensor))
+            self._pending.append(self._worker.submit(self._write, file, name, tensor))
 
-    def finish(self) -> None:
-        """Waits until everything is on the disk; raises what went wrong in writing."""
+    def _write(self, file: TensorFile, name: str, tensor: Tensor) -> None:
+        if file.write(name, tensor):
+            self._hashes[file.path] = self._hasher.submit(sha256_file, file.path)
+
+    def finish(self) -> dict[Path, str]:
+        """Waits until everything is on the disk; raises what went wrong in writing.
+
+        Returns:
+            The sha256 of each file.
+        """
         while self._pending:
             self._pending.popleft().result()
+        return {path: digest.result() for path, digest in self._hashes.items()}
 
     def close(self) -> None:
         """Closes every file, finished or not."""
         self._worker.shutdown(cancel_futures=True)
+        self._hasher.shutdown(cancel_futures=True)
         for file in self._files.values():
             file.close()

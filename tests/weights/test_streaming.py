@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightx2v_sgmd.manifest import sha256_file
 from lightx2v_sgmd.tensorfiles import TensorInfo
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
@@ -57,7 +58,9 @@ def test_shards_hold_everything_once(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shards, parts, {}, "model.safetensors.index.json")
     for i, part in enumerate(parts):
         writer.write({part.name: torch.full((100,), float(i))})
-    writer.finish()
+    hashed = writer.finish()
+    assert hashed == {path: sha256_file(path) for path in tmp_path.glob("*.safetensors")}
+    assert len(hashed) > 1
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 5 and files[0].name == "model-00001-of-00005.safetensors"
     found: dict[str, Tensor] = {}
