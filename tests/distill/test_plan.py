@@ -219,10 +219,8 @@ def sharded_peak(teacher: Path, folder: Path, settings: tuple[str, ...]) -> int:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("parallel.gradient_checkpointing=false",),
         ("parallel.gradient_checkpointing=true",),
         ("parallel.sequence=2", "train.micro_batch=1", "video.height=128", "video.width=128"),
-        ("student={train: lora, lora: {rank: 64}}", "fake_score={train: lora, lora: {rank: 16}}"),
     ],
 )
 def test_memory_of_a_sharded_rank(
