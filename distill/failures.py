@@ -63,7 +63,9 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     """
     failure = _read(folder)
     place = Place(failure["iteration"], failure["update"], failure["draw"])
-    changes = [] if launched else ["strategy=local", "sequence=1", "offload=none"]
+    changes = (
+        [] if launched else ["strategy=local", "sequence=1", "offload=none", "offload_dir=null"]
+    )
     job = load_job(folder / "job.yaml", [f"parallel.{change}" for change in changes])
     model = open_wan(job.teacher.path, job.teacher.base)
     prompts, latents = load_prompts(job), open_latents(job, model)

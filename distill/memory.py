@@ -7,7 +7,7 @@ its defaults, which ``parallel.zero3`` leaves as they are. Activations are meter
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from distill.metering import Pass, PassMemory, meter_decoding, meter_pass
 from lightx2v_sgmd.job import Job, Lora
 from lightx2v_sgmd.models.adapters import trained_shapes
 from lightx2v_sgmd.models.wan import TEXT_LENGTH, WanModel
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, nvme
 from lightx2v_sgmd.parallel.recomputation import Recomputation
 
 Parts = dict[str, int]
@@ -59,12 +59,14 @@ class Memory:
         phases: What each adds while it lasts.
         host: In CPU memory, of a rank, by offloading.
         start: Of the text encoder, which is gone before the networks come.
+        disk: In files, of a rank, by offloading.
     """
 
     always: Parts
     phases: Mapping[str, Parts]
     host: Parts
     start: int
+    disk: Parts = field(default_factory=dict)
 
     @property
     def peak_phase(self) -> str:
@@ -174,12 +176,12 @@ class Meter:
 def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
     """Of a job on so many ranks."""
     local = job.parallel.strategy == "local"
-    always, host = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
+    always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
     numbers = torch.Size(meter.latents(job)).numel()
     always["latents"] = 4 * LATENT_COPIES * job.train.micro_batch * numbers
     phases = _local_phases(job, meter) if local else _sharded_phases(job, meter, gpus)
     start = meter.text_encoder * _size(job)
-    return Memory(always, phases, host, start)
+    return Memory(always, phases, host, start, disk)
 
 
 def _size(job: Job) -> int:
@@ -193,7 +195,7 @@ def _adapted(job: Job) -> list[str]:
     return [role for role in job.method.roles if role in settings and settings[role].adapters]
 
 
-def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts]:
+def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts, Parts]:
     trained = meter.trained(job)
     numbers = sum(weights.count for weights in trained.values())
     state = {
@@ -201,10 +203,10 @@ def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts]:
         "optimizer": 8 * numbers,
         "moving average": 4 * trained[STUDENT].count if job.train.ema else 0,
     }
-    return state, {}
+    return state, {}, {}
 
 
-def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts]:
+def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
     size, trained, offload = _size(job), meter.trained(job), job.parallel.offload
     share = {role: -(-weights.count // gpus) for role, weights in trained.items()}
     numbers = sum(share.values())
@@ -223,9 +225,21 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts]:
         "gradient buckets": size * len(trained) * BUCKET,
     }
     host: Parts = {}
-    for parts, moved in ((weights, offload == "all"), (optimizer, offload != "none")):
+    for parts, moved in (
+        (weights, offload in ("all", "nvme")),
+        (optimizer, offload != "none"),
+    ):
         (host if moved else state).update(parts)
-    return state, host
+    disk: Parts = {}
+    if offload == "nvme":
+        disk = {name: host.pop(name) for name in ("master weights", "optimizer")}
+        disk["gradients"] = 4 * numbers
+        most = sum(
+            min(share[role], nvme.SUB_GROUP + -(-weights.largest // gpus))
+            for role, weights in trained.items()
+        )
+        host["swap buffers"] = 4 * nvme.BUFFERS * most
+    return state, host, disk
 
 
 @dataclass(frozen=True)

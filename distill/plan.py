@@ -118,6 +118,10 @@ class Plan:
         """Whether it does."""
         return self.memory_gib <= self.machine.memory_gib
 
+    def _per_node(self, parts: dict[str, int]) -> dict[str, float]:
+        ranks = min(self.machine.gpus, self.machine.node_gpus)
+        return {name: ranks * value for name, value in _gib(parts).items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; memory in GiB, traffic in bytes."""
         job = self.job
@@ -140,10 +144,8 @@ class Plan:
                 "components": _gib(self.memory.components),
                 "phases": {name: _gib(parts) for name, parts in self.memory.phases.items()},
                 "activations": _gib(self.activations),
-                "host_per_node": {
-                    name: min(self.machine.gpus, self.machine.node_gpus) * value
-                    for name, value in _gib(self.memory.host).items()
-                },
+                "host_per_node": self._per_node(self.memory.host),
+                "disk_per_node": self._per_node(self.memory.disk),
                 "text_encoder_at_start": self.memory.start / GIB,
             },
             "passes": {role: asdict(passes) for role, passes in self.passes.items()},
@@ -265,7 +267,8 @@ def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Mach
     if layout.strategy == "local":
         strategies.append("zero3")
     offloads = ["none", "optimizer", "all"]
-    offloads = offloads[offloads.index(layout.offload) :]
+    # Of a GPU's memory nvme spares no more than all does.
+    offloads = ["nvme"] if layout.offload == "nvme" else offloads[offloads.index(layout.offload) :]
     gpus, node = [machine.gpus], machine.node_gpus
     while gpus[-1] < MORE_GPUS:
         gpus.append(gpus[-1] * 2 if gpus[-1] < node else (gpus[-1] // node + 1) * node)

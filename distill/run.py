@@ -35,7 +35,15 @@ from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, Train, check_against_model
 from lightx2v_sgmd.models.wan import WanModel, open_wan
-from lightx2v_sgmd.parallel import Ranks, Strategy, Watch, connect, disconnect, training_device
+from lightx2v_sgmd.parallel import (
+    Ranks,
+    Strategy,
+    Watch,
+    check_offload,
+    connect,
+    disconnect,
+    training_device,
+)
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.video import check_writable
 
@@ -61,6 +69,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     prompts = load_prompts(job)
     latents = open_latents(job, model)
     timeout = job.parallel.timeout_minutes
+    check_offload(job.parallel, training_device())
     ranks = connect(job.parallel.strategy, training_device(), timeout)
     try:
         degree = job.parallel.sequence

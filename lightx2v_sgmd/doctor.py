@@ -33,6 +33,16 @@ _PACKAGE_MANAGERS: Final = {
 }
 """How each package manager adds a C++ compiler and Python's headers."""
 
+_LIBAIO: Final = {
+    "apt-get": "sudo apt-get install -y libaio-dev",
+    "dnf": "sudo dnf install -y libaio-devel",
+    "yum": "sudo yum install -y libaio-devel",
+    "zypper": "sudo zypper install -y libaio-devel",
+    "pacman": "sudo pacman -S --needed libaio",
+    "apk": "sudo apk add libaio-dev",
+}
+"""How each adds what reading and writing asynchronously is built on."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -203,7 +213,20 @@ def _deepspeed() -> list[Check]:
         compiler = _compiler()
         detail = f"can be built: {compiler} and ninja work, Python's headers are there"
         found.append(Check("deepspeed ops", "ok", detail))
-    return found
+    return [*found, _offloading()]
+
+
+def _offloading() -> Check:
+    from lightx2v_sgmd.parallel.compiler import libaio_problem
+
+    name, problem = "nvme offload", libaio_problem()
+    if not problem:
+        return Check(name, "ok", "libaio works; DeepSpeed builds its I/O on first use, in minutes")
+    reason, _, remedy = problem.partition("; ")
+    for manager, command in _LIBAIO.items():
+        if "libaio-dev" in remedy and shutil.which(manager):
+            remedy = command
+    return Check(name, "missing", f"parallel.offload nvme cannot run: {reason}", remedy)
 
 
 def _build_problem() -> tuple[str, str]:

@@ -177,7 +177,12 @@ class Parallel:
     # Ranks that share one video's tokens; must divide the network's attention heads.
     sequence: Annotated[int, Field(ge=1)] = 1
     # What zero3 keeps in CPU memory: "optimizer" the Adam state, "all" the parameters as well.
-    offload: Literal["none", "optimizer", "all"] = "none"
+    # "nvme": as "all", but Adam's state and the float32 weights in files of offload_dir (groups of
+    # weights below 1 MiB and the moving average stay in CPU memory). Slow: each update reads and
+    # writes all of them.
+    offload: Literal["none", "optimizer", "all", "nvme"] = "none"
+    # For nvme: a folder on a fast local disk, of each machine, relative to the current folder.
+    offload_dir: Path | None = None
     # Which activations the backward pass computes again. true: all but the blocks' inputs; one more
     # forward, far less memory. "selective": what attention gave is kept as well; a little more
     # memory, and of the second forward only its linear layers, half or less of a long video's.

@@ -328,6 +328,14 @@ def _offload(offload: str, strategy: str) -> str | None:
     )
 
 
+def _offload_dir(directory: str | None, offload: str) -> str | None:
+    if offload == "nvme" and directory is None:
+        return "is missing, but parallel.offload is nvme; name a folder on a fast local disk"
+    if offload != "nvme" and directory is not None:
+        return f"is for parallel.offload nvme, not {offload}; leave it out (null)"
+    return None
+
+
 def _lora_settings(lora: Tree | None, train: str) -> str | None:
     if lora is None or train == "lora":
         return None
@@ -344,6 +352,7 @@ RULES: Rules = (
     Rule(("video.num_frames",), _frames),
     Rule(("parallel.sequence", "parallel.strategy"), _sequence),
     Rule(("parallel.offload", "parallel.strategy"), _offload),
+    Rule(("parallel.offload_dir", "parallel.offload"), _offload_dir),
     Rule(("student.lora", "student.train"), _lora_settings),
     Rule(("fake_score.lora", "fake_score.train"), _lora_settings),
 )

@@ -37,6 +37,15 @@ def test_no_compiler_names_the_command_that_adds_one(monkeypatch: pytest.MonkeyP
     assert check.remedy.startswith("sudo apt-get install -y build-essential python3.")
 
 
+def test_no_libaio_names_the_command_that_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    which = {"apt-get": "/usr/bin/apt-get", "false": "/bin/false"}.get
+    monkeypatch.setattr(shutil, "which", lambda name, **kw: which(Path(name).name))
+    check = doctor._offloading()
+    assert check.state == "missing" and check.detail.endswith("libaio is not there")
+    assert check.remedy == "sudo apt-get install -y libaio-dev"
+
+
 def test_no_headers_and_a_compiler_that_fails_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

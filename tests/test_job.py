@@ -194,6 +194,8 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, hint: str) 
         ("video.width=40", "40 is not divisible by 16"),
         ("method.name=dmd3", "'dmd3' is unknown; use one of adm, adp, dmd2"),
         ("parallel.offload=all", "all needs parallel.strategy zero3, not local"),
+        ("parallel.offload=nvme", "parallel.offload_dir: is missing, but parallel.offload is nvme"),
+        ("parallel.offload_dir=disk", "is for parallel.offload nvme, not none; leave it out"),
         ("schedule.solver=heun", "schedule: "),
         ("output.dir=7", "output.dir: 7 is not text"),
     ],

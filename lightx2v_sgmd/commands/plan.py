@@ -94,6 +94,7 @@ def as_text(plan: Plan) -> str:
         *_rows({f"a pass's activations {k}": v for k, v in memory["activations"].items()}),
         *_rows({"text encoder, at the start only": memory["text_encoder_at_start"]}),
         *_rows({f"a node's CPU memory, {k}": v for k, v in memory["host_per_node"].items()}),
+        *_rows({f"a node's disk, {k}": v for k, v in memory["disk_per_node"].items()}),
         "",
         f"{'passes of a video':<18}{'forwards':>10}{'again':>8}{'backward':>10}{'weights':>9}"
         f"{'PFLOP':>10}",

@@ -7,6 +7,7 @@ import os
 import torch
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.job import Parallel
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -38,6 +39,7 @@ __all__ = [
     "Settings",
     "Strategy",
     "Watch",
+    "check_offload",
     "connect",
     "disconnect",
     "open_strategy",
@@ -76,6 +78,18 @@ def connect(strategy: str, device: torch.device, timeout_minutes: float | None =
             "use parallel.strategy=zero3"
         )
     return Ranks(device=device)
+
+
+def check_offload(layout: Parallel, device: torch.device) -> None:
+    """Checks, without any other process, that this machine can offload as a job says.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if layout.offload_dir is not None:
+        from lightx2v_sgmd.parallel import zero3
+
+        zero3.check_offload(layout.offload_dir, device)
 
 
 def disconnect(strategy: str) -> None:

@@ -82,7 +82,9 @@ class Settings:
         ema: Decay of the student's moving average; 0 keeps none.
         dtype: The teacher's weights, and what the trained networks compute in. Their master
             weights are float32 always.
-        offload: What lives in CPU memory: ``none``, ``optimizer`` or ``all``.
+        offload: What lives in CPU memory: ``none``, ``optimizer``, ``all``, or ``nvme``: all, the
+            optimizer's in files.
+        offload_dir: Of these files.
         checkpointing: Which activations are computed again in the backward pass.
         heads: Of the discriminator, if the method trains one.
         adapters: By role, those that are trained in place of the network's own weights.
@@ -96,6 +98,7 @@ class Settings:
     ema: float
     dtype: torch.dtype
     offload: str
+    offload_dir: Path | None
     checkpointing: Recomputation
     heads: HeadSettings | None
     adapters: Mapping[str, Lora]
@@ -126,6 +129,7 @@ class Settings:
             ema=job.train.ema,
             dtype=getattr(torch, job.teacher.dtype),
             offload=job.parallel.offload,
+            offload_dir=job.parallel.offload_dir,
             checkpointing=job.parallel.gradient_checkpointing,
             heads=heads,
             adapters={r: lora for r, lora in roles.items() if lora and r in job.method.roles},

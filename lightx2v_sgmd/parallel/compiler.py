@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 
 from lightx2v_sgmd.errors import UserError
 
@@ -26,3 +29,28 @@ def check_compiler() -> None:
             "parallel.strategy: zero3 on a CPU needs ninja; install it (pip install ninja) or use "
             "parallel.strategy=local"
         )
+
+
+_PROBE = """
+#include <libaio.h>
+int main() { io_context_t context = 0; return io_setup(1, &context) ? 3 : 0; }
+"""
+
+
+def libaio_problem() -> str:
+    """Why DeepSpeed cannot read and write asynchronously here, and what helps; "" if it can."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return "there is no C++ compiler to build on it; install g++ (Debian: apt install g++)"
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "probe.cpp", str(Path(folder) / "probe")
+        source.write_text(_PROBE, encoding="utf-8")
+        command = [compiler, str(source), "-laio", "-o", program]
+        if subprocess.run(command, capture_output=True, timeout=60).returncode:
+            return "libaio is not there; install it (Debian: apt install libaio-dev)"
+        if subprocess.run([program], timeout=60).returncode:
+            return (
+                "the kernel refuses asynchronous I/O (io_setup); raise fs.aio-max-nr or allow it "
+                "in the container"
+            )
+    return ""

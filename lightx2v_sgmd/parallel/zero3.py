@@ -40,7 +40,16 @@ from lightx2v_sgmd.models.adapters import add_adapters, initial_values, trained_
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
+from lightx2v_sgmd.parallel.masters import Masters
 from lightx2v_sgmd.parallel.meeting import meet
+from lightx2v_sgmd.parallel.nvme import (
+    BLOCK,
+    SUB_GROUP,
+    SwapFolder,
+    check_offload_dir,
+    check_swapping,
+    offload_config,
+)
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
@@ -71,6 +80,7 @@ class Zero3:
     ) -> None:
         self.settings, self.ranks = settings, ranks
         self.trained = tuple(settings.optimizers)
+        self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
         whole = model.transformer_weights()
         group = open_sequence_group(ranks.share) if ranks.share > 1 else None
         built = {
@@ -113,22 +123,26 @@ class Zero3:
         for role in self.trained:
             if role in settings.networks:
                 self._write_first_masters(role, whole)
-        self._average = [flat.detach().clone() for flat in self._masters(STUDENT) if settings.ema]
+        self._average = self._copies(STUDENT) if settings.ema else []
 
     def _write_first_masters(self, role: str, whole: WholeTensors) -> None:
         """Those of adapters, and what the shards hold less exactly than the file."""
-        parts = {name: (p, master) for name, p, master in self._parts(role, self._masters(role))}
+        masters = self._masters(role)
         if role in self.settings.adapters:
-            shapes = {name: p.ds_shape for name, (p, _) in parts.items()}
+            named = self._named[role]
+            shapes = {name: p.ds_shape for name, p in named.items()}
             seed = self.settings.adapter_seed(role)
-            for name, value in initial_values(shapes, seed):
-                p, master = parts[name]
-                _put(master, value.flatten()[slice(*self._owned(p))])
+            first = {
+                name: value.flatten()[slice(*self._owned(named[name]))].clone()
+                for name, value in initial_values(shapes, seed)
+            }
+            for name, _, master in masters.parts(write=True):
+                _put(master, first[name])
         else:
-            for name, (p, master) in parts.items():
+            for name, p, master in masters.parts(write=True):
                 if DTYPES.get(whole.header.tensors[name].dtype) != p.ds_tensor.dtype:
                     _put(master, whole.read(name, *self._owned(p)))
-        self._publish(role)
+        masters.publish()
 
     def _config(self, role: str) -> dict[str, Any]:
         on_gpu = self.ranks.device.type == "cuda"
@@ -136,9 +150,14 @@ class Zero3:
         host = {"device": "cpu", "pin_memory": on_gpu}
         if self.settings.offload in ("optimizer", "all") and role in self.trained:
             zero["offload_optimizer"] = host
-        if self.settings.offload == "all":
+        if self._swap is not None and role in self.trained:
+            # A folder each, for the names of DeepSpeed's files are of one engine.
+            zero["offload_optimizer"] = offload_config(self._swap.path / role)
+            zero["sub_group_size"] = SUB_GROUP
+        if self.settings.offload in ("all", "nvme"):
             zero["offload_param"] = host
         return {
+            "aio": {"block_size": BLOCK},
             "train_micro_batch_size_per_gpu": self.settings.micro_batch,
             "gradient_accumulation_steps": self.settings.accumulation,
             "gradient_clipping": self.settings.clip,
@@ -169,6 +188,8 @@ class Zero3:
             engine, *_ = deepspeed.initialize(
                 model=network, optimizer=optimizer, config=self._config(role)
             )
+        if self._swap is not None and role in self.trained:
+            check_swapping(engine.optimizer.optimizer_swapper)
         return engine
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -248,7 +269,8 @@ class Zero3:
     def update_average(self) -> None:
         """``decay * average + (1 - decay) * student``, each rank its slices."""
         if self._average:
-            torch._foreach_lerp_(self._average, self._masters(STUDENT), 1 - self.settings.ema)
+            for average, flat in zip(self._average, self._masters(STUDENT).flats(), strict=True):
+                average.lerp_(flat, 1 - self.settings.ema)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
@@ -256,7 +278,7 @@ class Zero3:
         if not self._average:
             yield
             return
-        trained = [flat.detach().clone() for flat in self._masters(STUDENT)]
+        trained = self._copies(STUDENT)
         self._set_student(self._average)
         try:
             yield
@@ -265,30 +287,33 @@ class Zero3:
 
     @torch.no_grad()
     def _set_student(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(self._masters(STUDENT), values)
-        self._publish(STUDENT)
+        masters = self._masters(STUDENT)
+        for flat, value in zip(masters.flats(write=True), values, strict=True):
+            flat.copy_(value)
+        masters.publish()
 
     def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Gathers one weight at a time."""
-        flats = self._average if averaged else self._masters(role)
-        in_order = {name: (p, part) for name, p, part in self._parts(role, flats)}
-        for name in self._named[role]:
-            p, part = in_order[name]
+        masters = self._masters(role)
+        parts = self._averaged_parts() if averaged else masters.parts()
+        for name, p, part in parts:
             part = part.detach().to(self.ranks.device)
-            parts = [torch.empty_like(part) for _ in range(self.ranks.size)]
-            dist.all_gather(parts, part)
-            yield name, torch.cat(parts)[: p.ds_numel].view(p.ds_shape).cpu()
+            slices = [torch.empty_like(part) for _ in range(self.ranks.size)]
+            dist.all_gather(slices, part)
+            yield name, torch.cat(slices)[: p.ds_numel].view(p.ds_shape).cpu()
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """This rank's part of the state, without padding."""
-        flats = {kind: self._moments(role, kind) for kind in ("exp_avg", "exp_avg_sq")}
-        if role != STUDENT:
-            flats["master"] = self._masters(role)
-        slices = {}
-        for kind, values in flats.items():
-            for name, p, part in self._parts(role, values):
-                start, stop = self._owned(p)
-                slices[f"{name}/{kind}"] = part.detach()[: stop - start].cpu()
+        masters, slices = self._masters(role), {}
+        for group, flat in enumerate(masters.flats()):
+            flats = masters.moments(flat)
+            if role != STUDENT:
+                flats["master"] = flat
+            for kind, values in flats.items():
+                for name, p, part in masters.split(group, values):
+                    start, stop = self._owned(p)
+                    # A copy: the group's buffers are the next one's.
+                    slices[f"{name}/{kind}"] = part.detach()[: stop - start].to("cpu", copy=True)
         return slices
 
     @torch.no_grad()
@@ -297,21 +322,22 @@ class Zero3:
         student = WholeTensors([checkpoint / "student.safetensors"])
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
-            for name, p, master in self._parts(role, self._masters(role)):
-                start, stop = self._owned(p)
-                if role == STUDENT:
-                    _put(master, student.read(name, start, stop))
-                else:
-                    _put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
-            for flat in self._masters(role):
-                self._optimizers[role].state[flat]["step"] = torch.tensor(float(updates[role]))
-            for kind in ("exp_avg", "exp_avg_sq"):
-                for name, p, moment in self._parts(role, self._moments(role, kind)):
-                    _put(moment, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
-            self._publish(role)
+            masters = self._masters(role)
+            for group, flat in enumerate(masters.flats(write=True)):
+                for name, p, master in masters.split(group, flat):
+                    start, stop = self._owned(p)
+                    if role == STUDENT:
+                        _put(master, student.read(name, start, stop))
+                    else:
+                        _put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
+                masters.set_updates(flat, updates[role])
+                for kind, moment in masters.moments(flat, start=True).items():
+                    for name, p, part in masters.split(group, moment):
+                        _put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
+            masters.publish()
         if self._average:
             average = WholeTensors([checkpoint / "student_ema.safetensors"])
-            for name, p, part in self._parts(STUDENT, self._average):
+            for name, p, part in self._averaged_parts():
                 _put(part, average.read(name, *self._owned(p)))
 
     def close(self) -> None:
@@ -321,44 +347,24 @@ class Zero3:
         self._engines, self._optimizers, self._average = {}, {}, []
         self.networks, self._named = {}, {}
         gc.collect()
+        if self._swap is not None:
+            self._swap.close()
         disconnect()
 
-    # DeepSpeed keeps a role's master weights as a few flat tensors, one for each group of weights;
-    # a group's flat tensor is this rank's slices of its weights, end to end.
+    def _masters(self, role: str) -> Masters:
+        sharded = self._engines[role].optimizer
+        return Masters(sharded, self._optimizers[role], self._named[role])
 
-    def _masters(self, role: str) -> list[Tensor]:
-        flats: list[Tensor] = self._engines[role].optimizer.fp32_partitioned_groups_flat
-        return flats
+    def _copies(self, role: str) -> list[Tensor]:
+        return [flat.detach().clone() for flat in self._masters(role).flats()]
 
-    def _moments(self, role: str, kind: str) -> list[Tensor]:
-        """Adam's state of each flat tensor; made of zeros if there was no step yet."""
-        state = self._optimizers[role].state
-        for flat in self._masters(role):
-            if kind not in state[flat]:
-                state[flat][kind] = torch.zeros_like(flat)
-        return [state[flat][kind] for flat in self._masters(role)]
-
-    def _parts(self, role: str, flats: list[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
-        """Each weight's name, the weight and its part of ``flats``, a view."""
-        names = {p: name for name, p in self._named[role].items()}
-        groups = self._engines[role].optimizer.fp16_groups
-        for group, flat in zip(groups, flats, strict=True):
-            offset = 0
-            for p in group:
-                count = p.partition_numel()
-                yield names[p], p, flat[offset : offset + count]
-                offset += count
+    def _averaged_parts(self) -> Iterator[tuple[str, Any, Tensor]]:
+        masters = self._masters(STUDENT)
+        for group, flat in enumerate(self._average):
+            yield from masters.split(group, flat)
 
     def _owned(self, p: Any) -> tuple[int, int]:
         return owned(p.ds_numel, self.ranks.rank, self.ranks.size)
-
-    def _publish(self, role: str) -> None:
-        """Lets the network see what was written into its master weights."""
-        optimizer = self._engines[role].optimizer
-        optimizer.checkpoint_event_prologue()
-        for group in range(len(optimizer.fp16_groups)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        optimizer.checkpoint_event_epilogue()
 
 
 class _TwoForwards:
@@ -441,6 +447,15 @@ def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
         owner, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(owner), attribute, exact[name].to(buffer.device))
     return network
+
+
+def check_offload(directory: Path, device: torch.device) -> None:
+    """Whether ``parallel.offload: nvme`` can work here; see ``nvme.check_offload_dir``."""
+    try:
+        from deepspeed.git_version_info import installed_ops
+    except ImportError:
+        return  # ``connect`` will say it
+    check_offload_dir(directory, bool(installed_ops.get("async_io")), device)
 
 
 def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks:

@@ -21,10 +21,11 @@ from distill.memory import Memory, Meter, rank_memory
 from distill.metering import MemoryMeter, Pass, meter_pass
 from distill.plan import Machine, check_plan, make_plan
 from lightx2v_sgmd.cli import run as cli
+from lightx2v_sgmd.commands.plan import as_text
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan, velocity
-from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.parallel import Ranks, nvme
 from lightx2v_sgmd.resources import config_path
 from tests.parallel.ranks import run_ranks
 from tests.tiny import make_tiny_wan
@@ -301,6 +302,28 @@ def test_more_gpus_need_less_each(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     count = meter.weights.count
     average = 4 if job.train.ema else 0
     assert state == pytest.approx((3 * 2 + 2 * 2 + 2 * 12 + average) * count / 8, rel=1e-6)
+    assert plan.memory.disk == {}
+
+
+def test_what_is_in_files_is_in_no_memory(wan_1_3b: tuple[Job, Any, Meter]) -> None:
+    job, model, meter = wan_1_3b
+    plans = {}
+    for offload, folder in (("all", None), ("nvme", Path("disk"))):
+        layout = replace(job.parallel, offload=offload, offload_dir=folder)
+        plans[offload] = make_plan(replace(job, parallel=layout), model, Machine(gpus=8), meter)
+    files, memory, count = plans["nvme"].memory, plans["all"].memory, meter.weights.count
+    assert files.peak == memory.peak
+    # Masters, two moments and the gradient, in float32; of each network a group in four buffers.
+    assert sum(files.disk.values()) == pytest.approx(2 * 16 * count / 8, rel=1e-6)
+    group = nvme.SUB_GROUP + meter.weights.largest / 8
+    saved = 2 * 12 * count / 8 - 2 * 16 * group
+    assert sum(memory.host.values()) - sum(files.host.values()) == pytest.approx(saved, rel=1e-6)
+    found = plans["nvme"].to_dict()
+    assert found["memory_gib"]["disk_per_node"]["optimizer"] == pytest.approx(16 * count / 2**30)
+    assert "a node's disk, optimizer" in as_text(plans["nvme"])
+    tight = replace(plans["nvme"], machine=Machine(gpus=8, memory_gib=5.0))
+    with pytest.raises(UserError):
+        check_plan(tight, model, meter)
 
 
 @pytest.mark.parametrize("memory_gib", [30.0, 20.0, 17.0])

@@ -1,0 +1,96 @@
+"""A trained role's float32 weights and Adam's state, wherever DeepSpeed keeps them.
+
+DeepSpeed keeps them as a few flat tensors, one for each group of weights; a group's flat tensor is
+this rank's slices of its weights, end to end. Offloaded to a disk the flat tensors are empty, but
+for the time in which their group is swapped in. One group at a time fits into the buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Part = tuple[str, Any, Tensor]
+"""A weight's name, the weight and its part of a flat tensor, a view."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Masters:
+    """Of one role.
+
+    Args:
+        sharded: DeepSpeed's ZeRO-3 optimizer.
+        adam: The one that it wraps.
+        named: The role's trained weights.
+    """
+
+    def __init__(self, sharded: Any, adam: torch.optim.AdamW, named: Mapping[str, Any]) -> None:
+        self._sharded, self._adam = sharded, adam
+        self._names = {p: name for name, p in named.items()}
+
+    def flats(self, write: bool = False) -> Iterator[Tensor]:
+        """Each group's weights, there until the next is asked for.
+
+        Args:
+            write: Whether to keep what is written into them and into the moments.
+        """
+        for group, _ in enumerate(self._sharded.fp16_groups):
+            with self._swapped_in(group, write):
+                yield self._sharded.fp32_partitioned_groups_flat[group]
+
+    def parts(self, write: bool = False) -> Iterator[Part]:
+        """Each weight's part of them, in the order of the trained weights."""
+        for group, flat in enumerate(self.flats(write)):
+            yield from self.split(group, flat)
+
+    def split(self, group: int, flat: Tensor) -> Iterator[Part]:
+        """The parts of a tensor that is laid out as a group's."""
+        offset = 0
+        for p in self._sharded.fp16_groups[group]:
+            count = p.partition_numel()
+            yield self._names[p], p, flat[offset : offset + count]
+            offset += count
+
+    def moments(self, flat: Tensor, start: bool = False) -> dict[str, Tensor]:
+        """Adam's state of a group that ``flats`` has just given; zeros before the first update.
+
+        Args:
+            flat: The group's weights.
+            start: Whether Adam is to go on from these tensors.
+        """
+        state = self._adam.state[flat]
+        found = {kind: state.get(kind, torch.zeros_like(flat)) for kind in MOMENTS}
+        if start:
+            state.update(found)
+        return found
+
+    def set_updates(self, flat: Tensor, count: int) -> None:
+        """Tells Adam how many updates led to a group's state."""
+        self._adam.state[flat]["step"] = torch.tensor(float(count))
+
+    def publish(self) -> None:
+        """Lets the network see what was written into its master weights."""
+        self._sharded.checkpoint_event_prologue()
+        for group, _ in enumerate(self.flats()):
+            self._sharded._reassign_or_swap_out_partitioned_parameters(group)
+        self._sharded.checkpoint_event_epilogue()
+
+    @contextmanager
+    def _swapped_in(self, group: int, write: bool) -> Iterator[None]:
+        if not self._sharded._swappable_optimizer_subgroup(group):
+            yield
+            return
+        self._sharded._optimizer_states_and_gradient_swap_in(group)
+        try:
+            yield
+        finally:
+            # Not by the swap-out that ends an update: it forgets gradients that wait in memory.
+            if write:
+                self._sharded._writeback_swap_state(group, True, False)
+            else:
+                self._sharded._release_swap_buffers(group)
