@@ -125,7 +125,9 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for item in gc.get_objects():
-        if isinstance(item, torch.Tensor) and item.device.type == "cpu":
+        if not isinstance(item, torch.Tensor) or item.layout != torch.strided:
+            continue
+        if item.device.type == "cpu":
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
