@@ -319,7 +319,6 @@ def test_a_wrong_scale_is_noticed() -> None:
         ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 2),
         ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 4),
         pytest.param("Wan-AI/Wan2.1-T2V-14B-Diffusers", 2, marks=pytest.mark.slow),
-        pytest.param("Wan-AI/Wan2.1-T2V-14B-Diffusers", 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_block_of_a_published_shape(hub_id: str, ranks: int, tmp_path: Path) -> None:
