@@ -34,11 +34,6 @@ _UNREAD = 0x7FC5_A5A5
 """The bits of a NaN that no arithmetic gives."""
 
 
-def offload_config(folder: Path) -> dict[str, Any]:
-    """DeepSpeed's ``offload_optimizer``, with the role's files in ``folder``."""
-    return {"device": "nvme", "nvme_path": str(folder), "buffer_count": BUFFERS}
-
-
 def check_offload_dir(directory: Path, built: bool, device: torch.device) -> None:
     """Whether files in ``directory`` can hold the optimizer state.
 

@@ -14,17 +14,66 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import WholeTensors
 
-__all__ = ["SlicedTensors", "WholeTensors", "owned", "safetensors_header"]
+__all__ = [
+    "SlicedTensors",
+    "WholeTensors",
+    "fill_shards",
+    "owned",
+    "put",
+    "safetensors_header",
+    "share_frozen",
+]
 
 
 def owned(numel: int, rank: int, size: int) -> tuple[int, int]:
     """First and last (exclusive) flat element that a process owns; equal if it owns none."""
     count = -(-numel // size)
     return min(rank * count, numel), min((rank + 1) * count, numel)
+
+
+@torch.no_grad()
+def put(part: Tensor, values: Tensor) -> None:
+    """Writes ``values`` into a slice that may be padded at its end."""
+    part[: values.numel()].copy_(values)
+    part[values.numel() :].zero_()
+
+
+def fill_shards(
+    networks: Sequence[nn.Module], whole: WholeTensors, ranks: Ranks, what: str
+) -> None:
+    """Writes a file's weights into sharded networks of one shape; a rank reads its slices once.
+
+    Args:
+        networks: Built in shards.
+        whole: The file.
+        ranks: Of the run.
+        what: Of whom a mismatch is told.
+    """
+    every: list[dict[str, Any]] = [dict(network.named_parameters()) for network in networks]
+    expected = {name: tuple(p.ds_shape) for name, p in every[0].items()}
+    check_keys(whole.header, expected, what)
+    for name in expected:
+        own = [named[name] for named in every]
+        values = whole.read(name, *owned(own[0].ds_numel, ranks.rank, ranks.size))
+        for p in own:
+            put(p.ds_tensor, values)
+
+
+def share_frozen(network: nn.Module, teacher: nn.Module) -> None:
+    """Lets a network with frozen weights read them from the teacher's shards.
+
+    Each network still gathers for itself: only what is never written is shared.
+    """
+    held: dict[str, Any] = dict(teacher.named_parameters())
+    named: dict[str, Any] = dict(network.named_parameters())
+    for name, p in named.items():
+        p.ds_tensor = held[name].ds_tensor
 
 
 class SlicedTensors:

@@ -40,21 +40,21 @@ from lightx2v_sgmd.models.adapters import add_adapters, initial_values, trained_
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
+from lightx2v_sgmd.parallel.deepspeed_config import deepspeed_config
 from lightx2v_sgmd.parallel.masters import Masters
 from lightx2v_sgmd.parallel.meeting import meet
-from lightx2v_sgmd.parallel.nvme import (
-    BLOCK,
-    SUB_GROUP,
-    SwapFolder,
-    check_offload_dir,
-    check_swapping,
-    offload_config,
-)
+from lightx2v_sgmd.parallel.nvme import SwapFolder, check_offload_dir, check_swapping
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
-from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors, owned
-from lightx2v_sgmd.tensorfiles import check_keys
+from lightx2v_sgmd.parallel.shards import (
+    SlicedTensors,
+    WholeTensors,
+    fill_shards,
+    owned,
+    put,
+    share_frozen,
+)
 from lightx2v_sgmd.tensorreader import DTYPES
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
@@ -98,7 +98,7 @@ class Zero3:
                 network = teacher
             elif role in settings.adapters:
                 network = build_sharded(model, self._config(role)).eval()
-                _share(network, teacher)
+                share_frozen(network, teacher)
                 adapters, seed = settings.adapters[role], settings.adapter_seed(role)
                 add_adapters(network, adapters, seed, settings.dtype)
             else:
@@ -137,37 +137,18 @@ class Zero3:
                 for name, value in initial_values(shapes, seed)
             }
             for name, _, master in masters.parts(write=True):
-                _put(master, first[name])
+                put(master, first[name])
         else:
             for name, p, master in masters.parts(write=True):
                 if DTYPES.get(whole.header.tensors[name].dtype) != p.ds_tensor.dtype:
-                    _put(master, whole.read(name, *self._owned(p)))
+                    put(master, whole.read(name, *self._owned(p)))
         masters.publish()
 
     def _config(self, role: str) -> dict[str, Any]:
-        on_gpu = self.ranks.device.type == "cuda"
-        zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
-        host = {"device": "cpu", "pin_memory": on_gpu}
-        if self.settings.offload in ("optimizer", "all") and role in self.trained:
-            zero["offload_optimizer"] = host
-        if self._swap is not None and role in self.trained:
-            # A folder each, for the names of DeepSpeed's files are of one engine.
-            zero["offload_optimizer"] = offload_config(self._swap.path / role)
-            zero["sub_group_size"] = SUB_GROUP
-        if self.settings.offload in ("all", "nvme"):
-            zero["offload_param"] = host
-        return {
-            "aio": {"block_size": BLOCK},
-            "train_micro_batch_size_per_gpu": self.settings.micro_batch,
-            "gradient_accumulation_steps": self.settings.accumulation,
-            "gradient_clipping": self.settings.clip,
-            "zero_optimization": zero,
-            # torch's AdamW: DeepSpeed's own would be compiled on first use.
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": self.settings.dtype == torch.bfloat16},
-            "steps_per_print": sys.maxsize,
-        }
+        # Files of a folder each, for DeepSpeed names them within one engine.
+        folder = None if self._swap is None else self._swap.path / role
+        trained, on_gpu = role in self.trained, self.ranks.device.type == "cuda"
+        return deepspeed_config(self.settings, trained, on_gpu, folder)
 
     def _engine(self, role: str, network: nn.Module) -> Any:
         import deepspeed
@@ -327,18 +308,18 @@ class Zero3:
                 for name, p, master in masters.split(group, flat):
                     start, stop = self._owned(p)
                     if role == STUDENT:
-                        _put(master, student.read(name, start, stop))
+                        put(master, student.read(name, start, stop))
                     else:
-                        _put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
+                        put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
                 masters.set_updates(flat, updates[role])
                 for kind, moment in masters.moments(flat, start=True).items():
                     for name, p, part in masters.split(group, moment):
-                        _put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
+                        put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
             masters.publish()
         if self._average:
             average = WholeTensors([checkpoint / "student_ema.safetensors"])
             for name, p, part in self._averaged_parts():
-                _put(part, average.read(name, *self._owned(p)))
+                put(part, average.read(name, *self._owned(p)))
 
     def close(self) -> None:
         """Lets go of the engines and leaves the process group, without which exit aborts."""
@@ -391,44 +372,6 @@ class _TwoForwards:
     def backward(self, loss: ScoreLoss) -> None:
         velocity = self._zero3.velocity(FAKE_SCORE, self._x_t, self._sigma, self._text)
         self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, velocity))
-
-
-def _put(part: Tensor, values: Tensor) -> None:
-    """Writes ``values`` into a slice that may be padded at its end."""
-    with torch.no_grad():
-        part[: values.numel()].copy_(values)
-        part[values.numel() :].zero_()
-
-
-def _share(network: Any, teacher: Any) -> None:
-    """Lets a network with frozen weights read them from the teacher's shards.
-
-    Each network still gathers for itself: only what is never written is shared.
-    """
-    held = dict(teacher.named_parameters())
-    for name, p in network.named_parameters():
-        p.ds_tensor = held[name].ds_tensor
-
-
-def fill_shards(
-    networks: Sequence[nn.Module], whole: WholeTensors, ranks: Ranks, what: str
-) -> None:
-    """Writes a file's weights into networks of one shape; each rank reads its slices, once.
-
-    Args:
-        networks: Of ``build_sharded``.
-        whole: The file.
-        ranks: Of the run.
-        what: Of whom a mismatch is told.
-    """
-    every = [dict(network.named_parameters()) for network in networks]
-    expected = {name: tuple(p.ds_shape) for name, p in every[0].items()}  # type: ignore[attr-defined]
-    check_keys(whole.header, expected, what)
-    for name in expected:
-        own: list[Any] = [named[name] for named in every]
-        values = whole.read(name, *owned(own[0].ds_numel, ranks.rank, ranks.size))
-        for p in own:
-            _put(p.ds_tensor, values)
 
 
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
