@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,23 +29,13 @@ GATHERED = 1_000_000_000 + PREFETCH
 """Most numbers of gathered weights: ``stage3_max_live_parameters`` and what comes next."""
 WHOLE = 100_000
 """Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
-SUB_GROUP = 1_000_000_000
+STEPPED = 1_000_000_000
 """Most numbers that the optimizer updates at once (``sub_group_size``)."""
 LATENT_COPIES = 24
 """Float32 tensors of a video's size that an iteration holds at most: noises, x_t, losses' terms."""
 
 TEXT_ENCODER = "text encoder"
 """The phase at the start in which prompts are encoded."""
-
-_UMT5_XXL = {
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
 
 
 @dataclass(frozen=True)
@@ -307,7 +295,7 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
         # The gradient flattened and in float32; then AdamW's square root of a moment, on a CPU
         # together with the denominator made of it.
         numbers = max(4 + size % 4, 4 + (4 if meter.on_gpu else 8))
-        updated = min(-(-most // gpus), SUB_GROUP)
+        updated = min(-(-most // gpus), STEPPED)
         phases["optimizer step"] = {"optimizer's temporaries": numbers * updated}
     return phases
 
@@ -356,12 +344,9 @@ def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
 
 
 def _text_encoder_weights(model: WanModel) -> int:
-    """Numbers in the text encoder; of a hub id's, whose configuration is not here, umT5-XXL's."""
+    """Numbers in the text encoder."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    folder = Path(model.path) / "text_encoder"
-    config: Any = UMT5Config(**_UMT5_XXL)
-    if (folder / "config.json").is_file():
-        config = UMT5Config.from_pretrained(folder)
+    config = UMT5Config(**model.expected_text_encoder_config())
     with torch.device("meta"):
         return sum(p.numel() for p in UMT5EncoderModel(config).parameters())

@@ -16,6 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.models.wan import to_frames, vae_latents
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -91,11 +93,7 @@ def decode_stream(
     Yields:
         ``[B, F, H, W, 3]`` uint8, on the VAE's device.
     """
-    shape = (1, -1, 1, 1, 1)
-    dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
-    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
-    z = latents.to(dtype) * std + mean
+    z = vae_latents(vae, latents)
     ratio = int(vae.spatial_compression_ratio)
     if tiling is not None and tiling.needed(z.shape[3] * ratio, z.shape[4] * ratio):
         chunks = _tiled(vae, z, tiling, share)
@@ -183,6 +181,4 @@ def _to_frames(vae: Any, chunk: Tensor) -> Tensor:
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
         chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-    video = torch.clamp(chunk, min=-1.0, max=1.0).float()
-    video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
-    return video.permute(0, 2, 3, 4, 1).contiguous()
+    return to_frames(chunk)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -32,15 +31,7 @@ _GROUPS_AT_ONCE: Final = 3
 """Blocks on the device with group offload and a stream: the one that computes, the one before it,
 which may still be leaving, and the next one, which is coming."""
 _BYTES: Final = {"fp8": 1.0, "int8": 1.0, "fp8-storage": 1.0}
-_UMT5_XXL: Final = {
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_heads": 64,
-    "num_layers": 24,
-    "vocab_size": 256384,
-}
-"""Wan2.1's text encoder, for models of which only the network is known."""
+_TEXT_SIZES: Final = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -155,10 +146,8 @@ def _count(module: Any) -> int:
 
 
 def _text_config(model: WanModel) -> dict[str, Any]:
-    # Of a model on the hub it would have to be fetched, and Wan's are all the same.
-    here = model.text_encoder_config is not None or Path(model.source.root).is_dir()
-    saved = model.full_text_encoder_config() if here else _UMT5_XXL
-    return {key: saved[key] for key in _UMT5_XXL if key in saved}
+    saved = model.expected_text_encoder_config()
+    return {key: saved[key] for key in _TEXT_SIZES if key in saved}
 
 
 def needed_gib(work: Work, way: Way) -> dict[str, float]:

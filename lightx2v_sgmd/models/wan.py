@@ -10,7 +10,7 @@ transformers' own classes, and names are diffusers' names, whatever the layout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -183,6 +183,13 @@ class WanModel:
             )
         return config
 
+    def expected_text_encoder_config(self) -> Mapping[str, Any]:
+        """The same without a download; where it is not here, umT5-XXL's, as all of Wan have it."""
+        file = Path(self.source.root) / "text_encoder" / "config.json"
+        if self.text_encoder_config is None and not file.is_file():
+            return original.TEXT_ENCODER_CONFIG
+        return self.full_text_encoder_config()
+
     def _weights(self, part: Part) -> WholeTensors:
         res_blocks = int(self.vae_config["num_res_blocks"])
         names: dict[Part, Names] = {
@@ -319,10 +326,20 @@ def velocity(network: Any, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
 @torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+    return to_frames(vae.decode(vae_latents(vae, latents), return_dict=False)[0])
+
+
+def vae_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents ``[B, C, T, h, w]`` as the VAE itself has them, in its precision."""
     shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, vae.dtype)
-    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, vae.dtype)
-    video = vae.decode(latents.to(vae.dtype) * std + mean, return_dict=False)[0]
-    video = (video.float() / 2 + 0.5).clamp(0, 1) * 255
-    frames: Tensor = video.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
-    return frames
+    dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
+    return latents.to(dtype) * std + mean
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """What the VAE gives, ``[B, 3, F, H, W]`` from -1 to 1, as ``[B, F, H, W, 3]`` uint8."""
+    video = torch.clamp(video, min=-1.0, max=1.0).float()
+    video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
+    return video.permute(0, 2, 3, 4, 1).contiguous()
