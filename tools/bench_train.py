@@ -34,6 +34,7 @@ from distill.building import Start, build_trainer, open_latents
 from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.flops import forward_operations, iteration_passes
+from distill.memory import Meter
 from distill.trainer import Trainer
 from lightx2v_sgmd.comparison.plan import method_job
 from lightx2v_sgmd.job import Job, check_against_model, load_job
@@ -168,7 +169,7 @@ class Bench:
             rows = max(len(row) for row in self.trainer.batches.rows) + 1
         forward = forward_operations(config, tokens, rows)
         videos = job.train.micro_batch * job.train.accumulation / job.parallel.sequence
-        passes = iteration_passes(job).values()
+        passes = iteration_passes(job, Meter(self.model).shares(job)).values()
         once = (replace(each, recomputed=0, attention_recomputed=0) for each in passes)
         flops = sum(each.operations(forward) for each in passes)
         return videos * flops, videos * sum(each.operations(forward) for each in once)
