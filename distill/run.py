@@ -112,6 +112,7 @@ def _watching(watch: Watch) -> Iterator[None]:
     except UserError:  # all ranks have it
         raise
     except Exception as error:
+        # gloo raises plain RuntimeErrors, whose text begins with the name of its source file.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise watch.explain(error) from error
         watch.leave(f"{type(error).__name__}: {error}".splitlines()[0])

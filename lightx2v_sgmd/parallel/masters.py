@@ -64,7 +64,7 @@ class Masters:
             start: Whether Adam is to go on from these tensors.
         """
         state = self._adam.state[flat]
-        found = {kind: state.get(kind, torch.zeros_like(flat)) for kind in MOMENTS}
+        found = {kind: state[kind] if kind in state else torch.zeros_like(flat) for kind in MOMENTS}
         if start:
             state.update(found)
         return found

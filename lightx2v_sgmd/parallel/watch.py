@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -241,10 +241,8 @@ class Watch:
 
     def _try(self, action: Callable[[], None]) -> None:
         """A store that does not answer is noticed by its silence."""
-        try:
+        with suppress(RuntimeError):
             action()
-        except RuntimeError:
-            pass
 
     def _exchange(self) -> None:
         while not self._closed.wait(self._interval_s):
