@@ -22,20 +22,12 @@ import typer
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.commands import compare, embed, generate, plan
 from lightx2v_sgmd.commands import weights as weights_commands
+from lightx2v_sgmd.commands.options import PROG, JobFile, Json, Quiet, Settings
 from lightx2v_sgmd.errors import RunError, UserError
-
-PROG = "lightx2v-sgmd"
 
 app = typer.Typer(
     name=PROG, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on stdout.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
-]
 
 
 @dataclass
@@ -82,7 +74,7 @@ def root(
     f"  torchrun --nproc-per-node 8 -m lightx2v_sgmd distill configs/wan2.1_t2v_14b_sgmd.yaml",
 )
 def distill_command(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.")],
+    job: JobFile,
     settings: Settings = None,
     resume: Annotated[
         str,
@@ -114,7 +106,7 @@ def distill_command(
         _print_result({"run": str(run)}, str(run), as_json)
 
 
-generate.register(app)
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate_command)
 
 
 @app.command(

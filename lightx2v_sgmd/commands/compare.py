@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-PROG = "lightx2v-sgmd"
+from lightx2v_sgmd.commands.options import PROG, Json, Quiet
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -103,10 +103,8 @@ def compare_command(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Run nothing; sum up what DIR has so far.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON, on stdout.")
-    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Train several methods on one teacher, measure them alike, and write tables and a report.
 

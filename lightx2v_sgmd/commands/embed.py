@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from lightx2v_sgmd.commands.options import PROG, JobFile, Json, Quiet, Settings
 from lightx2v_sgmd.errors import UserError
-
-PROG = "lightx2v-sgmd"
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -22,15 +17,10 @@ EXAMPLES = (
 
 
 def embed_command(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON, on stdout.")
-    ] = False,
+    job: JobFile,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Embed a job's prompts into the folder `data.embeddings`, for training without the encoder.
 

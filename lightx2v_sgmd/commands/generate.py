@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from lightx2v_sgmd.commands.options import PROG, Json, Quiet
 from lightx2v_sgmd.errors import UserError
 
-_EXAMPLES = (
+EXAMPLES = (
     "\b\nExamples:\n"
-    '  lightx2v-sgmd generate --weights demo/student --prompt "a red circle moving left" --out '
-    "red.mp4\n"
-    "  lightx2v-sgmd generate --weights student --prompts prompts.jsonl --out videos --batch 4\n"
-    '  lightx2v-sgmd generate --weights wan14b --prompt "a fox" --out fox.mp4 --max-memory-gib 16\n'
+    f'  {PROG} generate --weights demo/student --prompt "a red circle moving left" --out red.mp4\n'
+    f"  {PROG} generate --weights student --prompts prompts.jsonl --out videos --batch 4\n"
+    f'  {PROG} generate --weights wan14b --prompt "a fox" --out fox.mp4 --max-memory-gib 16\n'
     "  torchrun --nproc-per-node 4 -m lightx2v_sgmd generate --weights wan14b ..."
 )
 
@@ -177,10 +177,8 @@ def generate_command(
         Path | None,
         typer.Option(metavar="FILE", help="Write a trace (.json or .json.gz; ui.perfetto.dev)."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON, on stdout.")
-    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Make 4-step videos with a student, and print the files; exit 1 if some failed.
 
@@ -246,8 +244,3 @@ def _print(outcome: Any, as_json: bool) -> None:
         "options": outcome.way,
     }
     print(json.dumps(result, indent=2), flush=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to the command line."""
-    app.command("generate", epilog=_EXAMPLES)(generate_command)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lightx2v_sgmd.commands.options import PROG, JobFile, Json, Settings
+
 if TYPE_CHECKING:
     from distill.plan import Plan
-
-PROG = "lightx2v-sgmd"
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -21,11 +20,8 @@ EXAMPLES = (
 
 
 def plan_command(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
-    ] = None,
+    job: JobFile,
+    settings: Settings = None,
     gpus: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="All of them; default 8 for zero3, 1 for local."),
@@ -44,9 +40,7 @@ def plan_command(
         float,
         typer.Option(min=1, help="A GPU's peak in the job's precision; default an H100's, bf16."),
     ] = 989.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON, on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a job needs: memory of a GPU, operations, traffic, time, GPU-hours.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lightx2v_sgmd.commands.options import PROG, Json
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -16,12 +18,10 @@ def weights_command() -> None:
     """Look after exported weights."""
 
 
-@app.command("verify", epilog="\b\nExample:\n  lightx2v-sgmd weights verify student")
+@app.command("verify", epilog=f"\b\nExample:\n  {PROG} weights verify student")
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON, on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check an exported folder against its manifest, offline; exit 1 if something differs."""
     from weights import verify
