@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from lightx2v_sgmd.models.wan import open_wan, velocity
 from lightx2v_sgmd.parallel import Ranks, nvme
 from lightx2v_sgmd.resources import config_path
 from tests.parallel.ranks import run_ranks
+from tests.profiling import peak_growth
 from tests.tiny import make_tiny_wan
 from tests.training import job_file, make_job, make_trainer, needs_deepspeed
 from tools import scale_tables
@@ -131,20 +131,6 @@ def live_bytes() -> int:
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
-
-
-def peak_growth(work: Callable[[], Any], at_end: bool = False) -> int:
-    """By how much torch's CPU allocator, as its profiler reports it, grew at most or at the end."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        work()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    assert peak > 0, "the profiler saw no memory"
-    return live if at_end else peak
 
 
 def measured_peak(job: Job, ranks: Ranks, strategy: str) -> int:

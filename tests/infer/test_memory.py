@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from infer.memory import Way, Work, _activations, _decoding, choose_way, needed_
 from infer.options import Options, make_plan, out_of_memory
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel, open_wan
+from tests.profiling import peak_growth
 
 BIG = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -112,23 +112,6 @@ def test_running_out_says_what_would_do(shared_student: Path) -> None:
     assert "--batch 1 with" in str(error) and "GiB" in str(error).split("would do with")[1]
 
 
-def measured(compute: Callable[[], object]) -> int:
-    """The most bytes that PyTorch's allocator holds of what a computation asks for."""
-    with (
-        torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile,
-        torch.no_grad(),
-    ):
-        compute()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        highest = max(highest, held)
-    return highest
-
-
 @pytest.mark.parametrize(
     ("heads", "ffn", "dtype"),
     [(5, 1728, torch.bfloat16), (4, 3072, torch.bfloat16), (4, 1024, torch.float32)],
@@ -142,7 +125,8 @@ def test_the_denoising_formula(heads: int, ffn: int, dtype: torch.dtype) -> None
     asked = Work(model, 256, 256, 17, 1, dtype.itemsize, cuda=False)
     x_t = torch.zeros(1, 16, 5, 32, 32, dtype=dtype)
     text = torch.zeros(1, 16, 64, dtype=dtype)
-    got = measured(lambda: network(x_t, torch.tensor([500.0]), text))
+    with torch.no_grad():
+        got = peak_growth(lambda: network(x_t, torch.tensor([500.0]), text))
     assert 0.7 < _activations(asked, dtype.itemsize) / got < 1.5
 
 
@@ -151,7 +135,8 @@ def test_the_decoding_formula() -> None:
     model = WanModel("x", {}, dict(vae.config), open_wan("sprites").source)
     asked = Work(model, 64, 64, 9, 1, 4, cuda=False)
     z = torch.zeros(1, 16, 3, 8, 8)
-    got = measured(lambda: list(decode_stream(vae, z)))
+    with torch.no_grad():
+        got = peak_growth(lambda: list(decode_stream(vae, z)))
     assert 0.9 < _decoding(asked, False) / got < 1.4
 
 
