@@ -17,6 +17,7 @@ from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
 from distill.embeddings import encode_prompts
 from distill.trainer import Trainer
+from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
@@ -92,6 +93,14 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
                 key = f"fake_score/{name}"
                 found[key] = torch.cat([found.get(key, torch.zeros(0)), value])
     return found
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Two runs left equal traces and, in their newest checkpoints, the same bits."""
+    assert read_trace(ours) == read_trace(theirs)
+    found, expected = (weights_of(find_checkpoint(run)) for run in (ours, theirs))
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 needs_deepspeed = pytest.mark.skipif(

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.job import Job
 from tests.parallel.ranks import Started, start_ranks
-from tests.training import _distill, make_job, needs_deepspeed, read_trace, train, weights_of
+from tests.training import _distill, assert_same_run, make_job, needs_deepspeed, train
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
 
@@ -98,7 +97,4 @@ def test_twenty_kills(tiny_teacher: Path, tmp_path: Path) -> None:
     assert 5 <= done < 30
     finish(job)
     assert not list((run / "checkpoints").glob("*.damaged"))
-    assert read_trace(run) == read_trace(straight.output.dir)
-    ours, theirs = (weights_of(store.find_checkpoint(j.output.dir)) for j in (job, straight))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert_same_run(run, straight.output.dir)

@@ -19,7 +19,15 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.tensorfiles import schedule_of
-from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, train, weights_of
+from tests.training import (
+    assert_same_run,
+    make_job,
+    make_trainer,
+    needs_deepspeed,
+    read_trace,
+    train,
+    weights_of,
+)
 
 BOTH = ("student={train: lora, lora: {rank: 4, alpha: 8}}", "fake_score.train=lora")
 
@@ -77,10 +85,7 @@ def test_resuming_gives_the_same_run(finished: Job, tmp_path: Path) -> None:
     shutil.copytree(finished.output.dir, run)
     shutil.rmtree(run / "checkpoints" / "step_000004")
     distill(load_job(run / "job.yaml", [f"output.dir={run}"]), quiet=True)
-    assert read_trace(run) == read_trace(finished.output.dir)
-    ours, theirs = (weights_of(store.find_checkpoint(r)) for r in (run, finished.output.dir))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same_run(run, finished.output.dir)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.tensorfiles import schedule_of
-from tests.training import make_job, read_trace, weights_of
+from tests.training import assert_same_run, make_job, read_trace
 
 
 def folders(run: Path) -> list[str]:
@@ -87,10 +87,7 @@ def test_resuming_gives_the_same_run(finished: Job, tmp_path: Path) -> None:
     with (job.output.dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "fi')  # cut off by a crash
     distill(job, quiet=True)
-    assert read_trace(job.output.dir) == read_trace(finished.output.dir)
-    ours, theirs = (weights_of(store.find_checkpoint(j.output.dir)) for j in (job, finished))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same_run(job.output.dir, finished.output.dir)
 
 
 def test_a_finished_run_has_nothing_to_do(finished: Job, capsys: pytest.CaptureFixture) -> None:
@@ -256,9 +253,7 @@ def test_an_iteration_is_dropped_between_its_micro_batches(
     assert began[-1] == (1, 2)
     assert folders(job.output.dir) == ["step_000001"]
     distill(job, quiet=True)
-    assert read_trace(job.output.dir) == read_trace(straight.output.dir)
-    ours, theirs = (weights_of(store.find_checkpoint(j.output.dir)) for j in (job, straight))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same_run(job.output.dir, straight.output.dir)
 
 
 def test_an_iteration_goes_on_after_the_updates_that_it_has_had(
@@ -287,9 +282,7 @@ def test_an_iteration_goes_on_after_the_updates_that_it_has_had(
             state = store.read_trainer_state(job.output.dir / "checkpoints" / "step_000001")
             assert state["begun"]["done"] == draw - 6
     distill(job, quiet=True)
-    assert read_trace(job.output.dir) == read_trace(straight.output.dir)
-    ours, theirs = (weights_of(store.find_checkpoint(j.output.dir)) for j in (job, straight))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same_run(job.output.dir, straight.output.dir)
 
 
 def test_checkpoints_by_the_clock(
