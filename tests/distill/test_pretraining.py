@@ -230,6 +230,7 @@ def test_resuming_equals_going_on(
 
 
 @needs_deepspeed
+@pytest.mark.parametrize("encoder", ["sam"], indirect=True)
 @pytest.mark.parametrize(
     "method",
     [
@@ -245,8 +246,6 @@ def test_resuming_equals_going_on(
 def test_zero3_on_two_ranks_equals_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
-    if "sam" not in encoder.name:
-        pytest.skip("one vision encoder is enough, and the others have none")
     if method == "dmdx":
         method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
     equals_local(method, tiny_teacher, tmp_path, pairs, "train.micro_batch=1")
@@ -254,14 +253,13 @@ def test_zero3_on_two_ranks_equals_local(
 
 @needs_deepspeed
 @pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["sam"], indirect=True)
 @pytest.mark.parametrize(
     "method", [f"adm, delta: 0.5, {SLOW_HEADS}", f"adp, pixel_weight: 0, {SLOW_HEADS}", "dmdx"]
 )
 def test_two_ranks_on_one_video_equal_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
-    if "sam" not in encoder.name:
-        pytest.skip("once is enough")
     if method == "dmdx":
         method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
     equals_local(method, tiny_teacher, tmp_path, pairs, "parallel.sequence=2")
