@@ -11,10 +11,11 @@ import torch
 
 from infer.lora import Lora, check_loras, lora_schedule
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import FILE_NAME, Manifest, read_manifest
+from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, read_manifest
 from lightx2v_sgmd.models.known import known_transformer_config
-from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.models.wan import BUNDLED, WanModel, bundled_teacher, open_wan
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.tensorfiles import (
     PICKLE_SUFFIXES,
     Header,
@@ -37,6 +38,15 @@ class Checked:
     manifest: Manifest | None
     schedule: Schedule
 
+    @property
+    def video(self) -> Video | None:
+        """What they were trained for; None if nothing says so."""
+        if self.manifest is not None:
+            return self.manifest.video
+        if self.model.path == str(bundled_teacher()):
+            return Video(world.SIZE, world.SIZE, world.NUM_FRAMES, world.FPS)
+        return None
+
 
 def engine_schedule(steps: int = 4) -> Schedule:
     """The schedule that the engine runs with that many steps; 4 is what SGMD trains by default."""
@@ -53,7 +63,8 @@ def check_student(
 
     Args:
         path: A student that ``lightx2v-sgmd export`` wrote, or a base model for ``loras``: a
-            folder in diffusers' or the original layout, or a file of a transformer alone.
+            folder in diffusers' or the original layout, a file of a transformer alone, or
+            ``sprites``, the bundled teacher.
         assume_schedule: ``"sgmd"``, or ``"sgmd:N"`` for N steps, allows weights that carry no
             schedule.
         loras: Files that will be added; their schedule counts as the weights'.
@@ -64,8 +75,9 @@ def check_student(
         UserError: says what is wrong with which file, and the remedy.
     """
     assumed = _assumed(assume_schedule)
-    model = _open(Path(path), base)
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    place = bundled_teacher() if str(path) == BUNDLED else Path(path)
+    model = _open(place, base)
+    folder = place if place.is_dir() else place.parent
     parts = {
         "transformer": model.transformer_weights().header,
         "vae": model.vae_weights().header,
@@ -85,7 +97,8 @@ def check_student(
         raise UserError(
             f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
             f"metadata has one), and wrong steps give blur; if they were distilled for "
-            f"{_steps(engine_schedule())}, add --assume-schedule sgmd (or sgmd:N for N steps)"
+            f"{_steps(engine_schedule())}, or to see a teacher undistilled, add "
+            "--assume-schedule sgmd (or sgmd:N for N steps)"
         )
     for name, info in header.tensors.items():
         if info.dtype not in _RUNNABLE:
@@ -116,7 +129,7 @@ def wanted_size(
     Raises:
         UserError: the model cannot make that size, or nothing says what it was trained for.
     """
-    trained = checked.manifest.video if checked.manifest else None
+    trained = checked.video
     chosen = []
     for name, value in (("height", height), ("width", width), ("num_frames", num_frames)):
         if value is None and trained is None:

@@ -74,8 +74,8 @@ class Student:
     @property
     def fps(self) -> float:
         """Frames per second of its videos."""
-        manifest = self.checked.manifest
-        return WAN_FPS if manifest is None else manifest.video.fps
+        video = self.checked.video
+        return WAN_FPS if video is None else video.fps
 
     @property
     def transformer(self) -> Any:
@@ -359,9 +359,10 @@ def load_student(
 
     Args:
         path: A student that ``lightx2v-sgmd export`` wrote (a folder, or a file of a transformer
-            alone), or a base model in diffusers' or the original layout for ``loras``.
+            alone), or a base model for ``loras``: in diffusers' or the original layout, or
+            ``sprites``, the bundled teacher.
         assume_schedule: ``"sgmd"`` (four steps) or ``"sgmd:N"`` runs weights that carry no
-            schedule.
+            schedule; a teacher is then run undistilled, without guidance.
         base: For a file: the model whose VAE and text encoder it is run with.
         **options: Fields of ``infer.options.Options``: ``attention``, ``dtype``, ``device``,
             ``quantize``, ``offload``, ``max_memory_gib``, ``compile``, ``text_cache``, ``loras``
@@ -373,7 +374,7 @@ def load_student(
     """
     chosen = Options(**options)
     checked = check_student(path, assume_schedule, chosen.loras, base)
-    video = checked.manifest.video if checked.manifest else None
+    video = checked.video
     size = (video.height, video.width, video.num_frames) if video else None
     return Student(checked, make_plan(checked.model, chosen, size))
 

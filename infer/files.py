@@ -152,7 +152,7 @@ class _Facts:
     """What a sidecar says of a video."""
 
     def __init__(self, checked: Checked, options: Options, dtype: torch.dtype) -> None:
-        self._trained_fps = checked.manifest.video.fps if checked.manifest else WAN_FPS
+        self._trained_fps = checked.video.fps if checked.video else WAN_FPS
         self.common = {
             "weights": _identity(checked, options),
             "timesteps": checked.schedule.to_dict()["timesteps"],

@@ -63,7 +63,7 @@ def generate_command(
         typer.Option(
             metavar="DIR|FILE",
             help="What `export` wrote, or a base model for --lora; diffusers' or the original "
-            "layout.",
+            "layout, or sprites, the bundled teacher.",
         ),
     ],
     out: Annotated[
@@ -170,7 +170,7 @@ def generate_command(
         typer.Option(
             metavar="sgmd[:N]",
             help="For weights that carry no schedule: the one they were trained on, of 4 or N "
-            "steps.",
+            "steps. A teacher runs undistilled, without guidance.",
         ),
     ] = None,
     profile: Annotated[

@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from infer import load_student
 from infer.checks import check_student
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.sampling import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 from tests.infer.conftest import WEIGHTS, manifest_of, write_metadata
 
@@ -137,6 +140,18 @@ def test_the_original_layout_and_single_files_run(student: Path, tmp_path: Path)
     with pytest.raises(UserError, match="^weights: .* a transformer alone; set --base"):
         shutil.copy(student / WEIGHTS, tmp_path / "x.safetensors")
         load_student(tmp_path / "x.safetensors")
+
+
+def test_the_bundled_teacher_by_its_name() -> None:
+    """Undistilled, and only when that is asked for."""
+    refused(Path("sprites"), "^sprites: the weights carry no schedule .*to see a teacher undistil")
+    teacher = load_student("sprites", assume_schedule="sgmd")
+    made = teacher.generate("a red circle", seed=3, decode=False)
+    assert teacher.fps == world.FPS
+    size = (world.SIZE, world.SIZE, world.NUM_FRAMES)
+    sampler = VideoSampler(open_wan("sprites"), Schedule(), size, guidance_scale=1.0)
+    expected = sampler.latents(["a red circle"], noise_for(3, made.latents.shape))
+    torch.testing.assert_close(made.latents, expected[0], atol=1e-4, rtol=0)
 
 
 def test_every_step_count_of_the_family_runs(student: Path) -> None:
