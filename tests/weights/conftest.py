@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 from tests.tiny import make_tiny_wan
+from weights import export
 
+WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 JOB = """
 teacher: {{path: {teacher}, guidance_scale: 3.0}}
 method: {{name: sgmd, lambda: 0.1}}
@@ -63,6 +66,10 @@ def write_lora_checkpoint(run: Path, teacher: Path, step: int, lora: Lora) -> Pa
     (folder / "job.yaml").write_text(job.to_yaml())
     write_manifest(folder)
     return folder
+
+
+def do_export(source: Path, out: Path, **options: Any) -> Path:
+    return export(source, "diffusers", out, **{"dtype": "fp32", "quiet": True, **options})
 
 
 def write_manifest(folder: Path) -> None:
