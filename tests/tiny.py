@@ -10,6 +10,9 @@ from transformers import UMT5EncoderModel
 
 from tools.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
+WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
+"""Where diffusers' layout has a transformer's weights, below a model's folder."""
+
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
 
 

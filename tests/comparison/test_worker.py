@@ -15,6 +15,7 @@ from lightx2v_sgmd.comparison import measuring, worker
 from lightx2v_sgmd.comparison.plan import Plan, make_plan, write_plan
 from lightx2v_sgmd.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
 from lightx2v_sgmd.sampling import VideoSampler
+from tests.tiny import WEIGHTS
 from tests.training import job_file
 
 
@@ -68,7 +69,7 @@ def test_rows_share_their_noise(trained: Plan, tiny_teacher: Path) -> None:
     before = sampler(texts[:2], seeds[:2])
     sampler.load_weights(trained.snapshot("sgmd", 0, 3))
     after = sampler(texts[:2], seeds[:2])
-    sampler.load_weights(tiny_teacher / "transformer" / "diffusion_pytorch_model.safetensors")
+    sampler.load_weights(tiny_teacher / WEIGHTS)
     np.testing.assert_array_equal(sampler(texts[:2], seeds[:2]), before)
     assert (after != before).any()
     undistilled = measuring.load(trained.measurement("undistilled", 0, 0))

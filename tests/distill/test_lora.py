@@ -19,6 +19,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.tensorfiles import schedule_of
+from tests.tiny import WEIGHTS
 from tests.training import (
     assert_same_run,
     make_job,
@@ -60,7 +61,7 @@ def test_the_checkpoint_holds_adapters_and_nothing_frozen(finished: Job) -> None
     tensors = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     model = open_wan(finished.teacher.path)
     assert checkpoint_bytes(finished, model) == pytest.approx(tensors, rel=0.1)
-    teacher = Path(finished.teacher.path) / "transformer" / "diffusion_pytorch_model.safetensors"
+    teacher = Path(finished.teacher.path) / WEIGHTS
     assert (folder / "student.safetensors").stat().st_size < teacher.stat().st_size
 
 

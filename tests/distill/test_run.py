@@ -22,6 +22,7 @@ from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.tensorfiles import schedule_of
+from tests.tiny import WEIGHTS
 from tests.training import assert_same_run, make_job, read_trace
 
 
@@ -329,7 +330,7 @@ def test_interrupted_and_resumed_in_this_process(
 def test_a_single_file_of_weights_with_its_base(tiny_teacher: Path, tmp_path: Path) -> None:
     """The same run as from the whole folder."""
     file = tmp_path / "variant.safetensors"
-    shutil.copy(tiny_teacher / "transformer" / "diffusion_pytorch_model.safetensors", file)
+    shutil.copy(tiny_teacher / WEIGHTS, file)
     named = [f"teacher.path={file}", f"teacher.base={tiny_teacher}", "train.iterations=1"]
     whole = distill(make_job(tiny_teacher, tmp_path / "whole", "train.iterations=1"), quiet=True)
     single = distill(make_job(tiny_teacher, tmp_path / "single", *named), quiet=True)

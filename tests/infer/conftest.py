@@ -9,9 +9,7 @@ from safetensors.torch import load_file, save_file
 from lightx2v_sgmd.manifest import Manifest, Video
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
-from tests.tiny import make_tiny_wan
-
-WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
+from tests.tiny import WEIGHTS, make_tiny_wan
 
 
 def write_metadata(folder: Path, metadata: dict[str, str]) -> None:

@@ -17,7 +17,8 @@ from lightx2v_sgmd.sampling import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.tensorfiles import schedule_metadata
-from tests.infer.conftest import WEIGHTS, manifest_of, write_metadata
+from tests.infer.conftest import manifest_of, write_metadata
+from tests.tiny import WEIGHTS
 
 OTHER = Schedule(shift=5.0)
 

@@ -19,7 +19,6 @@ from lightx2v_sgmd.tensorfiles import schedule_metadata
 from tests.tiny import make_tiny_wan
 from weights import export
 
-WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 JOB = """
 teacher: {{path: {teacher}, guidance_scale: 3.0}}
 method: {{name: sgmd, lambda: 0.1}}

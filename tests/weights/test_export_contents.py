@@ -20,8 +20,8 @@ from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from tests.models.original import write_original
+from tests.tiny import WEIGHTS
 from tests.weights.conftest import (
-    WEIGHTS,
     do_export,
     student_tensors,
     write_checkpoint,

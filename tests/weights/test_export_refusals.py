@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
-from tests.weights.conftest import WEIGHTS, do_export, write_manifest
+from tests.tiny import WEIGHTS
+from tests.weights.conftest import do_export, write_manifest
 from weights import ExportError, export, exporting, shared, stream
 from weights.item import Item
 from weights.load import open_source

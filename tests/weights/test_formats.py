@@ -15,6 +15,7 @@ from lightx2v_sgmd.manifest import read_manifest, sha256_file
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
+from tests.tiny import WEIGHTS
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
@@ -22,7 +23,6 @@ from weights.item import Item, Losses
 from weights.load import open_source
 from weights.verify import differences
 
-WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 WAN = "diffusion_pytorch_model.safetensors"
 
 

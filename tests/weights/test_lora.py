@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.manifest import sha256_file
-from tests.tiny import make_tiny_wan
+from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
@@ -190,7 +190,7 @@ def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
     """Merged into the teacher for a full format; as they are for another set of adapters."""
     out = exports(rank=8)
     export(out, "diffusers", tmp_path / "full", dtype="fp32", quiet=True)
-    full = load_file(tmp_path / "full" / "transformer" / "diffusion_pytorch_model.safetensors")
+    full = load_file(tmp_path / "full" / WEIGHTS)
     base = reading.to_original(reading.teacher_weights(exports.teacher_folder))
     merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(out / LORA)))
     for name, tensor in merged.items():

@@ -19,14 +19,13 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.models.adapters import adapter_metadata
 from lightx2v_sgmd.models.wan import open_wan
-from tests.tiny import make_tiny_wan
+from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_lora_checkpoint, write_manifest
 from weights import export, verify
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA = Lora(rank=4, alpha=8.0)
-WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")

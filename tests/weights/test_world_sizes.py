@@ -17,6 +17,7 @@ from lightx2v_sgmd.models.adapters import trained_shapes
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Settings, connect
 from tests.parallel.ranks import run_ranks
+from tests.tiny import WEIGHTS
 from tests.training import make_job, needs_deepspeed, train
 from tests.weights.conftest import write_lora_checkpoint
 from weights import export
@@ -25,7 +26,6 @@ ROLES = ("student", "fake_score")
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
 
-WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 # A rate so small that no weight moves: sums over other numbers of processes round in another way,
 # and it is the saving that is compared here, not the arithmetic.
 STILL = (
