@@ -15,6 +15,7 @@ from distill.building import Start
 from distill.data import prompts_digest
 from distill.trainer import Iteration
 from lightx2v_sgmd import checkpoint as store
+from lightx2v_sgmd.disk import free_bytes
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.adapters import adapter_metadata, trained_shapes
@@ -184,10 +185,7 @@ def check_space(run: Path, needed: int) -> None:
     Raises:
         UserError: says how much is missing.
     """
-    place = run
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(run)
     if free < needed:
         raise UserError(
             f"output.dir: {run} has {free / 2**30:.2f} GiB free, but a checkpoint takes "

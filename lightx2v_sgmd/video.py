@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lightx2v_sgmd.disk import nearest_existing
 from lightx2v_sgmd.errors import UserError
 
 Frames = NDArray[np.uint8]
@@ -202,9 +203,7 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
     if path.exists() and path.is_dir() != folder:
         kind = "a file, not a folder" if folder else "a folder, not a file"
         raise UserError(f"{path}: is {kind}; choose another output")
-    nearest = path if folder else path.parent
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = nearest_existing(path if folder else path.parent)
     if not nearest.is_dir():
         raise UserError(f"{path}: {nearest} is not a folder; choose another output")
     try:

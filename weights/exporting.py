@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from lightx2v_sgmd.console import note, progress
+from lightx2v_sgmd.disk import free_bytes
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.video import check_writable
 from weights.card import model_card
@@ -122,10 +123,7 @@ def _finish(item: Item, folder: Path, losses: Losses | None) -> None:
 
 
 def _check_space(out: Path, needed: int) -> None:
-    nearest = out
-    while not nearest.exists():
-        nearest = nearest.parent
-    free = shutil.disk_usage(nearest).free
+    free = free_bytes(out)
     if free < needed:
         raise UserError(
             f"{out}: needs {needed / 2**30:.2f} GiB and the disk has {free / 2**30:.2f} GiB left; "

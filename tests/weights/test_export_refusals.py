@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_too_little_space_is_found_beforehand(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="needs 0.00 GiB and the disk has 0.00 GiB left"):
         do_export(run, tmp_path / "new" / "student")
     assert not (tmp_path / "new").exists()
