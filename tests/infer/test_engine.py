@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import WanPipeline
 
 from infer import Cancelled, load_student
 from infer.decoding import videos_at_once
@@ -15,6 +14,7 @@ from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.video import read_video
+from tests.stock import run_stock, stock_pipe
 
 PROMPTS = ["a red circle moving left", "a blue square and a red circle moving right slowly", "a"]
 
@@ -25,19 +25,7 @@ def generator(seed: int) -> torch.Generator:
 
 def test_engine_diffusers_and_training_rollout_agree(shared_student: Path) -> None:
     made = load_student(shared_student).generate(PROMPTS[:2], [5, 11], decode=False)
-
-    pipe = WanPipeline.from_pretrained(shared_student)
-    pipe.set_progress_bar_config(disable=True)
-    stock = pipe(
-        PROMPTS[:2],
-        height=32,
-        width=32,
-        num_frames=9,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        output_type="latent",
-        generator=[generator(5), generator(11)],
-    ).frames
+    stock = run_stock(stock_pipe(shared_student), PROMPTS[:2], [5, 11])
     torch.testing.assert_close(made.latents, stock, atol=1e-4, rtol=0)
 
     model = open_wan(shared_student)
@@ -56,17 +44,7 @@ def test_engine_diffusers_and_training_rollout_agree(shared_student: Path) -> No
 def test_frames_are_those_of_diffusers(shared_student: Path) -> None:
     made = load_student(shared_student).generate(PROMPTS[0], 5)
     assert (made.prompt, made.seed, made.fps) == (PROMPTS[0], 5, 8)
-    pipe = WanPipeline.from_pretrained(shared_student)
-    pipe.set_progress_bar_config(disable=True)
-    stock = pipe(
-        PROMPTS[0],
-        height=32,
-        width=32,
-        num_frames=9,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        generator=generator(5),
-    ).frames[0]
+    (stock,) = run_stock(stock_pipe(shared_student), PROMPTS[:1], [5], output_type="np")
     assert made.frames.shape == (9, 32, 32, 3) and made.frames.dtype == np.uint8
     difference = np.abs(made.frames.astype(int) - np.round(stock * 255).astype(int))
     assert difference.max() <= 1
@@ -137,19 +115,8 @@ def test_a_text_too_long_to_fold_gives_the_same_as_stock(shared_student: Path) -
     short = student.generate("a red circle", 1, decode=False)
     prompt = "a red circle moving left " * 12  # 60 tokens, the network is 48 wide
     made = student.generate(prompt, 1, decode=False)
-    pipe = WanPipeline.from_pretrained(shared_student)
-    pipe.set_progress_bar_config(disable=True)
-    stock = pipe(
-        prompt,
-        height=32,
-        width=32,
-        num_frames=9,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        output_type="latent",
-        generator=generator(1),
-    ).frames
-    torch.testing.assert_close(made.latents, stock[0], atol=1e-4, rtol=0)
+    (stock,) = run_stock(stock_pipe(shared_student), [prompt], [1])
+    torch.testing.assert_close(made.latents, stock, atol=1e-4, rtol=0)
     again = student.generate("a red circle", 1, decode=False)
     assert torch.equal(short.latents, again.latents)
 

@@ -13,6 +13,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
+from tests.stock import run_stock, stock_pipe
 from tests.tiny import make_tiny_wan
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly, zebra"]
@@ -68,19 +69,9 @@ def test_a_prompt_of_full_length_has_no_padding_to_fold(folder: Path) -> None:
 
 def test_rollout_equals_stock_diffusers(folder: Path) -> None:
     model = wan.open_wan(folder)
-    pipe = WanPipeline.from_pretrained(folder)
+    pipe = stock_pipe(folder)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(**Schedule().diffusers_config())
-    pipe.set_progress_bar_config(disable=True)
-    stock = pipe(
-        PROMPTS[0],
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        height=32,
-        width=32,
-        num_frames=9,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(3),
-    ).frames
+    stock = run_stock(pipe, PROMPTS[:1], [3])
     noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     network = model.load_transformer()
     wan.fold_text_padding(network)

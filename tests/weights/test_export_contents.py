@@ -20,6 +20,7 @@ from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from tests.models.original import write_original
+from tests.stock import run_stock, stock_pipe
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import (
     do_export,
@@ -37,19 +38,7 @@ def test_engine_diffusers_and_the_trained_weights_agree(
     out = do_export(run, tmp_path / "student")
     prompts, seeds = ["a red circle", "a blue square moving left"], [3, 4]
     made = load_student(out).generate(prompts, seeds, decode=False)
-
-    pipe = WanPipeline.from_pretrained(out)
-    pipe.set_progress_bar_config(disable=True)
-    stock = pipe(
-        prompts,
-        height=32,
-        width=32,
-        num_frames=9,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        output_type="latent",
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-    ).frames
+    stock = run_stock(stock_pipe(out), prompts, seeds)
     torch.testing.assert_close(made.latents, stock, atol=1e-4, rtol=0)
 
     model = open_wan(teacher)
@@ -234,14 +223,10 @@ def test_a_teacher_in_the_original_layout(
     out = do_export(tmp_path / "again", tmp_path / "student")
     same = do_export(run, tmp_path / "same")
     assert (out / WEIGHTS).read_bytes() == (same / WEIGHTS).read_bytes()
-    options = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
     made = []
     for folder in (out, same):
-        pipe = WanPipeline.from_pretrained(folder)
-        pipe.set_progress_bar_config(disable=True)
-        draw = torch.Generator().manual_seed(1)
-        size = {"height": 32, "width": 32, "num_frames": 5}
-        made.append(pipe("a red circle", generator=draw, **size, **options).frames)
+        pipe = stock_pipe(folder)
+        made.append(run_stock(pipe, ["a red circle"], [1], num_frames=5))
         made.append(pipe.vae.decode(made[-1][:1]).sample)
     assert torch.equal(made[0], made[2]) and torch.equal(made[1], made[3])
     lora = export(tmp_path / "again", "lora", tmp_path / "lora", rank=4, quiet=True)
