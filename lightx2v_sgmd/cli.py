@@ -124,11 +124,12 @@ def export_command(
             help="A run folder (its newest checkpoint), a checkpoint, or an exported folder.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that does not exist yet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or an empty folder.")],
     format_: Annotated[
         str,
         typer.Option(
             "--format",
+            metavar="FORMAT",
             help="diffusers: a folder that WanPipeline loads as it is. wan: original names, for "
             "LightX2V. comfyui: one file and a workflow. lora: adapters for the teacher.",
         ),
@@ -136,18 +137,22 @@ def export_command(
     dtype: Annotated[
         str | None,
         typer.Option(
+            metavar="TYPE",
             help="bf16, fp16, fp32, or fp8 (wan and comfyui). Default bf16; of exported weights, "
-            "their own."
+            "their own.",
         ),
     ] = None,
     ema: Annotated[
         bool,
         typer.Option("--ema/--no-ema", help="The moving average if there is one, or the last."),
     ] = True,
-    rank: Annotated[int | None, typer.Option(help="Of a LoRA; default 64.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="Of a LoRA; default 64.")] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Of a LoRA, instead of a rank: the share of the change that it holds."),
+        typer.Option(
+            metavar="SHARE",
+            help="Of a LoRA, instead of a rank: how much of the change it holds, 0 to 1.",
+        ),
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Of a weights file (diffusers, wan).")
@@ -156,7 +161,10 @@ def export_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a student's weights for other programs, check what was written, print the folder."""
+    """Write a student's weights for other programs.
+
+    Everything is read back and compared before the folder appears; exit 1 if something differs.
+    """
     from weights import ExportError, export
 
     try:
@@ -180,7 +188,10 @@ def export_command(
 
 @app.command("doctor", epilog=f"\b\nExample:\n  {PROG} doctor --json")
 def doctor_command(as_json: Json = False) -> None:
-    """Say what this machine has, what is missing, and the command that adds it."""
+    """Say what this machine has and what it lacks.
+
+    With each thing that is missing goes the command that adds it.
+    """
     from lightx2v_sgmd import doctor
 
     report = doctor.run()
@@ -190,14 +201,16 @@ def doctor_command(as_json: Json = False) -> None:
 @app.command("demo", epilog=f"\b\nExample:\n  {PROG} demo --out demo")
 def demo_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of training and videos.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of training and videos.")] = 0,
     settings: Settings = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Distil the bundled teacher, export the student, generate and measure videos, report.
+    """Do all of it on the bundled teacher.
 
-    Takes about ten minutes on two processor cores; needs no GPU, no compiler and no network.
+    Distils it, exports the student, generates and measures videos, and writes a report. Takes about
+    ten minutes on two processor cores; needs no GPU, no compiler and no network. Interrupted, the
+    same command goes on where it stopped.
     """
     from lightx2v_sgmd.demo import run_demo
 

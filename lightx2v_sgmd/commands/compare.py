@@ -106,11 +106,11 @@ def compare_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train several methods on one teacher, measure them alike, and write tables and a report.
+    """Train several methods on one teacher, and compare them.
 
-    Every run is what `distill` does. Interrupted (Ctrl-C, SIGTERM), the same command goes on where
-    it stopped; methods and seeds may be added later. On a finished folder it only writes the
-    report anew.
+    All are measured alike; tables and a report are written. Every run is what `distill` does.
+    Interrupted (Ctrl-C, SIGTERM), the same command goes on where it stopped; methods and seeds may
+    be added later. On a finished folder it only writes the report anew.
     """
     from lightx2v_sgmd.comparison import RunsFailedError, compare
     from lightx2v_sgmd.comparison.plan import Settings

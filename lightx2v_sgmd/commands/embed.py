@@ -22,10 +22,11 @@ def embed_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Embed a job's prompts into the folder `data.embeddings`, for training without the encoder.
+    """Embed a job's prompts before it runs.
 
-    Interrupted, the same command goes on where it stopped. Rows are kept by encoder and prompt:
-    several jobs may share a folder. Under torchrun the processes share the work.
+    They go into the folder `data.embeddings`, and training needs no text encoder then. Interrupted,
+    the same command goes on where it stopped. Rows are kept by encoder and prompt: several jobs may
+    share a folder. Under torchrun the processes share the work.
     """
     from lightx2v_sgmd.job import load_job
 

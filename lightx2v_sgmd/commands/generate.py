@@ -80,12 +80,21 @@ def generate_command(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the first video; each next one takes the next number.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Of the first video; each next one takes the next number."
+        ),
     ] = 0,
-    height: Annotated[int | None, typer.Option(help="In pixels; default as trained.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels; default as trained.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="4k + 1; default as trained.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Default as the teacher's videos.")] = None,
+    height: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Default as trained.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default as trained.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(metavar="4k+1", help="Default as trained.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Default as the teacher's videos.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Videos of one size made together.")
     ] = None,
@@ -103,7 +112,8 @@ def generate_command(
         Dtype, typer.Option(help="Of the VAE; bf16 is faster and shows as banding.")
     ] = Dtype.fp32,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1; default a GPU if there is one.")
+        str | None,
+        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:1; default a GPU if there is one."),
     ] = None,
     quantize: Annotated[
         Quantize,
@@ -116,8 +126,8 @@ def generate_command(
         float | None,
         typer.Option(
             metavar="G",
-            help="Choose among the next four and --quantize to stay below; default on a GPU what "
-            "is free there.",
+            help="To stay below it, the next four options and --quantize are chosen; default on a "
+            "GPU what is free there.",
         ),
     ] = None,
     offload: Annotated[
@@ -163,7 +173,7 @@ def generate_command(
         typer.Option(metavar="FILE[:STRENGTH]", help="Add a LoRA to the weights; repeatable."),
     ] = None,
     merge_lora: Annotated[
-        bool, typer.Option("--merge-lora", help="Into the weights: faster, rounded once.")
+        bool, typer.Option("--merge-lora", help="Add it into the weights: faster, rounded once.")
     ] = False,
     assume_schedule: Annotated[
         str | None,
@@ -180,9 +190,10 @@ def generate_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make 4-step videos with a student, and print the files; exit 1 if some failed.
+    """Make videos with a student, and print the files.
 
-    Weights whose schedule is not one that this engine runs are refused.
+    One that fails does not stop the others (exit 1 at the end). Weights whose schedule is not one
+    that this engine runs are refused.
     """
     if (prompt is None) == (prompts is None):
         raise UserError("--prompt, --prompts: give one of the two")

@@ -9,7 +9,7 @@ import typer
 
 PROG = "lightx2v-sgmd"
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.")]
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as those in configs/.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),

@@ -33,19 +33,27 @@ def plan_command(
     mfu: Annotated[
         float,
         typer.Option(
-            min=0.01, max=1, help="Share of the peak that training reaches, for time and GPU-hours."
+            min=0.01,
+            max=1,
+            metavar="SHARE",
+            help="Share of the peak that training reaches, for time and GPU-hours.",
         ),
     ] = 0.4,
     peak_tflops: Annotated[
         float,
-        typer.Option(min=1, help="A GPU's peak in the job's precision; default an H100's, bf16."),
+        typer.Option(
+            min=1,
+            metavar="P",
+            help="A GPU's peak in the job's precision; default an H100's, bf16.",
+        ),
     ] = 989.0,
     as_json: Json = False,
 ) -> None:
-    """Say what a job needs: memory of a GPU, operations, traffic, time, GPU-hours.
+    """Say what a job needs before it runs.
 
-    Loads no weights. A job that does not fit is refused (exit 2) with the nearest change that does.
-    Figures are predictions; time is by the stated share of the stated peak.
+    That is memory of a GPU, operations, traffic, time and GPU-hours. Loads no weights. A job that
+    does not fit is refused (exit 2) with the nearest change that does. Figures are predictions;
+    time is by the stated share of the stated peak.
     """
     from lightx2v_sgmd.job import load_job
 

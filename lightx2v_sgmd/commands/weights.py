@@ -23,7 +23,10 @@ def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")],
     as_json: Json = False,
 ) -> None:
-    """Check an exported folder against its manifest, offline; exit 1 if something differs."""
+    """Check an exported folder against its manifest.
+
+    Needs no network; exit 1 if something differs.
+    """
     from weights import verify
 
     problems = verify(folder)
