@@ -122,6 +122,7 @@ LIMITS = {
     "output": 1e-6,
     "loss": 1e-6,
     "gradient": 1e-5,
+    "update": 1e-5,
     "gradient norm": 1e-5,
     "input gradient": 1e-5,
 }

@@ -55,15 +55,17 @@ def sharded_update(
     }
     for role, norm in ours["norms"].items():
         found[role] = {"gradient norm": abs(norm / expected["norms"][role] - 1)}
+        pairs = ((ours["gradients"][role][n], g) for n, g in expected["gradients"][role].items())
+        found[role]["gradient"] = max(distance(a, b) for a, b in pairs)
         # Adam's first step is as large for a small gradient as for a large one.
         moved = (ours["weights"][role][n] - w for n, w in expected["weights"][role].items())
-        found[role]["gradient"] = max(float(difference.abs().max()) for difference in moved)
+        found[role]["update"] = max(float(difference.abs().max()) for difference in moved)
     sharded.close()
     return found
 
 
 def update(strategy: Any, batches: Iterable[int]) -> dict[str, Any]:
-    found: dict[str, Any] = {"inputs": [], "norms": {}, "weights": {}}
+    found: dict[str, Any] = {"inputs": [], "gradients": {}, "norms": {}, "weights": {}}
     for batch in batches:
         draw = torch.Generator().manual_seed(batch)
         noise, added = torch.randn(2, 1, 4, 2, 8, 8, generator=draw)
@@ -76,9 +78,23 @@ def update(strategy: Any, batches: Iterable[int]) -> dict[str, Any]:
         strategy.backward(STUDENT, (x0 * to_x0).sum() + (x_t * to_x_t).sum())
         found["inputs"].append((to_x0, to_x_t))
     for role in (STUDENT, FAKE_SCORE):
+        found["gradients"][role] = {
+            name: gradient(p).clone() for name, p in strategy._named[role].items()
+        }
         found["norms"][role] = strategy.step(role, 1e-3)
         found["weights"][role] = dict(strategy.whole_tensors(role))
     return found
+
+
+def gradient(p: torch.nn.Parameter) -> torch.Tensor:
+    """The whole one, wherever DeepSpeed keeps it."""
+    if not hasattr(p, "ds_id"):
+        assert p.grad is not None
+        return p.grad
+    from deepspeed.utils import safe_get_full_grad
+
+    whole: torch.Tensor = safe_get_full_grad(p)
+    return whole
 
 
 @needs_deepspeed
