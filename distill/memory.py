@@ -177,6 +177,11 @@ def _size(job: Job) -> int:
     return 2 if job.teacher.dtype == "bfloat16" else 4
 
 
+def _gradient_size(job: Job) -> int:
+    """Bytes of a number of a sharded gradient: micro-batches are added up in float32."""
+    return 4 if job.train.accumulation > 1 else _size(job)
+
+
 def _adapted(job: Job) -> list[str]:
     """The roles that are trained by adapters and have the teacher's own weights beside them."""
     settings = {STUDENT: job.student, FAKE_SCORE: job.fake_score}
@@ -201,7 +206,7 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
     optimizer = {
         "master weights": 4 * numbers,  # beside the shards, in float32 too
         "optimizer": 8 * numbers,
-        "gradients": size * numbers,
+        "gradients": _gradient_size(job) * numbers,
         "moving average": 4 * share[STUDENT] if job.train.ema else 0,
     }
     # Of weights that are shared each network still gathers for itself.
@@ -294,7 +299,7 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
     if job.parallel.offload == "none":
         # The gradient flattened and in float32; then AdamW's square root of a moment, on a CPU
         # together with the denominator made of it.
-        numbers = max(4 + size % 4, 4 + (4 if meter.on_gpu else 8))
+        numbers = max(4 + _gradient_size(job) % 4, 4 + (4 if meter.on_gpu else 8))
         updated = min(-(-most // gpus), STEPPED)
         phases["optimizer step"] = {"optimizer's temporaries": numbers * updated}
     return phases

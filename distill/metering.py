@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.models.adapters import add_adapters
-from lightx2v_sgmd.models.wan import WanModel, velocity
+from lightx2v_sgmd.models.wan import WanModel, kept_in_float32, velocity
 from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
 
@@ -178,8 +178,9 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
         x_t = torch.empty(what.batch, *what.latents)
         sigma = torch.empty(what.batch)
         text = torch.empty(what.batch, what.text_rows, model.text_dim)
-    for p in network.parameters():
-        p.data = p.data.to(what.dtype)
+    kept = kept_in_float32(network)
+    for name, p in network.named_parameters():
+        p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
     if what.adapters is not None:
         add_adapters(network, what.adapters, 0, what.dtype)
     enable_sequence_parallel(network, PlannedGroup(what.degree))

@@ -10,7 +10,7 @@ transformers' own classes, and names are diffusers' names, whatever the layout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = [
     "bundled_teacher",
     "decode_latents",
     "fold_text_padding",
+    "kept_in_float32",
     "open_wan",
     "pad_text",
     "velocity",
@@ -139,7 +140,7 @@ class WanModel:
         """
         with _empty_weights():
             network = self.build_transformer()
-        return self._fill(network, "transformer", dtype, network._keep_in_fp32_modules or ())
+        return self._fill(network, "transformer", dtype, kept_in_float32(network))
 
     def load_vae(self, dtype: torch.dtype = torch.float32) -> Any:
         """The video VAE, frozen; raises as ``load_transformer``."""
@@ -147,7 +148,7 @@ class WanModel:
 
         with _empty_weights():
             network = AutoencoderKLWan.from_config(self.vae_config)
-        kept = network._keep_in_fp32_modules or ()
+        kept = kept_in_float32(network)
         return self._fill(network, "vae", dtype, kept).requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
@@ -164,8 +165,9 @@ class WanModel:
             network = UMT5EncoderModel(UMT5Config(**self.full_text_encoder_config()))
         network.set_input_embeddings(network.shared)
         # As T5 everywhere: this product overflows in float16.
-        kept = ("wo",) if dtype == torch.float16 else ()
-        filled = self._fill(network, "text_encoder", dtype, kept).requires_grad_(False)
+        kept = {"wo"} if dtype == torch.float16 else set()
+        filled = self._fill(network, "text_encoder", dtype, partial(_within, kept))
+        filled.requires_grad_(False)
         filled.set_input_embeddings(filled.shared)
         return TextEncoder(tokenizer, filled)
 
@@ -199,8 +201,10 @@ class WanModel:
         }
         return WholeTensors(self.source.files(part), names[part])
 
-    def _fill(self, network: Any, part: Part, dtype: torch.dtype, kept: Sequence[str]) -> Any:
-        """Gives an empty network its weights, those of ``kept`` modules in float32."""
+    def _fill(
+        self, network: Any, part: Part, dtype: torch.dtype, kept: Callable[[str], bool]
+    ) -> Any:
+        """Gives an empty network its weights, those that are ``kept`` in float32."""
         weights = self._weights(part)
         state = network.state_dict()
         expected = {
@@ -217,9 +221,7 @@ class WanModel:
                 )
         # Copies: what the reader gives may be the file itself, mapped into memory.
         filled = {
-            name: weights.tensor(name).to(
-                torch.float32 if {*name.split(".")} & {*kept} else dtype, copy=True
-            )
+            name: weights.tensor(name).to(torch.float32 if kept(name) else dtype, copy=True)
             for name in expected
         }
         network.load_state_dict(filled, strict=part != "text_encoder", assign=True)
@@ -298,7 +300,18 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
     return WanModel(source.root, config, {"num_res_blocks": 2, **without_private(vae)}, source)
 
 
-def velocity(network: Any, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+def kept_in_float32(network: Any) -> Callable[[str], bool]:
+    """Says of a weight, by its name, whether diffusers keeps it in float32 at any precision."""
+    return partial(_within, {*(network._keep_in_fp32_modules or ())})
+
+
+def _within(modules: set[str], name: str) -> bool:
+    return bool(modules & {*name.split(".")})
+
+
+def velocity(
+    network: Any, x_t: Tensor, sigma: Tensor, text: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """A network's velocity.
 
     Args:
@@ -306,14 +319,15 @@ def velocity(network: Any, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         x_t: ``[B, C, T, h, w]``; cast to the network's precision.
         sigma: ``[B]`` float32.
         text: ``[B, S, D]`` from ``pad_text``; rows of zeros up to ``TEXT_LENGTH`` are understood.
+        dtype: The network's precision, if autocast makes it another than its weights'.
 
     Returns:
-        ``[B, C, T, h, w]`` in the network's precision.
+        ``[B, C, T, h, w]`` in that precision.
     """
     module = getattr(network, "module", network)
     if not getattr(module, "text_padding_is_folded", False):
         text = torch.nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
-    dtype = module.patch_embedding.weight.dtype  # module.dtype looks at every weight
+    dtype = dtype or module.patch_embedding.weight.dtype  # module.dtype looks at every weight
     result: Tensor = network(
         hidden_states=x_t.to(dtype),
         timestep=1000 * sigma,

@@ -23,7 +23,12 @@ def deepspeed_config(
         on_gpu: Where the run computes.
         swap_folder: Takes the optimizer's state, if it is kept in files.
     """
-    zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "memory_efficient_linear": False,  # ``zero3`` has its own
+    }
     host = {"device": "cpu", "pin_memory": on_gpu}
     if trained and settings.offload in ("optimizer", "all"):
         zero["offload_optimizer"] = host
@@ -42,5 +47,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": settings.dtype == torch.bfloat16},
+        # Of several micro-batches; a single one's gradient is as exact as its backward pass.
+        "data_types": {"grad_accum_dtype": "fp32" if settings.accumulation > 1 else None},
         "steps_per_print": sys.maxsize,
     }

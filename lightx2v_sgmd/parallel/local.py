@@ -23,6 +23,7 @@ from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.models.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
+from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
@@ -62,6 +63,8 @@ class Local:
                 network = model.load_transformer(torch.float32).to(device)
             if role in self.trained:
                 enable_recomputation(network, settings.checkpointing)
+                if settings.dtype != torch.float32:
+                    follow_diffusers(network, device)
             networks[role] = network.eval()
         if fold_text:
             for network in networks.values():
@@ -92,9 +95,10 @@ class Local:
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """A role's velocity; the trained roles' under autocast if the job computes in bfloat16."""
-        mixed = role in self.trained and self.settings.dtype != torch.float32
-        with torch.autocast(x_t.device.type, self.settings.dtype, enabled=mixed):
-            return wan.velocity(self.networks[role], x_t, sigma, text)
+        dtype = self.settings.dtype
+        mixed = role in self.trained and dtype != torch.float32
+        with torch.autocast(x_t.device.type, dtype, enabled=mixed):
+            return wan.velocity(self.networks[role], x_t, sigma, text, dtype)
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _SharedForward:
         """Runs the fake score when first asked."""

@@ -44,6 +44,7 @@ from lightx2v_sgmd.parallel.deepspeed_config import deepspeed_config
 from lightx2v_sgmd.parallel.masters import Masters
 from lightx2v_sgmd.parallel.meeting import meet
 from lightx2v_sgmd.parallel.nvme import SwapFolder, check_offload_dir, check_swapping
+from lightx2v_sgmd.parallel.precision import by_precision, keep_in_float32, of_mixed_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
@@ -151,24 +152,21 @@ class Zero3:
         return deepspeed_config(self.settings, trained, on_gpu, folder)
 
     def _engine(self, role: str, network: nn.Module) -> Any:
-        import deepspeed
-
         optimizer = None
         if role in self.trained:
             options = self.settings.optimizers[role]
-            self._named[role] = trained_parameters(network)
+            groups = by_precision(trained_parameters(network))
+            self._named[role] = {name: p for group in groups for name, p in group.items()}
             optimizer = torch.optim.AdamW(
-                self._named[role].values(),
+                [{"params": list(group.values())} for group in groups],
                 lr=options.lr,
                 betas=options.betas,
                 eps=options.eps,
                 weight_decay=options.weight_decay,
             )
             self._optimizers[role] = optimizer
-        with contextlib.redirect_stdout(sys.stderr):
-            engine, *_ = deepspeed.initialize(
-                model=network, optimizer=optimizer, config=self._config(role)
-            )
+        _keep_no_gathered_weights(network)
+        engine = _initialize(network, optimizer, self._config(role))
         if self._swap is not None and role in self.trained:
             check_swapping(engine.optimizer.optimizer_swapper)
         return engine
@@ -374,6 +372,42 @@ class _TwoForwards:
         self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, velocity))
 
 
+def _initialize(
+    network: nn.Module, optimizer: torch.optim.Optimizer | None, config: dict[str, Any]
+) -> Any:
+    """A network's engine."""
+    import deepspeed
+    from deepspeed.runtime.zero import stage3
+
+    usual = stage3.DeepSpeedZeroOptimizer_Stage3
+    stage3.DeepSpeedZeroOptimizer_Stage3 = of_mixed_precision(usual)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
+    finally:
+        stage3.DeepSpeedZeroOptimizer_Stage3 = usual
+    return engine
+
+
+def _keep_no_gathered_weights(network: nn.Module) -> None:
+    """Lets linear layers keep the weight for their backward pass, not the numbers gathered for it.
+
+    DeepSpeed would do so for the whole process, by another ``torch.nn.functional.linear``, which
+    rounds before it adds the bias.
+    """
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+
+    layers: list[Any] = [each for each in network.modules() if type(each) is nn.Linear]
+    for layer in layers:
+        layer.forward = partial(_linear, layer, LinearFunctionForZeroStage3.apply)
+
+
+def _linear(layer: nn.Linear, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    # As torch's own: what lies in one piece is multiplied and shifted in one operation.
+    rows = x.flatten(0, -2) if x.is_contiguous() else x
+    return function(rows, layer.weight, layer.bias).view(*x.shape[:-1], layer.out_features)
+
+
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
     """The network with random weights, each rank holding its shard of each."""
     import deepspeed
@@ -389,6 +423,8 @@ def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
     for name, buffer in network.named_buffers():
         owner, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(owner), attribute, exact[name].to(buffer.device))
+    if config["bf16"]["enabled"]:
+        keep_in_float32(network)
     return network
 
 

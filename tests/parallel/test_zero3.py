@@ -129,7 +129,6 @@ def test_bfloat16_keeps_float32_masters(tiny_teacher: Path, tmp_path: Path) -> N
     strategy = trainer.strategy
     exact = open_wan(tiny_teacher).load_transformer().state_dict()
     assert all(torch.equal(t, exact[n]) for n, t in strategy.whole_tensors(STUDENT))
-    assert {p.dtype for p in strategy.networks[STUDENT].parameters()} == {torch.bfloat16}
     rotary = dict(strategy.networks[STUDENT].named_buffers())
     assert all(not b.is_floating_point() or b.dtype != torch.bfloat16 for b in rotary.values())
     result = trainer.iterate(0)
