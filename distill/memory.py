@@ -294,8 +294,6 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
         phases["through the teacher"] = gathered | {
             "activations": student.kept + kept_too + found.teacher_backward
         }
-    if job.train.ema and job.parallel.offload == "none":
-        phases["samples"]["student kept aside"] = 4 * -(-trained[STUDENT].count // gpus)
     if job.parallel.offload == "none":
         # The gradient flattened and in float32; then AdamW's square root of a moment, on a CPU
         # together with the denominator made of it.

@@ -60,6 +60,9 @@ from lightx2v_sgmd.tensorreader import DTYPES
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
+_PIECE = 1 << 24
+"""Numbers of the moving average that change places at once."""
+
 _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -124,7 +127,9 @@ class Zero3:
         for role in self.trained:
             if role in settings.networks:
                 self._write_first_masters(role, whole)
-        self._average = self._copies(STUDENT) if settings.ema else []
+        self._average: list[Tensor] = []
+        if settings.ema:
+            self._average = [flat.detach().clone() for flat in self._masters(STUDENT).flats()]
 
     def _write_first_masters(self, role: str, whole: WholeTensors) -> None:
         """Those of adapters, and what the shards hold less exactly than the file."""
@@ -257,18 +262,22 @@ class Zero3:
         if not self._average:
             yield
             return
-        trained = self._copies(STUDENT)
-        self._set_student(self._average)
+        self._exchange_average()
         try:
             yield
         finally:
-            self._set_student(trained)
+            self._exchange_average()
 
     @torch.no_grad()
-    def _set_student(self, values: list[Tensor]) -> None:
+    def _exchange_average(self) -> None:
+        """With the student's master weights, piece by piece: there may be no room for a copy."""
         masters = self._masters(STUDENT)
-        for flat, value in zip(masters.flats(write=True), values, strict=True):
-            flat.copy_(value)
+        for average, flat in zip(self._average, masters.flats(write=True), strict=True):
+            pieces = (torch.split(numbers, _PIECE) for numbers in (average, flat))
+            for ours, theirs in zip(*pieces, strict=True):
+                kept = ours.clone()
+                ours.copy_(theirs)
+                theirs.copy_(kept)
         masters.publish()
 
     def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
@@ -333,9 +342,6 @@ class Zero3:
     def _masters(self, role: str) -> Masters:
         sharded = self._engines[role].optimizer
         return Masters(sharded, self._optimizers[role], self._named[role])
-
-    def _copies(self, role: str) -> list[Tensor]:
-        return [flat.detach().clone() for flat in self._masters(role).flats()]
 
     def _averaged_parts(self) -> Iterator[tuple[str, Any, Tensor]]:
         masters = self._masters(STUDENT)
