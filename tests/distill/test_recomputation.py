@@ -18,8 +18,9 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import load_job
 from lightx2v_sgmd.models.wan import WanModel, open_wan, velocity
 from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
-from tests.distill.test_plan import SMALL_WAN, peak_growth
+from tests.distill.test_plan import SMALL_WAN
 from tests.parallel.ranks import run_ranks
+from tests.profiling import peak_growth
 from tests.training import job_file, make_job, make_trainer, needs_deepspeed
 
 KINDS: list[Recomputation] = [False, "selective", True]
