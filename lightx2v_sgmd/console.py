@@ -1,10 +1,12 @@
 """Progress on the terminal: a bar where there is one, timed lines otherwise, nothing when quiet.
 
-Everything goes to stderr, so that results on stdout (``--json``) stay clean.
+Everything goes to stderr, so that results on stdout (``--json``) stay clean. Nobody may be there to
+read it (a launcher that has ended, a closed pipe): that is no reason to lose the work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +55,12 @@ def progress(
 def note(message: str, quiet: bool = False) -> None:
     """One line of news on stderr."""
     if not quiet:
-        print(message, file=sys.stderr, flush=True)
+        _say(message, sys.stderr)
+
+
+def _say(line: str, stream: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=stream, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +111,7 @@ class Lines:
             speed = elapsed_s / (self.done - self.before)
             pace = f"{duration(speed * (self.total - self.done))} left"
         parts = [f"{self.label} {self.done}/{self.total}", pace, *([note] if note else [])]
-        print("  ".join(parts), file=self.stream, flush=True)
+        _say("  ".join(parts), self.stream)
 
 
 @contextmanager

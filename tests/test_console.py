@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 
 import pytest
 
-from lightx2v_sgmd.console import Lines, duration, progress
+from lightx2v_sgmd.console import Lines, duration, note, progress
 
 
 class Terminal(io.StringIO):
@@ -64,3 +66,18 @@ def test_quiet_prints_nothing(kind: type[io.StringIO]) -> None:
     with progress(2, "decoding", quiet=True, stream=stream) as bar:
         bar.advance(2, note="x")
     assert stream.getvalue() == ""
+
+
+def test_work_goes_on_when_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that is told to stop may be gone before the ranks have saved."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        note("stopping")
+        with progress(2, "training") as bar:
+            bar.advance()
+        with pytest.raises(BrokenPipeError):
+            gone.flush()
+        with open(os.devnull, "w") as null:  # for what is left in its buffer
+            os.dup2(null.fileno(), writing)
