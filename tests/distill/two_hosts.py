@@ -1,9 +1,11 @@
-"""Two hosts of one rank each, cut apart and joined again; run by ``test_hosts``.
+"""Two hosts of one rank each, under the launchers of docs/launch.md; run by ``test_hosts``.
 
-    unshare -rnm python -m tests.distill.two_hosts JOB.yaml RUN TIMEOUT_S
+    unshare -rnm python -m tests.distill.two_hosts torchrun JOB.yaml RUN TIMEOUT_S
+    unshare -rnm python -m tests.distill.two_hosts deepspeed JOB.yaml
 
-The hosts are network namespaces with names of their own, joined by a cable (a veth pair), inside
-a user namespace: nothing of it is left on the machine. Prints what happened as JSON.
+torchrun's are cut apart and joined again, those of the deepspeed launcher run to the end. The
+hosts are network namespaces with names of their own, joined by a cable (a veth pair), inside a user
+namespace: nothing of it is left on the machine. Prints what happened as JSON.
 """
 
 from __future__ import annotations
@@ -37,18 +39,11 @@ def lay_cable() -> None:
         ip("-n", host, "link", "set", "eth0", "up")
 
 
-def start(job: str, timeout_s: float) -> list[subprocess.Popen[str]]:
-    """The command of docs/launch.md, on each host."""
-    shared = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "10.77.0.1"]
-    signals = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
-    minutes = f"parallel.timeout_minutes={timeout_s / 60}"
-    train = ["-m", "lightx2v_sgmd", "distill", job, "--quiet", "--set", minutes]
+def start(commands: list[list[str]]) -> list[subprocess.Popen[str]]:
+    """A command on each host."""
     processes = []
-    for number, host in enumerate(HOSTS):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--node-rank", str(number)]
-        address = ["--master-port", "29500", "--local-addr", f"10.77.0.{number + 1}"]
+    for host, command in zip(HOSTS, commands, strict=True):
         named = ["unshare", "-u", "sh", "-c", f'hostname {host}; exec "$@"', "sh"]
-        command = [*torchrun, *shared, *address, *signals, "--shutdown-timeout", "60", *train]
         processes.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", host, *named, *command],
@@ -59,6 +54,31 @@ def start(job: str, timeout_s: float) -> list[subprocess.Popen[str]]:
             )
         )
     return processes
+
+
+def torchrun(job: str, timeout_s: float) -> list[subprocess.Popen[str]]:
+    shared = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "10.77.0.1"]
+    signals = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    minutes = f"parallel.timeout_minutes={timeout_s / 60}"
+    train = ["-m", "lightx2v_sgmd", "distill", job, "--quiet", "--set", minutes]
+    commands = []
+    for number in range(len(HOSTS)):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--node-rank", str(number)]
+        address = ["--master-port", "29500", "--local-addr", f"10.77.0.{number + 1}"]
+        commands.append(
+            [*launcher, *shared, *address, *signals, "--shutdown-timeout", "60", *train]
+        )
+    return start(commands)
+
+
+def deepspeed(job: str) -> list[subprocess.Popen[str]]:
+    """Without ssh."""
+    hostfile = Path(job).with_name("hosts.txt")
+    hostfile.write_text("".join(f"{host} slots=1\n" for host in HOSTS), encoding="utf-8")
+    shared = ["--hostfile", str(hostfile), "--no_ssh", "--master_addr", "10.77.0.1"]
+    train = ["--module", "lightx2v_sgmd", "distill", job, "--quiet"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *shared, "--node_rank"]
+    return start([[*launcher, str(number), *train] for number in range(len(HOSTS))])
 
 
 def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
@@ -80,33 +100,41 @@ def outcomes(processes: list[subprocess.Popen[str]], patience_s: float) -> dict[
                 process.kill()
             if process.poll() is not None:
                 seconds = time.monotonic() - began
-                err = process.communicate()[1]
-                found[host] = {"code": process.returncode, "seconds": seconds, "err": err}
+                out, err = process.communicate()
+                code = process.returncode
+                found[host] = {"code": code, "seconds": seconds, "out": out, "err": err}
                 del left[host]
         time.sleep(0.05)
     return found
 
 
-def main(job: str, run: Path, timeout_s: float) -> int:
-    try:
-        lay_cable()
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(getattr(error, "stderr", error), file=sys.stderr)
-        return NO_PRIVILEGES
-    processes = start(job, timeout_s)
+def cut_apart(job: str, run: Path, timeout_s: float) -> dict[str, object]:
+    processes = torchrun(job, timeout_s)
     wait_for_step(run, 3, processes)
     ip("-n", HOSTS[1], "link", "set", "eth0", "down")
     cut = outcomes(processes, patience_s=10 * timeout_s)
     done = (run / "metrics.jsonl").read_text().count("\n")
     ip("-n", HOSTS[1], "link", "set", "eth0", "up")
-    processes = start(job, timeout_s)
+    processes = torchrun(job, timeout_s)
     wait_for_step(run, done + 2, processes)
     for process in processes:
         process.send_signal(signal.SIGUSR1)
-    resumed = outcomes(processes, patience_s=120)
-    print(json.dumps({"cut": cut, "done": done, "resumed": resumed}))
+    return {"cut": cut, "done": done, "resumed": outcomes(processes, patience_s=120)}
+
+
+def main(launcher: str, job: str, *options: str) -> int:
+    try:
+        lay_cable()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(getattr(error, "stderr", error), file=sys.stderr)
+        return NO_PRIVILEGES
+    if launcher == "deepspeed":
+        found = outcomes(deepspeed(job), patience_s=600)
+    else:
+        found = cut_apart(job, Path(options[0]), float(options[1]))
+    print(json.dumps(found))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])))
+    sys.exit(main(*sys.argv[1:]))
