@@ -118,7 +118,8 @@ class Plan:
         """Whether it does."""
         return self.memory_gib <= self.machine.memory_gib
 
-    def _per_node(self, parts: dict[str, int]) -> dict[str, float]:
+    def per_node(self, parts: dict[str, int]) -> dict[str, float]:
+        """A rank's parts, in GiB of a whole node."""
         ranks = min(self.machine.gpus, self.machine.node_gpus)
         return {name: ranks * value for name, value in _gib(parts).items()}
 
@@ -144,8 +145,8 @@ class Plan:
                 "components": _gib(self.memory.components),
                 "phases": {name: _gib(parts) for name, parts in self.memory.phases.items()},
                 "activations": _gib(self.activations),
-                "host_per_node": self._per_node(self.memory.host),
-                "disk_per_node": self._per_node(self.memory.disk),
+                "host_per_node": self.per_node(self.memory.host),
+                "disk_per_node": self.per_node(self.memory.disk),
                 "text_encoder_at_start": self.memory.start / GIB,
             },
             "passes": {role: asdict(passes) for role, passes in self.passes.items()},
@@ -238,23 +239,40 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
         f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
         f"'{plan.memory.peak_phase}'"
     )
-    least = plan
-    for change, job, other in _changes(plan, model):
-        found = make_plan(job, model, other, meter)
-        least = min(least, found, key=lambda each: each.memory.peak)
-        if found.fits:
-            batch = ""
-            if found.global_batch != plan.global_batch:
-                batch = f" (its global batch is {found.global_batch}, not {plan.global_batch})"
-            raise UserError(
-                f"{problem}; the nearest that fits, with {found.memory_gib:.1f} GiB: "
-                f"{' '.join(change)}{batch}"
-            )
+    found, least = _nearest(plan, model, meter)
+    if found:
+        words = ", or ".join(_in_words(change, other, plan) for change, other in found)
+        raise UserError(f"{problem}; the nearest that fits: {words}")
     raise UserError(
         f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
         f"{least.memory_gib:.1f} GiB in the phase '{least.memory.peak_phase}': use smaller videos, "
         "a smaller micro-batch or GPUs with more memory"
     )
+
+
+def _nearest(
+    plan: Plan, model: WanModel, meter: Meter
+) -> tuple[list[tuple[list[str], Plan]], Plan]:
+    """The nearest changes that fit, on these GPUs and on more, and the plan that needs least."""
+    least, fitting = plan, {}
+    for change, job, machine in _changes(plan, model):
+        more = machine.gpus != plan.machine.gpus
+        if more not in fitting:
+            other = make_plan(job, model, machine, meter)
+            least = min(least, other, key=lambda each: each.memory.peak)
+            if other.fits:
+                fitting[more] = change, other
+    return [fitting[more] for more in sorted(fitting)], least
+
+
+def _in_words(change: list[str], other: Plan, plan: Plan) -> str:
+    needs = [f"{other.memory_gib:.1f} GiB"]
+    if other.memory.host:
+        host = sum(other.per_node(other.memory.host).values())
+        needs.append(f"{host:.0f} GiB of a node's CPU memory")
+    if other.global_batch != plan.global_batch:
+        needs.append(f"a global batch of {other.global_batch}, not {plan.global_batch}")
+    return f"{' '.join(change)} ({', '.join(needs)})"
 
 
 def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Machine]]:

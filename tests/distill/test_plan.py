@@ -324,21 +324,28 @@ def test_what_does_not_fit_is_refused_with_what_does(
     machine = Machine(gpus=8, memory_gib=memory_gib)
     plan = make_plan(off, model, machine, meter)
     assert not plan.fits
-    with pytest.raises(UserError, match=r"of a GPU's .*; the nearest that fits, with ") as caught:
+    with pytest.raises(UserError, match=r"of a GPU's .*; the nearest that fits: ") as caught:
         check_plan(plan, model, meter)
-    words = str(caught.value).rpartition(" GiB: ")[2].partition(" (its")[0].split()
-    changed = dict(word.split("=") for word in words if "=" in word)
-    gpus = int(words[words.index("--gpus") + 1]) if "--gpus" in words else 8
-    values = {key.removeprefix("parallel."): json.loads(_quoted(v)) for key, v in changed.items()}
-    mended = replace(off, parallel=replace(off.parallel, **values))
-    found = make_plan(mended, model, replace(machine, gpus=gpus), meter)
-    assert found.fits
-    for key in values:  # each of the changes is needed
-        without = replace(mended.parallel, **{key: getattr(off.parallel, key)})
-        less = make_plan(
-            replace(mended, parallel=without), model, replace(machine, gpus=gpus), meter
-        )
-        assert not less.fits, key
+    offers = [
+        offer.split(" (")[0].split()
+        for offer in str(caught.value).rpartition("fits: ")[2].split(", or ")
+    ]
+    # On these GPUs and on more.
+    assert ["--gpus" in words for words in offers] == [False, True]
+    for words in offers:
+        changed = dict(word.split("=") for word in words if "=" in word)
+        gpus = int(words[words.index("--gpus") + 1]) if "--gpus" in words else 8
+        values = {
+            key.removeprefix("parallel."): json.loads(_quoted(v)) for key, v in changed.items()
+        }
+        mended = replace(off, parallel=replace(off.parallel, **values))
+        assert make_plan(mended, model, replace(machine, gpus=gpus), meter).fits
+        for key in values:  # each of the changes is needed
+            without = replace(mended.parallel, **{key: getattr(off.parallel, key)})
+            less = make_plan(
+                replace(mended, parallel=without), model, replace(machine, gpus=gpus), meter
+            )
+            assert not less.fits, key
 
 
 def _quoted(value: str) -> str:
