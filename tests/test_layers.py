@@ -24,7 +24,7 @@ COMPOSITION_ROOTS = {
     LIBRARY,
 }
 COMMANDS = f"{LIBRARY}.commands"
-DEEPSPEED_HOME = f"{LIBRARY}.parallel.zero3"
+DEEPSPEED_HOME = f"{LIBRARY}.parallel.deepspeed_engines"
 BASE = {f"{LIBRARY}.errors", f"{LIBRARY}.flow", f"{LIBRARY}.schedule"}
 # What the modules of the mathematics may import of the library: what is below them.
 BELOW = {
@@ -150,7 +150,7 @@ def test_a_planted_violation_is_caught(module: str, source: str, reason: str) ->
     [
         ("lightx2v_sgmd.cli", "def f():\n    from distill import distill"),
         ("lightx2v_sgmd", "if TYPE_CHECKING:\n    from infer import generate"),
-        ("lightx2v_sgmd.parallel.zero3", "import deepspeed"),
+        ("lightx2v_sgmd.parallel.deepspeed_engines", "import deepspeed"),
         ("lightx2v_sgmd.methods.sgmd", "from lightx2v_sgmd.methods.base import Losses"),
         ("distill.trainer", "from lightx2v_sgmd.rollout import rollout\nimport distill.data"),
     ],

@@ -1,4 +1,7 @@
-"""Strategies: how networks are laid out over processes. Only ``zero3`` imports deepspeed."""
+"""Strategies: how networks are laid out over processes.
+
+Only ``deepspeed_engines`` imports deepspeed.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +72,9 @@ def connect(strategy: str, device: torch.device, timeout_minutes: float | None =
         RunError: some of the others have not come.
     """
     if strategy == "zero3":
-        from lightx2v_sgmd.parallel import zero3
+        from lightx2v_sgmd.parallel import deepspeed_engines
 
-        return zero3.connect(device, timeout_minutes)
+        return deepspeed_engines.connect(device, timeout_minutes)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"parallel.strategy: local is one process, not {os.environ['WORLD_SIZE']}; "
@@ -87,17 +90,17 @@ def check_offload(layout: Parallel, device: torch.device) -> None:
         UserError: it cannot.
     """
     if layout.offload_dir is not None:
-        from lightx2v_sgmd.parallel import zero3
+        from lightx2v_sgmd.parallel import deepspeed_engines
 
-        zero3.check_offload(layout.offload_dir, device)
+        deepspeed_engines.check_offload(layout.offload_dir, device)
 
 
 def disconnect(strategy: str) -> None:
     """Leaves the processes of the run, if ``close`` has not done so."""
     if strategy == "zero3":
-        from lightx2v_sgmd.parallel import zero3
+        from lightx2v_sgmd.parallel import deepspeed_engines
 
-        zero3.disconnect()
+        deepspeed_engines.disconnect()
 
 
 def open_strategy(

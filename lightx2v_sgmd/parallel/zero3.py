@@ -1,7 +1,6 @@
 """DeepSpeed ZeRO-3: the trained networks and the frozen teacher, each sharded over all ranks.
 
-The only module that imports deepspeed. What keeps the two updates apart (the isolation tests
-break it and look):
+What keeps the two updates apart (the isolation tests break it and look):
 
 - the generator's gradient is taken by ``autograd.grad`` at the fake score's inputs, through its
   module with its weights frozen. A backward pass through the engine would reduce gradients into
@@ -11,12 +10,7 @@ break it and look):
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -38,13 +31,16 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.models.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
-from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
-from lightx2v_sgmd.parallel.deepspeed_config import deepspeed_config
+from lightx2v_sgmd.parallel.deepspeed_engines import (
+    build_sharded,
+    deepspeed_config,
+    disconnect,
+    make_engine,
+)
 from lightx2v_sgmd.parallel.masters import Masters
-from lightx2v_sgmd.parallel.meeting import meet
-from lightx2v_sgmd.parallel.nvme import SwapFolder, check_offload_dir, check_swapping
-from lightx2v_sgmd.parallel.precision import by_precision, keep_in_float32, of_mixed_precision
+from lightx2v_sgmd.parallel.nvme import SwapFolder, check_swapping
+from lightx2v_sgmd.parallel.precision import by_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
@@ -62,8 +58,6 @@ from lightx2v_sgmd.tensorreader import DTYPES
 
 _PIECE = 1 << 24
 """Numbers of the moving average that change places at once."""
-
-_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Zero3:
@@ -170,8 +164,7 @@ class Zero3:
                 weight_decay=options.weight_decay,
             )
             self._optimizers[role] = optimizer
-        _keep_no_gathered_weights(network)
-        engine = _initialize(network, optimizer, self._config(role))
+        engine = make_engine(network, optimizer, self._config(role))
         if self._swap is not None and role in self.trained:
             check_swapping(engine.optimizer.optimizer_swapper)
         return engine
@@ -376,114 +369,3 @@ class _TwoForwards:
     def backward(self, loss: ScoreLoss) -> None:
         velocity = self._zero3.velocity(FAKE_SCORE, self._x_t, self._sigma, self._text)
         self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, velocity))
-
-
-def _initialize(
-    network: nn.Module, optimizer: torch.optim.Optimizer | None, config: dict[str, Any]
-) -> Any:
-    """A network's engine."""
-    import deepspeed
-    from deepspeed.runtime.zero import stage3
-
-    usual = stage3.DeepSpeedZeroOptimizer_Stage3
-    stage3.DeepSpeedZeroOptimizer_Stage3 = of_mixed_precision(usual)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
-    finally:
-        stage3.DeepSpeedZeroOptimizer_Stage3 = usual
-    return engine
-
-
-def _keep_no_gathered_weights(network: nn.Module) -> None:
-    """Lets linear layers keep the weight for their backward pass, not the numbers gathered for it.
-
-    DeepSpeed would do so for the whole process, by another ``torch.nn.functional.linear``, which
-    rounds before it adds the bias.
-    """
-    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
-
-    layers: list[Any] = [each for each in network.modules() if type(each) is nn.Linear]
-    for layer in layers:
-        layer.forward = partial(_linear, layer, LinearFunctionForZeroStage3.apply)
-
-
-def _linear(layer: nn.Linear, function: Callable[..., Tensor], x: Tensor) -> Tensor:
-    # As torch's own: what lies in one piece is multiplied and shifted in one operation.
-    rows = x.flatten(0, -2) if x.is_contiguous() else x
-    return function(rows, layer.weight, layer.bias).view(*x.shape[:-1], layer.out_features)
-
-
-def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
-    """The network with random weights, each rank holding its shard of each."""
-    import deepspeed
-    from accelerate import init_empty_weights
-
-    # Inside Init every new tensor takes the weights' precision, the rotary tables included: those
-    # come from a network built outside. It comes first, for Init also replaces functions of torch,
-    # and modules that are first imported meanwhile would see them.
-    with init_empty_weights(include_buffers=False):
-        exact = dict(model.build_transformer().named_buffers())
-    with deepspeed.zero.Init(config_dict_or_path=dict(config)):
-        network = model.build_transformer()
-    for name, buffer in network.named_buffers():
-        owner, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(owner), attribute, exact[name].to(buffer.device))
-    if config["bf16"]["enabled"]:
-        keep_in_float32(network)
-    return network
-
-
-def check_offload(directory: Path, device: torch.device) -> None:
-    """Whether ``parallel.offload: nvme`` can work here; see ``nvme.check_offload_dir``."""
-    try:
-        from deepspeed.git_version_info import installed_ops
-    except ImportError:
-        return  # ``connect`` will say it
-    check_offload_dir(directory, bool(installed_ops.get("async_io")), device)
-
-
-def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks:
-    """Joins the run's processes, or makes a run of one if no launcher started this process.
-
-    Raises:
-        UserError: DeepSpeed is missing, or the compiler that it needs on a CPU.
-        RunError: not all processes have come in time.
-    """
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise UserError(
-            "parallel.strategy: zero3 needs DeepSpeed; install it (pip install "
-            "'lightx2v-sgmd[zero3]') or use parallel.strategy=local"
-        ) from error
-    if device.type == "cpu":
-        check_compiler()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by the names that torch is about to drop.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if "RANK" not in os.environ:
-        # Port 0: any that is free; nobody else needs to know it.
-        os.environ.update(zip(_LAUNCH, ("0", "0", "1", "127.0.0.1", "0"), strict=True))
-        os.environ[_ALONE] = "1"
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if timeout_minutes is not None and not dist.is_initialized():
-        meet(backend, timeout_minutes)
-    with contextlib.redirect_stdout(sys.stderr):
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
-
-
-_ALONE = "LIGHTX2V_SGMD_ALONE"
-
-
-def disconnect() -> None:
-    """Leaves the run's processes, all together."""
-    if dist.is_initialized():
-        import deepspeed
-
-        dist.barrier()
-        deepspeed.comm.destroy_process_group()
-    if os.environ.pop(_ALONE, None):
-        for key in _LAUNCH:
-            os.environ.pop(key, None)

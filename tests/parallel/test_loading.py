@@ -52,8 +52,8 @@ def resident() -> int:
 def growth(folder: Path) -> list[tuple[float, float]]:
     """By how much a rank's memory grows for one network and for three, over the file's size."""
     from lightx2v_sgmd.parallel import connect
+    from lightx2v_sgmd.parallel.deepspeed_engines import build_sharded
     from lightx2v_sgmd.parallel.shards import fill_shards
-    from lightx2v_sgmd.parallel.zero3 import build_sharded
 
     # Else glibc keeps what was freed for later, the more the larger it was: no need of loading's.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 131072)

@@ -18,7 +18,15 @@ from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.errors import RunError, UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, connect, deepspeed_config, nvme, zero3
+from lightx2v_sgmd.parallel import (
+    FAKE_SCORE,
+    STUDENT,
+    connect,
+    deepspeed_engines,
+    disconnect,
+    nvme,
+    zero3,
+)
 from lightx2v_sgmd.parallel.nvme import CheckedFiles, SwapFolder, check_offload_dir
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, weights_of
@@ -76,8 +84,8 @@ def small_groups(built: bool) -> Iterator[None]:
     """Inside, a tiny network has several groups, all but the last of them large enough to swap."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{SWAPPING}.optimizer_utils.MIN_AIO_BYTES", 8192)
-        patch.setattr(deepspeed_config, "BLOCK", 8192)
-        patch.setattr(deepspeed_config, "SUB_GROUP", 7000)
+        patch.setattr(deepspeed_engines, "BLOCK", 8192)
+        patch.setattr(deepspeed_engines, "SUB_GROUP", 7000)
         # The same groups without files: a norm is a sum over groups, rounded as they are.
         config = zero3.Zero3._config
         patch.setattr(zero3.Zero3, "_config", lambda *args: _grouped(config(*args)))
@@ -90,7 +98,7 @@ def small_groups(built: bool) -> Iterator[None]:
 
 
 def _grouped(config: dict[str, Any]) -> dict[str, Any]:
-    zero = {**config["zero_optimization"], "sub_group_size": deepspeed_config.SUB_GROUP}
+    zero = {**config["zero_optimization"], "sub_group_size": deepspeed_engines.SUB_GROUP}
     return {**config, "zero_optimization": zero}
 
 
@@ -101,14 +109,14 @@ def operation(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("set LIGHTX2V_SGMD_TEST_NVME=1: building DeepSpeed's async_io takes minutes")
     with small_groups(request.param == "built"):
         yield
-    zero3.disconnect()
+    disconnect("zero3")
 
 
 @pytest.fixture
 def stand_in() -> Iterator[None]:
     with small_groups(built=False):
         yield
-    zero3.disconnect()
+    disconnect("zero3")
 
 
 def job(teacher: Path, folder: Path, offload: str, *settings: str) -> Job:
@@ -181,7 +189,7 @@ def test_masters_in_files_are_float32(tiny_teacher: Path, tmp_path: Path, adapte
     settings = ["teacher.dtype=bfloat16"]
     if adapters:
         settings += ["student.train=lora", "fake_score.train=lora"]
-        deepspeed_config.SUB_GROUP = 2000
+        deepspeed_engines.SUB_GROUP = 2000
     states = []
     for offload in ("all", "nvme"):
         trainer = build(tiny_teacher, tmp_path, offload, *settings)

@@ -13,7 +13,7 @@ from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, connect, zero3
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, connect, disconnect
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, train, weights_of
 
@@ -28,7 +28,7 @@ def is_kept(name: str) -> bool:
 @pytest.fixture(autouse=True)
 def leave_the_process_group() -> Iterator[None]:
     yield
-    zero3.disconnect()
+    disconnect("zero3")
 
 
 def test_the_weights_that_are_kept(tiny_teacher: Path) -> None:

@@ -15,7 +15,15 @@ from distill import distill
 from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Settings, connect, zero3
+from lightx2v_sgmd.parallel import (
+    FAKE_SCORE,
+    STUDENT,
+    TEACHER,
+    Settings,
+    connect,
+    disconnect,
+    zero3,
+)
 from lightx2v_sgmd.parallel.zero3 import Zero3
 from tests.parallel import isolation
 from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, weights_of
@@ -26,7 +34,7 @@ pytestmark = [needs_deepspeed, pytest.mark.slow]
 @pytest.fixture(autouse=True)
 def leave_the_process_group() -> Iterator[None]:
     yield
-    zero3.disconnect()
+    disconnect("zero3")
 
 
 def build(teacher: Path, folder: Path, *settings: str) -> Zero3:
