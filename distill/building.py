@@ -13,7 +13,8 @@ from torch import Tensor
 from distill.data import Batches
 from distill.embeddings import encode_prompts, longest
 from distill.pixels import PixelFeatures
-from distill.trainer import Iteration, Trainer, pretraining, updates_done
+from distill.trainer import Trainer
+from distill.updates import Iteration, pretraining, updates_done
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.latents import LatentFolder

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from distill.data import Batches
-from distill.trainer import Iteration
+from distill.updates import Iteration
 from lightx2v_sgmd.checkpoint import disk_problem
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job

@@ -1,7 +1,8 @@
 """Memory of a rank: what is there all the time, and what each phase of an iteration adds.
 
 Weights, gradients and optimizer state follow from the strategy's layout, DeepSpeed's buffers from
-its defaults, which ``parallel.deepspeed_engines`` leaves as they are. Activations are metered (``metering``).
+its defaults, which ``parallel.deepspeed_engines`` leaves as they are. Activations are metered
+(``metering``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import yaml
 
 from distill.building import Start
 from distill.data import prompts_digest
-from distill.trainer import Iteration
+from distill.updates import Iteration
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.disk import free_bytes
 from lightx2v_sgmd.errors import UserError

@@ -81,7 +81,7 @@ class NotFiniteError(UserError):
 
 
 class Means(Protocol):
-    """Where an update's terms go; see ``trainer.Iteration``."""
+    """Where an update's terms go; see ``updates.Iteration``."""
 
     losses: dict[str, float]
     updates: dict[str, int]

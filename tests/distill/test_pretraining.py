@@ -11,7 +11,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionModel
 
 from distill import distill
-from distill.trainer import updates_done
+from distill.updates import updates_done
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import cubic_sigmas
 from lightx2v_sgmd.job import load_job

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from distill.counting import PassCounter
-from distill.trainer import NotFiniteError, Trainer, learning_rate_factor
+from distill.terms import NotFiniteError
+from distill.trainer import Trainer
+from distill.updates import learning_rate_factor
 from lightx2v_sgmd.flow import guide, x0_from_velocity
 from lightx2v_sgmd.job import Train
 from lightx2v_sgmd.methods import SGMD
