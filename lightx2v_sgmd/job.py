@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -19,7 +20,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.jobcheck import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT
-from lightx2v_sgmd.resources import config_path, shipped_jobs
+from lightx2v_sgmd.resources import config_path, configs_folder, shipped_jobs
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.yamlfile import dump_tree, read_tree
 
@@ -370,8 +371,10 @@ def _resolved(data: Data, folders: dict[str, Path]) -> Data:
 
 
 def _shipped_hint(path: Path) -> str:
-    """Where the shipped jobs are, if it is one of them that was asked for and not found."""
+    """Which shipped job is meant, or where they are, if a file was not found."""
     if path.exists():
         return ""
-    names = shipped_jobs()
-    return f"; shipped jobs: {', '.join(str(config_path(name)) for name in names)}" if names else ""
+    near = get_close_matches(path.name, shipped_jobs(), n=1)
+    if near:
+        return f"; did you mean {config_path(near[0])}?"
+    return f"; the shipped jobs are in {configs_folder()}"

@@ -214,7 +214,7 @@ def test_doctor_prints_text_or_json(
         (["distill", "x", "--nproc", "0"], "Invalid value for '--nproc'"),
         (["generate", "--weights", "w"], "Missing option '--out'"),
         (["generate", "--attention", "magic"], "Invalid value for '--attention'"),
-        (["distill", "nowhere.yaml"], "nowhere.yaml: no such file; shipped jobs: "),
+        (["distill", "nowhere.yaml"], "nowhere.yaml: no such file; the shipped jobs are in "),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(
