@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill.data import Batches
+from distill.trainer import Stopped
 from distill.updates import Iteration
 from lightx2v_sgmd.checkpoint import disk_problem
 from lightx2v_sgmd.errors import UserError
@@ -133,12 +135,18 @@ def write_samples(
     text, _ = batches.texts(range(count))
     noise = batches.sample_noise(count)
     latents = []
-    with strategy.averaged_student():
+
+    def look(step: int = 0, x_t: Tensor | None = None) -> None:
+        if strategy.ranks.any(stop()):
+            raise Stopped
+
+    with contextlib.suppress(Stopped), strategy.averaged_student():
+        look()
         for i in range(count):
-            if strategy.ranks.any(stop()):
-                return
             student = partial(strategy.velocity, STUDENT, text=text[i : i + 1])
-            latents.append(rollout(student, noise[i : i + 1], job.schedule))
+            latents.append(rollout(student, noise[i : i + 1], job.schedule, on_step=look))
+    if len(latents) < count:
+        return
 
     def write() -> None:
         vae = model.load_vae().to(noise.device)

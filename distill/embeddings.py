@@ -137,13 +137,15 @@ def fill(
     waiting: dict[str, Tensor] = {}
     store.describe(model, dtype)
     done = sum(map(len, chunks[ranks.rank :: ranks.size])) - sum(len(chunks[i]) for i in own)
-    with _bar(len(prompts), done * ranks.size, quiet or not ranks.first) as bar:
-        for index, rows in _encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size):
-            found = zip(chunks[index], rows, strict=True)
-            waiting |= {prompt_key(prompt): row for prompt, row in found if prompt in missing}
-            if len(waiting) >= SHARD_ROWS:
-                count += store.write(waiting)
-                waiting = {}
+    try:
+        with _bar(len(prompts), done * ranks.size, quiet or not ranks.first) as bar:
+            for index, rows in _encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size):
+                found = zip(chunks[index], rows, strict=True)
+                waiting |= {prompt_key(prompt): row for prompt, row in found if prompt in missing}
+                if len(waiting) >= SHARD_ROWS:
+                    count += store.write(waiting)
+                    waiting = {}
+    finally:  # also when interrupted
         count += store.write(waiting)
     return count
 

@@ -82,8 +82,8 @@ class Trainer:
     ) -> Iterator[Iteration]:
         """Runs the iterations after the first ``done``.
 
-        Ends early once ``stop`` says so on any rank, between two micro-batches. The update that
-        this happens in is dropped. If it is not the first of its iteration, that is ``begun``.
+        Ends early once ``stop`` says so on any rank, between two passes. The update that this
+        happens in is dropped. If it is not the first of its iteration, that is ``begun``.
 
         Args:
             done: Iterations done.
@@ -161,7 +161,8 @@ class Trainer:
     def _look(self) -> None:
         """Leaves the update if a rank was asked to stop.
 
-        All ranks look at the same places, so they leave together.
+        All ranks look at the same places, so they leave together. ``flops.stretches`` says what is
+        computed between them.
         """
         if self.strategy.ranks.any(self._stop()):
             raise Stopped
@@ -189,7 +190,10 @@ class Trainer:
         x0 = self._rollout(batch, draw)
         x_t = add_noise(x0, batch.score_noise, sigma)
         guidance = self._guidance(iteration)
-        x_real = None if method.through_teacher else self.teacher_x0(x_t.detach(), batch, guidance)
+        x_real = None
+        if not method.through_teacher:
+            x_real = self.teacher_x0(x_t.detach(), batch, guidance)
+            self._look()
 
         def generator_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
             real = self.teacher_x0(x_t, batch, guidance) if x_real is None else x_real
@@ -216,12 +220,15 @@ class Trainer:
             return generator_loss(x0, x_t, velocity)
 
         to_x0, to_x_t = query.generator_gradient(noting, method.through_fake_score)
+        self._look()
         trained = [STUDENT]
         if not method.fresh_rollouts:
             query.backward(fake_score_loss)
+            self._look()
             trained.append(FAKE_SCORE)
         if DISCRIMINATOR in method.roles:
             strategy.backward(DISCRIMINATOR, critic_loss(seen[0]))
+            self._look()
             trained.append(DISCRIMINATOR)
         carried = sum(
             (value * gradient).sum()
@@ -278,6 +285,7 @@ class Trainer:
             return self._terms.total(method.pretraining_losses(sample(x0, False)), batch)
 
         to_x0 = strategy.gradient(generator_loss, x0)
+        self._look()
         seen = sample(x0.detach(), True)
         critics = {DISCRIMINATOR: method.pretraining_critic_losses}
         if self.pixels is not None:
@@ -289,9 +297,10 @@ class Trainer:
 
     def _rollout(self, batch: Batch, draw: int) -> Tensor:
         student = partial(self.strategy.velocity, STUDENT, text=batch.text)
-        x0 = rollout(student, batch.noise, self.job.schedule, self.batches.exit_step(draw))
-        self._look()
-        return x0
+        exit_step = self.batches.exit_step(draw)
+        return rollout(
+            student, batch.noise, self.job.schedule, exit_step, lambda step, x_t: self._look()
+        )
 
     def _sample(
         self,

@@ -24,9 +24,9 @@ def embed_command(
 ) -> None:
     """Embed a job's prompts before it runs.
 
-    They go into the folder `data.embeddings`, and training needs no text encoder then. Interrupted,
-    the same command goes on where it stopped. Rows are kept by encoder and prompt: several jobs may
-    share a folder. Under torchrun the processes share the work.
+    They go into the folder `data.embeddings`, and training needs no text encoder then. Interrupted
+    (Ctrl-C, SIGTERM, SIGUSR1), the same command goes on where it stopped. Rows are kept by encoder
+    and prompt: several jobs may share a folder. Under torchrun the processes share the work.
     """
     from lightx2v_sgmd.job import load_job
 
@@ -41,6 +41,7 @@ def embed_command(
 
     from distill.data import load_prompts
     from distill.embeddings import embed
+    from distill.signals import interruptible
     from lightx2v_sgmd.models.wan import open_wan
     from lightx2v_sgmd.parallel import Ranks, training_device
     from lightx2v_sgmd.video import check_writable
@@ -50,7 +51,8 @@ def embed_command(
     model = open_wan(checked.teacher.path, checked.teacher.base)
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
     ranks = Ranks(rank, size, training_device())
-    done = embed(model, prompts, ranks, getattr(torch, checked.teacher.dtype), cache, quiet)
+    with interruptible():
+        done = embed(model, prompts, ranks, getattr(torch, checked.teacher.dtype), cache, quiet)
     if ranks.first:
         print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)
 

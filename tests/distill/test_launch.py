@@ -13,6 +13,7 @@ import pytest
 
 from distill import distill
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.parallel.meeting import host_store
 from tests.training import job_file, make_job, needs_deepspeed, read_trace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -37,6 +38,22 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     raise AssertionError("no such step within five minutes")
+
+
+def preempt(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> str:
+    """Asks a run to stop, as a scheduler does, and gives what it says on stderr.
+
+    It must leave by itself, within the 30 s that schedulers and launchers give at the least.
+    """
+    process.send_signal(number)
+    try:
+        _, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, err = process.communicate()
+        raise AssertionError(f"still there 30 s after a signal; it said: {err}") from None
+    assert process.returncode == 130, err
+    return err
 
 
 @pytest.mark.slow
@@ -65,9 +82,7 @@ def test_a_signal_then_the_same_command(
     job, run = job_file(tiny_teacher, tmp_path / "broken"), tmp_path / "broken" / "run"
     process = start(job, *settings)
     wait_for_step(run, 2, process)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
+    err = preempt(process, number)
     assert "Traceback" not in err
     stopped = len(read_trace(run))
     assert 2 <= stopped < 8
@@ -120,3 +135,19 @@ def test_only_one_rank_of_a_launcher_speaks(
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match="holds no prompts"):
         distill(job, quiet=True)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_signal_while_another_host_does_not_come(tiny_teacher: Path, tmp_path: Path) -> None:
+    """The rank is in a call of the network library, which heeds no signal."""
+    meeting = host_store()  # that another one holds the place changes nothing
+    waiting = {
+        **{"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)},
+    }
+    job = job_file(tiny_teacher, tmp_path)
+    process = start(job, "--set", "parallel.strategy=zero3", **waiting)
+    meeting.wait(["lightx2v-sgmd/meet/here/1"])
+    preempt(process)
+    assert not (tmp_path / "run").exists()

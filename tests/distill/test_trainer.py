@@ -122,7 +122,8 @@ def test_stopping_leaves_the_weights_of_the_iteration_before(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=3"))
-    looks = 2 * 3  # of an iteration: before each micro-batch, and after its rollout
+    # Before each micro-batch, after each step of its rollout and after three passes.
+    looks = 3 * (1 + trainer.batches.exit_step(0) + 1 + 3)
     asked = iter([False] * (looks + 3) + [True])
     seen = []
     for result in trainer.run(0, lambda: next(asked)):
