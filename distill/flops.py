@@ -136,7 +136,7 @@ def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dic
 
 def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
     method, again = job.method, job.parallel.gradient_checkpointing
-    guided = 2 if job.teacher.guidance_scale != 1 or method.guidance_range is not None else 1
+    guided = _guided(job)
     steps = len(job.schedule)
     # Up to the exit step, which is uniform and the only one with gradient.
     student = forward((steps - 1) / 2, (steps - 1) / 2)
@@ -156,9 +156,52 @@ def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
         update = training_pass(again, weights=shares[FAKE_SCORE])
         fake_score = fake_score.blend(update, 1, updates)
     else:
-        shared = job.parallel.strategy == "local" and method.through_fake_score
-        fake_score += training_pass(again, 0 if shared else 1, shares[FAKE_SCORE])
+        fake_score += training_pass(again, 0 if _one_forward(job) else 1, shares[FAKE_SCORE])
     return {STUDENT: student, FAKE_SCORE: fake_score, TEACHER: teacher}
+
+
+def stretches(
+    job: Job, shares: Mapping[str, float] | None = None
+) -> dict[str, tuple[float, Passes]]:
+    """What a rank computes in an iteration between two looks for a request to stop.
+
+    By name: how often, on average over the exit steps, and the passes of each time. The looks are
+    the trainer's (``Trainer._look``); adversarial pre-training is not in it.
+
+    Args:
+        job: The job.
+        shares: As for ``iteration_passes``.
+    """
+    shares = {STUDENT: 1.0, FAKE_SCORE: 1.0, **(shares or {})}
+    method, again = job.method, job.parallel.gradient_checkpointing
+    guided = _guided(job)
+    own = method.fake_score_updates if method.fresh_rollouts else 0
+    generator = training_pass(again, weights=0) if method.through_fake_score else forward()
+    found = {"a step of the rollout": ((len(job.schedule) + 1) / 2 * (1 + own), forward())}
+    if method.through_teacher:
+        generator += forward(guided, 1) + Passes(backwards=guided, backward_calls=1)
+    else:
+        found["the teacher"] = (1, forward(guided, 1))
+    if DISCRIMINATOR in method.roles:
+        generator += training_pass(False, weights=0)
+        found["the discriminator's update"] = (1, forward(2, 1))
+    update = training_pass(again, 0 if _one_forward(job) else 1, shares[FAKE_SCORE])
+    found["the generator's gradient"] = (1, generator)
+    found["an update of the fake score"] = (own or 1, update)
+    found["the student's backward pass"] = (1, training_pass(again, 0, shares[STUDENT]))
+    return found
+
+
+def _guided(job: Job) -> int:
+    """The teacher's forwards of a video."""
+    scale, draws = job.teacher.guidance_scale, job.method.guidance_range
+    return 2 if scale != 1 or draws is not None else 1
+
+
+def _one_forward(job: Job) -> bool:
+    """Whether a forward of the fake score serves the generator's gradient and its own update."""
+    shared = not job.method.fresh_rollouts and job.method.through_fake_score
+    return shared and job.parallel.strategy == "local"
 
 
 def _pretraining(job: Job, share: float) -> dict[str, Passes]:

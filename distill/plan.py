@@ -17,8 +17,10 @@ from distill.flops import (
     forward_operations,
     iteration_passes,
     iteration_traffic,
+    stretches,
 )
 from distill.memory import Memory, Meter, rank_memory
+from distill.saving import checkpoint_copies
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, check_against_model
 from lightx2v_sgmd.models.wan import WanModel
@@ -60,6 +62,25 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Preemption:
+    """What it takes to stop a run in the middle and lose nothing.
+
+    Attributes:
+        longest: What is computed between two looks for a request to stop, at most.
+        seconds: Of that, at the machine's MFU.
+        checkpoint_bytes: That are written then, by all ranks together.
+        first_rank_bytes: Of those by the first rank.
+        other_rank_bytes: By each of the others.
+    """
+
+    longest: str
+    seconds: float
+    checkpoint_bytes: int
+    first_rank_bytes: int
+    other_rank_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job needs on a machine.
 
@@ -75,6 +96,7 @@ class Plan:
         passes: By role.
         forward: Operations of a forward of one video.
         traffic: Of a GPU in an iteration.
+        preemption: Of a run that is told to stop.
     """
 
     job: Job
@@ -88,6 +110,7 @@ class Plan:
     passes: dict[str, Passes]
     forward: Operations
     traffic: Traffic
+    preemption: Preemption
 
     @property
     def flops(self) -> dict[str, float]:
@@ -155,6 +178,7 @@ class Plan:
             "traffic_bytes": asdict(self.traffic),
             "iteration_seconds": self.seconds,
             "gpu_hours": self.gpu_hours,
+            "preemption": asdict(self.preemption),
             "fits": self.fits,
         }
 
@@ -183,6 +207,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
     tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
     degree, train = job.parallel.sequence, job.train
     passes = iteration_passes(job, meter.shares(job))
+    forward = forward_operations(model.transformer_config, tokens, meter.text_rows)
     return Plan(
         job=job,
         machine=machine,
@@ -196,7 +221,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
             for name, kind in _KINDS.items()
         },
         passes=passes,
-        forward=forward_operations(model.transformer_config, tokens, meter.text_rows),
+        forward=forward,
         traffic=iteration_traffic(
             job,
             passes,
@@ -206,6 +231,27 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
             gpus=machine.gpus,
             size=2 if job.teacher.dtype == "bfloat16" else 4,
         ),
+        preemption=_preemption(job, machine, meter, forward),
+    )
+
+
+def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -> Preemption:
+    found = {
+        name: passes.operations(forward)
+        for name, (_, passes) in stretches(job, meter.shares(job)).items()
+    }
+    longest = max(found, key=lambda name: found[name])
+    per_second = job.parallel.sequence * machine.mfu * machine.peak_flops
+    trained, copies = meter.trained(job), checkpoint_copies(job)
+    whole = sum(4 * trained[role].count * files for role, (files, _) in copies.items())
+    slices = sum(4 * trained[role].count * states for role, (_, states) in copies.items())
+    share = slices // machine.gpus
+    return Preemption(
+        longest=longest,
+        seconds=job.train.micro_batch * found[longest] / per_second,
+        checkpoint_bytes=whole + slices,
+        first_rank_bytes=whole + share,
+        other_rank_bytes=share if machine.gpus > 1 else 0,
     )
 
 

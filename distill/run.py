@@ -23,7 +23,7 @@ from distill.saving import (
     Saver,
     check_same_run,
     check_space,
-    checkpoint_bytes,
+    checkpoint_parts,
     choose_checkpoint,
     trainer_state,
 )
@@ -135,7 +135,7 @@ def _prepare(
     if chosen is not None:
         start = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
         note(f"going on from {chosen}", quiet)
-    check_space(folder, checkpoint_bytes(job, model))
+    check_space(folder, sum(checkpoint_parts(job, model)))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")

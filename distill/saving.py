@@ -166,17 +166,32 @@ def _raise_or(problem: str | None, entries: dict[str, store.Entry]) -> dict[str,
     return entries
 
 
-def checkpoint_bytes(job: Job, model: WanModel) -> int:
-    """The size of one checkpoint, to a percent; a discriminator's heads are less than that."""
-    # The student, its average and its two moments; the fake score with its own.
-    copies = {STUDENT: 3 + (job.train.ema > 0), FAKE_SCORE: 3 * (FAKE_SCORE in job.method.roles)}
+def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
+    """By role, how often its weights' size is in a checkpoint, in float32.
+
+    First in whole files, which the first rank writes alone, then in slices, each rank its own.
+    """
+    # The student and its average; two moments of it, and the fake score with its own.
+    copies = {STUDENT: (1 + (job.train.ema > 0), 2)}
+    if FAKE_SCORE in job.method.roles:
+        copies[FAKE_SCORE] = (0, 3)
+    return copies
+
+
+def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
+    """Bytes of a checkpoint that the first rank writes alone, and of what all ranks share.
+
+    To a percent; a discriminator's heads are less than that.
+    """
     adapters = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
-    total = 0
-    for role, count in copies.items():
+    whole = slices = 0
+    for role, (files, states) in checkpoint_copies(job).items():
         shapes = trained_shapes(model, adapters[role])
         one = 4 * sum(shape.numel() for shape in shapes.values())
-        total += count * (one + len(safetensors_header(shapes, {})))
-    return total
+        one += len(safetensors_header(shapes, {}))
+        whole += files * one
+        slices += states * one
+    return whole, slices
 
 
 def check_space(run: Path, needed: int) -> None:

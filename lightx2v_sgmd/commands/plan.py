@@ -107,7 +107,7 @@ def as_text(plan: Plan) -> str:
             f"{passes.backwards:>10.1f}{passes.weight_backwards:>9.2f}"
             f"{plan.flops[role] / 1e15:>10.4g}"
         )
-    traffic = plan.traffic
+    traffic, stop = plan.traffic, plan.preemption
     hours = plan.seconds * job.train.iterations / 3600
     return "\n".join(
         [
@@ -122,6 +122,9 @@ def as_text(plan: Plan) -> str:
             f"at {machine.mfu:.0%} of {machine.peak_flops / 1e12:g} TFLOP/s: {plan.seconds:.4g} s "
             f"an iteration, {hours:.4g} h and {plan.gpu_hours:.4g} GPU-hours for "
             f"{job.train.iterations} iterations",
+            f"told to stop: up to {stop.seconds:.3g} s for {stop.longest}, then a checkpoint of "
+            f"{stop.checkpoint_bytes / 1e9:.4g} GB, {stop.first_rank_bytes / 1e9:.4g} by the first "
+            f"rank and {stop.other_rank_bytes / 1e9:.4g} by each other",
         ]
     )
 

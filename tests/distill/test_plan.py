@@ -15,10 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.counting import COUNTS, PassCounter
 from distill.data import Batches
-from distill.flops import forward_operations, iteration_passes, iteration_traffic
+from distill.flops import (
+    Operations,
+    forward_operations,
+    iteration_passes,
+    iteration_traffic,
+    stretches,
+)
 from distill.memory import Memory, Meter, rank_memory
 from distill.metering import MemoryMeter, Pass, meter_pass
 from distill.plan import Machine, check_plan, make_plan
+from distill.trainer import Trainer
 from lightx2v_sgmd.cli import run as cli
 from lightx2v_sgmd.commands.plan import as_text
 from lightx2v_sgmd.errors import UserError
@@ -95,6 +102,48 @@ def test_passes_are_those_that_a_run_counts(
         for count in COUNTS:
             expected = pytest.approx(counted[count][role] / 4, rel=1e-12)
             assert getattr(passes, count) == expected, (role, count)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method.name=sgmd", "parallel.gradient_checkpointing=true"),
+        ("method.name=dmd2", "method.fake_score_updates=2"),
+        ("method.name=sid", "parallel.strategy=zero3"),
+    ],
+)
+def test_a_stop_is_looked_for_between_all_stretches(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    """All together they are the iteration, and a run does one of them between two looks."""
+    monkeypatch.setattr(Batches, "exit_step", lambda self, draw: draw % 4)
+    job = make_job(tiny_teacher, tmp_path, *settings, "train.micro_batch=1")
+    planned = stretches(job)
+    work = Operations(3, 5)
+    expected = sum(times * passes.operations(work) for times, passes in planned.values())
+    found = sum(passes.operations(work) for passes in iteration_passes(job).values())
+    assert found == pytest.approx(expected)
+    if job.parallel.strategy != "local":
+        return  # more ranks look at the same places
+    trainer = make_trainer(job)
+    counter, seen = PassCounter(trainer.strategy.networks, 1), []
+    look = Trainer._look
+
+    def counting(self: Trainer) -> None:
+        seen.append(counter.take()["forward_equivalents"])
+        look(self)
+
+    monkeypatch.setattr(Trainer, "_look", counting)
+    iterations = 4
+    for iteration in range(iterations):
+        trainer.iterate(iteration)
+    seen.append(counter.take()["forward_equivalents"])  # the last one's
+    sizes = {sum(getattr(p, count) for count in COUNTS) for _, p in planned.values()}
+    assert {round(size, 9) for size in seen if size} == {round(size, 9) for size in sizes}
+    total = iterations * sum(
+        times * sum(getattr(p, count) for count in COUNTS) for times, p in planned.values()
+    )
+    assert sum(seen) == pytest.approx(total)
 
 
 def test_meter_counts_what_lives() -> None:
@@ -270,6 +319,18 @@ def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, Meter]) -> None:
         gpus=8,
         size=2,
     )
+    # The longest work between two looks: a fake score's forward, again, and backward with weights.
+    stop = plan.preemption
+    assert stop.longest == "an update of the fake score"
+    longest = train.micro_batch * (4 * forward.linear + 4 * forward.attention)
+    assert stop.seconds == pytest.approx(longest / 0.5e15)
+    average = train.ema > 0
+    count = 4 * meter.weights.count  # the first rank writes the student and its average alone
+    assert stop.checkpoint_bytes == pytest.approx((1 + average + 2 + 3) * count, rel=0.001)
+    assert stop.first_rank_bytes == pytest.approx((1 + average + 5 / 8) * count, rel=0.001)
+    assert stop.other_rank_bytes == pytest.approx(5 / 8 * count, rel=0.001)
+    assert f"up to {stop.seconds:.3g} s for an update of the fake score" in as_text(plan)
+    assert plan.to_dict()["preemption"]["seconds"] == stop.seconds
     passes = (2.5 + 2) + 2 + (2 + 4)
     own = 30 * 4 * (plan.tokens / 4) * 1536 * 2 * 3 / 4
     batch = train.accumulation * train.micro_batch

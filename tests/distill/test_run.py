@@ -21,9 +21,11 @@ from distill.trainer import Trainer
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
+from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.tensorfiles import schedule_of
 from tests.tiny import WEIGHTS
-from tests.training import assert_same_run, make_job, read_trace
+from tests.training import assert_same_run, make_job, make_trainer, read_trace
 
 
 def folders(run: Path) -> list[str]:
@@ -205,13 +207,13 @@ def test_no_room_is_said_before_anything_is_loaded(
 
 
 def test_the_size_of_a_checkpoint_is_known_beforehand(finished: Job) -> None:
-    from distill.saving import checkpoint_bytes
-    from lightx2v_sgmd.models.wan import open_wan
+    from distill.saving import checkpoint_parts
 
     folder = store.find_checkpoint(finished.output.dir)
-    tensors = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-    estimate = checkpoint_bytes(finished, open_wan(finished.teacher.path))
-    assert estimate == pytest.approx(tensors, rel=0.1)
+    whole, slices = checkpoint_parts(finished, open_wan(finished.teacher.path))
+    for pattern, estimate in (("*.safetensors", whole), ("state/*.safetensors", slices)):
+        written = sum(p.stat().st_size for p in folder.glob(pattern))
+        assert estimate == pytest.approx(written, rel=0.1)
 
 
 def test_output_that_is_a_file(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -284,6 +286,16 @@ def test_an_iteration_goes_on_after_the_updates_that_it_has_had(
             assert state["begun"]["done"] == draw - 6
     distill(job, quiet=True)
     assert_same_run(job.output.dir, straight.output.dir)
+
+
+def test_a_stop_is_seen_within_a_sample(tiny_teacher: Path, tmp_path: Path) -> None:
+    job = make_job(tiny_teacher, tmp_path)
+    trainer, forwards = make_trainer(job), []
+    student = trainer.strategy.networks[STUDENT]
+    student.register_forward_pre_hook(lambda *_: forwards.append(1))
+    arguments = job, open_wan(job.teacher.path), trainer.strategy, trainer.batches, 1
+    callbacks.write_samples(*arguments, stop=lambda: len(forwards) >= 2)
+    assert len(forwards) == 2 and not job.output.dir.exists()
 
 
 def test_checkpoints_by_the_clock(
