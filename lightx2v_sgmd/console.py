@@ -21,6 +21,13 @@ class Bar(Protocol):
         """``count`` more units are done; ``note`` stands behind the bar until the next one."""
         ...
 
+    def correct(self, count: int) -> None:
+        """``count`` more units (fewer, if negative) turn out to be done, by no work of this loop.
+
+        They say nothing about the speed.
+        """
+        ...
+
 
 @contextmanager
 def progress(
@@ -77,6 +84,9 @@ class _Silent:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Says nothing."""
 
+    def correct(self, count: int) -> None:
+        """Says nothing."""
+
 
 class Lines:
     """Progress as plain lines, at the first and the last unit and every ``every_s`` seconds."""
@@ -113,6 +123,11 @@ class Lines:
         parts = [f"{self.label} {self.done}/{self.total}", pace, *([note] if note else [])]
         _say("  ".join(parts), self.stream)
 
+    def correct(self, count: int) -> None:
+        """``count`` more or fewer units were done before."""
+        self.done += count
+        self.before += count
+
 
 @contextmanager
 def _rich_bar(total: int, label: str, done: int, stream: TextIO) -> Iterator[Bar]:
@@ -137,5 +152,9 @@ def _rich_bar(total: int, label: str, done: int, stream: TextIO) -> Iterator[Bar
         class _Rich:
             def advance(self, count: int = 1, note: str = "") -> None:
                 shown.update(task, advance=count, note=note)
+
+            def correct(self, count: int) -> None:
+                # Set, not updated: an update is a sample of the speed.
+                shown.tasks[0].completed += count
 
         yield _Rich()

@@ -43,6 +43,29 @@ def test_the_time_left_leaves_out_what_an_earlier_run_did() -> None:
     assert stream.getvalue() == "training 91/100  45 s left\n"
 
 
+def test_what_was_done_elsewhere_says_nothing_about_the_speed() -> None:
+    stream, now = io.StringIO(), [0.0]
+    bar = Lines(100, "comparing", stream, done=60, clock=lambda: now[0])
+    now[0] = 10
+    bar.correct(-30)  # a run went back to its checkpoint
+    bar.advance(5)
+    now[0] = 20
+    bar.correct(40)  # somebody else's
+    bar.advance(5)
+    assert stream.getvalue().splitlines() == [
+        "comparing 35/100  2 min 10 s left",
+        "comparing 80/100  40 s left",
+    ]
+
+
+def test_a_bar_takes_corrections() -> None:
+    stream = Terminal()
+    with progress(9, "comparing", done=6, stream=stream) as bar:
+        bar.correct(-4)
+        bar.advance(3)
+    assert "5/9" in stream.getvalue()
+
+
 def test_a_stream_that_is_no_terminal_gets_lines() -> None:
     stream = io.StringIO()
     with progress(2, "decoding", stream=stream) as bar:

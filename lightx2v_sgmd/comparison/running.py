@@ -42,12 +42,13 @@ def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dic
     if not waiting:
         return {}
     total = sum(work.units(plan, task) for task in tasks)
-    before = sum(work.units_done(plan, task) for task in tasks)
+    tally = Tally(plan, tasks)
     failures: dict[Task, str] = {}
-    with _stopping_on_signal(pool, quiet), progress(total, label, quiet, done=before) as bar:
+    with _stopping_on_signal(pool, quiet), progress(total, label, quiet, done=tally.done) as bar:
         looked_s = time.monotonic()
         while waiting or pool.running:
             while waiting and len(pool.running) < pool.workers and not pool.stopped:
+                tally.mine.add(waiting[0])
                 pool.start(waiting.pop(0))
             for task, problem in pool.ended():
                 if problem is not None and not pool.stopped:
@@ -57,14 +58,51 @@ def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dic
                 waiting = []
             if time.monotonic() - looked_s > _LOOK_S or not (waiting or pool.running):
                 looked_s = time.monotonic()
-                done = sum(work.units_done(plan, task) for task in tasks)
-                if done > before:
-                    bar.advance(done - before, ", ".join(t.name for t in pool.running))
-                    before = done
+                worked, found = tally.look()
+                bar.correct(found)
+                if worked:
+                    bar.advance(worked, ", ".join(t.name for t in pool.running))
             time.sleep(_POLL_S)
     if pool.stopped:
         raise KeyboardInterrupt
     return failures
+
+
+class Tally:
+    """How much of some tasks is done, and whose work it is.
+
+    A run that goes on after it was killed first goes back to its checkpoint, and another process
+    may work in the same folder: neither tells how fast this one is.
+
+    Args:
+        plan: The comparison.
+        tasks: Those that count.
+
+    Attributes:
+        mine: The tasks that this process has started.
+    """
+
+    def __init__(self, plan: Plan, tasks: Sequence[Task]) -> None:
+        self._plan = plan
+        self._seen = {task: work.units_done(plan, task) for task in tasks}
+        self.mine: set[Task] = set()
+
+    @property
+    def done(self) -> int:
+        """Units, at the last look."""
+        return sum(self._seen.values())
+
+    def look(self) -> tuple[int, int]:
+        """Units done since the last look by this process, and how many others came or went."""
+        worked = found = 0
+        for task, before in self._seen.items():
+            change = work.units_done(self._plan, task) - before
+            self._seen[task] += change
+            if change > 0 and task in self.mine:
+                worked += change
+            else:
+                found += change
+        return worked, found
 
 
 class Pool:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightx2v_sgmd.comparison import running
 from lightx2v_sgmd.comparison.plan import Plan, make_plan
-from lightx2v_sgmd.comparison.running import Pool, run_tasks
+from lightx2v_sgmd.comparison.running import Pool, Tally, run_tasks
 from lightx2v_sgmd.comparison.tasks import Task, outputs
+from lightx2v_sgmd.console import Lines, duration
 from tests.training import job_file
 
 # Stands in for the interpreter: does a task as its row's name says, without torch.
@@ -109,3 +113,48 @@ def test_a_signal_lets_the_workers_save_and_starts_no_more(
     assert (plan.out / "saved").exists() and started(plan) == ["adm"]
     assert "the runs save where they are" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_only_work_of_this_process_counts(plan: Plan) -> None:
+    mine, other = Task("sgmd", 0), Task("sid", 0)
+
+    def iterations(task: Task, count: int) -> None:
+        trace = plan.run(task.row, task.seed) / "metrics.jsonl"
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text("{}\n" * count)
+
+    iterations(mine, 4)
+    tally = Tally(plan, [mine, other])
+    assert tally.done == 4 and tally.look() == (0, 0)
+    tally.mine.add(mine)
+    iterations(mine, 2)  # back to its checkpoint
+    iterations(other, 3)
+    assert tally.look() == (0, 1)
+    iterations(mine, 5)
+    assert tally.look() == (3, 0) and tally.done == 8
+
+
+def test_the_time_left_after_a_run_went_back(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at its 4th of 5 iterations, it takes 10 s for each of the last three."""
+    task, clock = Task("sgmd", 0), [0.0]
+    total, done = running.work.units(plan, task), iter([4, 2, 3])
+    monkeypatch.setattr(running.work, "units_done", lambda plan, task: next(done, total))
+    monkeypatch.setattr(running, "_LOOK_S", 0.0)
+
+    class Slow(Pool):
+        def ended(self) -> Any:
+            clock[0] += 10
+            if clock[0] >= 30:
+                yield from super().ended()
+
+    stream = io.StringIO()
+
+    def lines(total: int, label: str, quiet: bool, done: int) -> Any:
+        bar = Lines(total, label, stream, done=done, clock=lambda: clock[0])
+        return contextlib.nullcontext(bar)
+
+    monkeypatch.setattr(running, "progress", lines)
+    monkeypatch.setattr(running.time, "monotonic", lambda: clock[0])
+    run_tasks(Slow(plan, 1), [task], "comparing", quiet=True)
+    first = stream.getvalue().splitlines()[0]
+    assert first.startswith(f"comparing 3/{total}  {duration(20 * (total - 3))} left"), first
