@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from distill.flops import (
     iteration_traffic,
     stretches,
 )
-from distill.memory import Memory, Meter, rank_memory
+from distill.memory import Memory, Meter
 from distill.metering import MemoryMeter, Pass, meter_pass
 from distill.plan import Machine, check_plan, make_plan
 from distill.trainer import Trainer
@@ -31,25 +29,10 @@ from lightx2v_sgmd.commands.plan import as_text
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan, velocity
-from lightx2v_sgmd.parallel import Ranks, nvme
+from lightx2v_sgmd.parallel import nvme
 from lightx2v_sgmd.resources import config_path
-from tests.parallel.ranks import run_ranks
-from tests.profiling import peak_growth
-from tests.tiny import make_tiny_wan
-from tests.training import job_file, make_job, make_trainer, needs_deepspeed
+from tests.training import job_file, make_job, make_trainer
 from tools import scale_tables
-
-SMALL_WAN = {
-    "num_attention_heads": 6,
-    "attention_head_dim": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 16,
-    "freq_dim": 16,
-    "ffn_dim": 1536,
-    "num_layers": 4,
-}
-"""11 million weights: a run's tensors are half a gigabyte, of which latents are nothing."""
 
 
 def test_operations_are_those_that_torch_counts() -> None:
@@ -167,107 +150,6 @@ def test_all_layers_follow_from_four() -> None:
         assert getattr(predicted, name) == getattr(metered, name), name
     halves = meter_pass(model, replace(what, degree=2))
     assert halves.kept == pytest.approx(predicted.kept / 2, rel=0.1)
-
-
-def live_bytes() -> int:
-    """Of all tensors that Python holds, each storage once."""
-    gc.collect()
-    storages = {}
-    for item in gc.get_objects():
-        if not isinstance(item, torch.Tensor) or item.layout != torch.strided:
-            continue
-        if item.device.type == "cpu":
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def measured_peak(job: Job, ranks: Ranks, strategy: str) -> int:
-    """Tensors in an iteration after the first, DeepSpeed's untouched buckets left out.
-
-    With several ranks the middle of three: the profiler misses it when memory from before it
-    started is freed, and how much of that there is depends on when the ranks meet.
-    """
-    before = live_bytes()
-    trainer = make_trainer(job, ranks, strategy)
-    trainer.iterate(0)
-    peaks = [
-        live_bytes() - before + peak_growth(partial(trainer.iterate, iteration))
-        for iteration in ((1, 2, 3) if ranks.size > 1 else (1,))
-    ]
-    peak = sorted(peaks)[len(peaks) // 2]
-    for engine in getattr(trainer.strategy, "_engines", {}).values():
-        for bucket in getattr(engine.optimizer, "ipg_buckets", {}).values():
-            peak -= bucket.buffer.nbytes
-    trainer.strategy.close()
-    return peak
-
-
-@pytest.fixture(scope="module")
-def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import WanTransformer3DModel
-
-    folder = make_tiny_wan(tmp_path_factory.mktemp("small") / "wan")
-    WanTransformer3DModel(**SMALL_WAN).save_pretrained(folder / "transformer")
-    return folder
-
-
-def small_job(teacher: Path, folder: Path, *settings: str) -> Job:
-    size = ("video.height=64", "video.width=64")
-    return make_job(teacher, folder, *size, *settings)
-
-
-def predicted_peak(job: Job, gpus: int) -> int:
-    memory = rank_memory(job, Meter(open_wan(job.teacher.path), text_rows=8, on_gpu=False), gpus)
-    phases = {name: sum(p.values()) for name, p in memory.phases.items() if name != "samples"}
-    return (
-        sum(memory.always.values())
-        - memory.always.get("gradient buckets", 0)
-        + max(phases.values())
-    )
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("parallel.gradient_checkpointing=false",),
-        ("parallel.gradient_checkpointing=true",),
-        ("method.name=dmd2", "method.fake_score_updates=1", "train.ema=0"),
-        ("student={train: lora, lora: {rank: 16}}", "fake_score={train: lora, lora: {rank: 64}}"),
-    ],
-)
-def test_memory_of_one_process(
-    small_teacher: Path, tmp_path: Path, settings: tuple[str, ...]
-) -> None:
-    job = small_job(small_teacher, tmp_path, *settings)
-    measured = measured_peak(job, Ranks(), "local")
-    assert predicted_peak(job, 1) == pytest.approx(measured, rel=0.1)
-
-
-def sharded_peak(teacher: Path, folder: Path, settings: tuple[str, ...]) -> int:
-    from lightx2v_sgmd.parallel import connect
-
-    job = small_job(teacher, folder / str(torch.distributed.get_rank()), *settings)
-    ranks = replace(connect("zero3", torch.device("cpu")), share=job.parallel.sequence)
-    return measured_peak(job, ranks, "zero3")
-
-
-@needs_deepspeed
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("parallel.gradient_checkpointing=true",),
-        ("parallel.sequence=2", "train.micro_batch=1", "video.height=128", "video.width=128"),
-    ],
-)
-def test_memory_of_a_sharded_rank(
-    small_teacher: Path, tmp_path: Path, settings: tuple[str, ...]
-) -> None:
-    settings = ("parallel.strategy=zero3", *settings)
-    measured = run_ranks(2, sharded_peak, small_teacher, tmp_path, settings, timeout_s=900)
-    job = small_job(small_teacher, tmp_path, *settings)
-    assert predicted_peak(job, 2) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_peak_may_be_the_text_encoder_s() -> None:

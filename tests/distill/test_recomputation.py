@@ -18,7 +18,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import load_job
 from lightx2v_sgmd.models.wan import WanModel, open_wan, velocity
 from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
-from tests.distill.test_plan import SMALL_WAN
+from tests.distill.test_plan_memory import SMALL_WAN
 from tests.parallel.ranks import run_ranks
 from tests.profiling import peak_growth
 from tests.training import job_file, make_job, make_trainer, needs_deepspeed
