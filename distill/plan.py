@@ -24,8 +24,10 @@ from distill.saving import checkpoint_copies
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, check_against_model
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.recomputation import Recomputation
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
+from lightx2v_sgmd.weightfiles import file_count
 
 GIB = 2**30
 H100_FLOPS = 989e12
@@ -69,15 +71,13 @@ class Preemption:
         longest: What is computed between two looks for a request to stop, at most.
         seconds: Of that, at the machine's MFU.
         checkpoint_bytes: That are written then, by all ranks together.
-        first_rank_bytes: Of those by the first rank.
-        other_rank_bytes: By each of the others.
+        rank_bytes: By the rank that writes most.
     """
 
     longest: str
     seconds: float
     checkpoint_bytes: int
-    first_rank_bytes: int
-    other_rank_bytes: int
+    rank_bytes: int
 
 
 @dataclass(frozen=True)
@@ -243,15 +243,15 @@ def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -
     longest = max(found, key=lambda name: found[name])
     per_second = job.parallel.sequence * machine.mfu * machine.peak_flops
     trained, copies = meter.trained(job), checkpoint_copies(job)
-    whole = sum(4 * trained[role].count * files for role, (files, _) in copies.items())
+    networks = copies[STUDENT][0]
+    student = 4 * trained[STUDENT].count
+    files = 1 if job.student.adapters else file_count(student, machine.gpus)
     slices = sum(4 * trained[role].count * states for role, (_, states) in copies.items())
-    share = slices // machine.gpus
     return Preemption(
         longest=longest,
         seconds=job.train.micro_batch * found[longest] / per_second,
-        checkpoint_bytes=whole + slices,
-        first_rank_bytes=whole + share,
-        other_rank_bytes=share if machine.gpus > 1 else 0,
+        checkpoint_bytes=networks * student + slices,
+        rank_bytes=-(-networks * files // machine.gpus) * student // files + slices // machine.gpus,
     )
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from distill.building import Start
 from distill.data import prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd import checkpoint as store
+from lightx2v_sgmd import weightfiles
 from lightx2v_sgmd.disk import free_bytes
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
@@ -23,6 +28,7 @@ from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Ranks, Strategy
 from lightx2v_sgmd.parallel.shards import safetensors_header
 from lightx2v_sgmd.tensorfiles import schedule_metadata
+from lightx2v_sgmd.weightfiles import WeightFile, divided
 
 # Where the run goes, how far, and how it is spread: these may change between two parts of a run.
 # The batch is compared as a whole, the prompts by content.
@@ -117,27 +123,11 @@ class Saver:
         texts: Mapping[str, str],
         begun: Iteration | None,
     ) -> dict[str, store.Entry]:
-        """Writes this rank's files; takes part in every gather even if it cannot write."""
-        ranks, shapes = self.strategy.ranks, self.strategy.shapes
-        metadata = schedule_metadata(self.job.schedule)
+        """Writes this rank's files."""
+        ranks, metadata = self.strategy.ranks, schedule_metadata(self.job.schedule)
         if (adapters := self.job.student.adapters) is not None:
             metadata |= adapter_metadata(adapters)
-        entries: dict[str, store.Entry] = {}
-        problems: list[OSError] = []
-        whole = {"student.safetensors": False}
-        if self.job.train.ema:
-            whole["student_ema.safetensors"] = True
-        for name, averaged in whole.items():
-            tensors = self.strategy.whole_tensors(STUDENT, averaged)
-            try:
-                if ranks.first and not problems:
-                    entries |= pending.write_tensors(name, shapes, tensors, metadata)
-            except OSError as error:
-                problems.append(error)
-            for _ in tensors:  # the other ranks send on until the end
-                pass
-        if problems:
-            raise problems[0]
+        entries = self._write_weights(pending, metadata)
         for role in self.strategy.trained:
             slices = self.strategy.save_slices(role)
             name = f"state/{role}.{ranks.rank:05d}-of-{ranks.size:05d}.safetensors"
@@ -151,6 +141,55 @@ class Saver:
             for name, text in texts.items():
                 entries |= pending.write_text(name, text)
         return entries
+
+    def _write_weights(
+        self, pending: store.Pending, metadata: Mapping[str, str]
+    ) -> dict[str, store.Entry]:
+        """Writes this rank's files of weights; takes part in every gather even if it cannot."""
+        ranks, shapes = self.strategy.ranks, self.strategy.shapes
+        most = sys.maxsize if self.job.student.adapters else weightfiles.MOST
+        networks: dict[bool, list[WeightFile]] = {}
+        for averaged in (False, True) if self.job.train.ema else (False,):
+            first = len(networks.get(False, ()))
+            stem = weightfiles.STEMS[averaged]
+            networks[averaged] = divided(stem, shapes, ranks.size, first, most)
+        mine = {f.name: f for files in networks.values() for f in files if f.rank == ranks.rank}
+        feeds: dict[str, Feed] = {name: Queue(maxsize=2) for name in mine}
+        with ThreadPoolExecutor(max_workers=max(1, len(mine))) as pool:
+            written = [
+                pool.submit(_write_fed, pending, file, feeds[name], metadata)
+                for name, file in mine.items()
+            ]
+            try:
+                for averaged, files in networks.items():
+                    place = {name: file for file in files for name in file.shapes}
+                    to = {name: file.rank for name, file in place.items()}
+                    for name, tensor in self.strategy.whole_tensors(STUDENT, averaged, to):
+                        feeds[place[name].name].put((name, tensor))
+            finally:
+                for feed in feeds.values():
+                    feed.put(None)
+        entries = {name: entry for part in written for name, entry in part.result().items()}
+        for averaged, files in networks.items():
+            if ranks.first and len(files) > 1:
+                name, text = weightfiles.index(weightfiles.STEMS[averaged], files)
+                entries |= pending.write_text(name, text)
+        return entries
+
+
+Feed = Queue[tuple[str, Tensor] | None]
+"""Weights for a file, as they come, and None at the end."""
+
+
+def _write_fed(
+    pending: store.Pending, file: WeightFile, feed: Feed, metadata: Mapping[str, str]
+) -> dict[str, store.Entry]:
+    tensors: Iterator[Any] = iter(feed.get, None)
+    try:
+        return pending.write_tensors(file.name, file.shapes, tensors, metadata)
+    finally:
+        for _ in tensors:  # what cannot be written: the other ranks send on until the end
+            pass
 
 
 def _guarded(action: Callable[[], None], path: Path) -> None:
@@ -169,7 +208,7 @@ def _raise_or(problem: str | None, entries: dict[str, store.Entry]) -> dict[str,
 def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
     """By role, how often its weights' size is in a checkpoint, in float32.
 
-    First in whole files, which the first rank writes alone, then in slices, each rank its own.
+    First in files of whole weights, then in slices, each rank its own.
     """
     # The student and its average; two moments of it, and the fake score with its own.
     copies = {STUDENT: (1 + (job.train.ema > 0), 2)}
@@ -179,7 +218,7 @@ def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
 
 
 def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
-    """Bytes of a checkpoint that the first rank writes alone, and of what all ranks share.
+    """Bytes of a checkpoint: of the files of whole weights, and of the slices.
 
     To a percent; a discriminator's heads are less than that.
     """

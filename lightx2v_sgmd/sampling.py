@@ -93,9 +93,9 @@ class VideoSampler:
         """Network evaluations for one video."""
         return len(self.schedule) * (1 if self.guidance_scale == 1 else 2)
 
-    def load_weights(self, file: Path) -> None:
-        """Takes a student's file: all weights, or adapters for the model's own."""
-        load_trained(self.transformer, file)
+    def load_weights(self, files: Sequence[Path]) -> None:
+        """Takes a student's files: all weights, or adapters for the model's own."""
+        load_trained(self.transformer, files)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:

@@ -21,6 +21,7 @@ from lightx2v_sgmd.checkpoint import find_checkpoint
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+from lightx2v_sgmd.weightfiles import STEMS, student_files
 from tests.parallel.ranks import run_ranks
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]
@@ -84,9 +85,10 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
 def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     """Student, average and fake score of a checkpoint, flat, by role and name."""
     found = {}
-    for role in ("student", "student_ema"):
-        for name, value in load_file(checkpoint / f"{role}.safetensors").items():
-            found[f"{role}/{name}"] = value.flatten()
+    for averaged, role in STEMS.items():
+        for part in student_files(checkpoint, averaged):
+            for name, value in load_file(part).items():
+                found[f"{role}/{name}"] = value.flatten()
     for file in sorted((checkpoint / "state").glob("fake_score.*.safetensors")):
         for name, value in load_file(file).items():
             if name.endswith("/master"):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
@@ -19,14 +19,12 @@ from lightx2v_sgmd.job import Job, Lora, load_job
 from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import check_keys, read_header, read_headers, schedule_of
+from lightx2v_sgmd.tensorfiles import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.video import frame_rate
+from lightx2v_sgmd.weightfiles import has_average, student_files
 from weights.layouts import names_of, weights_in
 from weights.lora import PortableAdapters, TrainedAdapters
 from weights.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
-
-STUDENT: Final = "student.safetensors"
-STUDENT_EMA: Final = "student_ema.safetensors"
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def open_source(
     checkpoint = find_checkpoint(path, on_damage)
     job_file = checkpoint / "job.yaml"
     job = load_job(job_file)
-    averaged = ema and (checkpoint / STUDENT_EMA).is_file()
+    averaged = ema and has_average(checkpoint)
     about = _about(job, int(read_trainer_state(checkpoint)["step"]), averaged)
     model = teacher_of(about, job_file)
     tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
@@ -133,13 +131,14 @@ def student_tensors(
         UserError: the file is damaged or does not fit the network, or adapters' teacher is not
             on this machine and cannot be fetched.
     """
-    file = checkpoint / (STUDENT_EMA if averaged else STUDENT)
-    header = read_header(file)
+    files = student_files(checkpoint, averaged)
+    what = str(files[0] if len(files) == 1 else checkpoint)
+    header = read_headers(files)
     carried = schedule_of(header.metadata)
     if lora is None:
-        tensors = FileTensors.checked(header, network_shapes(model), str, str(file))
+        tensors = FileTensors.checked(header, network_shapes(model), str, what)
         return tensors, None, carried
-    adapters = TrainedAdapters.checked(header, lora, model, str(file))
+    adapters = TrainedAdapters.checked(header, lora, model, what)
     return MergedTensors(model_tensors(model), adapters), adapters, carried
 
 

@@ -123,8 +123,7 @@ def as_text(plan: Plan) -> str:
             f"an iteration, {hours:.4g} h and {plan.gpu_hours:.4g} GPU-hours for "
             f"{job.train.iterations} iterations",
             f"told to stop: up to {stop.seconds:.3g} s for {stop.longest}, then a checkpoint of "
-            f"{stop.checkpoint_bytes / 1e9:.4g} GB, {stop.first_rank_bytes / 1e9:.4g} by the first "
-            f"rank and {stop.other_rank_bytes / 1e9:.4g} by each other",
+            f"{stop.checkpoint_bytes / 1e9:.4g} GB, at most {stop.rank_bytes / 1e9:.4g} by a rank",
         ]
     )
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lightx2v_sgmd.checkpoint import checkpoint_name
 from lightx2v_sgmd.comparison.measuring import write_text
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import SPRITES, Job, check_against_model, load_job
@@ -105,8 +106,8 @@ class Plan:
         return self.out / "runs" / file_name(label) / f"seed_{seed}"
 
     def snapshot(self, label: str, seed: int, step: int) -> Path:
-        """The weights after ``step`` iterations."""
-        return self.run(label, seed) / "snapshots" / f"step_{step:06d}.safetensors"
+        """The folder of the weights after ``step`` iterations."""
+        return self.run(label, seed) / "snapshots" / checkpoint_name(step)
 
     def measurement(self, label: str, seed: int, step: int, full: bool = True) -> Path:
         """A measurement's file; untrained rows have step 0."""

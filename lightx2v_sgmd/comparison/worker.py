@@ -32,6 +32,7 @@ from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.sampling import VideoSampler, teacher_schedule, teacher_shift
 from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.video import frame_rate, write_video
+from lightx2v_sgmd.weightfiles import STEMS, has_average, student_files
 
 _TOKENS_AT_ONCE = 2**15
 _SHOWN_SIZE = 192
@@ -63,7 +64,7 @@ def train(plan: Plan, task: Task, nproc: int) -> None:
     from distill import distill
 
     run, last = plan.run(task.row, task.seed), plan.snapshots()[-1]
-    if plan.snapshot(task.row, task.seed, last).is_file():
+    if plan.snapshot(task.row, task.seed, last).is_dir():
         return
     job = load_job(
         plan.job_file(task.row),
@@ -77,7 +78,7 @@ def train(plan: Plan, task: Task, nproc: int) -> None:
     )
     with collecting(run, plan.snapshots()):
         distill(job, nproc=nproc, quiet=True)
-    if not plan.snapshot(task.row, task.seed, last).is_file():
+    if not plan.snapshot(task.row, task.seed, last).is_dir():
         raise UserError(f"{run}: has no checkpoint of step {last}; remove that folder")
     store.prune(run, 1)
 
@@ -113,27 +114,22 @@ def collect(run: Path, steps: Collection[int], keep: int) -> None:
         keep: How many checkpoints stay, the newest.
     """
     for checkpoint in store.checkpoints(run):
-        weights = checkpoint / "student_ema.safetensors"
-        if not weights.is_file():
-            weights = checkpoint / "student.safetensors"
-        target = run / "snapshots" / f"{checkpoint.name}.safetensors"
-        if store.step_of(checkpoint) in steps and weights.is_file() and not _same(weights, target):
-            _link(weights, target)
+        target = run / "snapshots" / checkpoint.name
+        if store.step_of(checkpoint) in steps and not target.exists():
+            _link(checkpoint, target)
     store.prune(run, keep)
 
 
-def _same(weights: Path, target: Path) -> bool:
-    return target.exists() and target.stat().st_size == weights.stat().st_size
-
-
-def _link(weights: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _link(checkpoint: Path, target: Path) -> None:
+    """The student that is exported by default, and nothing else."""
     temporary = target.with_name(f".{target.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(weights, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(weights, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for file in checkpoint.glob(f"{STEMS[has_average(checkpoint)]}[-.]*"):
+        try:
+            os.link(file, temporary / file.name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, temporary / file.name)
     os.replace(temporary, target)
 
 
@@ -270,7 +266,8 @@ class Bench:
 
     def _loaded(self, label: str, step: int) -> VideoSampler:
         sampler = self.student()
-        sampler.load_weights(self.plan.snapshot(label, self.seed, step))
+        folder = self.plan.snapshot(label, self.seed, step)
+        sampler.load_weights(student_files(folder, has_average(folder)))
         return sampler
 
     def show(self, row: str, videos: Videos) -> None:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.quiet import no_logging
-from lightx2v_sgmd.tensorfiles import check_keys, read_header
+from lightx2v_sgmd.tensorfiles import check_keys
+from lightx2v_sgmd.tensorreader import WholeTensors
 
 PREFIX: Final = "transformer."
 METADATA_KEY: Final = "lora_adapter_metadata"
@@ -174,18 +174,19 @@ def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
 
 
 @torch.no_grad()
-def load_trained(network: Any, file: Path) -> None:
-    """Gives a network what a checkpoint's file holds: all its weights, or adapters beside them.
+def load_trained(network: Any, files: Sequence[Path]) -> None:
+    """Gives a network what a checkpoint's files hold: all its weights, or adapters beside them.
 
     Args:
         network: A ``WanTransformer3DModel``, for adapters with the teacher's weights. It may have
             adapters of such a file already.
-        file: Of a student.
+        files: Of a student.
 
     Raises:
         UserError: the file is damaged or does not fit the network.
     """
-    header = read_header(file)
+    whole = WholeTensors(files)
+    header = whole.header
     lora = adapters_in(header.metadata)
     ranks = {
         info.shape[0] if info.shape else 0
@@ -194,7 +195,7 @@ def load_trained(network: Any, file: Path) -> None:
     }
     if lora is not None and ranks != {lora.rank}:  # before memory is taken for it
         raise UserError(
-            f"{file}: has adapters of ranks {sorted(ranks)}, not the {lora.rank} it says"
+            f"{files[0]}: has adapters of ranks {sorted(ranks)}, not the {lora.rank} it says"
         )
     if lora is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
         add_adapters(network, lora, 0, network.dtype)
@@ -203,9 +204,9 @@ def load_trained(network: Any, file: Path) -> None:
         for name, p in network.named_parameters()
         if lora is None or is_adapter(name)
     }
-    check_keys(header, {name: tuple(p.shape) for name, p in held.items()}, str(file))
-    for name, value in load_file(file).items():
-        held[name].copy_(value)
+    check_keys(header, {name: tuple(p.shape) for name, p in held.items()}, str(files[0]))
+    for name, p in held.items():
+        p.copy_(whole.tensor(name))
     network.requires_grad_(False)
 
 

@@ -242,10 +242,17 @@ class Strategy(Protocol):
         """Inside, the student's velocity is that of its moving average, if one is kept."""
         ...
 
-    def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """A role's trained weights, float32, one by one; the student's as ``shapes`` has them.
+    def whole_tensors(
+        self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """A role's trained weights, float32 on the CPU, one by one, in the order of ``shapes``.
 
-        A collective: every rank runs it to its end. The tensors are right on the first rank.
+        A collective: every rank runs it to its end.
+
+        Args:
+            role: Whose.
+            averaged: The student's moving average.
+            to: The one rank that gets a weight, by its name; by default all get all.
         """
         ...
 

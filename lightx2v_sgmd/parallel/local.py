@@ -27,6 +27,7 @@ from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
+from lightx2v_sgmd.weightfiles import student_files
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -166,7 +167,9 @@ class Local:
             for p, data in zip(self._weights[STUDENT], trained, strict=True):
                 p.data = data
 
-    def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def whole_tensors(
+        self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """The weights as they are."""
         values = self._average if averaged else self._weights[role]
         for name, value in zip(self._named[role], values, strict=True):
@@ -187,7 +190,7 @@ class Local:
     @torch.no_grad()
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
         """Reads weights, average and optimizer state."""
-        student = WholeTensors([checkpoint / "student.safetensors"])
+        student = WholeTensors(student_files(checkpoint))
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
             for name, p in self._named[role].items():
@@ -203,7 +206,7 @@ class Local:
                     moment = torch.empty_like(p, memory_format=torch.preserve_format)
                     entry[kind] = moment.copy_(state.read(f"{name}/{kind}", n, 0, n).view_as(p))
         if self._average:
-            average = WholeTensors([checkpoint / "student_ema.safetensors"])
+            average = WholeTensors(student_files(checkpoint, averaged=True))
             for name, value in zip(self.shapes, self._average, strict=True):
                 value.copy_(average.read(name, 0, value.numel()).view_as(value))
 

@@ -53,6 +53,7 @@ from lightx2v_sgmd.parallel.shards import (
     share_frozen,
 )
 from lightx2v_sgmd.tensorreader import DTYPES
+from lightx2v_sgmd.weightfiles import student_files
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -273,15 +274,22 @@ class Zero3:
                 theirs.copy_(kept)
         masters.publish()
 
-    def whole_tensors(self, role: str, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def whole_tensors(
+        self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Gathers one weight at a time."""
-        masters = self._masters(role)
+        masters, ranks = self._masters(role), self.ranks
         parts = self._averaged_parts() if averaged else masters.parts()
         for name, p, part in parts:
-            part = part.detach().to(self.ranks.device)
-            slices = [torch.empty_like(part) for _ in range(self.ranks.size)]
-            dist.all_gather(slices, part)
-            yield name, torch.cat(slices)[: p.ds_numel].view(p.ds_shape).cpu()
+            part = part.detach().to(ranks.device)
+            mine = to is None or to[name] == ranks.rank
+            slices = [torch.empty_like(part) for _ in range(ranks.size)] if mine else None
+            if to is None:
+                dist.all_gather(slices, part)
+            else:
+                dist.gather(part, slices, dst=to[name])
+            if slices is not None:
+                yield name, torch.cat(slices)[: p.ds_numel].view(p.ds_shape).cpu()
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
         """This rank's part of the state, without padding."""
@@ -300,7 +308,7 @@ class Zero3:
     @torch.no_grad()
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
         """Reads this rank's part of weights, average and optimizer state."""
-        student = WholeTensors([checkpoint / "student.safetensors"])
+        student = WholeTensors(student_files(checkpoint))
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
             masters = self._masters(role)
@@ -317,7 +325,7 @@ class Zero3:
                         put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
             masters.publish()
         if self._average:
-            average = WholeTensors([checkpoint / "student_ema.safetensors"])
+            average = WholeTensors(student_files(checkpoint, averaged=True))
             for name, p, part in self._averaged_parts():
                 put(part, average.read(name, *self._owned(p)))
 

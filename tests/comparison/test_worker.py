@@ -15,6 +15,7 @@ from lightx2v_sgmd.comparison import measuring, worker
 from lightx2v_sgmd.comparison.plan import Plan, make_plan, write_plan
 from lightx2v_sgmd.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
 from lightx2v_sgmd.sampling import VideoSampler
+from lightx2v_sgmd.weightfiles import student_files
 from tests.tiny import WEIGHTS
 from tests.training import job_file
 
@@ -40,17 +41,17 @@ def test_a_run_leaves_snapshots_and_measurements(trained: Plan) -> None:
     assert is_done(trained, Task("sgmd", 0)) and not is_done(trained, Task("sgmd", 1))
     run = trained.run("sgmd", 0)
     assert [f.name for f in sorted((run / "snapshots").iterdir())] == [
-        "step_000001.safetensors",
-        "step_000002.safetensors",
-        "step_000003.safetensors",
+        "step_000001",
+        "step_000002",
+        "step_000003",
     ]
     (newest,) = checkpoints(run)
     last, average = (
-        load_file(path)
-        for path in (trained.snapshot("sgmd", 0, 3), newest / "student_ema.safetensors")
+        load_file(path / "student_ema.safetensors")
+        for path in (trained.snapshot("sgmd", 0, 3), newest)
     )
     assert all((last[name] == average[name]).all() for name in average)
-    first = load_file(trained.snapshot("sgmd", 0, 1))
+    first = load_file(trained.snapshot("sgmd", 0, 1) / "student_ema.safetensors")
     assert any((last[name] != first[name]).any() for name in first)
     full, curve = (
         measuring.load(trained.measurement("sgmd", 0, step, full=step == 3)) for step in (3, 2)
@@ -67,9 +68,9 @@ def test_rows_share_their_noise(trained: Plan, tiny_teacher: Path) -> None:
     texts, seeds = bench.wanted()
     assert len(texts) == 4 + 4 * 3 and len(set(seeds)) == len(seeds)
     before = sampler(texts[:2], seeds[:2])
-    sampler.load_weights(trained.snapshot("sgmd", 0, 3))
+    sampler.load_weights(student_files(trained.snapshot("sgmd", 0, 3), averaged=True))
     after = sampler(texts[:2], seeds[:2])
-    sampler.load_weights(tiny_teacher / WEIGHTS)
+    sampler.load_weights([tiny_teacher / WEIGHTS])
     np.testing.assert_array_equal(sampler(texts[:2], seeds[:2]), before)
     assert (after != before).any()
     undistilled = measuring.load(trained.measurement("undistilled", 0, 0))
@@ -133,8 +134,12 @@ def test_checkpoints_are_thinned_out_after_their_weights_are_kept(tmp_path: Path
             (folder / "student_ema.safetensors").write_text("average")
     for _ in range(2):
         worker.collect(tmp_path, steps=(2, 4), keep=2)
-        kept = {f.name: f.read_text() for f in (tmp_path / "snapshots").iterdir()}
-        assert kept == {"step_000002.safetensors": "xx", "step_000004.safetensors": "average"}
+        folder = tmp_path / "snapshots"
+        kept = {str(f.relative_to(folder)): f.read_text() for f in folder.glob("*/*")}
+        assert kept == {
+            "step_000002/student.safetensors": "xx",
+            "step_000004/student_ema.safetensors": "average",
+        }
         assert [f.name for f in checkpoints(tmp_path)] == ["step_000004", "step_000003"]
 
 
@@ -147,5 +152,5 @@ def test_students_that_are_adapters_are_measured_as_others_are(
     write_plan(plan)
     worker.work(plan.out, Task("sgmd", 0))
     assert is_done(plan, Task("sgmd", 0))
-    snapshot = load_file(plan.snapshot("sgmd", 0, 1))
+    snapshot = load_file(plan.snapshot("sgmd", 0, 1) / "student_ema.safetensors")
     assert all(name.startswith("transformer.") for name in snapshot)

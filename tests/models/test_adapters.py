@@ -117,7 +117,7 @@ def test_a_network_takes_one_file_of_adapters_after_the_other(
     network, made = open_wan(tiny_teacher).load_transformer(), {}
     for seed in (0, 1):
         values = write_adapters(tiny_teacher, tmp_path / f"{seed}.safetensors", seed)
-        adapters.load_trained(network, tmp_path / f"{seed}.safetensors")
+        adapters.load_trained(network, [tmp_path / f"{seed}.safetensors"])
         made[seed] = evaluate(network)
         merged = open_wan(tiny_teacher).load_transformer()
         state = merged.state_dict()
@@ -128,7 +128,7 @@ def test_a_network_takes_one_file_of_adapters_after_the_other(
         merged.load_state_dict(state)
         torch.testing.assert_close(made[seed], evaluate(merged), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(made[0], made[1])
-    adapters.load_trained(network, tmp_path / "0.safetensors")
+    adapters.load_trained(network, [tmp_path / "0.safetensors"])
     assert torch.equal(evaluate(network), made[0])
     assert not any(p.requires_grad for p in network.parameters())
 
@@ -139,16 +139,16 @@ def test_a_whole_network_is_taken_too_and_other_files_are_refused(
     network = open_wan(tiny_teacher).load_transformer()
     changed = {name: t + 0.01 for name, t in network.state_dict().items()}
     save_file(changed, tmp_path / "full.safetensors")
-    adapters.load_trained(network, tmp_path / "full.safetensors")
+    adapters.load_trained(network, [tmp_path / "full.safetensors"])
     assert all(torch.equal(t, changed[name]) for name, t in network.state_dict().items())
     values = write_adapters(tiny_teacher, tmp_path / "x.safetensors", 0)
     save_file(values, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match="bare.safetensors: .*missing"):
-        adapters.load_trained(network, tmp_path / "bare.safetensors")
+        adapters.load_trained(network, [tmp_path / "bare.safetensors"])
     told = adapters.adapter_metadata(Lora(rank=10**9))
     save_file(values, tmp_path / "large.safetensors", told)
     with pytest.raises(UserError, match=r"has adapters of ranks \[4\], not the 1000000000"):
-        adapters.load_trained(network, tmp_path / "large.safetensors")
+        adapters.load_trained(network, [tmp_path / "large.safetensors"])
     for text in ("{", "[]", '{"transformer.r": 4}', '{"transformer.r": "x"}'):
         with pytest.raises(UserError, match="does not say rank, alpha and layers"):
             adapters.adapters_in({adapters.METADATA_KEY: text})
