@@ -99,7 +99,7 @@ def deepspeed_config(
         "stage": 3,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "memory_efficient_linear": False,  # ``zero3`` has its own
+        "memory_efficient_linear": False,  # see ``_keep_no_gathered_weights``
     }
     host = {"device": "cpu", "pin_memory": on_gpu}
     if trained and settings.offload in ("optimizer", "all"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import WholeTensors
 
 __all__ = [
@@ -45,24 +44,23 @@ def put(part: Tensor, values: Tensor) -> None:
 
 
 def fill_shards(
-    networks: Sequence[nn.Module], whole: WholeTensors, ranks: Ranks, what: str
+    held: Mapping[str, Any],
+    whole: WholeTensors,
+    ranks: Ranks,
+    copies: Sequence[Iterable[Tensor]] = (),
 ) -> None:
-    """Writes a file's weights into sharded networks of one shape; a rank reads its slices once.
+    """Writes a file's weights into a sharded network and others of its shape, by one read.
 
     Args:
-        networks: Built in shards.
-        whole: The file.
+        held: The network's weights.
+        whole: The file; has them all.
         ranks: Of the run.
-        what: Of whom a mismatch is told.
+        copies: This rank's slices of the others' weights, in the same order.
     """
-    every: list[dict[str, Any]] = [dict(network.named_parameters()) for network in networks]
-    expected = {name: tuple(p.ds_shape) for name, p in every[0].items()}
-    check_keys(whole.header, expected, what)
-    for name in expected:
-        own = [named[name] for named in every]
-        values = whole.read(name, *owned(own[0].ds_numel, ranks.rank, ranks.size))
-        for p in own:
-            put(p.ds_tensor, values)
+    for (name, p), *slices in zip(held.items(), *copies, strict=True):
+        values = whole.read(name, *owned(p.ds_numel, ranks.rank, ranks.size))
+        for part in (p.ds_tensor, *slices):
+            put(part, values)
 
 
 def share_frozen(network: nn.Module, teacher: nn.Module) -> None:

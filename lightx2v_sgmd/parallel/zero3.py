@@ -52,7 +52,7 @@ from lightx2v_sgmd.parallel.shards import (
     put,
     share_frozen,
 )
-from lightx2v_sgmd.tensorreader import DTYPES
+from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.weightfiles import student_files
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
@@ -82,26 +82,20 @@ class Zero3:
         self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
         whole = model.transformer_weights()
         group = open_sequence_group(ranks.share) if ranks.share > 1 else None
-        built = {
-            role: build_sharded(model, self._config(role))
-            for role in settings.networks
-            if role not in settings.adapters
-        }
-        fill_shards(list(built.values()), whole, ranks, f"teacher.path: {model.path}")
-        teacher = built[TEACHER].eval().requires_grad_(False)
+        teacher = build_sharded(model, self._config(TEACHER)).eval().requires_grad_(False)
+        expected = {name: tuple(p.ds_shape) for name, p in teacher.named_parameters()}
+        check_keys(whole.header, expected, f"teacher.path: {model.path}")
         self._named: dict[str, dict[str, Any]] = {}
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         for role in settings.networks:
-            if role == TEACHER:
-                network = teacher
-            elif role in settings.adapters:
+            network = teacher
+            if role != TEACHER:
                 network = build_sharded(model, self._config(role)).eval()
+            if role in settings.adapters:
                 share_frozen(network, teacher)
                 adapters, seed = settings.adapters[role], settings.adapter_seed(role)
                 add_adapters(network, adapters, seed, settings.dtype)
-            else:
-                network = built[role].eval()
             if fold_text:
                 wan.fold_text_padding(network)
             if role in self.trained:
@@ -119,30 +113,38 @@ class Zero3:
             role: engine.module for role, engine in self._engines.items()
         }
         self._micro = dict.fromkeys(self.trained, 0)
-        for role in self.trained:
-            if role in settings.networks:
-                self._write_first_masters(role, whole)
+        self._read_teacher(teacher, whole)
+        for role in settings.adapters:
+            self._write_first_adapters(role)
         self._average: list[Tensor] = []
         if settings.ema:
             self._average = [flat.detach().clone() for flat in self._masters(STUDENT).flats()]
 
-    def _write_first_masters(self, role: str, whole: WholeTensors) -> None:
-        """Those of adapters, and what the shards hold less exactly than the file."""
-        masters = self._masters(role)
-        if role in self.settings.adapters:
-            named = self._named[role]
-            shapes = {name: p.ds_shape for name, p in named.items()}
-            seed = self.settings.adapter_seed(role)
-            first = {
-                name: value.flatten()[slice(*self._owned(named[name]))].clone()
-                for name, value in initial_values(shapes, seed)
-            }
-            for name, _, master in masters.parts(write=True):
-                put(master, first[name])
-        else:
-            for name, p, master in masters.parts(write=True):
-                if DTYPES.get(whole.header.tensors[name].dtype) != p.ds_tensor.dtype:
-                    put(master, whole.read(name, *self._owned(p)))
+    def _read_teacher(self, teacher: nn.Module, whole: WholeTensors) -> None:
+        """For itself, and for the master weights of all that start as it."""
+        roles = [
+            role
+            for role in self.trained
+            if role in self.settings.networks and role not in self.settings.adapters
+        ]
+        masters = [self._masters(role) for role in roles]
+        held: dict[str, Any] = dict(teacher.named_parameters())
+        if roles:
+            held = {name: held[name] for name in self._named[roles[0]]}
+        copies = [(part for _, _, part in each.parts(write=True)) for each in masters]
+        fill_shards(held, whole, self.ranks, copies)
+        for each in masters:
+            each.publish()
+
+    def _write_first_adapters(self, role: str) -> None:
+        named, masters = self._named[role], self._masters(role)
+        shapes = {name: p.ds_shape for name, p in named.items()}
+        first = {
+            name: value.flatten()[slice(*self._owned(named[name]))].clone()
+            for name, value in initial_values(shapes, self.settings.adapter_seed(role))
+        }
+        for name, _, master in masters.parts(write=True):
+            put(master, first[name])
         masters.publish()
 
     def _config(self, role: str) -> dict[str, Any]:
