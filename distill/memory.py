@@ -300,7 +300,8 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
         # together with the denominator made of it.
         numbers = max(4 + _gradient_size(job) % 4, 4 + (4 if meter.on_gpu else 8))
         updated = min(-(-most // gpus), STEPPED)
-        phases["optimizer step"] = {"optimizer's temporaries": numbers * updated}
+        # DeepSpeed lets go of gathered weights late: often one network's are still there.
+        phases["optimizer step"] = whole | {"optimizer's temporaries": numbers * updated}
     return phases
 
 
