@@ -41,6 +41,7 @@ def build_trainer(
     start: Start,
     quiet: bool,
     tick: Callable[[str], None] = lambda doing: None,
+    rows: Sequence[Tensor] | None = None,
 ) -> Trainer:
     """Loads everything; ``strategy.close`` of the trainer lets go of it.
 
@@ -53,8 +54,11 @@ def build_trainer(
         start: Which state to take up.
         quiet: Show nothing.
         tick: The trainer's.
+        rows: The embeddings of the prompts and, last, of the negative prompt; None loads the text
+            encoder to make them.
     """
-    rows = _embeddings(job, model, prompts, ranks, quiet)
+    if rows is None:
+        rows = _embeddings(job, model, prompts, ranks, quiet)
     fold_text = _worth_folding(model, rows, ranks)
     strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
     if start.checkpoint is not None:

@@ -1,16 +1,25 @@
 """Times training iterations of a job by phase; with several methods, beside each other.
 
     python -m tools.bench_train configs/sprites_sgmd.yaml --methods sgmd,dmd2
+    python -m tools.bench_train --shape 1.3b --strategy local --accumulation 1 --out bench.json
     python -m tools.bench_train JOB.yaml --nproc 2 --set parallel.strategy=zero3 --out bench.json
     torchrun --nproc-per-node 8 -m tools.bench_train configs/wan2.1_t2v_1.3b_sgmd.yaml
 
-Methods take turns, iteration by iteration, so that a machine that others use slows all alike. Each
-step of the rollout is the exit step equally often. A method's own sections come from the job beside
-the named one, as in ``lightx2v-sgmd compare``.
+A shape is the shipped SGMD job of that size with random weights, made in memory: nothing is read
+or downloaded. A job file needs its model's weights.
+
+Methods take turns, iteration by iteration, so that a machine that others use slows all alike. A
+single process on a GPU measures them one after the other instead, so that each one's peak of memory
+is its own. Each step of the rollout is the exit step equally often. A method's own sections come
+from the job beside the named one, as in ``lightx2v-sgmd compare``.
 
 Operations are those that ``plan`` counts, recomputed ones included (``mfu``) or not
 (``mfu_useful``). Communication is, on CPUs, time in which a process waits for another; on GPUs,
-what NCCL's kernels take while no other kernel runs, from a profile of one more iteration.
+what NCCL's kernels take while no other kernel runs, from a profile of one more iteration. Memory is
+compared with the plan's, without its reserve and without sample videos, which are not made here.
+
+The JSON is written anew after every iteration. ``--budget`` ends the measurements early, and the
+JSON then says what is missing (``complete``, ``iterations``).
 """
 
 from __future__ import annotations
@@ -22,162 +31,100 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from distill.building import Start, build_trainer, open_latents
-from distill.counting import PassCounter
-from distill.data import load_prompts
-from distill.flops import forward_operations, iteration_passes
-from distill.memory import Meter
-from distill.trainer import Trainer
 from lightx2v_sgmd.comparison.plan import method_job
-from lightx2v_sgmd.job import Job, check_against_model, load_job
-from lightx2v_sgmd.models.wan import TEXT_LENGTH, open_wan
+from lightx2v_sgmd.job import Job, load_job
+from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.parallel import Ranks, connect, training_device
-from tools.phases import PHASES, Phases, exposed, kernel_intervals
+from lightx2v_sgmd.resources import config_path
+from tools.phases import PHASES
+from tools.random_wan import open_random_wan
+from tools.training_bench import TrainingBench, gpu_peak_tflops
 
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "RTX 4090": 165.2,
+_STARTED = time.monotonic()
+SHAPES = {
+    "sprites": "sprites_sgmd.yaml",
+    "1.3b": "wan2.1_t2v_1.3b_sgmd.yaml",
+    "14b": "wan2.1_t2v_14b_sgmd.yaml",
 }
-"""Dense bfloat16, by NVIDIA's data sheets; the first name that fits counts."""
+"""The shipped job of each shape."""
+
+
+class Clock:
+    """The time that is left, the same for all processes.
+
+    Args:
+        budget_s: Seconds since this program started; None is no limit.
+    """
+
+    def __init__(self, budget_s: float | None) -> None:
+        self._end = None if budget_s is None else _STARTED + budget_s
+
+    def elapsed_s(self) -> float:
+        """Seconds since this program started."""
+        return time.monotonic() - _STARTED
+
+    def enough(self, ranks: Ranks, seconds: float) -> bool:
+        """Whether something of that length still fits, on every rank."""
+        late = self._end is not None and time.monotonic() + 1.1 * seconds > self._end
+        return not ranks.any(late)
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """One for each method, of the same teacher, data and sizes."""
-    base = load_job(args.job, args.settings)
+    path = args.job or config_path(SHAPES[args.shape])
+    settings = list(args.settings)
+    if args.strategy is not None:
+        settings.append(f"parallel.strategy={args.strategy}")
+    if args.accumulation is not None:
+        settings.append(f"train.accumulation={args.accumulation}")
+    base = load_job(path, settings)
     if not args.methods:
         return [base]
     found = []
     for method in args.methods.split(","):
-        beside = method_job(args.job, base.method.name, method)
+        beside = method_job(path, base.method.name, method)
         if method != base.method.name and not beside.is_file():
             raise SystemExit(f"--methods {method}: there is no {beside}")
-        found.append(load_job(beside if method != base.method.name else args.job, args.settings))
+        found.append(load_job(beside if method != base.method.name else path, settings))
     return found
 
 
-class Bench:
-    """One method's trainer and what was measured of it."""
+class Report:
+    """The JSON, written anew whenever something was measured.
 
-    def __init__(self, job: Job, ranks: Ranks) -> None:
-        self.job, self.ranks = job, ranks
-        self.model = open_wan(job.teacher.path, job.teacher.base)
-        check_against_model(job, self.model)
-        latents = open_latents(job, self.model)
-        self.trainer: Trainer = build_trainer(
-            job, self.model, load_prompts(job), latents, ranks, Start(), quiet=True
-        )
-        each = 1 + (job.method.fake_score_updates if job.method.fresh_rollouts else 0)
-        steps = len(job.schedule)
-        batches: Any = self.trainer.batches
-        batches.exit_step = lambda draw: (draw // each + draw % each) % steps
-        videos = job.train.micro_batch * job.train.accumulation
-        self.counter = PassCounter(self.trainer.strategy.networks, videos)
-        self.phases = Phases(ranks.device)
-        self.phases.watch(self.trainer)
-        self.seconds: list[float] = []
-        self.counts: list[dict[str, Any]] = []
-        self.done = 0
+    Args:
+        path: Where to; None writes nothing.
+        first: Whether this process writes.
+        content: What is known before any measurement.
+    """
 
-    def warm_up(self, iterations: int) -> None:
-        """Runs what is not measured."""
-        for _ in range(iterations):
-            self._iterate()
-        self.counter.take()
-        self.phases.seconds = dict.fromkeys(PHASES, 0.0)
-        if self.ranks.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+    def __init__(self, path: Path | None, first: bool, content: dict[str, Any]) -> None:
+        self.content = {**content, "complete": False, "elapsed_s": 0.0, "methods": []}
+        self._path = path if first else None
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.write()
 
-    def measure(self) -> None:
-        """Times one iteration from when all are ready."""
-        self.ranks.barrier()
-        start = time.perf_counter()
-        with self.phases.watching_waits(), self.phases.phase("other"):
-            self._iterate()
-        self.seconds.append(time.perf_counter() - start)
-        self.counts.append(self.counter.take())
-
-    def profile(self, trace: Path | None) -> float | None:
-        """Of one more iteration, the share of communication alone, on GPUs; keeps the trace."""
-        cuda = self.ranks.device.type == "cuda"
-        activity = torch.profiler.ProfilerActivity
-        measured = dict(self.phases.seconds)
-        start = time.perf_counter()
-        with torch.profiler.profile(
-            activities=[activity.CPU, *([activity.CUDA] if cuda else [])]
-        ) as profile:
-            self._iterate()
-            if cuda:
-                torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        self.phases.seconds = measured
-        if trace is not None and self.ranks.first:
-            profile.export_chrome_trace(str(trace))
-        return exposed(*kernel_intervals(profile)) / seconds if cuda else None
-
-    def _iterate(self) -> None:
-        self.trainer.iterate(self.done)
-        self.done += 1
-
-    def report(self, peak_tflops: float | None, exposed_share: float | None) -> dict[str, Any]:
-        """What all ranks measured, on average."""
-        job, count = self.job, len(self.seconds)
-        every = self.ranks.gather((fmean(self.seconds), self.phases.seconds))
-        seconds = fmean(own for own, _ in every)
-        phases = {name: fmean(own[name] for _, own in every) / count for name in PHASES}
-        share = phases["communication"] / seconds if exposed_share is None else exposed_share
-        flops, useful = self._flops()
-        result = {
-            "method": job.method.name,
-            "seconds": seconds,
-            "each_s": self.seconds,
-            "forward_equivalents": fmean(c["forward_equivalents"] for c in self.counts),
-            "phases_s": phases,
-            "communication_share": share,
-            "tflop": flops / 1e12,
-            "tflops_per_s": flops / seconds / 1e12,
-        }
-        if peak_tflops is not None:
-            result["mfu"] = flops / seconds / 1e12 / peak_tflops
-            result["mfu_useful"] = useful / seconds / 1e12 / peak_tflops
-        if self.ranks.device.type == "cuda":
-            result["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return result
-
-    def _flops(self) -> tuple[float, float]:
-        """Of this process in an iteration, with and without what is computed again."""
-        job, config = self.job, self.model.transformer_config
-        latents = self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
-        tokens = 1
-        for length, patch in zip(latents[1:], config["patch_size"], strict=True):
-            tokens *= length // patch
-        rows = TEXT_LENGTH
-        if getattr(self.trainer.strategy.networks["student"], "text_padding_is_folded", False):
-            rows = max(len(row) for row in self.trainer.batches.rows) + 1
-        forward = forward_operations(config, tokens, rows)
-        videos = job.train.micro_batch * job.train.accumulation / job.parallel.sequence
-        passes = iteration_passes(job, Meter(self.model).shares(job)).values()
-        once = (replace(each, recomputed=0, attention_recomputed=0) for each in passes)
-        flops = sum(each.operations(forward) for each in passes)
-        return videos * flops, videos * sum(each.operations(forward) for each in once)
+    def write(self) -> None:
+        """Replaces the file at once: whoever reads it finds it whole."""
+        self.content["elapsed_s"] = time.monotonic() - _STARTED
+        if self._path is not None:
+            new = self._path.with_name(self._path.name + ".new")
+            new.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+            new.replace(self._path)
 
 
 def table(report: dict[str, Any]) -> str:
     """The methods side by side, in Markdown."""
-    results = report["methods"]
+    results = [result for result in report["methods"] if "seconds" in result]
     shown = [name for name in PHASES if any(r["phases_s"][name] > 0 for r in results)]
     head = [
         "method",
@@ -187,6 +134,7 @@ def table(report: dict[str, Any]) -> str:
         "communication, share",
         "TFLOP/s",
         "MFU",
+        "peak GiB",
         "s to the first",
     ]
     lines = [head, ["---"] * len(head)]
@@ -201,6 +149,7 @@ def table(report: dict[str, Any]) -> str:
                 f"{result['communication_share']:.1%}",
                 f"{result['tflops_per_s']:.3g}",
                 "" if mfu is None else f"{mfu:.1%}",
+                f"{result['peak_memory_gib']:.1f}" if "peak_memory_gib" in result else "",
                 f"{result['seconds'] / results[0]['seconds']:.2f}",
             ]
         )
@@ -213,6 +162,7 @@ def describe(device: torch.device, ranks: Ranks) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "command": " ".join(["python -m tools.bench_train", *sys.argv[1:]]),
+        "device": device.type,
         "processes": ranks.size,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -226,54 +176,132 @@ def describe(device: torch.device, ranks: Ranks) -> dict[str, Any]:
     return found
 
 
-def peak_of(args: argparse.Namespace, device: torch.device) -> float | None:
-    """In TFLOP/s: as given, or the GPU's."""
-    if args.peak_tflops is not None or device.type != "cuda":
-        return args.peak_tflops
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures in this process, which may be one of several."""
-    chosen = jobs(args)
+    """Measures in this process, which may be one of several.
+
+    Returns:
+        What the JSON has.
+    """
+    chosen, clock = jobs(args), Clock(args.budget)
     device = training_device()
     ranks = connect(chosen[0].parallel.strategy, device)
     ranks = replace(ranks, share=chosen[0].parallel.sequence)
-    load = os.getloadavg()[0]
-    benches = [Bench(job, ranks) for job in chosen]
+    machine = describe(device, ranks)
+    peak = args.peak_tflops or gpu_peak_tflops(machine.get("gpu", ""))
+    machine["peak_tflops"] = peak
+    written = Report(args.out, ranks.first, {"machine": machine, "job": chosen[0].to_yaml()})
+    one_by_one = device.type == "cuda" and ranks.size == 1
+    groups = [[job] for job in chosen] if one_by_one else [chosen]
+    for number, group in enumerate(groups):
+        if number:
+            connect(chosen[0].parallel.strategy, device)  # the one before has left
+        benches: list[TrainingBench] = []
+        try:
+            measure_together(args, group, ranks, benches, clock, partial(_note, written, peak))
+        except RuntimeError as error:
+            if not one_by_one:
+                raise
+            rows = written.content["methods"]
+            name = group[0].method.name
+            row = next((row for row in rows if row["method"] == name), {"method": name})
+            row["failed"] = f"{type(error).__name__}: {error}"[:500]
+            written.content["methods"] = [*(r for r in rows if r["method"] != name), row]
+            written.write()
+        for bench in benches[-1:]:  # those that took turns have one process group
+            bench.close()
+    rows = written.content["methods"]
+    written.content["complete"] = all(
+        row.get("iterations") == args.iterations and not ({"skipped", "failed"} & row.keys())
+        for row in rows
+    )
+    written.write()
+    return written.content
+
+
+def measure_together(
+    args: argparse.Namespace,
+    group: list[Job],
+    ranks: Ranks,
+    benches: list[TrainingBench],
+    clock: Clock,
+    note: Callable[[list[TrainingBench], bool], None],
+) -> None:
+    """Measures methods in turns.
+
+    Args:
+        args: The command line.
+        group: The methods' jobs.
+        ranks: The processes of the run.
+        benches: Takes each method's trainer, as soon as there is one.
+        clock: Ends the measurements.
+        note: Told of every new figure, and whether it is the last of these methods.
+    """
+    for job in group:
+        benches.append(TrainingBench(job, _model(args, job, ranks), ranks, len(group) == 1))
     for bench in benches:
-        bench.warm_up(args.warmup)
+        bench.warm_up(args.warmup, partial(clock.enough, ranks))
+    note(benches, False)
     for _ in range(args.iterations):
         for bench in benches:
-            bench.measure()
-    shares = []
+            if clock.enough(ranks, bench.last_s):
+                bench.measure()
+                note(benches, False)
     for bench in benches:
-        wanted = device.type == "cuda" or args.trace is not None
+        if len(bench.seconds) < args.iterations:
+            bench.skipped.append("iterations: no time left")
+        # Profiling takes longer than an iteration, and reading the profile takes its time.
+        if not clock.enough(ranks, 2 * bench.last_s + (15 if ranks.device.type == "cuda" else 0)):
+            bench.skipped.append("profile: no time left")
+            continue
         trace = None
         if args.trace is not None:
             trace = args.trace.with_name(f"{args.trace.stem}_{bench.job.method.name}.json")
-        shares.append(bench.profile(trace) if wanted else None)
-    peak = peak_of(args, device)
-    results = [bench.report(peak, share) for bench, share in zip(benches, shares, strict=True)]
-    machine = {**describe(device, ranks), "load_before": load, "peak_tflops": peak}
-    benches[-1].trainer.strategy.close()
-    return {"machine": machine, "job": chosen[0].to_yaml(), "methods": results}
+        bench.profile(trace)
+        note(benches, False)
+    note(benches, True)
+
+
+def _model(args: argparse.Namespace, job: Job, ranks: Ranks) -> WanModel:
+    if args.shape is not None:
+        return open_random_wan(job.teacher.path, ranks.device)
+    return open_wan(job.teacher.path, job.teacher.base)
+
+
+def _note(written: Report, peak: float | None, benches: list[TrainingBench], done: bool) -> None:
+    """Puts the methods' rows, which are the newest, into the report."""
+    names = [bench.job.method.name for bench in benches]
+    rows = [row for row in written.content["methods"] if row["method"] not in names]
+    for bench in benches:
+        row = bench.report(peak)
+        if done and bench.ranks.first:
+            row["planned_memory_gib"] = bench.planned_memory()
+            if "peak_memory_gib" in row:
+                row["memory_to_plan"] = row["peak_memory_gib"] / row["planned_memory_gib"]["total"]
+        rows.append(row)
+    written.content["methods"] = rows
+    written.write()
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_AsWritten)
-    parser.add_argument("job", type=Path, metavar="JOB.yaml")
-    parser.add_argument("--methods", help="A,B,C: measured in turns; default the job's own")
+    parser.add_argument("job", type=Path, nargs="?", metavar="JOB.yaml", help="a job to measure")
+    parser.add_argument("--shape", choices=SHAPES, help="a shipped job, with random weights")
+    parser.add_argument("--methods", help="methods to measure, A,B,C; default: the job's own")
+    parser.add_argument("--strategy", choices=("local", "zero3"), help="default: the job's own")
+    parser.add_argument("--accumulation", type=int, help="micro-batches of an update")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--iterations", type=int, default=4, help="a multiple of the steps")
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=2, help="iterations before; default 2")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="time for all of it")
     parser.add_argument("--nproc", type=int, default=1, help="processes to start here")
     parser.add_argument("--peak-tflops", type=float, help="for MFU; known GPUs are recognised")
     parser.add_argument("--trace", type=Path, help="FILE.json: a Chrome trace of each method")
     parser.add_argument("--out", type=Path, help="FILE.json: everything that was measured")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.job is None) == (args.shape is None):
+        parser.error("give either JOB.yaml or --shape")
+    return args
 
 
 _AsWritten = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
@@ -301,9 +329,8 @@ def main() -> None:
     report = run(args)
     if int(os.environ.get("RANK", "0")) == 0:
         print(table(report), flush=True)
-        if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if any("failed" in row for row in report["methods"]):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

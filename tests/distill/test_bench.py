@@ -12,6 +12,7 @@ import torch
 from tests.training import job_file, needs_deepspeed
 from tools import bench_train
 from tools.phases import PHASES, Phases, exposed
+from tools.training_bench import TrainingBench, gpu_peak_tflops
 
 
 def bench(job: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict:  # type: ignore[type-arg]
@@ -88,10 +89,76 @@ def test_communication_that_no_computation_hides() -> None:
     assert exposed([(1, 2)], [(0, 3)]) == 0 and exposed([], [(0, 1)]) == 0
 
 
-def test_an_unknown_method_or_gpu(
+def test_an_unknown_method(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_file(tiny_teacher, tmp_path)
     with pytest.raises(SystemExit, match="--methods dmd2: there is no .*dmd2"):
         bench(job, tmp_path / "b.json", monkeypatch, "--methods", "sgmd,dmd2")
-    assert next(peak for name, peak in bench_train.PEAK_TFLOPS.items() if name in "H100 PCIe") < 989
+
+
+def test_the_peak_of_a_gpu_by_its_name() -> None:
+    named = {"H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989, "H20": 148, "A100-SXM4": 312}
+    found = {name: gpu_peak_tflops(f"NVIDIA {name}") for name in named}
+    assert found == named and gpu_peak_tflops("GeForce GTX 1080") is None
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["local", pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow])],
+)
+def test_a_shape_with_random_weights(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads no folder of weights; memory is held to the plan's."""
+    out = tmp_path / "b.json"
+    options = ("--accumulation", "1", "--warmup", "1", "--iterations", "2", "--budget", "500")
+    small = ("--set", "train.micro_batch=4")
+    command = ["bench_train", "--shape", "sprites", "--strategy", strategy, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*command, *options, *small])
+    monkeypatch.setattr("lightx2v_sgmd.models.wan.WanModel.transformer_weights", None)
+    bench_train.main()
+    report = json.loads(out.read_text(encoding="utf-8"))
+    (result,) = report["methods"]
+    assert report["complete"] and "job" in report and result["strategy"] == strategy
+    assert result["iterations"] == 2 and len(result["warmup_s"]) == 1
+    assert result["forward_equivalents"] == {"local": 10.5, "zero3": 11.5}[strategy]
+    if strategy == "local":
+        assert result["memory_to_plan"] == pytest.approx(1, rel=0.1)
+
+
+def test_a_budget_ends_the_measurements(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With time for two iterations, and with no time for any, the JSON is whole."""
+    job, out = job_file(tiny_teacher, tmp_path), tmp_path / "b.json"
+    left = iter([True, True, True, False, False, False])
+    with monkeypatch.context() as patched:
+        patched.setattr(bench_train.Clock, "enough", lambda self, ranks, seconds: next(left))
+        report = bench(job, out, monkeypatch, "--warmup", "1", "--iterations", "4")
+    (result,) = report["methods"]
+    assert not report["complete"] and result["iterations"] == 2 and result["seconds"] > 0
+    assert result["skipped"] == ["iterations: no time left", "profile: no time left"]
+    report = bench(job, out, monkeypatch, "--budget", "0.001")
+    (result,) = report["methods"]
+    assert not report["complete"] and result["iterations"] == 0 and "seconds" not in result
+
+
+def test_the_file_is_there_after_every_iteration(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed then loses the rest alone."""
+    job, out = job_file(tiny_teacher, tmp_path), tmp_path / "b.json"
+    measure, found = TrainingBench.measure, []
+
+    def third_fails(self: TrainingBench) -> None:
+        if len(self.seconds) == 2:
+            found.append(json.loads(out.read_text(encoding="utf-8")))
+            raise KeyboardInterrupt
+        measure(self)
+
+    monkeypatch.setattr(TrainingBench, "measure", third_fails)
+    with pytest.raises(KeyboardInterrupt):
+        bench(job, out, monkeypatch, "--warmup", "0")
+    (result,) = found[0]["methods"]
+    assert result["iterations"] == 2 and len(result["each_s"]) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.parallel import Ranks, connect, disconnect
 from tests.parallel.ranks import run_ranks
-from tests.profiling import peak_growth
+from tests.profiling import live_bytes, peak_growth
 from tests.tiny import make_tiny_wan
 from tests.training import make_job, make_trainer, needs_deepspeed
 
@@ -30,19 +29,6 @@ SMALL_WAN = {
     "num_layers": 4,
 }
 """11 million weights: a run's tensors are half a gigabyte, of which latents are nothing."""
-
-
-def live_bytes() -> int:
-    """Of all tensors that Python holds, each storage once."""
-    gc.collect()
-    storages = {}
-    for item in gc.get_objects():
-        if not isinstance(item, torch.Tensor) or item.layout != torch.strided:
-            continue
-        if item.device.type == "cpu":
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def measured_peak(job: Job, ranks: Ranks, strategy: str) -> int:

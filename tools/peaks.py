@@ -1,0 +1,43 @@
+"""Memory of a process that computes on a CPU, as torch sees it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def live_bytes() -> int:
+    """Bytes of all CPU tensors that Python holds, each storage once."""
+    gc.collect()
+    storages = {}
+    for item in gc.get_objects():
+        # Not ``isinstance``: it asks objects for their class, and torch's deprecated ones complain.
+        if not issubclass(type(item), torch.Tensor) or item.layout != torch.strided:
+            continue
+        if item.device.type == "cpu":
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def peak_growth(work: Callable[[], Any], at_end: bool = False) -> int:
+    """By how many bytes the memory of torch's CPU allocator grew at most, or at the end."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        work()
+    live, peak = memory_growth(profile)
+    assert peak > 0, "the profiler saw no memory"
+    return live if at_end else peak
+
+
+def memory_growth(profile: Any) -> tuple[int, int]:
+    """Bytes by which a profile's memory grew: at its end, and at most."""
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return live, peak
