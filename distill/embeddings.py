@@ -29,6 +29,7 @@ from lightx2v_sgmd.models.identity import encoder_identity, encoder_kind
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.quiet import no_library_bars
+from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 
 # S text tokens, D text width
 
@@ -218,7 +219,7 @@ def _folder_name(
 
 def _read_about(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = parse_json(file.read_bytes(), RECORD)
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}

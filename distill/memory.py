@@ -18,6 +18,7 @@ from lightx2v_sgmd.models.adapters import trained_shapes
 from lightx2v_sgmd.models.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, nvme
 from lightx2v_sgmd.parallel.recomputation import Recomputation
+from lightx2v_sgmd.untrusted.building import build_text_encoder
 
 Parts = dict[str, int]
 """Bytes by component."""
@@ -350,8 +351,6 @@ def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
 
 def _text_encoder_weights(model: WanModel) -> int:
     """Numbers in the text encoder."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    config = UMT5Config(**model.expected_text_encoder_config())
     with torch.device("meta"):
-        return sum(p.numel() for p in UMT5EncoderModel(config).parameters())
+        encoder = build_text_encoder(model.expected_text_encoder_config())
+    return sum(p.numel() for p in encoder.parameters())

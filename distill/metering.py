@@ -24,6 +24,7 @@ from lightx2v_sgmd.models.adapters import add_adapters
 from lightx2v_sgmd.models.wan import WanModel, kept_in_float32, velocity
 from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
+from lightx2v_sgmd.untrusted.building import build_vae
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -230,10 +231,8 @@ def _training(
 
 def meter_decoding(model: WanModel, latents: tuple[int, int, int, int]) -> int:
     """Peak of a model's float32 VAE while it decodes one video, weights included."""
-    from diffusers import AutoencoderKLWan
-
     with torch.device("meta"):
-        vae = AutoencoderKLWan.from_config(model.vae_config).eval()
+        vae = build_vae(model.vae_config).eval()
         x0 = torch.empty(1, *latents)
     weights: int = sum(4 * p.numel() for p in vae.parameters())
     meter = MemoryMeter()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,18 @@ from lightx2v_sgmd.models.keymaps import transformer_to_diffusers
 from lightx2v_sgmd.quiet import no_warnings
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import read_header, schedule_of
+from lightx2v_sgmd.untrusted.fields import (
+    ByLayer,
+    Field,
+    Flag,
+    LayerName,
+    Real,
+    Several,
+    Whole,
+    first_problem,
+    optional,
+)
+from lightx2v_sgmd.untrusted.jsontext import METADATA, parse_json
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
         differences[_parameter(lora, key)] = saved.pop(key)
     try:
         factors: _Tensors = WanPipeline.lora_state_dict(saved) if saved else {}
-    except (ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # names that diffusers does not foresee can raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"lora: {lora.path}: is no LoRA of a Wan model: {first}") from error
     if not factors and not differences:
@@ -134,7 +145,16 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
     return factors, differences
 
 
-_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_bias")
+_RANK = Whole(1, 2**16)
+_ALPHA = Real(1e-9, 1e9)
+_SETTINGS: Mapping[str, Field] = {
+    "r": _RANK,
+    "lora_alpha": _ALPHA,
+    "rank_pattern": optional(ByLayer(_RANK)),
+    "alpha_pattern": optional(ByLayer(_ALPHA)),
+    "target_modules": optional(Several(LayerName(), 0, 4096)),
+    "lora_bias": Flag(),
+}
 
 
 def _settings(lora: Lora) -> dict[str, Any] | None:
@@ -146,12 +166,13 @@ def _settings(lora: Lora) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        told = {str(key).removeprefix(PREFIX): value for key, value in json.loads(text).items()}
+        saved = parse_json(text, METADATA)
+        told = {str(key).removeprefix(PREFIX): value for key, value in saved.items()}
     except (ValueError, AttributeError) as error:
         raise UserError(f"lora: {lora.path}: its {METADATA_KEY} cannot be read") from error
     settings = {f"{PREFIX}{key}": told[key] for key in _SETTINGS if key in told}
-    if not isinstance(told.get("r"), int) or not isinstance(told.get("lora_alpha"), int | float):
-        raise UserError(f"lora: {lora.path}: its {METADATA_KEY} has no rank and alpha")
+    if problem := first_problem(told, _SETTINGS, frozenset({"r", "lora_alpha"})):
+        raise UserError(f"lora: {lora.path}: in its {METADATA_KEY}, {problem}")
     return settings
 
 

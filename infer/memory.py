@@ -21,6 +21,7 @@ import torch
 from infer.decoding import Tiling, videos_at_once
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
 GIB: Final = 2**30
 Quantize = Literal["none", "fp8", "int8", "fp8-storage"]
@@ -122,13 +123,10 @@ def sizes_of(model: WanModel) -> Sizes:
 
 @lru_cache(maxsize=8)
 def _sizes(transformer: str, vae: str, text: str) -> Sizes:
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from transformers import UMT5Config, UMT5EncoderModel
-
     with torch.device("meta"):
-        network = WanTransformer3DModel.from_config(json.loads(transformer))
-        autoencoder = AutoencoderKLWan.from_config(json.loads(vae))
-        encoder = UMT5EncoderModel(UMT5Config(**json.loads(text)))
+        network = build_transformer(json.loads(transformer))
+        autoencoder = build_vae(json.loads(vae))
+        encoder = build_text_encoder(json.loads(text))
     linears = sum(
         m.weight.numel() for m in network.blocks.modules() if isinstance(m, torch.nn.Linear)
     )

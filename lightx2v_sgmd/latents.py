@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.untrusted.jsontext import Limits, parse_json
 
 _KEY = "lightx2v_sgmd"
 
@@ -61,6 +62,10 @@ def write_shard(
     return final
 
 
+_LIMITS = Limits(size=64_000_000, values=4_000_000, depth=8)
+"""Of a shard's captions: those of 100,000 videos and more."""
+
+
 class LatentFolder:
     """Reads a folder of latents, one at a time.
 
@@ -86,7 +91,7 @@ class LatentFolder:
         for file in files:
             try:
                 with safe_open(file, framework="pt") as handle:
-                    about = json.loads((handle.metadata() or {})[_KEY])
+                    about = parse_json((handle.metadata() or {})[_KEY], _LIMITS)
                     shape = handle.get_slice("x0").get_shape()
                     shapes.add((*shape[1:], "noise" in handle.keys()))
             except (SafetensorError, OSError, KeyError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import refuse_odd_name, refuse_outside_links
+from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
@@ -105,7 +106,7 @@ class Manifest:
             raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
         except UserError:
             raise
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"cannot be read: {error}; export the weights again") from error
 
     def write(self, folder: Path) -> Path:
@@ -124,8 +125,10 @@ def _format(saved: Any) -> str:
 def _video(saved: Mapping[str, Any]) -> Video:
     height, width, num_frames = (int(saved[k]) for k in ("height", "width", "num_frames"))
     video = Video(height, width, num_frames, float(saved["fps"]))
-    if min(height, width, num_frames, video.fps) <= 0:
-        raise ValueError(f"video {dict(saved)} has a size that is not positive")
+    largest = {"height": 2**15, "width": 2**15, "num_frames": 2**16, "fps": 1000.0}
+    for name, most in largest.items():
+        if not 0 < getattr(video, name) <= most:
+            raise ValueError(f"video {name} {getattr(video, name)} is not from 1 to {most}")
     return video
 
 
@@ -139,13 +142,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = parse_json(path.read_bytes(), RECORD)
         if not isinstance(saved, dict):
             raise UserError("is not a JSON object; export the weights again")
         return Manifest.from_dict(saved)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not readable JSON; export the weights again") from error
 
 

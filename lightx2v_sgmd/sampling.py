@@ -8,7 +8,6 @@ Legend: C channels, T latent frames, h, w latent height and width, F, H, W video
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.models.adapters import load_trained
 from lightx2v_sgmd.rollout import VelocityFn, rollout
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.untrusted.configs import check_scheduler
+from lightx2v_sgmd.untrusted.jsontext import read_json_object
 
 Videos = NDArray[np.uint8]
 
@@ -43,7 +44,8 @@ def teacher_shift(model: wan.WanModel) -> float:
     path = Path(model.path) / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return 3.0
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json_object(path)
+    check_scheduler(config)
     return float(config.get("flow_shift") or config.get("shift") or 3.0)
 
 

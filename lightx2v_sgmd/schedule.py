@@ -18,6 +18,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import shift_sigma
 
 NUM_TRAIN_TIMESTEPS = 1000
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Schedule:
     solver: str = "euler"
 
     def __post_init__(self) -> None:
+        if len(self.base) > MOST_STEPS:
+            raise UserError(f"schedule.base: has {len(self.base)} steps; use at most {MOST_STEPS}")
         falling = all(a > b for a, b in zip(self.base, self.base[1:], strict=False))
         if not self.base or not falling or not 0 < self.base[-1] <= self.base[0] <= 1000:
             raise UserError(

@@ -17,13 +17,16 @@ from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.untrusted.jsontext import INDEX, METADATA, Limits, parse_json
 
 METADATA_KEY: Final = "lightx2v_sgmd"
 """The key of safetensors metadata under which the schedule travels, as JSON text."""
 
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
-_MAX_JSON_BYTES: Final = 100_000_000  # of a header, by the safetensors library; of an index
+_HEADER: Final = Limits(size=16_000_000, values=1_000_000, depth=4, unique=True)
+_MOST_TENSORS: Final = 50_000
+"""Of one file: Wan2.1-14B has 1,095, an adapter with both experts 4,000."""
 _MAX_LENGTH: Final = 2**48  # of an axis: beyond any file, and products stay small integers
 _SHOWN: Final = 6
 _BITS: Final = {
@@ -81,14 +84,18 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if 0 < length <= min(_MAX_JSON_BYTES, size - 8):
-                text = file.read(length)
-            else:
+            if not 0 < length <= size - 8:
                 raise _broken(path, f"its {size} bytes have no safetensors header")
+            if length > _HEADER.size:
+                raise _too_large(path, f"a header of {length:,} bytes", f"{_HEADER.size:,}")
+            text = file.read(length)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    count = text.count(b'"data_offsets"')
+    if count > _MOST_TENSORS:
+        raise _too_large(path, f"{count:,} tensors", f"{_MOST_TENSORS:,}")
     try:
-        content = _strict_json(text)
+        content = parse_json(text, _HEADER)
         metadata = content.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise TypeError("metadata is not all text")
@@ -101,22 +108,6 @@ def read_header(path: Path) -> Header:
     data = 8 + length
     tensors = {name: replace(info, start=data + span[0]) for name, (info, span) in spans.items()}
     return Header(tensors, metadata)
-
-
-def _strict_json(text: bytes) -> Any:
-    """JSON whose objects name no key twice: which of two would count is anybody's guess.
-
-    Raises:
-        ValueError: it is not JSON, or not of that kind (RecursionError: nested too deeply).
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) != len(pairs):
-            raise ValueError("a key is there twice")
-        return content
-
-    return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
@@ -170,6 +161,13 @@ def _check_spans(path: Path, spans: Iterable[tuple[int, int]], available: int) -
 
 def _broken(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: {reason}; the file is damaged, copy or export it again")
+
+
+def _too_large(path: Path, has: str, most: str) -> UserError:
+    return UserError(
+        f"{path}: has {has}, and at most {most} are read; the file is damaged or malicious, "
+        "or save it in several files"
+    )
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -229,9 +227,9 @@ def refuse_outside_links(root: Path, paths: Iterable[Path]) -> None:
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        if index.stat().st_size > _MAX_JSON_BYTES:
+        if index.stat().st_size > INDEX.size:
             raise _broken(index, "it is too large for an index of shards")
-        weight_map = _strict_json(index.read_bytes())["weight_map"]
+        weight_map = parse_json(index.read_bytes(), INDEX)["weight_map"]
         names = sorted(set(weight_map.values()))
     except UserError:
         raise
@@ -320,7 +318,7 @@ def schedule_of(metadata: Mapping[str, str]) -> Schedule | None:
     if METADATA_KEY not in metadata:
         return None
     try:
-        saved = json.loads(metadata[METADATA_KEY])["schedule"]
+        saved = parse_json(metadata[METADATA_KEY], METADATA)["schedule"]
         return Schedule.from_dict(saved)
     except UserError:
         raise

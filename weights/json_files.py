@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightx2v_sgmd.untrusted.jsontext import CONFIG, parse_json
+
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON as people read it."""
@@ -16,7 +18,7 @@ def write_json(path: Path, content: Any) -> None:
 def json_problems(path: Path, expected: Mapping[str, Any]) -> list[str]:
     """What in a JSON file is not as expected; more than that may be in it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes(), CONFIG)
         return [
             f"{path.name}: {key} is {content.get(key)!r}, not {value!r}"
             for key, value in expected.items()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, changed_files, re
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import check_keys, read_headers, schedule_of
+from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 from lightx2v_sgmd.video import frame_rate
 from lightx2v_sgmd.weightfiles import has_average, student_files
 from weights.layouts import names_of, weights_in
@@ -197,7 +197,7 @@ def _metrics(folder: Path) -> Mapping[str, Any] | None:
     """What an evaluation left beside the weights or in the run."""
     path = folder / "metrics.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes(), RECORD)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

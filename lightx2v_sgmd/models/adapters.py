@@ -22,6 +22,7 @@ from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.quiet import no_logging
 from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import WholeTensors
+from lightx2v_sgmd.untrusted.jsontext import METADATA, parse_json
 
 PREFIX: Final = "transformer."
 METADATA_KEY: Final = "lora_adapter_metadata"
@@ -161,7 +162,7 @@ def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
     if METADATA_KEY not in metadata:
         return None
     try:
-        told = json.loads(metadata[METADATA_KEY])
+        told = parse_json(metadata[METADATA_KEY], METADATA)
         return Lora(
             rank=told[f"{PREFIX}r"],
             alpha=told[f"{PREFIX}lora_alpha"],

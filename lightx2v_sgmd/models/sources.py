@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,7 +10,16 @@ from typing import Any, Final, Literal
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models import original
 from lightx2v_sgmd.models.known import known_transformer_config
-from lightx2v_sgmd.tensorfiles import refuse_outside_links, weight_files
+from lightx2v_sgmd.tensorfiles import refuse_outside_links, shown, weight_files
+from lightx2v_sgmd.untrusted.configs import (
+    check_model_index,
+    check_scheduler,
+    check_text_encoder,
+    check_transformer,
+    check_vae,
+    refuse_code,
+)
+from lightx2v_sgmd.untrusted.jsontext import read_json_object
 
 Part = Literal["transformer", "vae", "text_encoder"]
 
@@ -26,7 +34,12 @@ _ORIGINAL_STEMS: Final = {
     "text_encoder": original.TEXT_ENCODER_STEM,
 }
 _SUFFIXES: Final = (".safetensors", ".pth")
-_MAX_CONFIG_BYTES: Final = 1_000_000
+_FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
+"""What is fetched of a folder on the hub: no programs, and no pickles."""
+_CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], None]]] = {
+    "vae": check_vae,
+    "text_encoder": check_text_encoder,
+}
 _LAYOUTS: Final = (
     "give a folder as Wan2.1-T2V-1.3B-Diffusers (diffusers) or Wan2.1-T2V-1.3B (original) is"
 )
@@ -55,9 +68,9 @@ class Source:
         if part == "transformer" and self.transformer is not None:
             return [self.transformer]
         if self.layout == "diffusers":
-            return weight_files(self._folder([f"{part}/*"]) / part, _STEMS[part])
+            return weight_files(self._folder(_within(part)) / part, _STEMS[part])
         stem = _ORIGINAL_STEMS[part]
-        folder = self._folder([f"{stem}*"])
+        folder = self._folder([f"{stem}*{suffix}" for suffix in (*_SUFFIXES, ".index.json")])
         if (folder / f"{stem}.safetensors.index.json").is_file():
             return weight_files(folder, stem)
         for suffix in _SUFFIXES:
@@ -91,7 +104,11 @@ class Source:
         """A part's ``config.json``; None where the layout has none."""
         if self.layout == "original":
             return None
-        return read_json(self._folder([f"{part}/config.json"]) / part / "config.json")
+        path = self._folder([f"{part}/config.json"]) / part / "config.json"
+        config = read_json(path)
+        if part in _CHECKS:
+            _checked(path, _CHECKS[part], config)
+        return config
 
     def tokenizer(self) -> Path:
         """The tokenizer's folder.
@@ -100,7 +117,7 @@ class Source:
             UserError: it is not there.
         """
         name = "tokenizer" if self.layout == "diffusers" else original.TOKENIZER
-        folder = self._folder([f"{name}/*"]) / name
+        folder = self._folder(_within(name)) / name
         if not folder.is_dir():
             raise UserError(f"{folder}: is missing; {_LAYOUTS}")
         return folder
@@ -115,10 +132,15 @@ class Source:
         try:
             return Path(snapshot_download(self.root, allow_patterns=list(patterns)))
         except (HfHubHTTPError, OSError, ValueError) as error:
+            what = patterns[0].partition("/")[0]
             raise UserError(
-                f"{', '.join(patterns)} of {self.root} cannot be fetched "
+                f"{what} of {self.root} cannot be fetched "
                 f"({type(error).__name__}); check the network, or give a local folder"
             ) from error
+
+
+def _within(folder: str) -> list[str]:
+    return [f"{folder}/{pattern}" for pattern in _FETCHED]
 
 
 def find_source(path: str) -> tuple[Source, dict[str, Any]]:
@@ -147,6 +169,7 @@ def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
     if (folder / "transformer" / "config.json").is_file():
         parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
         refuse_outside_links(folder, [folder / name for name in (*parts, "model_index.json")])
+        _check_pipeline(folder)
         return Source(str(folder), "diffusers"), _transformer_config(
             folder / "transformer" / "config.json"
         )
@@ -179,18 +202,45 @@ def _on_hub(repository: str) -> tuple[Source, dict[str, Any]]:
     return source, _transformer_config(Path(config))
 
 
+def _check_pipeline(folder: Path) -> None:
+    """Looks at the small files that say how the parts go together, where they are there."""
+    for name, check in (
+        ("model_index.json", check_model_index),
+        ("scheduler/scheduler_config.json", check_scheduler),
+        ("text_encoder/config.json", check_text_encoder),
+    ):
+        path = folder / name
+        if path.is_file():
+            config = read_json(path)
+            # An encoder of another kind is refused where it is asked for.
+            other = name.startswith("text_encoder") and config.get("model_type") != "umt5"
+            _checked(path, refuse_code if other else check, config)
+
+
+def _checked(
+    path: Path, check: Callable[[Mapping[str, Any]], None], config: Mapping[str, Any]
+) -> None:
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _transformer_config(path: Path) -> dict[str, Any]:
     """A transformer's ``config.json`` of either layout as diffusers' arguments."""
     config = read_json(path)
     kind = config.get("_class_name")
     try:
+        refuse_code(config)
         if kind == "WanModel":
             plain = original.diffusers_config(config)
         elif kind == "WanTransformer3DModel":
             plain = without_private(config)
         else:
-            raise UserError(f"describes a {kind}, not a WanTransformer3DModel or a WanModel")
-        _check_transformer(plain)
+            raise UserError(
+                f"describes a {shown(str(kind))}, not a WanTransformer3DModel or a WanModel"
+            )
+        check_transformer(plain)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return plain
@@ -209,53 +259,4 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: is missing; {_LAYOUTS}")
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: is too large for a configuration")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except UserError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: is not a JSON object")
-    return config
-
-
-_SIZES: Final = {
-    "num_attention_heads": 1024,
-    "attention_head_dim": 1024,
-    "num_layers": 1024,
-    "ffn_dim": 2**20,
-    "text_dim": 2**16,
-    "freq_dim": 2**16,
-    "in_channels": 1024,
-    "out_channels": 1024,
-}
-"""The largest believable value of each size; the published 14B is far below all of them."""
-
-
-def _check_transformer(config: dict[str, Any]) -> None:
-    """Refuses sizes that are none, and models that are not text-to-video."""
-    for name, largest in _SIZES.items():
-        value = config.get(name)
-        if type(value) is not int or not 1 <= value <= largest:
-            raise UserError(f"{name} is {value!r}, not a whole number from 1 to {largest}")
-    patch = config.get("patch_size")
-    if not _three_sizes(patch):
-        raise UserError(f"patch_size is {patch!r}, not three whole numbers from 1 to 16")
-    for name in ("image_dim", "added_kv_proj_dim"):
-        if config.get(name) is not None:
-            raise UserError("describes an image-to-video model; only text-to-video is supported")
-    if config["in_channels"] != config["out_channels"]:
-        raise UserError(
-            f"takes {config['in_channels']} channels and gives {config['out_channels']}, as no "
-            "text-to-video model does"
-        )
-
-
-def _three_sizes(value: object) -> bool:
-    if not isinstance(value, Iterable) or isinstance(value, str):
-        return False
-    sizes = list(value)
-    return len(sizes) == 3 and all(type(n) is int and 1 <= n <= 16 for n in sizes)
+    return read_json_object(path, remedy="copy the model again")

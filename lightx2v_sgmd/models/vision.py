@@ -6,7 +6,6 @@ layer, tokens ``[N, 1 + h w, D]`` or a map ``[N, h, w, D]`` (arXiv 2507.18569, S
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,12 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.quiet import no_library_bars
+from lightx2v_sgmd.tensorfiles import weight_files
+from lightx2v_sgmd.tensorreader import WholeTensors
+from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
+from lightx2v_sgmd.untrusted.configs import check_vision_encoder
+from lightx2v_sgmd.untrusted.fields import Real, Several, first_problem
+from lightx2v_sgmd.untrusted.jsontext import read_json_object
 
 # N frames, h, w patches, D width, H, W pixels
 
@@ -24,15 +29,27 @@ HEADS = 4
 
 
 def _config(path: str) -> Any:
-    from transformers import AutoConfig
-
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
+    """The whole model's configuration, checked; transformers reads nothing by itself."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
         raise UserError(
             f"method.vision_encoder: {path} is no folder with a config.json; give that of a "
             "transformers vision encoder, for example SAM's"
         )
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        content = read_json_object(file)
+        check_vision_encoder(content)
+        return vision_config(content)
+    except UserError as error:
+        raise UserError(f"method.vision_encoder: {file}: {_short(error, file)}") from error
+
+
+def _short(error: UserError, file: Path) -> str:
+    return str(error).removeprefix(f"{file}: ")
+
+
+def _of_images(config: Any) -> Any:
+    """The part of a configuration that describes the encoder of images."""
     return getattr(config, "vision_config", config)
 
 
@@ -47,7 +64,7 @@ def vision_widths(path: str) -> tuple[int, ...]:
     Raises:
         UserError: there is no such encoder.
     """
-    config = _config(path)
+    config = _of_images(_config(path))
     return (int(config.hidden_size),) * len(captured_layers(config.num_hidden_layers))
 
 
@@ -63,14 +80,15 @@ class VisionBackbone:
     """
 
     def __init__(self, path: str, device: torch.device) -> None:
-        from transformers import AutoModel
-
-        config = _config(path)
+        whole = _config(path)
+        config = _of_images(whole)
         try:
+            weights = WholeTensors(weight_files(Path(path), "model"))
+            state = {name: weights.tensor(name) for name in weights.header.tensors}
             with no_library_bars():
-                model = AutoModel.from_pretrained(path, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"method.vision_encoder: {path} cannot be loaded: {error}") from error
+                model = build_vision_encoder(whole, state)
+        except UserError as error:
+            raise UserError(f"method.vision_encoder: {path}: {error}") from error
         encoder = getattr(model, "vision_encoder", getattr(model, "vision_model", model))
         self.network: nn.Module = encoder.eval().requires_grad_(False).to(device)
         self.size = int(config.image_size)
@@ -101,5 +119,14 @@ def _normalisation(folder: Path) -> tuple[Any, Any]:
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
-    saved = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        saved = read_json_object(file)
+        problem = first_problem(saved, {"image_mean": _CHANNELS, "image_std": _CHANNELS})
+        if problem is not None:
+            raise UserError(f"{file}: {problem}")
+    except UserError as error:
+        raise UserError(f"method.vision_encoder: {error}") from error
     return saved.get("image_mean", IMAGENET_MEAN), saved.get("image_std", IMAGENET_STD)
+
+
+_CHANNELS = Several(Real(1e-6, 1e4), 3, 3)

@@ -27,6 +27,8 @@ from lightx2v_sgmd.models.sources import Part, Source, find_source, without_priv
 from lightx2v_sgmd.models.text import TEXT_LENGTH, TextEncoder, fold_text_padding, pad_text
 from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import Names, WholeTensors
+from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
+from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
 # B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
 # S text tokens, D text width
@@ -112,9 +114,7 @@ class WanModel:
 
     def build_transformer(self) -> Any:
         """A ``WanTransformer3DModel`` with random weights (or none, on the meta device)."""
-        from diffusers import WanTransformer3DModel
-
-        return WanTransformer3DModel.from_config(self.transformer_config)
+        return build_transformer(self.transformer_config)
 
     def transformer_weights(self) -> WholeTensors:
         """The network's weights under diffusers' names, read when asked for, whole or in slices.
@@ -144,25 +144,17 @@ class WanModel:
 
     def load_vae(self, dtype: torch.dtype = torch.float32) -> Any:
         """The video VAE, frozen; raises as ``load_transformer``."""
-        from diffusers import AutoencoderKLWan
-
         with _empty_weights():
-            network = AutoencoderKLWan.from_config(self.vae_config)
+            network = build_vae(self.vae_config)
         kept = kept_in_float32(network)
         return self._fill(network, "vae", dtype, kept).requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """The tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``."""
-        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
-
-        folder = self.source.tokenizer()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
+        config = self.full_text_encoder_config()
+        tokenizer = load_tokenizer(self.source.tokenizer())
         with _empty_weights():
-            network = UMT5EncoderModel(UMT5Config(**self.full_text_encoder_config()))
+            network = build_text_encoder(config)
         network.set_input_embeddings(network.shared)
         # As T5 everywhere: this product overflows in float16.
         kept = {"wo"} if dtype == torch.float16 else set()

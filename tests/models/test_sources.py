@@ -220,7 +220,7 @@ def test_the_parts_that_the_release_does_not_describe() -> None:
         ({"in_dim": 36}, "takes 36 channels and gives 4"),
         ({"dim": 50}, "has 4 heads for a width of 50"),
         ({"num_heads": 0}, "has 0 heads"),
-        ({"num_layers": 10**9}, "num_layers is 1000000000, not a whole number from 1 to 1024"),
+        ({"num_layers": 10**9}, "num_layers is 1000000000, not a whole number from 1 to 256"),
         ({"num_layers": "2"}, "num_layers is '2'"),
         ({"ffn_dim": None}, "ffn_dim is None"),
         ({"patch_size": "122"}, "patch_size is '122'"),
@@ -240,7 +240,7 @@ def test_configurations_that_are_not_wans(
 @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"_class_name": "\\ud800'])
 def test_configurations_that_are_no_objects(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config.json: is not (a )?JSON"):
+    with pytest.raises(UserError, match=r"config.json: is not (a |readable )?JSON"):
         wan.open_wan(tmp_path)
 
 

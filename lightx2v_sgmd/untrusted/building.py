@@ -1,0 +1,117 @@
+"""Networks from configurations that were checked, given the arguments that they know and no others.
+
+transformers takes any key of a configuration as an attribute; some name files, adapters or kernels
+that it would fetch. So only what ``configs.py`` has limits for is handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.untrusted.configs import TEXT_ENCODER, TRANSFORMER, VAE
+from lightx2v_sgmd.untrusted.fields import Field
+
+
+def build_transformer(config: Mapping[str, Any]) -> Any:
+    """A ``WanTransformer3DModel``; with random weights, or none on the meta device.
+
+    Raises:
+        UserError: the configuration contradicts itself.
+    """
+    from diffusers import WanTransformer3DModel
+
+    return _built(WanTransformer3DModel.from_config, _known(config, TRANSFORMER), "transformer")
+
+
+def build_vae(config: Mapping[str, Any]) -> Any:
+    """An ``AutoencoderKLWan``; raises as ``build_transformer``."""
+    from diffusers import AutoencoderKLWan
+
+    return _built(AutoencoderKLWan.from_config, _known(config, VAE), "vae")
+
+
+def build_text_encoder(config: Mapping[str, Any]) -> Any:
+    """A ``UMT5EncoderModel``; raises as ``build_transformer``."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    def build(known: dict[str, Any]) -> Any:
+        return UMT5EncoderModel(UMT5Config(**known))
+
+    return _built(build, _known(config, TEXT_ENCODER), "text_encoder")
+
+
+def _known(config: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key in fields}
+
+
+def _built(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], part: str) -> Any:
+    try:
+        return build(config)
+    except Exception as error:  # what the libraries do not check themselves can raise anything
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"the {part} cannot be built from its config.json ({type(error).__name__}: {reason}); "
+            "give the config.json that came with the weights"
+        ) from error
+
+
+_VISION_TEXTS: Final = ("hidden_act", "activation_function", "model_type")
+
+
+def vision_config(config: Mapping[str, Any]) -> Any:
+    """The transformers configuration of a vision encoder that ``check_vision_encoder`` accepted.
+
+    Raises:
+        UserError: the configuration contradicts itself.
+    """
+    from transformers import AutoConfig
+
+    known = _plain(config)
+    kind = known.pop("model_type")
+
+    def build(arguments: dict[str, Any]) -> Any:
+        return AutoConfig.for_model(kind, **arguments)
+
+    return _built(build, known, "vision encoder")
+
+
+def build_vision_encoder(config: Any, state: dict[str, Any]) -> Any:
+    """The model of a ``vision_config`` with weights that were read already; fetches nothing.
+
+    Raises:
+        UserError: the weights do not fit, or some of a layer are missing.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    def build(_: dict[str, Any]) -> Any:
+        loaded = MODEL_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, trust_remote_code=False
+        )
+        return loaded
+
+    model, about = _built(build, {}, "vision encoder")
+    inner = ("text_model.", "mask_decoder.", "prompt_encoder.")  # parts that are not used
+    missing = sorted(k for k in about["missing_keys"] if "layer" in k and not k.startswith(inner))
+    if missing:
+        raise UserError(
+            f"the vision encoder's weights lack {missing[0]} and {len(missing) - 1} more; "
+            "give the weights that go with its config.json"
+        )
+    return model
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes and switches of a configuration: no names of files, repositories or kernels."""
+    plain: dict[str, Any] = {}
+    for key, value in config.items():
+        if key.startswith("_") or key in ("id2label", "label2id", "quantization_config"):
+            continue
+        if isinstance(value, dict):
+            plain[key] = _plain(value)
+        elif value is None or isinstance(value, bool | int | float) or key in _VISION_TEXTS:
+            plain[key] = value
+        elif isinstance(value, list) and all(isinstance(x, bool | int | float) for x in value):
+            plain[key] = value
+    return plain

@@ -1,0 +1,193 @@
+"""Tokenizers from strangers: checked, then loaded from a private copy of what was checked.
+
+``AutoTokenizer`` would take a class's name, files and code from the folder. Here the class is one
+of a few of transformers' own, the files are copied after a look, and of ``tokenizer_config.json``
+only known keys are copied.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.untrusted.configs import refuse_code
+from lightx2v_sgmd.untrusted.fields import (
+    Choice,
+    Either,
+    Field,
+    Flag,
+    Null,
+    Real,
+    Whole,
+    first_problem,
+    optional,
+    shown,
+)
+from lightx2v_sgmd.untrusted.jsontext import Limits, read_json_file, read_json_object
+from lightx2v_sgmd.untrusted.tokenizerjson import Text, check_tokenizer_json
+
+_CLASSES: Final = {
+    "T5Tokenizer": "T5Tokenizer",
+    "T5TokenizerFast": "T5Tokenizer",
+    "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+}
+_VOCABULARY: Final = Limits(size=48_000_000, values=3_000_000)
+"""Of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values."""
+_SENTENCEPIECE_BYTES: Final = 32_000_000  # umT5's has 4.5 MB
+_TOKEN_NAMES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_TOKENS_MOST: Final = 10_000
+_REMEDY: Final = "copy the tokenizer again"
+
+
+class _Token:
+    """A token: its text, or its text with how it is found."""
+
+    wanted = "a token of at most 200 characters"
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, dict):
+            return Text(200).allows(value)
+        flags = {key: inner for key, inner in value.items() if key not in ("content", "__type")}
+        known = {"single_word", "lstrip", "rstrip", "normalized", "special"}
+        return (
+            Text(200).allows(value.get("content"))
+            and value.get("__type", "AddedToken") == "AddedToken"
+            and flags.keys() <= known
+            and all(type(flag) is bool for flag in flags.values())
+        )
+
+
+class _Tokens:
+    """A list of tokens, or tokens by number or by name."""
+
+    wanted = f"at most {_TOKENS_MOST} tokens of at most 200 characters"
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, list | dict) or len(value) > _TOKENS_MOST:
+            return False
+        inner = value.values() if isinstance(value, dict) else value
+        return all(map(_Token().allows, inner))
+
+
+_TOKENS_BY_NAME: Final = {f"{name}_token": optional(_Token()) for name in _TOKEN_NAMES}
+_CONFIG: Final[Mapping[str, Field]] = {
+    **_TOKENS_BY_NAME,
+    "additional_special_tokens": optional(_Tokens()),
+    "extra_special_tokens": optional(_Tokens()),
+    "added_tokens_decoder": _Tokens(),
+    "add_bos_token": Flag(),
+    "add_eos_token": Flag(),
+    "add_prefix_space": Either((Flag(), Null())),
+    "backend": Choice(("tokenizers",)),
+    "clean_up_tokenization_spaces": Either((Flag(), Null())),
+    "extra_ids": Whole(0, 1000),
+    "legacy": Either((Flag(), Null())),
+    "model_max_length": optional(Real(1, 1e31)),
+    "padding_side": Choice(("left", "right")),
+    "spaces_between_special_tokens": Flag(),
+    "split_special_tokens": Flag(),
+    "truncation_side": Choice(("left", "right")),
+}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; runs no code of it, and fetches nothing.
+
+    Raises:
+        UserError: it is of a class that is not known, is damaged, or is beyond the limits.
+    """
+    name, config = _config(folder)
+    with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as temporary:
+        copy = Path(temporary)
+        _copy_vocabulary(folder, copy)
+        _copy_tokens(folder, copy)
+        (copy / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            return _loaded(name, copy)
+        except Exception as error:  # a damaged vocabulary can raise anything
+            raise _unusable(folder, error) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the tokenizers library's Rust
+                raise
+            raise _unusable(folder, error) from error
+
+
+def _loaded(name: str, folder: Path) -> Any:
+    import transformers
+
+    kind = getattr(transformers, name)
+    return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def _unusable(folder: Path, error: BaseException) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{folder}: the tokenizer cannot be loaded: {reason}; {_REMEDY}")
+
+
+def _config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the class and what of ``tokenizer_config.json`` it is given."""
+    path = folder / "tokenizer_config.json"
+    saved = read_json_object(path, remedy=_REMEDY)
+    named = saved.get("tokenizer_class")
+    try:
+        refuse_code(saved)
+        if not isinstance(named, str) or named not in _CLASSES:
+            raise UserError(
+                f"tokenizer_class is {shown(named)}; a Wan model's is one of {', '.join(_CLASSES)}"
+            )
+        known = {key: value for key, value in saved.items() if key in _CONFIG}
+        problem = first_problem(known, _CONFIG)
+        if problem is not None:
+            raise UserError(problem)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return _CLASSES[named], known
+
+
+def _copy_vocabulary(folder: Path, copy: Path) -> None:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        content = read_json_file(path, _VOCABULARY, _REMEDY)
+        try:
+            check_tokenizer_json(content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {_REMEDY}") from error
+        # Written anew, so that what is loaded is what was looked at.
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        (copy / path.name).write_bytes(text.encode("utf-8", "surrogatepass"))
+        return
+    path = folder / "spiece.model"
+    if not path.is_file():
+        raise UserError(f"{folder}: has no tokenizer.json; {_REMEDY}")
+    if path.stat().st_size > _SENTENCEPIECE_BYTES:
+        raise UserError(
+            f"{path}: has {path.stat().st_size:,} bytes, more than the {_SENTENCEPIECE_BYTES:,} "
+            f"of any published vocabulary; {_REMEDY}"
+        )
+    shutil.copyfile(path, copy / path.name)
+
+
+def _copy_tokens(folder: Path, copy: Path) -> None:
+    """The small files in which older versions keep special and added tokens."""
+    for name, known, kind in (
+        ("special_tokens_map.json", {*_TOKENS_BY_NAME, "additional_special_tokens"}, None),
+        ("added_tokens.json", None, Whole(0, 2**20)),
+    ):
+        path = folder / name
+        if not path.is_file():
+            continue
+        saved = read_json_object(path, remedy=_REMEDY)
+        fields = _CONFIG if kind is None else dict.fromkeys(saved, kind)
+        problem = first_problem(saved, fields)
+        if problem is None and len(saved) > _TOKENS_MOST:
+            problem = f"has {len(saved)} tokens, more than {_TOKENS_MOST}"
+        if problem is not None:
+            raise UserError(f"{path}: {problem}; {_REMEDY}")
+        content = saved if known is None else {k: v for k, v in saved.items() if k in known}
+        (copy / name).write_text(json.dumps(content), encoding="utf-8")
