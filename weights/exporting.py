@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.disk import free_bytes
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import check_new_folder, locked_file, refuse_overlap, resolved
 from lightx2v_sgmd.video import check_writable
 from weights.card import model_card
 from weights.formats import FORMATS
@@ -20,7 +17,13 @@ from weights.item import Item, Losses
 from weights.load import Source, open_source
 from weights.lora_format import check_rank
 from weights.manifest import manifest_for
-from weights.verify import ExportError, differences
+from weights.publishing import (
+    DiffersError,
+    appearing_export,
+    finish_replacing,
+    replaceable,
+)
+from weights.verify import differences
 
 SHARD_SIZE = "5GB"
 
@@ -51,7 +54,7 @@ def export(
         rank: Of adapters that are extracted (lora).
         energy: Instead of a rank: the share in (0, 1] of each layer's change that they hold.
         max_shard_size: The largest weights file of diffusers and wan, such as ``5GB``.
-        overwrite: Replaces a folder that is not empty.
+        overwrite: Replaces an export of ours, whole and unchanged, with no other file in it.
         quiet: No progress bar.
 
     Returns:
@@ -64,28 +67,35 @@ def export(
     """
     out = Path(out)
     _check_options(format, dtype, rank, energy)
-    check_writable(out, folder=True)
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(f"{out}: is not empty; choose another folder, or add --overwrite")
-    chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
-    item = Item(chosen, format, _dtype(chosen, format, dtype), out, max_shard_size, rank, energy)
-    if ema and not chosen.ema:
-        note("the run kept no moving average (train.ema is 0): exporting its last weights", quiet)
-    chosen_format = FORMATS[format]
-    chosen_format.check(item)
-    _check_space(out, chosen_format.nbytes(item))
-    count = chosen_format.count(item)
-    with _appearing(out) as folder:
-        with progress(count, "writing", quiet) as bar:
-            losses = chosen_format.write(item, folder, bar.advance)
-        _finish(item, folder, losses)
-        _sync(folder)
-        with progress(count, "verifying", quiet) as bar:
-            problems = differences(item, folder, losses, bar.advance)
-        if problems:
-            raise _Different(problems)
-    if losses is not None:
-        note(losses.summary, quiet)
+    final = resolved(out)
+    check_new_folder(final)
+    refuse_overlap(final, {"the source": Path(source)})
+    check_writable(final, folder=True)
+    with locked_file(final, "export", quiet) as lock:
+        finish_replacing(final)
+        before = replaceable(final, overwrite)
+        chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
+        refuse_overlap(final, _sources(chosen))
+        item = Item(
+            chosen, format, _dtype(chosen, format, dtype), out, max_shard_size, rank, energy
+        )
+        if ema and not chosen.ema:
+            note("the run kept no EMA weights (train.ema is 0): exporting its last weights", quiet)
+        chosen_format = FORMATS[format]
+        chosen_format.check(item)
+        _check_space(final, chosen_format.nbytes(item))
+        count = chosen_format.count(item)
+        with appearing_export(final, before, lock) as folder:
+            with progress(count, "writing", quiet) as bar:
+                losses = chosen_format.write(item, folder, bar.advance)
+            _finish(item, folder, losses)
+            _sync(folder)
+            with progress(count, "verifying", quiet) as bar:
+                problems = differences(item, folder, losses, bar.advance)
+            if problems:
+                raise DiffersError(problems)
+        if losses is not None:
+            note(losses.summary, quiet)
     return out
 
 
@@ -122,6 +132,19 @@ def _finish(item: Item, folder: Path, losses: Losses | None) -> None:
     manifest_for(item, folder).write(folder)
 
 
+def _sources(chosen: Source) -> dict[str, Path | None]:
+    """What an export reads, so that it does not write there."""
+    root = Path(chosen.model.source.root)
+    teacher = Path(chosen.about.teacher)
+    sources = {"the source": chosen.path, "the model": root, "the teacher": teacher}
+    if chosen.path.parent.name == "checkpoints":
+        sources["the run"] = chosen.path.parent.parent
+    return {
+        name: path if path.is_absolute() or path.exists() else None
+        for name, path in sources.items()
+    }
+
+
 def _check_space(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if free < needed:
@@ -129,62 +152,6 @@ def _check_space(out: Path, needed: int) -> None:
             f"{out}: needs {needed / 2**30:.2f} GiB and the disk has {free / 2**30:.2f} GiB left; "
             "make room or choose another disk"
         )
-
-
-class _Different(Exception):
-    """What was written is not what it should be."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems[:8]))
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Gives a new folder beside ``out`` that becomes ``out`` if all goes well.
-
-    If it was written but differs from its source it stays, as ``OUT.failed``, so that one can see
-    why; if it was not written to the end it is removed.
-    """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.new")
-    replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _exchange(temporary, out, replaced)
-    except _Different as error:
-        failed = _free_name(out)
-        os.replace(temporary, failed)
-        raise ExportError(
-            f"{out}: not exported, what was written differs: {error}; it is kept in {failed}"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"{out}: cannot be written: {reason}; make room or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _exchange(temporary: Path, out: Path, replaced: Path) -> None:
-    if out.exists():
-        os.replace(out, replaced)
-    try:
-        os.replace(temporary, out)
-    except OSError:
-        if replaced.exists():
-            os.replace(replaced, out)
-        raise
-
-
-def _free_name(out: Path) -> Path:
-    """``OUT.failed``, or with a number if that is taken."""
-    failed, number = out.with_name(f"{out.name}.failed"), 1
-    while failed.exists():
-        number += 1
-        failed = out.with_name(f"{out.name}.failed{number}")
-    return failed
 
 
 def _sync(folder: Path) -> None:

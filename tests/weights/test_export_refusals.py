@@ -18,9 +18,10 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import do_export, write_manifest
-from weights import ExportError, export, exporting, shared, stream
+from weights import ExportError, export, exporting, publishing, shared, stream
 from weights.item import Item
 from weights.load import open_source
+from weights.publishing import listing
 from weights.verify import differences
 
 
@@ -28,11 +29,10 @@ def test_an_output_that_is_taken_is_kept(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
     out.mkdir()
     (out / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="is not empty; choose another folder, or add --overwrite"):
-        do_export(run, out)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds mine.txt and is not an export of ours"):
+            do_export(run, out, overwrite=overwrite)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
-    do_export(run, out, overwrite=True)
-    assert not (out / "mine.txt").exists() and (out / WEIGHTS).exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "student", "teacher"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
@@ -40,6 +40,11 @@ def test_an_output_that_is_taken_is_kept(run: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert (do_export(run, empty) / WEIGHTS).exists()
+    with pytest.raises(UserError, match="is not empty; choose another folder, or add --overwrite"):
+        do_export(run, empty)
+    before = (empty / WEIGHTS).stat().st_ino
+    do_export(run, empty, overwrite=True)
+    assert (empty / WEIGHTS).stat().st_ino != before
 
 
 @pytest.mark.parametrize("where", ["save", "copy", "rename"])
@@ -49,32 +54,25 @@ def test_nothing_half_written_on_a_full_disk(
 ) -> None:
     out = tmp_path / "student"
     if taken:
-        out.mkdir()
-        (out / "old.txt").write_text("old")
+        do_export(run, out)
+    before = listing(out)
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    real = os.replace
-
-    def not_the_last(source: Path, target: Path) -> None:
-        if Path(source).name.endswith(".new"):
-            full()
-        real(source, target)
 
     if where == "save":
         monkeypatch.setattr(stream.TensorFile, "write", full)
     elif where == "copy":
         monkeypatch.setattr(shared.shutil, "copytree", full)
     else:
-        monkeypatch.setattr(os, "replace", not_the_last)
+        monkeypatch.setattr(publishing, "rename_new", full)
+        monkeypatch.setattr(publishing, "exchange", full)
     with pytest.raises(UserError, match="student: cannot be written: .*No space left") as caught:
         do_export(run, out, overwrite=True)
     assert "\n" not in str(caught.value)
     left = ["run", "student", "teacher"] if taken else ["run", "teacher"]
     assert sorted(p.name for p in tmp_path.iterdir()) == left
-    if taken:
-        assert (out / "old.txt").read_text() == "old"
+    assert listing(out) == before
 
 
 def test_too_little_space_is_found_beforehand(
@@ -103,8 +101,10 @@ def test_an_export_that_went_wrong_does_not_appear(
         real(folder)
 
     monkeypatch.setattr(exporting, "_sync", sync)
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "old.txt").write_text("old")
+    with monkeypatch.context() as unbroken:
+        unbroken.setattr(exporting, "_sync", real)
+        do_export(run, tmp_path / "student")
+    before = listing(tmp_path / "student")
     with pytest.raises(ExportError, match=r"has changed .* has other values.*student.failed$"):
         do_export(run, tmp_path / "student", overwrite=True)
     # What was written stays, to be looked at, under a name that nobody takes for an export.
@@ -114,7 +114,7 @@ def test_an_export_that_went_wrong_does_not_appear(
         "student.failed",
         "teacher",
     ]
-    assert (tmp_path / "student" / "old.txt").read_text() == "old"
+    assert listing(tmp_path / "student") == before
     assert (tmp_path / "student.failed" / WEIGHTS).is_file()
     with pytest.raises(ExportError, match="student.failed2$"):
         do_export(run, tmp_path / "student", overwrite=True)
@@ -124,7 +124,8 @@ def test_every_kind_of_difference_is_found(run: Path, tmp_path: Path) -> None:
     item = Item(open_source(run, ema=True), "diffusers", "fp32", tmp_path / "student")
 
     def problems_after(name: str, change: Any) -> list[str]:
-        out = do_export(run, tmp_path / "student", overwrite=True)
+        shutil.rmtree(tmp_path / "student", ignore_errors=True)
+        out = do_export(run, tmp_path / "student")
         assert differences(item, out, None) == []
         change(out / name)
         return differences(item, out, None)

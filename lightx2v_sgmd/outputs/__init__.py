@@ -1,0 +1,42 @@
+"""Safe outputs: what every command does before it writes, while it writes and when it is done.
+
+``overlap`` refuses an output that is, holds or lies in a source. ``lock`` keeps a second process
+away. ``writer`` makes files and folders appear by rename and cleans up after dead processes.
+``record`` remembers what was written, so that only that is replaced. ``content`` tells one file
+from another. See docs/decisions/016-outputs.md.
+"""
+
+from lightx2v_sgmd.outputs.content import content_hash, content_hashes
+from lightx2v_sgmd.outputs.lock import OutputLock, locked_file, locked_folder
+from lightx2v_sgmd.outputs.overlap import check_new_folder, refuse_overlap, resolved
+from lightx2v_sgmd.outputs.record import WrittenFiles
+from lightx2v_sgmd.outputs.writer import (
+    appearing,
+    clean_temporaries,
+    exchange,
+    remove_files,
+    rename_new,
+    sync_folder,
+    temporary_path,
+    write_text,
+)
+
+__all__ = [
+    "OutputLock",
+    "WrittenFiles",
+    "appearing",
+    "check_new_folder",
+    "clean_temporaries",
+    "content_hash",
+    "content_hashes",
+    "exchange",
+    "locked_file",
+    "locked_folder",
+    "refuse_overlap",
+    "remove_files",
+    "rename_new",
+    "resolved",
+    "sync_folder",
+    "temporary_path",
+    "write_text",
+]

@@ -1,0 +1,65 @@
+"""Fast and exact answers to "is this the same file?": sha256, remembered while a file is unchanged.
+
+A file's hash is kept in the user's cache under its device, inode, size, modification time and
+change time, all of which a file that was written to or put in its place differs in. A file that
+changed within the last two seconds is not remembered: a change right after might have the same
+times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from lightx2v_sgmd.caches import cache_folder
+
+_SETTLED_NS: Final = 2 * 10**9
+_SMALL: Final = 1 << 20
+"""Files up to this size are read rather than remembered."""
+
+
+def content_hash(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    before = path.stat()
+    remembered = None if before.st_size <= _SMALL else _remembered(before)
+    if remembered is not None and remembered.is_file():
+        with suppress(OSError, UnicodeDecodeError):
+            saved = remembered.read_text(encoding="ascii").strip()
+            if len(saved) == 64 and not set(saved) - set("0123456789abcdef"):
+                return saved
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    settled = time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > _SETTLED_NS
+    if remembered is not None and settled and _remembered(after) == remembered:
+        _remember(remembered, digest)
+    return digest
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str]:
+    """The same of several, as many at a time as there are processors."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(content_hash, paths))
+
+
+def _remembered(about: os.stat_result) -> Path | None:
+    """Where the hash of a file with these properties would be kept."""
+    key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    name = hashlib.sha256(repr(key).encode()).hexdigest()
+    try:
+        return cache_folder("hashes") / name[:2] / name
+    except RuntimeError:  # no home
+        return None
+
+
+def _remember(file: Path, digest: str) -> None:
+    from lightx2v_sgmd.outputs.writer import write_text
+
+    with suppress(OSError):  # a cache that cannot be written is no reason to fail
+        write_text(file, digest + "\n")

@@ -1,0 +1,107 @@
+"""Refusals before work: an output that is, holds or lies in what is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from lightx2v_sgmd.errors import UserError
+
+_LONGEST_NAME: Final = 255
+
+
+def resolved(out: str | Path, label: str = "--out") -> Path:
+    """An output's real path: absolute, links followed, ``..`` taken out.
+
+    Args:
+        out: It need not exist.
+        label: What a message calls it.
+
+    Raises:
+        UserError: no file system takes such a path.
+    """
+    text = os.fspath(out)
+    if not text:
+        raise UserError(f"{label}: is empty; name a file or a folder")
+    if "\0" in text:
+        raise UserError(f"{label}: holds a zero byte; choose another name")
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UserError(f"{label}: holds characters that no file name has") from None
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > _LONGEST_NAME or len(encoded) > 4000:
+        raise UserError(
+            f"{label}: {text[:40]}... is too long for a file name ({longest} bytes, at most "
+            f"{_LONGEST_NAME}); choose a shorter one"
+        )
+    try:
+        return Path(text).resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{label}: {text} cannot be followed ({error}); choose another") from error
+
+
+def check_new_folder(out: Path, label: str = "--out") -> None:
+    """Refuses a folder that cannot be made to appear by rename.
+
+    Args:
+        out: As ``resolved`` gives it.
+        label: What a message calls it.
+
+    Raises:
+        UserError: it is the current folder, a disk's root, or a mount point.
+    """
+    if out == Path.cwd():
+        raise UserError(f"{label}: {out} is the folder that this command runs in; name a new one")
+    if out == out.parent or os.path.ismount(out):
+        raise UserError(f"{label}: {out} is the root of a disk; name a folder below it")
+
+
+def refuse_overlap(out: Path, sources: Mapping[str, Path | None], label: str = "--out") -> None:
+    """Refuses an output that is, holds or lies in a source.
+
+    Links, ``..``, another spelling on a disk that ignores case and a second mount of the same disk
+    make no difference: paths are compared by their inodes as well.
+
+    Args:
+        out: As ``resolved`` gives it.
+        sources: What is read, under the name that a message uses; None and what does not exist
+            are left out.
+        label: What a message calls the output.
+
+    Raises:
+        UserError: says which source.
+    """
+    for name, source in sources.items():
+        if source is None or not os.path.lexists(source):
+            continue
+        real = source.resolve()
+        relation = _relation(out, real)
+        if relation is not None:
+            raise UserError(
+                f"{label}: {out} {relation} {name} {source}; nothing was written, choose an output "
+                "outside of it"
+            )
+
+
+def _relation(out: Path, source: Path) -> str | None:
+    if out == source or _same(out, source):
+        return "is"
+    if source.is_dir() and (source in out.parents or _among(source, out.parents)):
+        return "lies in"
+    if out in source.parents or _among(out, source.parents):
+        return "holds"
+    return None
+
+
+def _among(path: Path, others: Iterable[Path]) -> bool:
+    return any(_same(path, other) for other in others)
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False

@@ -1,0 +1,110 @@
+"""What a command has written into a folder, so that it replaces only that.
+
+``.lightx2v-sgmd.written.json`` holds each file's sha256, noted before the file has its name: a
+process that is killed between the two leaves a file that is known, or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs.writer import appearing, write_text
+
+NAME: Final = ".lightx2v-sgmd.written.json"
+FORMAT_VERSION: Final = 1
+
+
+class WrittenFiles:
+    """The files that commands have written into a folder; whoever has its lock may change them.
+
+    Args:
+        folder: The output.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / NAME
+        self._hashes: dict[str, list[str]] = _read(self.file)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises if a file that is to be written is there and was not written by us.
+
+        Args:
+            names: Paths below the folder.
+
+        Raises:
+            UserError: names such files.
+        """
+        foreign = [name for name in names if not self._free(name)]
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise UserError(
+                f"{self.folder}: {', '.join(foreign[:3])}{more} would be replaced, but was not "
+                "written by lightx2v-sgmd or has changed since; move it or choose another output"
+            )
+
+    @contextmanager
+    def appearing(self, name: str) -> Iterator[Path]:
+        """Gives a name to write a file to, which then becomes ``name``; see ``writer.appearing``.
+
+        Raises:
+            UserError: a file of that name is there that is not ours.
+        """
+        path = self.folder / name
+        with appearing(path, suffix=path.suffix) as temporary:
+            yield temporary
+            digest = _sha256(temporary)
+            self.check([name])
+            self._note(name, [*self._hashes.get(name, []), digest])
+        self._note(name, [digest])
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
+        with self.appearing(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _free(self, name: str) -> bool:
+        path = self.folder / name
+        if not os.path.lexists(path):
+            return True
+        if path.is_symlink() or not path.is_file():
+            return False
+        return _sha256(path) in self._hashes.get(name, [])
+
+    def _note(self, name: str, hashes: list[str]) -> None:
+        self._hashes[name] = hashes[-3:]
+        content = {"format_version": FORMAT_VERSION, "sha256": self._hashes}
+        write_text(self.file, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _read(file: Path) -> dict[str, list[str]]:
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        if saved["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{file}: format_version {saved['format_version']!r} is not the {FORMAT_VERSION} "
+                "that this version reads; update lightx2v-sgmd or choose another output"
+            )
+        return {str(name): [str(h) for h in hashes] for name, hashes in saved["sha256"].items()}
+    except FileNotFoundError:
+        return {}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); mend that") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{file}: is damaged, and nothing else says which files are ours; choose another output"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,249 @@
+"""Files and folders that appear complete or not at all, under names that tell their writer.
+
+A temporary lies beside what it becomes: ``.NAME.PID-START-PLACE-N.KIND``, where PID, START and
+PLACE are its owner's (``owner``). The next process that has the output's lock removes what dead
+processes have left; what belongs to a living one stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.outputs.owner import Life, Owner, here
+
+ELSEWHERE_S: Final = 3600.0
+"""A temporary from another machine is a dead process's when nobody has touched it for so long."""
+
+_LONGEST: Final = 255
+"""Bytes of a file name that every usual file system takes."""
+_NAME: Final = re.compile(
+    r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<start>\d+)-(?P<place>[0-9a-f]{12})-\d+"
+    r"\.(?P<kind>new|old)(?:\.\w+)?",
+    re.DOTALL,
+)
+_numbers = itertools.count()
+_NOREPLACE: Final = 1
+_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
+_UNSUPPORTED: Final = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+
+
+def temporary_path(path: Path, kind: str = "new", suffix: str = "") -> Path:
+    """A fresh name beside ``path`` that says who writes there.
+
+    Args:
+        path: What the temporary will become.
+        kind: ``new``, or ``old`` for what is being replaced.
+        suffix: The name's last part, for programs that go by it.
+    """
+    owner = here()
+    end = f".{owner.pid}-{owner.start}-{owner.place}-{next(_numbers)}.{kind}{suffix}"
+    return path.with_name(f".{short_name(path.name)}{end}")
+
+
+def short_name(name: str) -> str:
+    """A name cut so that the rest of a temporary's or a lock's name fits behind it."""
+    most = _LONGEST - 130
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return encoded[: most - 17].decode(errors="ignore") + "-" + digest
+
+
+def temporaries(folder: Path, name: str | None = None) -> Iterator[tuple[Path, str, Owner]]:
+    """Temporaries in a folder, of one name or of all, with their kind and owner."""
+    try:
+        entries = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        match = _NAME.fullmatch(entry)
+        if match and (name is None or match["name"] == short_name(name)):
+            owner = Owner("", match["place"], int(match["pid"]), int(match["start"]))
+            yield folder / entry, match["kind"], owner
+
+
+def is_abandoned(path: Path, owner: Owner) -> bool:
+    """Whether the process that wrote a temporary is gone."""
+    life = owner.life()
+    if life is not Life.unknown:
+        return life is Life.dead
+    try:
+        newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
+    except OSError:  # it goes away while we look
+        return False
+    return time.time() - newest > ELSEWHERE_S
+
+
+def clean_temporaries(folder: Path, name: str | None = None) -> list[Path]:
+    """Removes what dead processes left half-written in a folder.
+
+    Args:
+        folder: Where to look; not below it.
+        name: Only temporaries of this output; None for those of all.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path, kind, owner in temporaries(folder, name):
+        if kind == "new" and is_abandoned(path, owner):
+            _remove(path)
+            removed.append(path)
+    return removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing(path: Path, *, replace: bool = True, suffix: str = "") -> Iterator[Path]:
+    """Gives a name to write a file to, which becomes ``path`` when the block ends well.
+
+    The file is on the disk before it has its name. After an exception nothing of it is left.
+
+    Args:
+        path: The file; missing folders are made.
+        replace: Whether a file of that name may be replaced. The caller must have made sure that
+            it is its own.
+        suffix: The temporary name's last part.
+
+    Raises:
+        FileExistsError: something has that name, and ``replace`` is not given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path, suffix=suffix)
+    try:
+        yield temporary
+        sync_file(temporary)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            rename_new(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, replace: bool = True) -> None:
+    """Writes a text file that appears complete or not at all; see ``appearing``."""
+    with appearing(path, replace=replace) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync_file(path: Path) -> None:
+    """Puts a file's content on the disk."""
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's names on the disk, where the file system lets us."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Renames a file or a folder to a name that is free, or to that of an empty folder.
+
+    Raises:
+        FileExistsError: something has that name.
+        OSError: ENOTEMPTY, too, if a folder of that name holds something.
+    """
+    if source.is_dir() and not source.is_symlink():
+        # rename() replaces an empty folder and refuses any other, which is all that is wanted.
+        os.rename(source, target)
+        return
+    if _renameat2(source, target, _NOREPLACE):
+        return
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: reserve the name, then replace our own
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(source, target)
+    else:
+        source.unlink()
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swaps two names at once; False if the system or the file system cannot."""
+    return _renameat2(first, second, _EXCHANGE)
+
+
+def _renameat2(source: Path, target: Path, flag: int) -> bool:
+    """One call of the kernel's; False where there is no such call.
+
+    Raises:
+        OSError: the rename failed.
+    """
+    call = _renameat2_function()
+    if call is None:
+        return False
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+
+@functools.cache
+def _renameat2_function() -> Callable[..., int] | None:
+    try:
+        function: Any = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [
+        *(ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    ]
+    call: Callable[..., int] = function
+    return call
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """Removes the named files of a folder, then the folder, unless something else is in it.
+
+    Args:
+        folder: Not a link.
+        names: Paths below it.
+
+    Returns:
+        What is left because it was not named; then the folder stays as well.
+    """
+    for name in names:
+        with suppress(FileNotFoundError):
+            (folder / name).unlink()
+    for root, folders, _ in os.walk(folder, topdown=False):
+        for child in folders:
+            with suppress(OSError):  # not empty, or a link
+                os.rmdir(os.path.join(root, child))
+    with suppress(OSError):
+        folder.rmdir()
+    if not folder.is_dir():
+        return []
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
