@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,23 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from infer.checks import Checked, check_student
+from infer.checks import check_student
 from infer.engine import Student
+from infer.identity import Facts
 from infer.options import Options, make_plan
+from infer.outputs import check_own, check_profile, output_files, output_lock, refuse_sources
 from infer.profiling import profiled
 from infer.requests import Request, batches, make_requests, settle
 from infer.result import Cancelled
+from infer.sidecars import is_there, publish, sidecar
 from infer.stopping import Cancel, OnStep, stoppable
 from infer.together import check_ranks, processes
-from infer.video import check_writable
-from infer.writing import Pending, is_whole, writing
+from infer.writing import Pending, writing
 from lightx2v_sgmd.console import Bar, note, progress
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import OutputLock, resolved
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.video import WAN_FPS, Frames
+from lightx2v_sgmd.video import Frames
 
 
 @dataclass
@@ -98,8 +97,9 @@ def generate_files(
 ) -> Outcome:
     """Makes videos and writes them as mp4.
 
-    In a folder each video gets a sidecar (``.json``) that says what it is, and a video that is
-    there with a fitting one is not made again. One that fails does not stop the others.
+    Each video gets a sidecar (``.json``) that says what it is, and a video that is there with a
+    fitting one is not made again. Only videos and sidecars of ours are replaced. One that fails
+    does not stop the others.
 
     Args:
         weights: See ``load_student``, as for ``assume_schedule``, ``base`` and ``options``.
@@ -124,67 +124,29 @@ def generate_files(
     """
     chosen = Options(**options)
     requests = make_requests(prompts, seed)
-    out, alone = Path(out), isinstance(prompts, str)
-    files = _outputs(requests, out, alone)
+    resolved(out)
+    files = output_files(requests, Path(out), alone=isinstance(prompts, str))
     if profile is not None:
-        check_writable(profile)
+        check_profile(profile, files)
+    refuse_sources(files, weights, base, chosen, prompts, Path(out))
     checked = check_student(weights, assume_schedule, chosen.loras, base)
     requests = settle(requests, checked, height, width, num_frames)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
     with processes(chosen.device) as ranks:
         check_ranks(ranks, checked.model.num_heads)
         plan = make_plan(checked.model, chosen, largest, batch_size or 1, ranks)
-        facts = _Facts(checked, chosen, plan.dtype)
-        sidecars = None if alone and not out.is_dir() else facts
-        run = _Run(ranks, facts.fps(fps), sidecars, cancel, quiet or not ranks.first)
-        run.look(requests, files)
-        run.outcome.way = plan.way.flags()
-        if run.waiting:
-            if plan.fitted:
-                note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
-            with profiled(profile if ranks.first else None):
-                run.go(lambda: Student(checked, plan, ranks), batch_size)
+        facts = Facts(checked, chosen, plan.dtype)
+        with output_lock(files, Path(out), ranks, quiet) as lock:
+            run = _Run(ranks, facts, fps, lock, cancel, quiet or not ranks.first)
+            run.look(requests, files)
+            run.outcome.way = plan.way.flags()
+            if run.waiting:
+                if plan.fitted:
+                    note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
+                with profiled(profile if ranks.first else None):
+                    run.go(lambda: Student(checked, plan, ranks), batch_size)
     run.outcome.files = [file for file in files if file in run.done]
     return run.outcome
-
-
-class _Facts:
-    """What a sidecar says of a video."""
-
-    def __init__(self, checked: Checked, options: Options, dtype: torch.dtype) -> None:
-        self._trained_fps = checked.video.fps if checked.video else WAN_FPS
-        self.common = {
-            "weights": _identity(checked, options),
-            "timesteps": checked.schedule.to_dict()["timesteps"],
-            "dtype": str(dtype).removeprefix("torch."),
-            "quantize": options.quantize,
-        }
-
-    def fps(self, asked: float | None) -> float:
-        return asked or self._trained_fps
-
-    def of(self, request: Request, fps: float) -> dict[str, Any]:
-        height, width, num_frames = request.size
-        return {
-            "prompt": request.prompt,
-            "seed": request.seed,
-            "height": height,
-            "width": width,
-            "num_frames": num_frames,
-            "fps": fps,
-            **self.common,
-        }
-
-
-def _identity(checked: Checked, options: Options) -> str:
-    """Names the weights: by the hashes in their manifest, else by their files' names and sizes."""
-    if checked.manifest is not None and checked.manifest.sha256:
-        said: list[Any] = sorted(checked.manifest.sha256.items())
-    else:
-        files = checked.model.source.files("transformer")
-        said = [(file.name, file.stat().st_size) for file in files]
-    said += [(x.path.name, x.path.stat().st_size, x.strength) for x in options.loras]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 class _Run:
@@ -193,13 +155,14 @@ class _Run:
     def __init__(
         self,
         ranks: Ranks,
-        fps: float,
-        sidecars: _Facts | None,
+        facts: Facts,
+        fps: float | None,
+        lock: OutputLock | None,
         cancel: Cancel | None,
         quiet: bool,
     ) -> None:
-        self.ranks, self.fps, self.sidecars = ranks, fps, sidecars
-        self.cancel, self.quiet = cancel, quiet
+        self.ranks, self.facts, self.fps = ranks, facts, facts.fps(fps)
+        self.lock, self.cancel, self.quiet = lock, cancel, quiet
         self.outcome = Outcome()
         self.waiting: list[Request] = []
         self.done: set[Path] = set()
@@ -211,10 +174,12 @@ class _Run:
         self._files = {request.name: file for request, file in zip(requests, files, strict=True)}
 
         def whole() -> set[str]:
-            if self.sidecars is None:
-                return set()
-            facts = {r.name: self.sidecars.of(r, self.fps) for r in requests}
-            return {name for name, file in self._files.items() if is_whole(file, facts[name])}
+            check_own(files)
+            return {
+                request.name
+                for request, file in zip(requests, files, strict=True)
+                if sidecar(file).exists() and is_there(file, self.facts.of(request, self.fps))
+            }
 
         there = self.ranks.once(whole)
         self.waiting = [request for request in requests if request.name not in there]
@@ -225,6 +190,8 @@ class _Run:
 
     def go(self, load: Callable[[], Student], batch_size: int | None) -> None:
         start = time.perf_counter()
+        if self.ranks.first:
+            self.facts.start()
         student = load()
         timings = self.outcome.timings
         timings["load"] = time.perf_counter() - start
@@ -286,8 +253,14 @@ class _Run:
         if not self.ranks.first:
             deque(chunks, maxlen=0)  # this process's tiles
             return
-        facts = None if self.sidecars is None else self.sidecars.of(request, self.fps)
-        with writing(self._files[request.name], self.fps, facts) as pending:
+        file = self._files[request.name]
+
+        def appear(temporary: Path) -> None:
+            assert self.lock is not None, "the first process has the lock"
+            self.lock.check()
+            publish(temporary, file, self.facts.of(request, self.fps))
+
+        with writing(file, self.fps, appear) as pending:
             for chunk in chunks:
                 try:
                     pending.put(chunk)
@@ -326,21 +299,3 @@ def _denoise(
 ) -> Tensor:
     rows = [texts[request.name] for request in batch]
     return student.denoise(rows, [request.seed for request in batch], batch[0].size, on_step)
-
-
-def _outputs(requests: Sequence[Request], out: Path, alone: bool) -> list[Path]:
-    """The files to write, each of which can be written."""
-    if alone and not out.is_dir():
-        if out.suffix.lower() not in ("", ".mp4"):
-            raise UserError(f"{out}: videos are written as .mp4; end --out with .mp4")
-        file = out.with_suffix(".mp4")
-        check_writable(file)
-        return [file]
-    if out.suffix.lower() == ".mp4":
-        raise UserError(f"{out}: is one file for {len(requests)} prompts; give a folder as --out")
-    check_writable(out, folder=True)
-    files = [out / f"{request.name}.mp4" for request in requests]
-    for file in files:
-        if file.is_dir():
-            raise UserError(f"{file}: is a folder, not a file; move it or choose another output")
-    return files

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import appearing
 
 
 @contextmanager
@@ -27,10 +29,8 @@ def profiled(path: Path | None) -> Iterator[None]:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         yield
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        recorded.export_chrome_trace(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with appearing(path, replace=False, suffix="".join(path.suffixes[-2:])) as temporary:
+            recorded.export_chrome_trace(str(temporary))
+    except FileExistsError as error:
+        raise UserError(f"--profile: {path} appeared meanwhile; it is not replaced") from error

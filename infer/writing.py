@@ -1,19 +1,17 @@
 """Writes videos while the next frames are still being decoded.
 
-Each finished video has a small JSON file beside it, written last, which says what was made: a
-video with a sidecar that fits is whole, so a run that was stopped can go on behind it.
+Each finished video has a small JSON file beside it that says what it is (``sidecars``), so a run
+that was stopped can go on behind it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from lightx2v_sgmd.video import Frames, video_writer
 
@@ -35,8 +33,8 @@ class _Abandoned(Exception):
 class Pending:
     """A video that is being written by a thread of its own."""
 
-    def __init__(self, path: Path, fps: float, facts: Mapping[str, Any] | None) -> None:
-        self.path, self.fps, self.facts = path, fps, facts
+    def __init__(self, path: Path, fps: float, publish: Callable[[Path], None]) -> None:
+        self.path, self.fps, self.publish = path, fps, publish
         self.error: Exception | None = None
         self._queue: queue.Queue[Frames | _End] = queue.Queue(_CHUNKS_AHEAD)
         self._thread = threading.Thread(target=self._run, name=f"write {path.name}", daemon=True)
@@ -69,16 +67,12 @@ class Pending:
     def _run(self) -> None:
         ended = False
         try:
-            if self.facts is not None:
-                sidecar(self.path).unlink(missing_ok=True)
-            with video_writer(self.path, self.fps) as write:
+            with video_writer(self.path, self.fps, self.publish) as write:
                 while not isinstance(item := self._queue.get(), _End):
                     write(item)
                 ended = True
                 if not item.whole:
                     raise _Abandoned
-            if self.facts is not None:
-                write_sidecar(self.path, self.facts)
         except _Abandoned:
             pass
         except Exception as error:  # handed to whoever waits
@@ -88,48 +82,18 @@ class Pending:
 
 
 @contextmanager
-def writing(path: Path, fps: float, facts: Mapping[str, Any] | None) -> Iterator[Pending]:
+def writing(path: Path, fps: float, publish: Callable[[Path], None]) -> Iterator[Pending]:
     """A video to put frames into; after the block its last frames are still being written.
 
     Args:
         path: The mp4.
         fps: Frames per second.
-        facts: Written beside it when it is whole; None writes no sidecar.
+        publish: Gives the finished file its name.
     """
-    pending = Pending(path, fps, facts)
+    pending = Pending(path, fps, publish)
     try:
         yield pending
     except BaseException:
         pending.end(whole=False)
         raise
     pending.end(whole=True)
-
-
-def sidecar(video: Path) -> Path:
-    """The JSON file beside a video."""
-    return video.with_suffix(".json")
-
-
-def write_sidecar(video: Path, facts: Mapping[str, Any]) -> None:
-    """Says beside a video what it is; by rename, after the video."""
-    path = sidecar(video)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    saved = {**facts, "bytes": video.stat().st_size}
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(saved, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_whole(video: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a video is there as its sidecar says, and made from the same facts."""
-    try:
-        saved = json.loads(sidecar(video).read_text(encoding="utf-8"))
-        size = video.stat().st_size
-    except (OSError, ValueError):
-        return False
-    return bool(saved == {**facts, "bytes": size})

@@ -6,7 +6,6 @@ F frames, H height, W width; a video is uint8 RGB ``[F, H, W, 3]``.
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from lightx2v_sgmd.disk import nearest_existing
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import appearing
 
 Frames = NDArray[np.uint8]
 
@@ -55,7 +55,9 @@ def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
 
 
 @contextmanager
-def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[Frames], None]]:
+def video_writer(
+    path: str | Path, fps: float, publish: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[Frames], None]]:
     """Gives a function that appends frames to an mp4, chunk by chunk; see ``write_video``.
 
     The file appears when the block ends well; after an exception nothing is there.
@@ -63,6 +65,7 @@ def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[Frames], No
     Args:
         path: Ends in ``.mp4``; missing folders are made.
         fps: Frames per second.
+        publish: Gives the finished file its name; by default it replaces what has that name.
 
     Yields:
         What takes frames ``[F, H, W, 3]`` uint8, all of one size.
@@ -75,7 +78,7 @@ def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[Frames], No
     path = Path(path)
     if fps <= 0:
         raise ValueError(f"fps is {fps}, not positive")
-    with _appearing(path) as temporary:
+    with _appearing(path, publish) as temporary:
         encoder = _Encoder(temporary, fps)
         try:
             yield encoder.write
@@ -214,19 +217,13 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
+def _appearing(path: Path, publish: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Gives a name beside ``path`` to write to, which becomes ``path`` if all goes well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        with appearing(path, suffix=path.suffix, publish=publish) as temporary:
+            yield temporary
     except OSError as error:
         raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

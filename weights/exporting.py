@@ -80,7 +80,8 @@ def export(
             chosen, format, _dtype(chosen, format, dtype), out, max_shard_size, rank, energy
         )
         if ema and not chosen.ema:
-            note("the run kept no EMA weights (train.ema is 0): exporting its last weights", quiet)
+            reason = "the run kept no moving average (train.ema is 0)"
+            note(f"{reason}: exporting its last weights", quiet)
         chosen_format = FORMATS[format]
         chosen_format.check(item)
         _check_space(final, chosen_format.nbytes(item))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Final
+from pathlib import Path
 
 import torch
 
 from lightx2v_sgmd.models.wan import WanModel
-
-_SAMPLES: Final = 64
-_SAMPLE_BYTES: Final = 4096
+from lightx2v_sgmd.outputs import content_hashes
 
 
 def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
@@ -21,23 +19,21 @@ def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
     return digest.hexdigest()[:24]
 
 
+def encoder_files(model: WanModel) -> list[Path]:
+    """The files that decide an embedding: the encoder's weights and its tokenizer."""
+    tokenizer = sorted(file for file in model.source.tokenizer().rglob("*") if file.is_file())
+    return [*model.source.files("text_encoder"), *tokenizer]
+
+
 def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
     """Names what decides an embedding: the encoder's weights, its tokenizer and the precision.
 
-    Of each weight file it takes the size and 64 places spread over it, the header among them, so
-    that 11 GB need not be read.
+    Every byte counts. The hashes of large files are kept (``outputs.content``), so that 11 GB are
+    read once and not at every start.
     """
     digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
     digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
-    tokenizer = sorted(file for file in model.source.tokenizer().rglob("*") if file.is_file())
-    for file in (*model.source.files("text_encoder"), *tokenizer):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as opened:
-            if size <= _SAMPLES * _SAMPLE_BYTES:
-                digest.update(opened.read())
-                continue
-            for index in range(_SAMPLES):
-                opened.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                digest.update(opened.read(_SAMPLE_BYTES))
+    files = encoder_files(model)
+    for file, content in zip(files, content_hashes(files), strict=True):
+        digest.update(f"{file.name} {content} ".encode())
     return digest.hexdigest()[:24]

@@ -376,11 +376,13 @@ def _read(file: Path) -> _Found | None:
         return None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); look at it") from error
-    with os.fdopen(handle, "rb") as opened:
-        about = os.fstat(opened.fileno())
+    try:
+        about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise UserError(f"{file}: is not a file, as a lock is; move it away")
-        content = opened.read(_MOST_BYTES)
+        content = os.read(handle, _MOST_BYTES)
+    finally:
+        os.close(handle)
     try:
         saved = json.loads(content)
     except (ValueError, RecursionError):

@@ -114,7 +114,13 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def appearing(path: Path, *, replace: bool = True, suffix: str = "") -> Iterator[Path]:
+def appearing(
+    path: Path,
+    *,
+    replace: bool = True,
+    suffix: str = "",
+    publish: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """Gives a name to write a file to, which becomes ``path`` when the block ends well.
 
     The file is on the disk before it has its name. After an exception nothing of it is left.
@@ -124,6 +130,7 @@ def appearing(path: Path, *, replace: bool = True, suffix: str = "") -> Iterator
         replace: Whether a file of that name may be replaced. The caller must have made sure that
             it is its own.
         suffix: The temporary name's last part.
+        publish: Gives the finished file its name in another way.
 
     Raises:
         FileExistsError: something has that name, and ``replace`` is not given.
@@ -133,7 +140,9 @@ def appearing(path: Path, *, replace: bool = True, suffix: str = "") -> Iterator
     try:
         yield temporary
         sync_file(temporary)
-        if replace:
+        if publish is not None:
+            publish(temporary)
+        elif replace:
             os.replace(temporary, path)
         else:
             rename_new(temporary, path)

@@ -125,12 +125,13 @@ def test_a_file_of_requests_is_made_and_gone_on_with(
     assert shapes == [(9, 32, 32), (5, 32, 32), (9, 48, 32), (9, 32, 32)]
 
     before = stamps(out)
-    (out / "last.json").unlink()  # as after a stop between the video and its sidecar
-    (out / "red one.mp4").write_bytes(b"cut")
+    (out / "last.mp4").unlink()  # as after a kill between the sidecar and its video
+    for name in ("red one.mp4", "red one.json"):
+        (out / name).unlink()
     again = generate_files(shared_student, prompts, out, seed=100, quiet=True)
     assert again.files == made.files and again.skipped == 2
     after = stamps(out)
-    redone = {name for name in after if after[name] != before[name]}
+    redone = {name for name in after if after[name] != before.get(name)}
     assert redone == {"last.mp4", "last.json", "red one.mp4", "red one.json"}
 
     # Another seed is another video; nothing to do loads nothing.
@@ -179,10 +180,12 @@ def test_a_full_disk_ends_the_run(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("infer.sidecars.rename_new", full)
     with pytest.raises(UserError, match="cannot be written: no space left on the disk"):
         generate_files(shared_student, ["a", "a red", "a blue"], tmp_path / "o", quiet=True)
-    assert list((tmp_path / "o").iterdir()) == []
+    assert list((tmp_path / "o").glob("*.mp4")) == []
+    monkeypatch.undo()  # with room again, the same command goes on
+    assert generate_files(shared_student, ["a", "a red"], tmp_path / "o", quiet=True).failed == []
 
 
 def test_cancelling_keeps_what_is_whole(shared_student: Path, tmp_path: Path) -> None:
@@ -203,4 +206,8 @@ def test_a_profile_is_a_trace(shared_student: Path, tmp_path: Path) -> None:
     generate(shared_student, "a", tmp_path / "a.mp4", profile=tmp_path / "t.json", quiet=True)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert any("scaled_dot_product" in str(event.get("name")) for event in events)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "t.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "t.json"}
+    with pytest.raises(UserError, match="t.json is there already; name a new file"):
+        generate(shared_student, "a", tmp_path / "b.mp4", profile=tmp_path / "t.json", quiet=True)
+    with pytest.raises(UserError, match="is where a video or its sidecar goes"):
+        generate(shared_student, "a", tmp_path / "b.mp4", profile=tmp_path / "b.json", quiet=True)

@@ -1,0 +1,85 @@
+"""Files that were written by us, and files that were not or have changed since."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import WrittenFiles, content, content_hash
+from lightx2v_sgmd.outputs import record as records
+
+
+def test_only_our_own_files_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"report\.html would be replaced, but was not written by"):
+        WrittenFiles(tmp_path).check(["metrics.json", "report.html"])
+    with pytest.raises(UserError, match="report.html would be replaced"):
+        WrittenFiles(tmp_path).write_text("report.html", "theirs")
+    assert (tmp_path / "report.html").read_text() == "mine"
+    WrittenFiles(tmp_path).write_text("metrics.json", "1")
+    WrittenFiles(tmp_path).write_text("metrics.json", "2")  # another process, later
+    assert (tmp_path / "metrics.json").read_text() == "2"
+    (tmp_path / "metrics.json").write_text("2 and a note")
+    with pytest.raises(UserError, match="has changed since"):
+        WrittenFiles(tmp_path).write_text("metrics.json", "3")
+
+
+def test_a_kill_between_note_and_file_leaves_a_file_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WrittenFiles(tmp_path).write_text("a.txt", "one")
+    real = WrittenFiles._note
+    notes: list[str] = []
+
+    def note(self: WrittenFiles, name: str, hashes: list[str]) -> None:
+        real(self, name, hashes)
+        notes.append(name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WrittenFiles, "_note", note)
+    with pytest.raises(KeyboardInterrupt):
+        WrittenFiles(tmp_path).write_text("a.txt", "two")
+    monkeypatch.undo()
+    assert notes == ["a.txt"] and (tmp_path / "a.txt").read_text() == "one"
+    WrittenFiles(tmp_path).write_text("a.txt", "three")
+    assert (tmp_path / "a.txt").read_text() == "three"
+
+
+@pytest.mark.parametrize(
+    ("saved", "match"),
+    [("{", "is damaged"), ('{"format_version": 2, "sha256": {}}', "update lightx2v-sgmd")],
+)
+def test_a_record_that_cannot_be_used_stops(tmp_path: Path, saved: str, match: str) -> None:
+    (tmp_path / records.NAME).write_text(saved)
+    with pytest.raises(UserError, match=match):
+        WrittenFiles(tmp_path)
+    assert (tmp_path / records.NAME).read_text() == saved
+
+
+def test_another_file_of_the_same_size_has_another_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(content, "_SETTLED_NS", 0)
+    large = tmp_path / "weights"
+    large.write_bytes(b"a" * (content._SMALL + 1))
+    before = content_hash(large)
+    assert content_hash(large) == before
+    (remembered,) = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert remembered.read_text().strip() == before
+    with large.open("r+b") as file:  # in place, one byte, the same inode and size
+        file.seek(777)
+        file.write(b"b")
+    assert content_hash(large) != before
+    other = tmp_path / "other"
+    other.write_bytes(b"c" * (content._SMALL + 1))
+    other.replace(large)
+    assert content_hash(large) not in (before, None)
+    for path in (tmp_path / "cache").rglob("*"):
+        if path.is_file():
+            path.write_text("nonsense")
+    assert len(content_hash(large)) == 64
+    assert json.dumps(content_hash(large)) != json.dumps(before)
