@@ -22,6 +22,7 @@ from lightx2v_sgmd.tensorfiles import (
     check_keys,
     refuse_pickle,
     schedule_of,
+    shown,
 )
 
 ENGINE_SHIFT: Final = 8.0
@@ -172,9 +173,13 @@ def _assumed(name: str | None) -> Schedule | None:
     if name is None:
         return None
     family, _, steps = name.partition(":")
-    if family == "sgmd" and (not steps or (steps.isdecimal() and 1 <= int(steps) <= 100)):
+    if family == "sgmd" and (
+        not steps or (steps.isdecimal() and len(steps) < 4 and 1 <= int(steps) <= 100)
+    ):
         return engine_schedule(int(steps or 4))
-    raise UserError(f"assume_schedule: {name!r} is unknown; use 'sgmd', or 'sgmd:N' for N steps")
+    raise UserError(
+        f"assume_schedule: {shown(name)!r} is unknown; use 'sgmd', or 'sgmd:N' for N steps"
+    )
 
 
 def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:

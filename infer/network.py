@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from infer.options import Plan
 from infer.together import share_tokens
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.caches import cache_folder
+from lightx2v_sgmd.disk import nearest_existing
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -137,8 +139,16 @@ def compile_blocks(network: Any, cache: Path | None, whole: bool = True) -> None
     if cache is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder("compiled"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _kernel_folder()
     network.compile_repeated_blocks(fullgraph=whole, dynamic=False)
+
+
+def _kernel_folder() -> str:
+    """The user's cache; a new folder for this process where there is none that can be written."""
+    folder = cache_folder("compiled")
+    if folder is not None and os.access(nearest_existing(folder), os.W_OK):
+        return str(folder)
+    return tempfile.mkdtemp(prefix="lightx2v-sgmd-")
 
 
 def check_compiler(device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +11,13 @@ from typing import Any, Final
 
 from infer.checks import Checked, wanted_size
 from infer.engine import seed_list
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.prompts import read_prompts
+from lightx2v_sgmd.errors import UserError, short_line
+from lightx2v_sgmd.prompts import MOST_BYTES, parse_line, prompt_problem, read_prompts
 from lightx2v_sgmd.yamlfile import read_text
 
 _KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
+_NAME_BYTES: Final = 200
+"""Of a video's name; while it is written its file has a longer one."""
 _NAME: Final = re.compile(r"\w[\w .-]{0,99}")
 
 
@@ -67,6 +68,9 @@ def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Reques
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(text.strip() for text in texts):
             raise UserError("prompt: is empty; say what the video shows")
+        for text in texts:
+            if problem := prompt_problem(text):
+                raise UserError(f"prompt: {problem}; shorten or mend it")
         numbers = seed_list(seed, len(texts))
         found = [
             Request(text, number, _default_name(index, text))
@@ -127,7 +131,7 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
     problems: list[str] = []
     names: dict[str, str] = {}
     # Not splitlines(): JSON text may hold U+2028 and the like unescaped, which end no line here.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, MOST_BYTES).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -149,17 +153,17 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
 
 
 def _parse(line: str, where: str, index: int, seed: int) -> Request:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f'is not JSON ({error}); write {{"prompt": "..."}}') from None
+    row = parse_line(line)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise UserError('has no prompt; write {"prompt": "..."}')
     prompt = row["prompt"].strip()
     if not prompt:
         raise UserError('has no prompt; write {"prompt": "..."}')
+    if problem := prompt_problem(prompt):
+        raise UserError(f"the prompt {problem}; shorten or mend it")
     for key in row:
         if key not in _KEYS:
+            key = key[:60]
             near = difflib.get_close_matches(key, _KEYS, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}"
             raise UserError(f"{key}: unknown key; {hint}")
@@ -170,7 +174,13 @@ def _parse(line: str, where: str, index: int, seed: int) -> Request:
     name = row.get("name", _default_name(index, prompt))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
-            f"name: {name!r} is no file name; use letters, digits, spaces, '.', '-' and '_'"
+            f"name: {short_line(repr(name), 120)} is no file name; use letters, digits, spaces, "
+            "'.', '-' and '_', at most 100"
+        )
+    if len(name.encode()) > _NAME_BYTES:
+        raise UserError(
+            f"name: {name[:20]}... has {len(name.encode())} bytes, more than {_NAME_BYTES}; "
+            "shorten it"
         )
     return Request(
         prompt,
@@ -188,5 +198,5 @@ def _whole(row: dict[str, Any], key: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or (key != "seed" and value < 1):
-        raise UserError(f"{key}: {value!r} is not a positive whole number")
+        raise UserError(f"{key}: {short_line(repr(value), 60)} is not a positive whole number")
     return value

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from infer.decoding import Share
 from infer.options import device_of
+from lightx2v_sgmd.environment import check_joining
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.parallel.ranks import Ranks
 
@@ -36,6 +37,7 @@ def processes(device: str | torch.device | None) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(device=where)
         return
+    check_joining()
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if where.type == "cuda":
         if local >= torch.cuda.device_count():

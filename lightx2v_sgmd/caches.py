@@ -1,4 +1,7 @@
-"""Where the program keeps what it can compute again."""
+"""Where the program keeps what it can compute again.
+
+Containers often have no home: no HOME, and a user number without an entry in the password file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,15 @@ import os
 from pathlib import Path
 
 
-def cache_folder(name: str) -> Path:
-    """A folder in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``); it may not exist."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lightx2v-sgmd" / name
+def cache_folder(name: str) -> Path | None:
+    """A folder in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``); it may not exist.
+
+    None where the user has no home: then nothing is kept.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "lightx2v-sgmd" / name
+    try:
+        return Path.home() / ".cache" / "lightx2v-sgmd" / name
+    except RuntimeError:
+        return None

@@ -8,6 +8,7 @@ failure of ours, 130 when interrupted.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -23,7 +24,8 @@ from lightx2v_sgmd import __version__
 from lightx2v_sgmd.commands import compare, embed, generate, plan
 from lightx2v_sgmd.commands import weights as weights_commands
 from lightx2v_sgmd.commands.options import PROG, JobFile, Json, Quiet, Settings
-from lightx2v_sgmd.errors import RunError, UserError
+from lightx2v_sgmd.environment import check_environment
+from lightx2v_sgmd.errors import RunError, UserError, short_line, short_lines
 
 app = typer.Typer(
     name=PROG, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -181,7 +183,7 @@ def export_command(
             quiet=quiet,
         )
     except ExportError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {short_line(str(error))}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error
     _print_result({"weights": str(folder)}, str(folder), as_json)
 
@@ -231,6 +233,10 @@ def _print_result(result: dict[str, Any], text: str, as_json: bool) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A locale without the letters of a prompt or a path is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if args is None else args))
 
 
@@ -238,6 +244,7 @@ def run(args: list[str]) -> int:
     """Runs the command line ``args`` and returns its exit code; errors go to stderr."""
     state = State()
     try:
+        check_environment()
         code = typer.main.get_command(app).main(
             args or ["--help"], prog_name=PROG, standalone_mode=False, obj=state
         )
@@ -250,7 +257,8 @@ def run(args: list[str]) -> int:
         lines, code = explain(error)
         if code == 1 and not state.debug and not isinstance(error, RunError):
             lines = [f"{lines[0]} (traceback in {_save_traceback()}; --debug prints it)"]
-        rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        world = os.environ.get("WORLD_SIZE", "1")
+        rank = f"rank {os.environ.get('RANK', '?')[:9]}: " if world != "1" else ""
         for line in lines:
             print(f"error: {rank}{line}", file=sys.stderr, flush=True)
         return code
@@ -259,21 +267,21 @@ def run(args: list[str]) -> int:
 def explain(error: BaseException) -> tuple[list[str], int]:
     """An exception as lines for the user, and the exit code."""
     if isinstance(error, UserError):
-        return str(error).splitlines(), 2
+        return short_lines(str(error)), 2
     if isinstance(error, RunError):
-        return [str(error)], 1
+        return [short_line(" ".join(str(error).split()))], 1
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else PROG
         message = " ".join(error.format_message().split()).rstrip(".")
-        return [f"{message}; see {command} --help"], 2
+        return [short_line(f"{message}; see {command} --help")], 2
     cause: BaseException | None = error
     while cause is not None:
         if line := _about_files(cause):
-            return [line], 2
+            return [short_line(line)], 2
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     first = (str(error).strip().splitlines() or [""])[0]
-    return [f"internal error: {type(error).__name__}: {first}"], 1
+    return [short_line(f"internal error: {type(error).__name__}: {first}", 180)], 1
 
 
 def _about_files(error: BaseException) -> str | None:
@@ -290,6 +298,16 @@ def _about_files(error: BaseException) -> str | None:
         return f"{path}permission denied; choose another place or change its permissions"
     if number == errno.EROFS:
         return f"{path}the file system is read-only; choose another place"
+    if number == errno.ENAMETOOLONG:
+        return f"{path}the name is too long for the file system; give a shorter one"
+    if number == errno.ELOOP:
+        return f"{path}is a link to itself; name the file that is meant"
+    if isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        return "a file name holds a zero byte, which no file name may; write it without"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "~ means nothing here: HOME is not set; set HOME, or write the whole path"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "no folder for temporary files can be written; set TMPDIR to one that can"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{path}a file is in the way of a folder; choose another place or move it"
     return None

@@ -7,6 +7,15 @@ what would: ``parallel.sequence: 8 does not divide the 12 attention heads of wan
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Final
+
+LINE: Final = 280
+"""Characters of a message; with ``error:`` and a rank before it a line has at most 300."""
+_LINES: Final = 20
+_WORD: Final = 80
+
 
 class UserError(ValueError):
     """A mistake in what the user gave us: a job, a file, an option.
@@ -20,3 +29,43 @@ class RunError(RuntimeError):
 
     Nobody's mistake in the job: the message is one line as of a UserError, the exit code is 1.
     """
+
+
+def short_lines(message: str) -> list[str]:
+    """A message as the terminal shows it: at most 20 lines, each as ``short_line`` makes it."""
+    lines = [line for line in message[: 2**20].splitlines() if line.strip()] or [""]
+    shown = [short_line(line) for line in lines[:_LINES]]
+    if len(lines) > _LINES:
+        shown.append(f"... and {len(lines) - _LINES} more mistakes; mend these first")
+    return shown
+
+
+def short_line(text: str, most: int = LINE) -> str:
+    """A line of at most ``most`` characters that keeps its beginning and its remedy.
+
+    A message may quote a stranger's file, so characters that a terminal would obey are escaped.
+    """
+    if len(text) > 4 * most:
+        text = _middle_cut(text, 4 * most, 2 * most)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) > most:
+        text = re.sub(rf"\S{{{_WORD},}}", _short_word, text)
+    if len(text) > most:
+        remedy = len(text) - text.rfind("; ")
+        text = _middle_cut(text, most, remedy if remedy <= most // 2 else most // 3)
+    return text
+
+
+def _short_word(found: re.Match[str]) -> str:
+    return _middle_cut(found[0], _WORD - 20, _WORD // 2 - 10)
+
+
+def _middle_cut(text: str, most: int, tail: int) -> str:
+    return f"{text[: most - tail - 5]} ... {text[len(text) - tail :]}"
+
+
+def joined(values: Sequence[object], most: int = 8) -> str:
+    """Values with commas between them; of many, the first ones and how many there are."""
+    shown = ", ".join(map(str, values[:most]))
+    return shown if len(values) <= most else f"{shown}, ... ({len(values)} of them)"

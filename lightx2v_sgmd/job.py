@@ -20,6 +20,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.jobcheck import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT
+from lightx2v_sgmd.prompts import MOST_CHARACTERS
 from lightx2v_sgmd.resources import config_path, configs_folder, shipped_jobs
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.yamlfile import dump_tree, read_tree
@@ -45,7 +46,7 @@ class Teacher:
     # accuracy. Schedules and losses are float32 whatever this says.
     dtype: Literal["float32", "bfloat16"] = "float32"
     # What guidance leads away from; "" is the unconditional prediction.
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, Field(max_length=MOST_CHARACTERS)] = ""
     # For one file of weights: the model whose VAE, text encoder and tokenizer go with it; null
     # looks in the file's own folder.
     base: str | None = None
@@ -67,12 +68,12 @@ class Lora:
     """Low-rank adapters (arXiv 2106.09685): ``W + alpha / rank * B A``, of which A and B learn."""
 
     # Rows of A and columns of B.
-    rank: Annotated[int, Field(ge=1)] = 64
+    rank: Annotated[int, Field(ge=1, le=2**16)] = 64
     # The adapters count alpha / rank times; null is the rank, so once.
     alpha: Annotated[float, Field(gt=0)] | None = None
     # Ends of the names of the linear layers that get adapters, as diffusers names them. By default
     # all of a block: query, key, value and output of both attentions, and the feed-forward.
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] = (
         "to_q",
         "to_k",
         "to_v",
@@ -126,46 +127,46 @@ class Video:
     """The size of the videos that the student learns to make."""
 
     # In pixels, divisible by 16: the VAE's 8 times the network's patch of 2.
-    height: Annotated[int, Field(ge=16)]
-    width: Annotated[int, Field(ge=16)]
+    height: Annotated[int, Field(ge=16, le=2**14)]
+    width: Annotated[int, Field(ge=16, le=2**14)]
     # 4k + 1: the causal VAE keeps the first frame and then takes four at a time.
-    num_frames: Annotated[int, Field(ge=1)]
+    num_frames: Annotated[int, Field(ge=1, le=100_001)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Train:
     """The loop. An iteration is one update of the student and one of the fake score."""
 
-    iterations: Annotated[int, Field(ge=1)]
+    iterations: Annotated[int, Field(ge=1, le=10**9)]
     # Videos per rank and forward pass. Global batch = micro_batch * accumulation * ranks.
-    micro_batch: Annotated[int, Field(ge=1)] = 1
+    micro_batch: Annotated[int, Field(ge=1, le=2**16)] = 1
     # Micro-batches whose gradients are averaged into one update.
-    accumulation: Annotated[int, Field(ge=1)] = 1
+    accumulation: Annotated[int, Field(ge=1, le=2**20)] = 1
     # Largest norm of a network's gradient; a larger one is scaled down to it.
     clip: Annotated[float, Field(gt=0)] = 1.0
     # Decay of the student's moving average, which is what gets exported; 0 keeps none.
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Iterations over which the learning rate rises to its value: with beta1 = 0 the first steps
     # would otherwise be as large as the sign of the gradient.
-    warmup: Annotated[int, Field(ge=0)] = 10
+    warmup: Annotated[int, Field(ge=0, le=10**9)] = 10
     # Last iterations over which the learning rate falls linearly to zero, which settles the
     # student; 0 keeps it constant, as the paper does.
-    decay: Annotated[int, Field(ge=0)] = 0
+    decay: Annotated[int, Field(ge=0, le=10**9)] = 0
     # Score times: uniform in [0, 1], moved towards noise by this flow shift, then clamped to
     # [sigma_min, sigma_max].
-    score_shift: Annotated[float, Field(ge=1)] = 5.0
+    score_shift: Annotated[float, Field(ge=1, le=1000)] = 5.0
     sigma_min: Annotated[float, Field(gt=0, lt=1)] = 0.02
     sigma_max: Annotated[float, Field(gt=0, lt=1)] = 0.98
     # Of everything that is drawn: noise, score times, exit steps, the order of the prompts.
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     # Iterations between checkpoints; the last iteration always makes one.
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] = 100
     # Minutes after which an iteration makes a checkpoint as well; null counts iterations alone.
-    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
     # Iterations between sample videos.
-    sample_every: Annotated[int, Field(ge=1)] = 100
+    sample_every: Annotated[int, Field(ge=1, le=10**9)] = 100
     # How many checkpoints stay; older ones are deleted.
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 2
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -176,7 +177,7 @@ class Parallel:
     # and the frozen teacher over all ranks.
     strategy: Literal["local", "zero3"] = "local"
     # Ranks that share one video's tokens; must divide the network's attention heads.
-    sequence: Annotated[int, Field(ge=1)] = 1
+    sequence: Annotated[int, Field(ge=1, le=2**16)] = 1
     # What zero3 keeps in CPU memory: "optimizer" the Adam state, "all" the parameters as well.
     # "nvme": as "all", but Adam's state and the float32 weights in files of offload_dir (groups of
     # weights below 1 MiB and the moving average stay in CPU memory). Slow: each update reads and
@@ -191,7 +192,7 @@ class Parallel:
     # Minutes without a sign of progress after which the run ends and names the process that hangs.
     # A forward pass is a sign; loading, sampling and saving may take ten times as long. null waits
     # for ever.
-    timeout_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    timeout_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = 10.0
 
 
 @dataclass(frozen=True, config=STRICT)

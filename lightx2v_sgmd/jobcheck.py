@@ -16,11 +16,15 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.errors import UserError, joined
+from lightx2v_sgmd.untrusted.paths import path_problem
 from lightx2v_sgmd.yamlfile import parse_value
 
 T = TypeVar("T")
 Tree = dict[str, Any]
+_MOST_KEY = 200
+_MOST_HINTS = 20
+"""Unknown keys that get a hint: finding one takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ def apply_override(tree: Tree, override: str) -> str:
     """
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set {override}: is not KEY=VALUE; write --set train.seed=1")
+    shown = override if len(override) <= 100 else f"{override[:80]}..."
+    if not equals or not all(key.split(".")) or len(key) > _MOST_KEY:
+        raise UserError(f"--set {shown}: is not KEY=VALUE; write --set train.seed=1")
     *sections, last = key.split(".")
     for depth, section in enumerate(sections, start=1):
         inner = tree.get(section)
@@ -56,9 +61,9 @@ def apply_override(tree: Tree, override: str) -> str:
             inner = tree[section] = {}
         if not isinstance(inner, dict):
             above = ".".join(sections[:depth])
-            raise UserError(f"--set {override}: {above} is a value, {inner!r}, not a section")
+            raise UserError(f"--set {shown}: {above} is a value, {inner!r}, not a section")
         tree = inner
-    tree[last] = parse_value(text, f"--set {override}")
+    tree[last] = parse_value(text, f"--set {shown}")
     return key
 
 
@@ -168,7 +173,8 @@ def _known_part(
     for key in tree:
         if key not in hints:
             path = f"{prefix}{key}"
-            problems.append((path, f"unknown key; {_nearest(path, known)}"))
+            hint = f"; {_nearest(path, known)}" if len(problems) < _MOST_HINTS else ""
+            problems.append((path, f"unknown key{hint}"))
     clean: Tree = {}
     for item in fields(kind):
         key = yaml_name(item.name)
@@ -205,15 +211,24 @@ def _origin(key: str, origins: dict[str, str], source: str) -> str:
     return origins.get(key, source)
 
 
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 16:
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else f"{text[:80]}..."
+
+
 def _explained(error: ErrorDetails) -> tuple[str, str]:
     """A pydantic error as our key and words."""
     names = [part for part in error["loc"] if isinstance(part, str)]
     key = ".".join(yaml_name(name) for name in names)
     context, value = error.get("ctx", {}), error["input"]
-    shown = "a section" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
+    shown = "a section" if isinstance(value, dict) else _shown(value)
     match error["type"]:
         case "missing" if isinstance(error["loc"][-1], int):
             return key, "has too few values"
+        case "string_too_long":
+            return key, f"has more than {context['max_length']} characters; shorten it"
         case "too_long":
             return key, f"has too many values; give {context['max_length']}"
         case "missing":
@@ -285,7 +300,7 @@ def _fixed_schedule(shift: float, base: list[float]) -> str | None:
     even = [1000 * (len(base) - i) / len(base) for i in range(len(base))]
     if shift == 8 and base and all(abs(a - b) < 1e-6 for a, b in zip(base, even, strict=True)):
         return None
-    steps = ", ".join(f"{timestep:g}" for timestep in base)
+    steps = joined([f"{timestep:g}" for timestep in base])
     return (
         f"shift {shift:g} of base [{steps}] is not a student's schedule: shift 8 of steps evenly "
         "spaced from 1000, of which the four 1000, 960, 888.889, 727.273 are [1000, 750, 500, 250] "
@@ -336,6 +351,11 @@ def _offload_dir(directory: str | None, offload: str) -> str | None:
     return None
 
 
+def _path(path: str | None) -> str | None:
+    problem = None if path is None else path_problem(path)
+    return None if problem is None else f"{problem}; give another"
+
+
 def _lora_settings(lora: Tree | None, train: str) -> str | None:
     if lora is None or train == "lora":
         return None
@@ -353,6 +373,12 @@ RULES: Rules = (
     Rule(("parallel.sequence", "parallel.strategy"), _sequence),
     Rule(("parallel.offload", "parallel.strategy"), _offload),
     Rule(("parallel.offload_dir", "parallel.offload"), _offload_dir),
+    Rule(("teacher.path",), _path),
+    Rule(("teacher.base",), _path),
+    Rule(("data.prompts",), _path),
+    Rule(("data.embeddings",), _path),
+    Rule(("data.latents",), _path),
+    Rule(("output.dir",), _path),
     Rule(("student.lora", "student.train"), _lora_settings),
     Rule(("fake_score.lora", "fake_score.train"), _lora_settings),
 )

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.errors import UserError, joined
+from lightx2v_sgmd.untrusted.jsontext import LINE, parse_json
+from lightx2v_sgmd.untrusted.paths import text_problem
 from lightx2v_sgmd.yamlfile import read_text
+
+MOST_CHARACTERS: Final = 20_000
+"""Of a prompt; the text encoder reads 512 tokens, some 2,500 characters."""
+MOST_BYTES: Final = 100_000_000
+"""Of a prompt file: half a million long prompts."""
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -30,15 +37,34 @@ def read_prompts(path: str | Path) -> list[str]:
             f"{path}: {path.suffix or 'no suffix'} is no kind of prompt file; "
             f"use {', '.join(readers)}"
         )
-    prompts = list(reader(path, read_text(path)))
+    prompts = list(reader(path, read_text(path, MOST_BYTES)))
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one")
     return prompts
 
 
+def parse_line(line: str) -> Any:
+    """What a line of a ``.jsonl`` file says.
+
+    Raises:
+        UserError: it is not JSON, or larger than any line of prompts.
+    """
+    try:
+        return parse_json(line, LINE)
+    except ValueError as error:
+        raise UserError(f'is not JSON ({error}); write {{"prompt": "..."}}') from None
+
+
+def prompt_problem(prompt: str) -> str | None:
+    """What is wrong with a prompt's text; None if it can be embedded."""
+    return text_problem(prompt, MOST_CHARACTERS)
+
+
 def _txt(path: Path, text: str) -> Iterator[str]:
-    lines = (line.strip() for line in text.splitlines())
-    return (line for line in lines if line and not line.startswith("#"))
+    for number, line in enumerate(text.splitlines(), start=1):
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            yield _checked(prompt, path, number, "write one a line")
 
 
 def _jsonl(path: Path, text: str) -> Iterator[str]:
@@ -47,11 +73,9 @@ def _jsonl(path: Path, text: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f'{path}:{number}: is not JSON ({error}); write {{"prompt": "..."}}'
-            ) from None
+            row = parse_line(line)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
         prompt = row.get("prompt") if isinstance(row, dict) else None
         yield _checked(prompt, path, number, 'write {"prompt": "..."}')
 
@@ -62,7 +86,7 @@ def _csv(path: Path, text: str) -> Iterator[str]:
     try:
         if rows.fieldnames is not None and "prompt" not in rows.fieldnames:
             raise UserError(
-                f"{path}:1: no column is called prompt (there are {', '.join(rows.fieldnames)}); "
+                f"{path}:1: no column is called prompt (there are {joined(rows.fieldnames)}); "
                 "name one so in the first line"
             )
         line = rows.line_num + 1
@@ -76,4 +100,6 @@ def _csv(path: Path, text: str) -> Iterator[str]:
 def _checked(prompt: object, path: Path, line: int, remedy: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{path}:{line}: has no prompt; {remedy}")
+    if problem := prompt_problem(prompt):
+        raise UserError(f"{path}:{line}: the prompt {problem}; shorten or mend it")
     return prompt.strip()

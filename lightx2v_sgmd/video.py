@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lightx2v_sgmd.disk import nearest_existing
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import appearing
+from lightx2v_sgmd.untrusted.paths import path_problem
 
 Frames = NDArray[np.uint8]
 
@@ -202,6 +203,8 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
     Raises:
         UserError: says what is in the way. Call it before the work whose result goes there.
     """
+    if problem := path_problem(path):
+        raise UserError(f"{path}: {problem}; choose another output")
     path = Path(path)
     if path.exists() and path.is_dir() != folder:
         kind = "a file, not a folder" if folder else "a folder, not a file"

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import yaml
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.untrusted.paths import text_problem
 
 # Type by pattern and by the characters a value of it can begin with (YAML 1.2, core schema).
 _CORE_TYPES = (
@@ -29,8 +30,79 @@ _CORE_TYPES = (
 )
 
 
+_MAX_BYTES: Final = 200_000  # of a job, comments included
+_MAX_NODES: Final = 5_000  # of a job, what aliases repeat included; a complete job has 150
+_MAX_DEPTH: Final = 16
+_MAX_KEY: Final = 200
+_MAX_DIGITS: Final = 40
+_PATTERNS: Final = {name: re.compile(f"(?:{pattern})") for name, pattern, _ in _CORE_TYPES}
+_TAG: Final = "tag:yaml.org,2002:"
+_TAGS: Final = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+
+
 class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the core types and with limits.
+
+    Aliases count as often as what they name: nine lines can stand for a thousand million values.
+    """
+
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def __init__(self, text: str) -> None:
+        self._nodes, self._depth = 0, 0
+        self._sizes: dict[int, int] = {}
+        if len(text) > _MAX_BYTES:
+            reason = f"has {len(text):,} characters, more than the {_MAX_BYTES:,} that are read"
+            raise yaml.YAMLError(reason)
+        super().__init__(text)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """As PyYAML's, whose time grows with the square of the depth."""
+        if self.flow_level >= _MAX_DEPTH:
+            self._refuse(f"is nested more than {_MAX_DEPTH} deep", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As PyYAML's, within the limits."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self._sizes:
+                self._refuse("an alias stands within what it names", event.start_mark)
+            self._count(self._sizes[id(node)], event.start_mark)
+            return node
+        self._check_scalar(event)
+        before = self._nodes
+        self._count(1, event.start_mark)
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            self._refuse(f"is nested more than {_MAX_DEPTH} deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._sizes[id(node)] = self._nodes - before
+        return node
+
+    def _count(self, more: int, mark: Any) -> None:
+        self._nodes += more
+        if self._nodes > _MAX_NODES:
+            self._refuse(f"has more than the {_MAX_NODES:,} values that are read", mark)
+
+    def _check_scalar(self, event: Any) -> None:
+        tag, mark = getattr(event, "tag", None), event.start_mark
+        if tag not in (None, "!") and tag not in _TAGS:
+            self._refuse(f"has the tag {tag}; leave it out", mark)
+        if not isinstance(event, yaml.ScalarEvent):
+            return
+        pattern = _PATTERNS.get(str(tag).removeprefix(_TAG))
+        if pattern is not None and not pattern.fullmatch(event.value):
+            self._refuse(f"{event.value!r} is no {str(tag).removeprefix(_TAG)}", mark)
+        if len(event.value) > _MAX_DIGITS and _PATTERNS["int"].fullmatch(event.value):
+            self._refuse(f"a number has {len(event.value):,} digits", mark)
+        if problem := text_problem(event.value, _MAX_BYTES):
+            self._refuse(f"a text {problem}", mark)
+
+    def _refuse(self, problem: str, mark: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -48,14 +120,22 @@ for _class in (_Loader, _Dumper):
         )
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = _MAX_BYTES) -> str:
     """A text file's content, with or without a byte order mark.
 
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
     Raises:
-        UserError: it is missing, a folder, unreadable or not UTF-8.
+        UserError: it is missing, a folder, too large, unreadable or not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -110,9 +190,15 @@ def parse_value(text: str, what: str) -> Any:
     if not text.strip():
         return ""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise UserError(_yaml_problem(what, error)) from None
+    except RecursionError:
+        raise UserError(f"{what}: is nested too deeply") from None
 
 
 def dump_tree(tree: dict[str, Any]) -> str:
@@ -129,6 +215,8 @@ def _walk(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path
             continue
         key = f"{prefix}{key_node.value}"
         line = key_node.start_mark.line + 1
+        if len(key) > _MAX_KEY:
+            raise UserError(f"{path}:{line}: {key[:40]}...: is no key of a job, it is too long")
         if key in lines:
             raise UserError(
                 f"{path}:{line}: {key}: given twice, first in line {lines[key]}; keep one"
@@ -139,7 +227,7 @@ def _walk(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path
 
 def _yaml_problem(where: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if mark is None:
         return f"{where}: not valid YAML: {problem}"
     return f"{where}: not valid YAML in line {mark.line + 1}, column {mark.column + 1}: {problem}"

@@ -308,8 +308,8 @@ def test_an_override_of_a_similar_key_moves_no_other_path(file: Path, tmp_path: 
         (b"a: \xff\n", ":1: byte 0xff is not UTF-8"),
         (b"train:\n  seed: 1\n  seed: 2\n", ":3: train.seed: given twice, first in line 2"),
         (b"train: !!python/object:os.system {}\n", ": not valid YAML in line 1, column 8"),
-        (b"a: &a [*a]\n", "unknown key"),
-        (b"a: &a {b: *a}\n", ": is nested too deeply, or within itself"),
+        (b"a: &a [*a]\n", ": not valid YAML in line 1, column 8: an alias"),
+        (b"a: &a {b: *a}\n", ": an alias stands within what it names"),
         (b"a: \x00\n", ": not valid YAML: special characters are not allowed"),
     ],
 )

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightx2v_sgmd.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, Lora, load_job
@@ -22,6 +20,7 @@ from lightx2v_sgmd.tensorfiles import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 from lightx2v_sgmd.video import frame_rate
 from lightx2v_sgmd.weightfiles import has_average, student_files
+from lightx2v_sgmd.yamlfile import parse_value, read_tree
 from weights.layouts import names_of, weights_in
 from weights.lora import PortableAdapters, TrainedAdapters
 from weights.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
@@ -79,7 +78,7 @@ class Source:
     def _job_section(self, name: str) -> dict[str, Any]:
         if self.job_file is None:
             return {}
-        section = yaml.safe_load(self.job_file.read_text(encoding="utf-8")).get(name, {})
+        section = read_tree(self.job_file)[0].get(name, {})
         return section if isinstance(section, dict) else {}
 
 
@@ -143,7 +142,7 @@ def student_tensors(
 
 
 def _about(job: Job, step: int, averaged: bool) -> Manifest:
-    method = yaml.safe_load(job.to_yaml())["method"]
+    method = parse_value(job.to_yaml(), "the job")["method"]
     return Manifest(
         method={"name": method.pop("name"), "options": method},
         teacher=job.teacher.path,
@@ -218,8 +217,10 @@ def teacher_of(about: Manifest, job_file: Path | None) -> WanModel:
     """The teacher that a student names; its job says what a lone file of weights belongs to."""
     base = None
     if job_file is not None and job_file.is_file():
-        section = yaml.safe_load(job_file.read_text(encoding="utf-8")).get("teacher", {})
+        section = read_tree(job_file)[0].get("teacher", {})
         base = section.get("base") if isinstance(section, dict) else None
+        if base is not None and not isinstance(base, str):
+            raise UserError(f"{job_file}: teacher.base: is not text; export the weights again")
     return open_wan(about.teacher, base)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.manifest import sha256_file
+from lightx2v_sgmd.tensorfiles import shown
 from weights.tensors import FILE_TYPES
 
 _AHEAD: Final = 3
@@ -135,9 +136,9 @@ def split(parts: Sequence[Part], stem: str, max_size: str) -> Shards:
             filename_pattern=stem + "{suffix}.safetensors",
             max_shard_size=max_size,
         )
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(
-            f"max_shard_size: {max_size!r} is not a size; write it as 5GB or 500MB"
+            f"max_shard_size: {shown(max_size)!r} is not a size; write it as 5GB or 500MB"
         ) from error
     return Shards(plan.tensor_to_filename, plan.metadata if plan.is_sharded else {})
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lightx2v_sgmd.commands.options import PROG, Json, Quiet
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.errors import UserError, short_line
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -202,7 +202,9 @@ def generate_command(
     from infer import Lora, generate_files
     from lightx2v_sgmd.caches import cache_folder
 
-    cache = None if text_cache == "none" else Path(text_cache or cache_folder("text"))
+    cache = Path(text_cache) if text_cache else cache_folder("text")
+    if text_cache == "none":
+        cache = None
     outcome = generate_files(
         weights,
         prompt if prompt is not None else prompts,  # type: ignore[arg-type]
@@ -245,7 +247,7 @@ def _print(outcome: Any, as_json: bool) -> None:
     if not as_json:
         print("\n".join(names), flush=True)
         for name, reason in outcome.failed:
-            typer.echo(f"error: {name}: {reason}", err=True)
+            typer.echo(f"error: {short_line(f'{name}: {reason}')}", err=True)
         return
     result = {
         "videos": names,

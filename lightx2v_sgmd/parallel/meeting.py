@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lightx2v_sgmd.environment import check_joining
 from lightx2v_sgmd.errors import RunError
 from lightx2v_sgmd.parallel.watch import PATIENCE
 
@@ -29,6 +30,7 @@ def meet(backend: str, timeout_minutes: float) -> None:
         RunError: some have not come in time; names them.
     """
     timeout = timedelta(minutes=timeout_minutes)
+    check_joining()
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))

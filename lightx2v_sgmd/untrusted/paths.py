@@ -1,0 +1,48 @@
+"""Names and paths that no file system takes, told before the work whose result would go there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+_NAME_BYTES: Final = 255
+_PATH_BYTES: Final = 4095
+_SPARE_BYTES: Final = 30
+"""Of the last name: while a file is written it has a longer one."""
+
+
+def path_problem(path: str | Path) -> str | None:
+    """What is wrong with a path that something is to be written to; None if nothing is."""
+    text = str(path)
+    if not text:
+        return "is empty"
+    if "\0" in text:
+        return "holds a zero byte, which no file name may"
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "is not UTF-8 text"
+    if size > _PATH_BYTES:
+        return f"has {size} bytes, more than the {_PATH_BYTES} of a path"
+    parts = Path(text).parts
+    for index, part in enumerate(parts):
+        most = _NAME_BYTES - (_SPARE_BYTES if index == len(parts) - 1 else 0)
+        if len(part.encode()) > most:
+            return (
+                f"has the name {part[:20]}... of {len(part.encode())} bytes, more than the {most} "
+                "that fit"
+            )
+    return None
+
+
+def text_problem(text: str, most: int) -> str | None:
+    """What is wrong with a text that is to be embedded and saved; None if nothing is."""
+    if len(text) > most:
+        return f"has {len(text):,} characters, more than {most:,}"
+    if "\0" in text:
+        return "holds a zero byte"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half a character (U+{ord(text[error.start]):04X}), which is no text"
+    return None
