@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,11 +91,16 @@ class Manifest:
                 "export the weights again or update lightx2v-sgmd"
             )
         try:
+            guidance_scale = float(saved["guidance_scale"])
+            if not math.isfinite(guidance_scale):
+                raise ValueError("guidance_scale is not a finite number")
+            for name in saved["sha256"]:
+                refuse_odd_name(Path(FILE_NAME), str(name))
             return cls(
                 method=dict(saved["method"]),
                 teacher=str(saved["teacher"]),
                 schedule=Schedule.from_dict(saved["schedule"]),
-                guidance_scale=float(saved["guidance_scale"]),
+                guidance_scale=guidance_scale,
                 video=_video(saved["video"]),
                 step=int(saved["step"]),
                 ema=bool(saved["ema"]),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.errors import UserError, joined
 from lightx2v_sgmd.flow import shift_sigma
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -41,7 +41,8 @@ class Schedule:
         falling = all(a > b for a, b in zip(self.base, self.base[1:], strict=False))
         if not self.base or not falling or not 0 < self.base[-1] <= self.base[0] <= 1000:
             raise UserError(
-                f"schedule.base: {list(self.base)} is not a falling list of timesteps in (0, 1000]"
+                f"schedule.base: [{joined(self.base)}] is not a falling list of timesteps in "
+                "(0, 1000]"
             )
         if self.shift < 1:
             raise UserError(f"schedule.shift: {self.shift} is below 1, which is no shift")
@@ -80,19 +81,21 @@ class Schedule:
         """
         missing = [key for key in ("timesteps", "shift", "base", "solver") if key not in saved]
         if missing:
-            raise UserError(f"schedule: {', '.join(missing)} missing in {dict(saved)}")
+            raise UserError(f"schedule: {', '.join(missing)} missing; export the weights again")
         try:
             base = tuple(float(t) for t in saved["base"])
             schedule = cls(base, float(saved["shift"]), str(saved["solver"]))
             timesteps = torch.tensor([float(t) for t in saved["timesteps"]])
-        except (TypeError, UserError) as error:
-            raise UserError(f"schedule: {dict(saved)} cannot be read: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = str(error).removeprefix("schedule.")
+            raise UserError(f"schedule: cannot be read: {reason}; export it again") from error
         if len(timesteps) != len(schedule) or not torch.allclose(
             timesteps, schedule.timesteps, atol=1e-2
         ):
             raise UserError(
-                f"schedule.timesteps: {saved['timesteps']} are not shift {schedule.shift:g} of "
-                f"{saved['base']} (that gives {schedule.to_dict()['timesteps']}); the weights were "
+                f"schedule.timesteps: {joined(saved['timesteps'])} are not shift "
+                f"{schedule.shift:g} of {joined(saved['base'])} (that gives "
+                f"{joined(schedule.to_dict()['timesteps'])}); the weights were "
                 "saved by something that mixed two schedules"
             )
         return schedule

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.outputs import content_hashes
+
+_PROGRAMS: Final = (".py", ".pyc", ".so")
+"""Files that no tokenizer here is made of."""
 
 
 def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
@@ -21,7 +25,11 @@ def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
 
 def encoder_files(model: WanModel) -> list[Path]:
     """The files that decide an embedding: the encoder's weights and its tokenizer."""
-    tokenizer = sorted(file for file in model.source.tokenizer().rglob("*") if file.is_file())
+    tokenizer = sorted(
+        file
+        for file in model.source.tokenizer().rglob("*")
+        if file.is_file() and file.suffix not in _PROGRAMS
+    )
     return [*model.source.files("text_encoder"), *tokenizer]
 
 

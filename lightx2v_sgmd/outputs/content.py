@@ -52,10 +52,8 @@ def _remembered(about: os.stat_result) -> Path | None:
     """Where the hash of a file with these properties would be kept."""
     key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
     name = hashlib.sha256(repr(key).encode()).hexdigest()
-    try:
-        return cache_folder("hashes") / name[:2] / name
-    except RuntimeError:  # no home
-        return None
+    folder = cache_folder("hashes")
+    return None if folder is None else folder / name[:2] / name
 
 
 def _remember(file: Path, digest: str) -> None:

@@ -1,0 +1,211 @@
+"""Opens hostile folders in a process that would notice anything being run, fetched or written.
+
+Started by ``test_hostile.py``: ``python -m tests.untrusted.audited WORK``. For each line of
+``WORK/cases`` (name, base, folder) it writes a line to stdout: what every way to open the folder
+answered, and what the audit saw. Every answer has a limit of processor time and of memory; a
+process that goes beyond is killed, and the line is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SECONDS = 10
+"""Of processor time for one folder in all ways, on a busy machine; two are promised for each."""
+MEMORY = 700 * 2**20
+"""Beyond what the libraries have taken."""
+
+_FORBIDDEN = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "pty.spawn",
+    "socket.connect",
+    "socket.bind",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "builtins.input",
+    "pickle.find_class",
+    "webbrowser.open",
+)
+_CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod")
+
+
+class Audit:
+    """What the process did while it was watched."""
+
+    def __init__(self, work: Path) -> None:
+        self.cases = str(work / "folders")
+        self.allowed = tuple(str(work / name) for name in ("out", "home", "tmp"))
+        self.seen: list[str] = []
+        self.watching = False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.watching:
+            return
+        if event in _FORBIDDEN and "imageio_ffmpeg" not in str(arguments[:1]):  # writes the video
+            self.seen.append(f"{event} {arguments[:1]}")
+        elif event in ("exec", "compile"):
+            code = arguments[0] if event == "exec" else arguments[1]
+            self._program(event, getattr(code, "co_filename", code))
+        elif event in ("import", "ctypes.dlopen"):
+            self._program(event, arguments[1] if event == "import" else arguments[0])
+        elif event == "open":
+            self._opened(*arguments)
+        elif event in _CHANGING and arguments[-1] == -1:  # otherwise below a folder that is open
+            self._changed(event, arguments[0])
+
+    def _program(self, event: str, file: Any) -> None:
+        name = os.fsdecode(file) if isinstance(file, str | bytes) else ""
+        if name.startswith(self.cases) or "transformers_modules" in name:
+            self.seen.append(f"{event} {name}")
+
+    def _opened(self, path: Any, mode: Any, flags: Any) -> None:
+        if not isinstance(path, str | bytes):
+            return
+        name = os.path.abspath(os.fsdecode(path))
+        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            self._changed("open for writing", name)
+        elif name.startswith(self.cases) and name.endswith((".py", ".pyc", ".so")):
+            self.seen.append(f"open {name}")
+
+    def _changed(self, event: str, path: Any) -> None:
+        name = os.path.abspath(os.fsdecode(path)) if isinstance(path, str | bytes) else ""
+        inside = name.startswith(self.cases)
+        if name and name != os.devnull and (inside or not name.startswith(self.allowed)):
+            self.seen.append(f"{event} {name}")
+
+
+def command(*arguments: str) -> str | None:
+    """What the command line answers: None if all is well."""
+    from lightx2v_sgmd.cli import run
+
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(error):
+        code = run(list(arguments))
+    if code == 0:
+        return None
+    lines = [line for line in error.getvalue().splitlines() if line.strip()]
+    return f"{code}: " + "\n".join(lines)
+
+
+def called(function: Callable[[], object]) -> str | None:
+    """What a user would be told of a call: None if all is well."""
+    from lightx2v_sgmd.cli import explain
+
+    try:
+        function()
+    except Exception as error:
+        lines, code = explain(error)
+        return f"{code}: " + "\n".join(f"error: {line}" for line in lines)
+    return None
+
+
+def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | None]]:
+    """Every way to open a folder."""
+    out = work / "out"
+    made = out / f"{len(list(out.iterdir()))}"
+    generate = ("generate", "--prompt", "a red circle", "--device", "cpu", "--text-cache", "none")
+    small = ("--height", "32", "--width", "32", "--num-frames", "1", "--assume-schedule", "sgmd")
+    by_weights = (*generate, *small, "--weights", folder, "--out", f"{made}.mp4")
+    if base == "vision":
+        return {"vision": lambda: called(lambda: open_vision(folder))}
+    if base == "original":
+        return {"release": lambda: called(lambda: open_release(folder))}
+    if base == "lora":
+        teacher = ("--weights", str(work / "good" / "teacher"), "--lora", f"{folder}/x.safetensors")
+        return {"lora": lambda: command(*generate, *small, *teacher, "--out", f"{made}.mp4")}
+    if base == "export":
+        return {
+            "verify": lambda: command("weights", "verify", folder),
+            "export": lambda: command("export", folder, "--format", "lora", "--out", str(made)),
+            "generate": lambda: command(*by_weights),
+        }
+    return {
+        "generate": lambda: command(*by_weights),
+        "teacher": lambda: called(lambda: open_teacher(folder)),
+    }
+
+
+def open_teacher(folder: str) -> None:
+    """As training does."""
+    from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.sampling import teacher_shift
+
+    model = open_wan(folder)
+    teacher_shift(model)
+    model.load_vae()
+    model.load_text_encoder().encode(["a red circle"])
+    model.load_transformer()
+
+
+def open_release(folder: str) -> None:
+    """All parts of a release; those of a small one do not fit together."""
+    from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
+
+    model = open_wan(folder)
+    model.load_transformer()
+    model.vae_weights()
+    model.text_encoder_weights()
+    load_tokenizer(model.source.tokenizer())
+
+
+def open_vision(folder: str) -> None:
+    """As training with a discriminator of pixels does."""
+    import torch
+
+    from lightx2v_sgmd.models.vision import VisionBackbone, vision_widths
+
+    vision_widths(folder)
+    VisionBackbone(folder, torch.device("cpu"))
+
+
+def limit_memory() -> None:
+    """What is taken from now on has a limit."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
+
+
+def main(work: Path) -> None:
+    """Opens all good folders, so that everything is imported, and then the hostile ones."""
+    (work / "out").mkdir()
+    for base in sorted(path.name for path in (work / "good").iterdir()):
+        for name, way in ways(base, str(work / "good" / base), work).items():
+            answer = way()
+            assert answer is None or (base, name) == ("export", "export"), (base, name, answer)
+    audit = Audit(work)
+    limit_memory()
+    results = os.fdopen(os.dup(1), "w")
+    for line in (work / "cases").read_text().splitlines():
+        name, base, folder = json.loads(line)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles it: it kills the process
+        audit.watching, audit.seen = True, []
+        answers = {way: call() for way, call in ways(base, folder, work).items()}
+        audit.watching = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        row = {"name": name, "answers": answers, "seen": audit.seen, "seconds": round(spent, 2)}
+        row["mib"] = after.ru_maxrss // 1024
+        print(json.dumps(row), file=results, flush=True)
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None) or ""
+            assert not file.startswith(audit.cases), file
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

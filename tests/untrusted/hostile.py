@@ -1,0 +1,451 @@
+"""Hostile model folders: what a stranger might put into one, each kind as one change of a good one.
+
+``CODE`` is put into every folder, so that anything that is run leaves a trace that the audit sees.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Base = Literal["teacher", "original", "vision", "export", "lora"]
+CODE = "import os\nos.system('touch executed')\nclass Evil: pass\n"
+DEEP = "[" * 100_000
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One kind of hostile folder.
+
+    Attributes:
+        name: For messages.
+        base: The good folder that is changed.
+        damage: Changes a copy of it.
+        refused: True if the folder must be refused; otherwise what was changed has no effect.
+    """
+
+    name: str
+    base: Base
+    damage: Callable[[Path], None]
+    refused: bool = True
+
+
+def put(file: str, **changes: Any) -> Callable[[Path], None]:
+    """Changes keys of a JSON object; a key of ``None`` stays as null."""
+
+    def damage(folder: Path) -> None:
+        path = folder / file
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**content, **changes}))
+
+    return damage
+
+
+def write(file: str, content: str | bytes) -> Callable[[Path], None]:
+    """Writes a file."""
+
+    def damage(folder: Path) -> None:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return damage
+
+
+def deeply(file: str, *keys: str, value: Any) -> Callable[[Path], None]:
+    """Changes a value below keys of a JSON object."""
+
+    def damage(folder: Path) -> None:
+        path = folder / file
+        content = inner = json.loads(path.read_text())
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Several changes."""
+
+    def damage(folder: Path) -> None:
+        for one in damages:
+            one(folder)
+
+    return damage
+
+
+def header(file: str, content: bytes | dict[str, Any], data: bytes = b"") -> Any:
+    """Writes a safetensors file with that header."""
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return write(file, struct.pack("<Q", len(text)) + text + data)
+
+
+def many_tensors(file: str, count: int) -> Any:
+    """Writes a header of so many empty tensors."""
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    text = "{" + ",".join(f'"t{i}":{entry}' for i in range(count)) + "}"
+    return header(file, text.encode())
+
+
+def with_metadata(file: str, key: str, text: str) -> Callable[[Path], None]:
+    """Puts a text into the metadata of a safetensors file."""
+
+    def damage(folder: Path) -> None:
+        path = folder / file
+        raw = path.read_bytes()
+        length = struct.unpack("<Q", raw[:8])[0]
+        content = json.loads(raw[8 : 8 + length])
+        content["__metadata__"] = {**content.get("__metadata__", {}), key: text}
+        new = json.dumps(content).encode()
+        path.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+
+    return damage
+
+
+def instead(old: str, new: str, content: bytes) -> Callable[[Path], None]:
+    """Puts a file in another one's place."""
+
+    def damage(folder: Path) -> None:
+        (folder / old).unlink()
+        (folder / new).write_bytes(content)
+
+    return damage
+
+
+def link(file: str, target: str) -> Callable[[Path], None]:
+    """Puts a link in a file's place."""
+
+    def damage(folder: Path) -> None:
+        path = folder / file
+        path.unlink(missing_ok=True)
+        os.symlink(target, path)
+
+    return damage
+
+
+class _Runs:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def torch_archive(compress: int = zipfile.ZIP_STORED, size: int = 0) -> bytes:
+    """A file as ``torch.save`` writes it, whose pickle runs a program."""
+    import io
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compress) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": _Runs()}))
+        archive.writestr("archive/version", "3\n")
+        if size:
+            archive.writestr("archive/data/0", b"\0" * size)
+    return buffer.getvalue()
+
+
+TRANSFORMER, VAE, TEXT = (f"{p}/config.json" for p in ("transformer", "vae", "text_encoder"))
+TOKENIZER, TOKENS = "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
+AUTO_MAP = {key: "evil.Evil" for key in ("AutoConfig", "AutoModel", "AutoTokenizer")}
+TOKENIZER_MAP = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+
+
+def step(part: str, **content: Any) -> Callable[[Path], None]:
+    """Puts a step into a tokenizer."""
+    return deeply(TOKENIZER, part, value=content)
+
+
+def charsmap(content: bytes) -> Callable[[Path], None]:
+    """Puts a table of replacements into a tokenizer."""
+    text = base64.b64encode(content).decode()
+    return step("normalizer", type="Precompiled", precompiled_charsmap=text)
+
+
+def _kinds(base: Base, refused: bool, **kinds: Callable[[Path], None]) -> list[Hostile]:
+    return [Hostile(f"{base}_{name}", base, kind, refused) for name, kind in kinds.items()]
+
+
+CONFIGS = _kinds(
+    "teacher",
+    True,
+    auto_map=put(TRANSFORMER, auto_map=AUTO_MAP),
+    class_unknown=put(TRANSFORMER, _class_name="evil.Evil"),
+    class_a_list=put(TRANSFORMER, _class_name=["WanTransformer3DModel"]),
+    layers_1e9=put(TRANSFORMER, num_layers=10**9),
+    layers_negative=put(TRANSFORMER, num_layers=-1),
+    heads_zero=put(TRANSFORMER, num_attention_heads=0),
+    heads_true=put(TRANSFORMER, num_attention_heads=True),
+    head_dim_text=put(TRANSFORMER, attention_head_dim="12"),
+    rope_1e9=put(TRANSFORMER, rope_max_seq_len=10**9),
+    patch_nested=put(TRANSFORMER, patch_size=[[1], [2], [2]]),
+    patch_endless=put(TRANSFORMER, patch_size=[1] * 50_000),
+    eps_nan=write(TRANSFORMER, '{"_class_name": "WanTransformer3DModel", "eps": NaN}'),
+    qk_norm=put(TRANSFORMER, qk_norm="evil.Evil"),
+    image_model=put(TRANSFORMER, image_dim=1280),
+    json_deep=write(TRANSFORMER, DEEP),
+    json_deep_objects=write(TRANSFORMER, '{"a":' * 100_000),
+    json_large=write(TRANSFORMER, '{"a": "' + "x" * 2_000_000 + '"}'),
+    json_values=write(TRANSFORMER, '{"a": [' + "0," * 400_000 + "0]}"),
+    json_digits=write(TRANSFORMER, '{"num_layers": ' + "9" * 5_000 + "}"),
+    json_bytes=write(TRANSFORMER, b'{"a": "\xff"}'),
+    json_a_list=write(TRANSFORMER, "[]"),
+    json_empty=write(TRANSFORMER, ""),
+    json_surrogate=write(TRANSFORMER, '{"_class_name": "\\ud800"}'),
+    program_named=put(TRANSFORMER, custom_module="evil.py"),
+    vae_auto_map=put(VAE, auto_map=AUTO_MAP),
+    vae_class=put(VAE, _class_name="evil.Evil"),
+    vae_base_dim_1e9=put(VAE, base_dim=10**9),
+    vae_dims_1e9=put(VAE, dim_mult=[1, 10**9]),
+    vae_dims_many=put(VAE, dim_mult=[1] * 50_000),
+    vae_blocks_1e8=put(VAE, num_res_blocks=10**8),
+    vae_mean_short=put(VAE, latents_mean=[0.0]),
+    vae_std_zero=put(VAE, latents_std=[0.0] * 4),
+    vae_scales=write(VAE, '{"_class_name": "AutoencoderKLWan", "attn_scales": [Infinity]}'),
+    vae_factor_zero=put(VAE, scale_factor_spatial=0),
+    vae_json_deep=write(VAE, DEEP),
+    text_auto_map=put(TEXT, auto_map=AUTO_MAP),
+    text_architecture=put(TEXT, architectures=["EvilModel"]),
+    text_kind=put(TEXT, model_type="evil"),
+    text_layers_1e8=put(TEXT, num_layers=10**8),
+    text_vocabulary_1e10=put(TEXT, vocab_size=10**10),
+    text_width_and_vocabulary=put(TEXT, vocab_size=2**20, d_model=2**14, d_ff=2**17),
+    text_buckets_zero=put(TEXT, relative_attention_num_buckets=0),
+    text_distance=put(TEXT, relative_attention_max_distance=4),
+    text_activation=put(TEXT, feed_forward_proj="gated-__import__"),
+    text_json_deep=write(TEXT, DEEP),
+    index_library=put("model_index.json", vae=["evil", "Evil"]),
+    index_pipeline=put("model_index.json", custom_pipeline="evil.py"),
+    index_program=put("model_index.json", scheduler=["diffusers", "evil.py"]),
+    index_deep=write("model_index.json", DEEP),
+    scheduler_auto_map=put("scheduler/scheduler_config.json", auto_map=AUTO_MAP),
+    scheduler_shift=put("scheduler/scheduler_config.json", shift=1e308),
+    scheduler_class=put("scheduler/scheduler_config.json", _class_name="os.system"),
+)
+TOKENIZERS = _kinds(
+    "teacher",
+    True,
+    tokens_auto_map=put(TOKENS, auto_map=TOKENIZER_MAP),
+    tokens_auto_map_and_class=put(TOKENS, auto_map=TOKENIZER_MAP, tokenizer_class="Evil"),
+    tokens_class=put(TOKENS, tokenizer_class="Evil"),
+    tokens_module=put(TOKENS, tokenizer_class="transformers_modules.evil.Evil"),
+    tokens_no_class=put(TOKENS, tokenizer_class=None),
+    tokens_extra_1e9=put(TOKENS, tokenizer_class="T5Tokenizer", extra_ids=10**9),
+    tokens_pad_an_object=put(TOKENS, pad_token={"content": {"a": 1}}),
+    tokens_added_many=put(
+        TOKENS, added_tokens_decoder={str(i): {"content": f"t{i}"} for i in range(20_000)}
+    ),
+    tokens_json_deep=write(TOKENS, DEEP),
+    tokens_map_evil=write("tokenizer/special_tokens_map.json", '{"pad_token": {"content": [1]}}'),
+    tokens_added_negative=write("tokenizer/added_tokens.json", '{"x": -1}'),
+    tokenizer_missing=lambda folder: (folder / TOKENIZER).unlink(),
+    tokenizer_deep=write(TOKENIZER, DEEP),
+    tokenizer_values=write(TOKENIZER, '{"model": [' + "[]," * 3_500_000 + "0]}"),
+    tokenizer_large=write(TOKENIZER, b" " * 50_000_000),
+    tokenizer_empty=write(TOKENIZER, "{}"),
+    tokenizer_model=deeply(TOKENIZER, "model", "type", value="Evil"),
+    tokenizer_vocabulary_empty=deeply(TOKENIZER, "model", "vocab", value=[]),
+    tokenizer_vocabulary_rows=deeply(TOKENIZER, "model", "vocab", value=[[1, "a"]]),
+    tokenizer_vocabulary_score=deeply(TOKENIZER, "model", "vocab", value=[["a", 1e300]]),
+    tokenizer_unknown_id=deeply(TOKENIZER, "model", "unk_id", value=10**9),
+    tokenizer_dropout=deeply(TOKENIZER, "model", "dropout", value=0.5),
+    tokenizer_regex=step("normalizer", type="Replace", pattern={"Regex": "(a+)+$"}, content=" "),
+    tokenizer_split_regex=step(
+        "pre_tokenizer",
+        type="Split",
+        pattern={"Regex": "(.*)*x"},
+        behavior="Isolated",
+        invert=False,
+    ),
+    tokenizer_doubling=step(
+        "normalizer",
+        type="Sequence",
+        normalizers=[{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+    ),
+    tokenizer_long_content=step(
+        "normalizer", type="Replace", pattern={"String": "a"}, content="a" * 10**6
+    ),
+    tokenizer_nested=step(
+        "normalizer",
+        type="Sequence",
+        normalizers=[{"type": "Sequence", "normalizers": [{"type": "Sequence"}] * 9}] * 9,
+    ),
+    tokenizer_step=step("normalizer", type="Evil"),
+    tokenizer_padding=deeply(TOKENIZER, "padding", value={"strategy": {"Fixed": 10**12}}),
+    tokenizer_template=step(
+        "post_processor",
+        type="TemplateProcessing",
+        single=[{"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        pair=[],
+        special_tokens={"</s>": {"id": "</s>", "ids": [1] * 90_000, "tokens": ["</s>"] * 90_000}},
+    ),
+    tokenizer_charsmap_cut=charsmap(b"\xff\xff\xff\x7f" + b"a" * 100),
+    tokenizer_charsmap_large=charsmap(struct.pack("<I", 8) + b"\0" * 8 + b"a" * 10**6),
+    tokenizer_charsmap_text=step("normalizer", type="Precompiled", precompiled_charsmap="%%%"),
+    tokenizer_added_far=deeply(
+        TOKENIZER, "added_tokens", value=[{"id": 2**40, "content": "x", "special": True}]
+    ),
+    tokenizer_beyond_the_encoder=put(TEXT, vocab_size=2),
+    sentencepiece_garbage=both(
+        lambda folder: (folder / TOKENIZER).unlink(),
+        write("tokenizer/spiece.model", os.urandom(2_000)),
+        put(TOKENS, tokenizer_class="T5Tokenizer"),
+    ),
+)
+WEIGHT_FILES = _kinds(
+    "teacher",
+    True,
+    header_many=many_tensors(WEIGHTS, 200_000),
+    header_1500000=many_tensors(WEIGHTS, 1_500_000),
+    header_length=write(WEIGHTS, b"\xff" * 7 + b"\x7f" + b"{}"),
+    header_deep=header(WEIGHTS, DEEP.encode()),
+    header_twice=header(
+        WEIGHTS,
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b"1234",
+    ),
+    header_overlap=header(
+        WEIGHTS,
+        {n: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for n in "ab"},
+        b"1234",
+    ),
+    header_name=header(
+        WEIGHTS, {"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"
+    ),
+    header_shape=header(
+        WEIGHTS, {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 0]}}
+    ),
+    header_offsets=header(
+        WEIGHTS, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [2**70, 2**70 + 4]}}
+    ),
+    schedule_deep=with_metadata(WEIGHTS, "lightx2v_sgmd", DEEP),
+    schedule_long=with_metadata(
+        WEIGHTS, "lightx2v_sgmd", '{"schedule": {"base": [' + "1," * 40_000 + "1]}}"
+    ),
+    index_outside=write(INDEX, '{"weight_map": {"a": "../../evil.safetensors"}}'),
+    index_nested=write(INDEX, DEEP),
+    index_numbers=write(INDEX, '{"weight_map": {"a": 1, "b": []}}'),
+    index_values=write(INDEX, '{"weight_map": {' + '"a": "b",' * 400_000 + '"a": "b"}}'),
+    pickle_in_its_place=instead(
+        WEIGHTS, "transformer/diffusion_pytorch_model.bin", pickle.dumps(_Runs())
+    ),
+    pickle_with_its_name=write(WEIGHTS, torch_archive()),
+    linked_outside=link(WEIGHTS, "/etc/passwd"),
+    linked_to_itself=link(WEIGHTS, "diffusion_pytorch_model.safetensors"),
+    config_linked=link(TRANSFORMER, "/etc/passwd"),
+    config_is_a_device=link("vae/config.json", "/dev/zero"),
+)
+HARMLESS = _kinds(
+    "teacher",
+    False,
+    text_kernel=put(TEXT, _attn_implementation="evil/kernels", attn_implementation="evil/kernels"),
+    text_quantizer=put(TEXT, quantization_config={"quant_method": "bitsandbytes"}),
+    text_weights=put(TEXT, transformers_weights="../../evil.safetensors"),
+    text_adapter=write(
+        "text_encoder/adapter_config.json", '{"base_model_name_or_path": "evil/evil"}'
+    ),
+    tokens_file=put(TOKENS, tokenizer_file="/etc/passwd", vocab_file="/etc/passwd"),
+    tokens_gguf=put(TOKENS, gguf_file="/etc/passwd"),
+    tokens_inputs=put(TOKENS, init_inputs=[{"a": 1}] * 10),
+    tokens_template=put(TOKENS, chat_template="{{ cycler.__init__.__globals__.os.system('x') }}"),
+    tokens_config=write("tokenizer/config.json", json.dumps({"auto_map": AUTO_MAP})),
+    root_config=write("config.json", json.dumps({"auto_map": AUTO_MAP})),
+)
+ORIGINAL = _kinds(
+    "original",
+    True,
+    code=write("diffusion_pytorch_model.pth", torch_archive()),
+    legacy_pickle=write("diffusion_pytorch_model.pth", pickle.dumps({"a": _Runs()})),
+    bomb=write("diffusion_pytorch_model.pth", torch_archive(zipfile.ZIP_DEFLATED, 100_000_000)),
+    vae_code=write("Wan2.1_VAE.pth", torch_archive()),
+    text_code=write("models_t5_umt5-xxl-enc-bf16.pth", torch_archive()),
+    auto_map=put("config.json", auto_map=AUTO_MAP),
+    width_1e12=put("config.json", dim=10**12),
+    heads_text=put("config.json", num_heads="4"),
+    unknown_key=put("config.json", evil=1),
+    tokens=put("google/umt5-xxl/tokenizer_config.json", auto_map=TOKENIZER_MAP),
+)
+VISION = _kinds(
+    "vision",
+    True,
+    auto_map=put("config.json", auto_map=AUTO_MAP, model_type="evil"),
+    auto_map_alone=put("config.json", auto_map=AUTO_MAP),
+    kind=put("config.json", model_type="evil"),
+    kind_that_downloads=put("config.json", model_type="timm_wrapper", architecture="evil/evil"),
+    layers_1e9=put("config.json", num_hidden_layers=10**9),
+    image_1e9=put("config.json", image_size=10**9),
+    activation=put("config.json", hidden_act="evil"),
+    deep=write("config.json", DEEP),
+    architecture=put("config.json", architectures=["../evil"]),
+    missing_weights=header(
+        "model.safetensors", {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"
+    ),
+    pickle=instead("model.safetensors", "pytorch_model.bin", torch_archive()),
+    mean=write("preprocessor_config.json", '{"image_mean": ["a"]}'),
+    mean_deep=write("preprocessor_config.json", DEEP),
+) + _kinds(
+    "vision",
+    False,
+    adapter=write("adapter_config.json", '{"base_model_name_or_path": "evil/evil"}'),
+    kernel=put("config.json", _attn_implementation="evil/kernels"),
+    quantizer=put("config.json", quantization_config={"quant_method": "bitsandbytes"}),
+    weights=put("config.json", transformers_weights="../../evil.safetensors"),
+)
+MANIFEST = "lightx2v_sgmd.json"
+EXPORTS = _kinds(
+    "export",
+    True,
+    deep=write(MANIFEST, DEEP),
+    a_list=write(MANIFEST, "[]"),
+    digits=put(MANIFEST, step=10**30, guidance_scale="9" * 5_000),
+    outside=deeply(MANIFEST, "sha256", value={"../../etc/passwd": "0" * 64}),
+    absolute=deeply(MANIFEST, "sha256", value={"/etc/passwd": "0" * 64}),
+    base_long=deeply(MANIFEST, "schedule", "base", value=[1.0] * 100_000),
+    base_nested=deeply(MANIFEST, "schedule", "base", value=[[1000]]),
+    video_1e300=put(MANIFEST, video={"height": 1e300, "width": 1, "num_frames": 1, "fps": 1}),
+    format_evil=put(MANIFEST, format="evil"),
+    transformer_code=put(TRANSFORMER, auto_map=AUTO_MAP),
+    tokens_code=put(TOKENS, auto_map=TOKENIZER_MAP),
+)
+LORAS = _kinds(
+    "lora",
+    True,
+    deep=with_metadata("x.safetensors", "lora_adapter_metadata", DEEP),
+    rank=with_metadata(
+        "x.safetensors",
+        "lora_adapter_metadata",
+        '{"transformer.r": 1000000000, "transformer.lora_alpha": 1}',
+    ),
+    expression=with_metadata(
+        "x.safetensors",
+        "lora_adapter_metadata",
+        '{"transformer.r": 4, "transformer.lora_alpha": 4, '
+        '"transformer.rank_pattern": {"(a+)+$": 4}}',
+    ),
+    target=with_metadata(
+        "x.safetensors",
+        "lora_adapter_metadata",
+        '{"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.target_modules": "(.*)*x"}',
+    ),
+    many=many_tensors("x.safetensors", 100_000),
+    pickle=write("x.safetensors", torch_archive()),
+)
+KINDS = [
+    *CONFIGS,
+    *TOKENIZERS,
+    *WEIGHT_FILES,
+    *HARMLESS,
+    *ORIGINAL,
+    *VISION,
+    *EXPORTS,
+    *LORAS,
+]
