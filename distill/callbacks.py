@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from distill.data import Batches
+from distill.runfolder import METRICS, repair_log
 from distill.trainer import Stopped
 from distill.updates import Iteration
 from lightx2v_sgmd.checkpoint import disk_problem
+from lightx2v_sgmd.console import note
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.wan import WanModel, decode_latents
+from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.video import frame_rate, write_video
@@ -37,7 +40,7 @@ _PACKAGES = ("lightx2v-sgmd", "torch", "diffusers", "transformers", "safetensors
 class Recorder:
     """Writes ``metrics.jsonl`` and ``tensorboard/``.
 
-    Lines of steps that a resumed run will do again are removed first.
+    Lines of steps that a resumed run will do again are moved away first (``runfolder``).
 
     Args:
         run: The run folder.
@@ -47,10 +50,9 @@ class Recorder:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS
         try:
-            if self.path.exists():
-                _truncate(self.path, step)
+            repair_log(run, step)
             self._file = self.path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         except OSError as error:
@@ -95,20 +97,6 @@ def metrics_line(
     }
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Keeps the lines up to a step; drops a last line that was cut off."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            break
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """The most memory this process has held on its device."""
     if device.type == "cuda":
@@ -150,12 +138,16 @@ def write_samples(
 
     def write() -> None:
         vae = model.load_vae().to(noise.device)
-        folder = job.output.dir / "samples" / f"step_{step:06d}"
+        written = WrittenFiles(job.output.dir)
         for index, latent in enumerate(latents):
             if stop():
                 return
             frames = decode_latents(vae, latent)[0].cpu().numpy()
-            write_video(frames, folder / f"{index:02d}.mp4", frame_rate(job.teacher.path))
+            try:
+                with written.appearing(f"samples/step_{step:06d}/{index:02d}.mp4") as path:
+                    write_video(frames, path, frame_rate(job.teacher.path))
+            except (UserError, OSError) as error:  # no reason to end a run
+                note(f"a sample is not written: {error}")
 
     strategy.ranks.once(write)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.failures import kept
 from distill.reports import give_up
+from distill.runfolder import check_output, check_own, run_lock, write_about
 from distill.saving import (
     Saver,
     check_same_run,
@@ -30,11 +30,12 @@ from distill.saving import (
 from distill.signals import stop_on_signal
 from distill.terms import NotFiniteError
 from distill.trainer import Trainer
-from lightx2v_sgmd.checkpoint import disk_problem
 from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, Train, check_against_model
+from lightx2v_sgmd.latents import LatentFolder
 from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.outputs import OutputLock
 from lightx2v_sgmd.parallel import (
     Ranks,
     Strategy,
@@ -45,7 +46,6 @@ from lightx2v_sgmd.parallel import (
     training_device,
 )
 from lightx2v_sgmd.parallel.sequence import check_degree
-from lightx2v_sgmd.video import check_writable
 
 
 def run(job: Job, resume: str, quiet: bool) -> Path:
@@ -64,6 +64,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         KeyboardInterrupt: it was asked to stop, and has saved.
     """
     # First what needs no weights and no other process.
+    check_output(job, resume)
     model = open_wan(job.teacher.path, job.teacher.base)
     check_against_model(job, model)
     prompts = load_prompts(job)
@@ -76,25 +77,8 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         check_degree(degree, model.num_heads, job.teacher.path, ranks.size)
         ranks = replace(ranks, share=degree)
         quiet = quiet or not ranks.first
-        start = ranks.once(lambda: _prepare(job, model, prompts, ranks, resume, quiet))
-        if start.step >= job.train.iterations:
-            note(f"{job.output.dir} has all {start.step} iterations already", quiet)
-            disconnect(job.parallel.strategy)
-            return job.output.dir
-        watch = Watch(ranks, timeout, partial(give_up, job.output.dir, ranks.rank))
-        with _watching(watch):
-            with watch.patient("loading"):
-                trainer = build_trainer(
-                    job, model, prompts, latents, ranks, start, quiet, watch.tick
-                )
-            watch.follow(trainer.strategy.networks)
-            saver = Saver(job, trainer.strategy, trainer_state(job, prompts, ranks))
-            try:
-                done = _train(job, model, trainer, saver, start, quiet, watch)
-            except NotFiniteError as error:
-                with watch.patient("saving the failed state"):
-                    raise kept(error, saver, prompts) from error
-        trainer.strategy.close()
+        with run_lock(job.output.dir, ranks, quiet) as lock:
+            done = _run(job, model, prompts, latents, ranks, resume, quiet, lock)
     except UserError:
         disconnect(job.parallel.strategy)  # all ranks have it
         raise
@@ -102,6 +86,38 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         note(f"stopped after step {done}; the same command goes on from there", quiet)
         raise KeyboardInterrupt
     return job.output.dir
+
+
+def _run(
+    job: Job,
+    model: WanModel,
+    prompts: list[str],
+    latents: LatentFolder | None,
+    ranks: Ranks,
+    resume: str,
+    quiet: bool,
+    lock: OutputLock | None,
+) -> int:
+    """The run, in a folder that is ours alone; returns how many iterations are done."""
+    timeout = job.parallel.timeout_minutes
+    start = ranks.once(lambda: _prepare(job, model, prompts, ranks, resume, quiet))
+    if start.step >= job.train.iterations:
+        note(f"{job.output.dir} has all {start.step} iterations already", quiet)
+        disconnect(job.parallel.strategy)
+        return start.step
+    watch = Watch(ranks, timeout, partial(give_up, job.output.dir, ranks.rank))
+    with _watching(watch):
+        with watch.patient("loading"):
+            trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet, watch.tick)
+        watch.follow(trainer.strategy.networks)
+        saver = Saver(job, trainer.strategy, trainer_state(job, prompts, ranks), lock)
+        try:
+            done = _train(job, model, trainer, saver, start, quiet, watch)
+        except NotFiniteError as error:
+            with watch.patient("saving the failed state"):
+                raise kept(error, saver, prompts) from error
+    trainer.strategy.close()
+    return done
 
 
 @contextmanager
@@ -129,20 +145,14 @@ def _prepare(
 ) -> Start:
     """Decides where to begin and makes the run folder, before anything is loaded."""
     folder = job.output.dir
-    check_writable(folder, folder=True)
+    check_own(folder)
     chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
     start = Start()
     if chosen is not None:
         start = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
         note(f"going on from {chosen}", quiet)
     check_space(folder, sum(checkpoint_parts(job, model)))
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
-        seen = json.dumps(environment(job.parallel.strategy, ranks), indent=2)
-        (folder / "environment.json").write_text(seen + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(disk_problem(error, folder)) from error
+    write_about(folder, job, environment(job.parallel.strategy, ranks), quiet)
     return start
 
 

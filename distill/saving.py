@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +20,13 @@ from distill.data import prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd import checkpoint as store
 from lightx2v_sgmd import weightfiles
+from lightx2v_sgmd.console import note
 from lightx2v_sgmd.disk import free_bytes
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.outputs import OutputLock
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Ranks, Strategy
 from lightx2v_sgmd.parallel.shards import safetensors_header
 from lightx2v_sgmd.tensorfiles import schedule_metadata
@@ -63,11 +65,13 @@ class Saver:
         job: Saved with them.
         strategy: What is saved.
         state: Of ``trainer_state``.
+        lock: The run folder's, on the first rank.
     """
 
     job: Job
     strategy: Strategy
     state: Mapping[str, Any]
+    lock: OutputLock | None = None
 
     def save(self, step: int, begun: Iteration | None = None) -> None:
         """Makes the checkpoint of a step appear, then removes the oldest. All ranks call it.
@@ -82,9 +86,12 @@ class Saver:
         run = self.job.output.dir
         final = run / "checkpoints" / store.checkpoint_name(step)
         self.write(final, step, {}, begun)
-        self.strategy.ranks.once(
-            lambda: _guarded(lambda: store.prune(run, self.job.train.keep_checkpoints), final)
-        )
+
+        def prune() -> None:
+            for folder in store.prune(run, self.job.train.keep_checkpoints):
+                note(f"{folder}: is kept, since it holds files that are not of a checkpoint")
+
+        self.strategy.ranks.once(lambda: _guarded(prune, final))
 
     def write(
         self, final: Path, step: int, texts: Mapping[str, str], begun: Iteration | None = None
@@ -102,7 +109,7 @@ class Saver:
         """
         ranks, pending = self.strategy.ranks, store.Pending(final)
         try:
-            ranks.once(lambda: _guarded(pending.begin, final))
+            ranks.once(lambda: _guarded(self._checked(pending.begin), final))
             entries: dict[str, store.Entry] = {}
             problem = None
             try:
@@ -111,10 +118,21 @@ class Saver:
                 problem = store.disk_problem(error, final)
             written = ranks.each(lambda: _raise_or(problem, entries))
             every = {name: entry for part in written for name, entry in part.items()}
-            ranks.once(lambda: _guarded(lambda: pending.publish(every), final))
+            publish = self._checked(lambda: pending.publish(every))
+            ranks.once(lambda: _guarded(publish, final))
         except UserError:
             ranks.once(pending.discard)
             raise
+
+    def _checked(self, action: Callable[[], None]) -> Callable[[], None]:
+        """The action, after a look whether the run folder is still this run's."""
+
+        def act() -> None:
+            if self.lock is not None:
+                self.lock.check()
+            action()
+
+        return act
 
     def _write(
         self,
@@ -250,18 +268,19 @@ def check_space(run: Path, needed: int) -> None:
 def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Path | None:
     """The whole checkpoint to go on from, or None to start anew.
 
-    A damaged checkpoint of the run is set aside, as ``NAME.damaged``.
+    A damaged checkpoint of the run is set aside, as ``NAME.damaged``, if one before it is whole.
 
     Args:
         resume: ``auto``, ``never`` or the path of a run or a checkpoint.
-        run: Where this run goes.
+        run: Where this run goes; its lock is held.
         note: Takes what the user should know.
 
     Raises:
-        UserError: there is nothing to go on from, or something in the way.
+        UserError: there is nothing to go on from, or something in the way; nothing was changed.
     """
+    for left in store.remove_leftovers(run):
+        note(f"{left}: is not of a checkpoint; it is kept")
     mine = store.checkpoints(run)
-    store.remove_leftovers(run)
     started = bool(mine) or (run / "metrics.jsonl").exists()
     if resume == "never" or (resume != "auto" and not _inside(Path(resume), run)):
         if started:
@@ -280,16 +299,38 @@ def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Pa
                 "the newer ones, or choose another output.dir"
             )
         return chosen
+    return _newest_whole(mine, note)
+
+
+def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint, with the damaged ones after it set aside."""
+    damaged: dict[Path, str] = {}
     for folder in mine:
         try:
             store.verify(folder)
-            return folder
-        except UserError as error:
-            aside = folder.with_name(f"{folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            note(f"{error}; going on from the one before it, if there is one")
+        except store.DamagedError as error:
+            damaged[folder] = str(error)
+            continue
+        for wrong, reason in damaged.items():
+            _set_aside(wrong)
+            note(f"{reason}; going on from the one before it")
+        return folder
+    if damaged:
+        raise UserError(
+            f"{next(iter(damaged.values()))}; there is no whole one before it, and nothing was "
+            "changed: choose another output.dir to start anew"
+        )
     return None
+
+
+def _set_aside(folder: Path) -> None:
+    number = 1
+    while True:
+        aside = folder.with_name(f"{folder.name}.damaged{number if number > 1 else ''}")
+        if not os.path.lexists(aside):
+            folder.rename(aside)
+            return
+        number += 1
 
 
 def _inside(path: Path, run: Path) -> bool:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,11 +32,26 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import remove_files, sync_folder
 from lightx2v_sgmd.parallel.shards import safetensors_header
+from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
 _NAME: Final = re.compile(r"step_(\d{6,})")
+_FILE: Final = re.compile(
+    r"(manifest|trainer|failure)\.json|job\.yaml|student(_ema)?[-\w]*\.safetensors(\.index\.json)?"
+    r"|state/\w+\.\d+-of-\d+\.safetensors"
+)
+"""Every file of a checkpoint, by its path in the folder."""
+
+
+class DamagedError(UserError):
+    """A checkpoint that was read and is not as it was written.
+
+    Anything else that is wrong with one is a plain ``UserError``: it cannot be read just now, or a
+    newer version wrote it. Nothing may be concluded from that.
+    """
 
 
 @dataclass(frozen=True)
@@ -59,9 +74,34 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoint folders, newest first, damaged ones included."""
-    found = [f for f in (run / "checkpoints").glob("step_*") if step_of(f) >= 0 and f.is_dir()]
+    """A run's checkpoint folders, newest first, damaged ones included.
+
+    Raises:
+        UserError: the folder that holds them cannot be read just now.
+    """
+    folder = run / "checkpoints"
+    try:
+        names = os.listdir(folder)
+        found = [folder / name for name in names if step_of(folder / name) >= 0]
+        found = [path for path in found if stat.S_ISDIR(path.stat().st_mode)]
+    except FileNotFoundError as error:
+        if folder.is_symlink() and not folder.exists():
+            raise UserError(
+                f"{folder}: leads to {os.readlink(folder)}, which is not there; is a disk not "
+                "mounted? nothing was changed"
+            ) from error
+        return []
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from error
     return sorted(found, key=step_of, reverse=True)
+
+
+def _unreadable(path: Path, error: OSError | MemoryError) -> UserError:
+    reason = getattr(error, "strerror", None) or "out of memory"
+    return UserError(
+        f"{path}: cannot be read just now ({reason}), which does not mean that it is damaged; "
+        "nothing was changed, mend that and run the same command again"
+    )
 
 
 def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) -> Path:
@@ -72,7 +112,7 @@ def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) 
         on_damage: Told of each damaged checkpoint that is passed over in a run folder.
 
     Raises:
-        UserError: there is none that is whole.
+        UserError: there is none that is whole, or one cannot be read just now.
     """
     if (path / MANIFEST).is_file() or step_of(path) >= 0:
         verify(path)
@@ -83,7 +123,7 @@ def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) 
     for folder in checkpoints(path):
         try:
             verify(folder)
-        except UserError as error:
+        except DamagedError as error:
             damaged.append(str(error))
             if on_damage is not None:
                 on_damage(str(error))
@@ -98,13 +138,14 @@ def verify(folder: Path) -> None:
     """Checks a checkpoint against its manifest, several files at a time.
 
     Raises:
-        UserError: names a file that is missing or was changed.
+        DamagedError: names a file that is missing or was changed.
+        UserError: a file cannot be read just now, or a newer version wrote the checkpoint.
     """
     entries = read_manifest(folder)
     with ThreadPoolExecutor(max_workers=8) as pool:
         for problem in pool.map(lambda item: _problem(folder / item[0], item[1]), entries.items()):
             if problem is not None:
-                raise UserError(f"{problem}; the checkpoint is damaged, use another one")
+                raise DamagedError(f"{problem}; the checkpoint is damaged, use another one")
 
 
 def _problem(path: Path, entry: Entry) -> str | None:
@@ -116,8 +157,12 @@ def _problem(path: Path, entry: Entry) -> str | None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return f"{path}: is missing"
+    except NotADirectoryError:
+        return f"{path}: is missing, since a file is in place of its folder"
+    except IsADirectoryError:
+        return f"{path}: is a folder, not the file that was written"
     except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+        raise _unreadable(path, error) from error
     if digest != entry.sha256:
         return f"{path}: its sha256 is not the one that was written"
     return None
@@ -127,30 +172,42 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     """What the manifest lists.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        DamagedError: there is none, or it is not one.
+        UserError: it cannot be read just now, or a newer version wrote it.
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format_version"] != FORMAT_VERSION:
+        content = parse_json(path.read_bytes(), RECORD)
+        version = content["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise UserError(
-                f"{path}: format_version {content['format_version']!r} is not the "
-                f"{FORMAT_VERSION} that this version reads; update lightx2v-sgmd"
+                f"{path}: a newer lightx2v-sgmd wrote it (format_version {version}, this version "
+                f"reads {FORMAT_VERSION}); nothing was changed, update lightx2v-sgmd"
             )
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format_version is {version!r}")
         return {
-            str(name): Entry(int(entry["size"]), str(entry["sha256"]))
+            _below(str(name)): Entry(int(entry["size"]), str(entry["sha256"]))
             for name, entry in content["files"].items()
         }
-    except FileNotFoundError as error:
-        raise UserError(
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedError(
             f"{path}: is missing; the checkpoint is not whole, use another one"
         ) from error
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: cannot be read; the checkpoint is damaged, use another one"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(
+            f"{path}: is not as it was written; the checkpoint is damaged, use another one"
         ) from error
+    except (OSError, MemoryError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _below(name: str) -> str:
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"{name} is no file of a checkpoint")
+    return name
 
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
@@ -164,7 +221,9 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if int(state["step"]) < 0:
             raise ValueError("the step is negative")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: does not say the step; use another checkpoint") from error
     return state
 
@@ -183,11 +242,11 @@ class Pending:
     def begin(self) -> None:
         """Makes the folder, empty."""
         self.discard()
-        (self.folder / "state").mkdir(parents=True)
+        (self.folder / "state").mkdir(parents=True, exist_ok=True)
 
     def discard(self) -> None:
         """Removes whatever was written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_own(self.folder)
 
     def write_text(self, name: str, text: str) -> dict[str, Entry]:
         """Writes a small file."""
@@ -221,7 +280,7 @@ class Pending:
             self.final.rename(replaced)
         self.folder.rename(self.final)
         sync_folder(self.final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove_own(replaced)
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
@@ -253,36 +312,51 @@ def _tensor_chunks(
             yield memoryview(flat).cast("B")
 
 
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's names on the disk, where the file system lets us."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:  # some network file systems know no such thing
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
+def remove_own(folder: Path) -> list[str]:
+    """Removes a checkpoint, whole or half-written, and says which files are not of one and stay."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    return remove_files(folder, [name for name in files if _FILE.fullmatch(name)])
 
 
-def remove_leftovers(run: Path) -> None:
-    """Removes what a process that was killed while saving left behind."""
+def remove_leftovers(run: Path) -> list[str]:
+    """Removes what a process that was killed while saving left behind; says what is not ours."""
     folder = run / "checkpoints"
     for leftover in folder.glob(".step_*.replaced"):
         whole = folder / leftover.name.removeprefix(".").removesuffix(".replaced")
         if not whole.exists():  # killed between the two renames
             leftover.rename(whole)
+    left = []
     for pattern in (".step_*.partial", ".step_*.replaced"):
         for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+            left += [f"{leftover}/{name}" for name in remove_own(leftover)]
+    return left
 
 
-def prune(run: Path, keep: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints."""
+def prune(run: Path, keep: int) -> list[Path]:
+    """Removes all but the newest ``keep`` checkpoints.
+
+    Returns:
+        Those that stay because they hold files that are not of a checkpoint, or are links.
+    """
+    kept = []
     for folder in checkpoints(run)[keep:]:
+        if folder.is_symlink() or _foreign(folder):
+            kept.append(folder)
+            continue
         doomed = folder.with_name(f".{folder.name}.partial")
         folder.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_own(doomed)
+    return kept
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether something in a checkpoint's folder is not of a checkpoint."""
+    return any(
+        path.is_symlink() or not (path.is_dir() or _FILE.fullmatch(str(path.relative_to(folder))))
+        for path in folder.rglob("*")
+    )
 
 
 def disk_problem(error: OSError, path: Path) -> str:

@@ -42,7 +42,7 @@ class WrittenFiles:
         Raises:
             UserError: names such files.
         """
-        foreign = [name for name in names if not self._free(name)]
+        foreign = [name for name in names if not self.is_own(name)]
         if foreign:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise UserError(
@@ -70,7 +70,16 @@ class WrittenFiles:
         with self.appearing(name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-    def _free(self, name: str) -> bool:
+    def is_empty(self) -> bool:
+        """Whether nothing has been noted yet."""
+        return not self._hashes
+
+    def adopt(self, name: str) -> None:
+        """Notes a file as ours that was written before there was a record."""
+        self._note(name, [_sha256(self.folder / name)])
+
+    def is_own(self, name: str) -> bool:
+        """Whether nothing has that name, or a file as it was written."""
         path = self.folder / name
         if not os.path.lexists(path):
             return True

@@ -244,9 +244,12 @@ def remove_files(folder: Path, names: Iterable[str]) -> list[str]:
     Returns:
         What is left because it was not named; then the folder stays as well.
     """
+    real = folder.resolve()
     for name in names:
-        with suppress(FileNotFoundError):
-            (folder / name).unlink()
+        path = folder / name
+        if path.parent.resolve().is_relative_to(real):  # not through a link, nor by ".."
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
     for root, folders, _ in os.walk(folder, topdown=False):
         for child in folders:
             with suppress(OSError):  # not empty, or a link

@@ -167,7 +167,7 @@ class Fault:
         self.original = os.fsync
 
     def __call__(self, handle: int) -> None:
-        self.calls += 1
+        self.calls += "/checkpoints" in os.readlink(f"/proc/self/fd/{handle}")
         if self.calls > 12:  # the first checkpoint has 7 files and 3 folders to sync
             raise OSError(self.number, os.strerror(self.number))
         self.original(handle)
