@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.quiet import no_warnings
@@ -182,6 +183,28 @@ def apply(network: ModelMixin, kernel: str) -> None:
         return
     with attention_backend("native"), no_warnings("diffusers.models.modeling_utils"):
         network.set_attention_backend(backend)
+
+
+def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by one kernel, as the network calls it: for benchmarks and checks.
+
+    Args:
+        kernel: A name of ``KERNELS`` that is available.
+        query: ``[B, S, N, D]``.
+        key: ``[B, L, N, D]``.
+        value: ``[B, L, N, D]``.
+
+    Returns:
+        ``[B, S, N, D]``.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    backend = KERNELS[kernel].backend
+    with _asked_directly(backend):
+        result: Tensor = dispatch_attention_fn(
+            query, key, value, backend=AttentionBackendName(backend)
+        )
+    return result
 
 
 def _lend_flash4() -> None:

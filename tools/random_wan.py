@@ -1,29 +1,39 @@
 """A Wan model of any published shape with random weights, made in memory, on the device or a CPU.
 
-No folder is read or written, so a benchmark of a large shape starts in seconds.
+No folder is read or written, so a benchmark of a large shape starts in seconds. A weight depends on
+its name alone, so all networks of a model start from the same ones.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.models.wan import WanModel, kept_in_float32, open_wan
+from lightx2v_sgmd.models.keymaps import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.models.wan import TextEncoder, WanModel, kept_in_float32, open_wan
 from lightx2v_sgmd.tensorfiles import Header, TensorInfo
 
+SHAPES: Final = {
+    "14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "1.3b": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "sprites": "sprites",
+}
+"""The models whose shapes are measured, by short names."""
+PROMPT: Final = "a red circle moving left quickly"
 SPREAD = 0.02
 """Standard deviation of the random matrices."""
 
 
 @dataclass(frozen=True)
 class RandomWan(WanModel):
-    """An opened model whose transformer gets random weights: every role starts from the same ones.
+    """An opened model whose networks get random weights: every role starts from the same ones.
 
     Attributes:
         device: Where the weights are made.
@@ -35,18 +45,34 @@ class RandomWan(WanModel):
         self, dtype: torch.dtype = torch.float32, device: torch.device | None = None
     ) -> Any:
         """The network with random weights; what diffusers keeps in float32 stays float32."""
-        from accelerate import init_empty_weights
-
-        device = device or self.device
-        with init_empty_weights(include_buffers=False):
+        with _empty_weights():
             network = self.build_transformer()
-        kept = kept_in_float32(network)
-        values = {
-            name: _values(name, tuple(p.shape), device).to(torch.float32 if kept(name) else dtype)
-            for name, p in network.named_parameters()
-        }
-        network.load_state_dict(values, assign=True)
-        return network.to(device).eval()
+        return _filled(network, dtype, kept_in_float32(network), device or self.device)
+
+    def load_vae(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> Any:
+        """The VAE with random weights, frozen."""
+        from diffusers import AutoencoderKLWan
+
+        with _empty_weights():
+            network = AutoencoderKLWan.from_config(self.vae_config)
+        filled = _filled(network, dtype, kept_in_float32(network), device or self.device)
+        return filled.requires_grad_(False)
+
+    def load_text_encoder(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> TextEncoder:
+        """The umT5 encoder at its size, frozen, and a tokenizer that knows the words of PROMPT."""
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        from tools.wan_folder import make_tokenizer
+
+        with _empty_weights():
+            network = UMT5EncoderModel(UMT5Config(**self.expected_text_encoder_config()))
+        network.set_input_embeddings(network.shared)
+        filled = _filled(network, dtype, lambda name: False, device or self.device)
+        return TextEncoder(make_tokenizer(PROMPT.split()), filled.requires_grad_(False))
 
     def transformer_weights(self) -> Any:
         """The same weights, made slice by slice."""
@@ -90,10 +116,33 @@ class RandomTensors:
         return len(self.header.tensors[name].shape) == 1
 
 
+def _empty_weights() -> Any:
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
+
+
+def _filled(
+    network: Any, dtype: torch.dtype, kept: Callable[[str], bool], device: torch.device
+) -> Any:
+    """Gives an empty network its weights, those that are ``kept`` in float32."""
+    values = {
+        name: _values(name, tuple(p.shape), device).to(torch.float32 if kept(name) else dtype)
+        for name, p in network.named_parameters()
+        if name not in TEXT_ENCODER_ALIASES
+    }
+    network.load_state_dict(values, strict=False, assign=True)
+    if hasattr(network, "shared"):  # umT5's embedding has two names
+        network.set_input_embeddings(network.shared)
+    return network.to(device).eval()
+
+
 def _values(
     name: str, shape: tuple[int, ...], device: torch.device, vector: bool | None = None
 ) -> Tensor:
     """Ones for the norms' weights, zeros for biases, normal numbers for matrices."""
+    if name.endswith("gamma"):  # of the VAE's norms
+        return torch.ones(shape, device=device)
     if len(shape) == 1 if vector is None else vector:
         return torch.full(shape, float(name.endswith("weight")), device=device)
     source = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
@@ -104,8 +153,8 @@ def open_random_wan(path: str, device: torch.device) -> RandomWan:
     """A published model's shape with random weights; nothing is downloaded.
 
     Args:
-        path: A hub id of Wan2.1, ``sprites`` or a folder.
+        path: A name of ``SHAPES``, a hub id of Wan2.1, ``sprites`` or a folder.
         device: Where the weights are made.
     """
-    model = open_wan(path)
+    model = open_wan(SHAPES.get(path, path))
     return RandomWan(**vars(model), device=device)

@@ -1,0 +1,201 @@
+"""The report of a check: one JSON file, whole at every moment, and the rows that fill it.
+
+A supervisor and one worker at a time write it, never both at once: the supervisor writes only when
+no worker runs. A row that is in the report is not measured again, so a worker that follows one
+that died goes on with the next row.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE = "gpu_check.json"
+FORMAT = 1
+Row = dict[str, Any]
+
+
+class NotHere(Exception):
+    """What a row needs is not on this machine; says what."""
+
+
+class DeviceLost(Exception):
+    """The GPU answers nothing any more in this process; another process may still use it."""
+
+
+class Report:
+    """What has been found so far.
+
+    Args:
+        path: The JSON file.
+        data: Its content.
+    """
+
+    def __init__(self, path: Path, data: dict[str, Any]) -> None:
+        self.path, self.data = path, data
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """From its file."""
+        return cls(path, json.loads(path.read_text(encoding="utf-8")))
+
+    def save(self) -> None:
+        """Replaces the file by a whole new one."""
+        self.data["elapsed_s"] = round(time.monotonic() - self.data["clock"]["start"], 1)
+        text = json.dumps(_plain(self.data), indent=1) + "\n"
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """By name."""
+        steps: dict[str, Any] = self.data["steps"]
+        return steps
+
+    def left(self) -> float:
+        """Seconds until the budget ends."""
+        clock = self.data["clock"]
+        return float(clock["start"] + clock["budget_s"] - time.monotonic())
+
+    def running(self, step: str, row: str | None, limit_s: float) -> None:
+        """Notes what is being done, for a supervisor that watches."""
+        now = time.monotonic()
+        self.data["running"] = {"step": step, "row": row, "since": now, "limit_s": limit_s}
+        self.save()
+
+    def idle(self) -> None:
+        """Notes that nothing is."""
+        self.data.pop("running", None)
+        self.save()
+
+
+class Step:
+    """One step of the check, as the code that measures sees it.
+
+    Args:
+        report: Where its rows go.
+        name: Of the step.
+    """
+
+    def __init__(self, report: Report, name: str) -> None:
+        self.report, self.name = report, name
+        self.data: Row = report.steps.setdefault(name, {})
+        self.rows: dict[str, Row] = self.data.setdefault("rows", {})
+
+    @property
+    def out(self) -> Path:
+        """The folder of the report."""
+        return self.report.path.parent
+
+    def row(self, label: str, expected_s: float, measure: Callable[[Row], None]) -> Row:
+        """Measures one row, unless it was measured, there is no time for it, or it cannot be.
+
+        Args:
+            label: Its name in the report.
+            expected_s: How long it should take; it is stopped after a multiple of that.
+            measure: Fills the row.
+
+        Returns:
+            The row: with ``took_s`` if it was measured, else with ``error``, ``skipped`` or
+            ``unavailable``, which say why not.
+        """
+        if label in self.rows:
+            return self.rows[label]
+        row = self.rows[label] = {}
+        left = self.report.left()
+        if left < expected_s:
+            row["skipped"] = f"{max(left, 0):.0f} s left, {expected_s:.0f} s expected"
+            self.report.save()
+            return row
+        self.report.running(self.name, label, limit(expected_s))
+        start = time.monotonic()
+        try:
+            measure(row)
+        except NotHere as reason:
+            row["unavailable"] = str(reason)
+        except Exception as error:  # whatever it is, it costs this row only
+            row["error"] = one_line(error)
+            traceback.print_exc(file=sys.stderr)
+        row["took_s"] = round(time.monotonic() - start, 2)
+        free_memory()
+        self.report.idle()
+        say(f"{self.name}: {label}: {brief(row)}", self.report)
+        if "error" in row and not device_answers():
+            raise DeviceLost
+        return row
+
+
+def limit(expected_s: float) -> float:
+    """After how long something is taken to hang."""
+    return 3 * expected_s + 30
+
+
+def one_line(error: BaseException) -> str:
+    """An error in a line of at most 300 characters."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}"[:300]
+
+
+def brief(row: Row) -> str:
+    """A row in a line of the log."""
+    for key in ("error", "skipped", "unavailable"):
+        if key in row:
+            return f"{key}: {row[key]}"
+    shown = {}
+    for name, value in row.items():
+        if isinstance(value, float):
+            shown[name] = f"{value:.4g}"
+        elif isinstance(value, str | int):
+            shown[name] = str(value)
+    return ", ".join(f"{name} {value}" for name, value in shown.items())[:400]
+
+
+def say(line: str, report: Report) -> None:
+    """A line of progress with the seconds since the start."""
+    elapsed = time.monotonic() - report.data["clock"]["start"]
+    print(f"[{elapsed:6.1f} s] {line}", flush=True)
+
+
+def free_memory() -> None:
+    """Gives back what the last row held, so that the next one's peak is its own."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            pass  # a device that is lost shows in the next row
+
+
+def device_answers() -> bool:
+    """Whether the GPU still computes in this process, if there is one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return True
+    try:
+        torch.cuda.synchronize()
+        return bool((torch.ones(2, device="cuda") + 1).sum().item() == 4)
+    except RuntimeError:
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinities: they become words."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)

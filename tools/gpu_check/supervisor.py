@@ -1,0 +1,157 @@
+"""Starts workers and watches them: what hangs or is killed costs its row, not the rest.
+
+It imports no PyTorch, so nothing that breaks there breaks it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tools.gpu_check.report import FILE, FORMAT, Report, say
+from tools.gpu_check.steps import SIZES, STEPS
+from tools.gpu_check.worker import LOST, unfinished
+
+POLL_S = 0.25
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def begin(
+    out: Path, budget_s: float, shape: str, size: tuple[int, int, int] | None, wanted: list[str]
+) -> Report:
+    """An empty report.
+
+    Args:
+        out: Its folder; what was in its file is replaced.
+        budget_s: When everything stops.
+        shape: A name of ``SIZES``.
+        size: Height, width and frames; default the shape's.
+        wanted: Names of steps.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "commit": _commit(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "command": " ".join(["python -m tools.gpu_check", *sys.argv[1:]]),
+        "shape": shape,
+        "size": list(size or SIZES[shape]),
+        "device": "cpu",
+        "wanted": [name for name in STEPS if name in wanted],
+        "clock": {"start": time.monotonic(), "budget_s": budget_s},
+        "elapsed_s": 0.0,
+        "steps": {},
+    }
+    return Report(out / FILE, data)
+
+
+def has_gpu() -> bool:
+    """Asks another process: PyTorch is not imported here."""
+    code = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def supervise(report: Report) -> Report:
+    """Runs workers until all steps are done or the budget ends; what the file then says."""
+    path = report.path
+    report.save()
+    with (path.parent / "gpu_check.log").open("ab") as log:
+        while unfinished(report) and report.left() > 0:
+            before = path.stat().st_mtime_ns
+            code = _watch(_start(path, log), path)
+            report = Report.read(path)
+            if code != 0:
+                _record_death(report, code)
+            elif path.stat().st_mtime_ns == before:
+                break  # a worker that does nothing twice would do nothing for ever
+    for name in unfinished(report):
+        step = report.steps.setdefault(name, {"rows": {}})
+        step |= {"status": "skipped", "reason": "the budget ended"}
+    report.idle()
+    return report
+
+
+def _start(path: Path, log: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tools.gpu_check.worker", str(path)],
+        env=environment,
+        stderr=log,
+        start_new_session=True,  # with what it starts, it is stopped as one
+    )
+
+
+def _watch(worker: subprocess.Popen[bytes], path: Path) -> int:
+    """Waits for a worker, and stops it when its row or the budget is over; its exit code.
+
+    A negative code is the signal that ended it; ``-SIGALRM`` stands for one that was stopped here.
+    """
+    try:
+        while worker.poll() is None:
+            time.sleep(POLL_S)
+            report = Report.read(path)
+            running = report.data.get("running")
+            over = running and time.monotonic() - running["since"] > running["limit_s"]
+            if report.left() < 0 or over:
+                _stop(worker)
+                return -signal.SIGALRM
+    finally:
+        _stop(worker)
+    return int(worker.returncode)
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    """Kills a worker and whatever it started."""
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    worker.wait()
+
+
+def _record_death(report: Report, code: int) -> None:
+    """Writes down what was being done when a worker ended; the next one goes on after it."""
+    running = report.data.get("running")
+    if code == LOST and running is None:  # the row that lost the device has said why
+        return
+    if running is None:  # it did not even start
+        name, row = unfinished(report)[0], None
+    else:
+        name, row = running["step"], running["row"]
+    reason = _why(report, code)
+    step = report.steps.setdefault(name, {"rows": {}})
+    if row is None:
+        step |= {"status": "failed", "error": reason}
+    else:
+        # What the row had measured before stays.
+        step["rows"].setdefault(row, {})["error"] = reason
+    report.idle()
+    say(f"{name}: {row + ': ' if row else ''}{reason}", report)
+
+
+def _why(report: Report, code: int) -> str:
+    if code == -signal.SIGALRM:
+        if report.left() < 0:
+            return "stopped: the budget ended"
+        return "stopped: it took three times as long as expected and half a minute"
+    if code == -signal.SIGKILL:
+        return "the process was killed; the machine may be out of memory"
+    if code < 0:
+        return f"the process died of {signal.Signals(-code).name}"
+    return f"the process ended with exit code {code}; gpu_check.log has what it said"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
