@@ -17,7 +17,7 @@ from distill.flops import Operations, forward_operations
 from infer.checks import Checked, engine_schedule
 from infer.memory import GIB
 from lightx2v_sgmd.models.wan import TEXT_LENGTH
-from tools.random_wan import RandomWan, random_wan
+from tools.random_wan import RandomWan, open_random_wan
 
 DEFAULT_FLOPS = {"cuda": 500e12, "cpu": 50e9}
 """A matrix rate to estimate by while none was measured."""
@@ -52,7 +52,7 @@ class Context:
     @cached_property
     def model(self) -> RandomWan:
         """The network's shape with random weights."""
-        return random_wan(self.shape, self.device)
+        return open_random_wan(self.shape, self.device)
 
     @property
     def checked(self) -> Checked:
@@ -81,7 +81,7 @@ class Context:
         """An estimate of one forward's seconds, for the clock alone."""
         work = self.operations.linear + self.operations.attention
         rate = self.limits.get("flops") or DEFAULT_FLOPS[self.device.type]
-        return work / (0.5 * rate)
+        return work / (0.6 * rate)
 
     @property
     def compile_s(self) -> float:

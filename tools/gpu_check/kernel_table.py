@@ -17,7 +17,7 @@ KINDS: Final = {
     "product": ("gemm", "nvjet", "cutlass", "matmul", "xmma", "addmm", "::mm", "bmm", "cublas"),
     "copy": ("memcpy", "memset"),
 }
-"""Words in a kernel's name, by kind; the first kind that fits counts, the others are elementwise."""
+"""Words in a kernel's name, by kind: the first that fits counts, and others are elementwise."""
 SHOWN = 12
 
 

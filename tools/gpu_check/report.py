@@ -20,6 +20,8 @@ from typing import Any
 
 FILE = "gpu_check.json"
 FORMAT = 1
+GRACE_S = 30.0
+"""A row is stopped after three times its expected time and this."""
 Row = dict[str, Any]
 
 
@@ -84,10 +86,11 @@ class Step:
     Args:
         report: Where its rows go.
         name: Of the step.
+        expected_s: Of the step, for what it does between rows.
     """
 
-    def __init__(self, report: Report, name: str) -> None:
-        self.report, self.name = report, name
+    def __init__(self, report: Report, name: str, expected_s: float = 60.0) -> None:
+        self.report, self.name, self.expected_s = report, name, expected_s
         self.data: Row = report.steps.setdefault(name, {})
         self.rows: dict[str, Row] = self.data.setdefault("rows", {})
 
@@ -127,7 +130,7 @@ class Step:
             traceback.print_exc(file=sys.stderr)
         row["took_s"] = round(time.monotonic() - start, 2)
         free_memory()
-        self.report.idle()
+        self.report.running(self.name, None, limit(self.expected_s))
         say(f"{self.name}: {label}: {brief(row)}", self.report)
         if "error" in row and not device_answers():
             raise DeviceLost
@@ -136,7 +139,7 @@ class Step:
 
 def limit(expected_s: float) -> float:
     """After how long something is taken to hang."""
-    return 3 * expected_s + 30
+    return 3 * expected_s + GRACE_S
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,4 @@
-"""The end of a check on the terminal: what each step found, and what failed, was left out or is
-missing.
-"""
+"""The end of a check on the terminal: what was found, what failed, what is missing."""
 
 from __future__ import annotations
 
@@ -91,6 +89,7 @@ _SHORT: dict[str, Callable[[str, Row], str]] = {
     "attention": _one("tflops", "TFLOP/s"),
     "bundled": _one("latents_max_difference", "off", 5),
     "forward": _one("ms", "ms"),
+    "kernels": _one("ms", "ms"),
     "vae": _one("s", "s", 3),
     "video": _one("s", "s", 2),
     "training": _one("iteration_s", "s an iteration", 2),

@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_check.report import FILE, FORMAT, Report, say
+from tools.gpu_check.report import FILE, FORMAT, GRACE_S, Report, say
 from tools.gpu_check.steps import SIZES, STEPS
 from tools.gpu_check.worker import LOST, unfinished
 
 POLL_S = 0.25
+STOPPED = -int(signal.SIGALRM)
+WORKER = "tools.gpu_check.worker"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -73,15 +75,19 @@ def supervise(report: Report) -> Report:
         step = report.steps.setdefault(name, {"rows": {}})
         step |= {"status": "skipped", "reason": "the budget ended"}
     report.idle()
+    for file in path.parent.glob("stock_*.pt"):  # what rows were compared with; 100 MB
+        file.unlink()
     return report
 
 
 def _start(path: Path, log: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # What torch's profiler prints at every start and stop says nothing to a user.
+    environment.setdefault("KINETO_LOG_LEVEL", "99")
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return subprocess.Popen(
-        [sys.executable, "-m", "tools.gpu_check.worker", str(path)],
+        [sys.executable, "-m", WORKER, str(path)],
         env=environment,
         stderr=log,
         start_new_session=True,  # with what it starts, it is stopped as one
@@ -101,7 +107,7 @@ def _watch(worker: subprocess.Popen[bytes], path: Path) -> int:
             over = running and time.monotonic() - running["since"] > running["limit_s"]
             if report.left() < 0 or over:
                 _stop(worker)
-                return -signal.SIGALRM
+                return STOPPED
     finally:
         _stop(worker)
     return int(worker.returncode)
@@ -119,28 +125,28 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
 def _record_death(report: Report, code: int) -> None:
     """Writes down what was being done when a worker ended; the next one goes on after it."""
     running = report.data.get("running")
-    if code == LOST and running is None:  # the row that lost the device has said why
+    if code == LOST:  # the row that lost the device has said why
+        report.idle()
         return
-    if running is None:  # it did not even start
-        name, row = unfinished(report)[0], None
-    else:
-        name, row = running["step"], running["row"]
-    reason = _why(report, code)
+    name = running["step"] if running else unfinished(report)[0]
+    label = running["row"] if running else None
     step = report.steps.setdefault(name, {"rows": {}})
-    if row is None:
-        step |= {"status": "failed", "error": reason}
+    if code == STOPPED and report.left() < 0:
+        reason = "stopped when the budget ended"
+        left_out = {"skipped": reason} if label else {"status": "skipped", "reason": reason}
     else:
-        # What the row had measured before stays.
-        step["rows"].setdefault(row, {})["error"] = reason
+        reason = _why(code)
+        left_out = {"error": reason} if label else {"status": "failed", "error": reason}
+    # What a row had measured before stays.
+    row = step["rows"].setdefault(label, {}) if label else step
+    row |= left_out
     report.idle()
-    say(f"{name}: {row + ': ' if row else ''}{reason}", report)
+    say(f"{name}: {f'{label}: ' if label else ''}{reason}", report)
 
 
-def _why(report: Report, code: int) -> str:
-    if code == -signal.SIGALRM:
-        if report.left() < 0:
-            return "stopped: the budget ended"
-        return "stopped: it took three times as long as expected and half a minute"
+def _why(code: int) -> str:
+    if code == STOPPED:
+        return f"stopped: it took three times as long as expected and {GRACE_S:g} s"
     if code == -signal.SIGKILL:
         return "the process was killed; the machine may be out of memory"
     if code < 0:

@@ -30,16 +30,16 @@ def run_steps(report: Report) -> int:
     """Runs what is not done; the process's exit code."""
     context: Any = None
     for name in unfinished(report):
-        plan, step = STEPS[name], Step(report, name)
+        plan, left = STEPS[name], report.left()
         least = plan.least_s[report.data["shape"]]
-        left = report.left()
+        expected = min(plan.expected_s[report.data["shape"]], max(left, 1.0))
+        step = Step(report, name, expected)
         if left < least and not step.rows:
             reason = f"{max(left, 0):.0f} s left, {least:g} s needed to begin"
             step.data |= {"status": "skipped", "reason": reason}
             report.save()
             say(f"{name}: skipped: {step.data['reason']}", report)
             continue
-        expected = min(plan.expected_s[report.data["shape"]], max(left, 1.0))
         report.running(name, None, limit(expected))
         start = time.monotonic()
         try:
@@ -48,7 +48,7 @@ def run_steps(report: Report) -> int:
             importlib.import_module(f"tools.gpu_check.{plan.module}").run(context, step)
             step.data["status"] = "done"
         except DeviceLost:
-            report.save()
+            report.idle()
             return LOST
         except Exception as error:  # a step fails alone
             traceback.print_exc(file=sys.stderr)

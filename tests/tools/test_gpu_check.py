@@ -1,0 +1,125 @@
+"""The GPU check loses nothing when a step fails, hangs, dies or has no time."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tools import faulty_worker
+from tools.gpu_check import __main__ as command
+from tools.gpu_check import summary, supervisor
+from tools.gpu_check.report import Report
+from tools.gpu_check.steps import SIZES, STEPS
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dict(STEPS)
+    faulty_worker.install()
+    monkeypatch.setattr(supervisor, "WORKER", "tests.tools.faulty_worker")
+    monkeypatch.setattr(supervisor, "POLL_S", 0.05)
+    yield
+    STEPS.clear()
+    STEPS.update(real)
+
+
+def check(out: Path, budget_s: float = 60, steps: tuple[str, ...] = ()) -> Report:
+    wanted = list(steps or faulty_worker.FAULTY)
+    return supervisor.supervise(supervisor.begin(out, budget_s, "sprites", None, wanted))
+
+
+@pytest.mark.usefixtures("faulty")
+def test_every_row_survives_the_others(tmp_path: Path) -> None:
+    report = check(tmp_path)
+    assert json.loads((tmp_path / "gpu_check.json").read_text())["steps"] == report.steps
+    rows = report.steps["rows"]["rows"]
+    assert rows["works"]["value"] == "inf" and rows["works after all"]["value"] == 2
+    assert rows["raises"]["error"] == "RuntimeError: CUDA error: an illegal memory access"
+    assert rows["raises"]["half"] == 1
+    assert rows["is killed"]["error"] == (
+        "the process was killed; the machine may be out of memory"
+    )
+    assert rows["hangs"]["error"].startswith("stopped: it took three times as long")
+    assert rows["is not here"]["unavailable"] == "torchao is not installed"
+    assert rows["too long"]["skipped"].endswith("s left, 1000000 s expected")
+    states = {name: step["status"] for name, step in report.steps.items()}
+    assert states == {"rows": "done", "breaks": "failed", "device": "done", "last": "done"}
+    assert report.steps["breaks"]["error"] == 'KeyError: "a step\'s own mistake"'
+    assert report.steps["device"]["rows"]["in a new process"]["value"] == 3
+    assert "running" not in report.data
+    failed = [line.rpartition(": ")[0] for line in summary.failures(report)]
+    assert len(summary.failures(report)) == 5 and "breaks: KeyError" in failed
+    text = summary.table(report)
+    assert "rows: is not here: torchao is not installed" in text
+    assert "rows: too long: " in text and "rows       failed " in text
+
+
+@pytest.mark.usefixtures("faulty")
+def test_what_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> None:
+    report = check(tmp_path, steps=("rows",))
+    log = (tmp_path / "gpu_check.log").read_text()
+    assert "illegal memory access" in log
+    # The row is saved before it is measured; its child's number is only in memory.
+    assert "hangs" in report.steps["rows"]["rows"]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # no child of this process is left
+
+
+@pytest.mark.usefixtures("faulty")
+def test_the_budget_is_kept(tmp_path: Path) -> None:
+    """Before the first worker begins, and within a row that its own limit would stop later."""
+    report = check(tmp_path, budget_s=0.01)
+    assert {step["status"] for step in report.steps.values()} == {"skipped"}
+    assert len(summary.left_out(report)) == 4 and not summary.failures(report)
+    report = check(tmp_path, budget_s=6, steps=("last", "overruns"))
+    rows = report.steps["overruns"]["rows"]
+    assert rows == {"overruns": {"skipped": "stopped when the budget ended"}}
+    assert report.steps["last"]["status"] == "done" and not summary.failures(report)
+
+
+def test_a_wrong_command_line_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "has_gpu", lambda: False)
+    out = ["--out", str(tmp_path / "out")]
+    (tmp_path / "file").write_text("")
+    for words, said in (
+        ([], "--out: is not given"),
+        ([*out, "--steps", "limit"], "'limit' is no step; use limits"),
+        ([*out, "--steps", "xyz"], "'xyz' is no step; use machine, limits"),
+        ([*out, "--budget", "0"], "--budget: 0 is not positive"),
+        (out, "PyTorch sees no CUDA GPU here; --shape sprites rehearses on a CPU"),
+        (["--out", str(tmp_path / "file"), "--shape", "sprites"], "cannot be written"),
+    ):
+        assert command.main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_every_step_has_a_module_and_an_estimate_for_every_shape() -> None:
+    for step in STEPS.values():
+        assert (Path(command.__file__).parent / f"{step.module}.py").is_file()
+        assert set(step.expected_s) == set(step.least_s) == set(SIZES)
+        assert all(step.least_s[shape] <= step.expected_s[shape] for shape in SIZES)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
+    """All of it, at the bundled teacher's size; on a GPU host it runs on the GPU."""
+    code = command.main(["--out", str(tmp_path), "--shape", "sprites", "--budget", "600"])
+    report = Report.read(tmp_path / "gpu_check.json")
+    assert summary.failures(report) == [] and summary.left_out(report) == []
+    assert code == 0 and list(report.steps) == list(STEPS)
+    for name, step in report.steps.items():
+        measured = [label for label, row in step["rows"].items() if "unavailable" not in row]
+        assert measured, f"{name} measured nothing"
+    forward = report.steps["forward"]["rows"]
+    for label in ("stock, compiled", "engine, as it comes", "engine, eager"):
+        assert forward[label]["difference_to_stock"] < 1e-4
+    bundled = report.steps["bundled"]["rows"]["float32, TF32 off"]
+    assert bundled["latents_max_difference"] < 1e-3
+    decode = report.steps["vae"]["rows"]["engine, as it comes"]
+    assert decode["levels_max"] <= 1

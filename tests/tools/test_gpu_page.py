@@ -1,0 +1,187 @@
+"""The page of GPU figures says what was measured on a GPU, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.gpu_check import __main__ as command
+from tools.gpu_check.goals import GOALS, figures
+from tools.gpu_check.page import page_of
+from tools.gpu_check.page_sections import UNKNOWN
+
+ROOT = Path(__file__).resolve().parents[2]
+NETWORK = {"first_s": 40.0, "peak_gib": 30.0, "attention": "sdpa", "took_s": 60.0}
+REPORT: dict[str, Any] = {
+    "format": 1,
+    "commit": "abc",
+    "started": "2030-01-02 03:04:05 UTC",
+    "shape": "14b",
+    "size": [480, 832, 81],
+    "device": "cuda",
+    "clock": {"start": 0.0, "budget_s": 1.0},
+    "steps": {
+        "machine": {
+            "status": "done",
+            "rows": {
+                "packages": {"torch": "2.11.0", "deepspeed": "missing"},
+                "gpu": {"name": "NVIDIA H100 80GB HBM3", "memory_total_gib": 79.6},
+                "doctor": {"checks": [{"name": "xy", "state": "missing", "detail": "no xy"}]},
+            },
+        },
+        "limits": {
+            "status": "done",
+            "ceilings": {"flops_bf16": 700e12, "flops_fp8": 1200e12, "bandwidth": 2.9e12},
+            "rows": {},
+        },
+        "attention": {
+            "status": "done",
+            "rows": {
+                "flash3": {"unavailable": "FlashAttention 3 is not installed", "took_s": 0.1},
+                "sdpa": {
+                    "kernel": "PyTorch ran",
+                    "tflops": 600.0,
+                    "relative_error": 0.003,
+                    "self": {"ms": 36.6, "tflops": 600.0, "relative_error": 0.003},
+                    "text": {"ms": 1.0, "tflops": 340.0, "relative_error": 0.002},
+                    "took_s": 3.0,
+                },
+            },
+        },
+        "forward": {
+            "status": "done",
+            "rows": {
+                "stock, eager": {"ms": 3200.0, "tflops": 524.0, **NETWORK},
+                "stock, compiled": {"error": "RuntimeError: no", "took_s": 1.0},
+                "engine, as it comes": {
+                    "ms": 2500.0,
+                    "tflops": 671.0,
+                    "difference_to_stock": 0.004,
+                    "kernels_ms": {"product": 1200.0, "attention": 1250.0, "idle": 50.0},
+                    "slowest": [[1200.0, 400, "nvjet_gemm"]],
+                    **NETWORK,
+                },
+                "engine, fp8": {"ms": 2300.0, "tflops": 730.0, **NETWORK},
+                "engine, eager": {"skipped": "3 s left, 20 s expected"},
+            },
+        },
+        "training": {
+            "status": "done",
+            "rows": {
+                "local": {
+                    "iteration_s": 10.0,
+                    "mfu": 0.46,
+                    "phases_s": {"rollout": 4.0, "teacher": 6.0},
+                    "memory_to_plan": 0.85,
+                    "took_s": 60.0,
+                },
+                "zero3": {"unavailable": "DeepSpeed is not installed", "took_s": 0.0},
+            },
+        },
+    },
+}
+
+
+def page(tmp_path: Path, *reports: dict[str, Any]) -> str:
+    paths = []
+    for index, report in enumerate(reports):
+        path = tmp_path / f"{index}.json"
+        path.write_text(json.dumps(report))
+        paths.append(path)
+    return page_of(paths)
+
+
+def line(text: str, start: str) -> list[str]:
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {start} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_figures_stand_beside_ceilings_and_goals(tmp_path: Path) -> None:
+    text = page(tmp_path, REPORT)
+    assert "NVIDIA H100 80GB HBM3 (79.6 GiB" in text and "commit abc" in text
+    assert line(text, GOALS[0].what)[2:] == ["2.5 s", "**met**"]
+    assert line(text, GOALS[1].what)[2:] == ["2.3 s", "**not met**"]
+    assert line(text, "faster than stock diffusers eager")[2:] == ["1.28 times", "**not met**"]
+    assert line(text, "faster than stock diffusers compiled")[2:] == [UNKNOWN, UNKNOWN]
+    assert line(text, "training memory: farthest strategy from its plan")[2] == "15 %"
+    assert line(text, "sdpa")[1:5] == ["36.60", "600", "86%", "3.0e-03"]
+    assert line(text, "engine, as it comes")[1:4] == ["2500", "1.28", "96%"]
+    # 785 TFLOP of products at 700 TFLOP/s, 893 of attention at 600.
+    least = {cells[1]: cells[3] for cells in _bounds(text)}
+    assert least == {"**attention**": "1513", "product": "1110", "idle": ""}
+    assert "failed: RuntimeError: no" in text and "- forward: engine, eager: 3 s left" in text
+    assert (
+        "- attention: flash3: FlashAttention 3 is not installed" in text and "- xy: no xy" in text
+    )
+
+
+def _bounds(text: str) -> list[list[str]]:
+    part = text.split("### What bounds it")[1].split("Slowest kernels")[0]
+    rows = [row.strip("|").split("|") for row in part.splitlines() if row.startswith("| engine")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_committed_page_is_written_by_this_code() -> None:
+    """It changes only by the command: today no report of a GPU is in the repository."""
+    reports = sorted((ROOT / "docs" / "benchmarks").glob("gpu*.json"))
+    assert (ROOT / "docs" / "benchmarks" / "gpu.md").read_text(encoding="utf-8") == page_of(reports)
+
+
+def test_without_a_report_nothing_is_claimed() -> None:
+    text = page_of([])
+    assert "**Not measured yet**" in text and "met**" not in text.replace("measured", "")
+    for goal in GOALS:
+        assert line(text, goal.what)[2:] == [UNKNOWN, UNKNOWN]
+    assert figures({"steps": {}}) == {}
+
+
+def test_a_cpus_figures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "gpu_check.json"
+    out = tmp_path / "page.md"
+    other = {**REPORT, "shape": "1.3b"}
+    for content, said in (
+        (json.dumps({**REPORT, "device": "cpu"}), "is a rehearsal on a cpu"),
+        ("{}", "is no report of this version"),
+        ("{", "cannot be read as a report"),
+    ):
+        report.write_text(content)
+        assert command.main(["--page", str(report), "--page-out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and not out.exists()
+    report.write_text(json.dumps(REPORT))
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    words = ["--page", str(report), str(tmp_path / "other.json"), "--page-out", str(out)]
+    assert command.main(words) == 2 and "reports of one shape" in capsys.readouterr().err
+    assert command.main(["--page", str(report), "--page-out", str(out)]) == 0 and out.exists()
+
+
+def test_a_later_run_completes_an_earlier_one(tmp_path: Path) -> None:
+    later = copy.deepcopy(REPORT)
+    later["commit"] = "def"
+    later["steps"] = {
+        "attention": {"status": "skipped", "reason": "no time"},
+        "forward": {
+            "status": "done",
+            "rows": {
+                "stock, compiled": {"ms": 2750.0, "tflops": 610.0, **NETWORK},
+                "engine, as it comes": {"skipped": "1 s left, 30 s expected"},
+            },
+        },
+    }
+    text = page(tmp_path, REPORT, later)
+    assert line(text, "faster than stock diffusers compiled")[2:] == ["1.1 times", "**not met**"]
+    assert line(text, "sdpa")[1] == "36.60" and "commit abc, def" in text
+
+
+def test_another_gpu_is_held_to_no_goal(tmp_path: Path) -> None:
+    report = copy.deepcopy(REPORT)
+    report["steps"]["machine"]["rows"]["gpu"]["name"] = "NVIDIA H200"
+    text = page(tmp_path, report)
+    assert line(text, GOALS[0].what)[2:] == ["2.5 s", "set for an H100"]
+    small = copy.deepcopy(REPORT)
+    small["shape"] = "1.3b"
+    assert "forward_s" not in figures(small)

@@ -1,0 +1,119 @@
+"""The figures that count, taken out of a report, and the goals they are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+GOAL_GPU = "H100"
+"""The goals are set for one of these."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a figure should reach.
+
+    Attributes:
+        what: In words.
+        figure: A key of ``figures``.
+        unit: Behind the figure.
+        limit: In the same unit.
+        at_most: Whether the figure should be below the limit, not above.
+    """
+
+    what: str
+    figure: str
+    unit: str
+    limit: float
+    at_most: bool = True
+
+    def met(self, value: float) -> bool:
+        """Whether a figure reaches it."""
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+GOALS = (
+    Goal("14B forward at 32,760 tokens, bf16, exact attention", "forward_s", "s", 2.6),
+    Goal("14B forward at 32,760 tokens, fp8 weights and activations", "fp8_s", "s", 2.2),
+    Goal("whole 14B video of four steps, with the decode", "video_s", "s", 13),
+    Goal("faster than stock diffusers compiled", "over_stock_compiled", "times", 1.3, False),
+    Goal("faster than stock diffusers eager", "over_stock_eager", "times", 1.5, False),
+    Goal("training MFU over the iteration, 1.3B shape, local", "mfu_percent", "%", 45, False),
+    Goal("ZeRO-3 on one rank beside local, time of an iteration", "zero3_over_local", "times", 1.1),
+    Goal("inference memory: farthest stage from its plan", "inference_memory_percent", "%", 10),
+    Goal("training memory: farthest strategy from its plan", "training_memory_percent", "%", 10),
+    Goal("largest error of an exact attention kernel, bf16", "kernel_error", "of its output", 2e-2),
+)
+
+
+def rows(data: dict[str, Any], step: str) -> dict[str, Any]:
+    """The rows of a step in a report's data; {} if it has none."""
+    found: dict[str, Any] = data.get("steps", {}).get(step, {}).get("rows", {})
+    return found
+
+
+def figures(data: dict[str, Any]) -> dict[str, float]:
+    """Every figure of a report that is there, by name."""
+    found: dict[str, float] = {}
+    for name, look in _LOOKS.items():
+        try:
+            value = look(data)
+        except (KeyError, ZeroDivisionError, ValueError, TypeError):
+            continue  # a row that is not there, or failed before it had this
+        if value is not None:
+            found[name] = float(value)
+    return found
+
+
+def _engine_ms(data: dict[str, Any]) -> float:
+    return float(rows(data, "forward")["engine, as it comes"]["ms"])
+
+
+def _of_14b(look: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float | None]:
+    """The figure if it is the 14B shape's at full size."""
+
+    def only(data: dict[str, Any]) -> float | None:
+        full = data.get("shape") == "14b" and data.get("size") == [480, 832, 81]
+        return look(data) if full else None
+
+    return only
+
+
+def _video(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = rows(data, "video")["engine, as it comes"]
+    return found
+
+
+def _kernel_error(data: dict[str, Any]) -> float:
+    return max(
+        row["relative_error"]
+        for row in rows(data, "attention").values()
+        if "relative_error" in row and "approximate" not in row["kernel"]
+    )
+
+
+def _farthest(ratios: list[float]) -> float:
+    return 100 * max(abs(ratio - 1) for ratio in ratios)
+
+
+_LOOKS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "forward_s": _of_14b(lambda d: _engine_ms(d) / 1e3),
+    "fp8_s": _of_14b(lambda d: rows(d, "forward")["engine, fp8"]["ms"] / 1e3),
+    "fp8_gain": _of_14b(lambda d: _engine_ms(d) / rows(d, "forward")["engine, fp8"]["ms"]),
+    "video_s": _of_14b(lambda d: _video(d)["second"]["total"]),
+    "denoise_s": _of_14b(lambda d: _video(d)["second"]["denoise"]),
+    "over_stock_compiled": _of_14b(
+        lambda d: rows(d, "forward")["stock, compiled"]["ms"] / _engine_ms(d)
+    ),
+    "over_stock_eager": _of_14b(lambda d: rows(d, "forward")["stock, eager"]["ms"] / _engine_ms(d)),
+    "mfu_percent": lambda d: 100 * rows(d, "training")["local"]["mfu"],
+    "zero3_over_local": lambda d: (
+        rows(d, "training")["zero3"]["iteration_s"] / rows(d, "training")["local"]["iteration_s"]
+    ),
+    "inference_memory_percent": lambda d: _farthest(list(_video(d)["memory_ratio"].values())),
+    "training_memory_percent": lambda d: _farthest(
+        [r["memory_to_plan"] for r in rows(d, "training").values() if "memory_to_plan" in r]
+    ),
+    "kernel_error": _kernel_error,
+}
