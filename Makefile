@@ -1,6 +1,7 @@
 # make demo    distil, export and generate with the bundled teacher (about ten minutes on two cores)
 # make test    linters, types and tests
 # make lint    linters and types only
+# make test-gpu    the tests that need a CUDA GPU, through .venv if it is there, else through PYTHON
 #
 # Each makes .venv and installs the locked dependencies first, once. To choose the interpreter:
 # make demo PYTHON=/path/to/python3.12. PIP_ARGS goes to every pip install, ARGS to the command.
@@ -15,13 +16,18 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	"$$name" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
 
-.PHONY: demo test lint venv
+.PHONY: demo test test-gpu lint venv
 
 demo: venv
 	$(BIN)/python -m lightx2v_sgmd demo $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# On a GPU machine without network there may be no .venv: docs/gpu.md.
+test-gpu:
+	@python="$(BIN)/python"; test -x "$$python" || python="$(PYTHON)"; \
+	"$$python" -m pytest -q -m gpu $(ARGS)
 
 lint: venv
 	$(BIN)/python -m ruff check .

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightx2v_sgmd.models.wan import open_wan
+from tests import devices
 from tests.tiny import make_tiny_wan
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the GPU tests where there is no GPU, or where it is hidden."""
+    if torch.cuda.is_available():
+        if not devices.asks_for_gpu_tests(["-m", config.option.markexpr or ""]):
+            raise pytest.UsageError("a GPU is seen that should be hidden; see tests/devices.py")
+        return
+    reason = "needs a CUDA GPU, and `make test-gpu`"
+    for item in items:
+        if item.get_closest_marker(devices.GPU) is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def exact_float32() -> Iterator[None]:
+    """Switches TF32 off: a GPU's convolutions of float32 otherwise round inputs to 10 bits."""
+    from tools.gpu_check.context import tf32
+
+    with tf32(False):
+        yield
 
 
 @pytest.fixture(scope="session")

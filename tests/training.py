@@ -57,7 +57,8 @@ def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") 
         model, [*load_prompts(job), job.teacher.negative_prompt], ranks, torch.float32, None
     )
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
-    networks = open_strategy(strategy, model, Settings.of(job), ranks, fold_text=True)
+    folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
+    networks = open_strategy(strategy, model, Settings.of(job), ranks, fold_text=folded)
     return Trainer(job, networks, Batches(job, rows, negative, shape, ranks))
 
 

@@ -120,7 +120,7 @@ def test_memory_of_a_sharded_rank(
     assert predicted_peak(job, 2) == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("strategy", ["local", "zero3"])
 def test_memory_of_a_gpu(tmp_path: Path, strategy: str) -> None:
     """Blocks of the 1.3B model's shape, 390 million weights, 11,232 tokens."""

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from infer import load_student
 from infer.checks import check_student
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
@@ -18,6 +17,7 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 from tests.infer.conftest import manifest_of, write_metadata
+from tests.students import load_student
 from tests.tiny import WEIGHTS
 
 OTHER = Schedule(shift=5.0)

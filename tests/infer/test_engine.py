@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from infer import Cancelled, load_student
+from infer import Cancelled
 from infer.decoding import videos_at_once
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
@@ -15,6 +15,7 @@ from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.video import read_video
 from tests.stock import run_stock, stock_pipe
+from tests.students import load_student
 
 PROMPTS = ["a red circle moving left", "a blue square and a red circle moving right slowly", "a"]
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 import infer.requests
-from infer import Cancelled, SomeFailed, Student, generate, generate_files, load_student
+from infer import Cancelled, SomeFailed, Student, generate, generate_files
 from infer.video import read_video
 from lightx2v_sgmd.errors import UserError
+from tests.students import load_student
 
 
 def test_one_prompt_gives_one_file(shared_student: Path, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infer import Lora, load_student
+from infer import Lora
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
+from tests.students import load_student
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer import load_student
 from infer.text import Texts, prune
 from lightx2v_sgmd.models.identity import encoder_identity
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel, open_wan
+from tests.students import load_student
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "a blue square moving left", "a red circle"]

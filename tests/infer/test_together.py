@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer import generate_files, load_student
+from infer import generate_files
 from infer.together import check_ranks
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.video import read_video
+from tests.students import load_student
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a red circle moving left", "a blue square"]

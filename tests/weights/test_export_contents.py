@@ -12,7 +12,6 @@ from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from infer import load_student
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.manifest import changed_files, read_manifest
 from lightx2v_sgmd.models import original
@@ -21,6 +20,7 @@ from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from tests.models.original import write_original
 from tests.stock import run_stock, stock_pipe
+from tests.students import load_student
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import (
     do_export,

@@ -125,8 +125,8 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
 def _record_death(report: Report, code: int) -> None:
     """Writes down what was being done when a worker ended; the next one goes on after it."""
     running = report.data.get("running")
-    if code == LOST:  # the row that lost the device has said why
-        report.idle()
+    if code == LOST or not unfinished(report):
+        report.idle()  # the row that lost the device has said why
         return
     name = running["step"] if running else unfinished(report)[0]
     label = running["row"] if running else None
