@@ -123,3 +123,44 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
     assert bundled["latents_max_difference"] < 1e-3
     decode = report.steps["vae"]["rows"]["engine, as it comes"]
     assert decode["levels_max"] <= 1
+
+
+def test_tests_that_break_their_process_are_named_and_the_rest_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tools.gpu_check import gpu_tests
+    from tools.gpu_check.report import Step
+
+    source = (
+        "import os, pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_a(): pass\n"
+        "def test_b(): assert False\n"
+        "def test_c(): os._exit(9)\n"
+        "@pytest.mark.parametrize('x', ['p q', 'r'])\n"
+        "def test_d(x): pass\n"
+    )
+    folder = tmp_path / "root"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "tests" / "test_x.py").write_text(source)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\n")
+    monkeypatch.setattr(gpu_tests, "ROOT", folder)
+    report = supervisor.begin(tmp_path / "out", 60, "sprites", None, ["tests"])
+    step = Step(report, "tests")
+
+    class OnCpu:
+        cuda = False
+
+    gpu_tests.run(OnCpu(), step)  # type: ignore[arg-type]
+    first, rest = step.rows["all"], step.rows["the rest, 2"]
+    assert {name.partition("::")[2]: said for name, said in first["tests"].items()} == {
+        "test_a": "PASSED",
+        "test_b": "FAILED",
+        "test_c": "BROKE OFF",
+    }
+    assert first["error"].startswith("RuntimeError: test_b, test_c; pytest died with exit code 9")
+    assert {name.partition("::")[2]: said for name, said in rest["tests"].items()} == {
+        "test_d[p q]": "PASSED",
+        "test_d[r]": "PASSED",
+    }
+    assert "error" not in rest and len(step.rows) == 2

@@ -84,17 +84,16 @@ def variants(context: Context) -> list[Variant]:
     plan = make_plan(context.model, rows[1].options or Options(), context.size)
     if plan.compile:  # the same as the row before it
         del rows[2]
-    if context.cuda:
-        rows += [
-            Variant(
-                f"engine, compiled, {kernel.name}", options(compile=True, attention=kernel.name)
-            )
-            for kernel in kernels.kernels(context.device, plan.dtype, context.head_dim)
-            if kernel.available
-            and kernel.name != plan.attention
-            and not kernels.KERNELS[kernel.name].approximate
-        ]
     return rows
+
+
+def kernel_variants(context: Context) -> list[Variant]:
+    """The engine compiled with each exact kernel that runs here."""
+    return [
+        Variant(kernel.name, Options(device=context.device, compile=True, attention=kernel.name))
+        for kernel in kernels.kernels(context.device, context.dtype, context.head_dim)
+        if kernel.available and not kernels.KERNELS[kernel.name].approximate
+    ]
 
 
 def expected_s(context: Context, variant: Variant) -> float:
