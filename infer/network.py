@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import torch
 
 from infer.lora import add_loras
 from infer.options import Plan
+from infer.products import fuse_products
 from infer.together import share_tokens
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.caches import cache_folder
+from lightx2v_sgmd.console import note
 from lightx2v_sgmd.disk import nearest_existing
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models import compiling
+from lightx2v_sgmd.models.blocks import fuse_passes
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.quiet import no_library_bars
@@ -42,19 +47,22 @@ def load_network(model: WanModel, plan: Plan, ranks: Ranks) -> Any:
         network.to(plan.device)
     if plan.fuse_qkv:
         fuse_qkv(network)
+    fuse_passes(network)
     kernels.apply(network, plan.attention)
     share_tokens(network, ranks)
     if plan.way.quantize in ("fp8", "int8"):
         quantize(network, plan.way.quantize, plan.device)
     elif plan.way.quantize == "fp8-storage":
         store_in_fp8(network, plan.dtype)
+    elif not plan.options.loras or plan.options.merge_lora:
+        fuse_products(network, plan.device, plan.compile)
+    if plan.compile:
+        # What ranks tell one another inside a block cannot be compiled.
+        compile_blocks(network, plan.options.compile_cache, ranks.first, whole=ranks.size == 1)
     if plan.way.offload:
         offload(network, plan.device)
     elif not straight:
         network.to(plan.device)
-    if plan.compile:
-        # What ranks tell one another inside a block cannot be compiled.
-        compile_blocks(network, plan.options.compile_cache, whole=ranks.size == 1)
     return network
 
 
@@ -126,21 +134,25 @@ def offload(network: Any, device: torch.device) -> None:
     )
 
 
-def compile_blocks(network: Any, cache: Path | None, whole: bool = True) -> None:
-    """Compiles the block that the network repeats, once for all its places.
+def compile_blocks(
+    network: Any, cache: Path | None, reports: bool = True, whole: bool = True
+) -> None:
+    """Compiles the block that the network repeats, for videos of any size and number.
 
-    Kernels are kept on disk, so that the next process starts warm.
+    Kernels stay on disk, so that the next process starts warm.
 
     Args:
         network: ``WanTransformer3DModel``.
-        cache: Where they are kept; None: as the environment says, or the user's cache.
-        whole: Whether a block that cannot be compiled in one piece is an error.
+        cache: The folder for kernels. None: the one that the environment names, or one in the
+            user's cache.
+        reports: True if this process prints what the compiler does.
+        whole: False if a block may be compiled in several pieces.
     """
     if cache is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = _kernel_folder()
-    network.compile_repeated_blocks(fullgraph=whole, dynamic=False)
+    compiling.compile_blocks(network, partial(note, quiet=not reports), whole)
 
 
 def _kernel_folder() -> str:

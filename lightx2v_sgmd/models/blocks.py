@@ -1,0 +1,175 @@
+"""The forward pass of a Wan block with as few passes over the tokens as PyTorch allows.
+
+diffusers' block computes norms, modulation, rotations and gates in many small operations, each of
+which reads and writes all tokens. Here they are few: without a gradient and outside of
+``torch.compile`` they work in place; otherwise they are written so that a compiler fuses them. The
+results are those of diffusers' block in the same precisions, to rounding. Weights stay where they
+are, and matrix products are calls of the block's own modules, which may be quantised, offloaded,
+or carry LoRA layers.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# B batch, S tokens, N heads, D head size, W = N * D width
+
+__all__ = ["FusedAttention", "fuse_passes", "fused_forward", "rotate"]
+
+
+def fuse_passes(network: Any) -> None:
+    """Gives every block of a ``WanTransformer3DModel`` the forward pass of this module.
+
+    Blocks keep diffusers' forward pass where they attend to an image, too. Call it before a kernel
+    of attention is chosen and before tokens are shared: both change the processors.
+    """
+    for block in network.blocks:
+        if block.attn2.add_k_proj is not None:
+            continue
+        for attention in (block.attn1, block.attn2):
+            attention.set_processor(FusedAttention())
+        block.forward = MethodType(fused_forward, block)
+
+
+def fused_forward(
+    block: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb: Tensor,
+    rotary_emb: Any,
+) -> Tensor:
+    """A ``WanTransformerBlock``'s output, ``[B, S, W]``.
+
+    Args:
+        block: The block.
+        hidden_states: ``[B, S, W]``.
+        encoder_hidden_states: The text, ``[B, rows, W]``.
+        temb: The embedded time, ``[B, 6, W]``, or ``[B, S, 6, W]`` where every token has its own.
+        rotary_emb: What the block's self-attention takes.
+    """
+    x = hidden_states
+    table, times = block.scale_shift_table, temb.float()
+    changes = (table + times)[:, None] if temb.ndim == 3 else table[None] + times
+    # [B, 1 or S, W] each; float32 in every precision.
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = changes.unbind(-2)
+
+    normed = _modulated(x, 1 + scale, shift, block.norm1.eps)
+    x = _gated(x, block.attn1(normed, None, None, rotary_emb), gate)
+    normed = block.norm2(x.float()).type_as(x)
+    attended = block.attn2(normed, encoder_hidden_states, None, None)
+    x = x.add_(attended) if _in_place() else x + attended
+    normed = _modulated(x, 1 + ffn_scale, ffn_shift, block.norm3.eps)
+    return _gated(x, block.ffn(normed), ffn_gate, overwrite=True)
+
+
+class FusedAttention:
+    """Processor of a ``WanAttention``: self-attention, or cross-attention to the text."""
+
+    # diffusers' set_attention_backend writes the first attribute, and reads the second.
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``hidden_states [B, S, W]`` to ``[B, S, W]``; the text is ``[B, rows, W]``."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        query, key, value = _projected(attn, hidden_states, encoder_hidden_states)
+        query = _heads(_normalised(query, attn.norm_q), attn.heads)
+        key = _heads(_normalised(key, attn.norm_k), attn.heads)
+        if rotary_emb is not None:
+            query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+        output = dispatch_attention_fn(
+            query,
+            key,
+            _heads(value, attn.heads),
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+        )
+        output = output.flatten(2, 3).type_as(query)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
+        return projected
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates neighbouring pairs of numbers; overwrites ``x`` where no gradient is wanted.
+
+    Args:
+        x: ``[B, S, N, D]``.
+        cos: ``[1, S, 1, D]`` float32, each value twice.
+        sin: The same of the sines.
+
+    Returns:
+        ``[B, S, N, D]`` in the precision of ``x``.
+    """
+    cos, sin = cos[..., 0::2].float(), sin[..., 1::2].float()
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if _in_place():
+        # One pass over the numbers, as a product of complex ones.
+        torch.view_as_complex(pairs).mul_(torch.complex(cos, sin))
+        return pairs.flatten(-2).type_as(x)
+    first, second = pairs.unbind(-1)
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack(turned, dim=-1).flatten(-2).type_as(x)
+
+
+def _in_place() -> bool:
+    """True where results may overwrite what they are made of: no gradient, no compiler."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _projected(attn: Any, x: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, ``[B, S or rows, W]`` each."""
+    if not attn.fused_projections:
+        source = x if text is None else text
+        return attn.to_q(x), attn.to_k(source), attn.to_v(source)
+    if text is None:
+        query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
+        return query, key, value
+    key, value = attn.to_kv(text).chunk(2, dim=-1)
+    return attn.to_q(x), key, value
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    return split
+
+
+def _normalised(x: Tensor, norm: Any) -> Tensor:
+    """The RMS norm over all heads; PyTorch has no kernel of its own for it on a CPU."""
+    if not (_in_place() and x.device.type == "cpu" and x.dtype == torch.float32):
+        result: Tensor = norm(x)
+        return result
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = length.square_().div_(x.shape[-1]).add_(norm.eps).rsqrt_()
+    return x.mul_(inverse).mul_(norm.weight)
+
+
+def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """The normalised tokens times ``scale`` plus ``shift``, computed in float32."""
+    width = (x.shape[-1],)
+    if _in_place() and scale.shape[:2] == (1, 1) and len(x) == 1:
+        # One video at one time: the modulation is what a layer norm has as weight and bias.
+        return F.layer_norm(x.float(), width, scale[0, 0], shift[0, 0], eps).type_as(x)
+    normed = F.layer_norm(x.float(), width, eps=eps)
+    if _in_place():
+        return torch.addcmul(shift, normed, scale, out=torch.empty_like(x))
+    return (normed * scale + shift).type_as(x)
+
+
+def _gated(x: Tensor, change: Tensor, gate: Tensor, overwrite: bool = False) -> Tensor:
+    """``x + change * gate``, computed in float32."""
+    if _in_place():
+        return torch.addcmul(x, change, gate, out=x if overwrite else torch.empty_like(x))
+    return (x.float() + change.float() * gate).type_as(x)
