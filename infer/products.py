@@ -37,7 +37,7 @@ def fuse_products(network: Any, device: torch.device, compiled: bool) -> None:
         for block in network.blocks:
             block.ffn.net[0] = GeluProduct(block.ffn.net[0].proj)
     elif device.type == "cpu" and dtype == torch.float32 and onednn_works():
-        _register()
+        register()
         for block in network.blocks:
             _use_onednn(block, packed=not compiled)
 
@@ -125,7 +125,7 @@ def _gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @cache
-def _register() -> None:
+def register() -> None:
     """Names both products as operators: a compiler calls them and does not look inside."""
     onednn = torch.library.custom_op("lightx2v_sgmd::onednn_product", _onednn, mutates_args=())
     onednn.register_fake(lambda x, weight, bias, gelu: x.new_empty(*x.shape[:-1], len(weight)))
@@ -151,7 +151,7 @@ def onednn_works() -> bool:
 @cache
 def gelu_product_works(device: torch.device, dtype: torch.dtype) -> bool:
     """True if a product with GELU in its kernel gives what the two give one after the other."""
-    _register()
+    register()
     x, layer = _example(device, dtype)
     try:
         got = GeluProduct(layer)(x)

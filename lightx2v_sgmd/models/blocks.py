@@ -113,15 +113,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         ``[B, S, N, D]`` in the precision of ``x``.
     """
-    cos, sin = cos[..., 0::2].float(), sin[..., 1::2].float()
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = _split(x.float(), 2)
     if _in_place():
         # One pass over the numbers, as a product of complex ones.
-        torch.view_as_complex(pairs).mul_(torch.complex(cos, sin))
+        turns = torch.complex(cos[..., 0::2].float(), sin[..., 1::2].float())
+        torch.view_as_complex(pairs).mul_(turns)
         return pairs.flatten(-2).type_as(x)
-    first, second = pairs.unbind(-1)
-    turned = (first * cos - second * sin, first * sin + second * cos)
-    return torch.stack(turned, dim=-1).flatten(-2).type_as(x)
+    # (a, b) turns to a cos + b (-sin) and b cos + a sin: without a concatenation it is one pass.
+    signs = 2 * torch.arange(2, device=x.device, dtype=sin.dtype) - 1
+    turned = pairs * _split(cos, 2) + pairs.flip(-1) * (_split(sin, 2) * signs)
+    return turned.flatten(-2).type_as(x)
 
 
 def _in_place() -> bool:
@@ -142,7 +143,12 @@ def _projected(attn: Any, x: Tensor, text: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    return _split(x, x.shape[-1] // heads)
+
+
+def _split(x: Tensor, size: int) -> Tensor:
+    """The last dimension as groups of ``size``."""
+    split: Tensor = x.unflatten(-1, (-1, size))  # type: ignore[no-untyped-call]
     return split
 
 

@@ -48,7 +48,7 @@ def test_a_block_gives_the_same(compiled: bool) -> None:
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_product_gives_the_same(packed: bool, gelu: bool, bias: bool) -> None:
-    products._register()
+    products.register()
     layer = nn.Linear(48, 80, bias=bias).requires_grad_(False)
     own = products.OnednnProduct(layer, 100, gelu, packed)
     x = torch.randn(3, 7, 48)
