@@ -25,6 +25,7 @@ from infer.stopping import Cancel, OnStep, stoppable
 from infer.together import check_ranks, processes
 from infer.writing import Pending, writing
 from lightx2v_sgmd.console import Bar, note, progress
+from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import OutputLock, resolved
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.video import Frames
@@ -123,6 +124,8 @@ def generate_files(
         Cancelled: ``cancel`` said so; what was finished stays.
     """
     chosen = Options(**options)
+    if fps is not None and not 0.1 <= fps <= 1000:
+        raise UserError(f"fps: {fps:g} is not from 0.1 to 1000 frames per second")
     requests = make_requests(prompts, seed)
     resolved(out)
     files = output_files(requests, Path(out), alone=isinstance(prompts, str))

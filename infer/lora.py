@@ -16,7 +16,7 @@ from lightx2v_sgmd.models.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.models.keymaps import transformer_to_diffusers
 from lightx2v_sgmd.quiet import no_warnings
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import read_header, schedule_of
+from lightx2v_sgmd.tensorfiles import read_header, schedule_of, shown
 from lightx2v_sgmd.untrusted.fields import (
     ByLayer,
     Field,
@@ -29,6 +29,8 @@ from lightx2v_sgmd.untrusted.fields import (
     optional,
 )
 from lightx2v_sgmd.untrusted.jsontext import METADATA, parse_json
+
+_STRONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class Lora:
         if not colon or strength.endswith(".safetensors") or Path(text).exists():
             return cls(_file(Path(text)))
         try:
-            return cls(_file(Path(path)), float(strength))
+            number = float(strength)
+            if not -_STRONGEST <= number <= _STRONGEST:
+                raise ValueError("the network's output would not be finite")
         except ValueError:
             raise UserError(
-                f"lora: {strength!r} is no number; write FILE or FILE:STRENGTH, as "
-                "x.safetensors:0.8"
+                f"lora: {shown(strength)!r} is no strength from -{_STRONGEST} to {_STRONGEST}; "
+                "write FILE or FILE:STRENGTH, as x.safetensors:0.8"
             ) from None
+        return cls(_file(Path(path)), number)
 
 
 def _file(path: Path) -> Path:

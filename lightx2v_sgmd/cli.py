@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -233,11 +233,23 @@ def _print_result(result: dict[str, Any], text: str, as_json: bool) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    if sys.flags.optimize > 1:
+        _start_with_docstrings(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A locale without the letters of a prompt or a path is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def _start_with_docstrings(args: list[str]) -> NoReturn:
+    """Puts this program in the place of itself, without ``-OO``.
+
+    transformers and diffusers read their own docstrings, which that option takes away.
+    """
+    environment = {**os.environ, "PYTHONOPTIMIZE": "1"}
+    command = [sys.executable, "-O", "-m", "lightx2v_sgmd", *args]
+    os.execve(sys.executable, command, environment)
 
 
 def run(args: list[str]) -> int:

@@ -49,6 +49,7 @@ __all__ = [
 
 BUNDLED: Final = "sprites"
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
+_SIZES: Final = ("num_frames", "height", "width")
 _LOADED: Final = ("F64", "F32", "F16", "BF16")
 
 
@@ -93,7 +94,7 @@ class WanModel:
         """
         temporal = int(self.vae_config.get("scale_factor_temporal", 4))
         spatial = int(self.vae_config.get("scale_factor_spatial", 8))
-        _, patch_h, patch_w = self.transformer_config["patch_size"]
+        patch_t, patch_h, patch_w = self.transformer_config["patch_size"]
         if num_frames < 1 or (num_frames - 1) % temporal:
             near = max(0, round((num_frames - 1) / temporal)) * temporal + 1
             raise UserError(
@@ -110,7 +111,16 @@ class WanModel:
                     f"needs; use {near}"
                 )
         channels = int(self.transformer_config["in_channels"])
-        return channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+        shape = (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+        most = int(self.transformer_config.get("rope_max_seq_len", 1024))
+        patches = (patch_t, patch_h, patch_w)
+        for name, latents, patch in zip(_SIZES, shape, patches, strict=True):
+            if latents // patch > most:
+                raise UserError(
+                    f"video.{name}: gives {latents // patch} positions, more than the {most} that "
+                    "this model tells apart; use a smaller one"
+                )
+        return channels, *shape
 
     def build_transformer(self) -> Any:
         """A ``WanTransformer3DModel`` with random weights (or none, on the meta device)."""

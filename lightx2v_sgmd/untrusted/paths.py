@@ -20,8 +20,8 @@ def path_problem(path: str | Path) -> str | None:
         return "holds a zero byte, which no file name may"
     try:
         size = len(text.encode())
-    except UnicodeEncodeError:
-        return "is not UTF-8 text"
+    except UnicodeEncodeError as error:
+        return _half_character(text[error.start])
     if size > _PATH_BYTES:
         return f"has {size} bytes, more than the {_PATH_BYTES} of a path"
     parts = Path(text).parts
@@ -44,5 +44,11 @@ def text_problem(text: str, most: int) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"holds half a character (U+{ord(text[error.start]):04X}), which is no text"
+        return _half_character(text[error.start])
     return None
+
+
+def _half_character(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # as Python keeps a byte that it could not decode
+        return "is not UTF-8 text (with LANG=C, also set PYTHONUTF8=1)"
+    return f"holds half a character (U+{ord(character):04X}), which is no text"

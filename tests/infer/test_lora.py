@@ -132,7 +132,7 @@ def test_a_file_for_another_model_is_refused(
 def test_paths_and_strengths_are_read(tmp_path: Path) -> None:
     assert Lora.parse("a.safetensors") == Lora(Path("a.safetensors"), 1.0)
     assert Lora.parse("a.safetensors:0.8") == Lora(Path("a.safetensors"), 0.8)
-    with pytest.raises(UserError, match="'much' is no number"):
+    with pytest.raises(UserError, match="'much' is no strength"):
         Lora.parse("a.safetensors:much")
     with pytest.raises(UserError, match=r"a\.safetensors: no such file"):
         load_student(make_tiny_wan(tmp_path), loras=(Lora(Path("a.safetensors")),))
