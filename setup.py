@@ -88,6 +88,8 @@ setup(
         "quant": ["torchao>=0.18"],
         "lora": ["peft>=0.17"],
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
+        # Of tools/fuzz.py.
+        "fuzz": ["atheris>=3"],
         "dev": [
             "hypothesis>=6.100",
             # Draws the figures of tools/figures.

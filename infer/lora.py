@@ -29,6 +29,7 @@ from lightx2v_sgmd.untrusted.fields import (
     optional,
 )
 from lightx2v_sgmd.untrusted.jsontext import METADATA, parse_json
+from lightx2v_sgmd.untrusted.paths import path_problem
 
 _STRONGEST = 100
 
@@ -47,6 +48,8 @@ class Lora:
         Raises:
             UserError: the strength is no number.
         """
+        if problem := path_problem(text):
+            raise UserError(f"lora: {shown(text)} {problem}; give a .safetensors file")
         path, colon, strength = text.rpartition(":")
         if not colon or strength.endswith(".safetensors") or Path(text).exists():
             return cls(_file(Path(text)))
