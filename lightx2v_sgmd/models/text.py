@@ -47,6 +47,12 @@ class TextEncoder:
         """Hidden states ``[B, S, D]`` and mask ``[B, S]``; gradient follows the caller's mode."""
         device = self.network.device
         ids, mask = self.tokenize(prompts)
+        known = int(self.network.config.vocab_size)
+        if int(ids.max()) >= known:
+            raise UserError(
+                f"the tokenizer gives token {int(ids.max())}, but the text encoder has {known}; "
+                "give the tokenizer and the text encoder of one model"
+            )
         hidden = self.network(ids.to(device), mask.to(device)).last_hidden_state
         return hidden, mask.to(device)
 

@@ -122,7 +122,9 @@ def _loaded(name: str, folder: Path) -> Any:
     import transformers
 
     kind = getattr(transformers, name)
-    return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    loaded = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    loaded(["a red circle", ""], padding="longest")  # some mistakes show only now
+    return loaded
 
 
 def _unusable(folder: Path, error: BaseException) -> UserError:

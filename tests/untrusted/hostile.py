@@ -294,6 +294,21 @@ TOKENIZERS = _kinds(
         TOKENIZER, "added_tokens", value=[{"id": 2**40, "content": "x", "special": True}]
     ),
     tokenizer_beyond_the_encoder=put(TEXT, vocab_size=2),
+    tokenizer_token_beyond_the_encoder=deeply(
+        TOKENIZER,
+        "added_tokens",
+        value=[
+            {
+                "id": 2**19,
+                "content": "circle",
+                "special": False,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
+        ],
+    ),
     sentencepiece_garbage=both(
         lambda folder: (folder / TOKENIZER).unlink(),
         write("tokenizer/spiece.model", os.urandom(2_000)),
@@ -401,6 +416,12 @@ VISION = _kinds(
     weights=put("config.json", transformers_weights="../../evil.safetensors"),
 )
 MANIFEST = "lightx2v_sgmd.json"
+
+
+def _nine_times(name: str) -> str:
+    return f"{name}: &{name} [{','.join(['*' + chr(ord(name) - 1)] * 9)}]\n"
+
+
 EXPORTS = _kinds(
     "export",
     True,
@@ -413,6 +434,12 @@ EXPORTS = _kinds(
     base_nested=deeply(MANIFEST, "schedule", "base", value=[[1000]]),
     video_1e300=put(MANIFEST, video={"height": 1e300, "width": 1, "num_frames": 1, "fps": 1}),
     format_evil=put(MANIFEST, format="evil"),
+    job_bomb=write(
+        "job.yaml", "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(map(_nine_times, "bcdefghi"))
+    ),
+    job_object=write("job.yaml", "teacher: !!python/object/apply:os.system ['touch executed']\n"),
+    job_base=write("job.yaml", "teacher: {path: sprites, base: [1]}\n"),
+    teacher_elsewhere=put(MANIFEST, teacher="\0", format="lora"),
     transformer_code=put(TRANSFORMER, auto_map=AUTO_MAP),
     tokens_code=put(TOKENS, auto_map=TOKENIZER_MAP),
 )

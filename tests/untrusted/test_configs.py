@@ -1,0 +1,110 @@
+"""The limits admit every published model, with room, and nothing above them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.models import original
+from lightx2v_sgmd.models.known import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.untrusted.configs import (
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE,
+    check_model_index,
+    check_scheduler,
+    check_text_encoder,
+    check_transformer,
+    check_vae,
+    check_vision_encoder,
+)
+
+WAN22_VAE = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "dropout": 0.0,
+    "latents_mean": [0.1] * 48,
+    "latents_std": [0.5] * 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "scale_factor_temporal": 4,
+}
+DINOV2_GIANT = {
+    "model_type": "dinov2",
+    "architectures": ["Dinov2Model"],
+    "hidden_size": 1536,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 24,
+    "image_size": 518,
+    "patch_size": 14,
+    "mlp_ratio": 4,
+    "use_swiglu_ffn": True,
+}
+SAM_HUGE = {
+    "model_type": "sam",
+    "vision_config": {"hidden_size": 1280, "num_hidden_layers": 32, "image_size": 1024},
+    "prompt_encoder_config": {"image_embedding_size": 64, "hidden_size": 256},
+}
+CLIP_BIG = {
+    "model_type": "clip",
+    "text_config": {"hidden_size": 1280, "vocab_size": 49408, "eos_token_id": 49407},
+    "vision_config": {"hidden_size": 1664, "num_hidden_layers": 48, "intermediate_size": 8192},
+}
+
+
+def test_published_models_are_admitted() -> None:
+    for name in known_hub_ids():
+        config = known_transformer_config(name)
+        assert config is not None
+        check_transformer(config)
+    check_transformer({**(known_transformer_config(known_hub_ids()[0]) or {}), "in_channels": 48,
+                       "out_channels": 48, "num_layers": 30, "num_attention_heads": 24})  # fmt: skip
+    check_vae(dict(original.VAE_CONFIG))
+    check_vae(WAN22_VAE)
+    check_text_encoder(dict(original.TEXT_ENCODER_CONFIG))
+    for encoder in (DINOV2_GIANT, SAM_HUGE, CLIP_BIG):
+        check_vision_encoder(encoder)
+    check_scheduler({"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0})
+    check_model_index(
+        {
+            "_class_name": "WanPipeline",
+            "boundary_ratio": 0.875,
+            "expand_timesteps": True,
+            "transformer_2": [None, None],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+        }
+    )
+
+
+def test_there_is_room_above_the_largest() -> None:
+    largest: list[tuple[Any, str, int]] = [
+        (TRANSFORMER, "num_layers", 2 * 60),
+        (TRANSFORMER, "num_attention_heads", 2 * 48),
+        (TRANSFORMER, "ffn_dim", 4 * 16384),
+        (VAE, "base_dim", 4 * 256),
+        (VAE, "z_dim", 4 * 48),
+        (TEXT_ENCODER, "vocab_size", 3 * 256384),
+        (TEXT_ENCODER, "d_model", 3 * 4096),
+        (TEXT_ENCODER, "d_ff", 4 * 10240),
+    ]
+    for fields, key, size in largest:
+        assert fields[key].allows(size), key
+
+
+@pytest.mark.parametrize("key", ["num_layers", "ffn_dim", "freq_dim", "rope_max_seq_len"])
+@pytest.mark.parametrize("value", [0, -1, 2**31, True, 1.0, "1", None, [1], float("nan")])
+def test_a_size_that_is_none(key: str, value: Any) -> None:
+    config = {**(known_transformer_config(known_hub_ids()[0]) or {}), key: value}
+    with pytest.raises(UserError, match=f"^{key} is .*, not a whole number from 1 to"):
+        check_transformer(config)
