@@ -68,8 +68,8 @@ def test_published_models_are_admitted() -> None:
         config = known_transformer_config(name)
         assert config is not None
         check_transformer(config)
-    check_transformer({**(known_transformer_config(known_hub_ids()[0]) or {}), "in_channels": 48,
-                       "out_channels": 48, "num_layers": 30, "num_attention_heads": 24})  # fmt: skip
+    wan22 = {"in_channels": 48, "out_channels": 48, "num_layers": 30, "num_attention_heads": 24}
+    check_transformer({**(known_transformer_config(known_hub_ids()[0]) or {}), **wan22})
     check_vae(dict(original.VAE_CONFIG))
     check_vae(WAN22_VAE)
     check_text_encoder(dict(original.TEXT_ENCODER_CONFIG))
