@@ -1,0 +1,109 @@
+"""What Wan's VAE computes between its convolutions, in as few passes over memory as possible.
+
+Every operation works on rows: a tensor ``[B, C, T, H, W]`` seen as ``[B, N, C]``, where
+N = T * H * W. This view exists in both memory layouts, so nothing is copied for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS: Final = 1e-12
+"""The smallest length that diffusers' ``WanRMS_norm`` divides by."""
+
+
+def rows(x: Tensor) -> Tensor:
+    """``[B, C, T, H, W]`` as a view ``[B, N, C]``."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+
+
+def norm(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """Writes ``gamma * x / |x|`` to ``out``.
+
+    Args:
+        x: ``[B, N, C]``.
+        gamma: ``[C]`` float32, which contains the factor ``sqrt(C)`` of an RMS norm.
+        out: ``[B, N, C]``, for example a part of the next convolution's input.
+        bias: ``[C]`` of the preceding convolution, added to ``x`` first.
+    """
+    if bias is not None:
+        x = x + bias
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    torch.div(x, length.clamp_min_(_EPS), out=out)
+    out.mul_(gamma)
+
+
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """Writes ``silu(gamma * x / |x|)`` to ``out``; see ``norm``."""
+    norm(x, gamma, out, bias)
+    F.silu(out, inplace=True)
+
+
+def add(x: Tensor, y: Tensor, bias: Tensor | None = None) -> None:
+    """Adds ``y`` and a bias ``[C]`` to ``x`` in place, all of them rows."""
+    x.add_(y)
+    if bias is not None:
+        x.add_(bias)
+
+
+def fused_norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """``norm_silu`` as the compiler turns it into one kernel; slower without a compiler."""
+    y = x.float()
+    if bias is not None:
+        y = y + bias
+    length = y.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPS)
+    out.copy_(F.silu(y / length * gamma))
+
+
+def fused_add(x: Tensor, y: Tensor, bias: Tensor | None = None) -> None:
+    """``add`` as the compiler turns it into one kernel."""
+    x.copy_(x + y if bias is None else x + y + bias)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operations between the convolutions.
+
+    Attributes:
+        norm_silu: The function of that name, or a faster one.
+        add: The function of that name, or a faster one.
+        adds_bias: True if they add the preceding convolution's bias at no cost. The convolution
+            then runs without, which saves a pass: cuDNN adds a bias in a kernel of its own.
+    """
+
+    norm_silu: Callable[..., None]
+    add: Callable[..., None]
+    adds_bias: bool = False
+
+
+EAGER: Final = Kernels(norm_silu, add)
+
+
+@lru_cache(maxsize=2)
+def compiled(adds_bias: bool) -> Kernels:
+    """The operations compiled to one kernel each, for any number of positions.
+
+    There is one graph per number of channels. Beyond PyTorch's limit of graphs the operations run
+    uncompiled, so no size of video is an error.
+    """
+    return Kernels(_compile(fused_norm_silu), _compile(fused_add), adds_bias)
+
+
+def _compile(operation: Callable[..., None]) -> Callable[..., None]:
+    graph = torch.compile(operation)
+
+    def run(*tensors: Tensor | None) -> None:
+        for tensor in tensors:
+            if tensor is not None and tensor.ndim == 3:
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
+                torch._dynamo.mark_static(tensor, 2)
+        graph(*tensors)
+
+    return run
