@@ -1,8 +1,8 @@
-"""Latents to frames, a latent frame at a time, so that memory does not grow with the video.
+"""Latents to frames in chunks of a few latent frames, so that memory does not grow with the video.
 
-Wan's VAE is causal in time: each of its convolutions needs the last two frames that it saw, which
-diffusers keeps in a list. Here the list lives in the decoder below, whose caller takes each
-chunk of frames as it comes, where ``vae.decode`` collects them all first. The numbers are the same.
+Wan's VAE is causal in time: each of its convolutions needs the last two frames that it saw. They
+live in a dictionary per video or tile, and the caller takes each chunk of frames as it comes, where
+diffusers' ``vae.decode`` collects all of them first. The frames are equal up to rounding.
 
 B batch, C channels, T latent frames, h, w latent height and width, F frames of a chunk, H, W.
 """
@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from infer.vae_decoder import VaeDecoder
+from infer.vae_layers import Caches
 from lightx2v_sgmd.models.wan import to_frames, vae_latents
 
 
@@ -75,110 +78,126 @@ class Share:
     gather: Gather
 
 
+FRAMES_AT_ONCE: Final = 2
+"""Latent frames per chunk where nothing else is asked for."""
+
+
 @torch.no_grad()
 def decode_stream(
-    vae: Any, latents: Tensor, tiling: Tiling | None = None, share: Share | None = None
+    decoder: VaeDecoder,
+    latents: Tensor,
+    tiling: Tiling | None = None,
+    share: Share | None = None,
+    frames_at_once: int = FRAMES_AT_ONCE,
 ) -> Iterator[Tensor]:
     """Decodes a video chunk by chunk: the first latent frame gives one frame, each next one four.
 
-    Equal to ``decode_latents`` bit by bit, and with ``tiling`` to it after ``vae.enable_tiling``.
+    In float32 the pixels are those of ``AutoencoderKLWan.decode`` within 1e-4 of their range from
+    -1 to 1, so that frames differ by at most 1 of 255; with ``tiling`` those after
+    ``vae.enable_tiling``.
 
     Args:
-        vae: ``AutoencoderKLWan``.
-        latents: ``[B, C, T, h, w]`` normalised, on the VAE's device.
+        decoder: The VAE's decoder.
+        latents: ``[B, C, T, h, w]`` normalised, on the decoder's device.
         tiling: Tiles to decode one by one, for frames larger than one.
         share: With it and ``tiling``, only this process's tiles are decoded, and only the
             processes that ``share.gather`` gives the tiles to yield frames.
+        frames_at_once: Latent frames per chunk after the first, which has one. It changes speed and
+            memory, not the frames.
 
     Yields:
-        ``[B, F, H, W, 3]`` uint8, on the VAE's device.
+        ``[B, F, H, W, 3]`` uint8, on the decoder's device.
     """
-    z = vae_latents(vae, latents)
-    ratio = int(vae.spatial_compression_ratio)
-    if tiling is not None and tiling.needed(z.shape[3] * ratio, z.shape[4] * ratio):
-        chunks = _tiled(vae, z, tiling, share)
+    z = vae_latents(decoder, latents)
+    if tiling is not None and tiling.needed(z.shape[3] * decoder.ratio, z.shape[4] * decoder.ratio):
+        chunks = _tiled(decoder, z, tiling, share, frames_at_once)
     else:
-        chunks = _whole(vae, z)
-    for chunk in chunks:
-        yield _to_frames(vae, chunk)
+        chunks = _whole(decoder, z, frames_at_once)
+    # A loop's variable would hold the last chunk while the next one is decoded.
+    yield from map(partial(_to_frames, decoder), chunks)
 
 
-def _whole(vae: Any, z: Tensor) -> Iterator[Tensor]:
-    memory = _Memory(vae)
-    z = vae.post_quant_conv(z)
-    for index in range(z.shape[2]):
-        yield memory.decode(z[:, :, index : index + 1], first=index == 0)
+def chunks_of(z: Tensor, frames_at_once: int) -> Iterator[Tensor]:
+    """The chunks ``[B, C, T, h, w]`` of a video's latents: one latent frame first, then several."""
+    yield z[:, :, :1]
+    for start in range(1, z.shape[2], frames_at_once):
+        yield z[:, :, start : start + frames_at_once]
 
 
-def _tiled(vae: Any, z: Tensor, tiling: Tiling, share: Share | None) -> Iterator[Tensor]:
-    """As ``vae.tiled_decode``, but with the tiles of one latent frame finished before the next."""
-    ratio, patch = int(vae.spatial_compression_ratio), int(vae.config.patch_size or 1)
-    size, step = tiling.size // ratio, tiling.stride // ratio
+def _whole(decoder: VaeDecoder, z: Tensor, frames_at_once: int) -> Iterator[Tensor]:
+    caches: Caches = {}
+    for chunk in chunks_of(z, frames_at_once):
+        yield decoder(chunk, caches)
+
+
+def _tiled(
+    decoder: VaeDecoder, z: Tensor, tiling: Tiling, share: Share | None, frames_at_once: int
+) -> Iterator[Tensor]:
+    """As ``vae.tiled_decode``, but with all tiles of one chunk finished before the next chunk."""
+    size, step = tiling.size // decoder.ratio, tiling.stride // decoder.ratio
     tops, lefts = range(0, z.shape[3], step), range(0, z.shape[4], step)
     corners = [(top, left) for top in tops for left in lefts]
     mine = [
         index for index in range(len(corners)) if share is None or index % share.size == share.rank
     ]
-    memories = {index: _Memory(vae) for index in mine}
-    height, width = z.shape[3] * ratio // patch, z.shape[4] * ratio // patch
-    for frame in range(z.shape[2]):
-        pieces = [
-            z[:, :, frame : frame + 1, top : top + size, left : left + size]
-            for top, left in corners
-        ]
-        done = []
-        for index in mine:
-            piece = vae.post_quant_conv(pieces[index])
-            done.append((index, memories[index].decode(piece, first=frame == 0)))
-        if share is None:
-            tiles: list[Tensor] | None = [tile for _, tile in done]
-        else:
-            count = 1 if frame == 0 else 2 ** sum(vae.config.temperal_downsample)
-            tiles = share.gather(done, [_decoded(vae, piece, count) for piece in pieces], z)
-        if tiles is not None:
-            rows = [tiles[i : i + len(lefts)] for i in range(0, len(tiles), len(lefts))]
-            yield _blend(vae, rows, tiling, patch)[:, :, :, :height, :width]
+    caches: dict[int, Caches] = {index: {} for index in mine}
+    height, width = (side * decoder.ratio // decoder.patch for side in z.shape[3:])
+
+    def blended(chunk: Tensor) -> Tensor | None:
+        first = not caches[mine[0]]
+        pieces = [chunk[..., top : top + size, left : left + size] for top, left in corners]
+        done = [(index, decoder(pieces[index], caches[index])) for index in mine]
+        tiles: list[Tensor] | None = [tile for _, tile in done]
+        if share is not None:
+            tiles = share.gather(done, [_decoded_shape(decoder, p, first) for p in pieces], z)
+        if tiles is None:
+            return None
+        rows = [tiles[i : i + len(lefts)] for i in range(0, len(tiles), len(lefts))]
+        return _blend(rows, tiling, decoder.patch)[:, :, :, :height, :width]
+
+    for chunk in chunks_of(z, frames_at_once):
+        video = blended(chunk)
+        if video is not None:
+            yield video
+        del video
 
 
-def _decoded(vae: Any, piece: Tensor, frames: int) -> tuple[int, ...]:
+def _decoded_shape(decoder: VaeDecoder, piece: Tensor, first: bool) -> tuple[int, ...]:
     """The shape of a tile's frames, before patches are laid out."""
-    ratio = int(vae.spatial_compression_ratio) // int(vae.config.patch_size or 1)
-    height, width = (side * ratio for side in piece.shape[3:])
-    return piece.shape[0], int(vae.config.out_channels), frames, height, width
+    height, width = (side * decoder.ratio // decoder.patch for side in piece.shape[3:])
+    frames = decoder.frames(piece.shape[2], first)
+    return piece.shape[0], int(decoder.config.out_channels), frames, height, width
 
 
-def _blend(vae: Any, rows: list[list[Tensor]], tiling: Tiling, patch: int) -> Tensor:
+def _blend(rows: list[list[Tensor]], tiling: Tiling, patch: int) -> Tensor:
     stride = tiling.stride // patch
     overlap = tiling.size // patch - stride
     result = []
     for i, row in enumerate(rows):
-        kept = []
+        cropped = []
         for j, tile in enumerate(row):
             if i > 0:
-                tile = vae.blend_v(rows[i - 1][j], tile, overlap)
+                _blend_edge(rows[i - 1][j], tile, overlap, dim=3)
             if j > 0:
-                tile = vae.blend_h(row[j - 1], tile, overlap)
-            kept.append(tile[:, :, :, :stride, :stride])
-        result.append(torch.cat(kept, dim=-1))
+                _blend_edge(row[j - 1], tile, overlap, dim=4)
+            cropped.append(tile[:, :, :, :stride, :stride])
+        result.append(torch.cat(cropped, dim=-1))
     return torch.cat(result, dim=3)
 
 
-class _Memory:
-    """What the decoder's convolutions remember of the frames before."""
-
-    def __init__(self, vae: Any) -> None:
-        self.decoder = vae.decoder
-        self.cache: list[Tensor | None] = [None] * int(vae._cached_conv_counts["decoder"])
-
-    def decode(self, z: Tensor, first: bool) -> Tensor:
-        """The frames ``[B, C, F, H, W]`` of the next latent frame."""
-        frames: Tensor = self.decoder(z, feat_cache=self.cache, feat_idx=[0], first_chunk=first)
-        return frames
+def _blend_edge(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
+    """Fades the start of a tile in from the end of the one before it, in place."""
+    overlap = min(before.shape[dim], tile.shape[dim], overlap)
+    weight = torch.arange(overlap, device=tile.device, dtype=tile.dtype) / overlap
+    weight = weight.view(-1, *[1] * (4 - dim))
+    end = before.narrow(dim, before.shape[dim] - overlap, overlap)
+    start = tile.narrow(dim, 0, overlap)
+    start.copy_(torch.lerp(end, start, weight))
 
 
-def _to_frames(vae: Any, chunk: Tensor) -> Tensor:
-    if vae.config.patch_size is not None:
+def _to_frames(decoder: VaeDecoder, chunk: Tensor) -> Tensor:
+    if decoder.patch > 1:
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-        chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+        chunk = unpatchify(chunk, patch_size=decoder.patch)
     return to_frames(chunk)

@@ -25,6 +25,7 @@ from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
 from infer.together import share_tiles
+from infer.vae_decoder import VaeDecoder
 from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel, fold_text_padding, pad_text, velocity
@@ -54,7 +55,7 @@ class Student:
         text_dtype = torch.float32 if plan.device.type == "cpu" else torch.bfloat16
         self.texts = Texts(self.model, text_device, text_dtype, plan.options.text_cache)
         self._transformer: Any = None
-        self._vae: Any = None
+        self._decoder: VaeDecoder | None = None
         if not plan.way.alone:
             self._transformer = self._load_transformer()
 
@@ -85,11 +86,12 @@ class Student:
         return self._transformer
 
     @property
-    def vae(self) -> Any:
-        """The VAE, on its device; in float32 unless asked: bfloat16 shows as banding."""
-        if self._vae is None:
-            self._vae = self.model.load_vae(self.plan.options.vae_dtype).to(self.device)
-        return self._vae
+    def decoder(self) -> VaeDecoder:
+        """The VAE's decoder, in float32 unless asked: bfloat16 shows as banding."""
+        if self._decoder is None:
+            vae = self.model.load_vae(self.plan.options.vae_dtype)
+            self._decoder = VaeDecoder(vae, self.plan.decode_settings, self.device)
+        return self._decoder
 
     def _make_room(self, stage: str) -> None:
         """Where parts take turns on the device, sends the others away from it."""
@@ -98,7 +100,7 @@ class Student:
         if stage != "text":
             self.texts.drop()
         if stage != "decode":
-            self._vae = None
+            self._decoder = None
         if self._transformer is not None and not self.plan.way.offload:
             here = stage == "denoise"
             if self.device.type == "cuda":
@@ -191,7 +193,7 @@ class Student:
             latents: ``[C, T, h, w]``.
 
         Yields:
-            ``[F, H, W, 3]`` uint8: the first frame, then four at a time.
+            ``[F, H, W, 3]`` uint8: the first frame, then four or eight at a time.
         """
         return (chunk[0] for chunk in self._decode(latents[None]))
 
@@ -222,8 +224,11 @@ class Student:
         tiles = tiling.count(height, width) if tiling is not None and share is not None else 1
         if self.ranks.rank >= tiles:
             return
+        frames_at_once = self.plan.frames_at_once(self.model, size, len(latents))
         with self._memory_explained(size, len(latents), "decoding"):
-            for chunk in decode_stream(self.vae, latents.to(self.device), tiling, share):
+            for chunk in decode_stream(
+                self.decoder, latents.to(self.device), tiling, share, frames_at_once
+            ):
                 yield chunk.cpu().numpy()
 
     def _pixels(self, latents: Tensor) -> tuple[int, int]:

@@ -8,20 +8,41 @@ B batch, C channels, T frames, H, W height and width at a layer, N = T * H * W p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from infer.vae_kernels import Kernels, norm, rows
 
-Caches = dict[int, Tensor]
+Caches = dict["CausalConvolution", Tensor]
 """The last two input frames ``[B, C, 2, H, W]`` of every causal convolution, for one video."""
 
 
-class Convolution:
+@dataclass(frozen=True)
+class Target:
+    """Where a decoder's weights are put.
+
+    Attributes:
+        device: The device that decodes.
+        layout: The memory layout of kernels and intermediate values.
+    """
+
+    device: torch.device
+    layout: torch.memory_format
+
+    def take(self, weight: Tensor) -> nn.Parameter:
+        """A frozen copy of a module's weight, or the weight's own memory if nothing changes."""
+        weight = weight.detach().to(self.device)
+        if weight.ndim == 5:
+            weight = weight.contiguous(memory_format=self.layout)
+        return nn.Parameter(weight, requires_grad=False)
+
+
+class Convolution(nn.Module):
     """A convolution with a kernel ``[C', C, t, h, w]``, padded in space and not in time.
 
     Attributes:
@@ -30,15 +51,15 @@ class Convolution:
         layout: That memory layout.
     """
 
-    def __init__(self, layer: Any, layout: torch.memory_format) -> None:
-        weight = layer.weight.detach()
-        weight = weight if weight.ndim == 5 else weight[:, :, None]
-        self.weight = weight.contiguous(memory_format=layout)
-        self.bias = layer.bias.detach()
-        self.layout = layout
+    def __init__(self, layer: Any, target: Target) -> None:
+        super().__init__()
+        weight = layer.weight if layer.weight.ndim == 5 else layer.weight[:, :, None]
+        self.weight = target.take(weight)
+        self.bias = target.take(layer.bias)
+        self.layout = target.layout
         self._padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
 
-    def __call__(self, x: Tensor, with_bias: bool = True) -> Tensor:
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """Runs the convolution; T shrinks by ``t - 1``."""
         return self._run(x, self.weight, with_bias)
 
@@ -46,7 +67,20 @@ class Convolution:
         bias = self.bias if with_bias else None
         return F.conv3d(x, weight, bias, padding=self._padding)
 
-    def empty(self, shape: torch.Size, frames: int) -> Tensor:
+    def enlarged(self, x: Tensor, parts: int) -> Tensor:
+        """Repeats each pixel in both directions, as the input of a convolution.
+
+        The channels come in ``parts``, which become consecutive frames.
+        """
+        batch, channels, frames, height, width = x.shape
+        channels //= parts
+        out = self._empty((batch, channels, 0, 2 * height, 2 * width), frames * parts)
+        source = x.view(batch, parts, channels, frames, height, width).permute(0, 2, 3, 1, 4, 5)
+        target = out.view(batch, channels, frames, parts, height, 2, width, 2)
+        target.copy_(source[:, :, :, :, :, None, :, None].expand_as(target))
+        return out
+
+    def _empty(self, shape: Sequence[int], frames: int) -> Tensor:
         """An uninitialised tensor of a shape ``[B, C, T, H, W]`` with another T."""
         sizes = (*shape[:2], frames, *shape[3:])
         return torch.empty(
@@ -57,148 +91,138 @@ class Convolution:
 class CausalConvolution(Convolution):
     """A convolution over each frame and the two frames before it, earlier chunks included.
 
-    The input is written behind the two remembered frames, where the convolution reads it: it is
-    neither concatenated nor padded.
+    Whoever has the next chunk writes it behind the two remembered frames, where the convolution
+    reads it: nothing is concatenated or padded, and no other copy of the chunk lives meanwhile.
     """
 
-    def causal(
-        self,
-        shape: torch.Size,
-        write: Callable[[Tensor], object],
-        caches: Caches,
-        with_bias: bool = True,
-    ) -> Tensor:
-        """Runs the convolution on the next chunk of a video.
+    def input(self, shape: torch.Size, caches: Caches) -> tuple[Tensor, Tensor]:
+        """The input of the next chunk of a video, and the part of it that the chunk goes into.
 
         Args:
             shape: ``[B, C, T, H, W]`` of the chunk. The first chunk of a video has T = 1.
-            write: Writes the chunk into the tensor that it is given.
-            caches: The video's caches; those of this layer are updated.
-            with_bias: Whether to add the bias.
-
-        Returns:
-            ``[B, C', T, H, W]``.
+            caches: The video's caches.
         """
-        cache = caches.get(id(self))
+        cache = caches.get(self)
         if cache is None:
-            # The two frames before the first one are zeros: the last third of the kernel is enough.
             assert shape[2] == 1, "the first chunk of a video must have one frame"
-            x = self.empty(shape, 1)
-            write(x)
-            cache = self.forget(shape, caches)
-            cache[:, :, 1:].copy_(x)
-            return self._run(x, self.weight[:, :, -1:], with_bias)
-        x = self.empty(shape, shape[2] + 2)
+            x = self._empty(shape, 1)
+            return x, x
+        x = self._empty(shape, shape[2] + 2)
         x[:, :, :2].copy_(cache)
-        write(x[:, :, 2:])
-        cache.copy_(x[:, :, -2:])
+        return x, x[:, :, 2:]
+
+    def run(self, x: Tensor, caches: Caches, with_bias: bool = True) -> Tensor:
+        """The output ``[B, C', T, H, W]``; what the next chunk needs goes into ``caches``."""
+        if self not in caches:
+            # The two frames before the first one are zeros: the last third of the kernel is enough.
+            self.start(x.shape, caches)[:, :, 1:].copy_(x)
+            return self._run(x, self.weight[:, :, -1:], with_bias)
+        caches[self].copy_(x[:, :, -2:])
         return self(x, with_bias)
 
-    def forget(self, shape: torch.Size, caches: Caches) -> Tensor:
-        """Sets this layer's cache to zeros, as before the first frame."""
-        caches[id(self)] = self.empty(shape, 2).zero_()
-        return caches[id(self)]
+    def causal(self, x: Tensor, caches: Caches) -> Tensor:
+        """Runs the convolution on the next chunk ``[B, C, T, H, W]``."""
+        whole, part = self.input(x.shape, caches)
+        part.copy_(x)
+        return self.run(whole, caches)
+
+    def start(self, shape: torch.Size, caches: Caches) -> Tensor:
+        """Puts zeros into this layer's cache, as before the first frame."""
+        caches[self] = self._empty(shape, 2).zero_()
+        return caches[self]
 
 
-def _gamma(layer: Any) -> Tensor:
-    gamma: Tensor = layer.gamma.detach().float().flatten()
-    return gamma * math.sqrt(len(gamma))
+def _gamma(layer: Any, target: Target) -> nn.Parameter:
+    gamma = layer.gamma.float().flatten()
+    return target.take(gamma * math.sqrt(len(gamma)))
 
 
 class NormConvolution(CausalConvolution):
-    """An RMS norm, SiLU and a causal convolution: norm and SiLU write the convolution's input."""
+    """An RMS norm, SiLU and a causal convolution."""
 
-    def __init__(self, norm_layer: Any, layer: Any, layout: torch.memory_format) -> None:
-        super().__init__(layer, layout)
-        self.gamma = _gamma(norm_layer)
+    def __init__(self, norm_layer: Any, layer: Any, target: Target) -> None:
+        super().__init__(layer, target)
+        self.gamma = _gamma(norm_layer, target)
 
     def normed(
-        self,
-        x: Tensor,
-        kernels: Kernels,
-        caches: Caches,
-        bias: Tensor | None = None,
-        with_bias: bool = True,
+        self, x: Tensor, kernels: Kernels, caches: Caches, bias: Tensor | None = None
     ) -> Tensor:
-        """Runs all three on the next chunk, after adding ``bias`` to it."""
-
-        def write(out: Tensor) -> None:
-            kernels.norm_silu(rows(x), self.gamma, rows(out), bias)
-
-        return self.causal(x.shape, write, caches, with_bias)
+        """The convolution's input: norm and SiLU of the next chunk, after adding ``bias`` to it."""
+        whole, part = self.input(x.shape, caches)
+        kernels.norm_silu(rows(x), self.gamma, rows(part), bias)
+        return whole
 
 
-class Residual:
+class Residual(nn.Module):
     """diffusers' ``WanResidualBlock``."""
 
-    def __init__(self, block: Any, layout: torch.memory_format) -> None:
-        self.first = NormConvolution(block.norm1, block.conv1, layout)
-        self.second = NormConvolution(block.norm2, block.conv2, layout)
+    def __init__(self, block: Any, target: Target) -> None:
+        super().__init__()
+        self.first = NormConvolution(block.norm1, block.conv1, target)
+        self.second = NormConvolution(block.norm2, block.conv2, target)
         self.shortcut: Tensor | None = None
-        self.bias = self.second.bias
+        bias = block.conv2.bias
         if hasattr(block.conv_shortcut, "weight"):
-            self.shortcut = block.conv_shortcut.weight.detach().flatten(1)
-            self.bias = self.bias + block.conv_shortcut.bias.detach()
+            self.shortcut = target.take(block.conv_shortcut.weight.flatten(1))
+            bias = bias + block.conv_shortcut.bias
+        self.bias = target.take(bias)  # of all that is added up
 
-    def __call__(self, x: Tensor, kernels: Kernels, caches: Caches) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels, caches: Caches) -> Tensor:
         """The next chunk's output, ``[B, C', T, H, W]``."""
-        inside = not kernels.adds_bias
-        y = self.first.normed(x, kernels, caches, with_bias=inside)
-        before = None if inside else self.first.bias
-        y = self.second.normed(y, kernels, caches, before, with_bias=False)
-        shortcut = rows(x)
-        if self.shortcut is not None:
-            shortcut = F.linear(shortcut, self.shortcut)
+        y = self.first.run(self.first.normed(x, kernels, caches), caches, not kernels.adds_bias)
+        bias = self.first.bias if kernels.adds_bias else None
+        whole = self.second.normed(y, kernels, caches, bias)
+        del y  # so that at most three tensors of the chunk's size live at once
+        y = self.second.run(whole, caches, with_bias=False)
+        del whole
+        shortcut = rows(x) if self.shortcut is None else F.linear(rows(x), self.shortcut)
         kernels.add(rows(y), shortcut, self.bias)
         return y
 
 
-class Attention:
+def _matrix(layer: Any, target: Target) -> tuple[nn.Parameter, nn.Parameter]:
+    """A convolution without extent, ``[C', C, 1, 1]``, as a matrix and a bias."""
+    return target.take(layer.weight.flatten(1)), target.take(layer.bias)
+
+
+class Attention(nn.Module):
     """diffusers' ``WanAttentionBlock``: each frame's positions attend to one another."""
 
-    def __init__(self, block: Any) -> None:
-        self.gamma = _gamma(block.norm)
-        self.qkv = [block.to_qkv.weight.detach().flatten(1), block.to_qkv.bias.detach()]
-        self.proj = [block.proj.weight.detach().flatten(1), block.proj.bias.detach()]
+    def __init__(self, block: Any, target: Target) -> None:
+        super().__init__()
+        self.gamma = _gamma(block.norm, target)
+        self.qkv, self.qkv_bias = _matrix(block.to_qkv, target)
+        self.proj, self.proj_bias = _matrix(block.proj, target)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """``x`` with the attention's output added in place."""
         frames = x.shape[0] * x.shape[2]
         y = torch.empty_like(x)
         norm(rows(x), self.gamma, rows(y))
-        qkv = F.linear(rows(y).reshape(frames, 1, -1, x.shape[1]), *self.qkv)
-        y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        rows(x).add_(F.linear(y, *self.proj).view(rows(x).shape))
+        qkv = F.linear(rows(y).reshape(frames, 1, -1, x.shape[1]), self.qkv, self.qkv_bias)
+        q, k, v = qkv.chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        rows(x).add_(F.linear(y, self.proj, self.proj_bias).view(rows(x).shape))
         return x
 
 
-class Upsample:
-    """diffusers' ``WanResample``: twice the height and width, and for some twice the frames."""
+class Upsample(nn.Module):
+    """diffusers' ``WanResample``: twice the height and width, in some places twice the frames."""
 
-    def __init__(self, layer: Any, layout: torch.memory_format) -> None:
-        self.in_space = Convolution(layer.resample[1], layout)
+    def __init__(self, layer: Any, target: Target) -> None:
+        super().__init__()
+        self.in_space = Convolution(layer.resample[1], target)
         self.in_time: CausalConvolution | None = None
         if layer.mode == "upsample3d":
-            self.in_time = CausalConvolution(layer.time_conv, layout)
+            self.in_time = CausalConvolution(layer.time_conv, target)
 
-    def __call__(self, x: Tensor, caches: Caches) -> Tensor:
+    def forward(self, x: Tensor, caches: Caches) -> Tensor:
         """The next chunk's output, ``[B, C', T or 2 T, 2 H, 2 W]``."""
         parts = 1
         if self.in_time is not None:
-            if id(self.in_time) in caches:
-                x = self.in_time.causal(x.shape, lambda out, x=x: out.copy_(x), caches)
-                parts = 2
+            if self.in_time in caches:
+                x, parts = self.in_time.causal(x, caches), 2
             else:  # The first frame stays one frame, and the layer does not remember it.
-                self.in_time.forget(x.shape, caches)
-        return self.in_space(self._enlarge(x, parts))
-
-    def _enlarge(self, x: Tensor, parts: int) -> Tensor:
-        """Repeats each pixel, and makes the ``parts`` of the channels consecutive frames."""
-        batch, channels, frames, height, width = x.shape
-        channels //= parts
-        shape = torch.Size((batch, channels, frames * parts, 2 * height, 2 * width))
-        out = self.in_space.empty(shape, frames * parts)
-        source = x.view(batch, parts, channels, frames, height, width).permute(0, 2, 3, 1, 4, 5)
-        target = out.view(batch, channels, frames, parts, height, 2, width, 2)
-        target.copy_(source[:, :, :, :, :, None, :, None].expand_as(target))
-        return out
+                self.in_time.start(x.shape, caches)
+        result: Tensor = self.in_space(self.in_space.enlarged(x, parts))
+        return result
