@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ class Tiling:
         if not self.needed(height, width):
             return 1
         return -(-height // self.stride) * -(-width // self.stride)
+
+    def decoded_pixels(self, height: int, width: int) -> int:
+        """Pixels of all tiles of a frame, overlaps included."""
+        rows, columns = (
+            sum(min(self.size, side - start) for start in range(0, side, self.stride))
+            for side in (height, width)
+        )
+        return rows * columns
 
     def needed(self, height: int, width: int) -> bool:
         """Whether a frame of that size is more than one tile."""
@@ -84,7 +92,7 @@ FRAMES_AT_ONCE: Final = 2
 
 @torch.no_grad()
 def decode_stream(
-    decoder: VaeDecoder,
+    vae: Any,
     latents: Tensor,
     tiling: Tiling | None = None,
     share: Share | None = None,
@@ -97,8 +105,8 @@ def decode_stream(
     ``vae.enable_tiling``.
 
     Args:
-        decoder: The VAE's decoder.
-        latents: ``[B, C, T, h, w]`` normalised, on the decoder's device.
+        vae: A ``VaeDecoder``, or an ``AutoencoderKLWan`` whose decoder is then prepared first.
+        latents: ``[B, C, T, h, w]`` normalised, on the VAE's device.
         tiling: Tiles to decode one by one, for frames larger than one.
         share: With it and ``tiling``, only this process's tiles are decoded, and only the
             processes that ``share.gather`` gives the tiles to yield frames.
@@ -106,13 +114,17 @@ def decode_stream(
             memory, not the frames.
 
     Yields:
-        ``[B, F, H, W, 3]`` uint8, on the decoder's device.
+        ``[B, F, H, W, 3]`` uint8, on the VAE's device. A process that decodes tiles alone gives
+        chunks of no frames until all tiles are decoded, so that the caller can stop meanwhile.
     """
+    decoder = vae if isinstance(vae, VaeDecoder) else VaeDecoder(vae)
     z = vae_latents(decoder, latents)
-    if tiling is not None and tiling.needed(z.shape[3] * decoder.ratio, z.shape[4] * decoder.ratio):
-        chunks = _tiled(decoder, z, tiling, share, frames_at_once)
-    else:
+    if tiling is None or not tiling.needed(*(side * decoder.ratio for side in z.shape[3:])):
         chunks = _whole(decoder, z, frames_at_once)
+    elif share is None:
+        chunks = _tile_by_tile(_Tiles(decoder, z, tiling), frames_at_once)
+    else:
+        chunks = _shared(_Tiles(decoder, z, tiling), share, z, frames_at_once)
     # A loop's variable would hold the last chunk while the next one is decoded.
     yield from map(partial(_to_frames, decoder), chunks)
 
@@ -130,36 +142,57 @@ def _whole(decoder: VaeDecoder, z: Tensor, frames_at_once: int) -> Iterator[Tens
         yield decoder(chunk, caches)
 
 
-def _tiled(
-    decoder: VaeDecoder, z: Tensor, tiling: Tiling, share: Share | None, frames_at_once: int
-) -> Iterator[Tensor]:
-    """As ``vae.tiled_decode``, but with all tiles of one chunk finished before the next chunk."""
-    size, step = tiling.size // decoder.ratio, tiling.stride // decoder.ratio
-    tops, lefts = range(0, z.shape[3], step), range(0, z.shape[4], step)
-    corners = [(top, left) for top in tops for left in lefts]
-    mine = [
-        index for index in range(len(corners)) if share is None or index % share.size == share.rank
-    ]
+class _Tiles:
+    """A video's latents cut into tiles, as ``vae.tiled_decode`` cuts them."""
+
+    def __init__(self, decoder: VaeDecoder, z: Tensor, tiling: Tiling) -> None:
+        self.decoder, self.tiling = decoder, tiling
+        size, step = tiling.size // decoder.ratio, tiling.stride // decoder.ratio
+        tops, self.lefts = range(0, z.shape[3], step), range(0, z.shape[4], step)
+        self.latents = [
+            z[..., top : top + size, left : left + size] for top in tops for left in self.lefts
+        ]
+        height, width = (side * decoder.ratio // decoder.patch for side in z.shape[3:])
+        self.height, self.width = height, width
+
+    def join(self, tiles: list[Tensor]) -> Tensor:
+        """Whole frames of the decoded tiles, which are blended in place."""
+        columns = len(self.lefts)
+        rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+        frames = _blend(rows, self.tiling, self.decoder.patch)
+        return frames[:, :, :, : self.height, : self.width]
+
+
+def _tile_by_tile(tiles: _Tiles, frames_at_once: int) -> Iterator[Tensor]:
+    """Decodes one tile after the other, so that the convolutions remember one tile's frames only.
+
+    Chunks without frames come first, one for each chunk of a tile: the caller may stop there.
+    """
+    done: list[list[Tensor]] = []
+    for latents in tiles.latents:
+        done.append([])
+        caches: Caches = {}
+        for chunk in chunks_of(latents, frames_at_once):
+            done[-1].append(tiles.decoder(chunk, caches))
+            yield done[-1][-1].new_empty((*done[-1][-1].shape[:2], 0, tiles.height, tiles.width))
+        del caches
+    for _ in range(len(done[0])):
+        yield tiles.join([chunks.pop(0) for chunks in done])
+
+
+def _shared(tiles: _Tiles, share: Share, z: Tensor, frames_at_once: int) -> Iterator[Tensor]:
+    """Decodes this process's tiles chunk by chunk; the first process joins those of all."""
+    mine = range(share.rank, len(tiles.latents), share.size)
     caches: dict[int, Caches] = {index: {} for index in mine}
-    height, width = (side * decoder.ratio // decoder.patch for side in z.shape[3:])
-
-    def blended(chunk: Tensor) -> Tensor | None:
-        first = not caches[mine[0]]
-        pieces = [chunk[..., top : top + size, left : left + size] for top, left in corners]
-        done = [(index, decoder(pieces[index], caches[index])) for index in mine]
-        tiles: list[Tensor] | None = [tile for _, tile in done]
-        if share is not None:
-            tiles = share.gather(done, [_decoded_shape(decoder, p, first) for p in pieces], z)
-        if tiles is None:
-            return None
-        rows = [tiles[i : i + len(lefts)] for i in range(0, len(tiles), len(lefts))]
-        return _blend(rows, tiling, decoder.patch)[:, :, :, :height, :width]
-
-    for chunk in chunks_of(z, frames_at_once):
-        video = blended(chunk)
-        if video is not None:
-            yield video
-        del video
+    chunks = zip(*(chunks_of(latents, frames_at_once) for latents in tiles.latents), strict=True)
+    for position, pieces in enumerate(chunks):
+        done = [(index, tiles.decoder(pieces[index], caches[index])) for index in mine]
+        shapes = [_decoded_shape(tiles.decoder, piece, position == 0) for piece in pieces]
+        decoded = share.gather(done, shapes, z)
+        del done
+        if decoded is not None:
+            yield tiles.join(decoded)
+        del decoded
 
 
 def _decoded_shape(decoder: VaeDecoder, piece: Tensor, first: bool) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
 from infer.together import share_tiles
-from infer.vae_decoder import VaeDecoder
+from infer.vae_decoder import DecodeSettings, VaeDecoder
 from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel, fold_text_padding, pad_text, velocity
@@ -90,7 +90,8 @@ class Student:
         """The VAE's decoder, in float32 unless asked: bfloat16 shows as banding."""
         if self._decoder is None:
             vae = self.model.load_vae(self.plan.options.vae_dtype)
-            self._decoder = VaeDecoder(vae, self.plan.decode_settings, self.device)
+            settings = DecodeSettings(compile=self.plan.compile)
+            self._decoder = VaeDecoder(vae, settings, self.device)
         return self._decoder
 
     def _make_room(self, stage: str) -> None:
@@ -224,11 +225,10 @@ class Student:
         tiles = tiling.count(height, width) if tiling is not None and share is not None else 1
         if self.ranks.rank >= tiles:
             return
-        frames_at_once = self.plan.frames_at_once(self.model, size, len(latents))
         with self._memory_explained(size, len(latents), "decoding"):
-            for chunk in decode_stream(
-                self.decoder, latents.to(self.device), tiling, share, frames_at_once
-            ):
+            count = self.plan.way.frames_at_once
+            here = latents.to(self.device)
+            for chunk in decode_stream(self.decoder, here, tiling, share, count):
                 yield chunk.cpu().numpy()
 
     def _pixels(self, latents: Tensor) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from typing import Any, Final, Literal
 
 import torch
 
-from infer.decoding import Tiling, videos_at_once
+from infer.decoding import FRAMES_AT_ONCE, Tiling
+from infer.vae_memory import decode_gib
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
@@ -65,6 +66,7 @@ class Way:
         tile_vae: The VAE decodes tiles.
         text_on_cpu: The text encoder computes on the CPU.
         half: bfloat16 weights on a CPU, where float32 is the default.
+        frames_at_once: Latent frames that the VAE decodes at once: 2, or 1 to need less memory.
     """
 
     quantize: Quantize = "none"
@@ -73,6 +75,7 @@ class Way:
     tile_vae: bool = False
     text_on_cpu: bool = False
     half: bool = False
+    frames_at_once: int = FRAMES_AT_ONCE
 
     def flags(self) -> str:
         """The options that choose it, or ``the defaults``."""
@@ -165,7 +168,7 @@ def needed_gib(work: Work, way: Way) -> dict[str, float]:
     stages = {
         "text": max(encoder_here, resting),
         "denoise": max(transformer, resting) + _activations(work, each),
-        "decode": max(vae, resting) + _decoding(work, way.tile_vae),
+        "decode": max(vae, resting) + _decoding(work, way),
     }
     return {stage: (amount + context) / GIB for stage, amount in stages.items()}
 
@@ -183,26 +186,13 @@ def _activations(work: Work, each: int) -> float:
     return work.batch * tokens * per_token / work.ranks
 
 
-def _decoding(work: Work, tiled: bool) -> float:
-    """Bytes of the VAE's intermediate values and of what its convolutions remember.
-
-    The last layers count, where a chunk of four frames has the size of the video.
-    """
-    base = int(work.model.vae_config.get("base_dim") or 96)
-    patch = int(work.model.vae_config.get("patch_size") or 1)
-    tiling = Tiling()
-    together = min(work.batch, videos_at_once(work.height, work.width))
-    pixels = work.height * work.width * together
-    tile = min(pixels, tiling.size**2)
-    busy = tile if tiled else pixels
-    overlap = (tiling.size / tiling.stride) ** 2 if tiled and tile < pixels else 1.0
-    return 4 * base / patch**2 * (_BUSY_FRAMES * busy + _KEPT_FRAMES * pixels * overlap)
-
-
-_BUSY_FRAMES: Final = 32
-"""Frames of the VAE's first width, at full size, that decoding a chunk holds at its highest."""
-_KEPT_FRAMES: Final = 24
-"""The same of what the convolutions remember between chunks."""
+def _decoding(work: Work, way: Way) -> float:
+    """Bytes of the VAE's intermediate values and of what its convolutions remember."""
+    tiling = Tiling() if way.tile_vae else None
+    size = (work.height, work.width, work.num_frames)
+    return GIB * decode_gib(
+        work.model.vae_config, size, work.batch, way.frames_at_once, tiling, work.ranks
+    )
 
 
 def choose_way(
@@ -244,9 +234,10 @@ def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool
     no_yes = (False, True)
     halves = no_yes if halvable and work.bytes_each == 4 else (False,)
     offloads = no_yes if work.cuda else (False,)
+    counts = sorted({asked.frames_at_once, 1}, reverse=True)
     # The last one changes first: what costs least is tried before what costs more.
-    for kind, half, offload, text_on_cpu, tile, alone in product(
-        kinds, halves, offloads, offloads, no_yes, no_yes
+    for kind, half, offload, text_on_cpu, tile, alone, count in product(
+        kinds, halves, offloads, offloads, no_yes, no_yes, counts
     ):
         yield replace(
             asked,
@@ -256,4 +247,5 @@ def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool
             alone=alone or asked.alone,
             tile_vae=tile or asked.tile_vae,
             text_on_cpu=text_on_cpu or asked.text_on_cpu,
+            frames_at_once=count,
         )

@@ -146,7 +146,7 @@ def make_plan(
         # The processes exchange q, k and v one by one.
         options.fuse_qkv and not _unmerged(options) and together == 1,
         limit,
-        way != asked,
+        replace(way, frames_at_once=asked.frames_at_once) != asked,  # costs nothing to speak of
     )
 
 

@@ -77,10 +77,10 @@ class VaeDecoder(nn.Module):
         device = device or vae.post_quant_conv.weight.device
         layout = torch.channels_last_3d if settings.channels_last else torch.contiguous_format
         target = Target(device, layout)
-        self._kernels: Kernels = EAGER
+        self.kernels: Kernels = EAGER
         if settings.compile:
             # oneDNN adds a bias inside the convolution, cuDNN in a pass of its own.
-            self._kernels = compiled(adds_bias=device.type != "cpu")
+            self.kernels = compiled(adds_bias=device.type != "cpu")
         decoder, mid = vae.decoder, vae.decoder.mid_block
         self.post_quant_conv = Convolution(vae.post_quant_conv, target)
         self.conv_in = CausalConvolution(decoder.conv_in, target)
@@ -117,7 +117,7 @@ class VaeDecoder(nn.Module):
         """
         first = not caches
         large = z.shape[3] * z.shape[4] * self.ratio**2 >= COMPILED_FROM
-        kernels = self._kernels if large else EAGER
+        kernels = self.kernels if large else EAGER
         x = self.post_quant_conv(z)
         x = self.conv_in.causal(x, caches)
         for layer in self.middle:

@@ -59,11 +59,11 @@ class Convolution(nn.Module):
         self.layout = target.layout
         self._padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
 
-    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        """Runs the convolution; T shrinks by ``t - 1``."""
-        return self._run(x, self.weight, with_bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """The output, with ``t - 1`` frames fewer than the input."""
+        return self._run(x, self.weight)
 
-    def _run(self, x: Tensor, weight: Tensor, with_bias: bool) -> Tensor:
+    def _run(self, x: Tensor, weight: Tensor, with_bias: bool = True) -> Tensor:
         bias = self.bias if with_bias else None
         return F.conv3d(x, weight, bias, padding=self._padding)
 
@@ -118,7 +118,7 @@ class CausalConvolution(Convolution):
             self.start(x.shape, caches)[:, :, 1:].copy_(x)
             return self._run(x, self.weight[:, :, -1:], with_bias)
         caches[self].copy_(x[:, :, -2:])
-        return self(x, with_bias)
+        return self._run(x, self.weight, with_bias)
 
     def causal(self, x: Tensor, caches: Caches) -> Tensor:
         """Runs the convolution on the next chunk ``[B, C, T, H, W]``."""
@@ -154,29 +154,37 @@ class NormConvolution(CausalConvolution):
 
 
 class Residual(nn.Module):
-    """diffusers' ``WanResidualBlock``."""
+    """diffusers' ``WanResidualBlock``.
+
+    Attributes:
+        bias: The biases of everything that is added up, for kernels that add it on the way.
+    """
 
     def __init__(self, block: Any, target: Target) -> None:
         super().__init__()
         self.first = NormConvolution(block.norm1, block.conv1, target)
         self.second = NormConvolution(block.norm2, block.conv2, target)
-        self.shortcut: Tensor | None = None
         bias = block.conv2.bias
+        self.shortcut_weight: Tensor | None = None
+        self.shortcut_bias: Tensor | None = None
         if hasattr(block.conv_shortcut, "weight"):
-            self.shortcut = target.take(block.conv_shortcut.weight.flatten(1))
+            self.shortcut_weight, self.shortcut_bias = _matrix(block.conv_shortcut, target)
             bias = bias + block.conv_shortcut.bias
-        self.bias = target.take(bias)  # of all that is added up
+        self.bias = target.take(bias)
 
     def forward(self, x: Tensor, kernels: Kernels, caches: Caches) -> Tensor:
         """The next chunk's output, ``[B, C', T, H, W]``."""
-        y = self.first.run(self.first.normed(x, kernels, caches), caches, not kernels.adds_bias)
-        bias = self.first.bias if kernels.adds_bias else None
-        whole = self.second.normed(y, kernels, caches, bias)
+        fused = kernels.adds_bias
+        y = self.first.run(self.first.normed(x, kernels, caches), caches, not fused)
+        whole = self.second.normed(y, kernels, caches, self.first.bias if fused else None)
         del y  # so that at most three tensors of the chunk's size live at once
-        y = self.second.run(whole, caches, with_bias=False)
+        y = self.second.run(whole, caches, not fused)
         del whole
-        shortcut = rows(x) if self.shortcut is None else F.linear(rows(x), self.shortcut)
-        kernels.add(rows(y), shortcut, self.bias)
+        shortcut = rows(x)
+        if self.shortcut_weight is not None:
+            bias = None if fused else self.shortcut_bias
+            shortcut = F.linear(shortcut, self.shortcut_weight, bias)
+        kernels.add(rows(y), shortcut, self.bias if fused else None)
         return y
 
 

@@ -92,43 +92,46 @@ def busy_numbers(config: Mapping[str, Any], frames_at_once: int) -> float:
 
 def decode_gib(
     config: Mapping[str, Any],
-    height: int,
-    width: int,
+    size: tuple[int, int, int],
     videos: int = 1,
     frames_at_once: int = FRAMES_AT_ONCE,
     tiling: Tiling | None = None,
+    ranks: int = 1,
     bytes_each: int = 4,
 ) -> float:
     """Peak memory of decoding, in GiB, without the weights.
 
     Args:
         config: The VAE's configuration.
-        height: In pixels.
-        width: In pixels.
-        videos: Videos in the batch; as many of them as ``videos_at_once`` says are decoded together.
+        size: Height, width and number of frames of the videos.
+        videos: Videos in the batch, of which ``videos_at_once`` are decoded together.
         frames_at_once: Latent frames per chunk.
         tiling: Tiles that are decoded one by one.
+        ranks: Processes that share the tiles.
         bytes_each: Bytes of a number in the VAE's precision.
     """
+    height, width, num_frames = size
     together = min(videos, videos_at_once(height, width))
     pixels = height * width * together
-    tiled = tiling is not None and tiling.needed(height, width)
-    busy, overlap = pixels, 1.0
-    if tiling is not None and tiled:
-        busy = min(tiling.size, height) * min(tiling.size, width) * together
-        overlap = (tiling.size / tiling.stride) ** 2
-    frames = 3 * frames_at_once * _stages(config)[-1].growth * pixels
-    busy *= busy_numbers(config, frames_at_once)
-    if tiled:
-        # All tiles of a chunk are there when the last one is decoded, and when they are joined.
-        numbers = frames * overlap + max(busy, _COPIES_OF_TILES * frames)
+    busy = busy_numbers(config, frames_at_once)
+    remembered = remembered_numbers(config)
+    chunk = 3 * frames_at_once * _stages(config)[-1].growth
+    if tiling is None or not tiling.needed(height, width):
+        numbers = pixels * (max(busy, _COPIES_OF_FRAMES * chunk) + remembered)
+        return bytes_each * numbers / GIB
+    tile = min(tiling.size, height) * min(tiling.size, width) * together
+    decoded = tiling.decoded_pixels(height, width) * together
+    if ranks == 1:
+        # A tile is decoded to its end before the next one; then all of them are joined.
+        numbers = 3 * num_frames * decoded
+        numbers += max((busy + remembered) * tile, _COPIES_OF_FRAMES * chunk * pixels)
     else:
-        numbers = max(busy, _COPIES_OF_FRAMES * frames)
-    numbers += remembered_numbers(config) * pixels * overlap
+        tiles = tiling.count(height, width)
+        share = -(-tiles // ranks) / tiles
+        numbers = share * decoded * remembered + chunk * decoded
+        numbers += max(busy * tile, _COPIES_OF_FRAMES * chunk * pixels)
     return bytes_each * numbers / GIB
 
 
 _COPIES_OF_FRAMES: Final = 3.0
-"""A chunk's frames as they come, without patches, clamped."""
-_COPIES_OF_TILES: Final = 2.0
-"""The tiles' rows and the frames that they are joined to."""
+"""A chunk's frames as they come, without patches, clamped; or rows of tiles, joined, clamped."""

@@ -316,13 +316,13 @@ def main() -> None:
         assert manifest is not None, "the weights do not say their size: give --size"
         args.size = [manifest.video.height, manifest.video.width, manifest.video.num_frames]
     args.inside = {"ours": Inside(device), "stock": Inside(device)}
-    for name, network, vae in (
-        ("ours", student.transformer, student.vae),
-        ("stock", pipe.transformer, pipe.vae),
+    for name, network, decoding in (
+        ("ours", student.transformer, [student.decoder]),
+        ("stock", pipe.transformer, [pipe.vae.post_quant_conv, pipe.vae.decoder]),
     ):
         args.inside[name].watch(network, "denoise")
-        args.inside[name].watch(vae.post_quant_conv, "decode")
-        args.inside[name].watch(vae.decoder, "decode")
+        for module in decoding:
+            args.inside[name].watch(module, "decode")
     args.inside["stock"].watch(pipe.text_encoder, "text")
     size = (args.size[0], args.size[1], args.size[2])
     report: dict[str, Any] = {

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from diffusers import AutoencoderKLWan
 
 from infer.decoding import Share, Tiling, chunks_of, decode_stream
 from infer.vae_decoder import DecodeSettings, VaeDecoder
+from infer.vae_kernels import Kernels, fused_add, fused_norm_silu
 from infer.vae_layers import Caches
 from lightx2v_sgmd.models.wan import decode_latents, open_wan, vae_latents
 
@@ -150,6 +150,28 @@ def test_tiled_streaming_equals_diffusers_tiling(vae: Any, frames_at_once: int) 
     assert got.shape == whole.shape and (got.int() - whole.int()).abs().max() > 1
 
 
+def test_a_caller_can_stop_while_tiles_are_decoded(vae: Any) -> None:
+    ratio = vae.spatial_compression_ratio
+    tiling = Tiling(size=4 * ratio, stride=4 * ratio)
+    chunks = list(decode_stream(VaeDecoder(vae), latents_for(vae, 3, 7), tiling))
+    per_latent = 2 ** sum(vae.config.temperal_downsample)
+    assert [chunk.shape[1] for chunk in chunks] == 8 * [0] + [1, 2 * per_latent]  # of 4 tiles
+    assert len({chunk.shape[2:] for chunk in chunks}) == 1
+
+
+def test_kernels_that_add_biases_give_the_same(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the compiled operations add the convolutions' biases; here they run uncompiled."""
+    z = vae_latents(vae, latents_for(vae, 3, 4))
+    decoder = VaeDecoder(vae)
+    decoder.kernels = Kernels(fused_norm_silu, fused_add, adds_bias=True)
+    small = pixels(decoder, z, 2)
+    assert torch.equal(small, pixels(VaeDecoder(vae), z, 2))  # too small to be worth compiling
+    monkeypatch.setattr("infer.vae_decoder.COMPILED_FROM", 0)
+    got = pixels(decoder, z, 2)
+    assert not torch.equal(got, small)
+    torch.testing.assert_close(got, stock_pixels(vae, z), atol=1e-4, rtol=0)
+
+
 def test_a_video_of_one_tile_is_not_tiled(vae: Any) -> None:
     latents = latents_for(vae, 2, 3)
     tiling = Tiling(size=4 * vae.spatial_compression_ratio, stride=8)
@@ -166,17 +188,13 @@ def test_ranks_share_the_tiles(vae: Any) -> None:
     alone = torch.cat(list(decode_stream(decoder, latents, tiling)), dim=1)
     post: list[list[tuple[int, torch.Tensor]]] = [[], [], []]
 
-    def send_from(rank: int) -> Callable[..., None]:
+    for rank in (1, 2):
         chunks = iter(post)
 
-        def give(done: list[tuple[int, torch.Tensor]], *_: object) -> None:
+        def give(done: list[tuple[int, torch.Tensor]], *_: object, chunks: Any = chunks) -> None:
             next(chunks).extend(done)
 
         assert list(decode_stream(decoder, latents, tiling, Share(rank, 3, give))) == []
-        return give
-
-    for rank in (1, 2):
-        send_from(rank)
     assert [len(tiles) for tiles in post] == [6, 6, 6]  # of 9, for 1 + 2 + 1 latent frames
 
     def collect(

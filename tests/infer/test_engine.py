@@ -169,7 +169,7 @@ def test_small_videos_are_decoded_together(
     student = load_student(shared_student)
     latents = student.generate(PROMPTS, [3, 4, 5], decode=False).latents
     sizes = []
-    real = student.vae.decoder.forward
+    real = student.decoder.forward
 
     def decode(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         sizes.append(len(x))
@@ -177,12 +177,12 @@ def test_small_videos_are_decoded_together(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(x, *args, **kwargs)
 
-    monkeypatch.setattr(student.vae.decoder, "forward", decode)
+    monkeypatch.setattr(student.decoder, "forward", decode)
     alone = [np.concatenate(list(student.decode(one))) for one in latents]
     for videos in (latents[:2], latents):  # the second does not fit together
         sizes.clear()
         each = [np.concatenate(list(chunks)) for chunks in student.decode_each(videos)]
-        assert sizes == ([2, 2, 2] if len(videos) == 2 else [3] + 9 * [1])
+        assert sizes == ([2, 2] if len(videos) == 2 else [3] + 6 * [1])
         for one, other in zip(each, alone, strict=False):
             assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
     assert videos_at_once(480, 832) == videos_at_once(256, 257) == 1
@@ -231,7 +231,7 @@ def test_running_out_of_memory_says_what_would_fit(
     monkeypatch.setattr(student.transformer, "forward", full)
     with pytest.raises(UserError, match=r"out of memory on cpu \(denoising\): 2 x 32x32, 9 frames"):
         student.generate(["a", "a red circle"], batch_size=2)
-    monkeypatch.setattr(student.vae.decoder, "forward", full)
+    monkeypatch.setattr(student.decoder, "forward", full)
     with pytest.raises(UserError, match=r"\(decoding\): 1 x 32x32, 9 frames needs about .* GiB"):
         list(student.decode(torch.zeros(4, 3, 8, 8)))
 

@@ -112,11 +112,11 @@ def test_parts_take_turns(shared_student: Path, plain: torch.Tensor) -> None:
     assert made.frames.shape == (9, 32, 32, 3)
     if student.device.type == "cpu":
         assert student._transformer is None and not student.texts.loaded
-    assert student._vae is not None
+    assert student._decoder is not None
     torch.testing.assert_close(
         student.generate(PROMPT, 3, decode=False).latents, plain, atol=1e-5, rtol=0
     )
-    assert student._vae is None
+    assert student._decoder is None
 
 
 def test_compiling_without_a_compiler_is_refused(
