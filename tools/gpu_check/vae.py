@@ -5,28 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from infer.decoding import Tiling, decode_stream
+from infer.decoding import FRAMES_AT_ONCE, Tiling, decode_stream
+from infer.vae_decoder import DecodeSettings, VaeDecoder
 from lightx2v_sgmd.models.wan import decode_latents
 from tools.gpu_check.context import Context, tf32
 from tools.gpu_check.kernel_table import kernel_table
 from tools.gpu_check.report import Row, Step
-
-Decode = Callable[[Any, Tensor], Tensor]
-
-
-def _engine(vae: Any, latents: Tensor) -> Tensor:
-    return torch.cat(list(decode_stream(vae, latents)), dim=1)
-
-
-def _tiled(vae: Any, latents: Tensor) -> Tensor:
-    return torch.cat(list(decode_stream(vae, latents, Tiling())), dim=1)
 
 
 @dataclass(frozen=True)
@@ -34,34 +25,55 @@ class Variant:
     """A way to decode.
 
     Attributes:
-        label: Of the row.
-        decode: Latents to frames.
-        dtype: Of the VAE.
+        label: The row's label.
+        settings: How the engine decodes; None for stock diffusers.
+        frames_at_once: Latent frames that the engine decodes at once.
+        tiled: Whether the engine decodes in tiles.
+        dtype: Precision of the VAE.
         tf32: Whether convolutions of float32 may round their inputs.
         benchmark: Whether cuDNN tries its algorithms.
-        channels_last: Whether weights lie so.
         table: Whether the kernels' times are taken, too.
     """
 
     label: str
-    decode: Decode
+    settings: DecodeSettings | None = DecodeSettings(compile=True)
+    frames_at_once: int = FRAMES_AT_ONCE
+    tiled: bool = False
     dtype: torch.dtype = torch.float32
     tf32: bool = True
     benchmark: bool = False
-    channels_last: bool = False
     table: bool = False
 
+    def prepare(self, context: Context) -> Callable[[Tensor], Tensor]:
+        """What turns latents into frames, with the VAE loaded."""
+        vae = context.model.load_vae(self.dtype)
+        if self.settings is None:
+            return partial(decode_latents, vae)
+        settings = replace(self.settings, compile=self.settings.compile and context.cuda)
+        decoder = VaeDecoder(vae, settings)
+        tiling = Tiling() if self.tiled else None
 
+        def decode(latents: Tensor) -> Tensor:
+            chunks = decode_stream(decoder, latents, tiling, None, self.frames_at_once)
+            return torch.cat(list(chunks), dim=1)
+
+        return decode
+
+
+_EAGER = DecodeSettings()
+_CONTIGUOUS = DecodeSettings(channels_last=False, compile=True)
 VARIANTS = (
-    Variant("stock diffusers", decode_latents),
-    Variant("engine, as it comes", _engine, table=True),
-    Variant("engine, bfloat16", _engine, dtype=torch.bfloat16, table=True),
-    Variant("engine, TF32 off", _engine, tf32=False),
-    Variant("engine, cudnn.benchmark", _engine, benchmark=True),
-    Variant("engine, channels last", _engine, channels_last=True),
-    Variant("engine, channels last, cudnn.benchmark", _engine, benchmark=True, channels_last=True),
-    Variant("engine, tiled", _tiled),
-    Variant("stock diffusers, bfloat16", decode_latents, dtype=torch.bfloat16),
+    Variant("stock diffusers", None),
+    Variant("engine, as it comes", table=True),
+    Variant("engine, bfloat16", dtype=torch.bfloat16, table=True),
+    Variant("engine, not compiled", _EAGER),
+    Variant("engine, not channels last", _CONTIGUOUS),
+    Variant("engine, TF32 off", tf32=False),
+    Variant("engine, cudnn.benchmark", benchmark=True),
+    Variant("engine, 1 latent frame at once", frames_at_once=1),
+    Variant("engine, 4 latent frames at once", frames_at_once=4),
+    Variant("engine, tiled", tiled=True),
+    Variant("stock diffusers, bfloat16", None, dtype=torch.bfloat16),
 )
 
 
@@ -78,11 +90,7 @@ def run(context: Context, step: Step) -> None:
 
 def one_variant(context: Context, variant: Variant, row: Row, saved: Path) -> None:
     """Seconds of the first and the second decode, the peak, and how the frames differ."""
-    vae = context.model.load_vae(variant.dtype)
-    if variant.channels_last:
-        for weight in vae.parameters():
-            if weight.ndim == 5:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+    decode = variant.prepare(context)
     shape = (1, *context.model.latent_shape(*context.size))
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(context.device)
     with tf32(variant.tf32), _benchmark(variant.benchmark), context.peak(row):
@@ -90,12 +98,12 @@ def one_variant(context: Context, variant: Variant, row: Row, saved: Path) -> No
         for _ in range(2):
             context.sync()
             start = time.perf_counter()
-            frames = variant.decode(vae, latents)
+            frames = decode(latents)
             context.sync()
             times.append(time.perf_counter() - start)
         row["first_s"], row["s"] = times
         if variant.table:
-            row |= kernel_table(context, lambda: variant.decode(vae, latents))
+            row |= kernel_table(context, lambda: decode(latents))
     if variant is VARIANTS[0]:
         torch.save(frames.cpu(), saved)
     elif saved.is_file():
