@@ -1,16 +1,21 @@
 """Times the engine beside stock diffusers ``WanPipeline``: same weights, same run, same noise.
 
     python -m tools.bench_infer --weights student --batches 1 2 4 8 --out docs/benchmarks
-    python -m tools.bench_infer --random Wan-AI/Wan2.1-T2V-14B-Diffusers --weights /scratch/wan14b \
-        --batches 1 --compile
+    python -m tools.bench_infer --random 14b --batches 1 --attention auto sdpa flash3 \
+        --quantize none fp8 --repetitions 3 --warmup 1 --budget 400 --out bench
 
-The two take turns, so that a machine that others use slows both alike; medians are of ratios of
-neighbours. ``inside`` is the time in the networks (four forwards, the VAE's decoder), measured in
-the engine's own runs; ``overhead`` is what the engine adds to it. The text encoder is a stage of
-its own.
+The engine is measured as it comes (compiled where it compiles by itself) and, if that is compiled,
+eager in a row of its own; ``--compile`` and ``--no-compile`` measure one of the two. Several
+kernels and quantisations are rows of one run. What cannot run here says why in its row.
 
-With ``--random`` a folder of random weights of a known shape is written first. Its text encoder is
-small (the real one has 11 GB), so its text stage says nothing.
+On a CPU the two take turns, so that a machine that others use slows both alike; medians are of
+ratios of neighbours. On a GPU each is alone there, and ratios are of medians. ``inside`` is time
+in the networks (the forwards, the VAE's decoder), measured in the same runs; ``overhead``
+is what the engine adds to it. The text encoder is a stage of its own. ``peak_gib`` is what each
+one's own tensors take.
+
+The JSON is written after every row; ``--budget`` leaves out what does not fit any more. With
+``--random`` weights of a known shape are made on the device, and nothing is read or written.
 """
 
 from __future__ import annotations
@@ -22,178 +27,180 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightx2v_sgmd.errors import UserError
 from tools.bounds import bound, machine_limits, stage_work
+from tools.inference_bench import (
+    PROMPT,
+    Side,
+    Size,
+    Source,
+    freeing,
+    measure_together,
+    our_side,
+    peak_gib,
+    stock_side,
+    summary,
+)
+from tools.random_wan import open_random_wan
 
-PROMPT = "a red circle moving left quickly"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STARTED = time.monotonic()
 
 
-class Inside:
-    """Time spent inside modules, by stage."""
+class Report:
+    """The JSON, replaced whole after every row.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, {}
+    Args:
+        path: Its file.
+        content: What is known before the first row.
+        budget_s: Seconds since the start after which nothing new begins; None is no limit.
+    """
 
-    def watch(self, module: Any, stage: str) -> None:
-        """Counts a module's forwards as part of a stage; hooks would take time of their own."""
-        forward = module.forward
+    def __init__(self, path: Path, content: dict[str, Any], budget_s: float | None) -> None:
+        self.path, self.content, self.budget_s = path, {**content, "results": []}, budget_s
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write()
 
-        def timed_forward(*args: Any, **kwargs: Any) -> Any:
-            start = self._now()
-            result = forward(*args, **kwargs)
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + self._now() - start
-            return result
+    def write(self) -> None:
+        """Replaces the file."""
+        self.content["elapsed_s"] = round(time.monotonic() - STARTED, 1)
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path)
 
-        module.forward = timed_forward
+    def add(self, row: dict[str, Any]) -> None:
+        """One more row."""
+        self.content["results"].append(row)
+        self.write()
+        print(line_of(row), flush=True)
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def enough(self, seconds: float) -> bool:
+        """Whether that much time is left."""
+        elapsed = time.monotonic() - STARTED
+        return self.budget_s is None or elapsed + 1.2 * seconds < self.budget_s
 
 
-@contextmanager
-def memory_peak(device: torch.device, result: dict[str, float]) -> Iterator[None]:
-    """The most memory in use during a block, in GiB: the GPU's, or this process's."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield
-        result["gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-        return
-    done, highest = threading.Event(), [0]
+def line_of(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    label = f"batch {row['batch']}, {label_of(row)}" if "batch" in row else label_of(row)
+    for key in ("unavailable", "skipped"):
+        if key in row:
+            return f"{label}: {key}: {row[key]}"
+    words = [f"{name} {seconds:.3f} s" for name, seconds in row["seconds"].items()]
+    words += [f"{row['speedup']:.2f}x"] if "speedup" in row else []
+    words += [f"overhead {row['overhead']:.1%}"] if "overhead" in row else []
+    words += [f"forward {seconds:.4f} s ({name})" for name, seconds in row["forward"].items()]
+    words += [f"peak {gib:.2f} GiB ({name})" for name, gib in row["peak_gib"].items()]
+    return f"{label}: {', '.join(words)}"
 
-    def sample() -> None:
-        while not done.wait(0.002):
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            highest[0] = max(highest[0], pages)
 
-    thread = threading.Thread(target=sample)
-    thread.start()
+def label_of(row: dict[str, Any]) -> str:
+    """A row's variant in words."""
+    variant = row["variant"]
+    if variant == "stock":
+        return "stock diffusers"
+    compiled = {True: "compiled", False: "eager", None: "as it comes"}[variant["compiled"]]
+    quantize = "" if variant["quantize"] == "none" else f", {variant['quantize']}"
+    return f"{variant['attention']}{quantize}, {compiled}"
+
+
+def engine_options(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The engine's options of each variant that is asked for."""
+    for quantize, attention in product(args.quantize, args.attention):
+        yield {"attention": attention, "quantize": quantize, "compile": args.compile}
+
+
+def measure(source: Source, args: argparse.Namespace, report: Report) -> None:
+    """All rows: the engine's variants, each beside stock or after it."""
+    alone = measures_alone(source.device)
+    with freeing(source.device):
+        stock = None if args.ours_only else _stock(source)
+        stock_rows: dict[int, dict[str, Any]] = {}
+        if stock is not None and alone:
+            for count in args.batches:
+                row = one_row([stock], count, "stock", args, report)
+                if "seconds" in row:
+                    stock_rows[count] = row
+                report.add(row)
+            stock = None
+    wanted = list(engine_options(args))
+    for options in wanted:
+        with freeing(source.device):
+            compiled = measure_variant(source, options, stock, stock_rows, args, report)
+        if compiled and options["compile"] is None:
+            wanted.append({**options, "compile": False})
+
+
+def measures_alone(device: torch.device) -> bool:
+    """Whether only one of the two may be on a device."""
+    return device.type == "cuda"
+
+
+def _stock(source: Source) -> Side:
+    # Both compute in the engine's precision.
+    cuda = source.device.type == "cuda"
+    dtype = source.dtype or (torch.bfloat16 if cuda else torch.float32)
+    return stock_side(source.pipeline(dtype), source.size, 4, source.device)
+
+
+def measure_variant(
+    source: Source,
+    options: dict[str, Any],
+    stock: Side | None,
+    stock_rows: dict[int, dict[str, Any]],
+    args: argparse.Namespace,
+    report: Report,
+) -> bool:
+    """Rows of one variant of the engine for every batch size; whether it is compiled."""
+    variant = {key: options[key] for key in ("attention", "quantize")}
+    variant["compiled"] = options["compile"]
+    if not report.enough(0.0):
+        report.add({"variant": variant, "skipped": "the budget ended"})
+        return False
     try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        result["gib"] = highest[0] * os.sysconf("SC_PAGE_SIZE") / 2**30
+        student = source.student(**options)
+    except UserError as error:
+        report.add({"variant": variant, "unavailable": str(error)})
+        return False
+    ours = our_side(student, source.size)
+    about = ours.about
+    for count in args.batches:
+        row = one_row([ours, *([stock] if stock else [])], count, about, args, report)
+        beside = stock_rows.get(count)
+        if beside is not None and "seconds" in row:
+            for key in ("seconds", "stages", "forward", "peak_gib"):
+                row[key]["stock"] = beside[key]["stock"]
+            row["speedup"] = row["seconds"]["stock"] / row["seconds"]["ours"]
+        if args.bounds and "seconds" in row:
+            row["work"] = stage_work(student, PROMPT, count, source.size)
+            for work in row["work"].values():
+                work["bound"] = bound(work, report.content["limits"])
+        report.add(row)
+        for stage, work in row.get("work", {}).items():
+            shares = ", ".join(f"{of} {share:.0%}" for of, share in work["bound"].items())
+            print(f"  {stage}: {work['seconds']:.4f} s, of which {shares}", flush=True)
+    return student.plan.compile
 
 
-def stock_pipeline(weights: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """``WanPipeline`` as its documentation shows it: the VAE in float32."""
-    from diffusers import AutoencoderKLWan, WanPipeline
-
-    vae = AutoencoderKLWan.from_pretrained(weights, subfolder="vae", torch_dtype=torch.float32)
-    pipe = WanPipeline.from_pretrained(weights, vae=vae, torch_dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def run_stock(pipe: Any, count: int, size: tuple[int, int, int], steps: int) -> Any:
-    """Videos of the same prompt with seeds 0, 1, ... from diffusers."""
-    height, width, num_frames = size
-    return pipe(
-        [f"{PROMPT}" for _ in range(count)],
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_inference_steps=steps,
-        guidance_scale=1.0,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(count)],
-    ).frames
-
-
-def run_ours(student: Any, count: int, size: tuple[int, int, int]) -> Any:
-    """The same videos from the engine."""
-    height, width, num_frames = size
-    return student.generate(
-        [PROMPT] * count, 0, height=height, width=width, num_frames=num_frames, batch_size=count
-    )
-
-
-def timed(compute: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Wall time of a call, the GPU's work included, and what it gave."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    result = compute()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, result
-
-
-def measure(
-    student: Any, pipe: Any, count: int, size: tuple[int, int, int], args: argparse.Namespace
+def one_row(
+    sides: list[Side], count: int, variant: Any, args: argparse.Namespace, report: Report
 ) -> dict[str, Any]:
-    """One batch size: warm-up, then the two in turns."""
-    device = student.device
-    steps = len(student.schedule)
-    inside = args.inside
-    ours: Callable[[], Any] = lambda: run_ours(student, count, size)  # noqa: E731
-    stock: Callable[[], Any] = lambda: run_stock(pipe, count, size, steps)  # noqa: E731
-    for _ in range(args.warmup):
-        ours(), stock()
-    rows = []
-    for repetition in range(args.repetitions):
-        inside["ours"].seconds, inside["stock"].seconds = {}, {}
-        order = [("ours", ours), ("stock", stock)]
-        row: dict[str, Any] = {}
-        for name, compute in order if repetition % 2 == 0 else reversed(order):
-            row[name], made = timed(compute, device)
-            if name == "ours":
-                row["timings"] = dict(made.timings)
-        for name, watched in inside.items():
-            row[f"inside_{name}"] = dict(watched.seconds)
-        rows.append(row)
-    peaks: dict[str, float] = {}
-    for name, compute in (("ours", ours), ("stock", stock)):
-        found: dict[str, float] = {}
-        with memory_peak(device, found):
-            compute()
-        peaks[name] = found["gib"]
-    return {"batch": count, **summary(rows), "peak_gib": peaks, "rows": rows}
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the repetitions."""
-    middle = statistics.median
-
-    def overhead(row: dict[str, Any]) -> float:
-        spent = row["inside_ours"]["denoise"] + row["inside_ours"]["decode"]
-        return float((row["ours"] - row["timings"]["text"] - spent) / spent)
-
-    return {
-        "seconds": {name: middle(row[name] for row in rows) for name in ("ours", "stock")},
-        "stages": {
-            "ours": {s: middle(row["timings"][s] for row in rows) for s in rows[0]["timings"]},
-            "stock": stock_stages(rows),
-        },
-        "forward": {
-            name: middle(row[f"inside_{name}"]["denoise"] for row in rows) / 4
-            for name in ("ours", "stock")
-        },
-        "speedup": middle(row["stock"] / row["ours"] for row in rows),
-        "overhead": middle(overhead(row) for row in rows),
-    }
-
-
-def stock_stages(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Stages of diffusers, which reports none: the time inside its networks, and the rest."""
-    stages = {
-        stage: statistics.median(row["inside_stock"][stage] for row in rows)
-        for stage in ("text", "denoise", "decode")
-    }
-    rest = statistics.median(
-        row["stock"] - sum(row["inside_stock"][stage] for stage in stages) for row in rows
-    )
-    return {**stages, "rest": rest}
+    """One batch size of one variant."""
+    row: dict[str, Any] = {"batch": count, "variant": variant}
+    if not report.enough(0.0):
+        return {**row, "skipped": "the budget ended"}
+    rows = measure_together(sides, count, args.warmup, args.repetitions, report.enough)
+    peaks = {side.name: peak_gib(side, count) for side in sides}
+    return {**row, **summary(rows, 4), "peak_gib": peaks, "rows": rows}
 
 
 def cold_start(args: argparse.Namespace) -> dict[str, float]:
@@ -205,7 +212,7 @@ def cold_start(args: argparse.Namespace) -> dict[str, float]:
         f"s.generate({PROMPT!r}, height={height}, width={width}, num_frames={num_frames})"
     )
     stock = (
-        "from tools.bench_infer import *; d = torch.device("
+        "from tools.inference_bench import *; d = torch.device("
         f"{args.device!r}); p = stock_pipeline(Path({str(args.weights)!r}), "
         f"torch.bfloat16 if d.type == 'cuda' else torch.float32, d); "
         f"run_stock(p, 1, {tuple(args.size)}, 4)"
@@ -219,42 +226,22 @@ def cold_start(args: argparse.Namespace) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def write_random(hub_id: str, folder: Path, layers: int | None) -> None:
-    """Writes random weights of a known shape, block by block small enough for the machine."""
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from transformers import UMT5EncoderModel
-
-    from lightx2v_sgmd.models.known import known_transformer_config
-    from tools.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
-
-    config = known_transformer_config(hub_id)
-    if config is None:
-        raise SystemExit(f"--random: {hub_id} is not a shape that ships with the package")
-    if layers is not None:
-        config["num_layers"] = layers
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        transformer = WanTransformer3DModel.from_config(config)
-    finally:
-        torch.set_default_dtype(default)
-    tokenizer = make_tokenizer(PROMPT.split())
-    text = UMT5EncoderModel(text_encoder_config(len(tokenizer), config["text_dim"], 1, 64))
-    write_wan_folder(folder, transformer, AutoencoderKLWan(), text, tokenizer, shift=3.0)
-
-
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Stacked bars: stages of both, by batch size, in seconds a video."""
+    """Stacked bars: stages of both, by row, in seconds a video."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     colours = {"text": "#4c72b0", "denoise": "#dd8452", "decode": "#55a868", "rest": "#8c8c8c"}
+    results = [row for row in report["results"] if "ours" in row.get("stages", {})]
+    if not results:
+        return
+    several = len({label_of(row) for row in results}) > 1
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    for index, result in enumerate(report["results"]):
+    for index, result in enumerate(results):
         for shift, name in ((-0.2, "ours"), (0.2, "stock")):
-            stages = result["stages"][name]
+            stages = result["stages"].get(name, {})
             bottom = 0.0
             for stage, colour in colours.items():
                 height = stages.get(stage, 0.0) / result["batch"]
@@ -262,7 +249,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 axes.bar(index + shift, height, 0.36, bottom, color=colour, label=label)
                 bottom += height
             axes.text(index + shift, bottom, name, ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(report["results"])), [str(r["batch"]) for r in report["results"]])
+    names = [f"{r['batch']}\n{label_of(r)}" if several else str(r["batch"]) for r in results]
+    axes.set_xticks(range(len(results)), names, fontsize=6 if several else None)
     axes.set_xlabel("videos at once")
     axes.set_ylabel("seconds a video")
     axes.legend(frameon=False, fontsize=8)
@@ -272,93 +260,91 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="a student's folder")
-    parser.add_argument("--random", metavar="HUB_ID", help="write random weights there first")
-    parser.add_argument("--layers", type=int, help="of the random network; default as its shape")
+    parser.add_argument("--weights", type=Path, help="a student's folder")
+    parser.add_argument(
+        "--random", metavar="SHAPE", help="random weights instead: 14b, 1.3b, sprites or a hub id"
+    )
+    parser.add_argument("--layers", type=int, help="blocks of the random network; default all")
     parser.add_argument("--size", type=int, nargs=3, metavar=("HEIGHT", "WIDTH", "FRAMES"))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="default no limit")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES)
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--quantize", default="none")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--attention", nargs="+", default=["auto"], metavar="KERNEL", help="default auto"
+    )
+    parser.add_argument(
+        "--quantize", nargs="+", default=["none"], metavar="KIND", help="default none"
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="default as the engine does by itself, with an eager row beside it if that compiles",
+    )
+    parser.add_argument("--ours-only", action="store_true", help="leave stock diffusers out")
     parser.add_argument("--bounds", action="store_true", help="say what bounds each stage")
     parser.add_argument("--cold", action="store_true", help="time a new process, too")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder of json and plot")
     parser.add_argument("--name", default="inference")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.weights is None) == (args.random is None):
+        parser.error("give --weights DIR or --random SHAPE, one of the two")
+    if args.random and args.cold:
+        parser.error("--cold: needs --weights DIR; random weights are made in this process")
+    return args
 
 
-def main() -> None:
-    """Runs it."""
-    from infer import load_student
-
-    args = arguments()
-    if args.random:
-        write_random(args.random, args.weights, args.layers)
-        args.size = args.size or [480, 832, 81]
-    device = torch.device(args.device)
+def source_of(args: argparse.Namespace, device: torch.device) -> Source:
+    """Where the weights come from; sets ``args.size``."""
     dtype = DTYPES[args.dtype] if args.dtype else None
-    student = load_student(
-        args.weights,
-        assume_schedule="sgmd",
-        device=device,
-        dtype=dtype,
-        attention=args.attention,
-        quantize=args.quantize,
-        compile=args.compile,
-    )
-    pipe = stock_pipeline(args.weights, student.dtype, device)
-    manifest = student.checked.manifest
+    if args.random:
+        model = open_random_wan(args.random, device)
+        if args.layers is not None:
+            layers = {**model.transformer_config, "num_layers": args.layers}
+            model = replace(model, transformer_config=layers)
+        args.size = args.size or ([32, 32, 9] if args.random == "sprites" else [480, 832, 81])
+        return Source(None, model, _three(args.size), device, dtype)
     if args.size is None:
-        assert manifest is not None, "the weights do not say their size: give --size"
-        args.size = [manifest.video.height, manifest.video.width, manifest.video.num_frames]
-    args.inside = {"ours": Inside(device), "stock": Inside(device)}
-    for name, network, decoding in (
-        ("ours", student.transformer, [student.decoder]),
-        ("stock", pipe.transformer, [pipe.vae.post_quant_conv, pipe.vae.decoder]),
-    ):
-        args.inside[name].watch(network, "denoise")
-        for module in decoding:
-            args.inside[name].watch(module, "decode")
-    args.inside["stock"].watch(pipe.text_encoder, "text")
-    size = (args.size[0], args.size[1], args.size[2])
-    report: dict[str, Any] = {
+        from infer.checks import check_student
+
+        video = check_student(args.weights, "sgmd").video
+        if video is None:
+            raise UserError("--size: the weights do not say their size; give it")
+        args.size = [video.height, video.width, video.num_frames]
+    return Source(args.weights, None, _three(args.size), device, dtype)
+
+
+def _three(size: list[int]) -> Size:
+    return size[0], size[1], size[2]
+
+
+def main() -> int:
+    """Runs it: 0, or 2 if the command line or the weights are wrong."""
+    args = arguments()
+    device = torch.device(args.device)
+    try:
+        source = source_of(args, device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    content = {
         "machine": describe(device),
-        "command": " ".join(sys.argv[1:]),
-        "size": list(size),
-        "dtype": str(student.dtype),
-        "attention": student.attention,
-        "quantize": args.quantize,
-        "compiled": student.plan.compile,
-        "results": [],
+        "command": " ".join(["python -m tools.bench_infer", *sys.argv[1:]]),
+        "size": list(source.size),
     }
     if args.bounds:
-        report["limits"] = machine_limits(device, student.dtype)
-    for count in args.batches:
-        result = measure(student, pipe, count, size, args)
-        report["results"].append(result)
-        seconds = result["seconds"]
-        print(
-            f"batch {count}: ours {seconds['ours']:.3f} s, stock {seconds['stock']:.3f} s, "
-            f"{result['speedup']:.2f}x, overhead {result['overhead']:.1%}, forward "
-            f"{result['forward']['ours']:.4f} s, peak {result['peak_gib']['ours']:.2f} GiB",
-            flush=True,
-        )
-        if args.bounds:
-            result["work"] = stage_work(student, PROMPT, count, size)
-            for stage, work in result["work"].items():
-                work["bound"] = bound(work, report["limits"])
-                shares = ", ".join(f"{of} {share:.0%}" for of, share in work["bound"].items())
-                print(f"  {stage}: {work['seconds']:.4f} s, of which {shares}", flush=True)
+        precision = source.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        content["limits"] = machine_limits(device, precision)
+    report = Report(args.out / f"{args.name}.json", content, args.budget)
+    measure(source, args, report)
     if args.cold:
-        report["cold_start"] = cold_start(args)
-        print("cold start", report["cold_start"])
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, args.out / f"{args.name}.png")
+        report.content["cold_start"] = cold_start(args)
+        report.write()
+        print("cold start", report.content["cold_start"])
+    plot(report.content, args.out / f"{args.name}.png")
+    return 0
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -378,4 +364,4 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

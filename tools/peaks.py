@@ -1,9 +1,13 @@
-"""Memory of a process that computes on a CPU, as torch sees it."""
+"""Memory of a process that computes on a CPU, as torch and as the system see it."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,3 +45,28 @@ def memory_growth(profile: Any) -> tuple[int, int]:
         live += event.nbytes()
         peak = max(peak, live)
     return live, peak
+
+
+@contextmanager
+def memory_peak(device: torch.device, result: dict[str, float]) -> Iterator[None]:
+    """The most memory in use during a block, in GiB: the GPU's, or this process's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield
+        result["gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        return
+    done, highest = threading.Event(), [0]
+
+    def sample() -> None:
+        while not done.wait(0.002):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            highest[0] = max(highest[0], pages)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        result["gib"] = highest[0] * os.sysconf("SC_PAGE_SIZE") / 2**30

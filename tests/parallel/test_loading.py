@@ -21,7 +21,7 @@ from lightx2v_sgmd.parallel import Settings
 from lightx2v_sgmd.tensorreader import WholeTensors
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, needs_deepspeed
-from tools.bench_infer import memory_peak
+from tools.peaks import memory_peak
 
 LAYERS = int(os.environ.get("LIGHTX2V_SGMD_TEST_LAYERS", "4"))
 """Blocks of the 1.3B shape; 30 are the whole network, 2.8 GB, and take minutes."""
