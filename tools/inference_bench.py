@@ -131,10 +131,8 @@ def our_side(student: Student, size: Size) -> Side:
     """The engine; its networks are loaded here."""
     inside = Inside(student.device)
     height, width, num_frames = size
-    vae = student.vae
     inside.watch(student.transformer, "denoise")
-    inside.watch(vae.post_quant_conv, "decode")
-    inside.watch(vae.decoder, "decode")
+    inside.watch(student.decoder, "decode")
 
     def run(count: int) -> Any:
         return student.generate(
@@ -143,7 +141,7 @@ def our_side(student: Student, size: Size) -> Side:
 
     def weights() -> int:
         encoder = student.texts._encoder
-        return _bytes(student.transformer, student.vae, *([encoder.network] if encoder else []))
+        return _bytes(student.transformer, student.decoder, *([encoder.network] if encoder else []))
 
     plan = student.plan
     about = {"attention": student.attention, "quantize": plan.way.quantize}
@@ -287,9 +285,10 @@ def freeing(device: torch.device) -> Iterator[None]:
 
 
 def _bytes(*modules: Any) -> int:
-    tensors = {
-        tensor.data_ptr(): tensor.nbytes
-        for module in modules
-        for tensor in (*module.parameters(), *module.buffers())
-    }
+    tensors = {}
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            # A library's own layout has no address.
+            key = tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
+            tensors[key] = tensor.nbytes
     return sum(tensors.values())
