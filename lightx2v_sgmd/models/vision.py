@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.quiet import no_library_bars
-from lightx2v_sgmd.tensorfiles import weight_files
+from lightx2v_sgmd.tensorfiles import refuse_outside_links, weight_files
 from lightx2v_sgmd.tensorreader import WholeTensors
 from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
 from lightx2v_sgmd.untrusted.configs import check_vision_encoder
@@ -37,6 +37,7 @@ def _config(path: str) -> Any:
             "transformers vision encoder, for example SAM's"
         )
     try:
+        refuse_outside_links(Path(path), [file, Path(path) / "preprocessor_config.json"])
         content = read_json_object(file)
         check_vision_encoder(content)
         return vision_config(content)

@@ -78,16 +78,23 @@ def read_json_file(path: Path, limits: Limits = CONFIG, remedy: str = "copy it a
     Raises:
         UserError: it is missing, unreadable or not such JSON; the message names file and remedy.
     """
+    text = read_bytes(path, limits, remedy)
+    try:
+        return parse_json(text, limits)
+    except ValueError as error:
+        raise UserError(f"{path}: is not readable JSON: {error}; {remedy}") from error
+
+
+def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:
+    """A file's content; raises as ``read_json_file`` if it cannot be read or is too large."""
     try:
         with path.open("rb") as file:
             text = file.read(limits.size + 1)
-        return parse_json(text, limits)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
-    except ValueError as error:
-        large = len(text) > limits.size
-        reason = f"it is larger than {limits.size:,} bytes" if large else str(error)
-        raise UserError(f"{path}: is not readable JSON: {reason}; {remedy}") from error
+    if len(text) > limits.size:
+        raise UserError(f"{path}: is larger than the {limits.size:,} bytes that are read; {remedy}")
+    return text
 
 
 def read_json_object(

@@ -28,7 +28,7 @@ from lightx2v_sgmd.untrusted.fields import (
     optional,
     shown,
 )
-from lightx2v_sgmd.untrusted.jsontext import Limits, read_json_file, read_json_object
+from lightx2v_sgmd.untrusted.jsontext import Limits, parse_json, read_bytes, read_json_object
 from lightx2v_sgmd.untrusted.tokenizerjson import Text, check_tokenizer_json
 
 _CLASSES: Final = {
@@ -37,8 +37,9 @@ _CLASSES: Final = {
     "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
     "TokenizersBackend": "PreTrainedTokenizerFast",
 }
-_VOCABULARY: Final = Limits(size=48_000_000, values=3_000_000)
-"""Of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values."""
+_VOCABULARY: Final = Limits(size=48_000_000, values=3_000_000, unique=True)
+"""Of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values. No key may be there twice, since
+Python takes the last one, and Rust may take another."""
 _SENTENCEPIECE_BYTES: Final = 32_000_000  # umT5's has 4.5 MB
 _TOKEN_NAMES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _TOKENS_MOST: Final = 10_000
@@ -155,14 +156,12 @@ def _config(folder: Path) -> tuple[str, dict[str, Any]]:
 def _copy_vocabulary(folder: Path, copy: Path) -> None:
     path = folder / "tokenizer.json"
     if path.is_file():
-        content = read_json_file(path, _VOCABULARY, _REMEDY)
+        text = read_bytes(path, _VOCABULARY, _REMEDY)
         try:
-            check_tokenizer_json(content)
-        except UserError as error:
+            check_tokenizer_json(parse_json(text, _VOCABULARY))
+        except ValueError as error:
             raise UserError(f"{path}: {error}; {_REMEDY}") from error
-        # Written anew, so that what is loaded is what was looked at.
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        (copy / path.name).write_bytes(text.encode("utf-8", "surrogatepass"))
+        (copy / path.name).write_bytes(text)  # so that what is loaded is what was looked at
         return
     path = folder / "spiece.model"
     if not path.is_file():

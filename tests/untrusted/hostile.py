@@ -255,6 +255,7 @@ TOKENIZERS = _kinds(
     tokenizer_vocabulary_empty=deeply(TOKENIZER, "model", "vocab", value=[]),
     tokenizer_vocabulary_rows=deeply(TOKENIZER, "model", "vocab", value=[[1, "a"]]),
     tokenizer_vocabulary_score=deeply(TOKENIZER, "model", "vocab", value=[["a", 1e300]]),
+    tokenizer_twice=write(TOKENIZER, '{"model": {"type": "BPE"}, "model": {"type": "Evil"}}'),
     tokenizer_unknown_id=deeply(TOKENIZER, "model", "unk_id", value=10**9),
     tokenizer_dropout=deeply(TOKENIZER, "model", "dropout", value=0.5),
     tokenizer_regex=step("normalizer", type="Replace", pattern={"Regex": "(a+)+$"}, content=" "),
@@ -400,6 +401,7 @@ VISION = _kinds(
     image_1e9=put("config.json", image_size=10**9),
     activation=put("config.json", hidden_act="evil"),
     deep=write("config.json", DEEP),
+    linked=link("preprocessor_config.json", "/etc/passwd"),
     architecture=put("config.json", architectures=["../evil"]),
     missing_weights=header(
         "model.safetensors", {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"
