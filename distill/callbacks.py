@@ -27,6 +27,7 @@ from lightx2v_sgmd.console import note
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.models.wan import WanModel, decode_latents
+from lightx2v_sgmd.optional import first_line, reinstall
 from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
 from lightx2v_sgmd.rollout import rollout
@@ -45,16 +46,15 @@ class Recorder:
     Args:
         run: The run folder.
         step: Iterations done.
+        quiet: Show nothing.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run: Path, step: int, quiet: bool = False) -> None:
         self.path = run / METRICS
         try:
             repair_log(run, step)
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._board = _tensorboard(run / "tensorboard", step, quiet)
         except OSError as error:
             raise UserError(disk_problem(error, self.path)) from error
 
@@ -69,7 +69,7 @@ class Recorder:
             self._file.flush()
         except OSError as error:
             raise UserError(disk_problem(error, self.path)) from error
-        for name, value in line.items():
+        for name, value in line.items() if self._board is not None else ():
             scalars = value if isinstance(value, dict) else {"": value}
             for part, scalar in scalars.items():
                 self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, line["step"])
@@ -78,7 +78,22 @@ class Recorder:
         """Closes the files."""
         self._file.close()
         with contextlib.suppress(OSError):
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def _tensorboard(folder: Path, step: int, quiet: bool) -> Any:
+    """A writer of TensorBoard's files; None, and a note, where TensorBoard cannot be imported."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception as error:  # a broken package fails in any way
+        note(
+            f"{folder} is not written: TensorBoard does not import: {first_line(error)}; install "
+            f"it again ({reinstall('tensorboard')}); metrics.jsonl has the same values",
+            quiet,
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def metrics_line(

@@ -35,6 +35,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, Train, check_against_model
 from lightx2v_sgmd.latents import LatentFolder
 from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.optional import distribution, reinstall, why_unusable
 from lightx2v_sgmd.outputs import OutputLock
 from lightx2v_sgmd.parallel import (
     Ranks,
@@ -46,6 +47,7 @@ from lightx2v_sgmd.parallel import (
     training_device,
 )
 from lightx2v_sgmd.parallel.sequence import check_degree
+from lightx2v_sgmd.torchfaults import slow_conv3d
 
 
 def run(job: Job, resume: str, quiet: bool) -> Path:
@@ -171,7 +173,10 @@ def _train(
     counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
     recorders: list[Recorder] = []  # the first rank's; the others have none
     done = saved = start.step
-    ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step)))
+    ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step, quiet)))
+    sampling = ranks.once(partial(_can_write_samples, quiet))
+    if (fault := slow_conv3d(ranks.device)) is not None:
+        note(fault, quiet)
     with (
         progress(train.iterations, "distilling", quiet, done=done) as bar,
         stop_on_signal(quiet) as stop,
@@ -187,7 +192,7 @@ def _train(
                 with watch.patient(f"saving the checkpoint of step {done}"):
                     saver.save(done)
                 saved, saved_at = done, time.monotonic()
-            if last or done % train.sample_every == 0:
+            if sampling and (last or done % train.sample_every == 0):
                 with watch.patient(f"sampling videos of step {done}"):
                     write_samples(job, model, strategy, trainer.batches, done, stop)
             counter.take()  # sampling is not training
@@ -198,6 +203,15 @@ def _train(
     for recorder in recorders:
         recorder.close()
     return done
+
+
+def _can_write_samples(quiet: bool) -> bool:
+    """True if sample videos can be encoded; training goes on without them."""
+    problem = why_unusable("imageio_ffmpeg")
+    if problem is not None:
+        name, remedy = distribution("imageio_ffmpeg"), reinstall("imageio_ffmpeg")
+        note(f"no sample videos: the package {name} {problem}; install it again ({remedy})", quiet)
+    return problem is None
 
 
 def _overdue(train: Train, seconds: float) -> bool:

@@ -26,8 +26,10 @@ from infer.together import check_ranks, processes
 from infer.writing import Pending, writing
 from lightx2v_sgmd.console import Bar, note, progress
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.optional import required
 from lightx2v_sgmd.outputs import OutputLock, resolved
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.torchfaults import slow_conv3d
 from lightx2v_sgmd.video import Frames
 
 
@@ -123,6 +125,7 @@ def generate_files(
             read, or an output that cannot be written (all found before anything is loaded).
         Cancelled: ``cancel`` said so; what was finished stays.
     """
+    required("imageio_ffmpeg")
     chosen = Options(**options)
     if fps is not None and not 0.1 <= fps <= 1000:
         raise UserError(f"fps: {fps:g} is not from 0.1 to 1000 frames per second")
@@ -146,6 +149,8 @@ def generate_files(
             if run.waiting:
                 if plan.fitted:
                     note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
+                if (fault := slow_conv3d(plan.device)) is not None:
+                    note(fault, run.quiet)
                 with profiled(profile if ranks.first else None):
                     run.go(lambda: Student(checked, plan, ranks), batch_size)
     run.outcome.files = [file for file in files if file in run.done]

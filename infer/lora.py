@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.models.keymaps import transformer_to_diffusers
+from lightx2v_sgmd.optional import why_unusable
 from lightx2v_sgmd.quiet import no_warnings
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import read_header, schedule_of, shown
@@ -91,8 +91,9 @@ def check_loras(loras: Sequence[Lora], network: Any) -> None:
     Raises:
         UserError: PEFT is not installed, or a file does not fit.
     """
-    if loras and importlib.util.find_spec("peft") is None:
-        raise UserError("lora: needs the package peft; pip install peft")
+    problem = why_unusable("peft") if loras else None
+    if problem is not None:
+        raise UserError(f"lora: needs the package peft, which {problem}; pip install peft")
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     for lora in loras:
         factors, differences = _read(lora)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -14,6 +13,7 @@ from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.optional import is_installed, why_unusable
 from lightx2v_sgmd.parallel.ranks import Ranks
 
 
@@ -133,9 +133,7 @@ def make_plan(
     moving = way.offload or way.quantize == "fp8-storage" or _unmerged(options)
     compiled = options.compile
     if compiled is None:
-        compiled = (
-            device.type == "cuda" and not moving and importlib.util.find_spec("triton") is not None
-        )
+        compiled = device.type == "cuda" and not moving and is_installed("triton")
     return Plan(
         options,
         device,
@@ -172,8 +170,9 @@ def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
     """What stops a quantisation on a device, or None."""
     if kind in ("none", "fp8-storage"):
         return None
-    if importlib.util.find_spec("torchao") is None:
-        return "needs the package torchao; pip install torchao"
+    problem = why_unusable("torchao")
+    if problem is not None:
+        return f"needs the package torchao, which {problem}; pip install torchao"
     if kind == "fp8":
         if device.type != "cuda" or not torch.cuda.is_available():
             return f"needs a CUDA device, and this is {device.type}; int8 runs on both"

@@ -1,14 +1,12 @@
 """Which attention kernels can run here, and choosing one.
 
-A kernel counts as available when its package imports, diffusers accepts its version, and a small
-attention on the device, in the dtype and with the head size in question, agrees with plain PyTorch.
+A kernel counts as available when its package imports, diffusers accepts its version, and small
+attentions on the device, in the dtype and with the head size in question, agree with plain PyTorch.
 Approximate kernels are taken only when asked for by name.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.flash4 import MODULE as FLASH4_MODULE
+from lightx2v_sgmd.flash4 import flash_attention_4
+from lightx2v_sgmd.optional import first_line, prepare_libraries, why_unusable
 from lightx2v_sgmd.quiet import no_warnings
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class _Known:
         auto_from: Least capability at which ``auto`` takes it; None: only when asked for.
         approximate: Says how it departs from exact attention; "" for exact kernels.
         tolerance: Largest error of the trial.
+        cudnn: Least version of cuDNN, as ``torch.backends.cudnn.version`` gives it.
     """
 
     backend: str
@@ -62,12 +64,13 @@ class _Known:
     auto_from: tuple[int, int] | None = None
     approximate: str = ""
     tolerance: float = 0.03
+    cudnn: int = 0
 
 
 KERNELS: Final = {
     "flash4": _Known(
         "flash_4_hub",
-        "flash_attn.cute",
+        FLASH4_MODULE,
         "FlashAttention 4",
         (9, 0),
         "pip install flash-attn-4",
@@ -90,6 +93,9 @@ KERNELS: Final = {
         (8, 0),
         half_only=True,
         auto_from=(9, 0),  # where it uses the tensor cores' newer instructions, as the above do
+        # Before, it was wrong where the tokens are no multiple of 128; from this version on
+        # PyTorch itself prefers it.
+        cudnn=91501,
     ),
     "flash2": _Known(
         "flash",
@@ -126,6 +132,12 @@ KERNELS: Final = {
 }
 """Fastest first: the order of ``auto``, which takes exact kernels only."""
 
+_TRIALS: Final = ((300, 300), (300, 37))
+"""Queries and keys of the attentions that are tried: of a video, and of a text.
+
+300 is no multiple of the tiles that kernels work in, and more than two of 128.
+"""
+
 
 def kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionKernel]:
     """Every kernel this library knows, fastest first, and whether it runs in this setting."""
@@ -142,7 +154,8 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, head_dim: i
         raise UserError(f"attention: {requested!r} is unknown; use auto, {', '.join(KERNELS)}")
     if requested == "auto":
         # PyTorch's own runs unless the device itself does not.
-        tried = (_probe(name, KERNELS[name], device, dtype, head_dim) for name in _auto(device))
+        names = _auto(device, dtype, head_dim)
+        tried = (_probe(name, KERNELS[name], device, dtype, head_dim) for name in names)
         requested = next((kernel.name for kernel in tried if kernel.available), "sdpa")
     kernel = _probe(requested, KERNELS[requested], device, dtype, head_dim)
     if not kernel.available:
@@ -152,16 +165,41 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, head_dim: i
     return requested
 
 
-def _auto(device: torch.device) -> list[str]:
-    """The kernels that ``auto`` tries on a device, fastest first."""
+def _auto(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """The kernels that ``auto`` tries on a device, fastest first.
+
+    Where plain PyTorch runs cuDNN's kernel by itself, it does so without the copies of q, k, v and
+    the output that diffusers' own use of cuDNN makes.
+    """
     capability = (0, 0)
     if device.type == "cuda" and torch.cuda.is_available():
         capability = torch.cuda.get_device_capability(device)
-    return [
+    names = [
         name
         for name, known in KERNELS.items()
         if known.auto_from is not None and known.auto_from <= capability
     ]
+    if "sdpa-cudnn" in names and sdpa_runs_cudnn(device, dtype, head_dim):
+        names[names.index("sdpa-cudnn")] = "sdpa"
+    return names
+
+
+def sdpa_runs_cudnn(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """True if PyTorch's own choice for plain attention in this setting is cuDNN's kernel.
+
+    PyTorch is asked, for its rule depends on its version, cuDNN's, the GPU and the environment.
+    """
+    from torch.nn.attention import SDPBackend
+
+    if device.type != "cuda":
+        return False
+    queries, _ = _TRIALS[0]
+    try:
+        q = torch.empty(1, queries, 2, head_dim, dtype=dtype, device=device).transpose(1, 2)
+        chosen = torch._fused_sdp_choice(q, q, q)
+    except Exception:  # PyTorch's own function, not a public one: without it cuDNN is asked for
+        return False
+    return chosen == int(SDPBackend.CUDNN_ATTENTION.value)
 
 
 def apply(network: ModelMixin, kernel: str) -> None:
@@ -211,10 +249,9 @@ def _lend_flash4() -> None:
     """Gives diffusers' dispatcher the installed FlashAttention 4 under the name of its backend."""
     from diffusers.models import attention_dispatch
 
-    known = KERNELS["flash4"]
     registry = attention_dispatch._HUB_KERNELS_REGISTRY
-    kernel = registry[attention_dispatch.AttentionBackendName(known.backend)]
-    kernel.kernel_fn = importlib.import_module(str(known.module)).flash_attn_func
+    kernel = registry[attention_dispatch.AttentionBackendName(KERNELS["flash4"].backend)]
+    kernel.kernel_fn = flash_attention_4()
 
 
 def _probe(
@@ -227,6 +264,8 @@ def _probe(
         return AttentionKernel(name, False, reason)
     short = str(dtype).removeprefix("torch.")
     ran = f"{known.package} ran on {device.type} in {short} with heads of {head_dim}"
+    if name == "sdpa" and sdpa_runs_cudnn(device, dtype, head_dim):
+        ran += ", by cuDNN's kernel"
     return AttentionKernel(
         name, True, f"{ran}; approximate: {known.approximate}" if known.approximate else ran
     )
@@ -239,28 +278,28 @@ def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | N
     if device.type == "cuda" and known.capability is not None:
         if not torch.cuda.is_available():
             return "PyTorch sees no CUDA device"
-        if known.module is not None and not _is_installed(known.module):
+        problem = None if known.module is None else _unusable(known.module)
+        if problem == "is not installed":
             return f"{known.package} is not installed ({known.install})"
         capability = torch.cuda.get_device_capability(device)
         if capability < known.capability:
             have, need = (".".join(map(str, c)) for c in (capability, known.capability))
             return f"{known.package} needs compute capability {need}, this GPU has {have}"
+        cudnn = torch.backends.cudnn.version() or 0
+        if cudnn < known.cudnn:
+            have, need = (f"{v // 10000}.{v // 100 % 100}.{v % 100}" for v in (cudnn, known.cudnn))
+            return f"{known.package} is right from cuDNN {need} on, and this is {have}"
     if known.half_only and dtype not in (torch.bfloat16, torch.float16):
         return f"{known.package} runs in bfloat16 and float16, not in {dtype}"
-    if known.module is None:
-        return None
-    try:
-        importlib.import_module(known.module)
-    except Exception as error:  # an extension built for another torch fails in many ways
-        return f"{known.package} does not import: {_first_line(error)}"
-    return None
+    problem = None if known.module is None else _unusable(known.module)
+    return None if problem is None else f"{known.package} {problem}"
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+def _unusable(module: str) -> str | None:
+    """What is wrong with a package, or with a module of it, or None."""
+    package = module.partition(".")[0]
+    problem = why_unusable(package)
+    return why_unusable(module) if problem is None and package != module else problem
 
 
 def _trial(
@@ -270,22 +309,28 @@ def _trial(
     head_dim: int,
     tolerance: float = 0.03,
 ) -> str | None:
-    """Runs a small attention and compares it with float32 PyTorch: what is wrong, or None."""
+    """Runs small attentions and compares them with float32 PyTorch: what is wrong, or None."""
+    prepare_libraries()
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
     generator = torch.Generator("cpu").manual_seed(0)
-    inputs = torch.randn(3, 1, 24, 2, head_dim, generator=generator).to(dtype)  # each BSND
-    expected = F.scaled_dot_product_attention(*inputs.float().transpose(2, 3)).transpose(1, 2)
-    try:
-        with torch.no_grad(), _asked_directly(backend):
-            got = dispatch_attention_fn(
-                *inputs.to(device), backend=AttentionBackendName(backend)
-            ).float()
-        difference = (got.cpu() - expected).abs().max().item()
-    except Exception as error:  # whatever a kernel raises, it cannot run
-        return f"it fails on a small example: {_first_line(error)}"
-    if not difference < tolerance:
-        return f"it is wrong on a small example (off by {difference:.2g})"
+    for queries, keys in _TRIALS:
+        q = torch.randn(1, queries, 2, head_dim, generator=generator).to(dtype)  # BSND
+        k, v = torch.randn(2, 1, keys, 2, head_dim, generator=generator).to(dtype)
+        exact = F.scaled_dot_product_attention(*(x.float().transpose(1, 2) for x in (q, k, v)))
+        try:
+            with torch.no_grad(), _asked_directly(backend):
+                got = dispatch_attention_fn(
+                    *(x.to(device) for x in (q, k, v)), backend=AttentionBackendName(backend)
+                )
+            difference = (got.float().cpu() - exact.transpose(1, 2)).abs().max().item()
+        except Exception as error:  # whatever a kernel raises, it cannot run
+            return f"it fails on a small example: {first_line(error)}"
+        if not difference < tolerance:
+            return (
+                f"it is wrong on a small example of {queries} queries and {keys} keys "
+                f"(off by {difference:.2g})"
+            )
     return None
 
 
@@ -302,7 +347,3 @@ def _asked_directly(backend: str) -> Iterator[None]:
         # PyTorch explains at length in warnings why a kernel of its own cannot run.
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -44,6 +44,26 @@ _LIBAIO: Final = {
 """How each adds what reading and writing asynchronously is built on."""
 
 
+_CLASSES: Final = {
+    "diffusers": (
+        "WanTransformer3DModel",
+        "AutoencoderKLWan",
+        "FlowMatchEulerDiscreteScheduler",
+        "WanPipeline",
+    ),
+    "transformers": ("UMT5EncoderModel", "AutoTokenizer"),
+}
+"""The classes of each library that commands use."""
+
+_OPTIONAL: Final = {
+    "torchao": "int8 weights, and fp8 on GPUs from compute capability 8.9",
+    "peft": "training adapters (train: lora), LoRA files (--lora)",
+    "cv2": "measuring videos (demo, compare)",
+    "tensorboard": "the tensorboard/ folder of a run",
+}
+"""What commands need some of the time, and for what."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One finding.
@@ -126,6 +146,8 @@ def _python() -> list[Check]:
 def _devices() -> list[Check]:
     import torch
 
+    from lightx2v_sgmd.torchfaults import slow_conv3d
+
     found = [Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -134,6 +156,8 @@ def _devices() -> list[Check]:
             f"{gpu.total_memory / 2**30:.1f} GiB"
         )
         found.append(Check(f"cuda:{index}", "ok", detail))
+    if (fault := slow_conv3d(torch.device("cuda"))) is not None:
+        found.append(Check("3D convolutions", "missing", fault, _pip("--upgrade torch")))
     if torch.cuda.device_count() == 0:
         why = (
             "PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds none"
@@ -150,6 +174,35 @@ def _setting() -> tuple[Any, Any, int]:
     if torch.cuda.is_available():
         return torch.device("cuda"), torch.bfloat16, 128
     return torch.device("cpu"), torch.float32, 128
+
+
+def _models() -> list[Check]:
+    """Imports the classes that commands use, and says which optional packages are broken."""
+    from lightx2v_sgmd.optional import distribution, prepare_libraries
+
+    broken = prepare_libraries()
+    found = []
+    for library, names in _CLASSES.items():
+        module = importlib.import_module(library)
+        for name in names:
+            getattr(module, name)  # imported when it is asked for
+        version = importlib.metadata.version(library)
+        found.append(Check(library, "ok", f"{version}: {', '.join(names)} import"))
+    for package, problem in broken.items():
+        if package in _OPTIONAL:  # they have lines of their own
+            continue
+        name = distribution(package)
+        detail = f"{_version(name)} is installed but does not import, and is left out: {problem}"
+        found.append(Check(name, "missing", detail, _pip(name, "uninstall")))
+    return found
+
+
+def _version(name: str, package: str = "") -> str:
+    """The version of a distribution, or where it has another name, of the package in it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(sys.modules.get(package), "__version__", "it"))
 
 
 def _attention() -> list[Check]:
@@ -176,15 +229,7 @@ def _chosen_attention() -> str:
 
 def _inference() -> list[Check]:
     """What makes generating faster or smaller: quantised weights, LoRA, compiling."""
-    found = []
-    for package, what in (
-        ("torchao", "int8 weights, and fp8 on GPUs from compute capability 8.9"),
-        ("peft", "training adapters (train: lora), LoRA files (--lora)"),
-    ):
-        try:
-            found.append(Check(package, "ok", f"{importlib.metadata.version(package)}: {what}"))
-        except importlib.metadata.PackageNotFoundError:
-            found.append(Check(package, "info", f"not installed: {what}", _pip(package)))
+    found = [_optional(package, what) for package, what in _OPTIONAL.items()]
     gpu = _setting()[0].type == "cuda"
     if gpu and importlib.util.find_spec("triton") is None:
         found.append(Check("compile", "missing", "torch.compile needs Triton", _pip("triton")))
@@ -197,11 +242,34 @@ def _inference() -> list[Check]:
     return found
 
 
+def _optional(package: str, what: str) -> Check:
+    """A package that a command may need: whether it is there, and imports."""
+    from lightx2v_sgmd.optional import distribution, why_unusable
+
+    name = distribution(package)
+    problem = why_unusable(package)
+    if problem is None:
+        return Check(name, "ok", f"{_version(name, package)}: {what}")
+    if problem == "is not installed":
+        return Check(name, "info", f"not installed: {what}", _pip(name))
+    mended = f"--force-reinstall {name}"
+    return Check(name, "missing", f"{_version(name)} {problem}; needed for {what}", _pip(mended))
+
+
 def _deepspeed() -> list[Check]:
     found = []
     try:
         version = importlib.metadata.version("deepspeed")
-        found.append(Check("deepspeed", "ok", f"{version}, for parallel.strategy zero3"))
+        problem = _import_elsewhere("deepspeed")
+        if problem:
+            detail = (
+                f"{version} is installed but does not import: {problem}; parallel.strategy zero3 "
+                "cannot run, local can"
+            )
+            remedy = _pip("--force-reinstall --no-deps deepspeed")
+            found.append(Check("deepspeed", "missing", detail, remedy))
+        else:
+            found.append(Check("deepspeed", "ok", f"{version}, for parallel.strategy zero3"))
     except importlib.metadata.PackageNotFoundError:
         detail = "not installed: parallel.strategy zero3 cannot run, local can"
         found.append(Check("deepspeed", "missing", detail, _pip("deepspeed")))
@@ -214,6 +282,23 @@ def _deepspeed() -> list[Check]:
         detail = f"can be built: {compiler} and ninja work, Python's headers are there"
         found.append(Check("deepspeed ops", "ok", detail))
     return [*found, _offloading()]
+
+
+def _import_elsewhere(module: str) -> str:
+    """Imports a module in another process, since DeepSpeed changes the one that it is imported in.
+
+    Returns:
+        The last line of what went wrong, or "".
+    """
+    command = [sys.executable, "-c", f"import {module}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "importing it takes over two minutes"
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"Python ended with code {done.returncode}"
 
 
 def _offloading() -> Check:
@@ -274,15 +359,18 @@ def _system_packages() -> str:
     return "install a C++ compiler and Python's header files"
 
 
-def _pip(package: str) -> str:
-    return f"{sys.executable} -m pip install {package}"
+def _pip(package: str, command: str = "install") -> str:
+    return f"{sys.executable} -m pip {command} {package}"
 
 
 def _video() -> list[Check]:
     """Encodes a short clip and reads it back."""
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        detail = "imageio-ffmpeg is not installed: no videos can be written"
-        return [Check("video", "broken", detail, _pip("imageio-ffmpeg"))]
+    from lightx2v_sgmd.optional import why_unusable
+
+    problem = why_unusable("imageio_ffmpeg")
+    if problem is not None:
+        detail = f"the package imageio-ffmpeg {problem}: no videos can be written"
+        return [Check("video", "broken", detail, _pip("--force-reinstall imageio-ffmpeg"))]
     import imageio_ffmpeg
     import numpy as np
 
@@ -371,6 +459,7 @@ def _teacher() -> list[Check]:
 _LOOKS: Final[dict[str, Callable[[], list[Check]]]] = {
     "python": _python,
     "torch": _devices,
+    "models": _models,
     "attention": _attention,
     "inference": _inference,
     "deepspeed": _deepspeed,

@@ -33,6 +33,9 @@ def no_logging() -> Iterator[None]:
 @contextmanager
 def no_library_bars() -> Iterator[None]:
     """Silences the progress bars that diffusers and transformers show for every file they load."""
+    from lightx2v_sgmd.optional import prepare_libraries
+
+    prepare_libraries()
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

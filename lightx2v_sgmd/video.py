@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lightx2v_sgmd.disk import nearest_existing
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.optional import required
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.untrusted.paths import path_problem
 
@@ -74,8 +75,7 @@ def video_writer(
     Raises:
         UserError: the file cannot be written there, or the disk is full.
     """
-    import imageio_ffmpeg
-
+    imageio_ffmpeg = required("imageio_ffmpeg")
     path = Path(path)
     if fps <= 0:
         raise ValueError(f"fps is {fps}, not positive")
@@ -135,6 +135,7 @@ class _Encoder:
 
 def read_video(path: str | Path) -> tuple[Frames, float]:
     """Reads a video back: ``[F, H, W, 3]`` uint8 and its frames per second."""
+    required("imageio_ffmpeg")
     import imageio.v2 as imageio
 
     reader: Any = imageio.get_reader(path, format="FFMPEG")

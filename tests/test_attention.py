@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import logging
-import sys
-import types
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,10 +81,9 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) ->
     """A machine whose GPU has this capability, with every package but no kernel that runs."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(attention, "_is_installed", lambda module: True)
-    modules = "flash_attn_interface flash_attn flash_attn.cute xformers xformers.ops sageattention"
-    for name in modules.split():
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v: 1)  # PyTorch's flash attention
+    monkeypatch.setattr(attention, "_unusable", lambda module: None)
     return torch.device("cuda")
 
 
@@ -117,41 +115,59 @@ def test_an_approximate_kernel_is_only_taken_when_asked_for(
     assert "approximate: it multiplies queries and keys in int8" in sage.reason
 
 
-def test_without_flash3_hopper_takes_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = pretend_gpu(monkeypatch, (9, 0))
+def without_flash3(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A Hopper GPU on which every kernel but FlashAttention 3 runs."""
     monkeypatch.setattr(
         attention, "_trial", lambda backend, *args: "no" if backend == "_flash_3" else None
     )
+    return pretend_gpu(monkeypatch, (9, 0))
+
+
+def test_without_flash3_hopper_takes_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = without_flash3(monkeypatch)
     assert attention.choose("auto", device, torch.bfloat16, 128) == "sdpa-cudnn"
+    found = {k.name: k.reason for k in attention.kernels(device, torch.bfloat16, 128)}
+    assert found["sdpa"] == "PyTorch ran on cuda in bfloat16 with heads of 128"
 
 
-def test_flash4_is_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network and no hub: the network calls the function of ``flash_attn.cute``."""
-    calls = []
+def test_where_plain_pytorch_runs_cudnn_it_is_taken_without_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = without_flash3(monkeypatch)
+    real, empty = torch.empty, []
 
-    def flash_attn_func(q, k, v, softmax_scale=None, causal=False):  # type: ignore[no-untyped-def]
-        calls.append((q.shape, causal))
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)), scale=softmax_scale
-        )
-        return out.transpose(1, 2), None
+    def on_the_cpu(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        empty.append((size, dtype, device.type))
+        return real(*size, dtype=dtype)
 
-    module = types.ModuleType("flash_attn.cute")
-    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
-    monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
-    assert attention._trial("flash_4_hub", CPU, torch.bfloat16, 12) is None
-    model = open_wan(make_tiny_wan(tmp_path))
-    network = model.load_transformer()
-    attention.apply(network, "flash4")
-    x_t, sigma = torch.randn(1, 4, 2, 4, 4), torch.tensor([0.9])
-    calls.clear()
-    with torch.no_grad():
-        text = pad_text([torch.randn(5, 16)])
-        got = velocity(network, x_t, sigma, text)
-        expected = velocity(model.load_transformer(), x_t, sigma, text)
-    assert len(calls) == 4  # self and cross, in both blocks
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr(torch, "empty", on_the_cpu)
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v: 3)  # cuDNN's
+    assert attention.choose("auto", device, torch.bfloat16, 128) == "sdpa"
+    assert attention.choose("sdpa-cudnn", device, torch.bfloat16, 128) == "sdpa-cudnn"
+    assert empty[0] == ((1, 300, 2, 128), torch.bfloat16, "cuda")
+    reason = {k.name: k.reason for k in attention.kernels(device, torch.bfloat16, 128)}["sdpa"]
+    assert reason.endswith("by cuDNN's kernel")
+    assert not attention.sdpa_runs_cudnn(CPU, torch.bfloat16, 128)
+
+
+def test_pytorch_is_asked_by_the_number_that_it_has_for_cudnn() -> None:
+    assert int(torch.nn.attention.SDPBackend.CUDNN_ATTENTION.value) == 3
+    q = torch.zeros(1, 2, 300, 128)
+    choices = {int(choice.value) for choice in torch.nn.attention.SDPBackend.__members__.values()}
+    assert torch._fused_sdp_choice(q, q, q) in choices - {3}
+
+
+def test_cudnn_is_not_taken_before_the_version_that_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = without_flash3(monkeypatch)
+    for version, need in ((91002, "9.10.2"), (91500, "9.15.0"), (None, "0.0.0")):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)  # noqa: B023
+        assert attention.choose("auto", device, torch.bfloat16, 128) == "flash2"
+        with pytest.raises(UserError, match=rf"right from cuDNN 9.15.1 on, and this is {need}"):
+            attention.choose("sdpa-cudnn", device, torch.bfloat16, 128)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91501)
+    assert attention.choose("auto", device, torch.bfloat16, 128) == "sdpa-cudnn"
 
 
 def test_a_kernel_that_fails_its_trial_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,22 +181,46 @@ def test_a_kernel_that_fails_its_trial_is_passed_over(monkeypatch: pytest.Monkey
         attention.choose("flash3", device, torch.bfloat16, 128)
 
 
-def test_a_package_that_does_not_import_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_does_not_import_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ask = attention._unusable
     device = pretend_gpu(monkeypatch, (9, 0))
-
-    def broken(name: str) -> None:
-        raise ImportError("undefined symbol: _ZN3c10\nmore")
-
-    monkeypatch.setattr(attention.importlib, "import_module", broken)
-    kernel = {k.name: k for k in attention.kernels(device, torch.bfloat16, 128)}["flash3"]
-    assert kernel.reason == "FlashAttention 3 does not import: undefined symbol: _ZN3c10"
+    monkeypatch.setattr(attention, "_unusable", ask)
+    (tmp_path / "flash_attn_interface.py").write_text("raise OSError('undefined symbol: c10')\n")
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "cute.py").write_text("raise TypeError\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {k.name: k.reason for k in attention.kernels(device, torch.bfloat16, 128)}
+    problem = "is installed but does not import"
+    assert found["flash3"] == f"FlashAttention 3 {problem}: undefined symbol: c10"
+    assert found["flash4"] == f"FlashAttention 4 {problem}: TypeError"
+    assert found["sage"] == "SageAttention is not installed (pip install sageattention)"
 
 
 def test_a_trial_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention._trial("native", CPU, torch.float32, 12) is None
     monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda q, k, v, **kwargs: v)
     said = attention._trial("native", CPU, torch.float32, 12)
-    assert said is not None and "wrong on a small example" in said
+    assert said is not None and "wrong on a small example of 300 queries and 300 keys" in said
+
+
+@pytest.mark.parametrize(("keys", "rows"), [(300, slice(256, 300)), (37, slice(0, 37))])
+def test_a_trial_finds_a_wrong_last_tile_and_a_wrong_text(
+    monkeypatch: pytest.MonkeyPatch, keys: int, rows: slice
+) -> None:
+    """A kernel that ignores keys beyond the last whole tile of 128, or those of a short text."""
+    real = attention_dispatch.dispatch_attention_fn
+
+    def ragged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kw: Any) -> torch.Tensor:
+        if k.shape[1] == keys:
+            v = v.clone()
+            v[:, rows] = 0
+        return real(q, k, v, **kw)
+
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", ragged)
+    said = attention._trial("native", CPU, torch.bfloat16, 128)
+    assert said is not None and f"300 queries and {keys} keys" in said
 
 
 def test_applying_changes_this_network_only(

@@ -125,3 +125,25 @@ def test_it_never_imports_deepspeed() -> None:
         "sys.exit('deepspeed' in sys.modules)"
     )
     assert subprocess.run([doctor.sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_deepspeed_that_does_not_import_only_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_import_elsewhere", lambda module: f"OSError: no {module}.so")
+    check = doctor._deepspeed()[0]
+    assert (check.name, check.state) == ("deepspeed", "missing")
+    assert "is installed but does not import: OSError: no deepspeed.so" in check.detail
+    assert check.remedy.endswith("-m pip install --force-reinstall --no-deps deepspeed")
+
+
+def test_importing_elsewhere_tells_the_last_line() -> None:
+    assert doctor._import_elsewhere("json") == ""
+    problem = doctor._import_elsewhere("no_such_package")
+    assert problem == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert "code 3" in doctor._import_elsewhere("os; os._exit(3)")
+
+
+def test_a_class_that_is_gone_stops_the_main_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor._CLASSES, "transformers", ("UMT5EncoderModel", "NoSuchModel"))
+    report = doctor.run()
+    check = by_name(report)["models"]
+    assert check.state == "broken" and "NoSuchModel" in check.detail and not report.ok

@@ -8,6 +8,7 @@ import torch
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.optional import prepare_libraries
 from lightx2v_sgmd.schedule import Schedule
 from weights.item import Advance, Item, Losses
 from weights.json_files import write_json
@@ -36,6 +37,7 @@ class DiffusersFormat:
 
     def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
+        prepare_libraries()
         from diffusers import __version__
 
         write_shared(item.source.model, folder)
@@ -69,6 +71,7 @@ def write_scheduler(folder: Path, schedule: Schedule) -> None:
 
 def scheduler_problems(folder: Path, schedule: Schedule) -> list[str]:
     """Whether diffusers' scheduler takes the student's steps from the exported configuration."""
+    prepare_libraries()
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")

@@ -10,6 +10,7 @@ import torch
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.keymaps import transformer_to_original
+from lightx2v_sgmd.optional import prepare_libraries
 from lightx2v_sgmd.tensorfiles import Header, weight_files
 from weights.layout import DTYPES, Layout
 from weights.quantize import COMFYUI, FP8, LIGHTX2V
@@ -49,6 +50,7 @@ def layout_for(format: str, dtype: str, keep: Tensors | None = None) -> Layout:
 
 def kept_wide(name: str) -> bool:
     """Whether diffusers computes with a weight in float32 whatever the rest is in."""
+    prepare_libraries()
     from diffusers import WanTransformer3DModel
 
     return not set(WanTransformer3DModel._keep_in_fp32_modules).isdisjoint(name.split("."))

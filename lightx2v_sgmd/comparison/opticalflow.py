@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from lightx2v_sgmd.optional import required
+
+cv2 = required("cv2")
 
 Array = NDArray[np.float32]
 

@@ -10,7 +10,6 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Lora
+from lightx2v_sgmd.optional import why_unusable
 from lightx2v_sgmd.quiet import no_logging
 from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import WholeTensors
@@ -55,10 +55,11 @@ def check_adapters(lora: Lora, model: Builds, role: str) -> None:
     Raises:
         UserError: PEFT is missing, or a target is no linear layer of the network.
     """
-    if find_spec("peft") is None:
+    problem = why_unusable("peft")
+    if problem is not None:
         raise UserError(
-            f"{role}.train: lora needs PEFT; install it (pip install 'lightx2v-sgmd[lora]') or use "
-            f"{role}.train=full"
+            f"{role}.train: lora needs PEFT, which {problem}; install it "
+            f"(pip install 'lightx2v-sgmd[lora]') or use {role}.train=full"
         )
     with torch.device("meta"):
         modules = dict(model.build_transformer().named_modules())

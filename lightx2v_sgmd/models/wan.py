@@ -25,6 +25,7 @@ from lightx2v_sgmd.models.keymaps import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.models.known import known_transformer_config
 from lightx2v_sgmd.models.sources import Part, Source, find_source, without_private
 from lightx2v_sgmd.models.text import TEXT_LENGTH, TextEncoder, fold_text_padding, pad_text
+from lightx2v_sgmd.optional import prepare_libraries
 from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import Names, WholeTensors
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
@@ -232,6 +233,7 @@ class WanModel:
 
 def _empty_weights() -> Any:
     """Inside, networks are built without memory for weights, but with their constant tables."""
+    prepare_libraries()
     from accelerate import init_empty_weights
 
     return init_empty_weights(include_buffers=False)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.optional import first_line, prepare_libraries
 from lightx2v_sgmd.parallel.base import Settings
 from lightx2v_sgmd.parallel.compiler import check_compiler
 from lightx2v_sgmd.parallel.meeting import meet
@@ -36,7 +37,7 @@ def check_offload(directory: Path, device: torch.device) -> None:
     """Whether ``parallel.offload: nvme`` can work here; see ``nvme.check_offload_dir``."""
     try:
         from deepspeed.git_version_info import installed_ops
-    except ImportError:
+    except Exception:  # a broken package fails in any way
         return  # ``connect`` will say it
     check_offload_dir(directory, bool(installed_ops.get("async_io")), device)
 
@@ -50,9 +51,11 @@ def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks
     """
     try:
         import deepspeed
-    except ImportError as error:
+    except Exception as error:  # a broken package fails in any way
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "deepspeed"
+        problem = "" if missing else f", which does not import: {first_line(error)}"
         raise UserError(
-            "parallel.strategy: zero3 needs DeepSpeed; install it (pip install "
+            f"parallel.strategy: zero3 needs DeepSpeed{problem}; install it (pip install "
             "'lightx2v-sgmd[zero3]') or use parallel.strategy=local"
         ) from error
     if device.type == "cpu":
@@ -171,6 +174,8 @@ def _linear(layer: nn.Linear, function: Callable[..., Tensor], x: Tensor) -> Ten
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
     """The network with random weights, each rank holding its shard of each."""
     import deepspeed
+
+    prepare_libraries()
     from accelerate import init_empty_weights
 
     # Inside Init every new tensor takes the weights' precision, the rotary tables included: those

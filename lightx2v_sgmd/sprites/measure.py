@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lightx2v_sgmd.optional import required
 from lightx2v_sgmd.sprites import world
+
+cv2 = required("cv2")
 
 Array = NDArray[np.float32]
 

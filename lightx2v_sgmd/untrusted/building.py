@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.optional import prepare_libraries
 from lightx2v_sgmd.untrusted.configs import TEXT_ENCODER, TRANSFORMER, VAE
 from lightx2v_sgmd.untrusted.fields import Field
 
@@ -20,6 +21,7 @@ def build_transformer(config: Mapping[str, Any]) -> Any:
     Raises:
         UserError: the configuration contradicts itself.
     """
+    prepare_libraries()
     from diffusers import WanTransformer3DModel
 
     return _built(WanTransformer3DModel.from_config, _known(config, TRANSFORMER), "transformer")
@@ -27,6 +29,7 @@ def build_transformer(config: Mapping[str, Any]) -> Any:
 
 def build_vae(config: Mapping[str, Any]) -> Any:
     """An ``AutoencoderKLWan``; raises as ``build_transformer``."""
+    prepare_libraries()
     from diffusers import AutoencoderKLWan
 
     return _built(AutoencoderKLWan.from_config, _known(config, VAE), "vae")
@@ -34,6 +37,7 @@ def build_vae(config: Mapping[str, Any]) -> Any:
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
     """A ``UMT5EncoderModel``; raises as ``build_transformer``."""
+    prepare_libraries()
     from transformers import UMT5Config, UMT5EncoderModel
 
     def build(known: dict[str, Any]) -> Any:
@@ -66,6 +70,7 @@ def vision_config(config: Mapping[str, Any]) -> Any:
     Raises:
         UserError: the configuration contradicts itself.
     """
+    prepare_libraries()
     from transformers import AutoConfig
 
     known = _plain(config)
@@ -83,6 +88,7 @@ def build_vision_encoder(config: Any, state: dict[str, Any]) -> Any:
     Raises:
         UserError: the weights do not fit, or some of a layer are missing.
     """
+    prepare_libraries()
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     def build(_: dict[str, Any]) -> Any:

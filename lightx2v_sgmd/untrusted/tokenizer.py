@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.optional import prepare_libraries
 from lightx2v_sgmd.untrusted.configs import refuse_code
 from lightx2v_sgmd.untrusted.fields import (
     Choice,
@@ -120,6 +121,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _loaded(name: str, folder: Path) -> Any:
+    prepare_libraries()
     import transformers
 
     kind = getattr(transformers, name)

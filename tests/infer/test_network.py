@@ -61,7 +61,7 @@ def test_int8_weights_are_nearer(shared_student: Path, plain: torch.Tensor) -> N
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is here")
 def test_int8_without_torchao_says_what_to_install(shared_student: Path) -> None:
-    with pytest.raises(UserError, match="quantize: int8 needs the package torchao; pip install"):
+    with pytest.raises(UserError, match="int8 needs the package torchao, which is not installed"):
         load_student(shared_student, quantize="int8")
 
 

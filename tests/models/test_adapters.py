@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ def test_a_target_that_is_no_linear_layer_is_refused(tiny_teacher: Path, target:
 def test_a_missing_peft_is_said_in_one_line(
     tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None if name == "peft" else find(name))
-    with pytest.raises(UserError, match=r"^fake_score.train: lora needs PEFT; .*pip install"):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    message = r"^fake_score.train: lora needs PEFT, which is not installed; .*pip install"
+    with pytest.raises(UserError, match=message):
         adapters.check_adapters(LORA, open_wan(tiny_teacher), "fake_score")
 
 

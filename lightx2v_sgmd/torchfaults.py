@@ -1,0 +1,24 @@
+"""Known faults of a PyTorch release that cost much and that a user can mend."""
+
+from __future__ import annotations
+
+import torch
+
+_CONV3D_MENDED_BY_CUDNN = 91500
+
+
+def slow_conv3d(device: torch.device) -> str | None:
+    """A line about PyTorch 2.9's slow 3D convolutions, where a device has them; else None.
+
+    It does 3D convolutions in bfloat16 and float16 without cuDNN (github.com/pytorch/pytorch, issue
+    166643); 2.9.1 uses cuDNN again where its version is at least 9.15.
+    """
+    release = torch.__version__.partition("+")[0]
+    if device.type != "cuda" or torch.version.cuda is None or not release.startswith("2.9."):
+        return None
+    if release != "2.9.0" and (torch.backends.cudnn.version() or 0) >= _CONV3D_MENDED_BY_CUDNN:
+        return None
+    return (
+        f"PyTorch {release} computes 3D convolutions in bfloat16 and float16 slowly and with much "
+        "memory (pytorch issue 166643); use another release of PyTorch, or 2.9.1 with cuDNN 9.15"
+    )
