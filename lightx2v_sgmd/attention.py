@@ -22,6 +22,7 @@ from lightx2v_sgmd.flash4 import MODULE as FLASH4_MODULE
 from lightx2v_sgmd.flash4 import flash_attention_4
 from lightx2v_sgmd.optional import first_line, prepare_libraries, why_unusable
 from lightx2v_sgmd.quiet import no_warnings
+from lightx2v_sgmd.torchfaults import cudnn_version
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -285,7 +286,7 @@ def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | N
         if capability < known.capability:
             have, need = (".".join(map(str, c)) for c in (capability, known.capability))
             return f"{known.package} needs compute capability {need}, this GPU has {have}"
-        cudnn = torch.backends.cudnn.version() or 0
+        cudnn = cudnn_version()
         if cudnn < known.cudnn:
             have, need = (f"{v // 10000}.{v // 100 % 100}.{v % 100}" for v in (cudnn, known.cudnn))
             return f"{known.package} is right from cuDNN {need} on, and this is {have}"
@@ -317,7 +318,8 @@ def _trial(
     for queries, keys in _TRIALS:
         q = torch.randn(1, queries, 2, head_dim, generator=generator).to(dtype)  # BSND
         k, v = torch.randn(2, 1, keys, 2, head_dim, generator=generator).to(dtype)
-        exact = F.scaled_dot_product_attention(*(x.float().transpose(1, 2) for x in (q, k, v)))
+        wide = [x.float().transpose(1, 2) for x in (q, k, v)]
+        exact = F.scaled_dot_product_attention(wide[0], wide[1], wide[2])
         try:
             with torch.no_grad(), _asked_directly(backend):
                 got = dispatch_attention_fn(

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
-_CONV3D_MENDED_BY_CUDNN = 91500
+_CONV3D_MENDED_BY_CUDNN: Final = 91500
+
+
+def cudnn_version() -> int:
+    """cuDNN's version as one number, 91501 for 9.15.1, or 0 where PyTorch has none."""
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version or 0
 
 
 def slow_conv3d(device: torch.device) -> str | None:
@@ -16,7 +24,7 @@ def slow_conv3d(device: torch.device) -> str | None:
     release = torch.__version__.partition("+")[0]
     if device.type != "cuda" or torch.version.cuda is None or not release.startswith("2.9."):
         return None
-    if release != "2.9.0" and (torch.backends.cudnn.version() or 0) >= _CONV3D_MENDED_BY_CUDNN:
+    if release != "2.9.0" and cudnn_version() >= _CONV3D_MENDED_BY_CUDNN:
         return None
     return (
         f"PyTorch {release} computes 3D convolutions in bfloat16 and float16 slowly and with much "
