@@ -10,7 +10,7 @@ _CONV3D_MENDED_BY_CUDNN: Final = 91500
 
 
 def cudnn_version() -> int:
-    """cuDNN's version as one number, 91501 for 9.15.1, or 0 where PyTorch has none."""
+    """The version of cuDNN as one number, 91501 for 9.15.1, or 0 where PyTorch has none."""
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version or 0
 
