@@ -13,7 +13,7 @@ from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.wan import WanModel
-from lightx2v_sgmd.optional import is_installed, why_unusable
+from lightx2v_sgmd.optional import why_unusable
 from lightx2v_sgmd.parallel.ranks import Ranks
 
 
@@ -133,7 +133,7 @@ def make_plan(
     moving = way.offload or way.quantize == "fp8-storage" or _unmerged(options)
     compiled = options.compile
     if compiled is None:
-        compiled = device.type == "cuda" and not moving and is_installed("triton")
+        compiled = device.type == "cuda" and not moving and why_unusable("triton") is None
     return Plan(
         options,
         device,

@@ -6,8 +6,8 @@ when it encoded. Nothing here raises: a check that breaks is a finding.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -229,10 +229,14 @@ def _chosen_attention() -> str:
 
 def _inference() -> list[Check]:
     """What makes generating faster or smaller: quantised weights, LoRA, compiling."""
+    from lightx2v_sgmd.optional import why_unusable
+
     found = [_optional(package, what) for package, what in _OPTIONAL.items()]
     gpu = _setting()[0].type == "cuda"
-    if gpu and importlib.util.find_spec("triton") is None:
-        found.append(Check("compile", "missing", "torch.compile needs Triton", _pip("triton")))
+    triton = why_unusable("triton") if gpu else None
+    if triton is not None:
+        detail = f"torch.compile needs Triton, which {triton}"
+        found.append(Check("compile", "missing", detail, _pip("--force-reinstall triton")))
     elif not gpu and (compiler := _compiler()) is None:
         detail = "torch.compile on a CPU needs a C++ compiler"
         found.append(Check("compile", "info", detail, _system_packages()))
