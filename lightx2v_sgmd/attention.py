@@ -236,6 +236,7 @@ def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         ``[B, S, N, D]``.
     """
+    prepare_libraries()
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
     backend = KERNELS[kernel].backend
