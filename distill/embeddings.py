@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from lightx2v_sgmd.console import Bar, note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.identity import encoder_identity, encoder_kind
 from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.outputs import appearing, clean_temporaries, write_text
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.quiet import no_library_bars
 from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
@@ -132,6 +132,7 @@ def fill(
         for index in range(ranks.rank, len(chunks), ranks.size)
         if not missing.isdisjoint(chunks[index])
     ]
+    clean_temporaries(store.folder)
     if not own:
         return 0
     count = 0
@@ -268,10 +269,7 @@ class EmbeddingCache:
             "dtype": str(dtype),
             "kind": encoder_kind(model, dtype),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{_ABOUT}.{os.getpid()}.partial"
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / _ABOUT)
+        write_text(self.folder / _ABOUT, json.dumps(about, indent=2) + "\n")
 
     def write(self, rows: dict[str, Tensor]) -> int:
         """Writes a shard whole or not at all; returns how many rows it has."""
@@ -279,14 +277,8 @@ class EmbeddingCache:
             return 0
         digest = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:24]
         file = self.folder / f"rows_{digest}.safetensors"
-        temporary = file.with_suffix(f".{os.getpid()}.partial")
-        try:
+        with appearing(file, suffix=".safetensors") as temporary:
             save_file({key: row.contiguous() for key, row in rows.items()}, temporary)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
         return len(rows)
 
 

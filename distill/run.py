@@ -34,6 +34,7 @@ from lightx2v_sgmd.console import note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, Train, check_against_model
 from lightx2v_sgmd.latents import LatentFolder
+from lightx2v_sgmd.models.identity import weights_digest
 from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.optional import distribution, reinstall, why_unusable
 from lightx2v_sgmd.outputs import OutputLock
@@ -102,7 +103,9 @@ def _run(
 ) -> int:
     """The run, in a folder that is ours alone; returns how many iterations are done."""
     timeout = job.parallel.timeout_minutes
-    start = ranks.once(lambda: _prepare(job, model, prompts, ranks, resume, quiet))
+    teacher = ranks.once(lambda: weights_digest(model, "transformer"))
+    state = trainer_state(job, prompts, ranks, teacher)
+    start = ranks.once(lambda: _prepare(job, model, state, ranks, resume, quiet))
     if start.step >= job.train.iterations:
         note(f"{job.output.dir} has all {start.step} iterations already", quiet)
         disconnect(job.parallel.strategy)
@@ -112,7 +115,7 @@ def _run(
         with watch.patient("loading"):
             trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet, watch.tick)
         watch.follow(trainer.strategy.networks)
-        saver = Saver(job, trainer.strategy, trainer_state(job, prompts, ranks), lock)
+        saver = Saver(job, trainer.strategy, state, lock)
         try:
             done = _train(job, model, trainer, saver, start, quiet, watch)
         except NotFiniteError as error:
@@ -143,7 +146,7 @@ def _watching(watch: Watch) -> Iterator[None]:
 
 
 def _prepare(
-    job: Job, model: WanModel, prompts: list[str], ranks: Ranks, resume: str, quiet: bool
+    job: Job, model: WanModel, state: dict[str, Any], ranks: Ranks, resume: str, quiet: bool
 ) -> Start:
     """Decides where to begin and makes the run folder, before anything is loaded."""
     folder = job.output.dir
@@ -151,7 +154,7 @@ def _prepare(
     chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
     start = Start()
     if chosen is not None:
-        start = check_same_run(chosen, job, trainer_state(job, prompts, ranks))
+        start = check_same_run(chosen, job, state)
         note(f"going on from {chosen}", quiet)
     check_space(folder, sum(checkpoint_parts(job, model)))
     write_about(folder, job, environment(job.parallel.strategy, ranks), quiet)

@@ -48,9 +48,20 @@ _FREE = (
 )
 
 
-def trainer_state(job: Job, prompts: list[str], ranks: Ranks) -> dict[str, Any]:
-    """What a resumed run must agree with, beside its job."""
+def trainer_state(
+    job: Job, prompts: list[str], ranks: Ranks, teacher_sha256: str | None = None
+) -> dict[str, Any]:
+    """What a resumed run must agree with, beside its job.
+
+    Args:
+        job: The job.
+        prompts: That it is trained on.
+        ranks: The processes.
+        teacher_sha256: Of the teacher's network, of ``identity.weights_digest``.
+    """
+    teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
     return {
+        **teacher,
         "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
         "prompts_sha256": prompts_digest(prompts),
         "schedule": job.schedule.to_dict(),
@@ -355,6 +366,12 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
         )
     if saved.get("prompts_sha256") != state["prompts_sha256"]:
         raise UserError(f"data.prompts: the prompts are not those of {folder}; {remedy}")
+    before, now = saved.get("teacher_sha256"), state.get("teacher_sha256")
+    if before is not None and now is not None and before != now:
+        raise UserError(
+            f"teacher.path: the weights in {job.teacher.path} are not those that {folder} was "
+            f"trained with; {remedy}"
+        )
     if saved.get("global_batch") != state["global_batch"]:
         remedy = _same_batch(job, int(saved["global_batch"]), int(state["global_batch"]))
         raise UserError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +23,14 @@ from torch import Tensor
 from lightx2v_sgmd.console import note
 from lightx2v_sgmd.models.identity import encoder_identity
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel
+from lightx2v_sgmd.outputs import appearing, clean_temporaries
 from lightx2v_sgmd.quiet import no_library_bars
 
 # S text tokens, D text width
 
 CACHE_BYTES: Final = 4 * 2**30
 """A cache larger than this loses the entries that were used longest ago."""
+_ENTRY: Final = re.compile(r"[0-9a-f]{24}/[0-9a-f]{64}\.safetensors")
 
 
 class Texts:
@@ -112,24 +115,26 @@ class Texts:
         file = self._file(prompt)
         if file is None:
             return
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"rows": rows.contiguous()}, temporary, metadata={"cut": cut})
-            os.replace(temporary, file)
+            with appearing(file, suffix=".safetensors") as temporary:
+                save_file({"rows": rows.contiguous()}, temporary, metadata={"cut": cut})
+            clean_temporaries(file.parent)
             prune(file.parent.parent, CACHE_BYTES)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             # A cache is no reason to fail: say it once and go on without.
             note(f"the text cache {self.cache} cannot be written: {error}")
             self.cache = None
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Removes the entries used longest ago until the folder has at most ``limit`` bytes."""
+    """Removes the entries used longest ago until the folder has at most ``limit`` bytes.
+
+    Entries are told by their names, which are hashes: other files may lie in the same folder.
+    """
     entries = []
     for file in folder.glob("*/*.safetensors"):
+        if not _ENTRY.fullmatch(f"{file.parent.name}/{file.name}"):
+            continue
         with contextlib.suppress(OSError):  # another process may be pruning, too
             stat = file.stat()
             entries.append((stat.st_mtime, stat.st_size, file))

@@ -7,7 +7,6 @@ commands on a model of their own.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from lightx2v_sgmd.console import duration, note, progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import bundled_teacher, open_wan
+from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
 from lightx2v_sgmd.resources import config_path
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.sprites import world
@@ -71,14 +71,25 @@ def run_demo(
         prompts: Held-out captions to measure on.
         overrides: Changes to the shipped job, as for ``distill --set``.
     """
-    from distill import distill
-    from weights import export
-
     start = time.monotonic()
     out = Path(out)
     if not (bundled_teacher() / "model_index.json").is_file():
         raise UserError(f"demo: the bundled teacher is missing from {bundled_teacher()}; reinstall")
     check_writable(out, folder=True)
+    with locked_folder(resolved(out), "demo", quiet):
+        return _run_demo(out, seed, quiet, prompts, overrides, start)
+
+
+def _run_demo(
+    out: Path, seed: int, quiet: bool, prompts: int, overrides: Sequence[str], start: float
+) -> DemoResult:
+    from distill import distill
+    from weights import export
+    from weights.publishing import replaceable
+
+    written = WrittenFiles(out)
+    written.check(["report.html", "contact_sheet.png", "metrics.json"])
+    replaceable(out / "student", overwrite=True)
     settings = [f"output.dir={json.dumps(str(out / 'run'))}", f"train.seed={seed}", *overrides]
     job = load_job(config_path("sprites_sgmd.yaml"), settings)
     _announce(job, prompts, quiet)
@@ -106,7 +117,7 @@ def run_demo(
         "total": round(max(distill_s, waited_s) + rest_s, 1),
     }
     metrics["seed"] = seed
-    _write_results(out, rows, captions, metrics, trace, job)
+    _write_results(written, rows, captions, metrics, trace, job)
     _say_what_was_made(out, metrics, quiet)
     return DemoResult(out, metrics)
 
@@ -185,7 +196,7 @@ def _measure(
 
 
 def _write_results(
-    out: Path,
+    written: WrittenFiles,
     rows: dict[str, Row],
     captions: Sequence[world.Caption],
     metrics: dict[str, Any],
@@ -198,28 +209,25 @@ def _write_results(
     examples = []
     for index, text in enumerate(texts):
         paths = {
-            name: out / "videos" / f"{index:02d}_{name}_{text.replace(' ', '-')[:60]}.mp4"
-            for name in rows
+            name: f"videos/{index:02d}_{name}_{text.replace(' ', '-')[:60]}.mp4" for name in rows
         }
         for name, path in paths.items():
             # Enlarged without smoothing: players blur 32 pixels beyond recognition.
             video = rows[name].videos[index].repeat(6, axis=1).repeat(6, axis=2)
-            write_video(video, path, world.FPS)
+            with written.appearing(path) as temporary:
+                write_video(video, temporary, world.FPS)
         right = {name: rows[name].verdicts[index].all_attributes for name in rows}
-        examples.append(Example(text, paths, right))
-    contact_sheet(
-        [rows[name].videos[i] for i in range(min(8, len(texts))) for name in rows],
-        out / "contact_sheet.png",
-        captions=[f"{name}: {text}" for text in texts[:8] for name in rows],
-    )
-    _write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write_report(out / "report.html", metrics, trace, examples, job)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        videos = {name: written.folder / path for name, path in paths.items()}
+        examples.append(Example(text, videos, right))
+    with written.appearing("contact_sheet.png") as temporary:
+        contact_sheet(
+            [rows[name].videos[i] for i in range(min(8, len(texts))) for name in rows],
+            temporary,
+            captions=[f"{name}: {text}" for text in texts[:8] for name in rows],
+        )
+    written.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
+    with written.appearing("report.html") as temporary:
+        write_report(temporary, metrics, trace, examples, job)
 
 
 def _say_what_was_made(out: Path, metrics: dict[str, Any], quiet: bool) -> None:

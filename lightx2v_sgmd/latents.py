@@ -9,7 +9,6 @@ whose writing was interrupted, is sound as far as it goes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.untrusted.jsontext import Limits, parse_json
 
 _KEY = "lightx2v_sgmd"
@@ -42,24 +42,39 @@ def write_shard(
 
     Args:
         folder: Made if it is not there.
-        index: Of the shard.
+        index: Of the shard, which must not be there yet.
         x0: ``[N, C, T, h, w]``.
         noise: The same, or None for encoded videos.
         prompts: N captions.
         origin: What made them; every shard of a folder has the same.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {"x0": x0.float().contiguous()}
     if noise is not None:
         tensors["noise"] = noise.float().contiguous()
     metadata = {_KEY: json.dumps({"prompts": list(prompts), "origin": dict(origin)})}
     final = shard_path(folder, index)
-    temporary = final.with_suffix(".partial")
-    save_file(tensors, temporary, metadata)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(final)
+    try:
+        with appearing(final, replace=False, suffix=".safetensors") as temporary:
+            save_file(tensors, temporary, metadata)
+    except FileExistsError as error:
+        raise UserError(f"{final}: appeared meanwhile; it is not replaced") from error
     return final
+
+
+def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Raises if a folder holds latents that something else made, or by other settings.
+
+    Raises:
+        UserError: names the first thing that differs.
+    """
+    if not any(folder.glob("latents_*.safetensors")):
+        return
+    found = LatentFolder(folder).origin
+    for key in [*origin, *(key for key in found if key not in origin)]:
+        if found.get(key) != origin.get(key):
+            raise UserError(
+                f"--out: {folder} holds latents of other settings ({key}); name another folder"
+            )
 
 
 _LIMITS = Limits(size=64_000_000, values=4_000_000, depth=8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.outputs import write_text
 
 WIDTH, HEIGHT, MARGIN = 420, 150, 34
 
@@ -81,9 +81,7 @@ def write_report(
     html = page.render(
         m=metrics, examples=shown, curves=_curves(trace), job=job, job_yaml=job.to_yaml()
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, html)
     return path
 
 

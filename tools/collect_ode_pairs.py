@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 
-from distill.data import load_prompts
+from distill.data import load_prompts, prompts_digest
 from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import LATENTS, SPRITES, Data, Job, load_job
-from lightx2v_sgmd.latents import LatentFolder, shard_path, write_shard
+from lightx2v_sgmd.latents import check_origin, shard_path, write_shard
+from lightx2v_sgmd.models.identity import weights_digest
 from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved
 from lightx2v_sgmd.sampling import TEACHER_STEPS, VideoSampler, noise_for, teacher_schedule
 from lightx2v_sgmd.sampling import teacher_shift as shift_of
 
@@ -52,13 +54,14 @@ def collect(
         "count": count,
         "shard": shard,
         "seed": job.train.seed,
+        "weights": weights_digest(model, "transformer"),
+        "prompts": prompts_digest(list(prompts)),
     }
     k, n = (int(number) for number in part.split("/"))
     starts = range(0, count, shard)
     mine = [index for index in range(len(starts)) if index % n == k - 1]
     missing = [index for index in mine if not shard_path(out, index).exists()]
-    if len(missing) < len(mine) and LatentFolder(out).origin != origin:
-        raise UserError(f"--out: {out} holds pairs of other settings; name another folder")
+    check_origin(out, origin)
     done = sum(len(range(count)[starts[i] : starts[i] + shard]) for i in mine if i not in missing)
     total = sum(len(range(count)[starts[i] : starts[i] + shard]) for i in mine)
     with progress(total, "sampling pairs", done=done) as bar:
@@ -94,7 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             job = replace(job, data=Data(prompts=path))
         if job.data.prompts == LATENTS:
             raise UserError("--prompts: the job's prompts are those of the pairs; give a file")
-        collect(job, load_prompts(job), args.out, args.count, args.steps, args.shard, args.part)
+        out = resolved(args.out)
+        refuse_overlap(out, {"the teacher": Path(job.teacher.path)})
+        # A lock for each part: several machines may fill one folder.
+        part = out / f"part_{args.part.replace('/', '_of_')}"
+        with locked_file(part, "collect_ode_pairs"):
+            clean_temporaries(out)
+            collect(job, load_prompts(job), out, args.count, args.steps, args.shard, args.part)
     except UserError as error:
         print(f"collect_ode_pairs: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ ones are cut. Interrupted, the same command goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ from torch import Tensor
 from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Video, load_job
-from lightx2v_sgmd.latents import shard_path, write_shard
+from lightx2v_sgmd.latents import check_origin, shard_path, write_shard
+from lightx2v_sgmd.models.identity import weights_digest
 from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.outputs import content_hashes, locked_folder, refuse_overlap, resolved
 
 
 def read_video(file: Path, size: Video) -> Tensor:
@@ -52,6 +55,16 @@ def encode(model: WanModel, files: Sequence[Path], size: Video, out: Path, shard
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=device).view(shape)
+    made_from = "".join(content_hashes([*files, *captions]))
+    origin = {
+        "model": model.path,
+        "vae": weights_digest(model, "vae"),
+        "size": [size.height, size.width, size.num_frames],
+        "videos": len(files),
+        "shard": shard,
+        "content": hashlib.sha256(made_from.encode()).hexdigest(),
+    }
+    check_origin(out, origin)
     with progress(len(files), "encoding") as bar:
         for start in range(0, len(files), shard):
             chosen = slice(start, start + shard)
@@ -61,7 +74,6 @@ def encode(model: WanModel, files: Sequence[Path], size: Video, out: Path, shard
                     video = read_video(file, size)[None].to(device)
                     latents.append(((vae.encode(video).latent_dist.mode() - mean) / std).cpu())
                 texts = [c.read_text(encoding="utf-8").strip() for c in captions[chosen]]
-                origin = {"model": model.path, "videos": len(files), "shard": shard}
                 write_shard(out, start // shard, torch.cat(latents), None, texts, origin)
             bar.advance(len(files[chosen]))
 
@@ -82,7 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = sorted(args.videos.glob("*.mp4"))
         if not files:
             raise UserError(f"{args.videos}: has no .mp4 files")
-        encode(open_wan(job.teacher.path, job.teacher.base), files, job.video, args.out, args.shard)
+        out = resolved(args.out)
+        refuse_overlap(out, {"the model": Path(job.teacher.path), "VIDEOS": args.videos})
+        model = open_wan(job.teacher.path, job.teacher.base)
+        with locked_folder(out, "encode_videos"):
+            encode(model, files, job.video, out, args.shard)
     except UserError as error:
         print(f"encode_videos: {error}", file=sys.stderr)
         return 2

@@ -67,8 +67,8 @@ def _check_own(folder: Path, there: Listing) -> None:
     """Raises unless a folder is an export as it was written, and nothing else."""
     manifest = read_manifest(folder)
     assert manifest is not None, folder
-    foreign = sorted(there.keys() - manifest.sha256.keys() - {FILE_NAME})
-    foreign += sorted(name for name in there if (folder / name).is_symlink())
+    known = manifest.sha256.keys() | {FILE_NAME}
+    foreign = sorted(n for n in there if n not in known or (folder / n).is_symlink())
     if foreign:
         raise UserError(
             f"{folder}: holds {_some(foreign)}, which export did not write; move that away, then "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 from lightx2v_sgmd.commands.options import PROG, JobFile, Json, Quiet, Settings
 from lightx2v_sgmd.errors import UserError
@@ -43,15 +45,20 @@ def embed_command(
     from distill.embeddings import embed
     from distill.signals import interruptible
     from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
     from lightx2v_sgmd.video import check_writable
 
     check_writable(cache, folder=True)
+    out = resolved(cache, "data.embeddings")
+    refuse_overlap(out, {"teacher.path": Path(checked.teacher.path)}, "data.embeddings")
     prompts = [*load_prompts(checked), checked.teacher.negative_prompt]
     model = open_wan(checked.teacher.path, checked.teacher.base)
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
     ranks = Ranks(rank, size, training_device())
-    with interruptible():
+    # The first process has the lock for all: a launcher ends the others with it.
+    lock = locked_folder(out, "embed", quiet) if ranks.first else nullcontext()
+    with interruptible(), lock:
         done = embed(model, prompts, ranks, getattr(torch, checked.teacher.dtype), cache, quiet)
     if ranks.first:
         print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)

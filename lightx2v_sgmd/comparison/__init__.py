@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.comparison.columns import markdown
-from lightx2v_sgmd.comparison.measuring import write_text
+from lightx2v_sgmd.comparison.folder import writing_report
 from lightx2v_sgmd.comparison.page import write_page
 from lightx2v_sgmd.comparison.plan import (
     TEACHER,
@@ -28,6 +28,7 @@ from lightx2v_sgmd.comparison.tables import budget, build_results, seeds_done, s
 from lightx2v_sgmd.comparison.tasks import Task, all_tasks, is_done
 from lightx2v_sgmd.console import note
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import locked_folder, resolved
 
 __all__ = ["Comparison", "RunsFailedError", "compare", "make_plan"]
 
@@ -98,10 +99,9 @@ def compare(
     for option, count in (("--workers", workers), ("--nproc", nproc)):
         if count < 1:
             raise UserError(f"{option}: {count} is too few; use 1 or more")
-    failures: dict[Task, str] = {}
     if report_only:
-        plan = saved_plan(out, methods)
-    else:
+        return _report(saved_plan(out, methods), compute, {}, quiet)
+    with locked_folder(resolved(out), "compare", quiet):
         plan = make_plan(
             job_file,
             out,
@@ -113,19 +113,30 @@ def compare(
             settings=settings,
             every=every,
         )
-        write_plan(plan)
+        with writing_report(plan.out, quiet):
+            write_plan(plan)
         pool = Pool(plan, workers, nproc)
-        failures = run_tasks(pool, all_tasks(plan), "comparing", quiet)
+        failures: dict[Task, str] = run_tasks(pool, all_tasks(plan), "comparing", quiet)
         failures |= run_tasks(pool, _cuts(plan, compute), "measuring at equal compute", quiet)
+        return _report(plan, compute, failures, quiet)
+
+
+def _report(plan: Plan, compute: str, failures: dict[Task, str], quiet: bool) -> Comparison:
+    """Sums up what there is.
+
+    Raises:
+        RunsFailedError: runs failed; the tables of the others are written.
+    """
     if not seeds_done(plan, TEACHER):
         reasons = "; ".join(failures.values()) or "its videos have not been made yet"
         raise RunsFailedError(f"there is nothing to report on without the teacher: {reasons}")
     named = {task.name: problem for task, problem in failures.items()}
     results = build_results(plan, compute, named)
-    write_text(plan.out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_text(plan.out / "table.md", markdown(results))
     note("writing the report", quiet)
-    write_page(plan, results)
+    with writing_report(plan.out, quiet) as written:
+        written.write_text("results.json", json.dumps(results, indent=1) + "\n")
+        written.write_text("table.md", markdown(results))
+        write_page(plan, results, written)
     if failures:
         first = next(iter(named.items()))
         raise RunsFailedError(

@@ -6,7 +6,6 @@ Legend: N videos, F frames, H height, W width, D features.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.comparison import opticalflow
+from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.sprites import measure as sprites
 from lightx2v_sgmd.sprites import world
 
@@ -167,14 +167,3 @@ def _verdict(tree: dict[str, Any]) -> sprites.Verdict:
         open_values={name: tuple(values) for name, values in tree["open_values"].items()},
         speeds=tuple(tree["speeds"]),
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

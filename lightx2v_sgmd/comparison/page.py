@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.comparison import columns, measuring
-from lightx2v_sgmd.comparison.measuring import write_text
 from lightx2v_sgmd.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.comparison.plots import COLOURS, Plot, plot
 from lightx2v_sgmd.comparison.tables import seeds_done
+from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.video import contact_sheet, read_video
 
 _MOST_BYTES: Final = 40 * 2**20
@@ -20,12 +20,13 @@ _SHEET_PROMPTS: Final = 4
 _SHEET_SIZE: Final = 96
 
 
-def write_page(plan: Plan, results: dict[str, Any]) -> None:
+def write_page(plan: Plan, results: dict[str, Any], written: WrittenFiles) -> None:
     """Writes ``report.html``, which needs no network and no file beside it, and the sheet.
 
     Args:
         plan: The comparison.
         results: Of ``tables.build_results``.
+        written: The comparison's files.
     """
     from jinja2 import Environment, select_autoescape
 
@@ -54,8 +55,8 @@ def write_page(plan: Plan, results: dict[str, Any]) -> None:
         jobs={label: job.to_yaml() for label, job in plan.jobs.items()},
         settings=plan.settings,
     )
-    write_text(plan.out / "report.html", html)
-    _write_sheet(plan, videos)
+    written.write_text("report.html", html)
+    _write_sheet(plan, written, videos)
 
 
 def _table(results: dict[str, Any], part: str) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def _prompts(plan: Plan) -> list[str]:
     return every[: plan.settings.shown]
 
 
-def _write_sheet(plan: Plan, videos: dict[str, list[Path]]) -> None:
+def _write_sheet(plan: Plan, written: WrittenFiles, videos: dict[str, list[Path]]) -> None:
     clips, texts = [], []
     for index, text in enumerate(_prompts(plan)[:_SHEET_PROMPTS]):
         for row, paths in videos.items():
@@ -163,4 +164,5 @@ def _write_sheet(plan: Plan, videos: dict[str, list[Path]]) -> None:
                 clips.append(frames[:, ::step, ::step])
                 texts.append(f"{row}: {text}")
     if clips:
-        contact_sheet(clips, plan.out / "contact_sheet.png", captions=texts)
+        with written.appearing("contact_sheet.png") as temporary:
+            contact_sheet(clips, temporary, captions=texts)

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.checkpoint import checkpoint_name
-from lightx2v_sgmd.comparison.measuring import write_text
+from lightx2v_sgmd.comparison.folder import HIDDEN, inputs, written_files
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import SPRITES, Job, check_against_model, load_job
 from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.outputs import refuse_overlap, resolved
 from lightx2v_sgmd.video import check_writable
 from lightx2v_sgmd.yamlfile import parse_value, read_tree
 
@@ -164,6 +165,7 @@ def make_plan(
             except UserError as error:
                 lines = [f"{method}: {line}" for line in str(error).splitlines()]
                 raise UserError("\n".join(lines)) from error
+    refuse_overlap(resolved(out), {"teacher.path": Path(base.teacher.path)})
     check_against_model(base, open_wan(base.teacher.path, base.teacher.base))
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
@@ -317,7 +319,7 @@ def _check_same_comparison(plan: Plan) -> None:
     """A folder goes on with the comparison it holds; rows and seeds may be added."""
     path = plan.out / "comparison.json"
     if not path.exists():
-        if plan.out.is_dir() and any(plan.out.iterdir()):
+        if plan.out.is_dir() and any(not p.name.startswith(HIDDEN) for p in plan.out.iterdir()):
             raise UserError(
                 f"--out: {plan.out} holds other things and no comparison; name an empty folder"
             )
@@ -330,6 +332,12 @@ def _check_same_comparison(plan: Plan) -> None:
                 f"--{key.replace('_', '-')}: {value} is not the {saved['settings'].get(key)} of "
                 f"the comparison in {plan.out}; {remedy}"
             )
+    before = saved.get("inputs")
+    if before is not None and before != inputs(plan.job):
+        raise UserError(
+            f"--out: the teacher's weights or the prompts are not those of the comparison in "
+            f"{plan.out}; {remedy}"
+        )
     problems = []
     for label, job in plan.jobs.items():
         ours = _comparable(job)
@@ -370,13 +378,15 @@ def write_plan(plan: Plan) -> None:
     rows |= {label: _comparable(job) for label, job in plan.jobs.items()}
     content = {
         "format_version": FORMAT_VERSION,
+        "inputs": inputs(plan.job),
         "settings": asdict(plan.settings),
         "shared": _shared(plan.job),
         "rows": rows,
     }
+    written = written_files(plan.out)
     for label, job in plan.jobs.items():
-        write_text(plan.job_file(label), job.to_yaml())
-    write_text(path, json.dumps(content, indent=2) + "\n")
+        written.write_text(f"jobs/{file_name(label)}.yaml", job.to_yaml())
+    written.write_text("comparison.json", json.dumps(content, indent=2) + "\n")
 
 
 def saved_plan(out: str | Path, methods: Sequence[str] = ()) -> Plan:

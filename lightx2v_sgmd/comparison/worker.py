@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from lightx2v_sgmd.comparison.tasks import TEACHER_BATCH, Task, teacher_folder
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import load_job
 from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.sampling import VideoSampler, teacher_schedule, teacher_shift
 from lightx2v_sgmd.sprites import world
 from lightx2v_sgmd.video import frame_rate, write_video
@@ -122,15 +123,16 @@ def collect(run: Path, steps: Collection[int], keep: int) -> None:
 
 def _link(checkpoint: Path, target: Path) -> None:
     """The student that is exported by default, and nothing else."""
-    temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    clean_temporaries(target.parent)
+    temporary = temporary_path(target)
     temporary.mkdir(parents=True)
     for file in checkpoint.glob(f"{STEMS[has_average(checkpoint)]}[-.]*"):
         try:
             os.link(file, temporary / file.name)
         except OSError:  # a file system without hard links
             shutil.copyfile(file, temporary / file.name)
-    os.replace(temporary, target)
+    with suppress(OSError):  # another thread was faster
+        rename_new(temporary, target)
 
 
 class Bench:
@@ -249,7 +251,7 @@ class Bench:
 
     def _teacher_videos(self, sampler: VideoSampler) -> Videos:
         folder = teacher_folder(self.plan, self.seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(folder)
         texts, seeds = self.wanted()
         made: list[Videos] = []
         for index, start in enumerate(range(0, len(texts), TEACHER_BATCH)):
@@ -257,9 +259,8 @@ class Bench:
             if not path.is_file():
                 chosen = slice(start, start + TEACHER_BATCH)
                 videos = sampler(texts[chosen], seeds[chosen])
-                temporary = folder / f".{path.stem}.partial.npz"
-                np.savez_compressed(temporary, videos=videos)
-                os.replace(temporary, path)
+                with appearing(path, suffix=".npz") as temporary:
+                    np.savez_compressed(temporary, videos=videos)
             with np.load(path, allow_pickle=False) as file:
                 made.append(file["videos"])
         return np.concatenate(made)

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from lightx2v_sgmd.models.sources import Part
 from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.outputs import content_hashes
 
@@ -21,6 +22,18 @@ def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
     digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
     digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
     return digest.hexdigest()[:24]
+
+
+def weights_digest(model: WanModel, *parts: Part) -> str:
+    """Names the weights of a model's parts and the transformer's configuration: every byte counts.
+
+    The hashes of large files are kept (``outputs.content``), so that they are read once.
+    """
+    digest = hashlib.sha256(json.dumps(model.transformer_config, sort_keys=True).encode())
+    files = [file for part in parts for file in model.source.files(part)]
+    for content in content_hashes(files):
+        digest.update(content.encode())
+    return digest.hexdigest()
 
 
 def encoder_files(model: WanModel) -> list[Path]:

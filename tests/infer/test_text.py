@@ -80,10 +80,16 @@ def test_the_key_tells_encoders_apart(student: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    (tmp_path / "e").mkdir()
+    folder = tmp_path / ("e" * 24)
+    folder.mkdir()
+    (tmp_path / "wan").mkdir()
+    for weights in (tmp_path / "wan" / "model.safetensors", folder / "mine.safetensors"):
+        weights.write_bytes(b"0" * 1000)  # not of a cache
+        os.utime(weights, (0, 0))
     for age, name in enumerate("dcba"):
-        path = tmp_path / "e" / f"{name}.safetensors"
+        path = folder / f"{name * 64}.safetensors"
         path.write_bytes(b"0" * 100)
         os.utime(path, (1000 - age, 1000 - age))
     prune(tmp_path, 250)
-    assert {path.stem for path in (tmp_path / "e").iterdir()} == {"c", "d"}
+    assert {path.stem[0] for path in folder.iterdir()} == {"c", "d", "m"}
+    assert (tmp_path / "wan" / "model.safetensors").exists()

@@ -1,0 +1,403 @@
+"""Outputs at which a careless program deletes something: each is refused, and nothing is touched.
+
+Every line of the table is a command as a user types it in a folder that has a teacher, a run, an
+exported student and files of the user's own. It must end with exit code 2 and one line that says
+why, before any work, with every file as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.cli import run as run_cli
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import WrittenFiles, locked_file, locked_folder
+from tests.tiny import WEIGHTS, make_tiny_wan
+from tests.weights.conftest import write_checkpoint
+from tests.weights.test_export_refusals import flip_a_byte
+from tools import collect_ode_pairs, encode_videos
+from weights import export, exporting
+
+JOB = """
+teacher: {path: teacher, guidance_scale: 3.0}
+method: {name: sgmd, lambda: 0.1}
+data: {prompts: prompts.txt}
+video: {height: 32, width: 32, num_frames: 5}
+train: {iterations: 2}
+output: {dir: new_run}
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the user's folder has."""
+    world = tmp_path_factory.mktemp("template") / "world"
+    make_tiny_wan(world / "teacher")
+    write_checkpoint(world / "run", world / "teacher", 20)
+    export(world / "run", "diffusers", world / "student", dtype="fp32", quiet=True)
+    (world / "job.yaml").write_text(JOB)
+    (world / "prompts.txt").write_text("a red circle\na blue square\n")
+    (world / "notes").mkdir()
+    (world / "notes" / "thesis.txt").write_text("two years of work")
+    return world
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "world"
+    shutil.copytree(template, folder)
+    for name in ("run/checkpoints/step_000020/job.yaml", "student/job.yaml"):
+        path = folder / name
+        path.write_text(path.read_text().replace(str(template), str(folder)))
+    rehash(folder / "student")
+    from tests.weights.conftest import write_manifest
+
+    write_manifest(folder / "run" / "checkpoints" / "step_000020")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def rehash(export_folder: Path) -> None:
+    """The manifest of an export whose files were changed by a test, and not by a user."""
+    from lightx2v_sgmd.manifest import sha256_file
+
+    path = export_folder / "lightx2v_sgmd.json"
+    saved = json.loads(path.read_text())
+    saved["teacher"] = str(export_folder.parent / "teacher")
+    saved["sha256"] = {name: sha256_file(export_folder / name) for name in saved["sha256"]}
+    path.write_text(json.dumps(saved))
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Everything below a folder: files by inode and content, links, folders."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = (path.stat().st_ino, path.read_bytes())
+        else:
+            found[name] = "folder"
+    return found
+
+
+def put(path: str, content: str = "mine") -> Callable[[Path], None]:
+    def prepare(world: Path) -> None:
+        (world / path).parent.mkdir(parents=True, exist_ok=True)
+        (world / path).write_text(content)
+
+    return prepare
+
+
+def link(path: str, target: str) -> Callable[[Path], None]:
+    return lambda world: (world / path).symlink_to(world / target)
+
+
+def hard_link(path: str, target: str) -> Callable[[Path], None]:
+    def prepare(world: Path) -> None:
+        (world / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(world / target, world / path)
+
+    return prepare
+
+
+def folder(path: str) -> Callable[[Path], None]:
+    return lambda world: (world / path).mkdir(parents=True)
+
+
+def changed_weights(world: Path) -> None:
+    flip_a_byte(world / "student" / WEIGHTS)
+
+
+def newer_manifest(world: Path) -> None:
+    path = world / "student" / "lightx2v_sgmd.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+
+
+def made_video(world: Path) -> None:
+    """A video of ours."""
+    from infer.sidecars import publish
+
+    (world / "videos").mkdir()
+    (world / "made").write_bytes(b"0" * 100)
+    publish(world / "made", world / "videos" / "0000_a_red_circle.mp4", {"prompt": "other"})
+
+
+def edited_video(world: Path) -> None:
+    made_video(world)
+    flip_a_byte(world / "videos" / "0000_a_red_circle.mp4")
+
+
+def edited_sidecar(world: Path) -> None:
+    made_video(world)
+    path = world / "videos" / "0000_a_red_circle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rating": 5}))
+
+
+def linked_video(world: Path) -> None:
+    (world / "videos").mkdir()
+    (world / "videos" / "0000_a_red_circle.mp4").symlink_to(world / "notes" / "thesis.txt")
+
+
+def edited_report(world: Path) -> None:
+    WrittenFiles(world / "demo").write_text("metrics.json", "{}")
+    (world / "demo" / "metrics.json").write_text("{} and a note")
+
+
+def edited_demo_student(world: Path) -> None:
+    (world / "demo").mkdir()
+    shutil.copytree(world / "student", world / "demo" / "student")
+    (world / "demo" / "student" / "README.md").write_text("mine")
+
+
+def named(name: str) -> Callable[[Path], None]:
+    line = json.dumps({"prompt": "a red circle", "name": name})
+    return lambda world: (world / "p.jsonl").write_text(line + "\n") and None
+
+
+def both(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
+    def prepare(world: Path) -> None:
+        for step in steps:
+            step(world)
+
+    return prepare
+
+
+NOTHING: Callable[[Path], None] = lambda world: None  # noqa: E731
+STEP = "run/checkpoints/step_000020"
+EXPORT = "export {} --quiet --dtype fp32 --out {}"
+GENERATE = "generate --weights student --quiet"
+DISTILL = "distill job.yaml --quiet --set output.dir={}"
+
+TABLE: list[tuple[str, Callable[[Path], None], str]] = [
+    # export: the source
+    (EXPORT.format("run", "run --overwrite"), NOTHING, "is the source run"),
+    (EXPORT.format(STEP, "run --overwrite"), NOTHING, "holds the source"),
+    (EXPORT.format("run", f"{STEP} --overwrite"), NOTHING, "lies in the source"),
+    (EXPORT.format("run", "run/new"), NOTHING, "lies in the source"),
+    (EXPORT.format(STEP, "run/new"), NOTHING, "lies in the run"),
+    (EXPORT.format("run", "run/../run --overwrite"), NOTHING, "is the source"),
+    (EXPORT.format("run", "alias --overwrite"), link("alias", "run"), "is the source"),
+    (EXPORT.format("alias", "run/x"), link("alias", "run"), "lies in the source"),
+    (EXPORT.format("run", "alias/x"), link("alias", "run/checkpoints"), "lies in the source"),
+    (EXPORT.format("student", "student --overwrite"), NOTHING, "is the source"),
+    (EXPORT.format("student", "student/other --format wan"), NOTHING, "lies in the source"),
+    (EXPORT.format("run", "teacher --overwrite"), NOTHING, "and 7 more and is not an export"),
+    (EXPORT.format("run", "teacher/student"), NOTHING, "lies in the (model|teacher)"),
+    (EXPORT.format("run", ". --overwrite"), NOTHING, "is the folder that this command runs in"),
+    (EXPORT.format("run", ".. --overwrite"), NOTHING, "holds the source"),
+    (EXPORT.format("run", "/ --overwrite"), NOTHING, "is the root of a disk"),
+    # export: what is there
+    (EXPORT.format("run", "notes"), NOTHING, "holds thesis.txt and is not an export"),
+    (EXPORT.format("run", "notes --overwrite"), NOTHING, "holds thesis.txt and is not an export"),
+    (EXPORT.format("run", "student"), NOTHING, "or add --overwrite"),
+    (
+        EXPORT.format("run", "student --overwrite"),
+        put("student/mine.txt"),
+        "holds mine.txt, which export did not write",
+    ),
+    (
+        EXPORT.format("run", "student --overwrite"),
+        put("student/transformer/.hidden"),
+        "holds transformer/.hidden, which export did not write",
+    ),
+    (EXPORT.format("run", "student --overwrite"), folder("student/plans"), "holds plans/, which"),
+    (
+        EXPORT.format("run", "student --overwrite"),
+        link("student/link", "notes"),
+        "holds link, which export did not write",
+    ),
+    (EXPORT.format("run", "student --overwrite"), changed_weights, "has changed since it was"),
+    (EXPORT.format("run", "student --overwrite"), newer_manifest, "format_version"),
+    (EXPORT.format("run", "notes/thesis.txt --overwrite"), NOTHING, "is a file, not a folder"),
+    (
+        EXPORT.format("run", "fake --overwrite"),
+        both(put("fake/lightx2v_sgmd.json", "{}"), put("fake/data.csv")),
+        "format_version",
+    ),
+    # generate: what is there
+    (
+        f"{GENERATE} --prompts p.jsonl --out app",
+        both(named("package"), put("app/package.json")),
+        "package.json was not written for a video",
+    ),
+    (
+        f"{GENERATE} --prompts p.jsonl --out app",
+        both(named("holiday"), put("app/holiday.mp4")),
+        "holiday.mp4 was not made by generate",
+    ),
+    (f"{GENERATE} --prompt a --out fox.mp4", put("fox.mp4"), "fox.mp4 was not made by generate"),
+    (f"{GENERATE} --prompt a --out fox.mp4", put("fox.json"), "fox.json was not written"),
+    (f"{GENERATE} --prompt a --out fox", put("fox.mp4"), "fox.mp4 was not made by generate"),
+    (f"{GENERATE} --prompts prompts.txt --out videos", edited_video, "or has changed since"),
+    (f"{GENERATE} --prompts prompts.txt --out videos", edited_sidecar, "or has changed since"),
+    (f"{GENERATE} --prompts prompts.txt --out videos", linked_video, "was not made by generate"),
+    (
+        f"{GENERATE} --prompts prompts.txt --out videos",
+        hard_link("videos/0000_a_red_circle.mp4", "notes/thesis.txt"),
+        "was not made by generate",
+    ),
+    (f"{GENERATE} --prompt a --out a.mp4 --profile t.json", put("t.json"), "is there already"),
+    (f"{GENERATE} --prompt a --out a.mp4 --profile a.json", NOTHING, "or its sidecar goes"),
+    # generate: the source
+    (f"{GENERATE} --prompts prompts.txt --out student", NOTHING, "is --weights"),
+    (f"{GENERATE} --prompts prompts.txt --out student/videos", NOTHING, "lies in --weights"),
+    (f"{GENERATE} --prompt a --out student/a.mp4", NOTHING, "lies in --weights"),
+    (f"{GENERATE} --prompts prompts.txt --out .", NOTHING, "holds --weights"),
+    # distill
+    ("distill job.yaml --quiet --set output.dir=.", NOTHING, "output.dir: .* holds teacher.path"),
+    (DISTILL.format("teacher"), NOTHING, "output.dir: .* is teacher.path"),
+    (DISTILL.format("teacher/run"), NOTHING, "output.dir: .* lies in teacher.path"),
+    (DISTILL.format("app"), put("app/job.yaml"), "holds job.yaml, but is not a training run"),
+    (DISTILL.format("app"), put("app/metrics.jsonl"), "holds metrics.jsonl, but is not"),
+    (DISTILL.format("app"), put("app/environment.json", "{}"), "holds environment.json, but"),
+    (DISTILL.format("notes/thesis.txt"), NOTHING, "is a file, not a folder"),
+    (f"{DISTILL.format('run/again')} --resume run", NOTHING, "output.dir: .* lies in --resume"),
+    # compare, embed, demo
+    ("compare job.yaml --quiet --out notes", NOTHING, "holds other things and no comparison"),
+    ("compare job.yaml --quiet --out teacher", NOTHING, "is teacher.path"),
+    ("compare job.yaml --quiet --out .", NOTHING, "holds teacher.path"),
+    (
+        "embed job.yaml --quiet --set data.embeddings=teacher/cache",
+        NOTHING,
+        "data.embeddings: .* lies in teacher.path",
+    ),
+    ("demo --quiet --out demo", put("demo/report.html"), "report.html would be replaced"),
+    ("demo --quiet --out demo", put("demo/student/thesis.txt"), "holds thesis.txt and is not an"),
+    ("demo --quiet --out demo", put("demo/run/job.yaml"), "holds job.yaml, but is not a training"),
+    ("demo --quiet --out demo", edited_report, "metrics.json would be replaced"),
+    ("demo --quiet --out demo", edited_demo_student, "README.md has changed since"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "prepare", "match"), TABLE, ids=[f"{i}: {row[0]}" for i, row in enumerate(TABLE)]
+)
+def test_a_dangerous_output_is_refused(
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    prepare: Callable[[Path], None],
+    match: str,
+) -> None:
+    prepare(world)
+    before = tree(world.parent)
+    code = run_cli(command.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2, line
+    assert line.startswith("error: ") and len(line.replace(str(world), "")) < 300
+    with pytest.raises(AssertionError, match=match):
+        raise AssertionError(line)
+    assert tree(world.parent) == before
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len({row[0] + row[2] for row in TABLE}) >= 50
+
+
+LOCKS: list[tuple[str, Callable[[Path], object]]] = [
+    ("export run --quiet --out new", lambda world: locked_file(world / "new", "export")),
+    (f"{GENERATE} --prompt a --out a.mp4", lambda world: locked_file(world / "a.mp4", "generate")),
+    (f"{GENERATE} --prompts prompts.txt --out v", lambda world: locked_folder(world / "v", "x")),
+    (DISTILL.format("new_run"), lambda world: locked_folder(world / "new_run", "distill")),
+    ("compare job.yaml --quiet --out cmp", lambda world: locked_folder(world / "cmp", "compare")),
+    ("demo --quiet --out demo", lambda world: locked_folder(world / "demo", "demo")),
+    (
+        "embed job.yaml --quiet --set data.embeddings=cache",
+        lambda world: locked_folder(world / "cache", "embed"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "lock"), LOCKS, ids=[row[0] for row in LOCKS])
+def test_the_second_of_two_is_told_who_is_there(
+    world: Path, capsys: pytest.CaptureFixture[str], command: str, lock: Callable[[Path], object]
+) -> None:
+    with lock(world):  # type: ignore[attr-defined]
+        before = tree(world.parent)
+        assert run_cli(command.split()) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "is in use by lightx2v-sgmd" in line and f"pid {os.getpid()} on " in line
+        assert tree(world.parent) == before
+
+
+@pytest.mark.parametrize("kind", ["new", "empty", "overwrite"])
+def test_what_appears_during_an_export_is_not_replaced(
+    world: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out = world / ("student" if kind == "overwrite" else "out")
+    if kind == "empty":
+        out.mkdir()
+    before = tree(out)
+    sync = exporting._sync
+
+    def late(folder: Path) -> None:
+        sync(folder)
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("just in time")
+
+    monkeypatch.setattr(exporting, "_sync", late)
+    with pytest.raises(UserError, match=r"thesis\.txt appeared or changed there during the exp"):
+        export(world / "run", "diffusers", out, dtype="fp32", overwrite=True, quiet=True)
+    after = tree(out)
+    assert after.pop("thesis.txt")[1] == b"just in time"  # type: ignore[index]
+    assert after == before
+    assert not [p.name for p in world.iterdir() if p.name.startswith(".")]
+
+
+def test_an_export_that_died_while_it_replaced_another_is_ended(world: Path) -> None:
+    """Killed between the two renames of a file system that cannot swap names."""
+    from lightx2v_sgmd.outputs.owner import here
+    from weights.publishing import finish_replacing
+
+    dead = f"{2**22 + 7}-1-{here().place}-0"
+    before = tree(world / "student")
+    (world / "student").rename(world / f".student.{dead}.old")
+    finish_replacing(world / "student")
+    assert tree(world / "student") == before
+    shutil.copytree(world / "student", world / f".student.{dead}.old")
+    finish_replacing(world / "student")
+    assert not list(world.glob(".student*"))
+    shutil.copytree(world / "student", world / f".student.{dead}.old")
+    (world / f".student.{dead}.old" / "mine.txt").write_text("mine")
+    finish_replacing(world / "student")
+    assert (world / f".student.{dead}.old" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", ["weights", "prompts", "settings"])
+def test_pairs_of_something_else_are_not_gone_on_with(
+    world: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    command = ["job.yaml", "--out", "pairs", "--steps", "1", "--shard", "1", "--prompts"]
+    assert collect_ode_pairs.main([*command, "prompts.txt", "--count", "1"]) == 0
+    if change == "weights":
+        path = world / "teacher" / WEIGHTS
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1  # another file of the same size
+        path.write_bytes(bytes(content))
+    elif change == "prompts":
+        (world / "prompts.txt").write_text("a green square\n")
+    before = tree(world)
+    count = "2" if change == "settings" else "1"
+    assert collect_ode_pairs.main([*command, "prompts.txt", "--count", count]) == 2
+    assert "holds latents of other settings" in capsys.readouterr().err
+    assert tree(world) == before
+
+
+def test_latents_do_not_go_among_the_videos(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world / "clips").mkdir()
+    (world / "clips" / "a.mp4").write_text("a")
+    before = tree(world)
+    for out, relation in (("clips", "is"), ("clips/latents", "lies in"), ("teacher", "is")):
+        assert encode_videos.main(["clips", "--job", "job.yaml", "--out", out]) == 2
+        assert f"{relation} " in capsys.readouterr().err
+    assert tree(world) == before
