@@ -83,7 +83,7 @@ def checkpoints(run: Path) -> list[Path]:
     try:
         names = os.listdir(folder)
         found = [folder / name for name in names if step_of(folder / name) >= 0]
-        found = [path for path in found if stat.S_ISDIR(path.stat().st_mode)]
+        found = [path for path in found if _is_folder(path)]
     except FileNotFoundError as error:
         if folder.is_symlink() and not folder.exists():
             raise UserError(
@@ -94,6 +94,15 @@ def checkpoints(run: Path) -> list[Path]:
     except OSError as error:
         raise _unreadable(Path(error.filename or folder), error) from error
     return sorted(found, key=step_of, reverse=True)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise PermissionError(errno.ENOENT, "its link leads nowhere", str(path)) from None
+        return False  # pruned while we looked
 
 
 def _unreadable(path: Path, error: OSError | MemoryError) -> UserError:
@@ -124,6 +133,8 @@ def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) 
         try:
             verify(folder)
         except DamagedError as error:
+            if not folder.exists():  # a training that is under way has pruned it
+                return find_checkpoint(path, on_damage)
             damaged.append(str(error))
             if on_damage is not None:
                 on_damage(str(error))

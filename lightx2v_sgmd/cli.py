@@ -159,7 +159,10 @@ def export_command(
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Of a weights file (diffusers, wan).")
     ] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an unchanged export in DIR, and nothing else."),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

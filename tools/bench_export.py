@@ -86,6 +86,16 @@ def make_checkpoint(run: Path, teacher: Path) -> Path:
     return run
 
 
+def own_folder(folder: Path) -> Path:
+    """A folder that this benchmark has made, and may remove again; ends it for any other."""
+    mark = folder / ".bench_export"
+    if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
+        sys.exit(f"error: --folder: {folder} holds other files; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    return folder
+
+
 def make_export(folder: Path, teacher: Path) -> Path:
     """Exported weights, bf16, as ``--format wan`` writes them."""
     if folder.exists():
@@ -198,7 +208,7 @@ def main() -> None:
     if options.child:
         child(options.child[0], options.format, options.child[1], options.dtype)
         return
-    folder = options.folder.resolve() / options.shape
+    folder = own_folder(options.folder.resolve() / options.shape)
     teacher = make_teacher(folder / "teacher", options.shape, options.layers)
     made = {"checkpoint": make_checkpoint, "export": make_export}[options.source]
     source = made(folder / options.source, teacher)

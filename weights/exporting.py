@@ -86,7 +86,7 @@ def export(
         chosen_format.check(item)
         _check_space(final, chosen_format.nbytes(item))
         count = chosen_format.count(item)
-        with appearing_export(final, before, lock) as folder:
+        with appearing_export(final, chosen.path, before, lock) as folder:
             with progress(count, "writing", quiet) as bar:
                 losses = chosen_format.write(item, folder, bar.advance)
             _finish(item, folder, losses)

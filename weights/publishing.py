@@ -99,7 +99,9 @@ def listing(folder: Path) -> Listing:
 
 
 @contextmanager
-def appearing_export(out: Path, before: Listing | None, lock: OutputLock) -> Iterator[Path]:
+def appearing_export(
+    out: Path, source: Path, before: Listing | None, lock: OutputLock
+) -> Iterator[Path]:
     """Gives a new folder beside ``out`` that becomes ``out`` if all goes well.
 
     If it was written but differs from its source it stays, as ``OUT.failed``, so that one can see
@@ -107,6 +109,7 @@ def appearing_export(out: Path, before: Listing | None, lock: OutputLock) -> Ite
 
     Args:
         out: Where the export appears.
+        source: The folder that is read.
         before: What it may replace, of ``replaceable``.
         lock: The lock on ``out``.
 
@@ -126,6 +129,11 @@ def appearing_export(out: Path, before: Listing | None, lock: OutputLock) -> Ite
             f"{out}: not exported, what was written differs: {error}; it is kept in {failed}"
         ) from error
     except (OSError, SafetensorError) as error:
+        if not source.exists():
+            raise UserError(
+                f"{source}: was removed during the export, as a training does with its oldest "
+                "checkpoints (train.keep_checkpoints); run the same command again"
+            ) from error
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"{out}: cannot be written: {reason}; make room or choose another folder"

@@ -84,6 +84,12 @@ def test_a_disk_that_is_not_mounted(run: Path, tmp_path: Path) -> None:
     refused(run, "leads to .* which is not there; is a disk not mounted")
 
 
+def test_a_checkpoint_on_a_disk_that_is_not_mounted(run: Path, tmp_path: Path) -> None:
+    (run / "checkpoints" / "step_000002").rename(tmp_path / "step_000002")
+    (run / "checkpoints" / "step_000002").symlink_to(tmp_path / "elsewhere")
+    refused(run, "step_000002: cannot be read just now .its link leads nowhere")
+
+
 def test_a_newer_version_is_not_damage(run: Path) -> None:
     manifest = run / "checkpoints" / "step_000002" / "manifest.json"
     saved = json.loads(manifest.read_text())
