@@ -22,7 +22,7 @@ from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from tests.weights.test_export_refusals import flip_a_byte
 from tools import collect_ode_pairs, encode_videos
-from weights import export, exporting
+from weights import export, exporting, publishing
 
 JOB = """
 teacher: {path: teacher, guidance_scale: 3.0}
@@ -344,6 +344,28 @@ def test_what_appears_during_an_export_is_not_replaced(
         (out / "thesis.txt").write_text("just in time")
 
     monkeypatch.setattr(exporting, "_sync", late)
+    with pytest.raises(UserError, match=r"thesis\.txt appeared or changed there during the exp"):
+        export(world / "run", "diffusers", out, dtype="fp32", overwrite=True, quiet=True)
+    after = tree(out)
+    assert after.pop("thesis.txt")[1] == b"just in time"  # type: ignore[index]
+    assert after == before
+    assert not [p.name for p in world.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_what_appears_at_the_last_moment_is_not_replaced(
+    world: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    """Between the last look and the rename, with and without a call that swaps names."""
+    real, out = publishing.exchange, world / "student"
+    before = tree(out)
+
+    def late(first: Path, second: Path) -> bool:
+        (out / "thesis.txt").write_text("just in time")
+        monkeypatch.setattr(publishing, "exchange", real if swaps else lambda a, b: False)
+        return swaps and real(first, second)
+
+    monkeypatch.setattr(publishing, "exchange", late)
     with pytest.raises(UserError, match=r"thesis\.txt appeared or changed there during the exp"):
         export(world / "run", "diffusers", out, dtype="fp32", overwrite=True, quiet=True)
     after = tree(out)
