@@ -42,26 +42,37 @@ class RandomWan(WanModel):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def load_transformer(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        on_part: Callable[[str, Any], None] | None = None,
     ) -> Any:
-        """The network with random weights; what diffusers keeps in float32 stays float32."""
+        """The network with random weights; what diffusers keeps in float32 stays float32.
+
+        Args:
+            dtype: The precision of the weights.
+            device: Where they are made; default the model's.
+            on_part: Called with each part that has its weights: "" and the network when all but its
+                blocks have them, then each block with its name.
+        """
         with _empty_weights():
             network = self.build_transformer()
-        return _filled(network, dtype, kept_in_float32(network), device or self.device)
+        where = torch.device(device or self.device)
+        return _filled(network, dtype, kept_in_float32(network), where, on_part)
 
     def load_vae(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
     ) -> Any:
         """The VAE with random weights, frozen."""
         from diffusers import AutoencoderKLWan
 
         with _empty_weights():
             network = AutoencoderKLWan.from_config(self.vae_config)
-        filled = _filled(network, dtype, kept_in_float32(network), device or self.device)
-        return filled.requires_grad_(False)
+        where = torch.device(device or self.device)
+        return _filled(network, dtype, kept_in_float32(network), where).requires_grad_(False)
 
     def load_text_encoder(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
     ) -> TextEncoder:
         """The umT5 encoder at its size, frozen, and a tokenizer that knows the words of PROMPT."""
         from transformers import UMT5Config, UMT5EncoderModel
@@ -71,7 +82,7 @@ class RandomWan(WanModel):
         with _empty_weights():
             network = UMT5EncoderModel(UMT5Config(**self.expected_text_encoder_config()))
         network.set_input_embeddings(network.shared)
-        filled = _filled(network, dtype, lambda name: False, device or self.device)
+        filled = _filled(network, dtype, lambda name: False, torch.device(device or self.device))
         return TextEncoder(make_tokenizer(PROMPT.split()), filled.requires_grad_(False))
 
     def transformer_weights(self) -> Any:
@@ -123,18 +134,44 @@ def _empty_weights() -> Any:
 
 
 def _filled(
-    network: Any, dtype: torch.dtype, kept: Callable[[str], bool], device: torch.device
+    network: Any,
+    dtype: torch.dtype,
+    kept: Callable[[str], bool],
+    device: torch.device,
+    on_part: Callable[[str, Any], None] | None = None,
 ) -> Any:
-    """Gives an empty network its weights, those that are ``kept`` in float32."""
-    values = {
-        name: _values(name, tuple(p.shape), device).to(torch.float32 if kept(name) else dtype)
+    """Gives an empty network its weights, block by block, those that are ``kept`` in float32."""
+    blocks = getattr(network, "blocks", ())
+    parts: list[tuple[str, Any]] = [("", network)]
+    parts += [(f"blocks.{index}", block) for index, block in enumerate(blocks)]
+    shapes = {
+        name: tuple(p.shape)
         for name, p in network.named_parameters()
         if name not in TEXT_ENCODER_ALIASES
     }
-    network.load_state_dict(values, strict=False, assign=True)
-    if hasattr(network, "shared"):  # umT5's embedding has two names
-        network.set_input_embeddings(network.shared)
-    return network.to(device).eval()
+    for part, module in parts:
+        own = [name for name in shapes if _part_of(name, len(blocks)) == part]
+        values = {
+            name: _values(name, shapes[name], device).to(torch.float32 if kept(name) else dtype)
+            for name in own
+        }
+        network.load_state_dict(values, strict=False, assign=True)
+        if part:
+            module.to(device)
+        else:
+            if hasattr(network, "shared"):  # umT5's embedding has two names
+                network.set_input_embeddings(network.shared)
+            for buffered in network.modules():
+                for name, table in buffered.named_buffers(recurse=False):
+                    buffered._buffers[name] = table.to(device)
+        if on_part is not None:
+            on_part(part, module)
+    return network.eval()
+
+
+def _part_of(name: str, blocks: int) -> str:
+    words = name.split(".")
+    return ".".join(words[:2]) if blocks and words[0] == "blocks" else ""
 
 
 def _values(

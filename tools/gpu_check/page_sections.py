@@ -255,16 +255,17 @@ def video(data: Data) -> str:
     reason = _why(row)
     lines = []
     needed, measured = row.get("needed_gib", {}), row.get("measured_gib", {})
-    for stage in ("text", "denoise", "decode", "total"):
+    for stage in ("load", "text", "denoise", "decode", "total"):
         if reason:
             lines.append([stage, reason, *[UNKNOWN] * 4])
             continue
         ratio = row.get("memory_ratio", {}).get(stage)
+        load = stage == "load"
         lines.append(
             [
                 stage,
-                number(row.get("first", {}).get(stage)),
-                number(row.get("second", {}).get(stage)),
+                number(row.get("load_s") if load else row.get("first", {}).get(stage)),
+                "" if load else number(row.get("second", {}).get(stage)),
                 number(needed.get(stage), 1) if stage != "total" else "",
                 number(measured.get(stage), 1) if stage != "total" else "",
                 f"{ratio:.2f}" if ratio else "",

@@ -170,8 +170,10 @@ def say(line: str, report: Report) -> None:
 
 def free_memory() -> None:
     """Gives back what the last row held, so that the next one's peak is its own."""
-    gc.collect()
     torch = sys.modules.get("torch")
+    if "torch._dynamo" in sys.modules and torch is not None:
+        torch._dynamo.reset()  # compiled code may hold weights
+    gc.collect()
     if torch is not None and torch.cuda.is_available():
         try:
             torch.cuda.empty_cache()

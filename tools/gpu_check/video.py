@@ -63,7 +63,7 @@ def two_videos(context: Context, row: Row) -> None:
         beside = context.beside_pytorch_gib()
         row["beside_pytorch_gib"] = beside
         row["measured_gib"] = {stage: peak + beside for stage, peak in student.peaks.items()}
-        row["measured_gib"]["loading"] = row["load_peak_gib"] + beside
+        row["measured_gib"]["load"] = row["load_peak_gib"] + beside
         row["memory_ratio"] = {
             stage: row["measured_gib"][stage] / needed
             for stage, needed in row["needed_gib"].items()

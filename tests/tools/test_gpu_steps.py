@@ -1,0 +1,114 @@
+"""What the steps of the GPU check compute: kinds of kernels, errors, estimates, random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lightx2v_sgmd import attention
+from lightx2v_sgmd.models.wan import pad_text, velocity
+from tools.gpu_check.attention import sampled_error
+from tools.gpu_check.context import Context, relative_difference, tf32
+from tools.gpu_check.kernel_table import kind_of
+from tools.random_wan import PROMPT, RandomWan, open_random_wan
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_bias_TNT", "product"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu>", "product"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128>>", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "attention"),
+        ("sm80_xmma_fprop_implicit_gemm_tf32f32_cudnn", "convolution"),
+        ("triton_poi_fused_addmm_gelu_view_3", "elementwise"),
+        ("triton_red_fused_add_native_layer_norm_scaled_dot_product_attention_1", "elementwise"),
+        ("triton_tem_fused_addmm_7", "product"),
+        ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add>", "elementwise"),
+        ("Memcpy DtoD (Device -> Device)", "copy"),
+    ],
+)
+def test_kinds_of_kernels(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_an_error_in_the_last_tile_is_seen() -> None:
+    """The sampled rows have the first and the last one, where kernels go wrong."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 700, 3, 16, generator=draw) for _ in range(3))
+    right = attention.attend("sdpa", q, k, v)
+    assert sampled_error(right, q, k, v) < 1e-6
+    for row in (0, 699):
+        wrong = right.clone()
+        wrong[:, row] += 3
+        assert sampled_error(wrong, q, k, v) > 2e-2, row
+
+
+def test_relative_difference_by_hand() -> None:
+    found = torch.tensor([3.0, 4.5])
+    assert relative_difference(found, torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
+
+
+def test_tf32_is_put_back() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with tf32(not before):
+        assert torch.backends.cudnn.allow_tf32 is not before
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_estimates_follow_the_shape_and_the_measured_rate() -> None:
+    """Of one forward at 14B: 1,678 TFLOP at 60 % of the rate of a product."""
+    full = Context("14b", (480, 832, 81), torch.device("cuda"), {"flops": 700e12})
+    assert full.tokens == 32760
+    assert full.forward_s == pytest.approx(1678 / 420, rel=0.01)
+    half = replace(full, size=(480, 832, 41))
+    assert half.forward_s < 0.5 * full.forward_s
+
+
+@pytest.fixture(scope="module")
+def small() -> RandomWan:
+    model = open_random_wan("sprites", CPU)
+    return replace(model, transformer_config={**model.transformer_config, "num_layers": 2})
+
+
+def test_random_networks_run_and_are_equal_each_time(small: RandomWan) -> None:
+    network, again = small.load_transformer(), small.load_transformer(torch.bfloat16)
+    assert again.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert again.blocks[0].norm2.weight.dtype == torch.float32
+    for name, weight in network.named_parameters():
+        other = again.get_parameter(name).float()
+        torch.testing.assert_close(weight, other, atol=1e-3, rtol=1e-2)
+    encoder = small.load_text_encoder()
+    (rows,) = encoder.encode([PROMPT])
+    assert rows.shape[1] == small.text_dim and rows.isfinite().all()
+    x_t = torch.randn(1, *small.latent_shape(32, 32, 9))
+    with torch.no_grad():
+        out = velocity(network, x_t, torch.tensor([0.5]), pad_text([rows]))
+    assert out.isfinite().all() and 0.01 < out.std() < 100
+    vae = small.load_vae()
+    assert all(not p.requires_grad for p in vae.parameters())
+    frames = vae.decode(x_t, return_dict=False)[0]
+    assert frames.isfinite().all() and frames.std() > 0
+
+
+def test_random_weights_come_part_by_part(small: RandomWan) -> None:
+    """As the engine prepares them: a part is whole when it is shown, later ones are empty."""
+    shown: list[str] = []
+
+    def on_part(name: str, part: Any) -> None:
+        shown.append(name)
+        if name:
+            assert not any(p.is_meta for p in part.parameters())
+        else:
+            assert all(p.is_meta for p in part.blocks.parameters())
+            assert not part.patch_embedding.weight.is_meta
+
+    network = small.load_transformer(torch.float32, "cpu", on_part)
+    assert shown == ["", "blocks.0", "blocks.1"]
+    assert not any(p.is_meta for p in network.parameters())
