@@ -35,7 +35,7 @@ REPORT: dict[str, Any] = {
         },
         "limits": {
             "status": "done",
-            "ceilings": {"flops_bf16": 700e12, "flops_fp8": 1200e12, "bandwidth": 2.9e12},
+            "ceilings": {"flops_bf16": 700e12, "flops_fp8": 1200e12, "flops_tf32": 400e12},
             "rows": {},
         },
         "attention": {
@@ -69,12 +69,34 @@ REPORT: dict[str, Any] = {
                 "engine, eager": {"skipped": "3 s left, 20 s expected"},
             },
         },
+        "vae": {
+            "status": "done",
+            "rows": {
+                "stock diffusers": {"s": 4.0, "tflop": 280.0, "took_s": 9.0},
+                "engine, as it comes": {"s": 1.4, "levels_max": 1, "took_s": 9.0},
+            },
+        },
+        "video": {
+            "status": "done",
+            "rows": {
+                "engine, as it comes": {
+                    "load_s": 2.0,
+                    "first": {"text": 0.5, "denoise": 50.0, "decode": 5.0, "total": 55.5},
+                    "second": {"text": 0.0, "denoise": 10.2, "decode": 1.5, "total": 11.7},
+                    "needed_gib": {"denoise": 50.0},
+                    "measured_gib": {"denoise": 48.0},
+                    "memory_ratio": {"denoise": 0.96},
+                    "took_s": 70.0,
+                },
+            },
+        },
         "training": {
             "status": "done",
             "rows": {
                 "local": {
                     "iteration_s": 10.0,
                     "mfu": 0.46,
+                    "tflops_per_s": 455.0,
                     "phases_s": {"rollout": 4.0, "teacher": 6.0},
                     "memory_to_plan": 0.85,
                     "took_s": 60.0,
@@ -113,6 +135,13 @@ def test_figures_stand_beside_ceilings_and_goals(tmp_path: Path) -> None:
     # 785 TFLOP of products at 700 TFLOP/s, 893 of attention at 600.
     least = {cells[1]: cells[3] for cells in _bounds(text)}
     assert least == {"**attention**": "1488", "product": "1122", "idle": ""}
+    assert line(text, "denoise")[1:] == ["50.00", "10.20", "10.44", "50.0", "48.0", "0.96"]
+    whole = text.split("## A whole video")[1]
+    assert line(whole, "decode")[1:4] == ["5.00", "1.50", "0.70"]  # 280 / 400
+    decoded = text.split("## The VAE's decode")[1]
+    assert line(decoded, "engine, as it comes")[1:4] == ["1.40", "2.86", "2.0 times"]
+    assert line(text, "local")[1:4] == ["10.00", "46.0%", "65.0%"]
+    assert line(text, GOALS[2].what)[2:] == ["11.7 s", "**met**"]
     assert "failed: RuntimeError: no" in text and "- forward: engine, eager: 3 s left" in text
     assert (
         "- attention: flash3: FlashAttention 3 is not installed" in text and "- xy: no xy" in text

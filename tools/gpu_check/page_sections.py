@@ -25,7 +25,8 @@ def all_of(data: Data) -> list[str]:
 
 def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+    every = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *every))
 
 
 def number(value: Any, digits: int = 2, unit: str = "") -> str:
@@ -228,6 +229,7 @@ def decode(data: Data) -> str:
     """The VAE."""
     found = rows(data, "vae")
     stock = found.get("stock diffusers", {}).get("s")
+    least = _least_decode_s(data)
 
     def cells(row: Row) -> list[str]:
         kinds = row.get("kernels_ms", {})
@@ -236,6 +238,7 @@ def decode(data: Data) -> str:
         return [
             number(row["s"], 2),
             number(stock / row["s"]) if stock else UNKNOWN,
+            number(row["s"] / least, 1, " times") if least else UNKNOWN,
             number(row.get("peak_gib"), 1),
             str(row.get("levels_max", 0)),
             number(row.get("levels_mean", 0.0), 3),
@@ -243,10 +246,31 @@ def decode(data: Data) -> str:
             share,
         ]
 
-    head = ["decode", "s", "times stock", "peak GiB", "frames, largest difference (of 255)", "mean"]
-    head += ["launches", "bound by"]
+    head = ["decode", "s", "times stock", "of the least in TF32", "peak GiB"]
+    head += ["frames, largest difference (of 255)", "mean", "launches", "bound by"]
     labels = ["stock diffusers", "engine, as it comes", "engine, bfloat16", "engine, TF32 off"]
-    return f"## The VAE's decode\n\n{_table(head, found, labels, cells)}"
+    note = (
+        "*least*: its convolutions' operations at the rate of the machine's large product in TF32. "
+        "*bound by*: the kind of kernel that takes most of the time."
+    )
+    return f"## The VAE's decode\n\n{note}\n\n{_table(head, found, labels, cells)}"
+
+
+def _least_decode_s(data: Data) -> float | None:
+    """Seconds of the decode's operations at the rate of a TF32 product."""
+    tflop = rows(data, "vae").get("stock diffusers", {}).get("tflop")
+    rate = _ceilings(data).get("flops_tf32")
+    return tflop * 1e12 / rate if tflop and rate else None
+
+
+def _least_s(data: Data, stage: str) -> float | None:
+    """The least that a stage of a whole video could take at the rates that the run reached."""
+    if stage == "decode":
+        return _least_decode_s(data)
+    if stage == "denoise" and data["steps"]:
+        least = _least_ms(data, fp8=False)
+        return 4 * sum(least.values()) / 1e3 if len(least) == 2 else None
+    return None
 
 
 def video(data: Data) -> str:
@@ -257,7 +281,7 @@ def video(data: Data) -> str:
     needed, measured = row.get("needed_gib", {}), row.get("measured_gib", {})
     for stage in ("load", "text", "denoise", "decode", "total"):
         if reason:
-            lines.append([stage, reason, *[UNKNOWN] * 4])
+            lines.append([stage, reason, *[UNKNOWN] * 5])
             continue
         ratio = row.get("memory_ratio", {}).get(stage)
         load = stage == "load"
@@ -266,33 +290,39 @@ def video(data: Data) -> str:
                 stage,
                 number(row.get("load_s") if load else row.get("first", {}).get(stage)),
                 "" if load else number(row.get("second", {}).get(stage)),
+                number(least) if (least := _least_s(data, stage)) else "",
                 number(needed.get(stage), 1) if stage != "total" else "",
                 number(measured.get(stage), 1) if stage != "total" else "",
                 f"{ratio:.2f}" if ratio else "",
             ]
         )
-    head = ["stage", "first video, s", "second, s", "planned GiB", "measured GiB", "ratio"]
+    head = ["stage", "first video, s", "second, s", "least, s", "planned GiB", "measured GiB"]
+    head += ["ratio"]
     return f"## A whole video of four steps\n\n{markdown_table(head, lines)}"
 
 
 def training(data: Data) -> str:
     """Iterations by phase."""
     found = rows(data, "training")
+    ceiling = _ceilings(data).get("flops_bf16")
 
     def cells(row: Row) -> list[str]:
         if "iteration_s" not in row:
             return [UNKNOWN] * 7
+        share = row["tflops_per_s"] * 1e12 / ceiling if ceiling else None
         phases = sorted(row["phases_s"].items(), key=lambda item: -item[1])
         return [
             number(row["iteration_s"]),
             f"{row['mfu']:.1%}" if "mfu" in row else UNKNOWN,
+            UNKNOWN if share is None else f"{share:.1%}",
             ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases if seconds > 0),
             number(row.get("peak_memory_gib"), 1),
             number(row.get("planned_memory_gib", {}).get("total"), 1),
             number(row.get("memory_to_plan")),
         ]
 
-    head = ["strategy", "s an iteration", "MFU", "phases, s", "peak GiB", "planned GiB", "ratio"]
+    head = ["strategy", "s an iteration", "MFU", "of the bf16 product", "phases, s", "peak GiB"]
+    head += ["planned GiB", "ratio"]
     table = _table(head, found, ["local", "zero3"], cells)
     note = "SGMD at the 1.3B shape, 480x832, 81 frames, one video, one GPU, no accumulation."
     return f"## Training\n\n{note}\n\n{table}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from infer.decoding import FRAMES_AT_ONCE, Tiling, decode_stream
 from infer.vae_decoder import DecodeSettings, VaeDecoder
@@ -106,6 +107,9 @@ def one_variant(context: Context, variant: Variant, row: Row, saved: Path) -> No
             row |= kernel_table(context, lambda: decode(latents))
     if variant is VARIANTS[0]:
         torch.save(frames.cpu(), saved)
+        with FlopCounterMode(display=False) as counter:
+            decode(latents)
+        row["tflop"] = counter.get_total_flops() / 1e12
     elif saved.is_file():
         expected = torch.load(saved, weights_only=True)
         difference = (frames.cpu().int() - expected.int()).abs()
