@@ -86,7 +86,7 @@ def test_a_product_with_gelu_is_tried_before_it_is_used(monkeypatch: pytest.Monk
     assert products.gelu_product_works.__wrapped__(CPU, torch.float32) is False
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_gpus_product_with_gelu(dtype: torch.dtype) -> None:
     cuda = torch.device("cuda")
