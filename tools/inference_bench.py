@@ -18,6 +18,7 @@ import torch
 
 from infer.checks import Checked, engine_schedule
 from infer.engine import Student, load_student
+from infer.memory import sizes_of
 from infer.options import Options, make_plan
 from tools.peaks import peak_growth
 from tools.random_wan import PROMPT, RandomWan
@@ -140,8 +141,8 @@ def our_side(student: Student, size: Size) -> Side:
         )
 
     def weights() -> int:
-        encoder = student.texts._encoder
-        return _bytes(student.transformer, student.decoder, *([encoder.network] if encoder else []))
+        encoder = sizes_of(student.model).text_encoder * student.texts.dtype.itemsize
+        return encoder + _bytes(student.transformer, student.decoder)
 
     plan = student.plan
     about = {"attention": student.attention, "quantize": plan.way.quantize}

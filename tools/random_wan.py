@@ -72,7 +72,10 @@ class RandomWan(WanModel):
         return _filled(network, dtype, kept_in_float32(network), where).requires_grad_(False)
 
     def load_text_encoder(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        on_part: Callable[[str, Any], None] | None = None,
     ) -> TextEncoder:
         """The umT5 encoder at its size, frozen, and a tokenizer that knows the words of PROMPT."""
         from transformers import UMT5Config, UMT5EncoderModel
@@ -82,7 +85,8 @@ class RandomWan(WanModel):
         with _empty_weights():
             network = UMT5EncoderModel(UMT5Config(**self.expected_text_encoder_config()))
         network.set_input_embeddings(network.shared)
-        filled = _filled(network, dtype, lambda name: False, torch.device(device or self.device))
+        where = torch.device(device or self.device)
+        filled = _filled(network, dtype, lambda name: False, where, on_part)
         return TextEncoder(make_tokenizer(PROMPT.split()), filled.requires_grad_(False))
 
     def transformer_weights(self) -> Any:
@@ -141,16 +145,15 @@ def _filled(
     on_part: Callable[[str, Any], None] | None = None,
 ) -> Any:
     """Gives an empty network its weights, block by block, those that are ``kept`` in float32."""
-    blocks = getattr(network, "blocks", ())
-    parts: list[tuple[str, Any]] = [("", network)]
-    parts += [(f"blocks.{index}", block) for index, block in enumerate(blocks)]
+    blocks = _blocks_of(network)
+    parts = [("", network), *blocks.items()]
     shapes = {
         name: tuple(p.shape)
         for name, p in network.named_parameters()
         if name not in TEXT_ENCODER_ALIASES
     }
     for part, module in parts:
-        own = [name for name in shapes if _part_of(name, len(blocks)) == part]
+        own = [name for name in shapes if _part_of(name, blocks) == part]
         values = {
             name: _values(name, shapes[name], device).to(torch.float32 if kept(name) else dtype)
             for name in own
@@ -169,9 +172,19 @@ def _filled(
     return network.eval()
 
 
-def _part_of(name: str, blocks: int) -> str:
+def _blocks_of(network: Any) -> dict[str, Any]:
+    """The blocks that a network repeats, by name."""
+    if hasattr(network, "blocks"):
+        return {f"blocks.{index}": block for index, block in enumerate(network.blocks)}
+    if hasattr(network, "shared"):
+        every = enumerate(network.encoder.block)
+        return {f"encoder.block.{index}": block for index, block in every}
+    return {}
+
+
+def _part_of(name: str, blocks: dict[str, Any]) -> str:
     words = name.split(".")
-    return ".".join(words[:2]) if blocks and words[0] == "blocks" else ""
+    return next((start for n in (2, 3) if (start := ".".join(words[:n])) in blocks), "")
 
 
 def _values(
