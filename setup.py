@@ -86,7 +86,7 @@ setup(
     extras_require={
         "zero3": ["deepspeed>=0.19,<0.20", "ninja>=1.11"],
         # Of generate: int8 and fp8 weights; LoRA files.
-        "quant": ["torchao>=0.18"],
+        "quant": ["torchao>=0.15"],
         "lora": ["peft>=0.17"],
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
         # Of tools/fuzz.py.

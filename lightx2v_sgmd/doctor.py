@@ -256,8 +256,10 @@ def _optional(package: str, what: str) -> Check:
         return Check(name, "ok", f"{_version(name, package)}: {what}")
     if problem == "is not installed":
         return Check(name, "info", f"not installed: {what}", _pip(name))
-    mended = f"--force-reinstall {name}"
-    return Check(name, "missing", f"{_version(name)} {problem}; needed for {what}", _pip(mended))
+    version = _version(name)
+    # Each release of torchao needs a PyTorch that is new enough; an older one does with an older.
+    mended = f"'torchao<{version}'" if package == "torchao" else f"--force-reinstall {name}"
+    return Check(name, "missing", f"{version} {problem}; needed for {what}", _pip(mended))
 
 
 def _deepspeed() -> list[Check]:

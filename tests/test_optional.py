@@ -101,6 +101,7 @@ def test_commands_go_on_without_every_broken_package(tiny_teacher: Path, tmp_pat
         assert check["state"] == ("broken" if package == "imageio_ffmpeg" else "missing")
         assert f"{package}_c10" in check["detail"] and "-m pip " in check["remedy"]
         assert version in check["detail"] or package == "imageio_ffmpeg"
+    assert checks["torchao"]["remedy"].endswith("-m pip install 'torchao<0.18.0'")
 
 
 def test_what_torchao_lacks_is_not_said_at_every_command(
