@@ -172,7 +172,9 @@ def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
         return None
     problem = why_unusable("torchao")
     if problem is not None:
-        return f"needs the package torchao, which {problem}; pip install torchao"
+        missing = problem == "is not installed"
+        remedy = "pip install torchao" if missing else "`lightx2v-sgmd doctor` says what mends it"
+        return f"needs the package torchao, which {problem}; {remedy}"
     if kind == "fp8":
         if device.type != "cuda" or not torch.cuda.is_available():
             return f"needs a CUDA device, and this is {device.type}; int8 runs on both"

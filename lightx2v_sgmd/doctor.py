@@ -258,7 +258,8 @@ def _optional(package: str, what: str) -> Check:
         return Check(name, "info", f"not installed: {what}", _pip(name))
     version = _version(name)
     # Each release of torchao needs a PyTorch that is new enough; an older one does with an older.
-    mended = f"'torchao<{version}'" if package == "torchao" else f"--force-reinstall {name}"
+    older = package == "torchao" and version[0].isdecimal()
+    mended = f"'torchao<{version}'" if older else f"--force-reinstall {name}"
     return Check(name, "missing", f"{version} {problem}; needed for {what}", _pip(mended))
 
 
