@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import appearing
+from lightx2v_sgmd.prompts import prompt_problem
 from lightx2v_sgmd.untrusted.jsontext import Limits, parse_json
 
 _KEY = "lightx2v_sgmd"
@@ -81,6 +82,24 @@ _LIMITS = Limits(size=64_000_000, values=4_000_000, depth=8)
 """Of a shard's captions: those of 100,000 videos and more."""
 
 
+def _about(text: str) -> dict[str, Any]:
+    """What a shard says of itself: captions, and how it was made.
+
+    Raises:
+        ValueError: it does not.
+    """
+    about = parse_json(text, _LIMITS)
+    if not isinstance(about, dict) or not isinstance(about.get("origin"), dict):
+        raise ValueError("it does not say how it was made")
+    prompts = about.get("prompts")
+    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+        raise ValueError("it has no list of captions")
+    problem = next(filter(None, map(prompt_problem, prompts)), None)
+    if problem is not None:
+        raise ValueError(f"a caption {problem}")
+    return about
+
+
 class LatentFolder:
     """Reads a folder of latents, one at a time.
 
@@ -106,8 +125,11 @@ class LatentFolder:
         for file in files:
             try:
                 with safe_open(file, framework="pt") as handle:
-                    about = parse_json((handle.metadata() or {})[_KEY], _LIMITS)
+                    about = _about((handle.metadata() or {})[_KEY])
                     shape = handle.get_slice("x0").get_shape()
+                    if not shape or shape[0] != len(about["prompts"]):
+                        count = len(about["prompts"])
+                        raise ValueError(f"it has {count} captions for latents {shape}")
                     shapes.add((*shape[1:], "noise" in handle.keys()))
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 raise UserError(
