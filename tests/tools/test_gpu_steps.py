@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from infer.options import Options
+from infer.vae_decoder import DecodeSettings
 from lightx2v_sgmd import attention
 from lightx2v_sgmd.models.wan import pad_text, velocity
+from tools.gpu_check import bundled, forward, limits, supervisor, vae, video
 from tools.gpu_check.attention import sampled_error
 from tools.gpu_check.context import Context, relative_difference, tf32
 from tools.gpu_check.kernel_table import kind_of
+from tools.gpu_check.report import Step
 from tools.random_wan import PROMPT, RandomWan, open_random_wan
 
 CPU = torch.device("cpu")
@@ -112,3 +117,60 @@ def test_random_weights_come_part_by_part(small: RandomWan) -> None:
     network = small.load_transformer(torch.float32, "cpu", on_part)
     assert shown == ["", "blocks.0", "blocks.1"]
     assert not any(p.is_meta for p in network.parameters())
+
+
+class PretendedGpu(Context):
+    """The CPU, with the branches of a GPU taken."""
+
+    @property
+    def cuda(self) -> bool:
+        return True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
+    def nothing(*_: Any) -> None: ...
+
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, nothing)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 4 * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 * 2**30, 75 * 2**30))
+    monkeypatch.setitem(limits.SIDE, "cuda", 64)
+    return PretendedGpu("sprites", (32, 32, 9), CPU, {})
+
+
+@pytest.mark.parametrize(
+    "module", [limits, forward, video, vae, bundled], ids=lambda module: module.__name__[16:]
+)
+def test_the_branches_of_a_gpu_run(
+    module: Any, pretended: PretendedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peaks, ceilings and tables are filled where there is a GPU; compiled rows left out."""
+    eager = [forward.Variant("stock, eager", None)]
+    eager.append(forward.Variant("engine, as it comes", Options(device=CPU, compile=False)))
+    monkeypatch.setattr(forward, "variants", lambda context: eager)
+    monkeypatch.setattr(vae, "VARIANTS", (vae.VARIANTS[0], vae.Variant("engine", DecodeSettings())))
+    report = supervisor.begin(tmp_path, 600, "sprites", None, ["limits"])
+    step = Step(report, module.__name__.rpartition(".")[2])
+    module.run(pretended, step)
+    assert not [row for row in step.rows.values() if "error" in row], step.rows
+    rows = step.rows
+    if module is limits:
+        assert set(step.data["ceilings"]) >= {"flops", "bandwidth", "flops_bf16", "flops_tf32"}
+    elif module is forward:
+        assert rows["engine, as it comes"]["peak_gib"] == rows["stock, eager"]["peak_gib"] == 3
+        assert rows["engine, as it comes"]["difference_to_stock"] < 1e-5
+        assert step.data["times_faster_than_stock_eager"] > 0
+    elif module is video:
+        (row,) = rows.values()
+        assert row["beside_pytorch_gib"] == 1 and row["measured_gib"]["denoise"] == 4
+        assert row["memory_ratio"]["decode"] == 4 / row["needed_gib"]["decode"]
+    elif module is vae:
+        assert rows["stock diffusers"]["tflop"] > 0 and rows["engine"]["levels_max"] <= 1
+    else:
+        assert rows["float32, TF32 off"]["latents_max_difference"] < 1e-5

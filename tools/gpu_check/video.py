@@ -6,10 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from infer.engine import Student
-from infer.memory import GIB, Work, needed_gib
+from infer.memory import Work, needed_gib
 from infer.options import Options, make_plan
 from tools.gpu_check.context import Context
 from tools.gpu_check.report import Row, Step
@@ -17,19 +15,21 @@ from tools.random_wan import PROMPT
 
 
 class MeteredStudent(Student):
-    """A student that also meters the GPU's memory in each stage."""
+    """A student that also meters the GPU's memory in each stage.
 
+    Attributes:
+        context: Meters.
+        peaks: By stage, in GiB.
+    """
+
+    context: Context
     peaks: dict[str, float]
 
     @contextmanager
     def timed(self, timings: dict[str, float], stage: str) -> Iterator[None]:
-        """As the engine's, with the stage's peak in GiB."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        with super().timed(timings, stage):
+        """As the engine's, with the stage's peak."""
+        with self.context.peak(self.peaks, stage), super().timed(timings, stage):
             yield
-        if self.device.type == "cuda":
-            self.peaks[stage] = torch.cuda.max_memory_allocated(self.device) / GIB
 
 
 def run(context: Context, step: Step) -> None:
@@ -53,7 +53,7 @@ def two_videos(context: Context, row: Row) -> None:
         "memory_mode": plan.way.flags(),
     }
     for name in ("first", "second"):
-        student.peaks = {}
+        student.context, student.peaks = context, {}
         made = student.generate(PROMPT, 0, height=height, width=width, num_frames=frames)
         row[name] = {**made.timings, "total": sum(made.timings.values())}
     row["s"] = row["second"]["total"]
