@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import time
 from pathlib import Path
 
 from tools.gpu_check.steps import SIZES, STEPS
@@ -79,6 +80,7 @@ def problem(args: argparse.Namespace) -> str | None:
 
 def main(words: list[str] | None = None) -> int:
     """Runs it: 0 nothing failed, 1 something did, 2 the command line is wrong."""
+    start = time.monotonic()
     args = arguments(words)
     if args.page is not None:
         return write_page(args.page, args.page_out)
@@ -93,7 +95,7 @@ def main(words: list[str] | None = None) -> int:
         return refuse("PyTorch sees no CUDA GPU here; --shape sprites rehearses on a CPU")
     try:
         size = tuple(args.size) if args.size else None
-        report = begin(args.out, args.budget, args.shape, size, args.steps)
+        report = begin(args.out, args.budget, args.shape, size, args.steps, start)
     except OSError as error:
         return refuse(f"--out: {args.out} cannot be written: {error.strerror}; name another folder")
     report.data["device"] = "cuda" if gpu else "cpu"

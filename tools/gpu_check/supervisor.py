@@ -24,7 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def begin(
-    out: Path, budget_s: float, shape: str, size: tuple[int, int, int] | None, wanted: list[str]
+    out: Path,
+    budget_s: float,
+    shape: str,
+    size: tuple[int, int, int] | None,
+    wanted: list[str],
+    start: float | None = None,
 ) -> Report:
     """An empty report.
 
@@ -34,7 +39,9 @@ def begin(
         shape: A name of ``SIZES``.
         size: Height, width and frames; default the shape's.
         wanted: Names of steps.
+        start: When the budget began, by ``time.monotonic``; default now.
     """
+    start = time.monotonic() if start is None else start
     out.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {
         "format": FORMAT,
@@ -45,7 +52,7 @@ def begin(
         "size": list(size or SIZES[shape]),
         "device": "cpu",
         "wanted": [name for name in STEPS if name in wanted],
-        "clock": {"start": time.monotonic(), "budget_s": budget_s},
+        "clock": {"start": start, "budget_s": budget_s},
         "elapsed_s": 0.0,
         "steps": {},
     }
