@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from distill.data import Batches
@@ -19,7 +18,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.job import Job
 from lightx2v_sgmd.latents import LatentFolder
 from lightx2v_sgmd.methods import PretrainingMethod
-from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.models.wan import WanModel, text_dtype
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
 
 
@@ -111,7 +110,7 @@ def _embeddings(
     job: Job, model: WanModel, prompts: list[str], ranks: Ranks, quiet: bool
 ) -> Sequence[Tensor]:
     """The prompts' embeddings and, last, the negative prompt's."""
-    dtype = getattr(torch, job.teacher.dtype)
+    dtype = text_dtype(job.teacher.dtype)
     wanted = [*prompts, job.teacher.negative_prompt]
     return encode_prompts(model, wanted, ranks, dtype, job.data.embeddings, quiet)
 

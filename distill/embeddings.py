@@ -33,8 +33,8 @@ from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 
 # S text tokens, D text width
 
-ENCODED_TOGETHER = 16
-"""Prompts of a batch. Padding changes the last bits, so the batches do not depend on the ranks."""
+CHUNK = 16
+"""Prompts of a chunk, which is what the ranks share out."""
 SHARD_ROWS = 256
 """Rows of a shard, which is what a killed process loses at most."""
 _ABOUT = "encoder.json"
@@ -57,7 +57,7 @@ def encode_prompts(
         model: Whose encoder to use.
         prompts: As they are trained on.
         ranks: The processes of the run.
-        dtype: The encoder's weights.
+        dtype: The encoder's precision, from ``text_dtype``.
         cache: A folder that keeps the embeddings, one that all ranks see.
         quiet: Show nothing.
 
@@ -65,12 +65,15 @@ def encode_prompts(
         UserError: neither the cache nor the encoder has what is needed.
     """
     if cache is None:
-        chunks = _chunks(prompts)
-        with _bar(len(prompts), 0, quiet or not ranks.first) as bar:
+        chunks = _chunks(list(dict.fromkeys(prompts)))
+        with _bar(sum(map(len, chunks)), 0, quiet or not ranks.first) as bar:
             own = range(ranks.rank, len(chunks), ranks.size)
             mine = dict(_encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size))
         every = {index: rows for part in ranks.gather(mine) for index, rows in part.items()}
-        return [row for index in range(len(chunks)) for row in every[index]]
+        by_prompt: dict[str, Tensor] = {}
+        for index, chunk in enumerate(chunks):
+            by_prompt |= zip(chunk, every[index], strict=True)
+        return [by_prompt[prompt] for prompt in prompts]
     name = ranks.once(lambda: _folder_name(model, dtype, cache, prompts, quiet))
     store = EmbeddingCache(cache / name)
     # One rank looks, for all: a shard that appears meanwhile must not send them separate ways.
@@ -123,7 +126,7 @@ def fill(
 ) -> int:
     """Encodes this rank's share of what a cache lacks; returns how many rows it wrote.
 
-    The batches are those of the whole list: a run that goes on gives what one in one go gives.
+    The chunks are those of the whole list, so that the ranks agree on them.
     """
     missing = set(store.missing(prompts))
     chunks = _chunks(prompts)
@@ -153,7 +156,7 @@ def fill(
 
 
 def _chunks(prompts: Sequence[str]) -> list[Sequence[str]]:
-    return [prompts[i : i + ENCODED_TOGETHER] for i in range(0, len(prompts), ENCODED_TOGETHER)]
+    return [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
 
 
 def _bar(total: int, done: int, quiet: bool) -> Any:
@@ -173,8 +176,7 @@ def _encoded(
     if not own:
         return
     with no_library_bars():
-        encoder = model.load_text_encoder(dtype)
-    encoder.network.to(device)
+        encoder = model.load_text_encoder(dtype, device)
     left = sum(map(len, chunks))
     for index in own:
         rows = [row.cpu() for row in encoder.encode(chunks[index])]

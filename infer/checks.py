@@ -48,6 +48,11 @@ class Checked:
             return Video(world.SIZE, world.SIZE, world.NUM_FRAMES, world.FPS)
         return None
 
+    @property
+    def teacher_dtype(self) -> str | None:
+        """What the teacher ran in, and with it the text encoder; None if nothing says so."""
+        return None if self.manifest is None else self.manifest.teacher_dtype
+
 
 def engine_schedule(steps: int = 4) -> Schedule:
     """The schedule that the engine runs with that many steps; 4 is what SGMD trains by default."""

@@ -6,12 +6,11 @@ D text width.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Final, overload
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
 from infer.together import share_tiles
+from infer.turns import Turns
 from infer.vae_decoder import DecodeSettings, VaeDecoder
 from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.errors import UserError
@@ -38,6 +38,8 @@ _TOKENS_AT_ONCE = 4096
 """Latent positions per batch unless the caller says otherwise: 16 small videos or one large."""
 _TEXT_ROWS = 16
 """Compiled networks get texts of multiples of this, so that few shapes are compiled."""
+NETWORK: Final = "transformer"
+VAE: Final = "vae"
 
 
 class Student:
@@ -47,20 +49,22 @@ class Student:
     out on all of them, frames on the first.
     """
 
-    def __init__(self, checked: Checked, plan: Plan, ranks: Ranks | None = None) -> None:
-        self.checked, self.plan = checked, plan
+    def __init__(
+        self, checked: Checked, plan: Plan, ranks: Ranks | None = None, quiet: bool = True
+    ) -> None:
+        self.checked, self.plan, self.quiet = checked, plan, quiet
         self.ranks = ranks or Ranks(device=plan.device)
         self.device, self.dtype, self.attention = plan.device, plan.dtype, plan.attention
+        self.parts = Turns(plan.device, plan.way.alone)
         text_device = torch.device("cpu") if plan.way.text_on_cpu else plan.device
-        text_dtype = torch.float32 if plan.device.type == "cpu" else torch.bfloat16
-        self.texts = Texts(self.model, text_device, text_dtype, plan.options.text_cache)
-        self._transformer: Any = None
-        self._decoder: VaeDecoder | None = None
+        self.texts = Texts(
+            self.model, text_device, plan.text_dtype, plan.options.text_cache, self.parts, quiet
+        )
         if not plan.way.alone:
-            self._transformer = self._load_transformer()
+            self.transformer  # noqa: B018  # loads it
 
     def _load_transformer(self) -> Any:
-        return load_network(self.model, self.plan, self.ranks)
+        return load_network(self.model, self.plan, self.ranks, self.quiet)
 
     @property
     def model(self) -> WanModel:
@@ -81,36 +85,24 @@ class Student:
     @property
     def transformer(self) -> Any:
         """The network, on its device."""
-        if self._transformer is None:
-            self._transformer = self._load_transformer()
-        return self._transformer
+        return self.parts.get(NETWORK, self._load_transformer, moves=not self.plan.way.offload)
 
     @property
     def decoder(self) -> VaeDecoder:
         """The VAE's decoder, in float32 unless asked: bfloat16 shows as banding."""
-        if self._decoder is None:
-            vae = self.model.load_vae(self.plan.options.vae_dtype)
-            settings = DecodeSettings(compile=self.plan.compile)
-            self._decoder = VaeDecoder(vae, settings, self.device)
-        return self._decoder
+        return self.parts.get(VAE, self._load_decoder)
 
-    def _make_room(self, stage: str) -> None:
-        """Where parts take turns on the device, sends the others away from it."""
-        if not self.plan.way.alone:
-            return
-        if stage != "text":
-            self.texts.drop()
-        if stage != "decode":
-            self._decoder = None
-        if self._transformer is not None and not self.plan.way.offload:
-            here = stage == "denoise"
-            if self.device.type == "cuda":
-                self._transformer.to(self.device if here else "cpu")
-            elif not here:
-                self._transformer = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _load_decoder(self) -> VaeDecoder:
+        vae = self.model.load_vae(self.plan.options.vae_dtype)
+        return VaeDecoder(vae, DecodeSettings(compile=self.plan.compile), self.device)
+
+    def release(self, part: str) -> None:
+        """Says that a part (``NETWORK``, ``TEXT_ENCODER``) is not needed again.
+
+        Where parts take turns it is then not kept in the main memory. If it is needed after all, it
+        is loaded again.
+        """
+        self.parts.release(part)
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents."""
@@ -131,7 +123,6 @@ class Student:
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
-        self._make_room("text")
         return self.ranks.once(lambda: self.texts.encode(prompts, quiet))
 
     @torch.no_grad()
@@ -153,7 +144,6 @@ class Student:
         Returns:
             ``[B, C, T, h, w]`` float32 on the CPU.
         """
-        self._make_room("denoise")
         shape = self.latent_shape(*size)
         noise = torch.stack([self.noise(seed, shape) for seed in seeds])
         text = pad_text(rows)
@@ -184,7 +174,7 @@ class Student:
         if text_rows <= self.model.num_heads * int(config["attention_head_dim"]):
             fold_text_padding(self.transformer)
         elif getattr(self.transformer, "text_padding_is_folded", False):
-            self._transformer = self._load_transformer()
+            self.parts.drop(NETWORK)
         return self.transformer
 
     def decode(self, latents: Tensor) -> Iterator[Frames]:
@@ -217,7 +207,6 @@ class Student:
 
     def _decode(self, latents: Tensor) -> Iterator[Frames]:
         """Chunks ``[B, F, H, W, 3]``."""
-        self._make_room("decode")
         height, width = self._pixels(latents)
         size = (height, width, 4 * latents.shape[2] - 3)
         tiling = Tiling() if self.plan.way.tile_vae else None
@@ -358,6 +347,7 @@ def load_student(
     *,
     assume_schedule: str | None = None,
     base: str | Path | None = None,
+    quiet: bool = True,
     **options: Any,
 ) -> Student:
     """Loads weights, after checking that they are whole and meant for this engine.
@@ -369,6 +359,7 @@ def load_student(
         assume_schedule: ``"sgmd"`` (four steps) or ``"sgmd:N"`` runs weights that carry no
             schedule; a teacher is then run undistilled, without guidance.
         base: For a file: the model whose VAE and text encoder it is run with.
+        quiet: No progress bars while weights are loaded.
         **options: Fields of ``infer.options.Options``: ``attention``, ``dtype``, ``device``,
             ``quantize``, ``offload``, ``max_memory_gib``, ``compile``, ``text_cache``, ``loras``
             and so on.
@@ -381,7 +372,9 @@ def load_student(
     checked = check_student(path, assume_schedule, chosen.loras, base)
     video = checked.video
     size = (video.height, video.width, video.num_frames) if video else None
-    return Student(checked, make_plan(checked.model, chosen, size))
+    teacher_dtype = checked.teacher_dtype
+    plan = make_plan(checked.model, chosen, size, teacher_dtype=teacher_dtype)
+    return Student(checked, plan, quiet=quiet)
 
 
 def seed_list(seeds: int | Sequence[int], count: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from infer.checks import check_student
-from infer.engine import Student
+from infer.engine import NETWORK, Student
 from infer.identity import Facts
 from infer.options import Options, make_plan
 from infer.outputs import check_own, check_profile, output_files, output_lock, refuse_sources
@@ -22,6 +22,7 @@ from infer.requests import Request, batches, make_requests, settle
 from infer.result import Cancelled
 from infer.sidecars import is_there, publish, sidecar
 from infer.stopping import Cancel, OnStep, stoppable
+from infer.text import TEXT_ENCODER
 from infer.together import check_ranks, processes
 from infer.writing import Pending, writing
 from lightx2v_sgmd.console import Bar, note, progress
@@ -140,10 +141,13 @@ def generate_files(
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
     with processes(chosen.device) as ranks:
         check_ranks(ranks, checked.model.num_heads)
-        plan = make_plan(checked.model, chosen, largest, batch_size or 1, ranks)
-        facts = Facts(checked, chosen, plan.dtype)
+        plan = make_plan(
+            checked.model, chosen, largest, batch_size or 1, ranks, checked.teacher_dtype
+        )
+        facts = Facts(checked, chosen, plan.dtype, plan.text_dtype)
+        silent = quiet or not ranks.first
         with output_lock(files, Path(out), ranks, quiet) as lock:
-            run = _Run(ranks, facts, fps, lock, cancel, quiet or not ranks.first)
+            run = _Run(ranks, facts, fps, lock, cancel, silent)
             run.look(requests, files)
             run.outcome.way = plan.way.flags()
             if run.waiting:
@@ -152,7 +156,7 @@ def generate_files(
                 if (fault := slow_conv3d(plan.device)) is not None:
                     note(fault, run.quiet)
                 with profiled(profile if ranks.first else None):
-                    run.go(lambda: Student(checked, plan, ranks), batch_size)
+                    run.go(lambda: Student(checked, plan, ranks, silent), batch_size)
     run.outcome.files = [file for file in files if file in run.done]
     return run.outcome
 
@@ -205,22 +209,29 @@ class _Run:
         timings["load"] = time.perf_counter() - start
         with student.timed(timings, "text"):
             rows = student.encode([request.prompt for request in self.waiting], self.quiet)
+        student.release(TEXT_ENCODER)
         texts = dict(zip((request.name for request in self.waiting), rows, strict=True))
         limit = batch_size or min(student.batch_for(request.size) for request in self.waiting)
         units = len(student.schedule) + 1
         total = units * (len(self.waiting) + self.outcome.skipped)
         with progress(total, "generating", self.quiet, done=units * self.outcome.skipped) as bar:
             try:
-                for batch in batches(self.waiting, limit):
-                    self._make(student, batch, texts, bar)
+                groups = batches(self.waiting, limit)
+                for batch in groups:
+                    self._make(student, batch, texts, bar, last=batch is groups[-1])
             finally:
                 with student.timed(timings, "write"):
                     self._collect(keep=0)
 
     def _make(
-        self, student: Student, batch: list[Request], texts: dict[str, Tensor], bar: Bar
+        self,
+        student: Student,
+        batch: list[Request],
+        texts: dict[str, Tensor],
+        bar: Bar,
+        last: bool,
     ) -> None:
-        """One batch; if it fails, each of it alone."""
+        """One batch; if it fails, each of it alone. After the last one the network may go."""
         timings = self.outcome.timings
 
         def on_step(step: int, x_t: Tensor) -> None:
@@ -238,10 +249,12 @@ class _Run:
                 raise
             if len(batch) > 1:
                 for request in batch:
-                    self._make(student, [request], texts, bar)
+                    self._make(student, [request], texts, bar, last and request is batch[-1])
             else:
                 self._failed(batch[0], error)
             return
+        if last:
+            student.release(NETWORK)
         decoded = student.decode_each(latents)
         for request, one in zip(batch, latents, strict=True):
             try:

@@ -28,14 +28,18 @@ class Facts:
         checked: The weights.
         options: As asked for.
         dtype: The transformer's precision.
+        text_dtype: The text encoder's.
     """
 
-    def __init__(self, checked: Checked, options: Options, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checked: Checked, options: Options, dtype: torch.dtype, text_dtype: torch.dtype
+    ) -> None:
         self._trained_fps = checked.video.fps if checked.video else WAN_FPS
         self._weights = _Weights(checked, options)
         self._common = {
             "timesteps": checked.schedule.to_dict()["timesteps"],
             "dtype": _name(dtype),
+            "text_dtype": _name(text_dtype),
             "vae_dtype": _name(options.vae_dtype),
             "quantize": options.quantize,
             "attention": options.attention,

@@ -207,21 +207,20 @@ def _parameter(lora: Lora, key: str) -> str:
 
 
 @torch.no_grad()
-def add_loras(network: Any, loras: Sequence[Lora], merge: bool) -> None:
-    """Puts LoRA layers beside the network's, or adds them into its weights.
+def add_loras(network: Any, loras: Sequence[Lora]) -> None:
+    """Puts LoRA layers beside the network's.
 
     Args:
         network: ``WanTransformer3DModel`` with its weights.
         loras: As ``check_loras`` accepted them.
-        merge: Into the weights: nothing is computed twice, and the network can be fused and
-            quantised. The sum is rounded to the network's precision once.
     """
     names, strengths = [], []
     parameters = dict(network.named_parameters())
     for index, lora in enumerate(loras):
         factors, differences = _read(lora)
         for name, difference in differences.items():
-            parameters[name] += (lora.strength * difference.float()).to(parameters[name].dtype)
+            p = parameters[name]
+            p += (lora.strength * difference.to(p.device).float()).to(p.dtype)
         if factors:
             names.append(f"lora{index}")
             strengths.append(lora.strength)
@@ -236,6 +235,61 @@ def add_loras(network: Any, loras: Sequence[Lora], merge: bool) -> None:
                 )
     if names:
         network.set_adapters(names, strengths)
-    if names and merge:
-        network.fuse_lora(adapter_names=names)
-        network.unload_lora()
+
+
+class LoraUpdates:
+    """What LoRA files add to weights, merged into one part of a network at a time.
+
+    Merged, nothing is computed twice, and the network can be fused and quantised. The sum is
+    made in float32 and rounded to the network's precision once.
+
+    Args:
+        loras: As ``check_loras`` accepted them.
+    """
+
+    def __init__(self, loras: Sequence[Lora]) -> None:
+        self._products: dict[str, list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
+        self._differences: dict[str, list[tuple[torch.Tensor, float]]] = {}
+        for lora in loras:
+            factors, differences = _read(lora)
+            told = _settings(lora)
+            for name, difference in differences.items():
+                self._differences.setdefault(name, []).append((difference, lora.strength))
+            for key, first in factors.items():
+                layer, is_first, _ = key.removeprefix(PREFIX).partition(".lora_A.")
+                if is_first:
+                    second = factors[f"{PREFIX}{layer}.lora_B.weight"]
+                    scale = lora.strength * _scale(told, layer, first.shape[0])
+                    self._products.setdefault(f"{layer}.weight", []).append((first, second, scale))
+
+    @torch.no_grad()
+    def merge(self, prefix: str, part: torch.nn.Module) -> None:
+        """Adds what belongs to a part, where its weights are.
+
+        Args:
+            prefix: The part's name in the network, "" for the network itself.
+            part: The part; weights that are on no device yet are left alone.
+        """
+        for own, p in part.named_parameters():
+            name = f"{prefix}.{own}" if prefix else own
+            products, differences = self._products.get(name), self._differences.get(name)
+            if p.is_meta or not (products or differences):
+                continue
+            wide = p.float() if p.dtype != torch.float32 else p
+            for first, second, scale in products or ():
+                wide.addmm_(second.to(p.device).float(), first.to(p.device).float(), alpha=scale)
+            for difference, scale in differences or ():
+                wide.add_(difference.to(p.device).float(), alpha=scale)
+            if wide is not p:
+                p.copy_(wide)
+
+
+def _scale(told: dict[str, Any] | None, layer: str, rank: int) -> float:
+    """How much a layer's product counts: alpha over the rank, 1 where the file says nothing."""
+    if told is None:
+        return 1.0
+    from peft.utils.other import get_pattern_key
+
+    alphas = told.get(f"{PREFIX}alpha_pattern") or {}
+    alpha = alphas.get(get_pattern_key(list(alphas), layer), told[f"{PREFIX}lora_alpha"])
+    return float(alpha) / rank

@@ -1,6 +1,7 @@
 """How much memory a generation needs, and the fastest way that fits into what there is.
 
-The weights are counted on the meta device, where networks have shapes and no storage. What the
+The weights are counted on the meta device, where networks have shapes and no storage. What
+loading takes beside them follows from how ``infer.network`` does it, block by block. What the
 computation needs beside them is a formula whose factors were measured with PyTorch's profiler on
 diffusers' classes; ``tests/infer/test_memory.py`` measures it again.
 
@@ -21,7 +22,7 @@ import torch
 from infer.decoding import FRAMES_AT_ONCE, Tiling
 from infer.vae_memory import decode_gib
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.models.wan import WanModel, text_dtype
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
 GIB: Final = 2**30
@@ -44,6 +45,7 @@ class Sizes:
         linears: In the matrices of the transformer's blocks, which can be quantised.
         rest: The transformer's others.
         block: One block, all of it.
+        largest: The largest matrix of a block.
         text_encoder: The text encoder.
         vae: The VAE.
     """
@@ -51,6 +53,7 @@ class Sizes:
     linears: int
     rest: int
     block: int
+    largest: int
     text_encoder: int
     vae: int
 
@@ -103,6 +106,8 @@ class Work:
         bytes_each: Of a number in the network's precision: 2 or 4.
         cuda: Whether the device is a GPU.
         ranks: Processes that share the tokens.
+        teacher_dtype: What the student's teacher ran in, if that is known: the text encoder runs in
+            the same precision, else in the network's.
     """
 
     model: WanModel
@@ -113,6 +118,7 @@ class Work:
     bytes_each: int
     cuda: bool
     ranks: int = 1
+    teacher_dtype: str | None = None
 
 
 def sizes_of(model: WanModel) -> Sizes:
@@ -137,6 +143,7 @@ def _sizes(transformer: str, vae: str, text: str) -> Sizes:
         linears,
         _count(network) - linears,
         _count(network.blocks[0]),
+        max(p.numel() for p in network.blocks[0].parameters()),
         _count(encoder),
         _count(autoencoder),
     )
@@ -152,25 +159,46 @@ def _text_config(model: WanModel) -> dict[str, Any]:
 
 
 def needed_gib(work: Work, way: Way) -> dict[str, float]:
-    """What each stage needs at its highest, in GiB: ``text``, ``denoise`` and ``decode``."""
+    """What each stage needs at its highest, in GiB: ``load``, ``text``, ``denoise``, ``decode``.
+
+    ``load`` is the network's loading: text encoder and VAE, which come later, need no more than
+    what they weigh.
+    """
     sizes = sizes_of(work.model)
     each = 2 if way.half else work.bytes_each
-    encoder = sizes.text_encoder * (2 if work.cuda else 4)
+    encoder = sizes.text_encoder * _text_bytes(work, each)
     vae = sizes.vae * 4
     linears = sizes.linears * _BYTES.get(way.quantize, each)
     transformer = linears + sizes.rest * each
+    loading = transformer + _changing(sizes, way, each)
     if way.offload:
+        loading = sizes.rest * each + _changing(sizes, way, each)
         share = sizes.block * (transformer / (sizes.linears + sizes.rest))
         transformer = _GROUPS_AT_ONCE * share + sizes.rest * each
     encoder_here = 0 if way.text_on_cpu and work.cuda else encoder
     resting = 0.0 if way.alone else transformer + encoder_here + vae
     context = _CONTEXT_GIB * GIB if work.cuda else 0.0
     stages = {
+        "load": loading,
         "text": max(encoder_here, resting),
         "denoise": max(transformer, resting) + _activations(work, each),
         "decode": max(vae, resting) + _decoding(work, way),
     }
     return {stage: (amount + context) / GIB for stage, amount in stages.items()}
+
+
+def _text_bytes(work: Work, each: int) -> int:
+    """Bytes of a number in the text encoder."""
+    return text_dtype(work.teacher_dtype).itemsize if work.teacher_dtype else each
+
+
+def _changing(sizes: Sizes, way: Way, each: int) -> float:
+    """Bytes that loading takes beside the finished blocks: one block as it is in its file.
+
+    torchao quantises a matrix by way of two float32 copies of it.
+    """
+    copies = 2 if way.quantize in ("fp8", "int8") else 0
+    return sizes.block * each + copies * 4 * sizes.largest
 
 
 def _activations(work: Work, each: int) -> float:

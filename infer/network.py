@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from infer.lora import add_loras
+from infer import blocks
+from infer.loadbar import loading_bar
+from infer.lora import LoraUpdates, add_loras
 from infer.options import Plan
 from infer.products import fuse_products
 from infer.together import share_tokens
@@ -27,94 +29,72 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.quiet import no_library_bars
 
 
-def load_network(model: WanModel, plan: Plan, ranks: Ranks) -> Any:
+def load_network(model: WanModel, plan: Plan, ranks: Ranks, quiet: bool = True) -> Any:
     """Loads the transformer and prepares it; nothing of it needs gradients.
 
     With several ranks it is one network, whose tokens they share.
+
+    Args:
+        model: The model.
+        plan: How it is run.
+        ranks: The processes that share a video.
+        quiet: No progress bar.
 
     Raises:
         UserError: a part of the plan cannot run here.
     """
     if plan.compile:
         check_compiler(plan.device)
-    # Quantising and offloading start from the main memory: the device may not hold it all.
-    straight = plan.way.quantize == "none" and not plan.way.offload
-    with no_library_bars():
-        network = model.load_transformer(plan.dtype)
-    add_loras(network, plan.options.loras, plan.options.merge_lora)
+    network = _loaded(model, plan, quiet)
+    if plan.options.loras and not plan.options.merge_lora:
+        add_loras(network, plan.options.loras)
+        if not plan.way.offload:
+            network.to(plan.device)
     network.eval().requires_grad_(False)
-    if straight:
-        network.to(plan.device)
-    if plan.fuse_qkv:
-        fuse_qkv(network)
     fuse_passes(network)
     kernels.apply(network, plan.attention)
     share_tokens(network, ranks)
-    if plan.way.quantize in ("fp8", "int8"):
-        quantize(network, plan.way.quantize, plan.device)
-    elif plan.way.quantize == "fp8-storage":
-        store_in_fp8(network, plan.dtype)
-    elif not plan.options.loras or plan.options.merge_lora:
+    unmerged = plan.options.loras and not plan.options.merge_lora
+    if plan.way.quantize == "none" and not unmerged:
         fuse_products(network, plan.device, plan.compile)
     if plan.compile:
         # What ranks tell one another inside a block cannot be compiled.
         compile_blocks(network, plan.options.compile_cache, ranks.first, whole=ranks.size == 1)
     if plan.way.offload:
         offload(network, plan.device)
-    elif not straight:
-        network.to(plan.device)
     return network
 
 
-def fuse_qkv(network: Any) -> None:
-    """One matrix product for query, key and value, and one for key and value of the text.
+def _loaded(model: WanModel, plan: Plan, quiet: bool) -> Any:
+    """The transformer, each block merged, fused and quantised as soon as it is there.
 
-    diffusers keeps the separate matrices beside the fused ones; here they go, or a 14B network
-    would need 10 GB more.
+    Blocks that will be offloaded never all meet on the device: those that are quantised come there
+    one by one and go to the main memory.
     """
-    network.fuse_qkv_projections()
-    for block in network.blocks:
-        for attention, parts in (
-            (block.attn1, ("to_q", "to_k", "to_v")),
-            (block.attn2, ("to_k", "to_v")),
-        ):
-            for part in parts:
-                delattr(attention, part)
+    options, kind = plan.options, plan.way.quantize
+    updates = LoraUpdates(options.loras) if options.merge_lora and options.loras else None
+    on_device = kind in ("fp8", "int8") or not plan.way.offload
+    where = plan.device if on_device else torch.device("cpu")
+    parts = 1 + int(model.transformer_config["num_layers"])
 
+    def prepare(name: str, part: Any) -> None:
+        if updates is not None:
+            updates.merge(name, part)
+        if name:
+            if plan.fuse_qkv:
+                blocks.fuse_qkv(part)
+            if kind in ("fp8", "int8"):
+                blocks.quantize(part, kind)
+            elif kind == "fp8-storage":
+                blocks.store_in_fp8(part, plan.dtype)
+            if plan.way.offload:
+                part.to("cpu")
+                if plan.device.type == "cuda":
+                    blocks.pin(part)
+        bar.advance()
 
-def quantize(network: Any, kind: str, device: torch.device) -> None:
-    """Quantises the matrices of the blocks with torchao, one block at a time on the device.
-
-    ``fp8``: weights and, as they come, activations, one scale per row. ``int8``: weights only, one
-    scale per row.
-    """
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        Int8WeightOnlyConfig,
-        PerRow,
-        quantize_,
-    )
-
-    if kind == "fp8":
-        config: Any = Float8DynamicActivationFloat8WeightConfig(
-            granularity=PerRow(), set_inductor_config=False
-        )
-    else:
-        config = Int8WeightOnlyConfig(set_inductor_config=False)
-    for block in network.blocks:
-        quantize_(block.to(device), config)
-
-
-def store_in_fp8(network: Any, compute_dtype: torch.dtype) -> None:
-    """Stores the blocks' matrices in fp8 and casts each layer back while it computes."""
-    from diffusers.hooks import apply_layerwise_casting
-
-    apply_layerwise_casting(
-        network,
-        storage_dtype=torch.float8_e4m3fn,
-        compute_dtype=compute_dtype,
-        skip_modules_pattern=tuple(network._skip_layerwise_casting_patterns) + ("^proj_out$",),
-    )
+    with no_library_bars(), loading_bar(model, "transformer", parts, quiet) as bar:
+        return model.load_transformer(plan.dtype, where, prepare)
 
 
 def offload(network: Any, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from infer.lora import Lora
 from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.models.wan import WanModel, text_dtype
 from lightx2v_sgmd.optional import why_unusable
 from lightx2v_sgmd.parallel.ranks import Ranks
 
@@ -70,6 +70,7 @@ class Plan:
         options: As asked.
         device: Where.
         dtype: Of the transformer.
+        text_dtype: The text encoder's precision: that of training, if the weights say it.
         attention: The kernel.
         way: What saves memory.
         compile: Whether blocks are compiled.
@@ -81,6 +82,7 @@ class Plan:
     options: Options
     device: torch.device
     dtype: torch.dtype
+    text_dtype: torch.dtype
     attention: str
     way: Way
     compile: bool
@@ -95,6 +97,7 @@ def make_plan(
     size: tuple[int, int, int] | None,
     batch: int = 1,
     ranks: Ranks | None = None,
+    teacher_dtype: str | None = None,
 ) -> Plan:
     """Settles what is open in the options on this machine.
 
@@ -105,6 +108,7 @@ def make_plan(
             then memory is not planned.
         batch: Videos denoised together.
         ranks: The processes that share a video, and this one's device; default one.
+        teacher_dtype: What the student's teacher ran in, as its manifest says.
 
     Raises:
         UserError: something that was asked for cannot run here, or the memory does not suffice.
@@ -126,7 +130,9 @@ def make_plan(
     )
     limit = _limit(options, device)
     if limit is not None and size is not None:
-        work = Work(model, *size, batch, dtype.itemsize, device.type == "cuda", together)
+        work = Work(
+            model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
+        )
         kinds = () if _unmerged(options) else possible_quantisations(device)
         way = choose_way(work, limit, way, kinds, halvable=options.dtype is None)
         dtype = torch.bfloat16 if way.half else dtype
@@ -138,6 +144,7 @@ def make_plan(
         options,
         device,
         dtype,
+        text_dtype(teacher_dtype or dtype),
         kernel,
         way,
         compiled,
@@ -215,7 +222,14 @@ def out_of_memory(
     model: WanModel, plan: Plan, size: tuple[int, int, int], batch: int, where: str
 ) -> UserError:
     """What is said when memory runs out: how much was needed, and what would fit."""
-    work = Work(model, *size, batch, plan.dtype.itemsize, plan.device.type == "cuda")
+    work = Work(
+        model,
+        *size,
+        batch,
+        plan.dtype.itemsize,
+        plan.device.type == "cuda",
+        teacher_dtype=str(plan.text_dtype).removeprefix("torch."),
+    )
     stages = needed_gib(work, plan.way)
     needed = max(stages.values())
     height, width, num_frames = size

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infer.loadbar import loading_bar
+from infer.turns import Turns
 from lightx2v_sgmd.console import note
 from lightx2v_sgmd.models.identity import encoder_identity
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel
@@ -28,31 +30,37 @@ from lightx2v_sgmd.quiet import no_library_bars
 
 # S text tokens, D text width
 
+TEXT_ENCODER: Final = "text_encoder"
+"""The encoder's name among the parts that take turns."""
 CACHE_BYTES: Final = 4 * 2**30
 """A cache larger than this loses the entries that were used longest ago."""
 _ENTRY: Final = re.compile(r"[0-9a-f]{24}/[0-9a-f]{64}\.safetensors")
 
 
 class Texts:
-    """Encodes prompts, one at a time, with the encoder loaded when first needed."""
+    """Encodes prompts, one at a time, with the encoder loaded when first needed.
+
+    Args:
+        model: Whose encoder to use.
+        device: Where it computes.
+        dtype: Its precision, from ``text_dtype``.
+        cache: A folder that keeps embeddings.
+        parts: Holds the encoder; other parts may have to leave the device for it.
+        quiet: No progress bar while it is loaded.
+    """
 
     def __init__(
-        self, model: WanModel, device: torch.device, dtype: torch.dtype, cache: Path | None = None
+        self,
+        model: WanModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache: Path | None = None,
+        parts: Turns | None = None,
+        quiet: bool = True,
     ) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
+        self.model, self.device, self.dtype, self.quiet = model, device, dtype, quiet
         self.cache = None if cache is None else cache / encoder_identity(model, dtype)
-        self._encoder: TextEncoder | None = None
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the encoder is in memory."""
-        return self._encoder is not None
-
-    def drop(self) -> None:
-        """Frees the encoder, which is loaded again when needed."""
-        self._encoder = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._parts = parts or Turns(device, alternate=False)
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
@@ -66,14 +74,22 @@ class Texts:
         return [known[prompt][0] for prompt in prompts]
 
     def _compute(self, prompt: str) -> tuple[Tensor, str]:
-        if self._encoder is None:
-            with no_library_bars():
-                self._encoder = self.model.load_text_encoder(self.dtype)
-            self._encoder.network.to(self.device)
-        cut = self._cut(prompt, self._encoder.tokenizer)
-        rows = self._encoder.encode([prompt])[0].cpu()
+        shared = self.device == self._parts.device
+        encoder = self._parts.get(TEXT_ENCODER, self._load, moves=shared)
+        cut = self._cut(prompt, encoder.tokenizer)
+        rows = encoder.encode([prompt])[0].cpu()
         self._write(prompt, rows, cut)
         return rows, cut
+
+    def _load(self) -> TextEncoder:
+        steps = 1 + int(self.model.full_text_encoder_config()["num_layers"])
+        with (
+            no_library_bars(),
+            loading_bar(self.model, "text_encoder", steps, self.quiet) as bar,
+        ):
+            return self.model.load_text_encoder(
+                self.dtype, self.device, lambda name, part: bar.advance()
+            )
 
     def _cut(self, prompt: str, tokenizer: Any) -> str:
         """What is said of a prompt that is too long, or ""."""

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from lightx2v_sgmd.hostmemory import host_memory_gib
+
 State = Literal["ok", "missing", "broken", "info"]
 
 _PACKAGE_MANAGERS: Final = {
@@ -402,7 +404,7 @@ def _resources() -> list[Check]:
         state: State = "ok" if free >= 2 else "missing"
         remedy = "" if free >= 2 else f"free some space on the disk of {folder}"
         found.append(Check(name, state, f"{free:.1f} GiB free at {folder}", remedy))
-    memory = _memory_gib()
+    memory = host_memory_gib()
     if memory is None:
         return [*found, Check("memory", "info", "cannot be told on this system")]
     total, available = memory
@@ -414,33 +416,6 @@ def _resources() -> list[Check]:
 
 def _temporary() -> Path:
     return Path(tempfile.gettempdir())
-
-
-def _memory_gib() -> tuple[float, float] | None:
-    """Total and available memory, within the limits of a container."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = (line.split() for line in meminfo.read_text().splitlines())
-        kib = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
-        total, available = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
-    else:
-        try:
-            page = os.sysconf("SC_PAGE_SIZE") / 2**30
-            total = available = page * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):
-            return None
-    limit, used = (_number(Path("/sys/fs/cgroup") / f) for f in ("memory.max", "memory.current"))
-    if limit is not None:
-        total = min(total, limit / 2**30)
-        available = min(available, (limit - (used or 0)) / 2**30)
-    return total, available
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _teacher() -> list[Check]:

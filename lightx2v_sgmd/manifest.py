@@ -20,6 +20,7 @@ from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
 FORMATS: Final = ("diffusers", "wan", "comfyui", "lora")
+TEACHER_DTYPES: Final = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Manifest:
         dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8``.
         sha256: Of each file, by its path below the folder.
         format: What the folder is laid out for: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
+        teacher_dtype: What the teacher ran in, and so the text encoder, which runs in the same
+            precision when videos are made; None if an older version wrote the file.
     """
 
     method: Mapping[str, Any]
@@ -60,6 +63,7 @@ class Manifest:
     dtype: str
     sha256: Mapping[str, str] = field(default_factory=dict)
     format: str = "diffusers"
+    teacher_dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form that is saved."""
@@ -68,6 +72,7 @@ class Manifest:
             "format": self.format,
             "method": dict(self.method),
             "teacher": self.teacher,
+            **({"teacher_dtype": self.teacher_dtype} if self.teacher_dtype else {}),
             "schedule": self.schedule.to_dict(),
             "guidance_scale": self.guidance_scale,
             "video": asdict(self.video),
@@ -106,7 +111,10 @@ class Manifest:
                 ema=bool(saved["ema"]),
                 dtype=str(saved["dtype"]),
                 sha256={str(k): str(v) for k, v in saved["sha256"].items()},
-                format=_format(saved.get("format", "diffusers")),
+                format=_known("format", saved.get("format", "diffusers"), FORMATS),
+                teacher_dtype=_known("teacher_dtype", saved["teacher_dtype"], TEACHER_DTYPES)
+                if "teacher_dtype" in saved
+                else None,
             )
         except KeyError as error:
             raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
@@ -122,9 +130,9 @@ class Manifest:
         return path
 
 
-def _format(saved: Any) -> str:
-    if saved not in FORMATS:
-        raise UserError(f"format: {saved!r} is not one of {', '.join(FORMATS)}")
+def _known(key: str, saved: Any, values: tuple[str, ...]) -> str:
+    if saved not in values:
+        raise UserError(f"{key}: {saved!r} is not one of {', '.join(values)}")
     return str(saved)
 
 

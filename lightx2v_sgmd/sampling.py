@@ -26,7 +26,6 @@ from lightx2v_sgmd.untrusted.jsontext import read_json_object
 Videos = NDArray[np.uint8]
 
 TEACHER_STEPS = 50
-_ENCODED_TOGETHER = 16
 
 
 def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -61,7 +60,7 @@ class VideoSampler:
         batch: Videos that run together.
         on_batch: Called with the number of videos done after each batch.
         device: Where to sample; noise is drawn on the CPU all the same.
-        dtype: The network's.
+        dtype: What the network and the text encoder run in: the teacher's precision.
     """
 
     def __init__(
@@ -85,9 +84,10 @@ class VideoSampler:
         self.on_batch = on_batch
         self.device = torch.device(device)
         self.shape = model.latent_shape(*size)
-        self.transformer = model.load_transformer(dtype).to(self.device)
+        self.dtype = dtype
+        self.transformer = model.load_transformer(dtype, self.device)
         self.transformer.eval().requires_grad_(False)
-        self.vae = model.load_vae().to(self.device)
+        self.vae = model.load_vae(device=self.device)
         self._rows: dict[str, torch.Tensor] = {}
 
     @property
@@ -128,11 +128,8 @@ class VideoSampler:
         ]
         if not missing:
             return
-        encoder = self.model.load_text_encoder()
-        encoder.network.to(self.device)
-        for start in range(0, len(missing), _ENCODED_TOGETHER):
-            texts = missing[start : start + _ENCODED_TOGETHER]
-            self._rows |= zip(texts, encoder.encode(texts), strict=True)
+        encoder = self.model.load_text_encoder(wan.text_dtype(self.dtype), self.device)
+        self._rows |= zip(missing, encoder.encode(missing), strict=True)
         longest = max(len(row) for row in self._rows.values()) + 1
         width = self.model.num_heads * int(self.model.transformer_config["attention_head_dim"])
         if self.device.type == "cpu" and longest <= width:

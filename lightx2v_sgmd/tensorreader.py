@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import torch
 from safetensors import safe_open
@@ -13,6 +13,7 @@ from torch import Tensor
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.tensorfiles import Header, TensorInfo, read_headers, shown
 from lightx2v_sgmd.torchfiles import SUFFIXES, load_torch_file, torch_header
+from lightx2v_sgmd.weightcopy import WeightCopier
 
 Names = Callable[[Iterable[str]], Mapping[str, str]]
 """Gives names as stored their names to be used by; a name that is left out is passed over."""
@@ -73,6 +74,33 @@ class WholeTensors:
         tensor: Tensor = self._handle(name).get_tensor(stored)
         return tensor
 
+    def load(self, name: str, dtype: torch.dtype, copier: WeightCopier) -> Tensor:
+        """A whole tensor in another precision, on the copier's device: a copy, piece by piece.
+
+        Raises:
+            UserError: the file is shorter than its header says.
+        """
+        info = self.header.tensors[name]
+        stored = self._stored[name]
+        if stored in self._mapped:
+            mapped = self._mapped[stored]
+            values = mapped.flatten()
+            return copier.copy(
+                lambda piece, start: piece.copy_(values[start : start + len(piece)]),
+                info.shape,
+                mapped.dtype,
+                dtype,
+            )
+        begin, kind = info.start, DTYPES[info.dtype]
+        assert begin is not None, "not of a safetensors file"
+        with info.file.open("rb", buffering=0) as file:
+            return copier.copy(
+                lambda piece, start: _fill(piece, file, info, begin + start * kind.itemsize),
+                info.shape,
+                kind,
+                dtype,
+            )
+
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements ``[start, stop)`` of the flattened tensor, a copy; nothing else is read.
 
@@ -107,15 +135,20 @@ def read_elements(info: TensorInfo, dtype: torch.dtype, start: int, stop: int) -
     """
     assert info.start is not None, "not of a safetensors file"
     values = torch.empty(stop - start, dtype=dtype)
-    rest = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
     with info.file.open("rb", buffering=0) as file:
-        file.seek(info.start + start * dtype.itemsize)
-        while rest:
-            count = file.readinto(rest)
-            if not count:
-                raise UserError(f"{info.file}: ends within a tensor; it was cut short")
-            rest = rest[count:]
+        _fill(values, file, info, info.start + start * dtype.itemsize)
     return values
+
+
+def _fill(values: Tensor, file: BinaryIO, info: TensorInfo, position: int) -> None:
+    """Fills a flat tensor with the bytes of a file from a position on."""
+    rest = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    file.seek(position)
+    while rest:
+        count = file.readinto(rest)  # type: ignore[attr-defined]
+        if not count:
+            raise UserError(f"{info.file}: ends within a tensor; it was cut short")
+        rest = rest[count:]
 
 
 def _together(

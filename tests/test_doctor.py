@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd import doctor, video
+from lightx2v_sgmd import doctor, hostmemory, video
 
 
 def by_name(report: doctor.Report) -> dict[str, doctor.Check]:
@@ -87,8 +87,8 @@ def test_a_codec_that_garbles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"memory.max": 2**30, "memory.current": 2**29}
-    monkeypatch.setattr(doctor, "_number", lambda path: limits[path.name])
-    memory = doctor._memory_gib()
+    monkeypatch.setattr(hostmemory, "_number", lambda path: limits[path.name])
+    memory = hostmemory.host_memory_gib()
     assert memory is not None and memory[0] == 1.0 and memory[1] <= 0.5
     check = doctor._resources()[-1]
     assert check.state == "missing" and "close other programs" in check.remedy

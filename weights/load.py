@@ -146,6 +146,7 @@ def _about(job: Job, step: int, averaged: bool) -> Manifest:
     return Manifest(
         method={"name": method.pop("name"), "options": method},
         teacher=job.teacher.path,
+        teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,
         video=Video(

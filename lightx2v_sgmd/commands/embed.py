@@ -39,12 +39,10 @@ def embed_command(
             f"{job}: data.embeddings is not set; say where they go, as in "
             "--set data.embeddings=embeddings, and train with the same"
         )
-    import torch
-
     from distill.data import load_prompts
     from distill.embeddings import embed
     from distill.signals import interruptible
-    from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.models.wan import open_wan, text_dtype
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
     from lightx2v_sgmd.video import check_writable
@@ -59,7 +57,7 @@ def embed_command(
     # The first process has the lock for all: a launcher ends the others with it.
     lock = locked_folder(out, "embed", quiet) if ranks.first else nullcontext()
     with interruptible(), lock:
-        done = embed(model, prompts, ranks, getattr(torch, checked.teacher.dtype), cache, quiet)
+        done = embed(model, prompts, ranks, text_dtype(checked.teacher.dtype), cache, quiet)
     if ranks.first:
         print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)
 

@@ -17,6 +17,19 @@ TEXT_LENGTH: Final = 512
 """Text tokens that Wan attends to; shorter prompts are followed by rows of zeros."""
 
 
+def text_dtype(teacher_dtype: torch.dtype | str) -> torch.dtype:
+    """The precision of the text encoder beside a teacher of some precision: the same.
+
+    Whoever encodes a prompt asks here, so that training and generation attend to the same rows.
+    umT5 overflows in float16: there it is bfloat16.
+
+    Args:
+        teacher_dtype: What the teacher runs in, as a job (``teacher.dtype``) or torch names it.
+    """
+    dtype = getattr(torch, teacher_dtype) if isinstance(teacher_dtype, str) else teacher_dtype
+    return torch.bfloat16 if dtype == torch.float16 else dtype
+
+
 class TextEncoder:
     """umT5 with its tokenizer: prompts to the rows that Wan attends to, without padding."""
 
@@ -58,9 +71,13 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One ``[S_i, D]`` per prompt, as ``WanPipeline`` computes before its zero padding."""
-        hidden, mask = self.forward(prompts)
-        return [row[: int(keep.sum())] for row, keep in zip(hidden, mask, strict=True)]
+        """One ``[S_i, D]`` per prompt, as ``WanPipeline`` computes before its zero padding.
+
+        Each prompt is encoded by itself: in a batch, its padding and the size of the products would
+        change the last bits with the company that it keeps. So a prompt has the same rows in
+        training, in generation and in every measurement.
+        """
+        return [self.forward([prompt])[0][0] for prompt in prompts]
 
 
 def pad_text(rows: Sequence[Tensor]) -> Tensor:

@@ -21,10 +21,17 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models import original
+from lightx2v_sgmd.models.filling import Device, OnPart, fill_network
 from lightx2v_sgmd.models.keymaps import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.models.known import known_transformer_config
 from lightx2v_sgmd.models.sources import Part, Source, find_source, without_private
-from lightx2v_sgmd.models.text import TEXT_LENGTH, TextEncoder, fold_text_padding, pad_text
+from lightx2v_sgmd.models.text import (
+    TEXT_LENGTH,
+    TextEncoder,
+    fold_text_padding,
+    pad_text,
+    text_dtype,
+)
 from lightx2v_sgmd.optional import prepare_libraries
 from lightx2v_sgmd.tensorfiles import check_keys
 from lightx2v_sgmd.tensorreader import Names, WholeTensors
@@ -45,6 +52,7 @@ __all__ = [
     "kept_in_float32",
     "open_wan",
     "pad_text",
+    "text_dtype",
     "velocity",
 ]
 
@@ -143,25 +151,47 @@ class WanModel:
         """As ``transformer_weights``, of the text encoder; its embedding is ``shared.weight``."""
         return self._weights("text_encoder")
 
-    def load_transformer(self, dtype: torch.dtype = torch.float32) -> Any:
+    def load_transformer(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+    ) -> Any:
         """The network with its weights; what diffusers keeps in float32 stays float32.
+
+        Weights go from their files straight to the device, block by block.
+
+        Args:
+            dtype: The precision of the weights.
+            device: Where they go.
+            on_part: Called with each part of the network whose weights are there: the network
+                itself when it has all but its blocks' weights, then each block.
 
         Raises:
             UserError: weights are missing, unexpected or of the wrong shape, or not to be trusted.
         """
         with _empty_weights():
             network = self.build_transformer()
-        return self._fill(network, "transformer", dtype, kept_in_float32(network))
+        kept = kept_in_float32(network)
+        return self._fill(network, "transformer", dtype, kept, device, on_part)
 
-    def load_vae(self, dtype: torch.dtype = torch.float32) -> Any:
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
         """The video VAE, frozen; raises as ``load_transformer``."""
         with _empty_weights():
             network = build_vae(self.vae_config)
         kept = kept_in_float32(network)
-        return self._fill(network, "vae", dtype, kept).requires_grad_(False)
+        return self._fill(network, "vae", dtype, kept, device).requires_grad_(False)
 
-    def load_text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
-        """The tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``."""
+    def load_text_encoder(
+        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+    ) -> TextEncoder:
+        """The tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``.
+
+        Args:
+            dtype: See ``text_dtype`` for the one that fits a teacher.
+            device: Where the encoder goes.
+            on_part: As for ``load_transformer``; the encoder's blocks are its layers.
+        """
         config = self.full_text_encoder_config()
         tokenizer = load_tokenizer(self.source.tokenizer())
         with _empty_weights():
@@ -169,7 +199,7 @@ class WanModel:
         network.set_input_embeddings(network.shared)
         # As T5 everywhere: this product overflows in float16.
         kept = {"wo"} if dtype == torch.float16 else set()
-        filled = self._fill(network, "text_encoder", dtype, partial(_within, kept))
+        filled = self._fill(network, "text_encoder", dtype, partial(_within, kept), device, on_part)
         filled.requires_grad_(False)
         filled.set_input_embeddings(filled.shared)
         return TextEncoder(tokenizer, filled)
@@ -205,14 +235,19 @@ class WanModel:
         return WholeTensors(self.source.files(part), names[part])
 
     def _fill(
-        self, network: Any, part: Part, dtype: torch.dtype, kept: Callable[[str], bool]
+        self,
+        network: Any,
+        part: Part,
+        dtype: torch.dtype,
+        kept: Callable[[str], bool],
+        device: Device,
+        on_part: OnPart | None = None,
     ) -> Any:
         """Gives an empty network its weights, those that are ``kept`` in float32."""
         weights = self._weights(part)
-        state = network.state_dict()
         expected = {
             name: tuple(tensor.shape)
-            for name, tensor in state.items()
+            for name, tensor in network.state_dict().items()
             if name not in TEXT_ENCODER_ALIASES
         }
         check_keys(weights.header, expected, f"teacher.path: {part} of {self.path}")
@@ -222,12 +257,14 @@ class WanModel:
                     f"{info.file}: {name} is stored as {info.dtype}, which is not loaded as a "
                     "teacher; give the bf16, fp16 or fp32 weights"
                 )
-        # Copies: what the reader gives may be the file itself, mapped into memory.
-        filled = {
-            name: weights.tensor(name).to(torch.float32 if kept(name) else dtype, copy=True)
-            for name in expected
-        }
-        network.load_state_dict(filled, strict=part != "text_encoder", assign=True)
+        fill_network(
+            network,
+            expected,
+            lambda name: torch.float32 if kept(name) else dtype,
+            weights.load,
+            torch.device(device),
+            on_part,
+        )
         return network.eval()
 
 

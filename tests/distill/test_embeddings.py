@@ -58,7 +58,7 @@ def own_teacher(tiny_teacher: Path, tmp_path: Path) -> Path:
 def test_rows_are_the_encoder_s_and_are_kept(
     tiny_teacher: Path, tmp_path: Path, encoded: list[str]
 ) -> None:
-    expected = open_wan(tiny_teacher).load_text_encoder().encode(PROMPTS)
+    expected = open_wan(tiny_teacher).load_text_encoder(torch.float32).encode(PROMPTS)
     assert same(encode(tiny_teacher, None), expected)
     assert same(encode(tiny_teacher, tmp_path), expected)
     del encoded[:]
@@ -87,7 +87,7 @@ def test_an_altered_encoder_or_prompt_gets_rows_of_its_own(
     changed[name] *= 1.5
     save_file(changed, weights, metadata={"format": "pt"})
     after = encode(own_teacher, cache)
-    assert same(after, open_wan(own_teacher).load_text_encoder().encode(PROMPTS))
+    assert same(after, open_wan(own_teacher).load_text_encoder(torch.float32).encode(PROMPTS))
     assert not torch.equal(after[0], before[0])
     del encoded[:]
     encode(own_teacher, cache, ["a red  circle moving left"])  # a blank more is another prompt

@@ -31,7 +31,7 @@ def test_engine_diffusers_and_training_rollout_agree(shared_student: Path) -> No
 
     model = open_wan(shared_student)
     network = model.load_transformer()
-    text = pad_text(model.load_text_encoder().encode(PROMPTS[:2]))
+    text = pad_text(model.load_text_encoder(torch.float32).encode(PROMPTS[:2]))
     noise = torch.stack([torch.randn(4, 3, 8, 8, generator=generator(s)) for s in (5, 11)])
     with torch.no_grad():
         trained = rollout(

@@ -45,7 +45,7 @@ def write_original(model: WanModel, folder: Path, suffix: str) -> Path:
         ("Wan2.1_VAE", model.load_vae(), lambda name: keymaps.vae_to_original(name, res_blocks)),
         (
             "models_t5_umt5-xxl-enc-bf16",
-            model.load_text_encoder().network,
+            model.load_text_encoder(torch.float32).network,
             keymaps.text_encoder_to_original,
         ),
     )

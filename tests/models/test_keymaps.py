@@ -106,7 +106,7 @@ def test_diffusers_own_converters_agree() -> None:
 def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
     model = open_wan(make_tiny_wan(tmp_path))
     res_blocks = model.vae_config["num_res_blocks"]
-    encoder = model.load_text_encoder().network
+    encoder = model.load_text_encoder(torch.float32).network
     for network, to_original, to_diffusers in (
         (
             model.load_transformer(),

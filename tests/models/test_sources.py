@@ -86,8 +86,8 @@ def test_an_original_folder_is_the_same_model(model: wan.WanModel, original_fold
     assert same_weights(opened.load_transformer(), model.load_transformer())
     assert same_weights(opened.load_vae(), model.load_vae())
     text = zip(
-        opened.load_text_encoder().encode(PROMPTS),
-        model.load_text_encoder().encode(PROMPTS),
+        opened.load_text_encoder(torch.float32).encode(PROMPTS),
+        model.load_text_encoder(torch.float32).encode(PROMPTS),
         strict=True,
     )
     assert all(torch.equal(ours, theirs) for ours, theirs in text)
@@ -261,7 +261,7 @@ def test_folders_with_a_part_missing(model: wan.WanModel, tmp_path: Path, layout
     with pytest.raises(UserError, match=r"is missing|has no Wan2.1_VAE"):
         opened.load_vae()
     with pytest.raises(UserError, match="is missing"):
-        opened.load_text_encoder()
+        opened.load_text_encoder(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_the_hubs_own_cache_is_made_of_links(model: wan.WanModel, tmp_path: Path
         file.symlink_to(os.path.relpath(cache / "blobs" / str(index), file.parent))
     opened = wan.open_wan(snapshot)
     assert same_weights(opened.load_transformer(), model.load_transformer())
-    opened.load_text_encoder()
+    opened.load_text_encoder(torch.float32)
 
 
 def test_an_embedding_under_either_name(model: wan.WanModel, tmp_path: Path) -> None:
@@ -316,12 +316,12 @@ def test_an_embedding_under_either_name(model: wan.WanModel, tmp_path: Path) -> 
     shutil.copytree(model.path, folder)
     file = folder / "text_encoder" / "model.safetensors"
     state = load_file(file)
-    expected = model.load_text_encoder().encode(PROMPTS)
+    expected = model.load_text_encoder(torch.float32).encode(PROMPTS)
     embedding = state.get("encoder.embed_tokens.weight", state["shared.weight"])
     for names in (["shared.weight"], ["encoder.embed_tokens.weight"]):
         rest = {k: t for k, t in state.items() if "embed_tokens" not in k and "shared" not in k}
         save_file(rest | {name: embedding for name in names}, file)
-        got = wan.open_wan(folder).load_text_encoder().encode(PROMPTS)
+        got = wan.open_wan(folder).load_text_encoder(torch.float32).encode(PROMPTS)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

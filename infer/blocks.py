@@ -1,0 +1,71 @@
+"""What is done to the transformer's blocks, to each one as soon as its weights are loaded.
+
+So memory never holds the whole network twice, nor the whole of it in more bits than it is run in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def fuse_qkv(block: Any) -> None:
+    """One matrix product for query, key and value, and one for key and value of the text.
+
+    diffusers keeps the separate matrices beside the fused ones; here they go.
+    """
+    for attention, parts in (
+        (block.attn1, ("to_q", "to_k", "to_v")),
+        (block.attn2, ("to_k", "to_v")),
+    ):
+        attention.fuse_projections()
+        for part in parts:
+            delattr(attention, part)
+
+
+def quantize(block: Any, kind: str) -> None:
+    """Quantises a block's matrices with torchao, on the device that they are on.
+
+    ``fp8``: weights and, as they come, activations, one scale per row. ``int8``: weights only, one
+    scale per row.
+    """
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+        quantize_,
+    )
+
+    if kind == "fp8":
+        config: Any = Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), set_inductor_config=False
+        )
+    else:
+        config = Int8WeightOnlyConfig(set_inductor_config=False)
+    quantize_(block, config)
+
+
+def store_in_fp8(block: Any, compute_dtype: torch.dtype) -> None:
+    """Stores a block's matrices in fp8 and casts each layer back while it computes."""
+    from diffusers import WanTransformer3DModel
+    from diffusers.hooks import apply_layerwise_casting
+
+    skipped = tuple(WanTransformer3DModel._skip_layerwise_casting_patterns)
+    apply_layerwise_casting(
+        block,
+        storage_dtype=torch.float8_e4m3fn,
+        compute_dtype=compute_dtype,
+        skip_modules_pattern=skipped,
+    )
+
+
+def pin(block: Any) -> None:
+    """Moves a block's weights to pinned memory, from which a GPU fetches them at full speed.
+
+    diffusers' offloading takes pinned weights as they are, and would copy others. Quantised weights
+    are left to it.
+    """
+    for p in block.parameters():
+        if type(p.data) is torch.Tensor:
+            p.data = p.data.pin_memory()
