@@ -30,17 +30,11 @@ class Turns:
     Args:
         device: Where the parts compute.
         alternate: Whether they take turns; else all of them stay.
-        available: Says how many bytes of host memory are available.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        alternate: bool,
-        available: Callable[[], float] | None = None,
-    ) -> None:
+    def __init__(self, device: torch.device, alternate: bool) -> None:
         self.device, self.alternate = device, alternate
-        self._available = available or available_bytes
+        self._keeps = device.type != "cpu"
         self._parts: dict[str, Any] = {}
         self._waiting: dict[str, HostWeights] = {}
         self._present: set[str] = set()
@@ -106,9 +100,9 @@ class Turns:
         self._collect()
 
     def _worth_keeping(self, name: str) -> bool:
-        if self.device.type == "cpu" or name in self._released:
+        if not self._keeps or name in self._released:
             return False
-        return weight_bytes(_module(self._parts[name])) + _SPARED_BYTES <= self._available()
+        return weight_bytes(_module(self._parts[name])) + _SPARED_BYTES <= available_bytes()
 
     def _collect(self) -> None:
         gc.collect()
@@ -216,7 +210,7 @@ def _each(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _give(owner: nn.Module, name: str, value: Tensor) -> None:
     p = owner.get_parameter(name)
-    if _is_composed(value):
+    if _is_composed(value) or not torch._has_compatible_shallow_copy_type(p, value):
         setattr(owner, name, nn.Parameter(value, requires_grad=False))
     else:
         p.data = value  # the same parameter: compiled code knows it

@@ -52,7 +52,7 @@ class WeightCopier:
             return result
         for piece, start in self._pieces(math.prod(shape), stored):
             read(piece, start)
-            target = flat[start : start + len(piece)]
+            target = flat.narrow(0, start, len(piece))
             if stored != dtype and self.device.type != "cpu":
                 target.copy_(piece.to(self.device, non_blocking=True))  # cast there, not here
             else:
@@ -75,13 +75,15 @@ class WeightCopier:
     def _buffer(self, which: int) -> Tensor:
         """A buffer of bytes that nothing is being copied from."""
         if which == len(self._buffers):
-            self._buffers.append(
-                torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=self._pinned)
-            )
+            self._buffers.append(_new_buffer(self._pinned))
             self._copied.append(_event() if self._pinned else None)
         elif self._pinned:
             self._copied[which].synchronize()
         return self._buffers[which]
+
+
+def _new_buffer(pinned: bool) -> Tensor:
+    return torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=pinned)
 
 
 def _event() -> Any:

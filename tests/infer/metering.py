@@ -46,10 +46,12 @@ class DeviceMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and notes what it returns."""
-        result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.copy_.default:
             self._copy(args[1], args[0])
-        elif func is torch.ops.aten._to_copy.default and isinstance(args[0], Tensor):
+            if args[1].is_meta and not args[0].is_meta:
+                return args[0]  # there is no data
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], Tensor):
             self._copy(args[0], result)
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
