@@ -6,21 +6,24 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from lightx2v_sgmd.console import Bar, progress
-from lightx2v_sgmd.models.sources import Part
 from lightx2v_sgmd.models.wan import WanModel
 
-_SHOWN_FROM_BYTES: Final = 2**30
-"""Smaller files are loaded before anybody has read a line about it."""
-_LABELS: Final[dict[Part, str]] = {
-    "transformer": "loading the network",
-    "text_encoder": "loading the text encoder",
-    "vae": "loading the VAE",
-}
+_SHOWN_FROM: Final = 5 * 10**8
+"""Parts of fewer parameters are loaded before anybody has read a line about it."""
 
 
-def loading_bar(
-    model: WanModel, part: Part, steps: int, quiet: bool
-) -> AbstractContextManager[Bar]:
-    """A bar of ``steps`` for loading a part of a model; silent for a part of less than 1 GiB."""
-    size = sum(file.stat().st_size for file in model.source.files(part))
-    return progress(steps, _LABELS[part], quiet or size < _SHOWN_FROM_BYTES)
+def network_bar(model: WanModel, quiet: bool) -> AbstractContextManager[Bar]:
+    """A bar for loading the transformer, one step for each block and one for the rest."""
+    config = model.transformer_config
+    layers = int(config["num_layers"])
+    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    parameters = layers * width * (8 * width + 2 * int(config["ffn_dim"]))
+    return progress(1 + layers, "loading the network", quiet or parameters < _SHOWN_FROM)
+
+
+def encoder_bar(model: WanModel, quiet: bool) -> AbstractContextManager[Bar]:
+    """The same for the text encoder."""
+    config = model.expected_text_encoder_config()
+    layers, vocabulary = int(config["num_layers"]), int(config["vocab_size"])
+    parameters = int(config["d_model"]) * (3 * layers * int(config["d_ff"]) + vocabulary)
+    return progress(1 + layers, "loading the text encoder", quiet or parameters < _SHOWN_FROM)

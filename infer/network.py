@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from infer import blocks
-from infer.loadbar import loading_bar
+from infer.loadbar import network_bar
 from infer.lora import LoraUpdates, add_loras
 from infer.options import Plan
 from infer.products import fuse_products
@@ -75,7 +75,6 @@ def _loaded(model: WanModel, plan: Plan, quiet: bool) -> Any:
     updates = LoraUpdates(options.loras) if options.merge_lora and options.loras else None
     on_device = kind in ("fp8", "int8") or not plan.way.offload
     where = plan.device if on_device else torch.device("cpu")
-    parts = 1 + int(model.transformer_config["num_layers"])
 
     def prepare(name: str, part: Any) -> None:
         if updates is not None:
@@ -93,7 +92,7 @@ def _loaded(model: WanModel, plan: Plan, quiet: bool) -> Any:
                     blocks.pin(part)
         bar.advance()
 
-    with no_library_bars(), loading_bar(model, "transformer", parts, quiet) as bar:
+    with no_library_bars(), network_bar(model, quiet) as bar:
         return model.load_transformer(plan.dtype, where, prepare)
 
 

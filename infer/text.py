@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infer.loadbar import loading_bar
+from infer.loadbar import encoder_bar
 from infer.turns import Turns
 from lightx2v_sgmd.console import note
 from lightx2v_sgmd.models.identity import encoder_identity
@@ -82,11 +82,7 @@ class Texts:
         return rows, cut
 
     def _load(self) -> TextEncoder:
-        steps = 1 + int(self.model.full_text_encoder_config()["num_layers"])
-        with (
-            no_library_bars(),
-            loading_bar(self.model, "text_encoder", steps, self.quiet) as bar,
-        ):
+        with no_library_bars(), encoder_bar(self.model, self.quiet) as bar:
             return self.model.load_text_encoder(
                 self.dtype, self.device, lambda name, part: bar.advance()
             )

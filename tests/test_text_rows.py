@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from distill.embeddings import embed, encode_prompts
-from infer import load_student
 from lightx2v_sgmd.manifest import read_manifest
 from lightx2v_sgmd.models.wan import open_wan, text_dtype
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.sampling import VideoSampler
 from lightx2v_sgmd.schedule import Schedule
 from tests.infer.conftest import make_student
+from tests.students import load_student
 
 PROMPTS = ["a red circle moving left", "a", "a blue square and a red circle moving right slowly"]
 

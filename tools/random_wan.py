@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.models.filling import Device, OnPart, fill_network
 from lightx2v_sgmd.models.keymaps import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.models.wan import TextEncoder, WanModel, kept_in_float32, open_wan
 from lightx2v_sgmd.tensorfiles import Header, TensorInfo
@@ -44,8 +45,8 @@ class RandomWan(WanModel):
     def load_transformer(
         self,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        on_part: Callable[[str, Any], None] | None = None,
+        device: Device | None = None,
+        on_part: OnPart | None = None,
     ) -> Any:
         """The network with random weights; what diffusers keeps in float32 stays float32.
 
@@ -57,12 +58,10 @@ class RandomWan(WanModel):
         """
         with _empty_weights():
             network = self.build_transformer()
-        where = torch.device(device or self.device)
-        return _filled(network, dtype, kept_in_float32(network), where, on_part)
+        kept = kept_in_float32(network)
+        return _filled(network, dtype, kept, device or self.device, on_part)
 
-    def load_vae(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-    ) -> Any:
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device | None = None) -> Any:
         """The VAE with random weights, frozen."""
         from diffusers import AutoencoderKLWan
 
@@ -72,10 +71,7 @@ class RandomWan(WanModel):
         return _filled(network, dtype, kept_in_float32(network), where).requires_grad_(False)
 
     def load_text_encoder(
-        self,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        on_part: Callable[[str, Any], None] | None = None,
+        self, dtype: torch.dtype, device: Device | None = None, on_part: OnPart | None = None
     ) -> TextEncoder:
         """The umT5 encoder at its size, frozen, and a tokenizer that knows the words of PROMPT."""
         from transformers import UMT5Config, UMT5EncoderModel
@@ -85,8 +81,7 @@ class RandomWan(WanModel):
         with _empty_weights():
             network = UMT5EncoderModel(UMT5Config(**self.expected_text_encoder_config()))
         network.set_input_embeddings(network.shared)
-        where = torch.device(device or self.device)
-        filled = _filled(network, dtype, lambda name: False, where, on_part)
+        filled = _filled(network, dtype, lambda name: False, device or self.device, on_part)
         return TextEncoder(make_tokenizer(PROMPT.split()), filled.requires_grad_(False))
 
     def transformer_weights(self) -> Any:
@@ -141,50 +136,26 @@ def _filled(
     network: Any,
     dtype: torch.dtype,
     kept: Callable[[str], bool],
-    device: torch.device,
-    on_part: Callable[[str, Any], None] | None = None,
+    device: Device,
+    on_part: OnPart | None = None,
 ) -> Any:
-    """Gives an empty network its weights, block by block, those that are ``kept`` in float32."""
-    blocks = _blocks_of(network)
-    parts = [("", network), *blocks.items()]
+    """Gives an empty network its weights, those that are ``kept`` in float32."""
     shapes = {
         name: tuple(p.shape)
         for name, p in network.named_parameters()
         if name not in TEXT_ENCODER_ALIASES
     }
-    for part, module in parts:
-        own = [name for name in shapes if _part_of(name, blocks) == part]
-        values = {
-            name: _values(name, shapes[name], device).to(torch.float32 if kept(name) else dtype)
-            for name in own
-        }
-        network.load_state_dict(values, strict=False, assign=True)
-        if part:
-            module.to(device)
-        else:
-            if hasattr(network, "shared"):  # umT5's embedding has two names
-                network.set_input_embeddings(network.shared)
-            for buffered in network.modules():
-                for name, table in buffered.named_buffers(recurse=False):
-                    buffered._buffers[name] = table.to(device)
-        if on_part is not None:
-            on_part(part, module)
+    fill_network(
+        network,
+        shapes,
+        lambda name: torch.float32 if kept(name) else dtype,
+        lambda name, dtype, copier: _values(name, shapes[name], copier.device).to(dtype),
+        torch.device(device),
+        on_part,
+    )
+    if hasattr(network, "shared"):  # umT5's embedding has two names
+        network.set_input_embeddings(network.shared)
     return network.eval()
-
-
-def _blocks_of(network: Any) -> dict[str, Any]:
-    """The blocks that a network repeats, by name."""
-    if hasattr(network, "blocks"):
-        return {f"blocks.{index}": block for index, block in enumerate(network.blocks)}
-    if hasattr(network, "shared"):
-        every = enumerate(network.encoder.block)
-        return {f"encoder.block.{index}": block for index, block in every}
-    return {}
-
-
-def _part_of(name: str, blocks: dict[str, Any]) -> str:
-    words = name.split(".")
-    return next((start for n in (2, 3) if (start := ".".join(words[:n])) in blocks), "")
 
 
 def _values(

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from distill.metering import fused_attention
-from infer import Lora, load_student, network
+from infer import Lora, network
 from infer.memory import GIB, Way, Work, needed_gib, sizes_of
 from infer.network import load_network
 from infer.options import Options, Plan
-from lightx2v_sgmd.console import progress
 from lightx2v_sgmd.models.wan import WanModel, open_wan, velocity
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import schedule_metadata
 from lightx2v_sgmd.weightcopy import PIECE_BYTES
 from tests.infer.metering import DEVICE, DeviceMeter, metered
+from tests.students import load_student
 from tests.tiny import make_tiny_wan
 
 BIG = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
@@ -36,11 +36,6 @@ def plan_of(way: Way, **options: Any) -> Plan:
     half = torch.bfloat16
     chosen = Options(**options)
     return Plan(chosen, DEVICE, half, half, "sdpa", way, False, not way.offload, None, False)
-
-
-@pytest.fixture(autouse=True)
-def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "loading_bar", lambda *args: progress(1, "", True))
 
 
 def planned(model: WanModel, way: Way) -> dict[str, float]:
@@ -123,6 +118,22 @@ def test_denoising_takes_what_the_plan_says(hub_id: str, monkeypatch: pytest.Mon
     peak = meter.peak["meta"] / GIB
     assert peak - weights > 1
     assert planned(model, Way(alone=True))["denoise"] == pytest.approx(peak, rel=0.1)
+
+
+def test_long_loads_show_how_far_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hub_id, said in ((SMALL, True), ("sprites", False)):
+        with metered(monkeypatch):
+            load_network(open_wan(hub_id), plan_of(Way()), Ranks(device=DEVICE), quiet=False)
+        lines = capsys.readouterr().err.splitlines()
+        assert bool(lines) == said
+        if said:
+            assert lines[0].startswith("loading the network 1/31")
+            assert lines[-1].startswith("loading the network 31/31  took")
+    with metered(monkeypatch):
+        load_network(open_wan(SMALL), plan_of(Way()), Ranks(device=DEVICE))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("pattern", [False, True])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from infer import load_student, turns
+from infer import turns
 from infer.turns import HostWeights, Turns, weight_bytes
 from lightx2v_sgmd.models.wan import open_wan
 from tests.infer.metering import DeviceMeter
+from tests.students import load_student
 
 CPU = torch.device("cpu")
 
