@@ -152,7 +152,7 @@ def write_samples(
         return
 
     def write() -> None:
-        vae = model.load_vae().to(noise.device)
+        vae = model.load_vae(device=noise.device)
         written = WrittenFiles(job.output.dir)
         for index, latent in enumerate(latents):
             if stop():

@@ -24,7 +24,7 @@ class PixelFeatures:
     """
 
     def __init__(self, model: WanModel, path: str, device: torch.device) -> None:
-        self._vae: Any = model.load_vae().to(device)
+        self._vae: Any = model.load_vae(device=device)
         self._vae.eval().requires_grad_(False)
         self._vision = VisionBackbone(path, device)
         config = self._vae.config

@@ -58,14 +58,3 @@ def store_in_fp8(block: Any, compute_dtype: torch.dtype) -> None:
         compute_dtype=compute_dtype,
         skip_modules_pattern=skipped,
     )
-
-
-def pin(block: Any) -> None:
-    """Moves a block's weights to pinned memory, from which a GPU fetches them at full speed.
-
-    diffusers' offloading takes pinned weights as they are, and would copy others. Quantised weights
-    are left to it.
-    """
-    for p in block.parameters():
-        if type(p.data) is torch.Tensor:
-            p.data = p.data.pin_memory()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -64,7 +64,13 @@ class Student:
             self.transformer  # noqa: B018  # loads it
 
     def _load_transformer(self) -> Any:
-        return load_network(self.model, self.plan, self.ranks, self.quiet)
+        video = self.checked.video
+        explained: AbstractContextManager[None] = nullcontext()
+        if video is not None:
+            size = (video.height, video.width, video.num_frames)
+            explained = self._memory_explained(size, 1, "loading")
+        with explained:
+            return load_network(self.model, self.plan, self.ranks, self.quiet)
 
     @property
     def model(self) -> WanModel:

@@ -17,6 +17,7 @@ from infer.lora import LoraUpdates, add_loras
 from infer.options import Plan
 from infer.products import fuse_products
 from infer.together import share_tokens
+from infer.turns import HostWeights
 from lightx2v_sgmd import attention as kernels
 from lightx2v_sgmd.caches import cache_folder
 from lightx2v_sgmd.console import note
@@ -88,8 +89,8 @@ def _loaded(model: WanModel, plan: Plan, quiet: bool) -> Any:
                 blocks.store_in_fp8(part, plan.dtype)
             if plan.way.offload:
                 part.to("cpu")
-                if plan.device.type == "cuda":
-                    blocks.pin(part)
+                # diffusers takes pinned weights as they are and would copy others.
+                HostWeights(part).to_host()
         bar.advance()
 
     with no_library_bars(), network_bar(model, quiet) as bar:

@@ -24,7 +24,9 @@ class Options:
     Attributes:
         attention: ``auto``, or a kernel of ``lightx2v_sgmd.attention.KERNELS``.
         dtype: Of the transformer; default float32 on a CPU, bfloat16 on a GPU.
-        vae_dtype: Of the VAE; bfloat16 is faster and shows as banding.
+        vae_dtype: Precision of the VAE; bfloat16 is faster and shows as banding. On a GPU, PyTorch
+            computes convolutions of float32 tensors in TF32, the VAE's and the patch embedding's,
+            unless ``torch.backends.cudnn.allow_tf32`` is switched off.
         device: Default the GPU if there is one.
         quantize: ``none``; ``fp8``: torchao, weights and activations, per row, CUDA only;
             ``int8``: torchao, weights only; ``fp8-storage``: weights are stored in fp8 and cast

@@ -172,7 +172,8 @@ def pinned_bytes(count: int) -> Tensor:
     if count and torch.cuda.is_available():
         driver: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(driver.cudaHostRegister(memory.data_ptr(), count, 0)) == 0:
-            weakref.finalize(memory, driver.cudaHostUnregister, memory.data_ptr())
+            # Weights are views of it: its storage lives as long as the last one.
+            weakref.finalize(memory.untyped_storage(), driver.cudaHostUnregister, memory.data_ptr())
     return memory
 
 

@@ -51,7 +51,7 @@ def encode(model: WanModel, files: Sequence[Path], size: Video, out: Path, shard
         if not caption.is_file():
             raise UserError(f"{caption}: is missing; put each video's caption beside it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = model.load_vae().to(device)
+    vae = model.load_vae(device=device)
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=device).view(shape)

@@ -109,7 +109,11 @@ def generate_command(
         Dtype | None, typer.Option(help="Default bf16 on a GPU, fp32 on a CPU.")
     ] = None,
     vae_dtype: Annotated[
-        Dtype, typer.Option(help="Of the VAE; bf16 is faster and shows as banding.")
+        Dtype,
+        typer.Option(
+            help="Precision of the VAE. bf16 is faster and shows as banding. On a GPU, fp32 "
+            "convolutions run in TF32, as PyTorch does by default."
+        ),
     ] = Dtype.fp32,
     device: Annotated[
         str | None,

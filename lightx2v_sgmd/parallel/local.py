@@ -53,7 +53,7 @@ class Local:
         self.settings = settings
         self.ranks = Ranks(device=device)
         self.trained = tuple(settings.optimizers)
-        teacher = model.load_transformer(settings.dtype).to(device).requires_grad_(False)
+        teacher = model.load_transformer(settings.dtype, device).requires_grad_(False)
         networks: dict[str, nn.Module] = {}
         for role in settings.networks:
             if role == TEACHER:
@@ -61,7 +61,7 @@ class Local:
             elif role in settings.adapters:
                 network = _with_adapters(teacher, settings, role)
             else:
-                network = model.load_transformer(torch.float32).to(device)
+                network = model.load_transformer(torch.float32, device)
             if role in self.trained:
                 enable_recomputation(network, settings.checkpointing)
                 if settings.dtype != torch.float32:

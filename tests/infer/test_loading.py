@@ -102,7 +102,7 @@ def test_what_is_offloaded_never_meets_on_the_device(monkeypatch: pytest.MonkeyP
     assert peak < 0.01
     sizes = sizes_of(model)
     weights = 2 * (sizes.linears + sizes.rest)
-    assert weights < meter.peak["cpu"] < weights + 2 * sizes.block + PIECE_BYTES
+    assert weights < meter.peak["cpu"] < 1.05 * (weights + 2 * sizes.block + PIECE_BYTES)
 
 
 @pytest.mark.parametrize("hub_id", [BIG, SMALL])
