@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from distill.embeddings import embed, encode_prompts
-from lightx2v_sgmd.manifest import read_manifest
+from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.manifest import Manifest, read_manifest
 from lightx2v_sgmd.models.wan import open_wan, text_dtype
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.sampling import VideoSampler
@@ -69,6 +70,14 @@ def test_caches_tell_the_precisions_apart(folder: Path, tmp_path: Path) -> None:
     assert {row.dtype for row in exact} == {torch.float32}
     assert {row.dtype for row in rounded} == {torch.bfloat16}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_manifest_with_another_precision_is_refused(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    saved = {**manifest.to_dict(), "teacher_dtype": "float16"}
+    with pytest.raises(UserError, match="teacher_dtype: 'float16' is not one of float32, bfloat16"):
+        Manifest.from_dict(saved)
 
 
 def test_weights_that_do_not_say_it_take_the_precision_they_run_in(folder: Path) -> None:

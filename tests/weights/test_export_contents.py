@@ -93,6 +93,7 @@ def test_the_manifest_tells_where_the_weights_come_from(
             "options": {"lambda": 0.1, "weighting": "normalized", "max_weight": 1.0},
         },
         "teacher": str(teacher),
+        "teacher_dtype": "float32",
         "schedule": {
             "timesteps": [1000, 960, 888.889, 727.273],
             "shift": 8.0,
