@@ -25,10 +25,12 @@ for package in packages:
             sys.path.insert(0, os.path.join(folder, package))
             if package.startswith("late"):
                 import diffusers, transformers
+            import torch
             from lightx2v_sgmd.models.wan import open_wan
             from lightx2v_sgmd.optional import prepare_libraries
             model = open_wan(teacher)
-            model.load_transformer(), model.load_vae(), model.load_text_encoder().encode(["a"])
+            model.load_transformer(), model.load_vae()
+            model.load_text_encoder(torch.float32).encode(["a"])
             print(package, prepare_libraries(), flush=True)
         finally:
             sys.stdout.flush()

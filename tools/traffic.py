@@ -150,7 +150,7 @@ def make_block(
     """
     from diffusers import WanTransformer3DModel
 
-    from infer.network import fuse_qkv
+    from infer.blocks import fuse_qkv
     from infer.products import GeluProduct, register
     from lightx2v_sgmd.models.blocks import fuse_passes
     from lightx2v_sgmd.models.wan import kept_in_float32
@@ -172,7 +172,8 @@ def make_block(
     network.eval().requires_grad_(False)
     if engine:
         register()
-        fuse_qkv(network)
+        for block in network.blocks:
+            fuse_qkv(block)
         fuse_passes(network)
         for block in network.blocks:
             block.ffn.net[0] = GeluProduct(block.ffn.net[0].proj)

@@ -141,13 +141,15 @@ def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | Non
 
 def open_teacher(folder: str) -> None:
     """As training does."""
+    import torch
+
     from lightx2v_sgmd.models.wan import open_wan
     from lightx2v_sgmd.sampling import teacher_shift
 
     model = open_wan(folder)
     teacher_shift(model)
     model.load_vae()
-    model.load_text_encoder().encode(["a red circle"])
+    model.load_text_encoder(torch.float32).encode(["a red circle"])
     model.load_transformer()
 
 
