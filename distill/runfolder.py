@@ -59,7 +59,7 @@ def run_lock(run: Path, ranks: Ranks, quiet: bool) -> Iterator[OutputLock | None
     Raises:
         UserError: another run is in that folder; all ranks have it.
     """
-    context = locked_folder(resolved(run, "output.dir"), "distill", quiet)
+    context = locked_folder(resolved(run, "output.dir"), "distill", quiet, ["samples/*"])
     taken: list[OutputLock] = []
 
     def take() -> None:

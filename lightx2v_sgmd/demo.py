@@ -76,7 +76,7 @@ def run_demo(
     if not (bundled_teacher() / "model_index.json").is_file():
         raise UserError(f"demo: the bundled teacher is missing from {bundled_teacher()}; reinstall")
     check_writable(out, folder=True)
-    with locked_folder(resolved(out), "demo", quiet):
+    with locked_folder(resolved(out), "demo", quiet, ["videos"]):
         return _run_demo(out, seed, quiet, prompts, overrides, start)
 
 

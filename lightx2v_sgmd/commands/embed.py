@@ -55,7 +55,7 @@ def embed_command(
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
     ranks = Ranks(rank, size, training_device())
     # The first process has the lock for all: a launcher ends the others with it.
-    lock = locked_folder(out, "embed", quiet) if ranks.first else nullcontext()
+    lock = locked_folder(out, "embed", quiet, ["*"]) if ranks.first else nullcontext()
     with interruptible(), lock:
         done = embed(model, prompts, ranks, text_dtype(checked.teacher.dtype), cache, quiet)
     if ranks.first:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.comparison.columns import markdown
-from lightx2v_sgmd.comparison.folder import writing_report
+from lightx2v_sgmd.comparison.folder import FOLDERS, writing_report
 from lightx2v_sgmd.comparison.page import write_page
 from lightx2v_sgmd.comparison.plan import (
     TEACHER,
@@ -101,7 +101,7 @@ def compare(
             raise UserError(f"{option}: {count} is too few; use 1 or more")
     if report_only:
         return _report(saved_plan(out, methods), compute, {}, quiet)
-    with locked_folder(resolved(out), "compare", quiet):
+    with locked_folder(resolved(out), "compare", quiet, FOLDERS):
         plan = make_plan(
             job_file,
             out,

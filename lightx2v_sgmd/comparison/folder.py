@@ -13,6 +13,8 @@ from lightx2v_sgmd.models.wan import open_wan
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash, locked_file
 
 REPORT: Final = ("results.json", "table.md", "report.html", "contact_sheet.png")
+FOLDERS: Final = ("jobs", "measured/*/*", "teacher/*", "videos/*/*", "runs/*/*/snapshots")
+"""Where files appear by rename."""
 HIDDEN: Final = ".lightx2v-sgmd."
 """How the names of locks and records begin."""
 

@@ -26,7 +26,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,23 +244,31 @@ class OutputLock:
 
 
 @contextmanager
-def locked_folder(folder: Path, command: str, quiet: bool = False) -> Iterator[OutputLock]:
+def locked_folder(
+    folder: Path, command: str, quiet: bool = False, below: Sequence[str] = ()
+) -> Iterator[OutputLock]:
     """A folder to work in, made if it is not there, with no other process of ours in it.
 
-    What dead processes have left half-written directly in it is removed. A folder that was made
-    for the lock and got nothing else goes again.
+    What dead processes have left half-written in it is removed. A folder that was made for the
+    lock and got nothing else goes again.
 
     Args:
         folder: The output.
         command: Which command this is.
         quiet: Say nothing.
+        below: Patterns of folders in it that the command writes into, too.
 
     Raises:
         UserError: another process works in it, or it cannot be written.
     """
     made = _make_folders(folder)
     lock = OutputLock(folder, folder / NAME, command, quiet)
-    with _held(lock, made, lambda: clean_temporaries(folder)):
+
+    def clean() -> None:
+        for place in (folder, *(path for pattern in below for path in folder.glob(pattern))):
+            clean_temporaries(place)
+
+    with _held(lock, made, clean):
         yield lock
 
 

@@ -221,6 +221,16 @@ def test_the_lock_is_kept_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert time.time() - lock.file.stat().st_mtime < 60
 
 
+def test_what_dead_processes_left_below_goes_too(tmp_path: Path) -> None:
+    dead = f".00.mp4.{2**22 + 9}-1-{here().place}-0.new.mp4"
+    for place in ("samples/step_000005", "other/step_000005"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / dead).write_text("half")
+    with locked_folder(tmp_path, "distill", quiet=True, below=["samples/*"]):
+        pass
+    assert [p.parts[-3] for p in tmp_path.rglob(dead)] == ["other"]
+
+
 def test_a_lock_beside_a_file_leaves_nothing(tmp_path: Path) -> None:
     name = "日" * 80 + ".mp4"
     with locked_file(tmp_path / "new" / name, "generate", quiet=True):
