@@ -119,7 +119,7 @@ def output_lock(
         UserError: another process writes there; all processes have it.
     """
     context = (
-        locked_file(resolved(files[0]), "generate", quiet)
+        locked_file(resolved(files[0]), "generate", quiet, [sidecar(files[0]).name])
         if _alone(files, out)
         else locked_folder(resolved(out), "generate", quiet)
     )

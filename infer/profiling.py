@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.outputs import appearing
+from lightx2v_sgmd.outputs import appearing, clean_temporaries
 
 
 @contextmanager
@@ -29,6 +29,7 @@ def profiled(path: Path | None) -> Iterator[None]:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         yield
+    clean_temporaries(path.parent, path.name)
     try:
         with appearing(path, replace=False, suffix="".join(path.suffixes[-2:])) as temporary:
             recorded.export_chrome_trace(str(temporary))

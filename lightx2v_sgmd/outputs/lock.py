@@ -273,7 +273,9 @@ def locked_folder(
 
 
 @contextmanager
-def locked_file(path: Path, command: str, quiet: bool = False) -> Iterator[OutputLock]:
+def locked_file(
+    path: Path, command: str, quiet: bool = False, beside: Sequence[str] = ()
+) -> Iterator[OutputLock]:
     """A file, or a folder that appears by rename, that no other process of ours makes.
 
     The lock lies beside it. Temporaries of dead processes for the same output are removed.
@@ -282,13 +284,19 @@ def locked_file(path: Path, command: str, quiet: bool = False) -> Iterator[Outpu
         path: The output.
         command: Which command this is.
         quiet: Say nothing.
+        beside: Names of files that are made with it.
 
     Raises:
         UserError: another process makes it, or its folder cannot be written.
     """
     made = _make_folders(path.parent)
     lock = OutputLock(path, path.with_name(f".{short_name(path.name)}{NAME}"), command, quiet)
-    with _held(lock, made, lambda: clean_temporaries(path.parent, path.name)):
+
+    def clean() -> None:
+        for name in (path.name, *beside):
+            clean_temporaries(path.parent, name)
+
+    with _held(lock, made, clean):
         yield lock
 
 
