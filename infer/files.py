@@ -279,7 +279,10 @@ class _Run:
         def appear(temporary: Path) -> None:
             assert self.lock is not None, "the first process has the lock"
             self.lock.check()
-            publish(temporary, file, self.facts.of(request, self.fps))
+            facts = self.facts.of(request, self.fps)
+            # In a folder somebody may make this very file as a single one: it has its own lock.
+            with self.lock.also(file):
+                publish(temporary, file, facts)
 
         with writing(file, self.fps, appear) as pending:
             for chunk in chunks:

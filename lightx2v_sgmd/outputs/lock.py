@@ -27,7 +27,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -144,6 +144,12 @@ class OutputLock:
             )
         if self._lost:
             raise RunError(self._lost)
+
+    def also(self, path: Path) -> AbstractContextManager[object]:
+        """The lock of a file in the folder that is locked, for the moment of its publication."""
+        if self.file.name != NAME:
+            return nullcontext()
+        return locked_file(path.resolve(), self._command, quiet=True)
 
     def release(self) -> None:
         """Gives the lock back, if it is still ours."""

@@ -110,7 +110,8 @@ def _read(file: Path) -> dict[str, list[str]]:
         raise UserError(f"{file}: cannot be read ({error.strerror}); mend that") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file}: is damaged, and nothing else says which files are ours; choose another output"
+            f"{file}: is not as it was written; remove it: what it named counts as yours then, "
+            "and are kept"
         ) from error
 
 

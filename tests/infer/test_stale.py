@@ -16,6 +16,7 @@ import infer.identity
 from infer import Lora, generate_files
 from infer.sidecars import is_there, problem, publish, sidecar
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import locked_file
 from tests.infer.conftest import make_student
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import write_checkpoint
@@ -145,6 +146,18 @@ def test_whatever_moment_a_process_dies_at_the_next_one_goes_on(
     assert problem(video) is None and not is_there(video, {"seed": 2})
     publish(tmp_path / "second", video, {"seed": 2})
     assert is_there(video, {"seed": 2}) and video.read_bytes() == b"second"
+
+
+def test_a_file_of_a_folder_that_another_command_makes_alone(
+    shared_student: Path, tmp_path: Path
+) -> None:
+    """The folder's lock is free, the file's is not."""
+    with locked_file(tmp_path / "0000_a.mp4", "generate", quiet=True):
+        made = generate_files(shared_student, ["a", "b"], tmp_path, num_frames=5, quiet=True)
+    ((name, reason),) = made.failed
+    assert name == "0000_a" and "is in use by lightx2v-sgmd generate" in reason
+    assert [p.name for p in made.files] == ["0001_b.mp4"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0001_b.json", "0001_b.mp4"]
 
 
 def test_a_video_that_appears_meanwhile_is_not_replaced(

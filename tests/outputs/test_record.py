@@ -50,7 +50,10 @@ def test_a_kill_between_note_and_file_leaves_a_file_that_is_known(
 
 @pytest.mark.parametrize(
     ("saved", "match"),
-    [("{", "is damaged"), ('{"format_version": 2, "sha256": {}}', "update lightx2v-sgmd")],
+    [
+        ("{", "is not as it was written; remove it"),
+        ('{"format_version": 2, "sha256": {}}', "update lightx2v-sgmd"),
+    ],
 )
 def test_a_record_that_cannot_be_used_stops(tmp_path: Path, saved: str, match: str) -> None:
     (tmp_path / records.NAME).write_text(saved)
