@@ -229,12 +229,12 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / "trainer.json"
     try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if int(state["step"]) < 0:
-            raise ValueError("the step is negative")
+        state: dict[str, Any] = parse_json(path.read_bytes(), RECORD)
+        if not 0 <= int(state["step"]) < 2**53:
+            raise ValueError("the step is none")
     except OSError as error:
         raise _unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: does not say the step; use another checkpoint") from error
     return state
 

@@ -319,6 +319,8 @@ def _about_files(error: BaseException) -> str | None:
         return f"{path}is a link to itself; name the file that is meant"
     if isinstance(error, ValueError) and str(error).startswith("embedded null"):
         return "a file name holds a zero byte, which no file name may; write it without"
+    if isinstance(error, ValueError) and str(error).startswith("Invalid log settings"):
+        return "TORCH_LOGS in the environment is not understood by torch; unset it"
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return "~ means nothing here: HOME is not set; set HOME, or write the whole path"
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):

@@ -124,6 +124,9 @@ def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | Non
         return {"vision": lambda: called(lambda: open_vision(folder))}
     if base == "original":
         return {"release": lambda: called(lambda: open_release(folder))}
+    if base == "run":
+        export = ("export", folder, "--dtype", "fp32", "--quiet", "--out", str(made))
+        return {"export": lambda: command(*export)}
     if base == "lora":
         teacher = ("--weights", str(work / "good" / "teacher"), "--lora", f"{folder}/x.safetensors")
         return {"lora": lambda: command(*generate, *small, *teacher, "--out", f"{made}.mp4")}

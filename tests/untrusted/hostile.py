@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Base = Literal["teacher", "original", "vision", "export", "lora"]
+Base = Literal["teacher", "original", "vision", "export", "lora", "run"]
 CODE = "import os\nos.system('touch executed')\nclass Evil: pass\n"
 DEEP = "[" * 100_000
 
@@ -468,7 +468,23 @@ LORAS = _kinds(
     many=many_tensors("x.safetensors", 100_000),
     pickle=write("x.safetensors", torch_archive()),
 )
+CHECKPOINT = "checkpoints/step_000001"
+RUNS = _kinds(
+    "run",
+    True,
+    manifest_deep=write(f"{CHECKPOINT}/manifest.json", DEEP),
+    manifest_a_list=write(f"{CHECKPOINT}/manifest.json", "[]"),
+    manifest_outside=put(
+        f"{CHECKPOINT}/manifest.json", files={"../../x": {"size": 1, "sha256": "0" * 64}}
+    ),
+    trainer_deep=write(f"{CHECKPOINT}/trainer.json", DEEP),
+    job_object=write(f"{CHECKPOINT}/job.yaml", "a: !!python/object/apply:os.system ['touch x']\n"),
+    job_deep=write(f"{CHECKPOINT}/job.yaml", DEEP),
+    header_many=many_tensors(f"{CHECKPOINT}/student.safetensors", 1_000_000),
+    student_pickle=write(f"{CHECKPOINT}/student.safetensors", torch_archive()),
+)
 KINDS = [
+    *RUNS,
     *CONFIGS,
     *TOKENIZERS,
     *WEIGHT_FILES,

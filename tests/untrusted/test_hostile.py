@@ -40,6 +40,7 @@ def make_good(good: Path) -> None:
     lora = Lora(rank=4)
     write_lora_checkpoint(good.parent / "adapters", teacher, 1, lora)
     export(good.parent / "adapters", "lora", good.parent / "lora", dtype="fp32", quiet=True)
+    shutil.copytree(good.parent / "run", good / "run")
     (good / "lora").mkdir()
     shutil.copyfile(
         good.parent / "lora" / "pytorch_lora_weights.safetensors", good / "lora" / "x.safetensors"
