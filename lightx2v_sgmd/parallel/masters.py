@@ -71,7 +71,8 @@ class Masters:
 
     def set_updates(self, flat: Tensor, count: int) -> None:
         """Tells Adam how many updates led to a group's state."""
-        self._adam.state[flat]["step"] = torch.tensor(float(count))
+        # Beside the weights, where fused Adam wants it.
+        self._adam.state[flat]["step"] = torch.tensor(float(count), device=flat.device)
 
     def publish(self) -> None:
         """Lets the network see what was written into its master weights."""

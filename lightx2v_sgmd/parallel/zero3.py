@@ -41,6 +41,7 @@ from lightx2v_sgmd.parallel.deepspeed_engines import (
 from lightx2v_sgmd.parallel.masters import Masters
 from lightx2v_sgmd.parallel.nvme import SwapFolder, check_swapping
 from lightx2v_sgmd.parallel.precision import by_precision
+from lightx2v_sgmd.parallel.prefetch import PrefetchByPass
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
@@ -88,6 +89,7 @@ class Zero3:
         self._named: dict[str, dict[str, Any]] = {}
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
+        self._prefetch: dict[str, PrefetchByPass] = {}
         for role in settings.networks:
             network = teacher
             if role != TEACHER:
@@ -165,11 +167,13 @@ class Zero3:
                 betas=options.betas,
                 eps=options.eps,
                 weight_decay=options.weight_decay,
+                fused=True,
             )
             self._optimizers[role] = optimizer
         engine = make_engine(network, optimizer, self._config(role))
         if self._swap is not None and role in self.trained:
             check_swapping(engine.optimizer.optimizer_swapper)
+        self._prefetch[role] = PrefetchByPass(engine)
         return engine
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -189,7 +193,7 @@ class Zero3:
     def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
         """By heads on the teacher's blocks; through their engine if they are to learn."""
         assert self.settings.heads is not None, "the method has no discriminator"
-        with torch.set_grad_enabled(not update):
+        with torch.set_grad_enabled(not update), self._prefetch[TEACHER].labelled("features"):
             velocity = partial(self.inner_velocity, TEACHER, x_t, sigma, text)
             features = backbone_features(self.networks[TEACHER], velocity, x_t, self.settings.heads)
         heads = self._engines[DISCRIMINATOR] if update else self.networks[DISCRIMINATOR]
