@@ -98,7 +98,7 @@ class Meter:
     Args:
         model: The teacher.
         text_rows: Text rows that its network attends to.
-        on_gpu: Whether runs would be on GPUs, where AdamW updates many tensors by one kernel.
+        on_gpu: Whether runs would be on GPUs, where ``parallel.compile: auto`` compiles.
     """
 
     def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
@@ -150,6 +150,7 @@ class Meter:
             degree=job.parallel.sequence,
             keeping=keeping,
             adapters=adapters,
+            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
         )
         if what not in self._passes:
             self._passes[what] = meter_pass(self.model, what)
@@ -283,23 +284,25 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
     learning = gathered | (reduction if most > BUCKET else {})
     through = fake_score.backward if job.method.through_fake_score else fake_score.forward
     kept_too = fake_score.kept if job.method.through_fake_score else 0
+    # DeepSpeed holds the weights that the student's backward pass begins with, which comes last.
+    waiting = {"student's weights, gathered": sum(whole.values())} if whole else {}
     phases = {
-        "teacher": gathered | {"activations": student.kept + found.teacher},
-        "generator's gradient": gathered | {"activations": student.kept + through},
+        "teacher": gathered | waiting | {"activations": student.kept + found.teacher},
+        "generator's gradient": gathered | waiting | {"activations": student.kept + through},
         "fake score's update": learning
+        | ({} if fresh else waiting)
         | {"activations": fake_score.backward + (0 if fresh else student.kept)},
         "student's update": learning | {"activations": student.backward},
         "reduction": whole | reduction | {"activations": 0 if fresh else student.kept},
         "samples": gathered | {"activations": max(student.forward, meter.decoding(job))},
     }
     if found.teacher_backward:
-        phases["through the teacher"] = gathered | {
-            "activations": student.kept + kept_too + found.teacher_backward
-        }
+        phases["through the teacher"] = (
+            gathered | waiting | {"activations": student.kept + kept_too + found.teacher_backward}
+        )
     if job.parallel.offload == "none":
-        # The gradient flattened and in float32; then AdamW's square root of a moment, on a CPU
-        # together with the denominator made of it.
-        numbers = max(4 + _gradient_size(job) % 4, 4 + (4 if meter.on_gpu else 8))
+        # The gradient flattened, and in float32; fused AdamW needs nothing more.
+        numbers = 4 + _gradient_size(job) % 4
         updated = min(-(-most // gpus), STEPPED)
         # DeepSpeed lets go of gathered weights late: often one network's are still there.
         phases["optimizer step"] = whole | {"optimizer's temporaries": numbers * updated}

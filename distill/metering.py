@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from distill.metered_passes import MeteredPasses
 from lightx2v_sgmd.job import Lora
 from lightx2v_sgmd.models.adapters import add_adapters
 from lightx2v_sgmd.models.wan import WanModel, kept_in_float32, velocity
+from lightx2v_sgmd.parallel.passes import use_passes
 from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
 from lightx2v_sgmd.untrusted.building import build_vae
@@ -147,6 +149,7 @@ class Pass:
         degree: Ranks that share the tokens.
         keeping: Whether to meter ``backward_keeping``.
         adapters: Those that are trained, or None if all weights are.
+        compiled: Whether a compiler made the passes between the products.
     """
 
     latents: tuple[int, int, int, int]
@@ -157,6 +160,7 @@ class Pass:
     degree: int = 1
     keeping: bool = False
     adapters: Lora | None = None
+    compiled: bool = False
 
 
 def meter_pass(model: WanModel, what: Pass) -> PassMemory:
@@ -187,6 +191,8 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
     enable_sequence_parallel(network, PlannedGroup(what.degree))
     network.text_padding_is_folded = True  # or ``velocity`` would add rows
     enable_recomputation(network, what.checkpointing)
+    if what.compiled:
+        use_passes(network, MeteredPasses())
 
     def run(x_t: Tensor) -> Tensor:
         return velocity(network, x_t, sigma, text)

@@ -86,6 +86,7 @@ class Settings:
             optimizer's in files.
         offload_dir: Of these files.
         checkpointing: Which activations are computed again in the backward pass.
+        compile: ``auto``, ``always`` or ``never``: see ``compiler.compiles``.
         heads: Of the discriminator, if the method trains one.
         adapters: By role, those that are trained in place of the network's own weights.
         seed: Of the adapters' first values.
@@ -103,6 +104,7 @@ class Settings:
     heads: HeadSettings | None
     adapters: Mapping[str, Lora]
     seed: int
+    compile: str = "never"
 
     @property
     def networks(self) -> list[str]:
@@ -134,6 +136,7 @@ class Settings:
             heads=heads,
             adapters={r: lora for r, lora in roles.items() if lora and r in job.method.roles},
             seed=job.train.seed,
+            compile=job.parallel.compile,
         )
 
     def adapter_seed(self, role: str) -> int:

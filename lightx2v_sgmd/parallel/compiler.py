@@ -1,4 +1,4 @@
-"""Whether this machine can compile what DeepSpeed needs on a CPU."""
+"""Whether this machine can compile: what DeepSpeed needs on a CPU, and passes over the tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.optional import why_unusable
 
 
 def check_compiler() -> None:
@@ -54,3 +57,29 @@ def libaio_problem() -> str:
                 "in the container"
             )
     return ""
+
+
+def compiles(setting: str, device: torch.device) -> bool:
+    """Whether a job's ``parallel.compile`` compiles on a device.
+
+    Raises:
+        UserError: it is ``always``, and something that the compiler needs is not here.
+    """
+    if setting == "never" or (setting == "auto" and device.type != "cuda"):
+        return False
+    problem = _missing(device)
+    if problem and setting == "always":
+        raise UserError(f"parallel.compile: always needs {problem}, or use parallel.compile=never")
+    return not problem
+
+
+def _missing(device: torch.device) -> str:
+    """What torch.compile needs on a device and does not find, and what helps; "" if nothing."""
+    if device.type == "cuda":
+        problem = why_unusable("triton")
+        return (
+            f"Triton on a GPU, which {problem}; install it (pip install triton)" if problem else ""
+        )
+    if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++"):
+        return ""
+    return "a C++ compiler on a CPU; install g++ (Debian: apt install g++)"

@@ -22,7 +22,9 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.models.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
+from lightx2v_sgmd.parallel.compiler import compiles
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
+from lightx2v_sgmd.parallel.passes import compile_passes
 from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.recomputation import enable_recomputation
@@ -70,6 +72,9 @@ class Local:
         if fold_text:
             for network in networks.values():
                 wan.fold_text_padding(network)
+        if compiles(settings.compile, device):
+            for network in networks.values():
+                compile_passes(network)
         if settings.heads is not None:
             for role, heads in build_heads(networks[TEACHER], settings.heads).items():
                 networks[role] = heads.to(device)

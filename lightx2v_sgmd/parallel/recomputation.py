@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import Tensor
@@ -41,13 +43,67 @@ def recomputes_attention(kind: Recomputation) -> bool:
     return kind is True
 
 
+def mark_attention(block: Any) -> None:
+    """Says of a block that its attention runs inside ``attention_is_kept``.
+
+    Under ``"selective"`` nothing else of it then runs in a dispatch mode, in which a compiler would
+    stand aside.
+    """
+    block.marks_attention = True
+
+
+@contextmanager
+def attention_is_kept() -> Iterator[None]:
+    """Goes around the attention of a marked block; does nothing unless the block is to keep it."""
+    if _current is None:
+        yield
+        return
+    with _current:
+        yield
+
+
+_current: _Keep | _Reuse | None = None
+"""The mode of the marked block that is running."""
+
+
 def _selective(block: Any, *args: Any) -> Any:
-    def contexts() -> tuple[_Keep, _Reuse]:
+    marked = getattr(block, "marks_attention", False)
+
+    def contexts() -> tuple[_Scope, _Scope]:
         keep = _Keep()
-        return keep, _Reuse(keep.results)
+        return _Scope(keep, marked), _Scope(_Reuse(keep.results), marked)
 
     # The bound call, so that hooks run again, too.
     return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+
+
+class _Scope:
+    """A forward of one block in a mode; it may be entered again.
+
+    Args:
+        mode: The mode.
+        marked: Whether the block enters it by itself, around its attention alone.
+    """
+
+    def __init__(self, mode: _Keep | _Reuse, marked: bool) -> None:
+        self._mode: Any = mode  # torch's modes have no types
+        self._marked = marked
+        self._before: _Keep | _Reuse | None = None
+
+    def __enter__(self) -> None:
+        global _current
+        self._mode.restart()
+        if self._marked:
+            self._before, _current = _current, self._mode
+        else:
+            self._mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        global _current
+        if self._marked:
+            _current = self._before
+        else:
+            self._mode.__exit__(*error)
 
 
 class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -56,6 +112,9 @@ class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[Any] = []
+
+    def restart(self) -> None:
+        """A forward of the block begins; there is one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -76,10 +135,9 @@ class _Reuse(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._results = results
         self._next = 0
 
-    def __enter__(self) -> _Reuse:
+    def restart(self) -> None:
+        """The block is computed again, from its first attention."""
         self._next = 0
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _is_attention(func):

@@ -9,6 +9,7 @@ ZeRO-3, under non-reentrant gradient checkpointing and for inference alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.parallel.recomputation import attention_is_kept
 
 # B batch, S tokens of the whole video, s tokens of this rank (padding included), P ranks of the
 # group, N heads, n = N / P heads of this rank, D head size
@@ -177,6 +179,7 @@ class UlyssesSelfAttention:
 
     def __init__(self, group: Group, backend: Any = None) -> None:
         self.group = group
+        self.rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = _rotate
         # diffusers' set_attention_backend writes this attribute.
         self._attention_backend = backend
 
@@ -194,12 +197,13 @@ class UlyssesSelfAttention:
         assert rotary_emb is not None, "self-attention comes with its rotary tables"
         cos, sin, length = rotary_emb
         heads = attn.heads
-        query = _rotate(_unflatten(attn.norm_q(attn.to_q(hidden_states)), 2, heads), cos, sin)
+        query = self.rotate(_unflatten(attn.norm_q(attn.to_q(hidden_states)), 2, heads), cos, sin)
         query = self._all_tokens(query, length)
-        key = _rotate(_unflatten(attn.norm_k(attn.to_k(hidden_states)), 2, heads), cos, sin)
+        key = self.rotate(_unflatten(attn.norm_k(attn.to_k(hidden_states)), 2, heads), cos, sin)
         key = self._all_tokens(key, length)
         value = self._all_tokens(_unflatten(attn.to_v(hidden_states), 2, heads), length)
-        output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        with attention_is_kept():
+            output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         own = self._all_heads(output, hidden_states.shape[1]).flatten(2).type_as(hidden_states)
         projected: Tensor = attn.to_out[1](attn.to_out[0](own))
         return projected
@@ -231,11 +235,14 @@ def _unflatten(x: Tensor, dim: int, count: int) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of ``[B, s, N, D]``; the tables hold each angle twice."""
-    first, second = _unflatten(x, -1, x.shape[-1] // 2).unbind(-1)
+    """Rotates neighbouring pairs of ``[B, s, N, D]``; the tables hold each angle twice.
+
+    A pair is a complex number, so one product does it.
+    """
     cos, sin = cos[..., 0::2], sin[..., 0::2]
-    turned = (first * cos - second * sin, first * sin + second * cos)
-    return torch.stack(turned, dim=-1).flatten(-2).type_as(x)
+    exact = x.to(torch.promote_types(x.dtype, cos.dtype)).contiguous()
+    pairs = torch.view_as_complex(_unflatten(exact, -1, x.shape[-1] // 2))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)
 
 
 def _shared(value: Any, group: Group) -> Any:

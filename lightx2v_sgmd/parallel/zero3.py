@@ -31,6 +31,7 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.models import wan
 from lightx2v_sgmd.models.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
+from lightx2v_sgmd.parallel.compiler import compiles
 from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
 from lightx2v_sgmd.parallel.deepspeed_engines import (
     build_sharded,
@@ -40,6 +41,7 @@ from lightx2v_sgmd.parallel.deepspeed_engines import (
 )
 from lightx2v_sgmd.parallel.masters import Masters
 from lightx2v_sgmd.parallel.nvme import SwapFolder, check_swapping
+from lightx2v_sgmd.parallel.passes import compile_passes
 from lightx2v_sgmd.parallel.precision import by_precision
 from lightx2v_sgmd.parallel.prefetch import PrefetchByPass
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -104,6 +106,8 @@ class Zero3:
                 enable_recomputation(network, settings.checkpointing)
             if group is not None:
                 enable_sequence_parallel(network, group)
+            if compiles(settings.compile, ranks.device):
+                compile_passes(network)
             self._engines[role] = self._engine(role, network)
         if settings.heads is not None:
             for role, heads in build_heads(self._engines[TEACHER].module, settings.heads).items():

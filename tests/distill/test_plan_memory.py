@@ -140,7 +140,7 @@ def test_memory_of_a_gpu(tmp_path: Path, strategy: str) -> None:
     measured = torch.cuda.max_memory_allocated() - before
     trainer.strategy.close()
     disconnect(strategy)
-    memory = rank_memory(job, Meter(open_wan(teacher), text_rows=8), 1)
+    memory = rank_memory(job, Meter(open_wan(teacher)), 1)
     phases = {name: sum(parts.values()) for name, parts in memory.phases.items()}
     del phases["samples"]
     assert sum(memory.always.values()) + max(phases.values()) == pytest.approx(measured, rel=0.1)

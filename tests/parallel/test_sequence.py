@@ -17,6 +17,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.known import known_transformer_config
 from lightx2v_sgmd.models.wan import fold_text_padding, velocity
 from lightx2v_sgmd.parallel import sequence
+from lightx2v_sgmd.parallel.passes import Passes
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
@@ -359,3 +360,25 @@ def test_heads_that_the_group_does_not_divide() -> None:
     assert run_ranks(2, refused) == (
         "parallel.sequence: 2 does not divide the 3 attention heads of the network; use 1 or 3"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_is_diffusers(dtype: torch.dtype) -> None:
+    """Values and gradients, by the formula in float64; the compiled pass, too."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 8, generator=source).to(dtype).requires_grad_()
+    angles = torch.randn(1, 5, 1, 4, generator=source, dtype=torch.float64)
+    cos, sin = (table.repeat_interleave(2, -1).float() for table in (angles.cos(), angles.sin()))
+    even, odd = x.double().unflatten(-1, (-1, 2)).unbind(-1)
+    expected = torch.empty(x.shape, dtype=torch.float64)
+    expected[..., 0::2] = even * angles.cos() - odd * angles.sin()
+    expected[..., 1::2] = even * angles.sin() + odd * angles.cos()
+    weights = torch.randn(x.shape, generator=source, dtype=torch.float64)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), x)
+    exact = {torch.float32: 1e-6, torch.bfloat16: 8e-3}[dtype]  # half a step of bfloat16 at 4
+    for rotate in (sequence._rotate, Passes("aot_eager").rotate):
+        turned = rotate(x, cos, sin)
+        (grad,) = torch.autograd.grad((turned * weights).sum(), x)
+        assert turned.dtype == dtype
+        torch.testing.assert_close(turned.double(), expected, rtol=exact, atol=exact)
+        torch.testing.assert_close(grad, expected_grad, rtol=exact, atol=exact)
