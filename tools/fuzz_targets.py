@@ -351,7 +351,7 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         ),
         "vae": (_bundled("vae", "config.json"), b"{}"),
         "text_encoder": (_bundled("text_encoder", "config.json"),),
-        "vision_encoder": (_VISION,),
+        "vision_encoder": (_VISION, _VISION.replace(b'["Dinov2Model"]', b"true")),
         "model_index": (_bundled("model_index.json"),),
         "scheduler": (_bundled("scheduler", "scheduler_config.json"),),
         "tokenizer": (_bundled("tokenizer", "tokenizer.json"), deep),

@@ -263,7 +263,10 @@ def check_vision_encoder(config: Mapping[str, Any]) -> None:
             f"model_type is {shown(kind)}, not a vision encoder that is known here "
             "(sam, dinov2, vit, clip, siglip and others of their kind)"
         )
-    for named in config.get("architectures") or ():
+    named_classes = config.get("architectures") or []
+    if not isinstance(named_classes, list):
+        raise UserError(f"architectures is {shown(named_classes)}, not a list of classes")
+    for named in named_classes:
         if not isinstance(named, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,80}", named):
             raise UserError(f"architectures has {shown(named)}, which is no class of transformers")
     inner = [value for value in config.values() if isinstance(value, dict)]
