@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from lightx2v_sgmd.commands.options import PROG, Json, Quiet
+from lightx2v_sgmd.errors import short_line
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -133,7 +134,7 @@ def compare_command(
             quiet=quiet,
         )
     except RunsFailedError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {short_line(str(error))}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error
     if as_json:
         print(json.dumps(done.results, indent=1), flush=True)

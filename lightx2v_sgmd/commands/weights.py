@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lightx2v_sgmd.commands.options import PROG, Json
+from lightx2v_sgmd.errors import short_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -34,6 +35,6 @@ def verify_command(
         result = {"weights": str(folder), "whole": not problems, "problems": problems}
         print(json.dumps(result, indent=2))
     else:
-        print("\n".join(problems) or f"{folder}: as it was written")
+        print("\n".join(map(short_line, problems)) or f"{folder}: as it was written")
     if problems:
         raise typer.Exit(1)
