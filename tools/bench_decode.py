@@ -42,7 +42,8 @@ def measure(
     """Seconds of both decoders in turns, after a warm-up on one latent frame.
 
     Returns:
-        ``seconds`` of ``diffusers`` and ``engine``, ``ratio``, the median of diffusers' time over
+        ``seconds`` of ``diffusers`` and ``engine``, ``processor_seconds``, which tell whether other
+        programs were running, ``ratio``, the median of diffusers' time over
         the engine's in each pair of neighbouring turns, and how far the frames differ, of 255.
     """
     decoder = VaeDecoder(vae, settings)
@@ -59,19 +60,25 @@ def measure(
     for decode in decoders.values():
         decode(latents[:, :, :1])
     times: list[tuple[str, float]] = []
+    processor: list[float] = []
     frames: dict[str, Tensor] = {}
     for turn in turns:
         name = names[turn]
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         frames[name] = decoders[name](latents)
         if latents.is_cuda:
             torch.cuda.synchronize()
         times.append((name, time.perf_counter() - start))
+        processor.append(time.process_time() - used)
         print(f"{name}: {times[-1][1]:.2f} s", file=sys.stderr, flush=True)
     pairs = [dict(times[i : i + 2]) for i in range(0, len(times), 2)]
     difference = (frames["diffusers"].int() - frames["engine"].int()).abs()
     return {
         "seconds": {name: [s for who, s in times if who == name] for name in names.values()},
+        "processor_seconds": {
+            name: [s for (who, _), s in zip(times, processor, strict=True) if who == name]
+            for name in names.values()
+        },
         "ratio": statistics.median(pair["diffusers"] / pair["engine"] for pair in pairs),
         "largest_difference": int(difference.max()),
         "share_that_differs": float((difference > 0).float().mean()),
