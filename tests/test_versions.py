@@ -63,6 +63,7 @@ def test_each_release_is_installed_tested_and_told(
     for folder in folders:
         folder.mkdir()
     arguments = ["2.8", "2.9.0", "2.11", "--folder", str(tmp_path), "--remove"]
+    arguments += ["--with", "transformers==5.17.0"]
     assert versions.main([*arguments, "--pytest", "tests/test_flow.py", "-x"]) == 1
     told = capsys.readouterr().out.splitlines()[-3:]
     assert told[0] == "torch 2.8: FAILED in 0.0 min: 1 failed"
@@ -72,4 +73,6 @@ def test_each_release_is_installed_tested_and_told(
     asked = [" ".join(command[1:]) for command in ran if command[0].startswith(str(folders[0]))]
     assert asked[0] == "-m pip install --quiet --disable-pip-version-check torch==2.8.*"
     assert asked[1].endswith(f"--no-deps -r {folders[0] / 'requirements.txt'}")
-    assert asked[2] == "-m pytest -q -p no:cacheprovider tests/test_flow.py -x"
+    # What the other release needs and the locked one does not comes with it.
+    assert asked[2].endswith(f"-c {folders[0] / 'requirements.txt'} transformers==5.17.0")
+    assert asked[-1] == "-m pytest -q -p no:cacheprovider tests/test_flow.py -x"

@@ -98,6 +98,8 @@ def make_environment(folder: Path, release: str, interpreter: str, changes: Sequ
     wanted = folder / "requirements.txt"
     wanted.write_text("".join(f"{line}\n" for line in locked(changes)), encoding="utf-8")
     subprocess.run([*pip, "--no-deps", "-r", str(wanted)], check=True)
+    if changes:  # other releases may need what the locked ones do not
+        subprocess.run([*pip, "-c", str(wanted), *changes], check=True)
     return python
 
 
