@@ -20,8 +20,8 @@ _EPS: Final = 1e-12
 
 
 def rows(x: Tensor) -> Tensor:
-    """``[B, C, T, H, W]`` as a view ``[B, N, C]``."""
-    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+    """``[B, C, T, H, W]`` as a view ``[B, N, C]``; an error where that would be a copy."""
+    return x.permute(0, 2, 3, 4, 1).view(x.shape[0], -1, x.shape[1])
 
 
 def norm(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> None:

@@ -220,7 +220,7 @@ class Attention(nn.Module):
         qkv = F.linear(rows(y).reshape(frames, 1, -1, x.shape[1]), self.qkv, self.qkv_bias)
         q, k, v = qkv.chunk(3, dim=-1)
         y = F.scaled_dot_product_attention(q, k, v)
-        rows(x).add_(F.linear(y, self.proj, self.proj_bias).view(rows(x).shape))
+        rows(x).add_(F.linear(y, self.proj, self.proj_bias).reshape(rows(x).shape))
         return x
 
 
