@@ -61,7 +61,8 @@ def prompt_problem(prompt: str) -> str | None:
 
 
 def _txt(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): U+2028 and the like may be in a prompt.
+    for number, line in enumerate(text.split("\n"), start=1):
         prompt = line.strip()
         if prompt and not prompt.startswith("#"):
             yield _checked(prompt, path, number, "write one a line")

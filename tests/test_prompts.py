@@ -20,6 +20,7 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
     [
         ("a.txt", "one\n\n# a comment\n  two  \none", ["one", "two", "one"]),
         ("a.TXT", "one\r\ntwo\r\n", ["one", "two"]),
+        ("a.txt", "o\u2028n\x85e\ntwo\n", ["o\u2028n\x85e", "two"]),
         ("a.txt", b"\xef\xbb\xbfone\n", ["one"]),
         ("a.txt", "Ein Fuchs läuft, 狐が走る\n", ["Ein Fuchs läuft, 狐が走る"]),
         (
@@ -57,6 +58,13 @@ def test_prompts_are_read(tmp_path: Path, name: str, content: str, prompts: list
         ("a.csv", 'prompt\none\n"two\n', ":3: is not CSV ("),
         ("a.csv", 'id,prompt\n1,"one\ntwo"\n2,\n', ":4: has no prompt; fill the column prompt"),
         ("a.doc", "one\n", ": .doc is no kind of prompt file; use .txt, .jsonl, .csv"),
+        ("a.txt", "one\na\0b\n", ":2: the prompt holds a zero byte"),
+        ("a.txt", "x" * 30_000, ":1: the prompt has 30,000 characters, more than 20,000"),
+        ("a.jsonl", "{}\n" + "[" * 100_000, ":1: has no prompt"),
+        ("a.jsonl", "[" * 100_000, ":1: is not JSON (it has 100,000 values"),
+        ("a.jsonl", "[" * 500, ":1: is not JSON ("),
+        ("a.jsonl", '{"prompt": "a", "seed": ' + "9" * 5_000 + "}", ":1: is not JSON (a number"),
+        ("a.jsonl", '{"prompt": "a \\ud800"}', ":1: the prompt holds half a character (U+D800)"),
         ("prompts", "one\n", ": no suffix is no kind of prompt file; use .txt, .jsonl, .csv"),
     ],
 )

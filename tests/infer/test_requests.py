@@ -46,6 +46,31 @@ def test_every_broken_line_is_named(tmp_path: Path) -> None:
         assert any(words in line for line in said), words
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a \\ud800 circle"}', "the prompt holds half a character"),
+        ('{"prompt": "a", "name": "' + "字" * 100 + '"}', "has 300 bytes, more than 200; shorten"),
+        ('{"prompt": "a", "name": "' + "x" * 101 + '"}', "is no file name; .* at most 100"),
+        ('{"prompt": "a", "height": ' + "9" * 5_000 + "}", "a number has 5,000 digits"),
+        ('{"prompt": "a", "' + "x" * 5_000 + '": 1}', "x: unknown key"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_line_beyond_the_limits_is_refused_before_any_work(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = write(tmp_path / "p.jsonl", '{"prompt": "fine"}', line)
+    with pytest.raises(UserError, match=f"^{path}:2: .*{message}"):
+        make_requests(path, 0)
+
+
+@pytest.mark.parametrize("prompt", ["a\0b", "a \udcff", "x" * 30_000])
+def test_a_prompt_that_is_no_text_is_refused(prompt: str) -> None:
+    with pytest.raises(UserError, match="^prompt: "):
+        make_requests(prompt, 0)
+
+
 @pytest.mark.parametrize("name", ["p.jsonl", "p.txt"])
 def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="holds no prompts"):
