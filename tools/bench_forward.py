@@ -1,0 +1,177 @@
+"""Times a forward pass of the engine's network beside diffusers' on the same random weights.
+
+    python -m tools.bench_forward --out docs/benchmarks/forward.json --size 480 832 5
+
+The network has the width of a published model and a few of its blocks. Both run in one process and
+take turns (A B, then B A), so that a machine whose speed changes changes both. The text is 120 rows
+of random numbers and its padding. Rows of other sizes that the file has already stay in it, and a
+page beside the file, ``.md``, shows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infer.network import load_network
+from infer.options import Options, make_plan
+from lightx2v_sgmd.models.wan import fold_text_padding, pad_text, velocity
+from lightx2v_sgmd.parallel.ranks import Ranks
+from tools.random_wan import SHAPES, RandomWan, open_random_wan
+
+TEXT_ROWS = 120
+NAMES = {"stock": "diffusers", "engine": "engine", "compiled": "engine, compiled"}
+
+
+def networks(model: RandomWan, with_compiled: bool) -> dict[str, Any]:
+    """Diffusers' network and the engine's as it loads it on a CPU, from equal weights."""
+    made = {"stock": model.load_transformer(torch.float32).requires_grad_(False)}
+    for name, compile_ in (("engine", None), ("compiled", True)):
+        if compile_ and not with_compiled:
+            continue
+        plan = make_plan(model, Options(device="cpu", compile=compile_), None)
+        made[name] = load_network(model, plan, Ranks())
+        fold_text_padding(made[name])
+    return made
+
+
+@torch.no_grad()
+def measure(model: RandomWan, size: tuple[int, int, int], args: Any) -> dict[str, Any]:
+    """Seconds of every contestant's forward passes at a size, and how their results differ."""
+    contestants = networks(model, args.compiled)
+    generator = torch.Generator().manual_seed(1)
+    x_t = torch.randn(1, *model.latent_shape(*size), generator=generator)
+    rows = torch.randn(TEXT_ROWS, model.text_dim, generator=generator)
+    text, sigma = pad_text([rows]), torch.tensor([0.9])
+    padded = torch.nn.functional.pad(text, (0, 0, 0, -text.shape[1] % 16))
+    work: dict[str, Callable[[], torch.Tensor]] = {
+        name: lambda network=network, name=name: velocity(  # type: ignore[misc]
+            network, x_t, sigma, padded if name == "compiled" else text
+        )
+        for name, network in contestants.items()
+    }
+    results = {name: run() for name, run in work.items()}  # the first pass warms up, too
+    expected = results["stock"].double()
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    order = list(work)
+    for _ in range(args.rounds):
+        for name in order:
+            start = time.perf_counter()
+            work[name]()
+            seconds[name].append(time.perf_counter() - start)
+        order.reverse()
+    patches = [n // p for n, p in zip(x_t.shape[2:], (1, 2, 2), strict=True)]
+    row: dict[str, Any] = {"size": list(size), "tokens": patches[0] * patches[1] * patches[2]}
+    for name in work:
+        ratios = [a / b for a, b in zip(seconds["stock"], seconds[name], strict=True)]
+        difference = (results[name].double() - expected).norm() / expected.norm()
+        row[name] = {
+            "seconds": [round(s, 3) for s in seconds[name]],
+            "ratio": round(statistics.median(ratios), 3),
+            "ratios": [round(ratio, 3) for ratio in ratios],
+            "difference": float(difference),
+        }
+    return row
+
+
+def machine() -> dict[str, Any]:
+    """The processor and the versions of what computes."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "python": platform.python_version(),
+    }
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    about = report["machine"]
+    lines = [
+        "# A forward pass at a real model's width, on a CPU",
+        "",
+        f"{report['layers']} blocks of the width of `{report['model']}`, random weights, float32, "
+        f"one video, {TEXT_ROWS} rows of text. {about['processor']}, {about['cores']} cores, "
+        f"{about['instructions']}, {about['threads']} threads; torch {about['torch']}, diffusers "
+        f"{about['diffusers']}, Python {about['python']}.",
+        "",
+        "Both run in one process and take turns. Seconds are medians; *times faster* is the median "
+        "of neighbours' ratios with the lowest and the highest; *difference* is the norm of the "
+        "difference over the norm of diffusers' result.",
+        "",
+        "| size | tokens | contestant | seconds | times faster | lowest, highest | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        for name, label in NAMES.items():
+            if name not in row:
+                continue
+            found, size = row[name], row["size"]
+            lines.append(
+                f"| {size[0]}x{size[1]}, {size[2]} frames | {row['tokens']} | {label} | "
+                f"{statistics.median(found['seconds']):.2f} | {found['ratio']:.2f} | "
+                f"{min(found['ratios']):.2f}, {max(found['ratios']):.2f} | "
+                f"{found['difference']:.1e} |"
+            )
+    lines += ["", "```bash", *(f"python -m {row['command']}" for row in report["rows"]), "```", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures one size."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="1.3b", help="default 1.3b")
+    parser.add_argument("--layers", type=int, default=4, help="blocks, default 4")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        default=[480, 832, 5],
+        metavar=("HEIGHT", "WIDTH", "FRAMES"),
+        help="of the video, default 480 832 5",
+    )
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each, default 4")
+    parser.add_argument("--compiled", action="store_true", help="time the compiled engine, too")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; a page goes beside it")
+    args = parser.parse_args()
+    model = open_random_wan(args.shape, torch.device("cpu"))
+    config = {**model.transformer_config, "num_layers": args.layers}
+    model = replace(model, transformer_config=config)
+    row = measure(model, tuple(args.size), args)
+    row["command"] = "tools.bench_forward " + " ".join(sys.argv[1:])
+    report: dict[str, Any] = {"rows": []}
+    if args.out.is_file():
+        report = json.loads(args.out.read_text(encoding="utf-8"))
+    others = [each for each in report["rows"] if each["size"] != row["size"]]
+    report = {
+        "machine": machine(),
+        "model": SHAPES[args.shape],
+        "layers": args.layers,
+        "rows": sorted([*others, row], key=lambda each: each["tokens"]),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".md").write_text(page(report), encoding="utf-8")
+    print(page(report))
+
+
+if __name__ == "__main__":
+    main()
