@@ -37,7 +37,8 @@ class Options:
         text_on_cpu: Encode text on the CPU.
         max_memory_gib: Picks the five above, as far as they are not set, to fit. Default on a GPU
             what is free there.
-        compile: ``torch.compile`` of the blocks; default on a GPU whose weights stay there.
+        compile: ``torch.compile`` of the blocks; default on a GPU whose weights stay there. On a
+            CPU it gains nothing.
         compile_cache: Where compiled kernels are kept; default ``TORCHINDUCTOR_CACHE_DIR``, or a
             folder in the user's cache.
         fuse_qkv: One product for query, key and value.

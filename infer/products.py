@@ -127,9 +127,19 @@ def _gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @cache
 def register() -> None:
     """Names both products as operators: a compiler calls them and does not look inside."""
-    onednn = torch.library.custom_op("lightx2v_sgmd::onednn_product", _onednn, mutates_args=())
+    onednn = torch.library.custom_op(
+        "lightx2v_sgmd::onednn_product",
+        _onednn,
+        mutates_args=(),
+        schema="(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor",
+    )
     onednn.register_fake(lambda x, weight, bias, gelu: x.new_empty(*x.shape[:-1], len(weight)))
-    gelu = torch.library.custom_op("lightx2v_sgmd::gelu_product", _gelu_product, mutates_args=())
+    gelu = torch.library.custom_op(
+        "lightx2v_sgmd::gelu_product",
+        _gelu_product,
+        mutates_args=(),
+        schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    )
     gelu.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)))
 
 

@@ -148,7 +148,8 @@ def generate_command(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="torch.compile; default on a GPU that holds the weights. The first video waits.",
+            help="Compile the network's blocks; the first video is slower. On by default when all "
+            "weights fit on the GPU; on a CPU it gains nothing.",
         ),
     ] = None,
     compile_cache: Annotated[
