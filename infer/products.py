@@ -111,7 +111,7 @@ def _use_onednn(block: Any, packed: bool) -> None:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    after: Any = ("gelu", [], "tanh") if gelu else ("none", [], "")
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
     return result
 
@@ -148,7 +148,8 @@ def onednn_works() -> bool:
     """True if this is an x86 processor whose oneDNN gives what PyTorch's product gives."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+    onednn: Any = torch.backends.mkldnn
+    if not onednn.is_available() or not onednn.enabled:
         return False
     x, layer = _example(torch.device("cpu"), torch.float32)
     try:

@@ -55,8 +55,8 @@ class BlockCompiler:
 
     def __init__(self, report: Callable[[str], None], whole: bool = True) -> None:
         self.report = report
-        self.exact = torch.compile(_own_code(_call), fullgraph=whole, dynamic=False)
-        self.flexible = torch.compile(_own_code(_call), fullgraph=whole, dynamic=True)
+        self.exact: Any = torch.compile(_own_code(_call), fullgraph=whole, dynamic=False)
+        self.flexible: Any = torch.compile(_own_code(_call), fullgraph=whole, dynamic=True)
         self.first_shape: tuple[Any, ...] | None = None
         self.changed_over = False
         self.failed = False
@@ -71,7 +71,7 @@ class BlockCompiler:
         shape = (tokens.shape, text.shape, tokens.dtype)
         if self.first_shape is None:
             self.first_shape = shape
-        compiled = self.exact
+        compiled: Any = self.exact
         if shape != self.first_shape:
             compiled = self.flexible
             if not self.changed_over:
@@ -81,7 +81,8 @@ class BlockCompiler:
                     "share kernels for any size, which are compiled now"
                 )
         try:
-            return compiled(*args, **named)
+            result: Tensor = compiled(*args, **named)
+            return result
         except _failures() as error:
             self.failed = True
             reason = (str(error).strip().splitlines() or [""])[0][:160]
