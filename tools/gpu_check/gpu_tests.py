@@ -36,7 +36,7 @@ def run(context: Context, step: Step) -> None:
 
     for number in range(1, 6):
         label = "all" if number == 1 else f"the rest, {number}"
-        row = step.row(label, 60 if context.cuda else 10, measure)
+        row = step.row(label, 60 if context.cuda else 20, measure)
         if "broke_off" not in row:
             break
         left_out += [*row["tests"]]
