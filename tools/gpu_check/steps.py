@@ -52,7 +52,7 @@ STEPS = {
         _step("forward", "one forward of the network", (240, 150, 45), (40, 25, 20)),
         _step("vae", "the VAE's decode", (60, 60, 8), (15, 15, 3)),
         _step("video", "a whole video by stage", (90, 60, 5), (60, 45, 5)),
-        _step("training", "training iterations", (220, 220, 60), (90, 90, 30)),
+        _step("training", "training iterations", (220, 220, 120), (90, 90, 30)),
         _step("tests", "the GPU tests", (90, 90, 15), (30, 30, 5), module="gpu_tests"),
         _step("kernels", "a forward with each attention kernel", (200, 120, 40), (60, 40, 30)),
     )

@@ -25,7 +25,9 @@ def run(context: Context, step: Step) -> None:
                 raise NotHere("DeepSpeed is not installed")
             one_strategy(context, strategy, step, row)
 
-        step.row(strategy, 90 if context.cuda else 30, measure)
+        # On a CPU DeepSpeed first compiles its operator, once on a machine: minutes on a busy one.
+        expected_s = 90 if context.cuda or strategy == "zero3" else 30
+        step.row(strategy, expected_s, measure)
     step.data["zero3_over_local"] = _ratio(step)
 
 
