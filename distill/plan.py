@@ -202,9 +202,8 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
     check_against_model(job, model)
     _check_layout(job, model, machine)
     meter = meter or Meter(model)
-    _, frames, height, width = meter.latents(job)
-    patch = model.transformer_config["patch_size"]
-    tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+    video = job.video
+    tokens = model.token_count(video.height, video.width, video.num_frames)
     degree, train = job.parallel.sequence, job.train
     passes = iteration_passes(job, meter.shares(job))
     forward = forward_operations(model.transformer_config, tokens, meter.text_rows)

@@ -21,7 +21,7 @@ from torch import Tensor
 from infer.decoding import FRAMES_AT_ONCE, decode_stream
 from infer.vae_decoder import DecodeSettings, VaeDecoder
 from lightx2v_sgmd.models.wan import decode_latents, open_wan
-from tools.bench_infer import describe
+from tools.machines import describe
 
 
 def wan21_vae(device: torch.device) -> Any:
@@ -95,7 +95,9 @@ def main() -> None:
         "--turns", default="ABBA", help="A diffusers, B the engine, in pairs; default ABBA"
     )
     parser.add_argument("--sprites", action="store_true", help="use the bundled model's VAE")
-    parser.add_argument("--contiguous", action="store_true", help="no channels_last_3d")
+    parser.add_argument(
+        "--contiguous", action="store_true", help="compute without the layout channels_last_3d"
+    )
     parser.add_argument("--compile", action="store_true", help="compile between the convolutions")
     parser.add_argument("--frames-at-once", type=int, default=FRAMES_AT_ONCE)
     parser.add_argument("--device", default="cpu")

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from infer.network import load_network
 from infer.options import Options, make_plan
 from lightx2v_sgmd.models.wan import fold_text_padding, pad_text, velocity
 from lightx2v_sgmd.parallel.ranks import Ranks
+from tools import machines
 from tools.random_wan import SHAPES, RandomWan, open_random_wan
 
 TEXT_ROWS = 120
@@ -73,10 +71,9 @@ def measure(model: RandomWan, size: tuple[int, int, int], args: Any) -> dict[str
             seconds[name].append(clock() - start)
         order.reverse()
     expected = results["stock"].double()
-    patches = [n // p for n, p in zip(x_t.shape[2:], (1, 2, 2), strict=True)]
     row: dict[str, Any] = {
         "size": list(size),
-        "tokens": patches[0] * patches[1] * patches[2],
+        "tokens": model.token_count(*size),
         "threads": args.threads,
     }
     for name in contestants:
@@ -93,16 +90,11 @@ def measure(model: RandomWan, size: tuple[int, int, int], args: Any) -> dict[str
 
 def machine() -> dict[str, Any]:
     """The processor and the versions of what computes."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    instructions = torch.backends.cpu.get_cpu_capability()
     return {
-        "processor": models[0] if models else platform.processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "python": platform.python_version(),
+        "processor": machines.processor(),
+        "instructions": instructions,
+        **machines.describe(torch.device("cpu")),
     }
 
 
@@ -146,20 +138,26 @@ def page(report: dict[str, Any]) -> str:
 def main() -> None:
     """Measures one size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="1.3b", help="default 1.3b")
-    parser.add_argument("--layers", type=int, default=4, help="blocks, default 4")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="1.3b", help="model whose width is taken; default 1.3b"
+    )
+    parser.add_argument("--layers", type=int, default=4, help="number of blocks; default 4")
     parser.add_argument(
         "--size",
         type=int,
         nargs=3,
         default=[480, 832, 5],
         metavar=("HEIGHT", "WIDTH", "FRAMES"),
-        help="of the video, default 480 832 5",
+        help="size of the video; default 480 832 5",
     )
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each, default 4")
-    parser.add_argument("--threads", type=int, default=1, help="threads of both, default 1")
-    parser.add_argument("--compiled", action="store_true", help="time the compiled engine, too")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; a page goes beside it")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each network; default 4")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of both networks; default 1"
+    )
+    parser.add_argument("--compiled", action="store_true", help="also time the compiled engine")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON file; a Markdown page goes beside it"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = open_random_wan(args.shape, torch.device("cpu"))

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,6 +35,7 @@ from typing import Any
 import torch
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.outputs import write_text
 from tools.bounds import bound, machine_limits, stage_work
 from tools.inference_bench import (
     PROMPT,
@@ -50,6 +49,7 @@ from tools.inference_bench import (
     stock_side,
     summary,
 )
+from tools.machines import describe
 from tools.random_wan import open_random_wan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,15 +67,12 @@ class Report:
 
     def __init__(self, path: Path, content: dict[str, Any], budget_s: float | None) -> None:
         self.path, self.content, self.budget_s = path, {**content, "results": []}, budget_s
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
     def write(self) -> None:
         """Replaces the file."""
         self.content["elapsed_s"] = round(time.monotonic() - STARTED, 1)
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        new.replace(self.path)
+        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
     def add(self, row: dict[str, Any]) -> None:
         """One more row."""
@@ -84,7 +81,7 @@ class Report:
         print(line_of(row), flush=True)
 
     def enough(self, seconds: float) -> bool:
-        """Whether that much time is left."""
+        """True if that much time is left."""
         elapsed = time.monotonic() - STARTED
         return self.budget_s is None or elapsed + 1.2 * seconds < self.budget_s
 
@@ -141,7 +138,7 @@ def measure(source: Source, args: argparse.Namespace, report: Report) -> None:
 
 
 def measures_alone(device: torch.device) -> bool:
-    """Whether only one of the two may be on a device."""
+    """True if only one of the two may be on a device."""
     return device.type == "cuda"
 
 
@@ -269,19 +266,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="default no limit")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="time limit of all rows; default none"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument(
-        "--attention", nargs="+", default=["auto"], metavar="KERNEL", help="default auto"
+        "--attention",
+        nargs="+",
+        default=["auto"],
+        metavar="KERNEL",
+        help="attention kernels; default auto",
     )
     parser.add_argument(
-        "--quantize", nargs="+", default=["none"], metavar="KIND", help="default none"
+        "--quantize",
+        nargs="+",
+        default=["none"],
+        metavar="KIND",
+        help="kinds of weights; default none",
     )
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="default as the engine does by itself, with an eager row beside it if that compiles",
+        help="compile the blocks or not; by default both, if the engine compiles by itself here",
     )
     parser.add_argument("--ours-only", action="store_true", help="leave stock diffusers out")
     parser.add_argument("--bounds", action="store_true", help="say what bounds each stage")
@@ -345,22 +352,6 @@ def main() -> int:
         print("cold start", report.content["cold_start"])
     plot(report.content, args.out / f"{args.name}.png")
     return 0
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions."""
-    import diffusers
-
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
 
 
 if __name__ == "__main__":

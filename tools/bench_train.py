@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -42,8 +41,10 @@ import torch
 from lightx2v_sgmd.comparison.plan import method_job
 from lightx2v_sgmd.job import Job, load_job
 from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.parallel import Ranks, connect, training_device
 from lightx2v_sgmd.resources import config_path
+from tools import machines
 from tools.phases import PHASES
 from tools.random_wan import open_random_wan
 from tools.training_bench import TrainingBench, gpu_peak_tflops
@@ -72,7 +73,7 @@ class Clock:
         return time.monotonic() - _STARTED
 
     def enough(self, ranks: Ranks, seconds: float) -> bool:
-        """Whether something of that length still fits, on every rank."""
+        """True if something of that length still fits, on every rank."""
         late = self._end is not None and time.monotonic() + 1.1 * seconds > self._end
         return not ranks.any(late)
 
@@ -102,24 +103,20 @@ class Report:
 
     Args:
         path: Where to; None writes nothing.
-        first: Whether this process writes.
+        first: True if this process writes.
         content: What is known before any measurement.
     """
 
     def __init__(self, path: Path | None, first: bool, content: dict[str, Any]) -> None:
         self.content = {**content, "complete": False, "elapsed_s": 0.0, "methods": []}
         self._path = path if first else None
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
     def write(self) -> None:
         """Replaces the file at once: whoever reads it finds it whole."""
         self.content["elapsed_s"] = time.monotonic() - _STARTED
         if self._path is not None:
-            new = self._path.with_name(self._path.name + ".new")
-            new.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
-            new.replace(self._path)
+            write_text(self._path, json.dumps(self.content, indent=2) + "\n")
 
 
 def table(report: dict[str, Any]) -> str:
@@ -158,22 +155,13 @@ def table(report: dict[str, Any]) -> str:
 
 def describe(device: torch.device, ranks: Ranks) -> dict[str, Any]:
     """The machine, the versions and how busy it was."""
-    import diffusers
-
-    found: dict[str, Any] = {
+    return {
         "command": " ".join(["python -m tools.bench_train", *sys.argv[1:]]),
         "device": device.type,
         "processes": ranks.size,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        **machines.describe(device),
         "load": os.getloadavg()[0],
     }
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -291,11 +279,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--strategy", choices=("local", "zero3"), help="default: the job's own")
     parser.add_argument("--accumulation", type=int, help="micro-batches of an update")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--iterations", type=int, default=4, help="a multiple of the steps")
-    parser.add_argument("--warmup", type=int, default=2, help="iterations before; default 2")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        default=4,
+        help="measured iterations, a multiple of the steps; default 4",
+    )
+    parser.add_argument("--warmup", type=int, default=2, help="iterations before those; default 2")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="time for all of it")
     parser.add_argument("--nproc", type=int, default=1, help="processes to start here")
-    parser.add_argument("--peak-tflops", type=float, help="for MFU; known GPUs are recognised")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="the GPU's peak, for MFU; known GPUs are recognised"
+    )
     parser.add_argument("--trace", type=Path, help="FILE.json: a Chrome trace of each method")
     parser.add_argument("--out", type=Path, help="FILE.json: everything that was measured")
     args = parser.parse_args()

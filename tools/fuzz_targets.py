@@ -1,6 +1,6 @@
 """What is fuzzed: every parser of strangers' files, each as a function of bytes.
 
-A target returns for any bytes, or raises ``UserError``; anything else is a defect. ``SEEDS`` has
+A target returns for any bytes, or raises ``UserError``; anything else is a defect. ``seeds`` gives
 for each target small inputs to start from, among them those that once were answered badly.
 """
 

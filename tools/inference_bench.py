@@ -26,7 +26,7 @@ from tools.random_wan import PROMPT, RandomWan
 GIB = 2**30
 Size = tuple[int, int, int]
 Enough = Callable[[float], bool]
-"""Whether so many seconds are left."""
+"""Tells whether so many seconds are left."""
 
 
 class Inside:
@@ -198,7 +198,7 @@ def measure_together(
         count: Videos at once.
         warmup: Runs before the first row; the first compiles.
         repetitions: Rows.
-        enough: Whether there is time for another row.
+        enough: True if there is time for another row.
     """
     device = sides[0].inside.device
     for _ in range(warmup):

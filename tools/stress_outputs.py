@@ -216,7 +216,7 @@ def pairs(stress: Stress) -> list[list[str]]:
         [[*export, "--overwrite"], [*export, "--overwrite"]],
         [[*folder, "0"], [*folder, seed]],
         [[*single, "0"], [*single, seed]],
-        [embed, [*distill, "--set", f"train.iterations={1000}"]],
+        [embed, [*distill, "--set", "train.iterations=1000"]],
         [embed, embed],
     ]
     return [list(command) for command in stress.random.choice(kinds)]

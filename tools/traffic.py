@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tools.count_passes import size
+
 TEXT_ROWS = 512
 _OTHER_WORK = ("mm", "linear", "convolution", "scaled_dot_product", "gelu_product", "onednn")
 """Parts of the names of operations that are products or attention."""
@@ -41,10 +43,10 @@ class Traffic:
     gigabytes: float = 0.0
     kernels: int = 0
 
-    def add(self, size: int) -> None:
-        """One kernel more, which moves ``size`` bytes."""
-        if size:
-            self.gigabytes += size / 1e9
+    def add(self, moved: int) -> None:
+        """Counts one more kernel, which moves so many bytes."""
+        if moved:
+            self.gigabytes += moved / 1e9
             self.kernels += 1
 
 
@@ -60,8 +62,8 @@ def eager(block: Any, inputs: tuple[Any, ...]) -> Traffic:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
     """A result in the layout of a GPU's kernels; the meta device takes attention to pieces."""
-    batch, heads, tokens, size = query.shape
-    return query.new_empty(batch, tokens, heads, size).transpose(1, 2)
+    batch, heads, tokens, head_dim = query.shape
+    return query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
 
 
 def _rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
@@ -86,16 +88,8 @@ class _Counter(TorchDispatchMode):
             return result
         unread = [args[0]] if name.startswith("copy_") else [kwargs.get("out")]
         read = [x for x in given if not any(x is each for each in unread)]
-        self.traffic.add(sum(map(_size, read)) + sum(map(_size, made)))
+        self.traffic.add(sum(map(size, read)) + sum(map(size, made)))
         return result
-
-
-def _size(x: Tensor) -> int:
-    """Bytes of a tensor, a dimension that is expanded counted once."""
-    count = 1
-    for length, stride in zip(x.shape, x.stride(), strict=True):
-        count *= length if stride else 1
-    return count * x.element_size()
 
 
 class _Counted(BaseException):

@@ -55,7 +55,7 @@ class TrainingBench:
         job: What to train.
         model: The job's teacher; a ``RandomWan`` is trained on random text embeddings, too.
         ranks: The processes of the run.
-        alone: Whether no other trainer is in this process, so that memory is this one's.
+        alone: True if no other trainer is in this process, so that memory is this one's.
     """
 
     def __init__(self, job: Job, model: WanModel, ranks: Ranks, alone: bool) -> None:
@@ -204,12 +204,10 @@ class TrainingBench:
         return TEXT_LENGTH
 
     def _flops(self) -> tuple[float, float]:
-        """Of this process in an iteration, with and without what is computed again."""
-        job, config = self.job, self.model.transformer_config
-        latents = self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
-        tokens = 1
-        for length, patch in zip(latents[1:], config["patch_size"], strict=True):
-            tokens *= length // patch
+        """This process's operations in an iteration, with and without what is computed again."""
+        job = self.job
+        tokens = self.model.token_count(job.video.height, job.video.width, job.video.num_frames)
+        config = self.model.transformer_config
         forward = forward_operations(config, tokens, self._text_rows())
         videos = job.train.micro_batch * job.train.accumulation / job.parallel.sequence
         passes = iteration_passes(job, Meter(self.model).shares(job)).values()

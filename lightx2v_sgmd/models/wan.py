@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,6 +131,12 @@ class WanModel:
                     "this model tells apart; use a smaller one"
                 )
         return channels, *shape
+
+    def token_count(self, height: int, width: int, num_frames: int) -> int:
+        """The tokens of one video: its patches; raises as ``latent_shape``."""
+        latents = self.latent_shape(height, width, num_frames)[1:]
+        patches = self.transformer_config["patch_size"]
+        return prod(n // p for n, p in zip(latents, patches, strict=True))
 
     def build_transformer(self) -> Any:
         """A ``WanTransformer3DModel`` with random weights (or none, on the meta device)."""

@@ -24,7 +24,7 @@ def test_rows_of_several_sizes_come_together(
         finally:
             torch.set_num_threads(threads)
     report = json.loads(out.read_text())
-    assert [row["tokens"] for row in report["rows"]] == [4, 8]
+    assert [row["tokens"] for row in report["rows"]] == [16, 32]
     for row in report["rows"]:
         assert row["engine"]["difference"] < 1e-6
         assert len(row["engine"]["ratios"]) == 2 and row["stock"]["ratio"] == 1

@@ -38,7 +38,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="time after which everything stops; default 840",
     )
     parser.add_argument(
-        "--steps", nargs="+", default=list(STEPS), metavar="STEP", help="default all, see below"
+        "--steps",
+        nargs="+",
+        default=list(STEPS),
+        metavar="STEP",
+        help="steps to run; default all, listed below",
     )
     parser.add_argument(
         "--shape", choices=SIZES, default="14b", help="network to measure; default 14b"
@@ -48,7 +52,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs=3,
         metavar=("HEIGHT", "WIDTH", "FRAMES"),
-        help="of the video; default the shape's own",
+        help="size of the video; default the shape's own",
     )
     parser.add_argument(
         "--page",
@@ -59,7 +63,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "page that says what is not measured yet",
     )
     parser.add_argument(
-        "--page-out", type=Path, default=PAGE, metavar="FILE", help=f"default {PAGE.name} in docs/"
+        "--page-out",
+        type=Path,
+        default=PAGE,
+        metavar="FILE",
+        help=f"where the page is written; default docs/benchmarks/{PAGE.name}",
     )
     return parser.parse_args(words)
 

@@ -58,7 +58,7 @@ def one_kernel(context: Context, name: str, row: Row) -> None:
 
 
 def sampled_error(found: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """Relative error to float32 on rows from first to last, the ragged last tile included."""
+    """Relative error to float64 on rows from first to last, the ragged last tile included."""
     count = min(q.shape[1], CHECKED_ROWS)
     rows = torch.linspace(0, q.shape[1] - 1, count).round().long().to(q.device)
     few = [x[:, :, :CHECKED_HEADS].double().transpose(1, 2) for x in (q[:, rows], k, v)]

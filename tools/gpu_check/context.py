@@ -41,7 +41,7 @@ class Context:
 
     @property
     def cuda(self) -> bool:
-        """Whether this is no rehearsal."""
+        """True on a GPU; on a CPU this is a rehearsal."""
         return self.device.type == "cuda"
 
     @property
@@ -61,19 +61,17 @@ class Context:
 
     @property
     def head_dim(self) -> int:
-        """Of an attention head."""
+        """The size of an attention head."""
         return int(self.model.transformer_config["attention_head_dim"])
 
     @property
     def tokens(self) -> int:
-        """Patches of the video."""
-        _, frames, height, width = self.model.latent_shape(*self.size)
-        patch = self.model.transformer_config["patch_size"]
-        return (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+        """The tokens of the video."""
+        return self.model.token_count(*self.size)
 
     @property
     def operations(self) -> Operations:
-        """Of one forward."""
+        """The operations of one forward pass."""
         return forward_operations(self.model.transformer_config, self.tokens, TEXT_LENGTH)
 
     @property

@@ -39,8 +39,8 @@ class Variant:
     Attributes:
         label: Of the row.
         options: Of the engine; None: stock diffusers.
-        compiled: Whether stock is; the engine's options say it for the engine.
-        table: Whether the kernels' times are taken, too.
+        compiled: True if stock is; the engine's options say it for the engine.
+        table: True if the kernels' times are taken, too.
     """
 
     label: str

@@ -19,7 +19,7 @@ class Goal:
         figure: A key of ``figures``.
         unit: Behind the figure.
         limit: In the same unit.
-        at_most: Whether the figure should be below the limit, not above.
+        at_most: True if the figure should be below the limit, not above.
     """
 
     what: str
@@ -29,7 +29,7 @@ class Goal:
     at_most: bool = True
 
     def met(self, value: float) -> bool:
-        """Whether a figure reaches it."""
+        """True if a figure reaches it."""
         return value <= self.limit if self.at_most else value >= self.limit
 
 

@@ -7,10 +7,10 @@ import platform
 import shutil
 import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from tools.gpu_check.report import NotHere, Row, Step
+from tools.machines import processor
 
 PACKAGES = (
     "torch",
@@ -48,7 +48,7 @@ def run(_: Any, step: Step) -> None:
 def system(row: Row) -> None:
     """Python, processor, memory."""
     row |= {"python": platform.python_version(), "system": platform.platform()}
-    row |= {"cores": len(os.sched_getaffinity(0)), "processor": _processor()}
+    row |= {"cores": len(os.sched_getaffinity(0)), "processor": processor()}
     row["memory_gib"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     row["ffmpeg"] = shutil.which("ffmpeg") or "not on the PATH"
 
@@ -94,12 +94,3 @@ def doctor(row: Row) -> None:
 
     found = doctor.run().to_dict()
     row |= {"ready": found["ok"], "attention": found["attention"], "checks": found["checks"]}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

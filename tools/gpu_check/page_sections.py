@@ -207,9 +207,7 @@ def _parts(data: Data, label: str, row: Row) -> Iterator[list[str]]:
 def _least_ms(data: Data, fp8: bool) -> dict[str, float]:
     """Milliseconds of products and attention at the rates that the run reached."""
     model = open_wan(SHAPES[data["shape"]])
-    _, frames, height, width = model.latent_shape(*data["size"])
-    patch = model.transformer_config["patch_size"]
-    tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
+    tokens = model.token_count(*data["size"])
     work = forward_operations(model.transformer_config, tokens, TEXT_LENGTH)
     rate = _ceilings(data).get("flops_fp8" if fp8 else "flops_bf16")
     kernels = [

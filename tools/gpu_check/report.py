@@ -182,7 +182,7 @@ def free_memory() -> None:
 
 
 def device_answers() -> bool:
-    """Whether the GPU still computes in this process, if there is one."""
+    """True if the GPU still computes in this process, if there is one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return True

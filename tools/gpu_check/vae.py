@@ -29,11 +29,11 @@ class Variant:
         label: The row's label.
         settings: How the engine decodes; None for stock diffusers.
         frames_at_once: Latent frames that the engine decodes at once.
-        tiled: Whether the engine decodes in tiles.
+        tiled: True if the engine decodes in tiles.
         dtype: Precision of the VAE.
-        tf32: Whether convolutions of float32 may round their inputs.
-        benchmark: Whether cuDNN tries its algorithms.
-        table: Whether the kernels' times are taken, too.
+        tf32: True if convolutions of float32 may round their inputs.
+        benchmark: True if cuDNN tries its algorithms.
+        table: True if the kernels' times are taken, too.
     """
 
     label: str
