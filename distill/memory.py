@@ -98,7 +98,7 @@ class Meter:
     Args:
         model: The teacher.
         text_rows: Text rows that its network attends to.
-        on_gpu: Whether runs would be on GPUs, where ``parallel.compile: auto`` compiles.
+        on_gpu: True if runs would be on GPUs, where ``parallel.compile: auto`` compiles.
     """
 
     def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:

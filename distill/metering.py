@@ -149,7 +149,7 @@ class Pass:
         degree: Ranks that share the tokens.
         keeping: Whether to meter ``backward_keeping``.
         adapters: Those that are trained, or None if all weights are.
-        compiled: Whether a compiler made the passes between the products.
+        compiled: True if a compiler made the passes between the products.
     """
 
     latents: tuple[int, int, int, int]

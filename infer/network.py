@@ -47,7 +47,8 @@ def load_network(model: WanModel, plan: Plan, ranks: Ranks, quiet: bool = True) 
     if plan.compile:
         check_compiler(plan.device)
     network = _loaded(model, plan, quiet)
-    if plan.options.loras and not plan.options.merge_lora:
+    unmerged = plan.options.loras and not plan.options.merge_lora
+    if unmerged:
         add_loras(network, plan.options.loras)
         if not plan.way.offload:
             network.to(plan.device)
@@ -55,7 +56,6 @@ def load_network(model: WanModel, plan: Plan, ranks: Ranks, quiet: bool = True) 
     fuse_passes(network)
     kernels.apply(network, plan.attention)
     share_tokens(network, ranks)
-    unmerged = plan.options.loras and not plan.options.merge_lora
     if plan.way.quantize == "none" and not unmerged:
         fuse_products(network, plan.device, plan.compile)
     if plan.compile:

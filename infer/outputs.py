@@ -29,7 +29,7 @@ def output_files(requests: Sequence[Request], out: Path, alone: bool) -> list[Pa
     Args:
         requests: One for each video.
         out: A file or a folder.
-        alone: Whether there is one prompt, which may go to a file.
+        alone: True if there is one prompt, which may go to a file.
 
     Raises:
         UserError: says what is in the way.
@@ -105,7 +105,7 @@ def refuse_sources(
 
 
 def _alone(files: Sequence[Path], out: Path) -> bool:
-    """Whether ``out`` is a file, not the folder of files."""
+    """True if ``out`` is a file, not the folder of files."""
     return files[0].parent != out
 
 

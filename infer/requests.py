@@ -17,7 +17,7 @@ from lightx2v_sgmd.yamlfile import read_text
 
 _KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
 _NAME_BYTES: Final = 200
-"""Of a video's name; while it is written its file has a longer one."""
+"""Longest name of a video in bytes; while it is written its file has a longer one."""
 _NAME: Final = re.compile(r"\w[\w .-]{0,99}")
 
 

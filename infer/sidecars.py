@@ -27,7 +27,7 @@ def sidecar(video: Path) -> Path:
 
 
 def is_there(video: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a video is there as its sidecar says, and made from the same facts."""
+    """True if a video is there as its sidecar says, and made from the same facts."""
     saved = _read(sidecar(video))
     return saved is not None and _facts(saved) == dict(facts) and _fits(video, saved)
 
@@ -102,7 +102,7 @@ def _facts(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(video: Path, saved: Mapping[str, Any]) -> bool:
-    """Whether a video is, byte by byte, the one that a sidecar was written for."""
+    """True if a video is, byte by byte, the one that a sidecar was written for."""
     try:
         if video.is_symlink() or not video.is_file():
             return False

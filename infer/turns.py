@@ -29,7 +29,7 @@ class Turns:
 
     Args:
         device: Where the parts compute.
-        alternate: Whether they take turns; else all of them stay.
+        alternate: True if they take turns; else all of them stay.
     """
 
     def __init__(self, device: torch.device, alternate: bool) -> None:
@@ -41,11 +41,11 @@ class Turns:
         self._released: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        """Whether a part is in memory, on the device or in the host's."""
+        """True if a part is in memory, on the device or in the host's."""
         return name in self._parts
 
     def present(self, name: str) -> bool:
-        """Whether a part is on its device."""
+        """True if a part is on its device."""
         return name in self._present
 
     def get(self, name: str, load: Callable[[], T], moves: bool = True) -> T:
@@ -54,7 +54,7 @@ class Turns:
         Args:
             name: Names it.
             load: Loads it.
-            moves: Whether it leaves for others; one that is offloaded by itself stays.
+            moves: True if it leaves for others; one that is offloaded by itself stays.
         """
         self._released.discard(name)
         if name in self._present:
@@ -218,7 +218,7 @@ def _give(owner: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _is_composed(tensor: Any) -> bool:
-    """Whether a tensor is made of others, as quantised ones are."""
+    """True if a tensor is made of others, as quantised ones are."""
     return bool(is_traceable_wrapper_subclass(tensor))
 
 
@@ -227,5 +227,5 @@ def _aligned(size: int) -> int:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor's elements fill their memory without holes, in whatever order."""
+    """True if a tensor's elements fill their memory without holes, in whatever order."""
     return torch.ops.aten.is_non_overlapping_and_dense(tensor)  # type: ignore[no-any-return]

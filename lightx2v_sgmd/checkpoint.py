@@ -363,7 +363,7 @@ def prune(run: Path, keep: int) -> list[Path]:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether something in a checkpoint's folder is not of a checkpoint."""
+    """True if something in a checkpoint's folder is not of a checkpoint."""
     return any(
         path.is_symlink() or not (path.is_dir() or _FILE.fullmatch(str(path.relative_to(folder))))
         for path in folder.rglob("*")

@@ -39,7 +39,7 @@ class Attention(Protocol):
             k: As ``q``; its S may be another.
             v: As ``k``.
             softmax_scale: Default ``D ** -0.5``.
-            causal: Whether a token attends to earlier ones only.
+            causal: True if a token attends to earlier ones only.
 
         Returns:
             ``[B, S, N, D]``, in one piece.

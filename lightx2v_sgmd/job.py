@@ -189,7 +189,7 @@ class Parallel:
     # forward, far less memory. "selective": what attention gave is kept as well; a little more
     # memory, and of the second forward only its linear layers, half or less of a long video's.
     gradient_checkpointing: Literal[False, "selective", True] = False
-    # Whether a compiler makes few kernels of what a block computes between its matrix products.
+    # torch.compile makes few kernels of what a block computes between its matrix products.
     # "auto": on a GPU with Triton. "always": on a CPU, too, which needs a C++ compiler and pays for
     # large networks only. "never": PyTorch's own operations. The numbers agree to rounding.
     compile: Literal["auto", "always", "never"] = "auto"

@@ -79,7 +79,7 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 _LIMITS = Limits(size=64_000_000, values=4_000_000, depth=8)
-"""Of a shard's captions: those of 100,000 videos and more."""
+"""Limits of a shard's captions: those of 100,000 videos and more."""
 
 
 def _about(text: str) -> dict[str, Any]:

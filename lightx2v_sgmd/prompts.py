@@ -17,9 +17,9 @@ from lightx2v_sgmd.untrusted.paths import text_problem
 from lightx2v_sgmd.yamlfile import read_text
 
 MOST_CHARACTERS: Final = 20_000
-"""Of a prompt; the text encoder reads 512 tokens, some 2,500 characters."""
+"""Longest prompt; the text encoder reads 512 tokens, some 2,500 characters."""
 MOST_BYTES: Final = 100_000_000
-"""Of a prompt file: half a million long prompts."""
+"""Largest prompt file: half a million long prompts."""
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -26,7 +26,7 @@ PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 _HEADER: Final = Limits(size=16_000_000, values=1_000_000, depth=4, unique=True)
 _MOST_TENSORS: Final = 50_000
-"""Of one file: Wan2.1-14B has 1,095, an adapter with both experts 4,000."""
+"""Most tensors of one file: Wan2.1-14B has 1,095, an adapter with both experts 4,000."""
 _MAX_LENGTH: Final = 2**48  # of an axis: beyond any file, and products stay small integers
 _SHOWN: Final = 6
 _BITS: Final = {

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def asks_for_gpu_tests(words: Sequence[str]) -> bool:
-    """Whether a command line of pytest selects the tests marked ``gpu`` and no others."""
+    """True if a command line of pytest selects the tests marked ``gpu`` and no others."""
     expression = ""
     for index, word in enumerate(words):
         if word == "-m" and index + 1 < len(words):

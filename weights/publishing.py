@@ -39,7 +39,7 @@ def replaceable(out: Path, overwrite: bool) -> Listing | None:
 
     Args:
         out: The output.
-        overwrite: Whether an export may be replaced at all.
+        overwrite: True if an export may be replaced at all.
 
     Raises:
         UserError: something is there that is not an export of ours, whole and unchanged, or

@@ -361,7 +361,7 @@ def _slurm() -> dict[str, str]:
 
 
 def _restarted(saved: dict[str, Any]) -> bool:
-    """Whether the lock is of an earlier start of this very Slurm job, which has ended."""
+    """True if the lock is of an earlier start of this very Slurm job, which has ended."""
     ours = _slurm()
     if "SLURM_JOB_ID" not in ours or saved.get("SLURM_JOB_ID") != ours["SLURM_JOB_ID"]:
         return False
@@ -373,7 +373,7 @@ def _restarted(saved: dict[str, Any]) -> bool:
 
 
 def _is_copy(found: _Found, file: Path) -> bool:
-    """Whether a lock came with a copy of its folder: the original is still where it was."""
+    """True if a lock came with a copy of its folder: the original is still where it was."""
     original = found.saved.get("path")
     if found.inode == found.saved.get("inode") or not isinstance(original, str):
         return False

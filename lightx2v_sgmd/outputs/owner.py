@@ -40,7 +40,7 @@ class Owner:
     start: int
 
     def life(self) -> Life:
-        """Whether the process still runs."""
+        """What can be said of the process from here: it runs, it is dead, or nothing."""
         if self.place != here().place:
             return Life.unknown
         found = _stat(self.pid)

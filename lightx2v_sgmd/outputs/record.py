@@ -71,7 +71,7 @@ class WrittenFiles:
             temporary.write_text(text, encoding="utf-8")
 
     def is_empty(self) -> bool:
-        """Whether nothing has been noted yet."""
+        """True if nothing has been noted yet."""
         return not self._hashes
 
     def adopt(self, name: str) -> None:
@@ -79,7 +79,7 @@ class WrittenFiles:
         self._note(name, [_sha256(self.folder / name)])
 
     def is_own(self, name: str) -> bool:
-        """Whether nothing has that name, or a file as it was written."""
+        """True if nothing has that name, or a file as it was written."""
         path = self.folder / name
         if not os.path.lexists(path):
             return True
@@ -110,8 +110,8 @@ def _read(file: Path) -> dict[str, list[str]]:
         raise UserError(f"{file}: cannot be read ({error.strerror}); mend that") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file}: is not as it was written; remove it: what it named counts as yours then, "
-            "and are kept"
+            f"{file}: is not as it was written; remove it, and the files that it named count as "
+            "yours and are kept"
         ) from error
 
 

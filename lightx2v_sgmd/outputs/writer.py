@@ -77,7 +77,7 @@ def temporaries(folder: Path, name: str | None = None) -> Iterator[tuple[Path, s
 
 
 def is_abandoned(path: Path, owner: Owner) -> bool:
-    """Whether the process that wrote a temporary is gone."""
+    """True if the process that wrote a temporary is gone."""
     life = owner.life()
     if life is not Life.unknown:
         return life is Life.dead
@@ -127,7 +127,7 @@ def appearing(
 
     Args:
         path: The file; missing folders are made.
-        replace: Whether a file of that name may be replaced. The caller must have made sure that
+        replace: True if a file of that name may be replaced. The caller must have made sure that
             it is its own.
         suffix: The temporary name's last part.
         publish: Gives the finished file its name in another way.

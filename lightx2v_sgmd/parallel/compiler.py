@@ -1,4 +1,4 @@
-"""Whether this machine can compile: what DeepSpeed needs on a CPU, and passes over the tokens."""
+"""Checks of this machine's compilers, for DeepSpeed on a CPU and for passes over the tokens."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def libaio_problem() -> str:
 
 
 def compiles(setting: str, device: torch.device) -> bool:
-    """Whether a job's ``parallel.compile`` compiles on a device.
+    """True if a job's ``parallel.compile`` compiles on a device.
 
     Raises:
         UserError: it is ``always``, and something that the compiler needs is not here.

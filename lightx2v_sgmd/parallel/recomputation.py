@@ -82,7 +82,7 @@ class _Scope:
 
     Args:
         mode: The mode.
-        marked: Whether the block enters it by itself, around its attention alone.
+        marked: True if the block enters it by itself, around its attention alone.
     """
 
     def __init__(self, mode: _Keep | _Reuse, marked: bool) -> None:

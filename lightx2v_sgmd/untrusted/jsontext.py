@@ -22,7 +22,7 @@ class Limits:
         size: In bytes.
         values: Objects, lists, keys and values together.
         depth: Objects and lists within one another.
-        unique: Whether an object may name no key twice.
+        unique: True if an object may name no key twice.
     """
 
     size: int
@@ -108,7 +108,7 @@ def read_json_object(
 
 
 def deeper_than(content: Any, depth: int) -> bool:
-    """Whether lists and dicts are within one another more than ``depth`` deep."""
+    """True if lists and dicts are within one another more than ``depth`` deep."""
     level = [content]
     for _ in range(depth + 1):
         level = [

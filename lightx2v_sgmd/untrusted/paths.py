@@ -8,7 +8,7 @@ from typing import Final
 _NAME_BYTES: Final = 255
 _PATH_BYTES: Final = 4095
 _SPARE_BYTES: Final = 30
-"""Of the last name: while a file is written it has a longer one."""
+"""Bytes that the last name leaves free: while a file is written it has a longer name."""
 
 
 def path_problem(path: str | Path) -> str | None:

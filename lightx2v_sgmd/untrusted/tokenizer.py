@@ -39,8 +39,8 @@ _CLASSES: Final = {
     "TokenizersBackend": "PreTrainedTokenizerFast",
 }
 _VOCABULARY: Final = Limits(size=48_000_000, values=3_000_000, unique=True)
-"""Of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values. No key may be there twice, since
-Python takes the last one, and Rust may take another."""
+"""Limits of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values. No key may be there twice,
+since Python takes the last one, and Rust may take another."""
 _SENTENCEPIECE_BYTES: Final = 32_000_000  # umT5's has 4.5 MB
 _TOKEN_NAMES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _TOKENS_MOST: Final = 10_000

@@ -85,7 +85,7 @@ Found = tuple[dict[Any, int], list[Any]]
 def iterations(
     teacher: Path, folder: Path, methods: list[str], as_deepspeed: bool
 ) -> dict[str, Found]:
-    """Of each method; with DeepSpeed's one recording on request."""
+    """The counts and results of each method; with DeepSpeed's one recording on request."""
     from lightx2v_sgmd.parallel import connect, prefetch
 
     if as_deepspeed:

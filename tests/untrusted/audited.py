@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 10
-"""Of processor time for one folder in all ways, on a busy machine; two are promised for each."""
+"""Processor time for one folder in all ways, on a busy machine; two are promised for each."""
 MEMORY = 700 * 2**20
 """Beyond what the libraries have taken."""
 

@@ -146,7 +146,7 @@ def found() -> list[tuple[str, int, str]]:
 
 
 def is_tool(file: str) -> bool:
-    """Whether a file is a tool for developers, which reads what its own author names."""
+    """True if a file is a tool for developers, which reads what its own author names."""
     return file.startswith("tools/")
 
 
