@@ -136,7 +136,8 @@ class WanModel:
         """The tokens of one video: its patches; raises as ``latent_shape``."""
         latents = self.latent_shape(height, width, num_frames)[1:]
         patches = self.transformer_config["patch_size"]
-        return prod(n // p for n, p in zip(latents, patches, strict=True))
+        count: int = prod(n // p for n, p in zip(latents, patches, strict=True))
+        return count
 
     def build_transformer(self) -> Any:
         """A ``WanTransformer3DModel`` with random weights (or none, on the meta device)."""
