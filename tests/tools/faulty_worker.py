@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tools.gpu_check import report, worker
@@ -27,9 +29,9 @@ def is_killed(row: Row) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hangs(row: Row) -> None:
+def hangs(out: Path, row: Row) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    row["child"] = child.pid
+    (out / "child").write_text(str(child.pid))
     time.sleep(60)
 
 
@@ -41,7 +43,7 @@ def rows(context: Any, step: Step) -> None:
     step.row("works", 0.1, lambda row: row.update(value=float("inf")))
     step.row("raises", 0.1, raises)
     step.row("is killed", 0.1, is_killed)
-    step.row("hangs", 0.1, hangs)
+    step.row("hangs", 1, partial(hangs, step.out))
     step.row("is not here", 0.1, is_not_here)
     step.row("too long", 1e6, raises)
     step.row("works after all", 0.1, lambda row: row.update(value=2))
