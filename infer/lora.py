@@ -13,7 +13,7 @@ import torch
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.models.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.models.keymaps import transformer_to_diffusers
-from lightx2v_sgmd.optional import why_unusable
+from lightx2v_sgmd.optional import first_line, why_unusable
 from lightx2v_sgmd.quiet import no_warnings
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import read_header, schedule_of, shown
@@ -147,8 +147,9 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
     try:
         factors: _Tensors = WanPipeline.lora_state_dict(saved) if saved else {}
     except Exception as error:  # names that diffusers does not foresee can raise anything
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"lora: {lora.path}: is no LoRA of a Wan model: {first}") from error
+        raise UserError(
+            f"lora: {lora.path}: is no LoRA of a Wan model: {first_line(error)}"
+        ) from error
     if not factors and not differences:
         raise UserError(f"lora: {lora.path}: holds no tensors")
     return factors, differences

@@ -32,11 +32,6 @@ def blocks_of(network: nn.Module) -> Mapping[str, nn.Module]:
     return {}
 
 
-def part_count(network: nn.Module) -> int:
-    """How many parts ``fill_network`` fills."""
-    return 1 + len(blocks_of(network))
-
-
 def fill_network(
     network: nn.Module,
     names: Iterable[str],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.optional import prepare_libraries
+from lightx2v_sgmd.optional import first_line, prepare_libraries
 from lightx2v_sgmd.untrusted.configs import refuse_code
 from lightx2v_sgmd.untrusted.fields import (
     Choice,
@@ -131,8 +131,7 @@ def _loaded(name: str, folder: Path) -> Any:
 
 
 def _unusable(folder: Path, error: BaseException) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{folder}: the tokenizer cannot be loaded: {reason}; {_REMEDY}")
+    return UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}; {_REMEDY}")
 
 
 def _config(folder: Path) -> tuple[str, dict[str, Any]]:

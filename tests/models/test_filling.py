@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lightx2v_sgmd.models.filling import part_count
 from lightx2v_sgmd.models.wan import open_wan
 from tests.tiny import make_tiny_wan
 
@@ -30,7 +29,6 @@ def test_a_block_is_handed_over_before_the_next_one_is_read(tmp_path: Path) -> N
 
     network = model.load_transformer(torch.bfloat16, on_part=look)
     assert seen == ["", "blocks.0", "blocks.1", "blocks.2"]
-    assert len(seen) == part_count(network)
     expected = model.load_transformer(torch.bfloat16).state_dict()
     assert all(torch.equal(p, expected[name]) for name, p in network.state_dict().items())
 
@@ -38,8 +36,8 @@ def test_a_block_is_handed_over_before_the_next_one_is_read(tmp_path: Path) -> N
 def test_the_text_encoder_comes_layer_by_layer(tmp_path: Path) -> None:
     model = open_wan(make_tiny_wan(tmp_path))
     seen: list[str] = []
-    encoder = model.load_text_encoder(torch.float32, on_part=lambda name, part: seen.append(name))
-    assert seen == ["", "encoder.block.0"] and len(seen) == part_count(encoder.network)
+    model.load_text_encoder(torch.float32, on_part=lambda name, part: seen.append(name))
+    assert seen == ["", "encoder.block.0"]
 
 
 def test_weights_and_tables_go_to_the_device(tmp_path: Path) -> None:
