@@ -84,6 +84,15 @@ def predicted_peak(job: Job, gpus: int) -> int:
         ("method.name=dmd2", "method.fake_score_updates=1", "train.ema=0"),
         ("student={train: lora, lora: {rank: 16}}", "fake_score={train: lora, lora: {rank: 64}}"),
         ("teacher.dtype=bfloat16",),
+        pytest.param(  # so many tokens that a plan without compiled passes is 12 % too large
+            (
+                "parallel.compile=always",
+                "parallel.gradient_checkpointing=false",
+                "teacher.dtype=bfloat16",
+                "video.num_frames=17",
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_memory_of_one_process(
