@@ -30,6 +30,7 @@ from lightx2v_sgmd.outputs import appearing, clean_temporaries, write_text
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.quiet import no_library_bars
 from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import read_file
 
 # S text tokens, D text width
 
@@ -222,7 +223,7 @@ def _folder_name(
 
 def _read_about(file: Path) -> dict[str, Any]:
     try:
-        about = parse_json(file.read_bytes(), RECORD)
+        about = parse_json(read_file(file, RECORD.size), RECORD)
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}

@@ -12,10 +12,11 @@ from typing import Any, Final
 from infer.checks import Checked, wanted_size
 from infer.engine import seed_list
 from lightx2v_sgmd.errors import UserError, short_line
-from lightx2v_sgmd.prompts import MOST_BYTES, parse_line, prompt_problem, read_prompts
-from lightx2v_sgmd.yamlfile import read_text
+from lightx2v_sgmd.prompts import parse_line, prompt_problem, read_prompts, text_lines
 
 _KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
+MOST_VIDEOS: Final = 100_000
+"""Of one command; a benchmark such as VBench asks for 5,000."""
 _NAME_BYTES: Final = 200
 """Longest name of a video in bytes; while it is written its file has a longer one."""
 _NAME: Final = re.compile(r"\w[\w .-]{0,99}")
@@ -66,6 +67,12 @@ def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Reques
     else:
         texts = list(read_prompts(prompts)) if isinstance(prompts, Path) else prompts
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if len(texts) > MOST_VIDEOS:
+            where = f"{prompts}: " if isinstance(prompts, Path) else "prompts: "
+            raise UserError(
+                f"{where}asks for {len(texts):,} videos, and at most {MOST_VIDEOS:,} are made by "
+                "one command; split it"
+            )
         if not texts or not all(text.strip() for text in texts):
             raise UserError("prompt: is empty; say what the video shows")
         for text in texts:
@@ -122,7 +129,7 @@ def _default_name(index: int, prompt: str) -> str:
 
 def slug(prompt: str) -> str:
     """A prompt's first words as part of a file name."""
-    words = re.findall(r"\w+", prompt.lower())
+    words = re.findall(r"\w+", prompt[:200].lower())
     return "_".join(words)[:48].strip("_") or "video"
 
 
@@ -130,8 +137,7 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
     found: list[Request] = []
     problems: list[str] = []
     names: dict[str, str] = {}
-    # Not splitlines(): JSON text may hold U+2028 and the like unescaped, which end no line here.
-    for number, line in enumerate(read_text(path, MOST_BYTES).split("\n"), start=1):
+    for number, line in text_lines(path, MOST_VIDEOS):
         if not line.strip():
             continue
         where = f"{path}:{number}"

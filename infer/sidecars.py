@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import content_hash, rename_new, sync_folder, write_text
+from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import read_file
 
 MADE_BY: Final = "lightx2v-sgmd"
 FORMAT_VERSION: Final = 1
@@ -83,7 +85,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         if path.is_symlink():
             return None
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = parse_json(read_file(path, RECORD.size), RECORD)
     except (ValueError, RecursionError):
         return None
     except FileNotFoundError:

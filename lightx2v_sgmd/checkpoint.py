@@ -35,6 +35,7 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import remove_files, sync_folder
 from lightx2v_sgmd.parallel.shards import safetensors_header
 from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
@@ -164,7 +165,7 @@ def _problem(path: Path, entry: Entry) -> str | None:
         found = path.stat().st_size
         if found != entry.size:
             return f"{path}: has {found} bytes, not the {entry.size} that were written"
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return f"{path}: is missing"
@@ -188,7 +189,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     """
     path = folder / MANIFEST
     try:
-        content = parse_json(path.read_bytes(), RECORD)
+        content = parse_json(read_file(path, RECORD.size), RECORD)
         version = content["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UserError(
@@ -229,7 +230,7 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / "trainer.json"
     try:
-        state: dict[str, Any] = parse_json(path.read_bytes(), RECORD)
+        state: dict[str, Any] = parse_json(read_file(path, RECORD.size), RECORD)
         if not 0 <= int(state["step"]) < 2**53:
             raise ValueError("the step is none")
     except OSError as error:

@@ -11,12 +11,13 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -30,6 +31,9 @@ from lightx2v_sgmd.errors import RunError, UserError, short_line, short_lines
 app = typer.Typer(
     name=PROG, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+
+_NO_MEMORY: Final = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")
+_ASKED: Final = re.compile(r"\d[\d.]* (?:bytes|[KMGT]iB)")
 
 
 @dataclass
@@ -292,7 +296,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         return [short_line(f"{message}; see {command} --help")], 2
     cause: BaseException | None = error
     while cause is not None:
-        if line := _about_files(cause):
+        if line := _about_files(cause) or _about_memory(cause):
             return [short_line(line)], 2
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     first = (str(error).strip().splitlines() or [""])[0]
@@ -328,6 +332,27 @@ def _about_files(error: BaseException) -> str | None:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{path}a file is in the way of a folder; choose another place or move it"
     return None
+
+
+def _about_memory(error: BaseException) -> str | None:
+    """What too little memory looks like; None for any other error."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; this file does not import torch
+        where = "the GPU"
+    elif (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text))
+    ):
+        where = "this machine"
+    else:
+        return None
+    found = _ASKED.search(text)
+    asked = f" (one piece of it has {found[0]})" if found else ""
+    return (
+        f"out of memory: this needs more than {where} has{asked}; use a smaller video or batch, "
+        f"or more memory ({PROG} plan says what a job needs)"
+    )
 
 
 def _save_traceback() -> str:

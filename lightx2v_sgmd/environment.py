@@ -1,4 +1,4 @@
-"""The variables by which launchers say which process this is, checked before they are used."""
+"""Variables that launchers and libraries read as numbers, checked before they are used."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _NUMBERS: Final = (
     "LOCAL_WORLD_SIZE",
     "MASTER_PORT",
 )
+_SECONDS: Final = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+"""Of huggingface_hub, which reads them as it is imported."""
 _JOINING: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_environment() -> None:
-    """Raises if a launcher's variables are no numbers, or some of them are missing.
+    """Raises if variables that must be numbers are none, or a launcher's contradict each other.
 
     Raises:
         UserError: names the variable, and says how to be rid of it.
@@ -30,6 +32,13 @@ def check_environment() -> None:
             raise UserError(
                 f"{name}: {short_line(repr(value), 60)} in the environment is not a whole number; "
                 f"start with torchrun, or unset {name}"
+            )
+    for name in _SECONDS:
+        value = os.environ.get(name)
+        if value and not (value.isascii() and value.isdecimal() and len(value) < 10):
+            raise UserError(
+                f"{name}: {short_line(repr(value), 60)} in the environment is not a whole number "
+                f"of seconds; set it to 10, or unset {name}"
             )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or size == 1:

@@ -16,11 +16,15 @@ from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import refuse_odd_name, refuse_outside_links
 from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
 FORMATS: Final = ("diffusers", "wan", "comfyui", "lora")
 TEACHER_DTYPES: Final = ("float32", "bfloat16")
+_WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".bin")
+_MOST_BYTES: Final = 100_000_000
+"""Of a listed file that holds no weights; umT5's tokenizer has 17 MB."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        saved = parse_json(path.read_bytes(), RECORD)
+        saved = parse_json(read_file(path, RECORD.size), RECORD)
         if not isinstance(saved, dict):
             raise UserError("is not a JSON object; export the weights again")
         return Manifest.from_dict(saved)
@@ -166,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def sha256_file(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -187,11 +191,22 @@ def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:
         refuse_odd_name(folder / FILE_NAME, name)
     refuse_outside_links(folder, list(paths.values()))
     there = {name: path for name, path in paths.items() if path.is_file()}
-    found = dict(zip(there, sha256_files(list(there.values())), strict=True))
+    # Hashing a stranger's 30 GB of JSON takes a minute; nothing but weights is ever so large.
+    grown = {
+        name
+        for name, path in there.items()
+        if path.suffix not in _WEIGHTS and path.stat().st_size > _MOST_BYTES
+    }
+    small = {name: path for name, path in there.items() if name not in grown}
+    found = dict(zip(small, sha256_files(list(small.values())), strict=True))
     return [
-        f"{name} has changed since it was written (sha256)"
-        if name in there
-        else f"{name} is missing"
+        f"{name} {_difference(name in there, name in grown)}"
         for name, expected in sha256.items()
         if found.get(name) != expected
     ]
+
+
+def _difference(is_there: bool, has_grown: bool) -> str:
+    if has_grown:
+        return f"is larger than {_MOST_BYTES:,} bytes, which only weights are"
+    return "has changed since it was written (sha256)" if is_there else "is missing"

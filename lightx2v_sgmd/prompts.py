@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +15,15 @@ from typing import Any, Final
 from lightx2v_sgmd.errors import UserError, joined
 from lightx2v_sgmd.untrusted.jsontext import LINE, parse_json
 from lightx2v_sgmd.untrusted.paths import text_problem
-from lightx2v_sgmd.yamlfile import read_text
+from lightx2v_sgmd.yamlfile import decode_text, read_limited
 
 MOST_CHARACTERS: Final = 20_000
 """Longest prompt; the text encoder reads 512 tokens, some 2,500 characters."""
 MOST_BYTES: Final = 100_000_000
 """Largest prompt file: half a million long prompts."""
+MOST_LINES: Final = 2_000_000
+"""Most lines of a prompt file; the largest published collection of video prompts has 1.7 million."""
+_SIMPLE: Final = re.compile(r'\{"prompt": ?"([^"\\\x00-\x1f]*)"\}\n?')
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -37,10 +41,36 @@ def read_prompts(path: str | Path) -> list[str]:
             f"{path}: {path.suffix or 'no suffix'} is no kind of prompt file; "
             f"use {', '.join(readers)}"
         )
-    prompts = list(reader(path, read_text(path, MOST_BYTES)))
+    prompts = list(reader(path))
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one")
     return prompts
+
+
+def text_lines(
+    path: Path, most: int = MOST_LINES, newline: str = "\n"
+) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a prompt file (from 1), one in memory at a time.
+
+    Only a line feed ends a line, since U+2028 and the like may be in a prompt.
+
+    Args:
+        path: The file.
+        most: Lines that it may have.
+        newline: ``""`` for CSV, which reads carriage returns itself.
+
+    Raises:
+        UserError: it is missing, too large, unreadable or not UTF-8.
+    """
+    content = read_limited(path, MOST_BYTES)
+    if content.count(b"\n") + (0 if newline else content.count(b"\r")) > most:
+        raise UserError(f"{path}: has more than the {most:,} lines that are read; split it")
+    try:
+        file = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline=newline)
+        yield from enumerate(file, start=1)
+    except UnicodeDecodeError:
+        decode_text(content, path)  # says in which line
+        raise
 
 
 def parse_line(line: str) -> Any:
@@ -49,6 +79,9 @@ def parse_line(line: str) -> Any:
     Raises:
         UserError: it is not JSON, or larger than any line of prompts.
     """
+    # Most lines are so simple, and a million of them take four seconds by way of a parser.
+    if (found := _SIMPLE.fullmatch(line)) and len(line) <= LINE.size:
+        return {"prompt": found[1]}
     try:
         return parse_json(line, LINE)
     except ValueError as error:
@@ -60,17 +93,15 @@ def prompt_problem(prompt: str) -> str | None:
     return text_problem(prompt, MOST_CHARACTERS)
 
 
-def _txt(path: Path, text: str) -> Iterator[str]:
-    # Not splitlines(): U+2028 and the like may be in a prompt.
-    for number, line in enumerate(text.split("\n"), start=1):
+def _txt(path: Path) -> Iterator[str]:
+    for number, line in text_lines(path):
         prompt = line.strip()
         if prompt and not prompt.startswith("#"):
             yield _checked(prompt, path, number, "write one a line")
 
 
-def _jsonl(path: Path, text: str) -> Iterator[str]:
-    # Not splitlines(): JSON text may hold U+2028 and the like unescaped, which end no line here.
-    for number, line in enumerate(text.split("\n"), start=1):
+def _jsonl(path: Path) -> Iterator[str]:
+    for number, line in text_lines(path):
         if not line.strip():
             continue
         try:
@@ -81,18 +112,24 @@ def _jsonl(path: Path, text: str) -> Iterator[str]:
         yield _checked(prompt, path, number, 'write {"prompt": "..."}')
 
 
-def _csv(path: Path, text: str) -> Iterator[str]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv(path: Path) -> Iterator[str]:
+    rows = csv.reader((line for _, line in text_lines(path, newline="")), strict=True)
     line = 1  # where the row begins; quoted text may run over several
     try:
-        if rows.fieldnames is not None and "prompt" not in rows.fieldnames:
+        names = next(rows, None)
+        if names is None:
+            return
+        if "prompt" not in names:
             raise UserError(
-                f"{path}:1: no column is called prompt (there are {joined(rows.fieldnames)}); "
+                f"{path}:1: no column is called prompt (there are {joined(names)}); "
                 "name one so in the first line"
             )
+        column = names.index("prompt")
         line = rows.line_num + 1
         for row in rows:
-            yield _checked(row["prompt"], path, line, "fill the column prompt")
+            if row:
+                prompt = row[column] if column < len(row) else None
+                yield _checked(prompt, path, line, "fill the column prompt")
             line = rows.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{line}: is not CSV ({error}); quote the text") from None

@@ -18,6 +18,7 @@ from typing import Any, Final
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.untrusted.jsontext import INDEX, METADATA, Limits, parse_json
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 METADATA_KEY: Final = "lightx2v_sgmd"
 """The key of safetensors metadata under which the schedule travels, as JSON text."""
@@ -61,7 +62,7 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         UserError: it does.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(9)
     # A safetensors header may begin with the same bytes (its length), but then "{" is the ninth.
     looks_pickled = start.startswith(_PICKLE_STARTS) and start[8:9] != b"{"
@@ -81,7 +82,7 @@ def read_header(path: Path) -> Header:
     try:
         refuse_pickle(path)
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 0 < length <= size - 8:
@@ -229,7 +230,7 @@ def _indexed_files(index: Path) -> list[Path]:
     try:
         if index.stat().st_size > INDEX.size:
             raise _broken(index, "it is too large for an index of shards")
-        weight_map = parse_json(index.read_bytes(), INDEX)["weight_map"]
+        weight_map = parse_json(read_file(index, INDEX.size), INDEX)["weight_map"]
         names = sorted(set(weight_map.values()))
     except UserError:
         raise

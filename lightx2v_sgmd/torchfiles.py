@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.tensorfiles import Header, TensorInfo, refuse_odd_name, shown
+from lightx2v_sgmd.untrusted.reading import open_file
 
 SUFFIXES: Final = (".pth", ".pt")
 _MAX_PICKLE_BYTES: Final = 64 * 2**20  # of names and shapes; Wan's 1,095 tensors take 0.2 MB
@@ -91,7 +92,7 @@ def _no_state_dict(path: Path, reason: str) -> UserError:
 def _check_archive(path: Path) -> None:
     """What the archive's directory claims, against the size of the file."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(4)
         size = path.stat().st_size
     except OSError as error:

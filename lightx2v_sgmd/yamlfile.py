@@ -16,6 +16,7 @@ import yaml
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.untrusted.paths import text_problem
+from lightx2v_sgmd.untrusted.reading import read_file
 
 # Type by pattern and by the characters a value of it can begin with (YAML 1.2, core schema).
 _CORE_TYPES = (
@@ -137,24 +138,34 @@ def read_text(path: Path, most: int = _MAX_BYTES) -> str:
     Raises:
         UserError: it is missing, a folder, too large, unreadable or not UTF-8.
     """
+    return decode_text(read_limited(path, most), path)
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """A file's content; raises as ``read_text``."""
     try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
-        return content.decode("utf-8-sig")
+        content = read_file(path, most)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > most:
+        raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
+    return content
+
+
+def decode_text(content: bytes, path: Path) -> str:
+    """A file's content as text; raises as ``read_text``."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text; "
             "save the file as UTF-8"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_tree(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

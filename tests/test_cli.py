@@ -12,9 +12,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import lightx2v_sgmd
-from lightx2v_sgmd.cli import run
+from lightx2v_sgmd.cli import explain, run
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.resources import config_path
 
@@ -388,3 +389,27 @@ def test_the_deepspeed_launchers_option_is_taken_and_not_shown(
     assert "no-such-job.yaml" in capsys.readouterr().err
     assert run(["--help"]) == 0
     assert "local_rank" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (MemoryError(), "more than this machine has; "),
+        (OSError(12, "Cannot allocate memory"), "more than this machine has; "),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't "
+                "allocate memory: you tried to allocate 549755813888 bytes. Error code 12"
+            ),
+            "more than this machine has (one piece of it has 549755813888 bytes); ",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+            "more than the GPU has (one piece of it has 20.00 GiB); ",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_plain_line(error: Exception, shown: str) -> None:
+    [line], code = explain(error)
+    assert code == 2
+    assert line.startswith(f"out of memory: this needs {shown}use a smaller video or batch")

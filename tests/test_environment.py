@@ -41,3 +41,15 @@ def test_processes_that_do_not_know_where_to_meet(monkeypatch: pytest.MonkeyPatc
         check_joining()
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     check_joining()
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
+def test_the_hubs_timeouts_are_named_if_they_are_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "abc")
+    with pytest.raises(UserError, match=f"^{name}: 'abc' .* number of seconds; .*unset {name}$"):
+        check_environment()
+    for usual in ("", "30"):
+        monkeypatch.setenv(name, usual)
+        check_environment()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.prompts import read_prompts
+from lightx2v_sgmd.prompts import MOST_LINES, read_prompts
 from lightx2v_sgmd.resources import config_path
 
 
@@ -76,6 +76,19 @@ def test_a_bad_file_is_one_line_that_names_it(
         read_prompts(path)
     assert str(caught.value).startswith(f"{path}{message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
+def test_a_file_of_empty_lines_is_refused_before_it_is_split(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path, f"a.{suffix}", b"\n" * (MOST_LINES + 1))
+    with pytest.raises(UserError, match="has more than the 2,000,000 lines that are read"):
+        read_prompts(path)
+
+
+def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", b"one\n" * 30_000 + b"\xff\n")
+    with pytest.raises(UserError, match=r"a\.txt:30001: byte 0xff is not UTF-8"):
+        read_prompts(path)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

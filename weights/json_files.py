@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.untrusted.jsontext import CONFIG, parse_json
+from lightx2v_sgmd.untrusted.reading import read_file
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -18,7 +19,7 @@ def write_json(path: Path, content: Any) -> None:
 def json_problems(path: Path, expected: Mapping[str, Any]) -> list[str]:
     """What in a JSON file is not as expected; more than that may be in it."""
     try:
-        content = parse_json(path.read_bytes(), CONFIG)
+        content = parse_json(read_file(path, CONFIG.size), CONFIG)
         return [
             f"{path.name}: {key} is {content.get(key)!r}, not {value!r}"
             for key, value in expected.items()

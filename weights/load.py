@@ -18,6 +18,7 @@ from lightx2v_sgmd.models.wan import WanModel, open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.tensorfiles import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import read_file
 from lightx2v_sgmd.video import frame_rate
 from lightx2v_sgmd.weightfiles import has_average, student_files
 from lightx2v_sgmd.yamlfile import parse_value, read_tree
@@ -197,7 +198,7 @@ def _metrics(folder: Path) -> Mapping[str, Any] | None:
     """What an evaluation left beside the weights or in the run."""
     path = folder / "metrics.json"
     try:
-        content = parse_json(path.read_bytes(), RECORD)
+        content = parse_json(read_file(path, RECORD.size), RECORD)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.caches import cache_folder
+from lightx2v_sgmd.untrusted.reading import open_file
 
 _SETTLED_NS: Final = 2 * 10**9
 _SMALL: Final = 1 << 20
@@ -33,7 +34,7 @@ def content_hash(path: Path) -> str:
             saved = remembered.read_text(encoding="ascii").strip()
             if len(saved) == 64 and not set(saved) - set("0123456789abcdef"):
                 return saved
-    with path.open("rb") as file:
+    with open_file(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
     settled = time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > _SETTLED_NS

@@ -16,6 +16,8 @@ from typing import Final
 
 from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs.writer import appearing, write_text
+from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 NAME: Final = ".lightx2v-sgmd.written.json"
 FORMAT_VERSION: Final = 1
@@ -95,7 +97,7 @@ class WrittenFiles:
 
 def _read(file: Path) -> dict[str, list[str]]:
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = parse_json(read_file(file, RECORD.size), RECORD)
         if saved["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{file}: format_version {saved['format_version']!r} is not the {FORMAT_VERSION} "
@@ -116,5 +118,5 @@ def _read(file: Path) -> dict[str, list[str]]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

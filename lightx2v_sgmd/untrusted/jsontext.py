@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.untrusted.reading import read_file
 
 MAX_DIGITS: Final = 40
 """Digits of a number; a float in full precision has 25 characters."""
@@ -50,14 +51,15 @@ def parse_json(text: bytes | str, limits: Limits) -> Any:
         ValueError: it is not JSON, not UTF-8, or beyond the limits; the message is a short reason.
     """
     if len(text) > limits.size:
-        raise ValueError(f"it has {len(text):,} bytes, and at most {limits.size:,} are read")
+        raise ValueError(f"it has more than the {limits.size:,} bytes that are read")
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"byte {error.start} is not UTF-8 text") from None
     # Brackets and commas within text count as well: there is room for them.
-    count = text.count(",") + text.count("[") + text.count("{")
+    opened = text.count("[") + text.count("{")
+    count = text.count(",") + opened
     if count > limits.values:
         raise ValueError(f"it has {count:,} values, and at most {limits.values:,} are read")
     decoder = _STRICT if limits.unique else _PLAIN
@@ -67,7 +69,7 @@ def parse_json(text: bytes | str, limits: Limits) -> Any:
         raise ValueError(f"it is nested more than {limits.depth} deep") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} in line {error.lineno}, column {error.colno}") from None
-    if deeper_than(content, limits.depth):
+    if opened > limits.depth and deeper_than(content, limits.depth):
         raise ValueError(f"it is nested more than {limits.depth} deep")
     return content
 
@@ -88,8 +90,7 @@ def read_json_file(path: Path, limits: Limits = CONFIG, remedy: str = "copy it a
 def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:
     """A file's content; raises as ``read_json_file`` if it cannot be read or is too large."""
     try:
-        with path.open("rb") as file:
-            text = file.read(limits.size + 1)
+        text = read_file(path, limits.size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
     if len(text) > limits.size:
