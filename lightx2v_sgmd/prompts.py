@@ -22,7 +22,7 @@ MOST_CHARACTERS: Final = 20_000
 MOST_BYTES: Final = 100_000_000
 """Largest prompt file: half a million long prompts."""
 MOST_LINES: Final = 2_000_000
-"""Most lines of a prompt file; the largest published collection of video prompts has 1.7 million."""
+"""Most lines of a prompt file; the largest published collection has 1.7 million."""
 _SIMPLE: Final = re.compile(r'\{"prompt": ?"([^"\\\x00-\x1f]*)"\}\n?')
 
 
