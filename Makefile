@@ -5,8 +5,10 @@
 #
 # Each makes .venv and installs the locked dependencies first, once. To choose the interpreter:
 # make demo PYTHON=/path/to/python3.12. PIP_ARGS goes to every pip install, ARGS to the command.
+# `make test` runs JOBS test files at a time, each process with one thread for arithmetic.
 
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -22,7 +24,7 @@ demo: venv
 	$(BIN)/python -m lightx2v_sgmd demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 # On a GPU machine without network there may be no .venv: docs/gpu.md.
 test-gpu:

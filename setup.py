@@ -99,6 +99,8 @@ setup(
             "peft>=0.17",
             "pre-commit>=4",
             "pytest>=8",
+            # Runs two test files at a time.
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "types-PyYAML",
         ],
