@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +73,7 @@ def prepare_libraries() -> dict[str, str]:
     """
     loaded_before = [name for name in _LIBRARIES if name in sys.modules]
     broken: dict[str, str] = {}
-    with no_logging(), warnings.catch_warnings():
+    with no_logging(), warnings.catch_warnings(), _on_the_cpu():
         warnings.simplefilter("ignore")
         for package, modules in _IMPORTED_ALONG.items():
             if not is_installed(package):
@@ -89,6 +90,15 @@ def prepare_libraries() -> dict[str, str]:
         except Exception as error:  # a broken package fails in any way
             raise UserError(_explain(error)) from error
     return broken
+
+
+def _on_the_cpu() -> AbstractContextManager[Any]:
+    """Libraries make tensors as they load; PyTorch 2.8's compiler cannot make them on ``meta``.
+
+    A caller that builds a network on ``meta`` may be the first to need the libraries.
+    """
+    torch = sys.modules.get("torch")
+    return nullcontext() if torch is None else torch.device("cpu")
 
 
 def is_installed(package: str) -> bool:

@@ -15,7 +15,7 @@ IMPORTED_ALONG = ("bitsandbytes", "flash_attn", "peft", "torchao", "torchvision"
 
 # Each package in a process of its own; torch is imported once, before they part.
 EACH_ALONE = """
-import os, sys
+import json, os, sys
 import huggingface_hub, torch, torch.distributed
 teacher, folder, *packages = sys.argv[1:]
 for package in packages:
@@ -31,12 +31,12 @@ for package in packages:
             model = open_wan(teacher)
             model.load_transformer(), model.load_vae()
             model.load_text_encoder(torch.float32).encode(["a"])
-            print(package, prepare_libraries(), flush=True)
+            print(package, json.dumps(prepare_libraries()), flush=True)
         finally:
             sys.stdout.flush()
             os._exit(bool(sys.exc_info()[0]))
     if os.waitpid(child, 0)[1]:
-        print(package, "failed", flush=True)
+        print(package, '"failed"', flush=True)
 """
 
 EVERYTHING = """
@@ -68,11 +68,16 @@ print(json.dumps([list(made.frames.shape), refused, doctor.run().to_dict()]))
 def test_each_broken_package_alone_stops_no_model(tiny_teacher: Path, tmp_path: Path) -> None:
     for package in IMPORTED_ALONG:
         write_package(tmp_path / package, package)
-    write_package(tmp_path / "late", "bitsandbytes")  # diffusers was imported before us
+    late = {"late": "bitsandbytes"}  # diffusers was imported before us
+    write_package(tmp_path / "late", late["late"])
     done = run_with([], EACH_ALONE, str(tiny_teacher), str(tmp_path), *IMPORTED_ALONG, "late")
-    found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    expected = {name: str({name: f"undefined symbol: {name}_c10"}) for name in IMPORTED_ALONG}
-    expected["late"] = str({"bitsandbytes": "undefined symbol: bitsandbytes_c10"})
+    lines = (line.partition(" ") for line in done.stdout.splitlines())
+    found = {name: json.loads(broken) for name, _, broken in lines}
+    here = optional.prepare_libraries()  # what this environment itself has that does not import
+    expected = {
+        name: {**here, package: f"undefined symbol: {package}_c10"}
+        for name, package in {**{name: name for name in IMPORTED_ALONG}, **late}.items()
+    }
     assert found == expected, done.stderr
     assert done.stderr == ""
 
@@ -169,6 +174,18 @@ def test_a_broken_package_that_nobody_lists_is_named(tmp_path: Path) -> None:
         "libodd.so: no such file; install the release of unheard_of that fits the other packages, "
         "or remove it (pip uninstall unheard_of)"
     )
+
+
+def test_libraries_load_on_the_cpu_whatever_their_caller_builds_on(tmp_path: Path) -> None:
+    models = tmp_path / "diffusers" / "models"
+    models.mkdir(parents=True)
+    (models.parent / "__init__.py").write_text("import torch\nprint(torch.ones(1).device)\n")
+    for module in ("__init__", "modeling_utils"):
+        (models / f"{module}.py").touch()
+    script = "import torch; from lightx2v_sgmd.optional import prepare_libraries\n"
+    script += "with torch.device('meta'): prepare_libraries(); print(torch.ones(1).device)"
+    done = run_with([tmp_path], script)
+    assert done.stdout.splitlines() == ["cpu", "meta"], done.stderr
 
 
 def test_generate_without_an_encoder_is_refused_before_anything_is_read(
