@@ -16,7 +16,7 @@ from tools.gpu_check import report, worker
 from tools.gpu_check.report import DeviceLost, NotHere, Row, Step
 from tools.gpu_check.steps import STEPS, StepPlan
 
-report.GRACE_S = 0.3
+report.GRACE_S = 5.0
 
 
 def raises(row: Row) -> None:
@@ -65,7 +65,7 @@ def sleeps(context: Any, step: Step) -> None:
 
 
 def overruns(context: Any, step: Step) -> None:
-    step.row("overruns", 2.0, lambda row: time.sleep(60))
+    step.row("overruns", 9.0, lambda row: time.sleep(60))
 
 
 FAULTY = {"rows": rows, "breaks": breaks, "device": loses_the_device, "last": sleeps}
