@@ -24,7 +24,7 @@ class BuildWithConfigs(build_py):
     """Adds the shipped jobs of ``configs/`` to the package, as ``lightx2v_sgmd/_configs/``.
 
     They stay at the top of the checkout, where a reader looks for them; an installed package needs
-    them too. ``lightx2v_sgmd.resources.config_path`` finds them in either place.
+    them too. ``lightx2v_sgmd.system.resources.config_path`` finds them in either place.
     """
 
     def run(self) -> None:
@@ -55,15 +55,15 @@ setup(
         include=["lightx2v_sgmd*", "distill*", "infer*", "weights*"], exclude=["*._configs*"]
     ),
     package_data={
-        "lightx2v_sgmd": ["assets/**/*", "models/configs/*.json", "py.typed"],
+        "lightx2v_sgmd": ["assets/**/*", "families/configs/*.json", "py.typed"],
         "distill": ["py.typed"],
         "infer": ["py.typed"],
         "weights": ["py.typed"],
     },
     cmdclass={"build_py": BuildWithConfigs},
-    entry_points={"console_scripts": ["lightx2v-sgmd = lightx2v_sgmd.cli:main"]},
-    # constraints.txt locks what the tests run with; tools/test_versions.py tries the oldest and the
-    # newest torch and transformers named here.
+    entry_points={"console_scripts": ["lightx2v-sgmd = lightx2v_sgmd.cli.main:main"]},
+    # constraints.txt locks what the tests run with; tools/checks/test_versions.py tries the oldest
+    # and the newest torch and transformers named here.
     install_requires=[
         "torch>=2.8,<2.15",
         "diffusers>=0.42,<0.43",
@@ -89,7 +89,7 @@ setup(
         "quant": ["torchao>=0.15"],
         "lora": ["peft>=0.17"],
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
-        # Of tools/fuzz.py.
+        # Of tools/checks/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [
             "hypothesis>=6.100",

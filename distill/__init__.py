@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.job.schema import Job
 
 __all__ = ["distill"]
 
@@ -32,6 +32,6 @@ def distill(job: Job, *, resume: str = "auto", nproc: int = 1, quiet: bool = Fal
             checkpoint.
         RunError: a process has died, hangs or never came; names it.
     """
-    from distill.launch import launch
+    from distill.running.launch import launch
 
     return launch(job, resume, nproc, quiet)

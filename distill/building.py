@@ -10,16 +10,16 @@ from typing import cast
 from torch import Tensor
 
 from distill.data import Batches
-from distill.embeddings import encode_prompts, longest
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
 from distill.updates import Iteration, pretraining, updates_done
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import Job
-from lightx2v_sgmd.latents import LatentFolder
+from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.files.latents import LatentFolder
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods import PretrainingMethod
-from lightx2v_sgmd.models.wan import WanModel, text_dtype
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.embeddings import encode_prompts, longest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightx2v_sgmd.models.adapters import is_adapter
+from lightx2v_sgmd.networks.adapters import is_adapter
 from lightx2v_sgmd.parallel import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 
 COUNTS = ("forwards", "recomputed", "backwards", "weight_backwards")

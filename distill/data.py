@@ -14,12 +14,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.wan import pad_text
+from lightx2v_sgmd.files.latents import LatentFolder
+from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
-from lightx2v_sgmd.job import LATENTS, SPRITES, Job
-from lightx2v_sgmd.latents import LatentFolder
-from lightx2v_sgmd.models.wan import pad_text
+from lightx2v_sgmd.job.schema import LATENTS, SPRITES, Job
 from lightx2v_sgmd.parallel import Ranks
-from lightx2v_sgmd.prompts import read_prompts
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width,
 # S text tokens, D text width
@@ -48,7 +48,7 @@ def load_prompts(job: Job) -> list[str]:
         assert job.data.latents is not None, "a rule of the job asks for it"
         return LatentFolder(job.data.latents).prompts
     if job.data.prompts == SPRITES:
-        from lightx2v_sgmd.sprites.evaluate import training_captions
+        from lightx2v_sgmd.apps.sprites.evaluate import training_captions
 
         return training_captions(SPRITE_CAPTIONS)
     return list(dict.fromkeys(read_prompts(job.data.prompts)))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.models.vision import VisionBackbone
-from lightx2v_sgmd.models.wan import WanModel
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.networks.vision_encoder import VisionBackbone
 
 # B batch, C channels, T latent frames, h, w latent height and width, D width
 

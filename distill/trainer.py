@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from distill.data import Batch, Batches
+from distill.loss_terms import NotFiniteError, Place, Terms
 from distill.pixels import PixelFeatures
-from distill.terms import NotFiniteError, Place, Terms
 from distill.updates import Iteration, learning_rate_factor, pretraining
 from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
-from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods import AdversarialMethod, PretrainingMethod, Sample
 from lightx2v_sgmd.methods.base import PairSample
 from lightx2v_sgmd.parallel import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import cast
 
-from lightx2v_sgmd.job import Train
+from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import AdversarialMethod, Method
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, PIXEL_DISCRIMINATOR, STUDENT
 

@@ -1,8 +1,8 @@
 """The application that runs students: weights in, videos out."""
 
+from infer.batch.generate_files import Outcome, SomeFailed, generate, generate_files
 from infer.engine import Student, load_student
-from infer.files import Outcome, SomeFailed, generate, generate_files
-from infer.lora import Lora
+from infer.network.lora import Lora
 from infer.options import Options
 from infer.result import Cancelled, Generation, Video
 

@@ -9,14 +9,12 @@ from typing import Final
 
 import torch
 
-from infer.lora import Lora, check_loras, lora_schedule
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import FILE_NAME, Manifest, Video, read_manifest
-from lightx2v_sgmd.models.known import known_transformer_config
-from lightx2v_sgmd.models.wan import BUNDLED, WanModel, bundled_teacher, open_wan
-from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.sprites import world
-from lightx2v_sgmd.tensorfiles import (
+from infer.network.lora import Lora, check_loras, lora_schedule
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.wan import BUNDLED, WanModel, bundled_teacher, open_wan
+from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, read_manifest
+from lightx2v_sgmd.files.safetensors_files import (
     PICKLE_SUFFIXES,
     Header,
     check_keys,
@@ -24,6 +22,8 @@ from lightx2v_sgmd.tensorfiles import (
     schedule_of,
     shown,
 )
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
 
 ENGINE_SHIFT: Final = 8.0
 """The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""

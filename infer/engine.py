@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from infer.checks import Checked, check_student, wanted_size
-from infer.decoding import Tiling, decode_stream, videos_at_once
-from infer.network import load_network
+from infer.multi_gpu import share_tiles
+from infer.network.loading import load_network
+from infer.network.offload import Turns
 from infer.options import Options, Plan, make_plan, out_of_memory
 from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
-from infer.together import share_tiles
-from infer.turns import Turns
-from infer.vae_decoder import DecodeSettings, VaeDecoder
-from lightx2v_sgmd.console import progress
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import WanModel, fold_text_padding, pad_text, velocity
+from infer.vae.decoder import DecodeSettings, VaeDecoder
+from infer.vae.decoding import Tiling, decode_stream, videos_at_once
+from lightx2v_sgmd.families.wan import WanModel, fold_text_padding, pad_text, velocity
+from lightx2v_sgmd.files.video import WAN_FPS, Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.video import WAN_FPS, Frames
+from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.system.errors import UserError
 
 _TOKENS_AT_ONCE = 4096
 """Latent positions per batch unless the caller says otherwise: 16 small videos or one large."""

@@ -1,8 +1,8 @@
 """How much memory a generation needs, and the fastest way that fits into what there is.
 
 The weights are counted on the meta device, where networks have shapes and no storage. What
-loading takes beside them follows from how ``infer.network`` does it, block by block. What the
-computation needs beside them is a formula whose factors were measured with PyTorch's profiler on
+loading takes beside them follows from how ``infer.network.loading`` does it, block by block. What
+the computation needs beside them is a formula whose factors PyTorch's profiler measured on
 diffusers' classes; ``tests/infer/test_memory.py`` measures it again.
 
 B batch, S tokens of a video, D network width, F its feed-forward width, H, W pixels.
@@ -19,10 +19,10 @@ from typing import Any, Final, Literal
 
 import torch
 
-from infer.decoding import FRAMES_AT_ONCE, Tiling
-from infer.vae_memory import decode_gib
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import WanModel, text_dtype
+from infer.vae.decoding import FRAMES_AT_ONCE, Tiling
+from infer.vae.memory import decode_gib
+from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
 GIB: Final = 2**30

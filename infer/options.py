@@ -8,13 +8,13 @@ from typing import get_args
 
 import torch
 
-from infer.lora import Lora
 from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
-from lightx2v_sgmd import attention as kernels
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import WanModel, text_dtype
-from lightx2v_sgmd.optional import why_unusable
+from infer.network.lora import Lora
+from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import why_unusable
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Options:
     """What may be chosen; every default is the fastest that is exact.
 
     Attributes:
-        attention: ``auto``, or a kernel of ``lightx2v_sgmd.attention.KERNELS``.
+        attention: ``auto``, or a kernel of ``lightx2v_sgmd.networks.attention.KERNELS``.
         dtype: Of the transformer; default float32 on a CPU, bfloat16 on a GPU.
         vae_dtype: Precision of the VAE; bfloat16 is faster and shows as banding. On a GPU, PyTorch
             computes convolutions of float32 tensors in TF32, the VAE's and the patch embedding's,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightx2v_sgmd.video import Frames, write_video
+from lightx2v_sgmd.files.video import Frames, write_video
 
 
 class Cancelled(Exception):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from infer.result import Cancelled
-from lightx2v_sgmd.console import Bar
-from lightx2v_sgmd.video import Frames
+from lightx2v_sgmd.files.video import Frames
+from lightx2v_sgmd.system.console import Bar
 
 OnStep = Callable[[int, Tensor], None]
 """Called after each step with its index and the latents ``[B, C, T, h, w]``."""

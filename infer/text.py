@@ -20,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infer.loadbar import encoder_bar
-from infer.turns import Turns
-from lightx2v_sgmd.console import note
-from lightx2v_sgmd.models.identity import encoder_identity
-from lightx2v_sgmd.models.wan import TextEncoder, WanModel
+from infer.network.load_progress import encoder_bar
+from infer.network.offload import Turns
+from lightx2v_sgmd.families.wan import TextEncoder, WanModel
 from lightx2v_sgmd.outputs import appearing, clean_temporaries
-from lightx2v_sgmd.quiet import no_library_bars
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.quiet import no_library_bars
+from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 
 # S text tokens, D text width
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from distill import distill
     from infer import generate, load_student
-    from lightx2v_sgmd.errors import UserError
-    from lightx2v_sgmd.job import Job, load_job
+    from lightx2v_sgmd.job.schema import Job, load_job
+    from lightx2v_sgmd.system.errors import UserError
     from weights import export
 
 __version__ = "0.1.0"
@@ -26,12 +26,12 @@ __version__ = "0.1.0"
 __all__ = ["Job", "UserError", "distill", "export", "generate", "load_job", "load_student"]
 
 _HOMES: Final = {
-    "Job": "lightx2v_sgmd.job",
-    "UserError": "lightx2v_sgmd.errors",
+    "Job": "lightx2v_sgmd.job.schema",
+    "UserError": "lightx2v_sgmd.system.errors",
     "distill": "distill",
     "export": "weights",
     "generate": "infer",
-    "load_job": "lightx2v_sgmd.job",
+    "load_job": "lightx2v_sgmd.job.schema",
     "load_student": "infer",
 }
 

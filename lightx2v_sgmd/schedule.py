@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.errors import UserError, joined
 from lightx2v_sgmd.flow import shift_sigma
+from lightx2v_sgmd.system.errors import UserError, joined
 
 NUM_TRAIN_TIMESTEPS = 1000
 MOST_STEPS = 1000

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
 from tests import devices
+from tests.students import make_student
 from tests.tiny import make_tiny_wan
 
 
@@ -49,3 +50,14 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
             block.attn2.to_out[0].weight *= 10
     transformer.save_pretrained(folder / "transformer")
     return folder
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return make_student(tmp_path / "student")
+
+
+@pytest.fixture(scope="session")
+def shared_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For tests that only read."""
+    return make_student(tmp_path_factory.mktemp("shared") / "student")

@@ -1,5 +1,5 @@
 """Memory, as torch's profiler sees it."""
 
-from tools.peaks import live_bytes, peak_growth
+from tools.benchmarks.peaks import live_bytes, peak_growth
 
 __all__ = ["live_bytes", "peak_growth"]

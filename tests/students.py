@@ -6,13 +6,53 @@ tests compare with float32.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 import infer
 from infer import Student
+from lightx2v_sgmd.files.manifest import Manifest, Video
+from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.schedule import Schedule
+from tests.tiny import WEIGHTS, make_tiny_wan
 
 
 def load_student(path: str | Path, **options: Any) -> Student:
     """As ``infer.load_student``, by default on the CPU."""
     return infer.load_student(path, **{"device": "cpu", **options})
+
+
+def write_metadata(folder: Path, metadata: dict[str, str]) -> None:
+    """Saves the transformer again with other safetensors metadata."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS, metadata=metadata)
+
+
+def manifest_of(schedule: Schedule) -> Manifest:
+    return Manifest(
+        method={"name": "sgmd", "options": {"lambda": 0.1}},
+        teacher="tiny",
+        schedule=schedule,
+        guidance_scale=3.0,
+        video=Video(32, 32, 9, 8.0),
+        step=7,
+        ema=False,
+        dtype="fp32",
+    )
+
+
+def make_student(folder: Path) -> Path:
+    """A tiny random student as an export looks, in float32."""
+    make_tiny_wan(folder)
+    schedule = Schedule()
+    write_metadata(folder, schedule_metadata(schedule))
+    scheduler = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        **schedule.diffusers_config(),
+    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    manifest_of(schedule).write(folder)
+    return folder

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import lightx2v_sgmd
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.resources import config_path, shipped_jobs
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,8 +39,9 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
         capture_output=True,
     )
     code = (
-        "from lightx2v_sgmd import resources; from lightx2v_sgmd.job import load_job; "
-        "from lightx2v_sgmd.models.known import known_hub_ids; "
+        "from lightx2v_sgmd.system import resources; "
+        "from lightx2v_sgmd.job.schema import load_job; "
+        "from lightx2v_sgmd.families.hub_configs import known_hub_ids; "
         "jobs = [load_job(resources.config_path(n)) for n in resources.shipped_jobs()]; "
         "print(resources.__file__, len(jobs), len(known_hub_ids()), "
         "resources.config_path('prompts/examples.txt').is_file())"
@@ -53,7 +54,7 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    home = base / "lib" / "lightx2v_sgmd" / "resources.py"
+    home = base / "lib" / "lightx2v_sgmd" / "system" / "resources.py"
     assert done.stdout.split() == [str(home), str(len(shipped_jobs())), "2", "True"]
 
 
@@ -71,7 +72,7 @@ def test_every_requirement_is_locked() -> None:
 
 
 def test_the_public_api_is_lazy_and_whole() -> None:
-    assert lightx2v_sgmd.load_job.__module__ == "lightx2v_sgmd.job"
+    assert lightx2v_sgmd.load_job.__module__ == "lightx2v_sgmd.job.schema"
     for name in lightx2v_sgmd.__all__:
         assert getattr(lightx2v_sgmd, name) is not None
     assert set(lightx2v_sgmd.__all__) <= set(dir(lightx2v_sgmd))

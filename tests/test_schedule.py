@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
 
 
 def test_the_papers_timesteps() -> None:

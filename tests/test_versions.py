@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tools import test_versions as versions
+from tools.checks import test_versions as versions
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
-from tools.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
+from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 """Where diffusers' layout has a transformer's weights, below a model's folder."""

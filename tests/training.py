@@ -15,13 +15,13 @@ from torch import Tensor
 from distill import distill
 from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
-from distill.embeddings import encode_prompts
 from distill.trainer import Trainer
-from lightx2v_sgmd.checkpoint import find_checkpoint
-from lightx2v_sgmd.job import Job, load_job
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.checkpoint import find_checkpoint
+from lightx2v_sgmd.files.student_weights import STEMS, student_files
+from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
-from lightx2v_sgmd.weightfiles import STEMS, student_files
+from lightx2v_sgmd.text.embeddings import encode_prompts
 from tests.parallel.ranks import run_ranks
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]

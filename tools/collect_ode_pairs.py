@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 
 from distill.data import load_prompts, prompts_digest
-from lightx2v_sgmd.console import progress
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import LATENTS, SPRITES, Data, Job, load_job
-from lightx2v_sgmd.latents import check_origin, shard_path, write_shard
-from lightx2v_sgmd.models.identity import weights_digest
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.sampling import TEACHER_STEPS, VideoSampler, noise_for, teacher_schedule
+from lightx2v_sgmd.families.sampling import teacher_shift as shift_of
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
+from lightx2v_sgmd.job.schema import LATENTS, SPRITES, Data, Job, load_job
 from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved
-from lightx2v_sgmd.sampling import TEACHER_STEPS, VideoSampler, noise_for, teacher_schedule
-from lightx2v_sgmd.sampling import teacher_shift as shift_of
+from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
 
 def collect(

@@ -19,13 +19,13 @@ import imageio.v3 as imageio
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.console import progress
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import Video, load_job
-from lightx2v_sgmd.latents import check_origin, shard_path, write_shard
-from lightx2v_sgmd.models.identity import weights_digest
-from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
+from lightx2v_sgmd.job.schema import Video, load_job
 from lightx2v_sgmd.outputs import content_hashes, locked_folder, refuse_overlap, resolved
+from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
 
 def read_video(file: Path, size: Video) -> Tensor:

@@ -14,8 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-from distill.failures import replay
-from lightx2v_sgmd.errors import UserError
+from distill.running.failures import replay
+from lightx2v_sgmd.system.errors import UserError
 
 
 def main(arguments: list[str]) -> int:

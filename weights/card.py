@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from lightx2v_sgmd.manifest import Manifest
-from weights import comfyui_format
-from weights.comfyui_workflow import TEXT_ENCODER, VAE, WORKFLOW_FILE
-from weights.item import LOSSES_FILE, Item, Losses
-from weights.layouts import LORA_FILE
-from weights.load import Source
-from weights.wan_format import LIGHTX2V_FILE
+from lightx2v_sgmd.files.manifest import Manifest
+from weights.export_spec import LOSSES_FILE, Item, Losses
+from weights.formats import comfyui
+from weights.formats.comfyui_workflow import TEXT_ENCODER, VAE, WORKFLOW_FILE
+from weights.formats.layouts import LORA_FILE
+from weights.formats.wan import LIGHTX2V_FILE
+from weights.io.source import Source
 
 _HEAD: Final = """\
 ---
@@ -200,7 +200,7 @@ def _lightx2v(item: Item, values: Mapping[str, Any]) -> str:
 def _comfyui(item: Item, values: Mapping[str, Any]) -> str:
     return _COMFYUI.format(
         **values,
-        weights=f"{comfyui_format.stem(item)}.safetensors",
+        weights=f"{comfyui.stem(item)}.safetensors",
         text_encoder=TEXT_ENCODER,
         vae=VAE,
         workflow=WORKFLOW_FILE,

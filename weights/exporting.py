@@ -6,16 +6,16 @@ import os
 import shutil
 from pathlib import Path
 
-from lightx2v_sgmd.console import note, progress
-from lightx2v_sgmd.disk import free_bytes
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import check_new_folder, locked_file, refuse_overlap, resolved
-from lightx2v_sgmd.video import check_writable
+from lightx2v_sgmd.system.console import note, progress
+from lightx2v_sgmd.system.disk import free_bytes
+from lightx2v_sgmd.system.errors import UserError
 from weights.card import model_card
-from weights.formats import FORMATS
-from weights.item import Item, Losses
-from weights.load import Source, open_source
-from weights.lora_format import check_rank
+from weights.export_spec import Item, Losses
+from weights.formats.lora import check_rank
+from weights.formats.registry import FORMATS
+from weights.io.source import Source, open_source
 from weights.manifest import manifest_for
 from weights.publishing import (
     DiffersError,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lightx2v_sgmd.manifest import Manifest, sha256_files
-from weights.item import Item
+from lightx2v_sgmd.files.manifest import Manifest, sha256_files
+from weights.export_spec import Item
 
 
 def manifest_for(item: Item, folder: Path) -> Manifest:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lightx2v_sgmd.console import note
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import FILE_NAME, changed_files, read_manifest
+from lightx2v_sgmd.files.manifest import FILE_NAME, changed_files, read_manifest
 from lightx2v_sgmd.outputs import (
     OutputLock,
     exchange,
@@ -21,6 +19,8 @@ from lightx2v_sgmd.outputs import (
     temporary_path,
 )
 from lightx2v_sgmd.outputs.writer import is_abandoned, temporaries
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import UserError
 from weights.verify import ExportError
 
 Listing = dict[str, tuple[int, int, int]]

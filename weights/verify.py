@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import FILE_NAME, Manifest, changed_files, read_manifest
-from lightx2v_sgmd.tensorfiles import PICKLE_SUFFIXES, read_headers, schedule_of
-from weights.formats import FORMATS
-from weights.item import Advance, Item, Losses
-from weights.layouts import weights_in
+from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, changed_files, read_manifest
+from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES, read_headers, schedule_of
+from lightx2v_sgmd.system.errors import UserError
+from weights.export_spec import Advance, Item, Losses
+from weights.formats.layouts import weights_in
+from weights.formats.registry import FORMATS
 
 _DANGEROUS: Final = (*PICKLE_SUFFIXES, ".safetensors", ".py", ".index.json")
 """What programs would load or run if it lay among the weights."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.methods.adm import ADM
 from lightx2v_sgmd.methods.adp import ADP, DMDX
 from lightx2v_sgmd.methods.base import AdversarialMethod, Losses, Method, PretrainingMethod, Sample
@@ -13,6 +12,7 @@ from lightx2v_sgmd.methods.sgmd import SGMD
 from lightx2v_sgmd.methods.sid import SiD
 from lightx2v_sgmd.methods.tsg_fisher import TSGFisher
 from lightx2v_sgmd.methods.tsg_sim import TSGSIM
+from lightx2v_sgmd.system.errors import UserError
 
 __all__ = [
     "ADM",

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.caches import cache_folder
+from lightx2v_sgmd.system.caches import cache_folder
 from lightx2v_sgmd.untrusted.reading import open_file
 
 _SETTLED_NS: Final = 2 * 10**9

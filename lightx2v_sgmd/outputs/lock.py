@@ -32,8 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.console import note
-from lightx2v_sgmd.errors import RunError, UserError
 from lightx2v_sgmd.outputs.owner import Life, Owner, here
 from lightx2v_sgmd.outputs.writer import (
     clean_temporaries,
@@ -41,6 +39,8 @@ from lightx2v_sgmd.outputs.writer import (
     short_name,
     temporary_path,
 )
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import RunError, UserError
 
 NAME: Final = ".lightx2v-sgmd.lock"
 TOUCH_S: Final = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.system.errors import UserError
 
 _LONGEST_NAME: Final = 255
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs.writer import appearing, write_text
-from lightx2v_sgmd.untrusted.jsontext import RECORD, parse_json
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 NAME: Final = ".lightx2v-sgmd.written.json"

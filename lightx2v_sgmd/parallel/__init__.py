@@ -9,8 +9,8 @@ import os
 
 import torch
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import Parallel
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.job.schema import Parallel
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -18,7 +18,6 @@ from lightx2v_sgmd.methods.base import (
     STUDENT,
     TEACHER,
 )
-from lightx2v_sgmd.models.wan import WanModel
 from lightx2v_sgmd.parallel.base import (
     FakeScoreQuery,
     HeadSettings,
@@ -26,8 +25,9 @@ from lightx2v_sgmd.parallel.base import (
     Settings,
     Strategy,
 )
+from lightx2v_sgmd.parallel.hang_detector import Watch
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.parallel.watch import Watch
+from lightx2v_sgmd.system.errors import UserError
 
 __all__ = [
     "DISCRIMINATOR",
@@ -72,9 +72,9 @@ def connect(strategy: str, device: torch.device, timeout_minutes: float | None =
         RunError: some of the others have not come.
     """
     if strategy == "zero3":
-        from lightx2v_sgmd.parallel import deepspeed_engines
+        from lightx2v_sgmd.parallel.zero3 import engines
 
-        return deepspeed_engines.connect(device, timeout_minutes)
+        return engines.connect(device, timeout_minutes)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"parallel.strategy: local is one process, not {os.environ['WORLD_SIZE']}; "
@@ -90,17 +90,17 @@ def check_offload(layout: Parallel, device: torch.device) -> None:
         UserError: it cannot.
     """
     if layout.offload_dir is not None:
-        from lightx2v_sgmd.parallel import deepspeed_engines
+        from lightx2v_sgmd.parallel.zero3 import engines
 
-        deepspeed_engines.check_offload(layout.offload_dir, device)
+        engines.check_offload(layout.offload_dir, device)
 
 
 def disconnect(strategy: str) -> None:
     """Leaves the processes of the run, if ``close`` has not done so."""
     if strategy == "zero3":
-        from lightx2v_sgmd.parallel import deepspeed_engines
+        from lightx2v_sgmd.parallel.zero3 import engines
 
-        deepspeed_engines.disconnect()
+        engines.disconnect()
 
 
 def open_strategy(
@@ -117,7 +117,7 @@ def open_strategy(
             models on a CPU (see ``wan.fold_text_padding``).
     """
     if strategy == "zero3":
-        from lightx2v_sgmd.parallel.zero3 import Zero3
+        from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 
         return Zero3(model, settings, ranks, fold_text)
     from lightx2v_sgmd.parallel.local import Local

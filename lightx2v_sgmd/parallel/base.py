@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.job import Job, Lora, Optimizer
+from lightx2v_sgmd.job.schema import Job, Lora, Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -26,9 +26,9 @@ from lightx2v_sgmd.methods.base import (
     AdversarialMethod,
     PretrainingMethod,
 )
-from lightx2v_sgmd.models.vision import vision_widths
+from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
+from lightx2v_sgmd.networks.vision_encoder import vision_widths
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.parallel.recomputation import Recomputation
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -19,17 +21,15 @@ from lightx2v_sgmd.methods.base import (
     STUDENT,
     TEACHER,
 )
-from lightx2v_sgmd.models import wan
-from lightx2v_sgmd.models.adapters import add_adapters, trained_parameters
+from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
+from lightx2v_sgmd.networks.compiled_passes import compile_passes
+from lightx2v_sgmd.networks.gradient_checkpointing import enable_recomputation
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
-from lightx2v_sgmd.parallel.compiler import compiles
-from lightx2v_sgmd.parallel.critic import backbone_features, build_heads
-from lightx2v_sgmd.parallel.passes import compile_passes
+from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.parallel.recomputation import enable_recomputation
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
-from lightx2v_sgmd.weightfiles import student_files
+from lightx2v_sgmd.system.compilers import compiles
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightx2v_sgmd.models import wan
+from lightx2v_sgmd.families import wan
 
 
 def keep_in_float32(network: Any) -> None:

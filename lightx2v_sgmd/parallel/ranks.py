@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.system.errors import UserError
 
 T = TypeVar("T")
 

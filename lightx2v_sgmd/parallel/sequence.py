@@ -18,8 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.parallel.recomputation import attention_is_kept
+from lightx2v_sgmd.networks.gradient_checkpointing import attention_is_kept
+from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S tokens of the whole video, s tokens of this rank (padding included), P ranks of the
 # group, N heads, n = N / P heads of this rank, D head size

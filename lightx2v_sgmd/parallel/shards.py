@@ -6,8 +6,6 @@ number of elements over ``n``, rounded up. A run saved on 32 processes resumes o
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.tensorreader import WholeTensors
 
 __all__ = [
     "SlicedTensors",
@@ -25,7 +23,6 @@ __all__ = [
     "fill_shards",
     "owned",
     "put",
-    "safetensors_header",
     "share_frozen",
 ]
 
@@ -100,22 +97,3 @@ def _handle(opened: dict[Path, Any], file: Path) -> Any:
     if file not in opened:
         opened[file] = safe_open(file, framework="pt")
     return opened[file]
-
-
-def safetensors_header(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a safetensors file of float32 tensors, which then follow in this order."""
-    content: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, shape in shapes.items():
-        size = 4
-        for length in shape:
-            size *= length
-        content[name] = {
-            "dtype": "F32",
-            "shape": list(shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.optional import prepare_libraries
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.configs import TEXT_ENCODER, TRANSFORMER, VAE
 from lightx2v_sgmd.untrusted.fields import Field
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.fields import (
     Choice,
     Either,

@@ -7,7 +7,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.system.errors import UserError
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.optional import first_line, prepare_libraries
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import first_line, prepare_libraries
 from lightx2v_sgmd.untrusted.configs import refuse_code
 from lightx2v_sgmd.untrusted.fields import (
     Choice,
@@ -29,8 +29,8 @@ from lightx2v_sgmd.untrusted.fields import (
     optional,
     shown,
 )
-from lightx2v_sgmd.untrusted.jsontext import Limits, parse_json, read_bytes, read_json_object
-from lightx2v_sgmd.untrusted.tokenizerjson import Text, check_tokenizer_json
+from lightx2v_sgmd.untrusted.json_text import Limits, parse_json, read_bytes, read_json_object
+from lightx2v_sgmd.untrusted.tokenizer_json import Text, check_tokenizer_json
 
 _CLASSES: Final = {
     "T5Tokenizer": "T5Tokenizer",

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from distill.data import SPRITE_CAPTIONS, Batches, generator, load_prompts
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.flow import sample_score_sigmas
-from lightx2v_sgmd.job import Job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.system.errors import UserError
 from tests.training import make_job
 
 SHAPE = (4, 2, 8, 8)

@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill import distill
-from distill.saving import checkpoint_parts
-from lightx2v_sgmd import checkpoint as store
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import Job, load_job
-from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
-from lightx2v_sgmd.tensorfiles import schedule_of
+from distill.running.saving import checkpoint_parts
+from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.safetensors_files import schedule_of
+from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS
 from tests.training import (
     assert_same_run,

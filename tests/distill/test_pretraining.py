@@ -12,15 +12,15 @@ from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionMo
 
 from distill import distill
 from distill.updates import updates_done
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.families.sampling import VideoSampler, teacher_schedule
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.latents import LatentFolder, shard_path
+from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.flow import cubic_sigmas
-from lightx2v_sgmd.job import load_job
-from lightx2v_sgmd.latents import LatentFolder, shard_path
+from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
-from lightx2v_sgmd.models.vision import VisionBackbone, captured_layers, vision_widths
-from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.sampling import VideoSampler, teacher_schedule
-from lightx2v_sgmd.video import write_video
+from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, captured_layers, vision_widths
+from lightx2v_sgmd.system.errors import UserError
 from tests.training import assert_same_run, job_file, needs_deepspeed, read_trace, train, weights_of
 from tools import collect_ode_pairs, encode_videos
 

@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.counting import COUNTS, PassCounter
 from distill.data import Batches
-from distill.flops import forward_operations, iteration_passes
-from distill.metering import Pass, fused_attention, meter_pass
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import load_job
-from lightx2v_sgmd.models.wan import WanModel, open_wan, velocity
-from lightx2v_sgmd.parallel.recomputation import Recomputation, enable_recomputation
-from tests.distill.test_plan_memory import SMALL_WAN
+from distill.planning.flops import forward_operations, iteration_passes
+from distill.planning.metering import Pass, fused_attention, meter_pass
+from lightx2v_sgmd.families.wan import WanModel, open_wan, velocity
+from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation, enable_recomputation
+from lightx2v_sgmd.system.errors import UserError
+from tests.distill.planning.test_memory import SMALL_WAN
 from tests.parallel.ranks import run_ranks
 from tests.profiling import peak_growth
 from tests.training import job_file, make_job, make_trainer, needs_deepspeed

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from distill.counting import PassCounter
-from distill.terms import NotFiniteError
+from distill.loss_terms import NotFiniteError
 from distill.trainer import Trainer
 from distill.updates import learning_rate_factor
 from lightx2v_sgmd.flow import guide, x0_from_velocity
-from lightx2v_sgmd.job import Train
+from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import SGMD
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 from tests.training import make_job, make_trainer

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightx2v_sgmd import attention
-from lightx2v_sgmd.models.wan import BUNDLED, open_wan, pad_text, velocity
+from lightx2v_sgmd.families.wan import BUNDLED, open_wan, pad_text, velocity
+from lightx2v_sgmd.networks import attention
 from tests.students import load_student
-from tools.gpu_check.attention import sampled_error
+from tools.gpu_check.steps.attention import sampled_error
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

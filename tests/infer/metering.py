@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from lightx2v_sgmd.models.keymaps import TEXT_ENCODER_ALIASES
-from lightx2v_sgmd.models.wan import WanModel
-from lightx2v_sgmd.tensorfiles import Header, TensorInfo
-from lightx2v_sgmd.tensorreader import DTYPES
-from lightx2v_sgmd.weightcopy import WeightCopier
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
+from lightx2v_sgmd.files.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensor_reader import DTYPES
 
 DEVICE = torch.device("meta")
 

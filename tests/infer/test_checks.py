@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infer.checks import check_student
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import open_wan
-from lightx2v_sgmd.sampling import VideoSampler, noise_for
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.families.sampling import VideoSampler, noise_for
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.sprites import world
-from lightx2v_sgmd.tensorfiles import schedule_metadata
-from tests.infer.conftest import manifest_of, write_metadata
-from tests.students import load_student
+from lightx2v_sgmd.system.errors import UserError
+from tests.students import load_student, manifest_of, write_metadata
 from tests.tiny import WEIGHTS
 
 OTHER = Schedule(shift=5.0)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from infer import Cancelled
-from infer.decoding import videos_at_once
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
+from infer.vae.decoding import videos_at_once
+from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.video import read_video
+from lightx2v_sgmd.system.errors import UserError
 from tests.stock import run_stock, stock_pipe
 from tests.students import load_student
 

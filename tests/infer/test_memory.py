@@ -11,8 +11,8 @@ from diffusers import WanTransformer3DModel
 
 from infer.memory import Way, Work, _activations, _decoding, choose_way, needed_gib, sizes_of
 from infer.options import Options, make_plan, out_of_memory
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.wan import WanModel, open_wan
+from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.system.errors import UserError
 from tests.profiling import peak_growth
 
 BIG = "Wan-AI/Wan2.1-T2V-14B-Diffusers"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from infer.text import Texts, prune
-from lightx2v_sgmd.models.identity import encoder_identity
-from lightx2v_sgmd.models.wan import TextEncoder, WanModel, open_wan
+from lightx2v_sgmd.families.wan import TextEncoder, WanModel, open_wan
+from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 from tests.students import load_student
 
 CPU = torch.device("cpu")

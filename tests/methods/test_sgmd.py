@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd import flow, methods
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.methods import SGMD, Sample, method_class
+from lightx2v_sgmd.system.errors import UserError
 
 
 def make_sample(seed: int = 0, sigma: tuple[float, ...] = (0.02, 0.3, 0.98)) -> Sample:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.cli import run as run_cli
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.outputs import WrittenFiles, locked_file, locked_folder
+from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from tests.weights.test_export_refusals import flip_a_byte
@@ -65,7 +65,7 @@ def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def rehash(export_folder: Path) -> None:
     """The manifest of an export whose files were changed by a test, and not by a user."""
-    from lightx2v_sgmd.manifest import sha256_file
+    from lightx2v_sgmd.files.manifest import sha256_file
 
     path = export_folder / "lightx2v_sgmd.json"
     saved = json.loads(path.read_text())
@@ -123,7 +123,7 @@ def newer_manifest(world: Path) -> None:
 
 def made_video(world: Path) -> None:
     """A video of ours."""
-    from infer.sidecars import publish
+    from infer.batch.sidecars import publish
 
     (world / "videos").mkdir()
     (world / "made").write_bytes(b"0" * 100)

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.errors import RunError, UserError
 from lightx2v_sgmd.outputs import lock as locks
 from lightx2v_sgmd.outputs import locked_file, locked_folder
 from lightx2v_sgmd.outputs.owner import Life, Owner, here
+from lightx2v_sgmd.system.errors import RunError, UserError
 
 HOLD = """
 import sys, time
@@ -245,7 +245,7 @@ def test_of_many_that_find_a_dead_lock_one_at_a_time_has_it(tmp_path: Path) -> N
     script = """
 import sys, time
 from pathlib import Path
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.outputs import locked_folder
 folder = Path(sys.argv[1]); counter = folder / "counter"; done = 0
 while done < 5:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import check_new_folder, refuse_overlap, resolved
+from lightx2v_sgmd.system.errors import UserError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.errors import UserError
 from lightx2v_sgmd.outputs import WrittenFiles, content, content_hash
 from lightx2v_sgmd.outputs import record as records
+from lightx2v_sgmd.system.errors import UserError
 
 
 def test_only_our_own_files_are_replaced(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ for name in (
     "diffusers.models.transformers.transformer_wan",
     "transformers.models.umt5.modeling_umt5",
     "lightx2v_sgmd.parallel.sequence",
-    "distill.run",
+    "distill.running.run",
     "deepspeed.runtime.zero.stage3",
 ):
     with contextlib.suppress(ImportError):  # without DeepSpeed, its tests are skipped

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lightx2v_sgmd.parallel.meeting import host_store
+from lightx2v_sgmd.parallel.rendezvous import host_store
 
 # One process imports the libraries, and every rank is forked from it.
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightx2v_sgmd.checkpoint import find_checkpoint
+from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from tests.training import make_job, needs_deepspeed, read_trace, train, weights_of
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
@@ -63,6 +63,6 @@ def _flat(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _start(teacher: Path) -> list[tuple[str, torch.Tensor]]:
-    from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.families.wan import open_wan
 
     return list(open_wan(teacher).load_transformer().state_dict().items())

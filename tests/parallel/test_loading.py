@@ -16,12 +16,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel import Settings
-from lightx2v_sgmd.tensorreader import WholeTensors
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, needs_deepspeed
-from tools.peaks import memory_peak
+from tools.benchmarks.peaks import memory_peak
 
 LAYERS = int(os.environ.get("LIGHTX2V_SGMD_TEST_LAYERS", "4"))
 """Blocks of the 1.3B shape; 30 are the whole network, 2.8 GB, and take minutes."""
@@ -52,8 +52,8 @@ def resident() -> int:
 def growth(folder: Path) -> list[tuple[float, float]]:
     """By how much a rank's memory grows for one network and for three, over the file's size."""
     from lightx2v_sgmd.parallel import connect
-    from lightx2v_sgmd.parallel.deepspeed_engines import build_sharded
     from lightx2v_sgmd.parallel.shards import fill_shards
+    from lightx2v_sgmd.parallel.zero3.engines import build_sharded
 
     # Else glibc keeps what was freed for later, the more the larger it was: no need of loading's.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 131072)
@@ -95,7 +95,7 @@ def test_a_rank_takes_its_share_and_little_more(tmp_path: Path) -> None:
 def reads(teacher: Path, folder: Path, dtype: str) -> dict[str, int]:
     """How often each weight was read for student, fake score and teacher."""
     from lightx2v_sgmd.parallel import connect
-    from lightx2v_sgmd.parallel.zero3 import Zero3
+    from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 
     counted: Counter[str] = Counter()
     original = WholeTensors.read

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.models.adapters import trained_parameters
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.networks.adapters import trained_parameters
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Settings, connect
 from lightx2v_sgmd.parallel import local as local_module
 from lightx2v_sgmd.parallel.local import Local
@@ -194,7 +194,7 @@ def test_one_role_by_adapters_the_other_in_full(
 
 
 def test_local_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightx2v_sgmd.errors import UserError
+    from lightx2v_sgmd.system.errors import UserError
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="local is one process, not 2"):

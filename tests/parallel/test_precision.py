@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightx2v_sgmd.checkpoint import find_checkpoint
-from lightx2v_sgmd.job import Job
-from lightx2v_sgmd.models import wan
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.checkpoint import find_checkpoint
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, connect, disconnect
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, train, weights_of

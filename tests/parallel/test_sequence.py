@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models.known import known_transformer_config
-from lightx2v_sgmd.models.wan import fold_text_padding, velocity
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.wan import fold_text_padding, velocity
+from lightx2v_sgmd.networks.compiled_passes import Passes
 from lightx2v_sgmd.parallel import sequence
-from lightx2v_sgmd.parallel.passes import Passes
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
 from tests.parallel.ranks import run_ranks
 
 TINY = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Settings, sequence
 from tests.parallel import isolation
 from tests.parallel.ranks import run_ranks
@@ -25,7 +25,7 @@ def sharded_update(
     """One update of student and fake score under ZeRO-3, each group on micro-batches of its own."""
     from lightx2v_sgmd.parallel import connect
     from lightx2v_sgmd.parallel.local import Local
-    from lightx2v_sgmd.parallel.zero3 import Zero3
+    from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 
     model, groups = open_wan(teacher), dist.get_world_size() // degree
     options = (

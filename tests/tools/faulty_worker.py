@@ -77,7 +77,7 @@ def install() -> None:
     """Puts these steps in the place of the real ones, in this process."""
     STEPS.clear()
     for name, run in ALL.items():
-        module: Any = types.ModuleType(f"tools.gpu_check.{name}")
+        module: Any = types.ModuleType(f"tools.gpu_check.steps.{name}")
         module.run = run
         sys.modules[module.__name__] = module
         shapes = dict.fromkeys(("14b", "1.3b", "sprites"), 0.1)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer.vae_decoder import DecodeSettings
-from lightx2v_sgmd.models.wan import open_wan
-from tools import bench_decode
+from infer.vae.decoder import DecodeSettings
+from lightx2v_sgmd.families.wan import open_wan
+from tools.benchmarks import bench_decode
 
 
 def test_turns_are_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

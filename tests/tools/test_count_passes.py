@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tools.count_passes import PassCounter, count_decodes, size
+from tools.counting.count_passes import PassCounter, count_decodes, size
 
 
 def test_each_operation_reads_and_writes_its_tensors_once() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.tools import faulty_worker
 from tools.gpu_check import __main__ as command
-from tools.gpu_check import summary, supervisor
+from tools.gpu_check import supervisor
+from tools.gpu_check.page import summary
 from tools.gpu_check.report import Report
 from tools.gpu_check.steps import SIZES, STEPS
 
@@ -113,7 +114,7 @@ def test_a_wrong_command_line_is_one_line(
 
 def test_every_step_has_a_module_and_an_estimate_for_every_shape() -> None:
     for step in STEPS.values():
-        assert (Path(command.__file__).parent / f"{step.module}.py").is_file()
+        assert (Path(command.__file__).parent / "steps" / f"{step.module}.py").is_file()
         assert set(step.expected_s) == set(step.least_s) == set(SIZES)
         assert all(step.least_s[shape] <= step.expected_s[shape] for shape in SIZES)
 
@@ -140,8 +141,8 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
 def test_tests_that_break_their_process_are_named_and_the_rest_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tools.gpu_check import gpu_tests
     from tools.gpu_check.report import Step
+    from tools.gpu_check.steps import gpu_tests
 
     source = (
         "import os, pytest\n"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tools.gpu_check import __main__ as command
-from tools.gpu_check.goals import GOALS, figures
 from tools.gpu_check.page import page_of
-from tools.gpu_check.page_sections import UNKNOWN
+from tools.gpu_check.page.goals import GOALS, figures
+from tools.gpu_check.page.sections import UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {"first_s": 40.0, "peak_gib": 30.0, "attention": "sdpa", "took_s": 60.0}

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from infer.options import Options
-from infer.vae_decoder import DecodeSettings
-from lightx2v_sgmd import attention
-from lightx2v_sgmd.models.wan import pad_text, velocity
-from tools.gpu_check import bundled, forward, limits, supervisor, vae, video
-from tools.gpu_check.attention import sampled_error
+from infer.vae.decoder import DecodeSettings
+from lightx2v_sgmd.families.wan import pad_text, velocity
+from lightx2v_sgmd.networks import attention
+from tools.gpu_check import supervisor
 from tools.gpu_check.context import Context, relative_difference, tf32
-from tools.gpu_check.kernel_table import kind_of
 from tools.gpu_check.report import Step
-from tools.random_wan import PROMPT, RandomWan, open_random_wan
+from tools.gpu_check.steps import bundled, forward, limits, vae, video
+from tools.gpu_check.steps.attention import sampled_error
+from tools.gpu_check.steps.kernel_table import kind_of
+from tools.models.random_wan import PROMPT, RandomWan, open_random_wan
 
 CPU = torch.device("cpu")
 

@@ -90,7 +90,7 @@ class Audit:
 
 def command(*arguments: str) -> str | None:
     """What the command line answers: None if all is well."""
-    from lightx2v_sgmd.cli import run
+    from lightx2v_sgmd.cli.main import run
 
     error = io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(error):
@@ -103,7 +103,7 @@ def command(*arguments: str) -> str | None:
 
 def called(function: Callable[[], object]) -> str | None:
     """What a user would be told of a call: None if all is well."""
-    from lightx2v_sgmd.cli import explain
+    from lightx2v_sgmd.cli.main import explain
 
     try:
         function()
@@ -146,8 +146,8 @@ def open_teacher(folder: str) -> None:
     """As training does."""
     import torch
 
-    from lightx2v_sgmd.models.wan import open_wan
-    from lightx2v_sgmd.sampling import teacher_shift
+    from lightx2v_sgmd.families.sampling import teacher_shift
+    from lightx2v_sgmd.families.wan import open_wan
 
     model = open_wan(folder)
     teacher_shift(model)
@@ -158,7 +158,7 @@ def open_teacher(folder: str) -> None:
 
 def open_release(folder: str) -> None:
     """All parts of a release; those of a small one do not fit together."""
-    from lightx2v_sgmd.models.wan import open_wan
+    from lightx2v_sgmd.families.wan import open_wan
     from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
     model = open_wan(folder)
@@ -172,7 +172,7 @@ def open_vision(folder: str) -> None:
     """As training with a discriminator of pixels does."""
     import torch
 
-    from lightx2v_sgmd.models.vision import VisionBackbone, vision_widths
+    from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, vision_widths
 
     vision_widths(folder)
     VisionBackbone(folder, torch.device("cpu"))

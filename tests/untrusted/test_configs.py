@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.models import original
-from lightx2v_sgmd.models.known import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families import wan_original
+from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.configs import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -70,9 +70,9 @@ def test_published_models_are_admitted() -> None:
         check_transformer(config)
     wan22 = {"in_channels": 48, "out_channels": 48, "num_layers": 30, "num_attention_heads": 24}
     check_transformer({**(known_transformer_config(known_hub_ids()[0]) or {}), **wan22})
-    check_vae(dict(original.VAE_CONFIG))
+    check_vae(dict(wan_original.VAE_CONFIG))
     check_vae(WAN22_VAE)
-    check_text_encoder(dict(original.TEXT_ENCODER_CONFIG))
+    check_text_encoder(dict(wan_original.TEXT_ENCODER_CONFIG))
     for encoder in (DINOV2_GIANT, SAM_HUGE, CLIP_BIG):
         check_vision_encoder(encoder)
     check_scheduler({"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0})

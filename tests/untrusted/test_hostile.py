@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from lightx2v_sgmd.job import Lora
-from lightx2v_sgmd.models.wan import open_wan
-from tests.models.original import write_original
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.job.schema import Lora
+from tests.families.original import write_original
 from tests.tiny import make_tiny_wan
 from tests.untrusted.hostile import CODE, KINDS, Hostile
 from tests.weights.conftest import write_checkpoint, write_lora_checkpoint

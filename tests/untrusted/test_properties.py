@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lightx2v_sgmd.errors import LINE, short_line, short_lines
-from lightx2v_sgmd.untrusted.jsontext import Limits, deeper_than, parse_json
+from lightx2v_sgmd.files.yaml_loader import dump_tree, parse_value
+from lightx2v_sgmd.system.errors import LINE, short_line, short_lines
+from lightx2v_sgmd.untrusted.json_text import Limits, deeper_than, parse_json
 from lightx2v_sgmd.untrusted.paths import path_problem
-from lightx2v_sgmd.yamlfile import dump_tree, parse_value
-from tools.fuzz_targets import TARGETS, run_target, seeds
+from tools.checks.fuzz_targets import TARGETS, run_target, seeds
 
 # A failing input is kept in .hypothesis, which git ignores, and tried first by the next run;
 # mended, it becomes a seed of the fuzzer.

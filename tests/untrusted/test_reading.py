@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from infer.requests import MOST_VIDEOS, make_requests
-from infer.sidecars import problem
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import changed_files, read_manifest
+from infer.batch.requests import MOST_VIDEOS, make_requests
+from infer.batch.sidecars import problem
+from lightx2v_sgmd.files.manifest import changed_files, read_manifest
+from lightx2v_sgmd.files.prompts import read_prompts
+from lightx2v_sgmd.files.safetensors_files import read_header
+from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash
-from lightx2v_sgmd.prompts import read_prompts
-from lightx2v_sgmd.tensorfiles import read_header
-from lightx2v_sgmd.untrusted.jsontext import read_json_file
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import read_json_file
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
-from lightx2v_sgmd.yamlfile import read_tree
 
 READERS: dict[str, Callable[[Path], object]] = {
     "job.yaml": read_tree,

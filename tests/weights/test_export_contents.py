@@ -12,13 +12,13 @@ from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import changed_files, read_manifest
-from lightx2v_sgmd.models import original
-from lightx2v_sgmd.models.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.families import wan_original
+from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.files.manifest import changed_files, read_manifest
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
-from tests.models.original import write_original
+from lightx2v_sgmd.system.errors import UserError
+from tests.families.original import write_original
 from tests.stock import run_stock, stock_pipe
 from tests.students import load_student
 from tests.tiny import WEIGHTS
@@ -29,7 +29,7 @@ from tests.weights.conftest import (
     write_manifest,
 )
 from weights import DTYPES, export
-from weights.load import open_source
+from weights.io.source import open_source
 
 
 def test_engine_diffusers_and_the_trained_weights_agree(
@@ -183,7 +183,7 @@ def test_a_teacher_on_the_hub_is_fetched(
 ) -> None:
     import huggingface_hub
 
-    from lightx2v_sgmd.models import sources
+    from lightx2v_sgmd.families import sources
 
     config = open_wan(teacher).transformer_config
     monkeypatch.setattr(sources, "known_transformer_config", lambda hub_id: config)
@@ -218,8 +218,8 @@ def test_a_teacher_in_the_original_layout(
     model = open_wan(teacher)
     released = write_original(model, tmp_path / "released", suffix)
     # The release has one VAE and one text encoder, which are not this small.
-    monkeypatch.setattr(original, "VAE_CONFIG", model.vae_config)
-    monkeypatch.setattr(original, "TEXT_ENCODER_CONFIG", model.full_text_encoder_config())
+    monkeypatch.setattr(wan_original, "VAE_CONFIG", model.vae_config)
+    monkeypatch.setattr(wan_original, "TEXT_ENCODER_CONFIG", model.full_text_encoder_config())
     write_checkpoint(tmp_path / "again", released, 20)
     out = do_export(tmp_path / "again", tmp_path / "student")
     same = do_export(run, tmp_path / "same")

@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import schedule_metadata
+from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import do_export, write_manifest
-from weights import ExportError, export, exporting, publishing, shared, stream
-from weights.item import Item
-from weights.load import open_source
+from weights import ExportError, export, exporting, publishing
+from weights.export_spec import Item
+from weights.io import shared, stream
+from weights.io.source import open_source
 from weights.publishing import listing
 from weights.verify import differences
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import read_manifest, sha256_file
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.manifest import read_manifest, sha256_file
+from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.tensorfiles import schedule_metadata
+from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
-from weights.item import Item, Losses
-from weights.load import open_source
+from weights.export_spec import Item, Losses
+from weights.io.source import open_source
 from weights.verify import differences
 
 WAN = "diffusion_pytorch_model.safetensors"

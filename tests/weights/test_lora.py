@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.manifest import sha256_file
+from lightx2v_sgmd.files.manifest import sha256_file
+from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
-from weights.item import Item, Losses
-from weights.load import open_source
-from weights.lora import factorize
+from weights.export_spec import Item, Losses
+from weights.io.adapters import factorize
+from weights.io.source import open_source
 from weights.verify import differences
 
 LORA = "pytorch_lora_weights.safetensors"

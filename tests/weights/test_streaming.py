@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightx2v_sgmd.manifest import sha256_file
-from lightx2v_sgmd.tensorfiles import TensorInfo
+from lightx2v_sgmd.files.manifest import sha256_file
+from lightx2v_sgmd.files.safetensors_files import TensorInfo
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
-from weights import export, load, memory, network, tensors
-from weights.stream import Part, ShardWriter, TensorFile, split
+from weights import export
+from weights.io import heap, network, source, tensors
+from weights.io.stream import Part, ShardWriter, TensorFile, split
 
 
 def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
@@ -92,17 +93,17 @@ def test_only_a_few_tensors_are_in_memory_at_once(
         monkeypatch.setattr(module, "read_tensor", counted)
     gc.collect()
     export(tmp_path / "run", format, tmp_path / "out", dtype=dtype, quiet=True)
-    source: Any = load.open_source(tmp_path / "run", ema=True).tensors
-    sizes = [4 * torch.Size(shape).numel() for shape in source.shapes.values()]
+    opened: Any = source.open_source(tmp_path / "run", ema=True).tensors
+    sizes = [4 * torch.Size(shape).numel() for shape in opened.shapes.values()]
     assert 0 < most <= 4 * max(sizes) < sum(sizes) / 4
 
 
 def test_freed_memory_is_given_back_once_a_loop_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100, 300, 700, 120, 500, 700, 130])
     trimmed: list[int] = []
-    monkeypatch.setattr(memory, "_trim", lambda: lambda pad: trimmed.append(pad) or 1)
-    monkeypatch.setattr(memory, "anonymous_bytes", lambda: next(sizes) * 2**20)
-    room = memory.Room()  # 100 MiB
+    monkeypatch.setattr(heap, "_trim", lambda: lambda pad: trimmed.append(pad) or 1)
+    monkeypatch.setattr(heap, "anonymous_bytes", lambda: next(sizes) * 2**20)
+    room = heap.Room()  # 100 MiB
     room.give_back()  # 300: no need
     room.give_back()  # 700: grown by 600; 120 are left
     assert trimmed == [0]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.cli import run as run_cli
-from lightx2v_sgmd.errors import UserError
+from lightx2v_sgmd.cli.main import run as run_cli
+from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export, exporting, verify

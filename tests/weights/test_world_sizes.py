@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill.saving import Saver
-from lightx2v_sgmd.job import Lora
-from lightx2v_sgmd.manifest import sha256_file
-from lightx2v_sgmd.models.adapters import trained_shapes
-from lightx2v_sgmd.models.wan import open_wan
+from distill.running.saving import Saver
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.manifest import sha256_file
+from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.parallel import Settings, connect
 from tests.parallel.ranks import run_ranks
 from tests.tiny import WEIGHTS
@@ -93,7 +93,7 @@ def write_state(checkpoint: Path, teacher: Path) -> None:
 
 def save_again(checkpoint: Path, teacher: Path, folder: Path) -> Path:
     roles = [f"{role}={{train: lora, lora: {{rank: 4, alpha: 8}}}}" for role in ROLES]
-    from lightx2v_sgmd.parallel.zero3 import Zero3
+    from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 
     folder = folder / os.environ["RANK"]
     job = make_job(teacher, folder, *roles, "parallel.strategy=zero3")

@@ -30,13 +30,13 @@ import torch
 
 from distill.counting import PassCounter
 from distill.data import Batches, load_prompts
-from distill.embeddings import encode_prompts
 from distill.trainer import Trainer
-from lightx2v_sgmd.errors import UserError
-from lightx2v_sgmd.job import Job, load_job
-from lightx2v_sgmd.models.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Ranks, Settings, open_strategy
-from lightx2v_sgmd.resources import config_path
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
+from lightx2v_sgmd.text.embeddings import encode_prompts
 
 FORWARD_S, SHORT_S, LONG_S = 5.0, 15.0, 30.0
 

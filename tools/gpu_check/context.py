@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.flops import Operations, forward_operations
+from distill.planning.flops import Operations, forward_operations
 from infer.checks import Checked, engine_schedule
 from infer.memory import GIB
-from lightx2v_sgmd.models.wan import TEXT_LENGTH
-from tools.random_wan import RandomWan, open_random_wan
+from lightx2v_sgmd.families.wan import TEXT_LENGTH
+from tools.models.random_wan import RandomWan, open_random_wan
 
 DEFAULT_FLOPS = {"cuda": 500e12, "cpu": 50e9}
 """A matrix rate to estimate by while none was measured."""

@@ -45,7 +45,7 @@ def run_steps(report: Report) -> int:
         try:
             if name != "machine":  # which also speaks where the libraries do not import
                 context = context or make_context(report)
-            importlib.import_module(f"tools.gpu_check.{plan.module}").run(context, step)
+            importlib.import_module(f"tools.gpu_check.steps.{plan.module}").run(context, step)
             step.data["status"] = "done"
         except DeviceLost:
             report.idle()

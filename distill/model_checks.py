@@ -1,0 +1,22 @@
+"""Checks of a job that need the teacher's configuration, but no weights."""
+
+from __future__ import annotations
+
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.networks.adapters import check_adapters
+from lightx2v_sgmd.parallel.sequence import check_degree
+
+
+def check_against_model(job: Job, model: WanModel) -> None:
+    """Checks what only the model's configuration can tell; loads no weights.
+
+    Raises:
+        UserError: ``parallel.sequence`` does not divide the heads, the video's size does not fit
+            the VAE and the network's patches, or adapters are for layers that it does not have.
+    """
+    check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
+    model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    for name, role in (("student", job.student), ("fake_score", job.fake_score)):
+        if role.adapters is not None:
+            check_adapters(role.adapters, model, name)

@@ -1,0 +1,360 @@
+"""Memory of a rank: what is there all the time, and what each phase of an iteration adds.
+
+Weights, gradients and optimizer state follow from the strategy's layout, DeepSpeed's buffers from
+its defaults, which ``parallel.deepspeed_engines`` leaves as they are. Activations are metered
+(``metering``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_pass
+from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.job.schema import Job, Lora
+from lightx2v_sgmd.networks.adapters import trained_shapes
+from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
+from lightx2v_sgmd.parallel.zero3 import nvme
+from lightx2v_sgmd.untrusted.building import build_text_encoder
+
+Parts = dict[str, int]
+"""Bytes by component."""
+
+BUCKET = 500_000_000
+"""Numbers in DeepSpeed's buffer for gradients (``reduce_bucket_size``), of each trained role."""
+PREFETCH = 50_000_000
+"""Numbers of weights that are gathered together (``stage3_prefetch_bucket_size``)."""
+GATHERED = 1_000_000_000 + PREFETCH
+"""Most numbers of gathered weights: ``stage3_max_live_parameters`` and what comes next."""
+WHOLE = 100_000
+"""Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
+STEPPED = 1_000_000_000
+"""Most numbers that the optimizer updates at once (``sub_group_size``)."""
+LATENT_COPIES = 24
+"""Float32 tensors of a video's size that an iteration holds at most: noises, x_t, losses' terms."""
+
+TEXT_ENCODER = "text encoder"
+"""The phase at the start in which prompts are encoded."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the rank that has most.
+
+    Attributes:
+        always: From the first iteration's end on.
+        phases: What each adds while it lasts.
+        host: In CPU memory, of a rank, by offloading.
+        start: Of the text encoder, which is gone before the networks come.
+        disk: In files, of a rank, by offloading.
+    """
+
+    always: Parts
+    phases: Mapping[str, Parts]
+    host: Parts
+    start: int
+    disk: Parts = field(default_factory=dict)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most, the text encoder's at the start included."""
+        phase = max(self.phases, key=lambda name: sum(self.phases[name].values()))
+        trained = sum(self.always.values()) + sum(self.phases[phase].values())
+        return phase if trained > self.start else TEXT_ENCODER
+
+    @property
+    def components(self) -> Parts:
+        """All that is there in that phase."""
+        if self.peak_phase == TEXT_ENCODER:
+            return {TEXT_ENCODER: self.start}
+        return self.always | self.phases[self.peak_phase]
+
+    @property
+    def peak(self) -> int:
+        """Their sum."""
+        return sum(self.components.values())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many numbers a network's weights are, in its small tensors and in its largest."""
+
+    count: int
+    small: int
+    largest: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> Weights:
+        """Of tensors of so many numbers each."""
+        return cls(sum(sizes), sum(n for n in sizes if n <= WHOLE), max(sizes))
+
+
+class Meter:
+    """What can be measured of a model without its weights; each thing once.
+
+    Args:
+        model: The teacher.
+        text_rows: Text rows that its network attends to.
+        on_gpu: True if runs would be on GPUs, where ``parallel.compile: auto`` compiles.
+    """
+
+    def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
+        self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
+        self._passes: dict[Pass, PassMemory] = {}
+        self._decoding: dict[tuple[int, ...], int] = {}
+        with torch.device("meta"):
+            sizes = [p.numel() for p in model.build_transformer().parameters()]
+        self.weights = Weights.of(sizes)
+        self._trained: dict[Lora | None, Weights] = {None: self.weights}
+        self.text_encoder = _text_encoder_weights(model)
+
+    def trained(self, job: Job) -> dict[str, Weights]:
+        """What is trained of the student and, if the method has one, of the fake score."""
+        found = {}
+        for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
+            lora = settings.adapters
+            if lora not in self._trained:
+                shapes = trained_shapes(self.model, lora)
+                self._trained[lora] = Weights.of([shape.numel() for shape in shapes.values()])
+            if role in job.method.roles:
+                found[role] = self._trained[lora]
+        return found
+
+    def shares(self, job: Job) -> dict[str, float]:
+        """By role, numbers that are trained for each one of the network."""
+        trained = self.trained(job)
+        return {role: weights.count / self.weights.count for role, weights in trained.items()}
+
+    def latents(self, job: Job) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a job's videos."""
+        return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+
+    def passes(
+        self,
+        job: Job,
+        batch: int,
+        checkpointing: Recomputation,
+        keeping: bool,
+        adapters: Lora | None = None,
+    ) -> PassMemory:
+        """Of a network in a job, ``batch`` videos at once."""
+        what = Pass(
+            latents=self.latents(job),
+            batch=batch,
+            dtype=getattr(torch, job.teacher.dtype),
+            text_rows=self.text_rows,
+            checkpointing=checkpointing,
+            degree=job.parallel.sequence,
+            keeping=keeping,
+            adapters=adapters,
+            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
+        )
+        if what not in self._passes:
+            self._passes[what] = meter_pass(self.model, what)
+        return self._passes[what]
+
+    def decoding(self, job: Job) -> int:
+        """Of the float32 VAE while it decodes a sample video, its weights included."""
+        latents = self.latents(job)
+        if latents not in self._decoding:
+            self._decoding[latents] = meter_decoding(self.model, latents)
+        return self._decoding[latents]
+
+
+def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
+    """Of a job on so many ranks."""
+    local = job.parallel.strategy == "local"
+    always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
+    numbers = torch.Size(meter.latents(job)).numel()
+    always["latents"] = 4 * LATENT_COPIES * job.train.micro_batch * numbers
+    phases = _local_phases(job, meter) if local else _sharded_phases(job, meter, gpus)
+    start = meter.text_encoder * _size(job)
+    return Memory(always, phases, host, start, disk)
+
+
+def _size(job: Job) -> int:
+    """Bytes of a number in the job's precision."""
+    return 2 if job.teacher.dtype == "bfloat16" else 4
+
+
+def _gradient_size(job: Job) -> int:
+    """Bytes of a number of a sharded gradient: micro-batches are added up in float32."""
+    return 4 if job.train.accumulation > 1 else _size(job)
+
+
+def _adapted(job: Job) -> list[str]:
+    """The roles that are trained by adapters and have the teacher's own weights beside them."""
+    settings = {STUDENT: job.student, FAKE_SCORE: job.fake_score}
+    return [role for role in job.method.roles if role in settings and settings[role].adapters]
+
+
+def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts, Parts]:
+    trained = meter.trained(job)
+    numbers = sum(weights.count for weights in trained.values())
+    state = {
+        "weights": 4 * numbers + _size(job) * meter.weights.count,
+        "optimizer": 8 * numbers,
+        "moving average": 4 * trained[STUDENT].count if job.train.ema else 0,
+    }
+    return state, {}, {}
+
+
+def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
+    size, trained, offload = _size(job), meter.trained(job), job.parallel.offload
+    share = {role: -(-weights.count // gpus) for role, weights in trained.items()}
+    numbers = sum(share.values())
+    optimizer = {
+        "master weights": 4 * numbers,  # beside the shards, in float32 too
+        "optimizer": 8 * numbers,
+        "gradients": _gradient_size(job) * numbers,
+        "moving average": 4 * share[STUDENT] if job.train.ema else 0,
+    }
+    # Of weights that are shared each network still gathers for itself.
+    whole = (len(trained) + 1) * meter.weights.small
+    whole += sum(trained[role].small for role in _adapted(job))
+    weights = {"weights": size * (numbers + -(-meter.weights.count // gpus))}
+    state = {
+        "small weights, whole": size * whole,
+        "gradient buckets": size * len(trained) * BUCKET,
+    }
+    host: Parts = {}
+    for parts, moved in (
+        (weights, offload in ("all", "nvme")),
+        (optimizer, offload != "none"),
+    ):
+        (host if moved else state).update(parts)
+    disk: Parts = {}
+    if offload == "nvme":
+        disk = {name: host.pop(name) for name in ("master weights", "optimizer")}
+        disk["gradients"] = 4 * numbers
+        most = sum(
+            min(share[role], nvme.SUB_GROUP + -(-weights.largest // gpus))
+            for role, weights in trained.items()
+        )
+        host["swap buffers"] = 4 * nvme.BUFFERS * most
+    return state, host, disk
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """Of the passes of an iteration, in bytes."""
+
+    student: PassMemory
+    fake_score: PassMemory
+    teacher: int
+    teacher_backward: int
+
+    @classmethod
+    def of(cls, job: Job, meter: Meter) -> _Activations:
+        """Metered."""
+        batch, method = job.train.micro_batch, job.method
+        guided = job.teacher.guidance_scale != 1 or method.guidance_range is not None
+        rows = batch * (2 if guided or DISCRIMINATOR in method.roles else 1)
+        local = job.parallel.strategy == "local"
+        backward = 0
+        if method.through_teacher:
+            backward = meter.passes(job, batch * (1 + guided), False, False).backward
+        elif DISCRIMINATOR in method.roles:
+            backward = meter.passes(job, batch, False, False).backward
+        again = job.parallel.gradient_checkpointing
+        keeping = local and job.train.accumulation == 1
+        return cls(
+            meter.passes(job, batch, again, keeping, job.student.adapters),
+            meter.passes(job, batch, again, keeping, job.fake_score.adapters),
+            meter.passes(job, rows, again, False).forward,
+            backward,
+        )
+
+
+def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
+    found, count, size = _Activations.of(job, meter), meter.weights.count, _size(job)
+    student, fake_score, fresh = found.student, found.fake_score, job.method.fresh_rollouts
+    trained = meter.trained(job)
+    most = max(weights.count for weights in trained.values())
+    # Gathered weights arrive in a buffer together and are copied out of it.
+    whole = {"gathered weights": size * min(count, GATHERED)} if gpus > 1 else {}
+    buffer = size * min(count, PREFETCH + meter.weights.largest)
+    gathered = whole | ({"gathering": buffer} if gpus > 1 else {})
+    # Gradients are copied side by side to be reduced: whenever a bucket is full, or at the end of
+    # the backward pass, when no activations are left.
+    reduction = {"reduction": size * min(most, BUCKET)}
+    learning = gathered | (reduction if most > BUCKET else {})
+    through = fake_score.backward if job.method.through_fake_score else fake_score.forward
+    kept_too = fake_score.kept if job.method.through_fake_score else 0
+    # DeepSpeed holds the weights that the student's backward pass begins with, which comes last.
+    waiting = {"student's weights, gathered": sum(whole.values())} if whole else {}
+    phases = {
+        "teacher": gathered | waiting | {"activations": student.kept + found.teacher},
+        "generator's gradient": gathered | waiting | {"activations": student.kept + through},
+        "fake score's update": learning
+        | ({} if fresh else waiting)
+        | {"activations": fake_score.backward + (0 if fresh else student.kept)},
+        "student's update": learning | {"activations": student.backward},
+        "reduction": whole | reduction | {"activations": 0 if fresh else student.kept},
+        "samples": gathered | {"activations": max(student.forward, meter.decoding(job))},
+    }
+    if found.teacher_backward:
+        phases["through the teacher"] = (
+            gathered | waiting | {"activations": student.kept + kept_too + found.teacher_backward}
+        )
+    if job.parallel.offload == "none":
+        # The gradient flattened, and in float32; fused AdamW needs nothing more.
+        numbers = 4 + _gradient_size(job) % 4
+        updated = min(-(-most // gpus), STEPPED)
+        # DeepSpeed lets go of gathered weights late: often one network's are still there.
+        phases["optimizer step"] = whole | {"optimizer's temporaries": numbers * updated}
+    return phases
+
+
+def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
+    found, fresh = _Activations.of(job, meter), job.method.fresh_rollouts
+    passes = {STUDENT: found.student, FAKE_SCORE: found.fake_score}
+    trained = {role: weights.count for role, weights in meter.trained(job).items()}
+    trained = {STUDENT: trained[STUDENT], FAKE_SCORE: trained.get(FAKE_SCORE, trained[STUDENT])}
+    # Autocast keeps bfloat16 copies of what is trained: in a graph, and in a forward.
+    casts = {role: 2 * count if _size(job) == 2 else 0 for role, count in trained.items()}
+    kept = {
+        role: p.kept + (0 if job.parallel.gradient_checkpointing else casts[role])
+        for role, p in passes.items()
+    }
+    through, kept_too = passes[FAKE_SCORE].forward, 0
+    if job.method.through_fake_score:
+        through, kept_too = passes[FAKE_SCORE].backward, kept[FAKE_SCORE]
+    own = {role: 4 * count for role, count in trained.items()}
+    both = max(own.values()) if fresh else sum(own.values())
+    waiting = 0 if fresh else kept[STUDENT]
+    if job.train.accumulation == 1:
+        rest = {r: p.backward_keeping + casts[r] - own[r] for r, p in passes.items()}
+        fake = {"gradients": own[FAKE_SCORE], "activations": rest[FAKE_SCORE] + waiting}
+        student = {"gradients": both, "activations": rest[STUDENT]}
+    else:  # all gradients are there from the first micro-batch on
+        rest = {r: p.backward + casts[r] for r, p in passes.items()}
+        fake = {"gradients": both, "activations": rest[FAKE_SCORE] + waiting}
+        student = {"gradients": both, "activations": rest[STUDENT]}
+    sampling = max(passes[STUDENT].forward + casts[STUDENT], meter.decoding(job))
+    phases = {
+        "teacher": {"activations": kept[STUDENT] + found.teacher},
+        "generator's gradient": {"activations": kept[STUDENT] + through + casts[FAKE_SCORE]},
+        "fake score's update": fake,
+        "student's update": student,
+        "optimizer step": {"gradients": both},
+        "samples": {"activations": sampling},
+    }
+    if found.teacher_backward:
+        activations = kept[STUDENT] + kept_too + found.teacher_backward
+        phases["through the teacher"] = {"activations": activations}
+    if job.train.accumulation > 1:
+        for name in ("teacher", "generator's gradient"):
+            phases[name] = {"gradients": both} | phases[name]
+    return phases
+
+
+def _text_encoder_weights(model: WanModel) -> int:
+    """Numbers in the text encoder."""
+    with torch.device("meta"):
+        encoder = build_text_encoder(model.expected_text_encoder_config())
+    return sum(p.numel() for p in encoder.parameters())

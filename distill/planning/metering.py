@@ -1,0 +1,247 @@
+"""Memory of a network's passes, metered on the meta device: every operation runs, on no data.
+
+A meter sees each tensor appear and go, so it counts what autograd keeps, what gradient
+checkpointing computes again, and what an operation holds meanwhile. Attention stands for a fused
+kernel: it keeps its inputs, its output and a number per row, never the matrix of weights.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from distill.planning.metered_passes import MeteredPasses
+from lightx2v_sgmd.families.wan import WanModel, kept_in_float32, velocity
+from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.networks.adapters import add_adapters
+from lightx2v_sgmd.networks.compiled_passes import use_passes
+from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation, enable_recomputation
+from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
+from lightx2v_sgmd.untrusted.building import build_vae
+
+# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+
+
+class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that operations inside it made and that still live.
+
+    Attributes:
+        live: Now.
+        peak: The most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and takes note of what it returns."""
+        known = {
+            x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self._note(x.untyped_storage(), known)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _note(self, storage: Any, known: set[int]) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in known or key in self._seen:
+            return  # a view, or written in place
+        self._seen.add(key)
+        self.live += size
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside, attention is a fused kernel of no particular make, in backward passes too."""
+    original = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        output: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return output
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # A kernel's own name: selective checkpointing knows it, and FLOP counters do.
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention
+        output, rows, *_ = kernel(query, key, value)
+        ctx.save_for_backward(query, key, value, output, rows)
+        assert isinstance(output, Tensor)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, _ = ctx.saved_tensors
+        # Kernels in half precision sum the query's gradient in float32.
+        _sums = query.new_empty(query.shape, dtype=torch.float32)
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Bytes beyond the weights, of one rank.
+
+    Attributes:
+        forward: Peak of a forward without gradient.
+        kept: What autograd keeps from a forward with gradient until its backward pass.
+        backward: Peak of forward and backward; a weight's gradient goes as soon as it is there.
+        backward_keeping: The same, and the gradients stay; as ``backward`` if not asked for.
+    """
+
+    forward: int
+    kept: int
+    backward: int
+    backward_keeping: int
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A sequence-parallel group of processes that do not exist."""
+
+    degree: int
+
+    def size(self) -> int:
+        """Ranks that would share a video."""
+        return self.degree
+
+    def rank(self) -> int:
+        """The first rank: no other has more tokens."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What to meter.
+
+    Attributes:
+        latents: ``(C, T, h, w)`` of a video.
+        batch: Videos in a pass.
+        dtype: Of weights and activations.
+        text_rows: Text rows of a video that the network attends to.
+        checkpointing: What is computed again in the backward pass.
+        degree: Ranks that share the tokens.
+        keeping: Whether to meter ``backward_keeping``.
+        adapters: Those that are trained, or None if all weights are.
+        compiled: True if a compiler made the passes between the products.
+    """
+
+    latents: tuple[int, int, int, int]
+    batch: int
+    dtype: torch.dtype
+    text_rows: int
+    checkpointing: Recomputation
+    degree: int = 1
+    keeping: bool = False
+    adapters: Lora | None = None
+    compiled: bool = False
+
+
+def meter_pass(model: WanModel, what: Pass) -> PassMemory:
+    """Meters a forward, and a forward with backward, of a network.
+
+    All blocks are alike, so three and four of them tell what any number needs. Only with gradients
+    that stay must all of them run: then the peak may be at either end of the backward pass.
+    """
+    layers = int(model.transformer_config["num_layers"])
+    if what.keeping or layers <= 4:
+        return PassMemory(**_meter(model, what, layers))
+    few, more = _meter(model, what, 3), _meter(model, what, 4)
+    return PassMemory(**{name: few[name] + (layers - 3) * (more[name] - few[name]) for name in few})
+
+
+def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
+    shortened = replace(model, transformer_config=model.transformer_config | {"num_layers": layers})
+    with torch.device("meta"):
+        network = shortened.build_transformer()
+        x_t = torch.empty(what.batch, *what.latents)
+        sigma = torch.empty(what.batch)
+        text = torch.empty(what.batch, what.text_rows, model.text_dim)
+    kept = kept_in_float32(network)
+    for name, p in network.named_parameters():
+        p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
+    if what.adapters is not None:
+        add_adapters(network, what.adapters, 0, what.dtype)
+    enable_sequence_parallel(network, PlannedGroup(what.degree))
+    network.text_padding_is_folded = True  # or ``velocity`` would add rows
+    enable_recomputation(network, what.checkpointing)
+    if what.compiled:
+        use_passes(network, MeteredPasses())
+
+    def run(x_t: Tensor) -> Tensor:
+        return velocity(network, x_t, sigma, text)
+
+    found = {"forward": _forward(run, x_t)}
+    found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
+    found["backward_keeping"] = found["backward"]
+    if what.keeping:
+        _, found["backward_keeping"] = _training(run, x_t, network, keep=True)
+    return found
+
+
+def _forward(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
+    meter = MemoryMeter()
+    with torch.no_grad(), fused_attention(), meter:
+        run(x_t)
+    return meter.peak
+
+
+def _training(
+    run: Callable[[Tensor], Tensor], x_t: Tensor, network: Any, keep: bool
+) -> tuple[int, int]:
+    """What a forward keeps, and the peak of it and its backward pass."""
+
+    def drop(p: Tensor) -> None:
+        p.grad = None
+
+    weights = [p for p in network.parameters() if p.requires_grad and not keep]
+    hooks = [p.register_post_accumulate_grad_hook(drop) for p in weights]
+    meter = MemoryMeter()
+    with fused_attention(), meter:
+        output = run(x_t)
+        kept = meter.live
+        torch.autograd.backward(output, torch.empty_like(output))
+        del output
+    for hook in hooks:
+        hook.remove()
+    network.zero_grad(set_to_none=True)
+    x_t.grad = None
+    return kept, meter.peak
+
+
+def meter_decoding(model: WanModel, latents: tuple[int, int, int, int]) -> int:
+    """Peak of a model's float32 VAE while it decodes one video, weights included."""
+    with torch.device("meta"):
+        vae = build_vae(model.vae_config).eval()
+        x0 = torch.empty(1, *latents)
+    weights: int = sum(4 * p.numel() for p in vae.parameters())
+    meter = MemoryMeter()
+    with torch.no_grad(), meter:
+        vae.decode(x0, return_dict=False)
+    return weights + meter.peak

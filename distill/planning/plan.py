@@ -1,0 +1,365 @@
+"""The plan of a run: memory, operations, traffic and time of a job on so many GPUs, before it runs.
+
+Nothing is loaded but configurations. What cannot fit is refused with the nearest change that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any, Final
+
+from distill.model_checks import check_against_model
+from distill.planning.flops import (
+    Operations,
+    Passes,
+    Traffic,
+    forward_operations,
+    iteration_passes,
+    iteration_traffic,
+    stretches,
+)
+from distill.planning.memory import Memory, Meter, rank_memory
+from distill.running.saving import checkpoint_copies
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.student_weights import file_count
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
+from lightx2v_sgmd.parallel import STUDENT
+from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
+from lightx2v_sgmd.system.errors import UserError
+
+GIB = 2**30
+H100_FLOPS = 989e12
+"""Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
+_KINDS: Final[dict[str, Recomputation]] = {
+    "without checkpointing": False,
+    "with selective checkpointing": "selective",
+    "with checkpointing": True,
+}
+MORE_GPUS = 1024
+"""Largest number that is tried when a job does not fit."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job would run on.
+
+    Attributes:
+        gpus: Of all nodes.
+        memory_gib: Of a GPU.
+        node_gpus: GPUs of a node.
+        peak_flops: Operations per second that a GPU could do at best.
+        mfu: The share of them that training reaches, communication included.
+        reserve_gib: Of a GPU's memory, what the plan leaves for what it does not count: the CUDA
+            context, NCCL's buffers, fragmentation. An allowance, not a measurement.
+    """
+
+    gpus: int
+    memory_gib: float = 80.0
+    node_gpus: int = 8
+    peak_flops: float = H100_FLOPS
+    mfu: float = 0.4
+    reserve_gib: float = 4.0
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """What it takes to stop a run in the middle and lose nothing.
+
+    Attributes:
+        longest: What is computed between two looks for a request to stop, at most.
+        seconds: Of that, at the machine's MFU.
+        checkpoint_bytes: That are written then, by all ranks together.
+        rank_bytes: By the rank that writes most.
+    """
+
+    longest: str
+    seconds: float
+    checkpoint_bytes: int
+    rank_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job needs on a machine.
+
+    Attributes:
+        job: The job.
+        machine: The machine.
+        tokens: Patches of a video.
+        tokens_per_rank: With sequence parallelism, the largest share of them.
+        global_batch: Videos of an update.
+        parameters: Of one network.
+        memory: Of a rank.
+        activations: Of a forward and backward pass, in bytes, with and without checkpointing.
+        passes: By role.
+        forward: Operations of a forward of one video.
+        traffic: Of a GPU in an iteration.
+        preemption: Of a run that is told to stop.
+    """
+
+    job: Job
+    machine: Machine
+    tokens: int
+    tokens_per_rank: int
+    global_batch: int
+    parameters: int
+    memory: Memory
+    activations: dict[str, int]
+    passes: dict[str, Passes]
+    forward: Operations
+    traffic: Traffic
+    preemption: Preemption
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """Operations of an iteration by role, of all GPUs."""
+        return {
+            role: self.global_batch * passes.operations(self.forward)
+            for role, passes in self.passes.items()
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Of an iteration, at the machine's MFU."""
+        per_second = self.machine.gpus * self.machine.mfu * self.machine.peak_flops
+        return sum(self.flops.values()) / per_second
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the whole run."""
+        return self.seconds * self.job.train.iterations * self.machine.gpus / 3600
+
+    @property
+    def memory_gib(self) -> float:
+        """Of a GPU, the reserve included."""
+        return self.memory.peak / GIB + self.machine.reserve_gib
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.memory_gib <= self.machine.memory_gib
+
+    def per_node(self, parts: dict[str, int]) -> dict[str, float]:
+        """A rank's parts, in GiB of a whole node."""
+        ranks = min(self.machine.gpus, self.machine.node_gpus)
+        return {name: ranks * value for name, value in _gib(parts).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON; memory in GiB, traffic in bytes."""
+        job = self.job
+        return {
+            "model": job.teacher.path,
+            "method": job.method.name,
+            "machine": asdict(self.machine),
+            "strategy": job.parallel.strategy,
+            "sequence": job.parallel.sequence,
+            "offload": job.parallel.offload,
+            "gradient_checkpointing": job.parallel.gradient_checkpointing,
+            "parameters": self.parameters,
+            "tokens": self.tokens,
+            "tokens_per_rank": self.tokens_per_rank,
+            "global_batch": self.global_batch,
+            "memory_gib": {
+                "total": self.memory_gib,
+                "reserve": self.machine.reserve_gib,
+                "peak_phase": self.memory.peak_phase,
+                "components": _gib(self.memory.components),
+                "phases": {name: _gib(parts) for name, parts in self.memory.phases.items()},
+                "activations": _gib(self.activations),
+                "host_per_node": self.per_node(self.memory.host),
+                "disk_per_node": self.per_node(self.memory.disk),
+                "text_encoder_at_start": self.memory.start / GIB,
+            },
+            "passes": {role: asdict(passes) for role, passes in self.passes.items()},
+            "forward_flops": asdict(self.forward),
+            "iteration_flops": self.flops,
+            "traffic_bytes": asdict(self.traffic),
+            "iteration_seconds": self.seconds,
+            "gpu_hours": self.gpu_hours,
+            "preemption": asdict(self.preemption),
+            "fits": self.fits,
+        }
+
+
+def _gib(parts: dict[str, int]) -> dict[str, float]:
+    return {name: value / GIB for name, value in parts.items() if value}
+
+
+def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None = None) -> Plan:
+    """Plans a job on a machine, whether it fits or not.
+
+    Args:
+        job: The job.
+        model: Its opened teacher.
+        machine: Where it would run.
+        meter: What was measured of the model before.
+
+    Raises:
+        UserError: the job cannot run there, whatever the memory.
+    """
+    check_against_model(job, model)
+    _check_layout(job, model, machine)
+    meter = meter or Meter(model)
+    video = job.video
+    tokens = model.token_count(video.height, video.width, video.num_frames)
+    degree, train = job.parallel.sequence, job.train
+    passes = iteration_passes(job, meter.shares(job))
+    forward = forward_operations(model.transformer_config, tokens, meter.text_rows)
+    return Plan(
+        job=job,
+        machine=machine,
+        tokens=tokens,
+        tokens_per_rank=-(-tokens // degree),
+        global_batch=train.micro_batch * train.accumulation * machine.gpus // degree,
+        parameters=meter.weights.count,
+        memory=rank_memory(job, meter, machine.gpus),
+        activations={
+            name: meter.passes(job, train.micro_batch, kind, False).backward
+            for name, kind in _KINDS.items()
+        },
+        passes=passes,
+        forward=forward,
+        traffic=iteration_traffic(
+            job,
+            passes,
+            model.transformer_config,
+            parameters=meter.weights.count,
+            tokens=tokens,
+            gpus=machine.gpus,
+            size=2 if job.teacher.dtype == "bfloat16" else 4,
+        ),
+        preemption=_preemption(job, machine, meter, forward),
+    )
+
+
+def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -> Preemption:
+    found = {
+        name: passes.operations(forward)
+        for name, (_, passes) in stretches(job, meter.shares(job)).items()
+    }
+    longest = max(found, key=lambda name: found[name])
+    per_second = job.parallel.sequence * machine.mfu * machine.peak_flops
+    trained, copies = meter.trained(job), checkpoint_copies(job)
+    networks = copies[STUDENT][0]
+    student = 4 * trained[STUDENT].count
+    files = 1 if job.student.adapters else file_count(student, machine.gpus)
+    slices = sum(4 * trained[role].count * states for role, (_, states) in copies.items())
+    return Preemption(
+        longest=longest,
+        seconds=job.train.micro_batch * found[longest] / per_second,
+        checkpoint_bytes=networks * student + slices,
+        rank_bytes=-(-networks * files // machine.gpus) * student // files + slices // machine.gpus,
+    )
+
+
+def _check_layout(job: Job, model: WanModel, machine: Machine) -> None:
+    """What does not depend on memory."""
+    gpus, node = machine.gpus, machine.node_gpus
+    if job.parallel.strategy == "local" and gpus != 1:
+        raise UserError(
+            f"--gpus: {gpus}, and parallel.strategy local is one process; use --gpus 1 or "
+            "--set parallel.strategy=zero3"
+        )
+    if gpus > node and gpus % node:
+        raise UserError(
+            f"--gpus: {gpus} is not a whole number of nodes of {node} GPUs; use "
+            f"{gpus // node * node} or {-(-gpus // node) * node}, or another --node-gpus"
+        )
+    check_degree(job.parallel.sequence, model.num_heads, job.teacher.path, ranks=gpus)
+
+
+def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
+    """Refuses a plan that does not fit.
+
+    Raises:
+        UserError: it does not; names the nearest change that does.
+    """
+    if plan.fits:
+        return
+    machine = plan.machine
+    problem = (
+        f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
+        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
+        f"'{plan.memory.peak_phase}'"
+    )
+    found, least = _nearest(plan, model, meter)
+    if found:
+        words = ", or ".join(_in_words(change, other, plan) for change, other in found)
+        raise UserError(f"{problem}; the nearest that fits: {words}")
+    raise UserError(
+        f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
+        f"{least.memory_gib:.1f} GiB in the phase '{least.memory.peak_phase}': use smaller videos, "
+        "a smaller micro-batch or GPUs with more memory"
+    )
+
+
+def _nearest(
+    plan: Plan, model: WanModel, meter: Meter
+) -> tuple[list[tuple[list[str], Plan]], Plan]:
+    """The nearest changes that fit, on these GPUs and on more, and the plan that needs least."""
+    least, fitting = plan, {}
+    for change, job, machine in _changes(plan, model):
+        more = machine.gpus != plan.machine.gpus
+        if more not in fitting:
+            other = make_plan(job, model, machine, meter)
+            least = min(least, other, key=lambda each: each.memory.peak)
+            if other.fits:
+                fitting[more] = change, other
+    return [fitting[more] for more in sorted(fitting)], least
+
+
+def _in_words(change: list[str], other: Plan, plan: Plan) -> str:
+    needs = [f"{other.memory_gib:.1f} GiB"]
+    if other.memory.host:
+        host = sum(other.per_node(other.memory.host).values())
+        needs.append(f"{host:.0f} GiB of a node's CPU memory")
+    if other.global_batch != plan.global_batch:
+        needs.append(f"a global batch of {other.global_batch}, not {plan.global_batch}")
+    return f"{' '.join(change)} ({', '.join(needs)})"
+
+
+def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Machine]]:
+    """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
+    job, machine = plan.job, plan.machine
+    layout = job.parallel
+    checkpointing = list(_KINDS.values())  # the fastest first
+    checkpointing = checkpointing[checkpointing.index(layout.gradient_checkpointing) :]
+    strategies = [layout.strategy]
+    if layout.strategy == "local":
+        strategies.append("zero3")
+    offloads = ["none", "optimizer", "all"]
+    # Of a GPU's memory nvme spares no more than all does.
+    offloads = ["nvme"] if layout.offload == "nvme" else offloads[offloads.index(layout.offload) :]
+    gpus, node = [machine.gpus], machine.node_gpus
+    while gpus[-1] < MORE_GPUS:
+        gpus.append(gpus[-1] * 2 if gpus[-1] < node else (gpus[-1] // node + 1) * node)
+    degrees = [d for d in sequence_degrees(model.num_heads) if d >= layout.sequence and d <= node]
+    found = []
+    for again, strategy, degree, offload, count in product(
+        checkpointing, strategies, degrees, offloads, gpus
+    ):
+        sharded = strategy == "zero3"
+        if count % degree or (not sharded and (count > 1 or degree > 1 or offload != "none")):
+            continue
+        settings = {
+            "gradient_checkpointing": again,
+            "strategy": strategy,
+            "sequence": degree,
+            "offload": offload,
+        }
+        changed = [key for key, value in settings.items() if getattr(layout, key) != value]
+        words = [f"--set parallel.{key}={str(settings[key]).lower()}" for key in changed]
+        if count != machine.gpus:
+            words.append(f"--gpus {count}")
+        # What costs nothing but work first; more GPUs before offloading all.
+        dearness = (len(words), offloads.index(offload), count, degree, checkpointing.index(again))
+        parallel = replace(layout, **settings)  # type: ignore[arg-type]
+        found.append(
+            (dearness, words, replace(job, parallel=parallel), replace(machine, gpus=count))
+        )
+    for _, words, other, where in sorted(found, key=lambda item: item[0]):
+        if words:
+            yield words, other, where

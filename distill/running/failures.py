@@ -1,0 +1,117 @@
+"""A run that stopped at a number that is not one: the state that it leaves, and its replay.
+
+RUN/failed/step_000012/    as a checkpoint: the weights of all roles before the update that
+broke, which has changed none
+failure.json           which update, loss terms, videos, prompts and score times
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.building import Start, build_trainer, open_latents
+from distill.data import load_prompts, prompts_digest
+from distill.loss_terms import NotFiniteError, Place
+from distill.running.saving import Saver
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.parallel import connect, training_device
+from lightx2v_sgmd.system.errors import UserError
+
+FILE = "failure.json"
+_REMEDY = "lower the learning rates or leave out what broke it, and go on from the last checkpoint"
+
+
+def kept(error: NotFiniteError, saver: Saver, prompts: Sequence[str]) -> UserError:
+    """Saves the state; all ranks call it. Returns what to tell the user."""
+    found = {video.prompt for videos in error.videos.values() for video in videos}
+    content = {
+        **error.to_dict(),
+        "captions": {prompt: prompts[prompt] for prompt in sorted(found)},
+        "processes": saver.strategy.ranks.size,
+    }
+    name = store.checkpoint_name(error.place.iteration + 1)
+    folder = saver.job.output.dir / "failed" / name
+    try:
+        text = json.dumps(content, indent=2) + "\n"
+        saver.write(folder, error.place.iteration, {FILE: text})
+    except UserError as problem:
+        return UserError(f"{error}; its state is not kept ({problem}); {_REMEDY}")
+    return UserError(
+        f"{error}; python -m tools.replay_failure {folder} runs that update again; {_REMEDY}"
+    )
+
+
+def replay(folder: Path, launched: bool) -> NotFiniteError | None:
+    """Runs the update again that a run stopped at; changes nothing.
+
+    Args:
+        folder: ``RUN/failed/step_N``.
+        launched: Whether this is one of several processes; then the job's own strategy is used,
+            otherwise one process holds everything.
+
+    Returns:
+        What is not finite, or None if everything is.
+
+    Raises:
+        UserError: the folder is damaged or no such state.
+    """
+    failure = _read(folder)
+    place = Place(failure["iteration"], failure["update"], failure["draw"])
+    changes = (
+        [] if launched else ["strategy=local", "sequence=1", "offload=none", "offload_dir=null"]
+    )
+    job = load_job(folder / "job.yaml", [f"parallel.{change}" for change in changes])
+    model = open_wan(job.teacher.path, job.teacher.base)
+    prompts, latents = load_prompts(job), open_latents(job, model)
+    state = store.read_trainer_state(folder)
+    if prompts_digest(prompts) != state["prompts_sha256"]:
+        raise UserError(f"data.prompts: {job.data.prompts} is not what it was; set it back")
+    ranks = connect(job.parallel.strategy, training_device())
+    ranks = replace(ranks, share=job.parallel.sequence)
+    job = _with_accumulation(job, state["global_batch"], ranks.data_size)
+    start = Start(place.iteration, folder)
+    trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet=True)
+    try:
+        trainer.try_update(place, _micro_batches(job, failure, launched))
+    except NotFiniteError as error:
+        return error
+    finally:
+        trainer.strategy.close()
+    return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What ``failure.json`` says, after a check of every file."""
+    store.verify(folder)
+    path = folder / FILE
+    try:
+        failure: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: is missing; name a folder RUN/failed/step_N that a failed run has left"
+        ) from error
+    return failure
+
+
+def _with_accumulation(job: Job, global_batch: int, data_ranks: int) -> Job:
+    """The job with as many micro-batches as make the same global batch on these processes."""
+    count, rest = divmod(global_batch, job.train.micro_batch * data_ranks)
+    if rest:
+        raise UserError(
+            f"train.micro_batch: {job.train.micro_batch} on {data_ranks} processes does not divide "
+            f"the global batch of {global_batch}; replay it in one process"
+        )
+    return replace(job, train=replace(job.train, accumulation=count))
+
+
+def _micro_batches(job: Job, failure: dict[str, Any], launched: bool) -> Sequence[int]:
+    """The micro-batches that broke; all where that is not known, or where ranks share the work."""
+    size = job.train.micro_batch
+    found = {video["sample"] // size for videos in failure["videos"].values() for video in videos}
+    return range(job.train.accumulation) if launched or not found else sorted(found)

@@ -1,0 +1,204 @@
+"""Starting the processes of a run on this machine, and being one of them.
+
+``torchrun`` would do, but it turns a rank's exit code into 1, prints a page for one failing rank,
+and kills ranks that are still saving 30 s after a SIGTERM. So the ranks are plain subprocesses
+with the variables that ``torchrun`` sets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distill.running.reports import VARIABLE, Report, read_report, write_report
+from distill.running.signals import STOPPING, handling, interruptible
+from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.parallel.rendezvous import host_store
+from lightx2v_sgmd.system.errors import RunError, UserError
+
+_POLL_S = 0.05
+_GRACE_S = 10.0
+"""How long ranks have to leave by themselves after one has failed."""
+
+
+def launch(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
+    """Runs the job here, in new processes, or as part of a launcher's run; see ``distill``."""
+    launched = "RANK" in os.environ
+    if nproc > 1 and not launched:
+        if job.parallel.strategy == "local":
+            raise UserError(
+                f"parallel.strategy: local is one process, not the {nproc} of --nproc; "
+                "use --set parallel.strategy=zero3"
+            )
+        return _spawn(job, resume, nproc, quiet)
+    if nproc > 1 and nproc != int(os.environ.get("LOCAL_WORLD_SIZE", nproc)):
+        raise UserError(
+            f"--nproc: {nproc} is not the {os.environ['LOCAL_WORLD_SIZE']} processes that the "
+            "launcher started here; leave it out"
+        )
+    from distill.running.run import run
+
+    try:
+        # stdout is for results; libraries chatter.
+        with contextlib.redirect_stdout(sys.stderr), interruptible():
+            return run(job, resume, quiet)
+    except UserError:
+        # A machine's other ranks have the same to say; one line is enough.
+        if launched and int(os.environ.get("LOCAL_RANK", "0")) > 0 and VARIABLE not in os.environ:
+            raise SystemExit(2) from None
+        raise
+
+
+def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
+    """Starts the ranks, passes signals on to them, and fails as they do, once."""
+    store = host_store()
+    with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as folder:
+        job_file = Path(folder) / "job.yaml"
+        job_file.write_text(job.to_yaml(), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "distill.running.launch",
+            str(job_file),
+            resume,
+            str(int(quiet)),
+        ]
+        shared = _environment(nproc, store.port)
+        ranks = []
+        for rank in range(nproc):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: f"{folder}/{rank}.json"}
+            ranks.append(
+                subprocess.Popen(
+                    command,
+                    env={**shared, **own},
+                    stdin=subprocess.PIPE,  # closed when this process is gone: see _follow_parent
+                    start_new_session=True,  # so that Ctrl-C reaches them through us, once
+                )
+            )
+        with _passing_on_signals(ranks) as signalled:
+            codes, first = _wait(ranks)
+        for process in ranks:
+            assert process.stdin is not None
+            process.stdin.close()
+        found = [read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
+    if first is None:
+        return job.output.dir
+    reports = [report for report in found if report is not None]
+    for report in reports:
+        if report.code == 2:
+            raise UserError(report.error)
+    if any(code == 130 for code in codes) or signalled:
+        raise KeyboardInterrupt
+    if codes[first] < 0:
+        name = signal.Signals(-codes[first]).name
+        cause = ", which is what a full memory does" if name == "SIGKILL" else ""
+        raise RunError(
+            f"rank {first} of {nproc} was ended by {name}{cause}; the same command goes on from "
+            "the last checkpoint"
+        )
+    if reports:
+        raise RunError(reports[0].error)
+    raise RuntimeError(
+        f"rank {first} of {nproc} failed with exit code {codes[first]}; what it said is above"
+    )
+
+
+def _environment(nproc: int, port: int) -> dict[str, str]:
+    home = str(Path(__file__).resolve().parents[2])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        # torch's name for "no rank opens that port, they all connect to it".
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+@contextmanager
+def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Inside, the first signal goes to the ranks as a request, and a Ctrl-C after it kills them.
+
+    Gives the list of signals that came.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1 and number != signal.SIGINT:
+            return
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+
+    with handling(dict.fromkeys(STOPPING, receive)):
+        yield received
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
+    """Exit codes of all ranks, and which failed first.
+
+    When one has, the others get a little time and are then ended.
+    """
+    first, failed_at = None, 0.0
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if first is None and any(codes):
+            # Of several, the one that was killed: the others fail of its absence.
+            failed = [rank for rank, code in enumerate(codes) if code]
+            first = min(failed, key=lambda rank: codes[rank] or 0)
+            failed_at = time.monotonic()
+        if all(code is not None for code in codes):
+            return [code or 0 for code in codes], first
+        if first is not None and time.monotonic() - failed_at > _GRACE_S:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+        time.sleep(_POLL_S)
+
+
+def _follow_parent() -> None:
+    """Asks this rank to stop when the process that started it is gone."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: list[str]) -> int:
+    """A rank's life: ``JOB.yaml RESUME QUIET``; leaves the user's error in a file."""
+    job_file, resume, quiet = arguments
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    try:
+        launch(load_job(job_file), resume, 1, quiet == "1")
+    except (UserError, RunError) as error:
+        report = Report(str(error), 2 if isinstance(error, UserError) else 1)
+        write_report(report)
+        return report.code
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    # Without the interpreter's shutdown: the thread above is inside a read that nothing ends.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,229 @@
+"""One run in this process, which may be one of several: set up, train, leave a run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from distill.building import Start, build_trainer, open_latents
+from distill.counting import PassCounter
+from distill.data import load_prompts
+from distill.loss_terms import NotFiniteError
+from distill.model_checks import check_against_model
+from distill.running.failures import kept
+from distill.running.recorders import Recorder, environment, metrics_line, write_samples
+from distill.running.reports import give_up
+from distill.running.run_folder import check_output, check_own, run_lock, write_about
+from distill.running.saving import (
+    Saver,
+    check_same_run,
+    check_space,
+    checkpoint_parts,
+    choose_checkpoint,
+    trainer_state,
+)
+from distill.running.signals import stop_on_signal
+from distill.trainer import Trainer
+from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.files.latents import LatentFolder
+from lightx2v_sgmd.job.schema import Job, Train
+from lightx2v_sgmd.outputs import OutputLock
+from lightx2v_sgmd.parallel import (
+    Ranks,
+    Strategy,
+    Watch,
+    check_offload,
+    connect,
+    disconnect,
+    training_device,
+)
+from lightx2v_sgmd.parallel.sequence import check_degree
+from lightx2v_sgmd.system.console import note, progress
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import distribution, reinstall, why_unusable
+from lightx2v_sgmd.system.torch_faults import slow_conv3d
+from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
+
+
+def run(job: Job, resume: str, quiet: bool) -> Path:
+    """Trains to the job's last iteration.
+
+    Args:
+        job: What to train.
+        resume: ``auto``, ``never`` or a path; see ``saving.choose_checkpoint``.
+        quiet: Show nothing.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: something in the job or on this machine is in the way.
+        KeyboardInterrupt: it was asked to stop, and has saved.
+    """
+    # First what needs no weights and no other process.
+    check_output(job, resume)
+    model = open_wan(job.teacher.path, job.teacher.base)
+    check_against_model(job, model)
+    prompts = load_prompts(job)
+    latents = open_latents(job, model)
+    timeout = job.parallel.timeout_minutes
+    check_offload(job.parallel, training_device())
+    ranks = connect(job.parallel.strategy, training_device(), timeout)
+    try:
+        degree = job.parallel.sequence
+        check_degree(degree, model.num_heads, job.teacher.path, ranks.size)
+        ranks = replace(ranks, share=degree)
+        quiet = quiet or not ranks.first
+        with run_lock(job.output.dir, ranks, quiet) as lock:
+            done = _run(job, model, prompts, latents, ranks, resume, quiet, lock)
+    except UserError:
+        disconnect(job.parallel.strategy)  # all ranks have it
+        raise
+    if done < job.train.iterations:
+        note(f"stopped after step {done}; the same command goes on from there", quiet)
+        raise KeyboardInterrupt
+    return job.output.dir
+
+
+def _run(
+    job: Job,
+    model: WanModel,
+    prompts: list[str],
+    latents: LatentFolder | None,
+    ranks: Ranks,
+    resume: str,
+    quiet: bool,
+    lock: OutputLock | None,
+) -> int:
+    """The run, in a folder that is ours alone; returns how many iterations are done."""
+    timeout = job.parallel.timeout_minutes
+    teacher = ranks.once(lambda: weights_digest(model, "transformer"))
+    state = trainer_state(job, prompts, ranks, teacher)
+    start = ranks.once(lambda: _prepare(job, model, state, ranks, resume, quiet))
+    if start.step >= job.train.iterations:
+        note(f"{job.output.dir} has all {start.step} iterations already", quiet)
+        disconnect(job.parallel.strategy)
+        return start.step
+    watch = Watch(ranks, timeout, partial(give_up, job.output.dir, ranks.rank))
+    with _watching(watch):
+        with watch.patient("loading"):
+            trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet, watch.tick)
+        watch.follow(trainer.strategy.networks)
+        saver = Saver(job, trainer.strategy, state, lock)
+        try:
+            done = _train(job, model, trainer, saver, start, quiet, watch)
+        except NotFiniteError as error:
+            with watch.patient("saving the failed state"):
+                raise kept(error, saver, prompts) from error
+    trainer.strategy.close()
+    return done
+
+
+@contextmanager
+def _watching(watch: Watch) -> Iterator[None]:
+    """Inside, a failure of this rank is told to the others, and one of theirs is named."""
+    try:
+        yield
+    except UserError:  # all ranks have it
+        raise
+    except Exception as error:
+        # gloo raises plain RuntimeErrors, whose text begins with the name of its source file.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise watch.explain(error) from error
+        watch.leave(f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    except KeyboardInterrupt:
+        watch.leave("interrupted")
+        raise
+    finally:
+        watch.close()
+
+
+def _prepare(
+    job: Job, model: WanModel, state: dict[str, Any], ranks: Ranks, resume: str, quiet: bool
+) -> Start:
+    """Decides where to begin and makes the run folder, before anything is loaded."""
+    folder = job.output.dir
+    check_own(folder)
+    chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
+    start = Start()
+    if chosen is not None:
+        start = check_same_run(chosen, job, state)
+        note(f"going on from {chosen}", quiet)
+    check_space(folder, sum(checkpoint_parts(job, model)))
+    write_about(folder, job, environment(job.parallel.strategy, ranks), quiet)
+    return start
+
+
+def _train(
+    job: Job,
+    model: WanModel,
+    trainer: Trainer,
+    saver: Saver,
+    start: Start,
+    quiet: bool,
+    watch: Watch,
+) -> int:
+    """Runs iterations, with what happens after each; returns how many are done."""
+    strategy: Strategy = trainer.strategy
+    train, ranks = job.train, strategy.ranks
+    counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
+    recorders: list[Recorder] = []  # the first rank's; the others have none
+    done = saved = start.step
+    ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step, quiet)))
+    sampling = ranks.once(partial(_can_write_samples, quiet))
+    if (fault := slow_conv3d(ranks.device)) is not None:
+        note(fault, quiet)
+    with (
+        progress(train.iterations, "distilling", quiet, done=done) as bar,
+        stop_on_signal(quiet) as stop,
+    ):
+        before = saved_at = time.monotonic()
+        for result in trainer.run(done, stop, start.begun):
+            done, now = result.step, time.monotonic()
+            line = metrics_line(result, now - before, counter.take(), ranks.device)
+            late = ranks.once(partial(_record, recorders, line, _overdue(train, now - saved_at)))
+            bar.advance(1, "  ".join(f"{k} {v:.4g}" for k, v in result.losses.items()))
+            last = done == train.iterations
+            if last or late or done % train.checkpoint_every == 0:
+                with watch.patient(f"saving the checkpoint of step {done}"):
+                    saver.save(done)
+                saved, saved_at = done, time.monotonic()
+            if sampling and (last or done % train.sample_every == 0):
+                with watch.patient(f"sampling videos of step {done}"):
+                    write_samples(job, model, strategy, trainer.batches, done, stop)
+            counter.take()  # sampling is not training
+            before = time.monotonic()
+        if done > saved or trainer.begun is not None:  # asked to stop
+            with watch.patient(f"saving the checkpoint of step {done}"):
+                saver.save(done, trainer.begun)
+    for recorder in recorders:
+        recorder.close()
+    return done
+
+
+def _can_write_samples(quiet: bool) -> bool:
+    """True if sample videos can be encoded; training goes on without them."""
+    problem = why_unusable("imageio_ffmpeg")
+    if problem is not None:
+        name, remedy = distribution("imageio_ffmpeg"), reinstall("imageio_ffmpeg")
+        note(f"no sample videos: the package {name} {problem}; install it again ({remedy})", quiet)
+    return problem is None
+
+
+def _overdue(train: Train, seconds: float) -> bool:
+    """Whether the last checkpoint is too long ago by this rank's clock; the first rank's counts."""
+    return train.checkpoint_minutes is not None and seconds >= 60 * train.checkpoint_minutes
+
+
+def _record(recorders: list[Recorder], line: dict[str, Any], late: bool) -> bool:
+    for recorder in recorders:
+        recorder.record(line)
+    return late

@@ -1,0 +1,176 @@
+"""A run's folder: whose it is, what of it may be replaced, and its log after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.families.wan import BUNDLED, bundled_teacher
+from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.checkpoint import disk_problem
+from lightx2v_sgmd.files.video import check_writable
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.outputs import (
+    OutputLock,
+    WrittenFiles,
+    appearing,
+    locked_folder,
+    refuse_overlap,
+    resolved,
+)
+from lightx2v_sgmd.outputs import record as records
+from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import UserError
+
+METRICS: Final = "metrics.jsonl"
+SUPERSEDED: Final = "metrics.superseded.jsonl"
+"""Lines of the log that a resumed run does again, and what of it cannot be read."""
+_OWN: Final = ("job.yaml", "environment.json", METRICS, "checkpoints", "samples", "failed")
+_ENVIRONMENT: Final = {"python", "packages", "strategy", "processes"}
+
+
+def check_output(job: Job, resume: str) -> None:
+    """Refuses an output.dir that would harm what is read.
+
+    Raises:
+        UserError: it is, holds or lies in the teacher, the latents, or another run that is resumed.
+    """
+    out = resolved(job.output.dir, "output.dir")
+    teacher = bundled_teacher() if job.teacher.path == BUNDLED else Path(job.teacher.path)
+    sources: dict[str, Path | None] = {"teacher.path": teacher}
+    if job.teacher.base is not None:
+        sources["teacher.base"] = Path(job.teacher.base)
+    if job.data.latents is not None:
+        sources["data.latents"] = Path(job.data.latents)
+    if resume not in ("auto", "never") and not Path(resume).resolve().is_relative_to(out):
+        sources["--resume"] = Path(resume)
+    refuse_overlap(out, sources, "output.dir")
+
+
+@contextmanager
+def run_lock(run: Path, ranks: Ranks, quiet: bool) -> Iterator[OutputLock | None]:
+    """The first rank locks the run folder, for all; the others have None.
+
+    Raises:
+        UserError: another run is in that folder; all ranks have it.
+    """
+    context = locked_folder(resolved(run, "output.dir"), "distill", quiet, ["samples/*"])
+    taken: list[OutputLock] = []
+
+    def take() -> None:
+        check_writable(run, folder=True)
+        taken.append(context.__enter__())
+
+    ranks.once(take)
+    try:
+        yield taken[0] if taken else None
+    finally:
+        if taken:
+            context.__exit__(None, None, None)
+
+
+def check_own(run: Path) -> None:
+    """Refuses a folder that has files of a run's names and is not a run.
+
+    Files of other names may be in it: they are not touched.
+
+    Raises:
+        UserError: names such a file.
+    """
+    taken = [name for name in _OWN if os.path.lexists(run / name)]
+    if not taken or _is_run(run):
+        return
+    raise UserError(
+        f"output.dir: {run} holds {', '.join(taken[:3])}, but is not a training run of ours; move "
+        "that away or choose another output.dir"
+    )
+
+
+def _is_run(run: Path) -> bool:
+    if (run / records.NAME).is_file() or store.checkpoints(run):
+        return True
+    try:
+        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError):
+        return False
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return isinstance(found, dict) and found.keys() >= _ENVIRONMENT
+
+
+def write_about(run: Path, job: Job, environment: dict[str, Any], quiet: bool) -> None:
+    """Writes what was trained, and on what; a ``job.yaml`` that somebody has edited is kept.
+
+    Raises:
+        UserError: something cannot be written.
+    """
+    try:
+        seen = json.dumps(environment, indent=2) + "\n"
+        written = WrittenFiles(run)
+        for name, text in (("environment.json", seen), ("job.yaml", job.to_yaml())):
+            _set_aside(written, name, text, quiet)
+            written.write_text(name, text)
+        (run / "checkpoints").mkdir(exist_ok=True)  # last: before it, the folder is known as a run
+    except OSError as error:
+        raise UserError(disk_problem(error, run)) from error
+
+
+def _set_aside(written: WrittenFiles, name: str, text: str, quiet: bool) -> None:
+    """Renames a file that is not as it was written, unless it says the same."""
+    path = written.folder / name
+    if not os.path.lexists(path) or written.is_own(name):
+        return
+    if path.is_file() and path.read_bytes() == text.encode():
+        written.adopt(name)
+        return
+    if name == "environment.json" and written.is_empty():  # of a version that kept no record
+        written.adopt(name)
+        return
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.stem}.edited{number}{path.suffix}")):
+        number += 1
+    path.rename(kept)
+    note(f"{path}: is not as it was written; it is kept as {kept.name}", quiet)
+
+
+def repair_log(run: Path, step: int) -> None:
+    """Keeps a log's lines up to a step; everything else goes to ``metrics.superseded.jsonl``.
+
+    A last line that was cut off, in whatever bytes, and lines that are no JSON are among that.
+
+    Args:
+        run: The run folder.
+        step: Iterations done.
+    """
+    path = run / METRICS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    kept: list[bytes] = []
+    superseded: list[bytes] = []
+    for line in content.splitlines():
+        (kept if _is_before(line, step) else superseded).append(line + b"\n")
+    if not superseded and content.endswith(b"\n"):
+        return
+    if superseded:
+        with (run / SUPERSEDED).open("ab") as file:
+            file.write(b"".join(superseded))
+            file.flush()
+            os.fsync(file.fileno())
+    with appearing(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
+
+
+def _is_before(line: bytes, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False

@@ -1,0 +1,401 @@
+"""Saving a run's state and taking it up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from distill.building import Start
+from distill.data import prompts_digest
+from distill.updates import Iteration
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files import student_weights
+from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.safetensors_writer import safetensors_header
+from lightx2v_sgmd.files.student_weights import WeightFile, divided
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
+from lightx2v_sgmd.outputs import OutputLock
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Ranks, Strategy
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.disk import free_bytes
+from lightx2v_sgmd.system.errors import UserError
+
+# Where the run goes, how far, and how it is spread: these may change between two parts of a run.
+# The batch is compared as a whole, the prompts by content.
+_FREE = (
+    "output.",
+    "parallel.",
+    "data.",
+    "train.iterations",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.sample_every",
+    "train.keep_checkpoints",
+    "train.micro_batch",
+    "train.accumulation",
+)
+
+
+def trainer_state(
+    job: Job, prompts: list[str], ranks: Ranks, teacher_sha256: str | None = None
+) -> dict[str, Any]:
+    """What a resumed run must agree with, beside its job.
+
+    Args:
+        job: The job.
+        prompts: That it is trained on.
+        ranks: The processes.
+        teacher_sha256: Of the teacher's network, of ``identity.weights_digest``.
+    """
+    teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
+    return {
+        **teacher,
+        "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
+        "prompts_sha256": prompts_digest(prompts),
+        "schedule": job.schedule.to_dict(),
+    }
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes the checkpoints of a run.
+
+    Attributes:
+        job: Saved with them.
+        strategy: What is saved.
+        state: Of ``trainer_state``.
+        lock: The run folder's, on the first rank.
+    """
+
+    job: Job
+    strategy: Strategy
+    state: Mapping[str, Any]
+    lock: OutputLock | None = None
+
+    def save(self, step: int, begun: Iteration | None = None) -> None:
+        """Makes the checkpoint of a step appear, then removes the oldest. All ranks call it.
+
+        Args:
+            step: Iterations done.
+            begun: What is done of the next one.
+
+        Raises:
+            UserError: something could not be written; the checkpoints before are as they were.
+        """
+        run = self.job.output.dir
+        final = run / "checkpoints" / store.checkpoint_name(step)
+        self.write(final, step, {}, begun)
+
+        def prune() -> None:
+            for folder in store.prune(run, self.job.train.keep_checkpoints):
+                note(f"{folder}: is kept, since it holds files that are not of a checkpoint")
+
+        self.strategy.ranks.once(lambda: _guarded(prune, final))
+
+    def write(
+        self, final: Path, step: int, texts: Mapping[str, str], begun: Iteration | None = None
+    ) -> None:
+        """Makes a folder with the state appear, whole. All ranks call it.
+
+        Args:
+            final: The folder.
+            step: Iterations done.
+            texts: More files, by name.
+            begun: What is done of the next iteration.
+
+        Raises:
+            UserError: something could not be written; nothing has appeared.
+        """
+        ranks, pending = self.strategy.ranks, store.Pending(final)
+        try:
+            ranks.once(lambda: _guarded(self._checked(pending.begin), final))
+            entries: dict[str, store.Entry] = {}
+            problem = None
+            try:
+                entries = self._write(pending, step, texts, begun)
+            except OSError as error:
+                problem = store.disk_problem(error, final)
+            written = ranks.each(lambda: _raise_or(problem, entries))
+            every = {name: entry for part in written for name, entry in part.items()}
+            publish = self._checked(lambda: pending.publish(every))
+            ranks.once(lambda: _guarded(publish, final))
+        except UserError:
+            ranks.once(pending.discard)
+            raise
+
+    def _checked(self, action: Callable[[], None]) -> Callable[[], None]:
+        """The action, after a look whether the run folder is still this run's."""
+
+        def act() -> None:
+            if self.lock is not None:
+                self.lock.check()
+            action()
+
+        return act
+
+    def _write(
+        self,
+        pending: store.Pending,
+        step: int,
+        texts: Mapping[str, str],
+        begun: Iteration | None,
+    ) -> dict[str, store.Entry]:
+        """Writes this rank's files."""
+        ranks, metadata = self.strategy.ranks, schedule_metadata(self.job.schedule)
+        if (adapters := self.job.student.adapters) is not None:
+            metadata |= adapter_metadata(adapters)
+        entries = self._write_weights(pending, metadata)
+        for role in self.strategy.trained:
+            slices = self.strategy.save_slices(role)
+            name = f"state/{role}.{ranks.rank:05d}-of-{ranks.size:05d}.safetensors"
+            sizes = {key: part.shape for key, part in slices.items()}
+            entries |= pending.write_tensors(name, sizes, slices.items(), {"format": "pt"})
+        if ranks.first:
+            part = {} if begun is None else {"begun": asdict(begun)}
+            state = json.dumps({"step": step, **part, **self.state}, indent=2) + "\n"
+            entries |= pending.write_text("trainer.json", state)
+            entries |= pending.write_text("job.yaml", self.job.to_yaml())
+            for name, text in texts.items():
+                entries |= pending.write_text(name, text)
+        return entries
+
+    def _write_weights(
+        self, pending: store.Pending, metadata: Mapping[str, str]
+    ) -> dict[str, store.Entry]:
+        """Writes this rank's files of weights; takes part in every gather even if it cannot."""
+        ranks, shapes = self.strategy.ranks, self.strategy.shapes
+        most = sys.maxsize if self.job.student.adapters else student_weights.MOST
+        networks: dict[bool, list[WeightFile]] = {}
+        for averaged in (False, True) if self.job.train.ema else (False,):
+            first = len(networks.get(False, ()))
+            stem = student_weights.STEMS[averaged]
+            networks[averaged] = divided(stem, shapes, ranks.size, first, most)
+        mine = {f.name: f for files in networks.values() for f in files if f.rank == ranks.rank}
+        feeds: dict[str, Feed] = {name: Queue(maxsize=2) for name in mine}
+        with ThreadPoolExecutor(max_workers=max(1, len(mine))) as pool:
+            written = [
+                pool.submit(_write_fed, pending, file, feeds[name], metadata)
+                for name, file in mine.items()
+            ]
+            try:
+                for averaged, files in networks.items():
+                    place = {name: file for file in files for name in file.shapes}
+                    to = {name: file.rank for name, file in place.items()}
+                    for name, tensor in self.strategy.whole_tensors(STUDENT, averaged, to):
+                        feeds[place[name].name].put((name, tensor))
+            finally:
+                for feed in feeds.values():
+                    feed.put(None)
+        entries = {name: entry for part in written for name, entry in part.result().items()}
+        for averaged, files in networks.items():
+            if ranks.first and len(files) > 1:
+                name, text = student_weights.index(student_weights.STEMS[averaged], files)
+                entries |= pending.write_text(name, text)
+        return entries
+
+
+Feed = Queue[tuple[str, Tensor] | None]
+"""Weights for a file, as they come, and None at the end."""
+
+
+def _write_fed(
+    pending: store.Pending, file: WeightFile, feed: Feed, metadata: Mapping[str, str]
+) -> dict[str, store.Entry]:
+    tensors: Iterator[Any] = iter(feed.get, None)
+    try:
+        return pending.write_tensors(file.name, file.shapes, tensors, metadata)
+    finally:
+        for _ in tensors:  # what cannot be written: the other ranks send on until the end
+            pass
+
+
+def _guarded(action: Callable[[], None], path: Path) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise UserError(store.disk_problem(error, path)) from error
+
+
+def _raise_or(problem: str | None, entries: dict[str, store.Entry]) -> dict[str, store.Entry]:
+    if problem is not None:
+        raise UserError(problem)
+    return entries
+
+
+def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
+    """By role, how often its weights' size is in a checkpoint, in float32.
+
+    First in files of whole weights, then in slices, each rank its own.
+    """
+    # The student and its average; two moments of it, and the fake score with its own.
+    copies = {STUDENT: (1 + (job.train.ema > 0), 2)}
+    if FAKE_SCORE in job.method.roles:
+        copies[FAKE_SCORE] = (0, 3)
+    return copies
+
+
+def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
+    """Bytes of a checkpoint: of the files of whole weights, and of the slices.
+
+    To a percent; a discriminator's heads are less than that.
+    """
+    adapters = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
+    whole = slices = 0
+    for role, (files, states) in checkpoint_copies(job).items():
+        shapes = trained_shapes(model, adapters[role])
+        one = 4 * sum(shape.numel() for shape in shapes.values())
+        one += len(safetensors_header(shapes, {}))
+        whole += files * one
+        slices += states * one
+    return whole, slices
+
+
+def check_space(run: Path, needed: int) -> None:
+    """Raises if the disk has no room for one checkpoint.
+
+    Raises:
+        UserError: says how much is missing.
+    """
+    free = free_bytes(run)
+    if free < needed:
+        raise UserError(
+            f"output.dir: {run} has {free / 2**30:.2f} GiB free, but a checkpoint takes "
+            f"{needed / 2**30:.2f} GiB; free some space or choose another output.dir"
+        )
+
+
+def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Path | None:
+    """The whole checkpoint to go on from, or None to start anew.
+
+    A damaged checkpoint of the run is set aside, as ``NAME.damaged``, if one before it is whole.
+
+    Args:
+        resume: ``auto``, ``never`` or the path of a run or a checkpoint.
+        run: Where this run goes; its lock is held.
+        note: Takes what the user should know.
+
+    Raises:
+        UserError: there is nothing to go on from, or something in the way; nothing was changed.
+    """
+    for left in store.remove_leftovers(run):
+        note(f"{left}: is not of a checkpoint; it is kept")
+    mine = store.checkpoints(run)
+    started = bool(mine) or (run / "metrics.jsonl").exists()
+    if resume == "never" or (resume != "auto" and not _inside(Path(resume), run)):
+        if started:
+            raise UserError(
+                f"output.dir: {run} holds a run already; resume it (--resume auto), choose another "
+                "output.dir or remove that folder"
+            )
+    if resume == "never":
+        return None
+    if resume != "auto":
+        chosen = store.find_checkpoint(Path(resume))
+        newer = [f for f in mine if store.step_of(f) > store.step_of(chosen)]
+        if newer and _inside(chosen, run):
+            raise UserError(
+                f"--resume: {run} has {newer[0].name}, which is newer than {chosen.name}; remove "
+                "the newer ones, or choose another output.dir"
+            )
+        return chosen
+    return _newest_whole(mine, note)
+
+
+def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint, with the damaged ones after it set aside."""
+    damaged: dict[Path, str] = {}
+    for folder in mine:
+        try:
+            store.verify(folder)
+        except store.DamagedError as error:
+            damaged[folder] = str(error)
+            continue
+        for wrong, reason in damaged.items():
+            _set_aside(wrong)
+            note(f"{reason}; going on from the one before it")
+        return folder
+    if damaged:
+        raise UserError(
+            f"{next(iter(damaged.values()))}; there is no whole one before it, and nothing was "
+            "changed: choose another output.dir to start anew"
+        )
+    return None
+
+
+def _set_aside(folder: Path) -> None:
+    number = 1
+    while True:
+        aside = folder.with_name(f"{folder.name}.damaged{number if number > 1 else ''}")
+        if not os.path.lexists(aside):
+            folder.rename(aside)
+            return
+        number += 1
+
+
+def _inside(path: Path, run: Path) -> bool:
+    return path.resolve().is_relative_to(run.resolve())
+
+
+def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
+    """Where this job goes on from a checkpoint.
+
+    Raises:
+        UserError: the job differs in something that changes the result; names the first such key.
+    """
+    saved = store.read_trainer_state(folder)
+    remedy = "set it back, or start anew with another output.dir"
+    ours = _flat(yaml.safe_load(job.to_yaml()))
+    theirs = _flat(yaml.safe_load((folder / "job.yaml").read_text(encoding="utf-8")))
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
+            continue
+        raise UserError(
+            f"{key}: {ours.get(key)} is not the {theirs.get(key)} of {folder}; {remedy}"
+        )
+    if saved.get("prompts_sha256") != state["prompts_sha256"]:
+        raise UserError(f"data.prompts: the prompts are not those of {folder}; {remedy}")
+    before, now = saved.get("teacher_sha256"), state.get("teacher_sha256")
+    if before is not None and now is not None and before != now:
+        raise UserError(
+            f"teacher.path: the weights in {job.teacher.path} are not those that {folder} was "
+            f"trained with; {remedy}"
+        )
+    if saved.get("global_batch") != state["global_batch"]:
+        remedy = _same_batch(job, int(saved["global_batch"]), int(state["global_batch"]))
+        raise UserError(
+            f"train.micro_batch: with train.accumulation and the number of processes it makes a "
+            f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
+            f"{folder}; {remedy}, or start anew with another output.dir"
+        )
+    begun = Iteration(**saved["begun"]) if "begun" in saved else None
+    return Start(int(saved["step"]), folder, begun)
+
+
+def _same_batch(job: Job, saved: int, ours: int) -> str:
+    """What makes the global batch that was saved."""
+    train = job.train
+    processes = ours // (train.micro_batch * train.accumulation)  # those of one video count as one
+    if saved % processes:
+        return f"the number of processes must divide {saved}"
+    each = saved // processes
+    if each % train.micro_batch == 0:
+        return f"set train.accumulation={each // train.micro_batch}"
+    return f"on so many processes, train.micro_batch times train.accumulation must be {each}"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}{key}.").items()}

@@ -1,0 +1,208 @@
+"""What is to be made: prompts with their seeds, sizes and names, from a file or from a caller."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from infer.checks import Checked, wanted_size
+from infer.engine import seed_list
+from lightx2v_sgmd.files.prompts import parse_line, prompt_problem, read_prompts, text_lines
+from lightx2v_sgmd.system.errors import UserError, short_line
+
+_KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
+MOST_VIDEOS: Final = 100_000
+"""Of one command; a benchmark such as VBench asks for 5,000."""
+_NAME_BYTES: Final = 200
+"""Longest name of a video in bytes; while it is written its file has a longer one."""
+_NAME: Final = re.compile(r"\w[\w .-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to make.
+
+    Attributes:
+        prompt: What it shows.
+        seed: Of its noise.
+        name: Of its file, without the suffix.
+        height: In pixels; None: as trained, or as the caller says for all.
+        width: In pixels.
+        num_frames: ``4k + 1``.
+        where: ``FILE:LINE``, or "".
+    """
+
+    prompt: str
+    seed: int
+    name: str
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    where: str = ""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and frames; only after ``settle``."""
+        assert self.height and self.width and self.num_frames, "the request was not settled"
+        return self.height, self.width, self.num_frames
+
+
+def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Request]:
+    """What to make of one prompt, several, or a file of them.
+
+    Args:
+        prompts: A ``Path`` is a file: ``.txt``, ``.csv``, or ``.jsonl`` whose lines may also have
+            ``seed``, ``height``, ``width``, ``num_frames`` and ``name``.
+        seed: Of the first; each next one takes the next number unless its line has one.
+
+    Raises:
+        UserError: no prompts, or lines that cannot be used, all of them named.
+    """
+    if isinstance(prompts, Path) and prompts.suffix.lower() == ".jsonl":
+        found = _read_jsonl(prompts, seed)
+    else:
+        texts = list(read_prompts(prompts)) if isinstance(prompts, Path) else prompts
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if len(texts) > MOST_VIDEOS:
+            where = f"{prompts}: " if isinstance(prompts, Path) else "prompts: "
+            raise UserError(
+                f"{where}asks for {len(texts):,} videos, and at most {MOST_VIDEOS:,} are made by "
+                "one command; split it"
+            )
+        if not texts or not all(text.strip() for text in texts):
+            raise UserError("prompt: is empty; say what the video shows")
+        for text in texts:
+            if problem := prompt_problem(text):
+                raise UserError(f"prompt: {problem}; shorten or mend it")
+        numbers = seed_list(seed, len(texts))
+        found = [
+            Request(text, number, _default_name(index, text))
+            for index, (text, number) in enumerate(zip(texts, numbers, strict=True))
+        ]
+    return found
+
+
+def settle(
+    requests: Sequence[Request],
+    checked: Checked,
+    height: int | None,
+    width: int | None,
+    num_frames: int | None,
+) -> list[Request]:
+    """Fills in the sizes: a request's own, else the one given for all, else as trained.
+
+    Raises:
+        UserError: sizes that the model cannot make, all of them named.
+    """
+    settled, problems = [], []
+    for request in requests:
+        asked = (request.height or height, request.width or width, request.num_frames or num_frames)
+        try:
+            h, w, f = wanted_size(checked, *asked)
+            settled.append(replace(request, height=h, width=w, num_frames=f))
+        except UserError as error:
+            problems.append(f"{request.where}: {error}" if request.where else str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return settled
+
+
+def batches(requests: Sequence[Request], limit: int) -> list[list[Request]]:
+    """Requests of one size together, at most ``limit``; sizes in the order they first appear."""
+    by_size: dict[tuple[int, int, int], list[Request]] = {}
+    for request in requests:
+        by_size.setdefault(request.size, []).append(request)
+    return [
+        same[start : start + limit]
+        for same in by_size.values()
+        for start in range(0, len(same), limit)
+    ]
+
+
+def _default_name(index: int, prompt: str) -> str:
+    return f"{index:04d}_{slug(prompt)}"
+
+
+def slug(prompt: str) -> str:
+    """A prompt's first words as part of a file name."""
+    words = re.findall(r"\w+", prompt[:200].lower())
+    return "_".join(words)[:48].strip("_") or "video"
+
+
+def _read_jsonl(path: Path, seed: int) -> list[Request]:
+    found: list[Request] = []
+    problems: list[str] = []
+    names: dict[str, str] = {}
+    for number, line in text_lines(path, MOST_VIDEOS):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        index = len(found) + len(problems)
+        try:
+            request = _parse(line, where, index, seed + index)
+            if request.name in names:
+                raise UserError(f"name: {request.name!r} is also that of {names[request.name]}")
+            names[request.name] = where
+            found.append(request)
+        except UserError as error:
+            problems.append(f"{where}: {error}")
+    if problems:
+        shown = problems[:10] + ([f"{path}: and {len(problems) - 10} more"] * (len(problems) > 10))
+        raise UserError("\n".join(shown))
+    if not found:
+        raise UserError(f"{path}: holds no prompts; write at least one")
+    return found
+
+
+def _parse(line: str, where: str, index: int, seed: int) -> Request:
+    row = parse_line(line)
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise UserError('has no prompt; write {"prompt": "..."}')
+    prompt = row["prompt"].strip()
+    if not prompt:
+        raise UserError('has no prompt; write {"prompt": "..."}')
+    if problem := prompt_problem(prompt):
+        raise UserError(f"the prompt {problem}; shorten or mend it")
+    for key in row:
+        if key not in _KEYS:
+            key = key[:60]
+            near = difflib.get_close_matches(key, _KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}"
+            raise UserError(f"{key}: unknown key; {hint}")
+    numbers = {key: _whole(row, key) for key in _KEYS if key not in ("prompt", "name")}
+    own_seed = numbers.pop("seed")
+    if own_seed is not None and not 0 <= own_seed < 2**63:
+        raise UserError(f"seed: {own_seed} is outside 0 ... 2^63 - 1")
+    name = row.get("name", _default_name(index, prompt))
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"name: {short_line(repr(name), 120)} is no file name; use letters, digits, spaces, "
+            "'.', '-' and '_', at most 100"
+        )
+    if len(name.encode()) > _NAME_BYTES:
+        raise UserError(
+            f"name: {name[:20]}... has {len(name.encode())} bytes, more than {_NAME_BYTES}; "
+            "shorten it"
+        )
+    return Request(
+        prompt,
+        seed if own_seed is None else own_seed,
+        name.removesuffix(".mp4"),
+        numbers["height"],
+        numbers["width"],
+        numbers["num_frames"],
+        where,
+    )
+
+
+def _whole(row: dict[str, Any], key: str) -> int | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or (key != "seed" and value < 1):
+        raise UserError(f"{key}: {short_line(repr(value), 60)} is not a positive whole number")
+    return value

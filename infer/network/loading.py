@@ -1,0 +1,163 @@
+"""The transformer as a plan wants it: loaded, merged, fused, quantised, offloaded, compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infer.multi_gpu import share_tokens
+from infer.network import blocks
+from infer.network.fused_products import fuse_products
+from infer.network.load_progress import network_bar
+from infer.network.lora import LoraUpdates, add_loras
+from infer.network.offload import HostWeights
+from infer.options import Plan
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.networks import attention as kernels
+from lightx2v_sgmd.networks import compiling
+from lightx2v_sgmd.networks.fused_blocks import fuse_passes
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.system.caches import cache_folder
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.disk import nearest_existing
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.quiet import no_library_bars
+
+
+def load_network(model: WanModel, plan: Plan, ranks: Ranks, quiet: bool = True) -> Any:
+    """Loads the transformer and prepares it; nothing of it needs gradients.
+
+    With several ranks it is one network, whose tokens they share.
+
+    Args:
+        model: The model.
+        plan: How it is run.
+        ranks: The processes that share a video.
+        quiet: No progress bar.
+
+    Raises:
+        UserError: a part of the plan cannot run here.
+    """
+    if plan.compile:
+        check_compiler(plan.device)
+    network = _loaded(model, plan, quiet)
+    unmerged = plan.options.loras and not plan.options.merge_lora
+    if unmerged:
+        add_loras(network, plan.options.loras)
+        if not plan.way.offload:
+            network.to(plan.device)
+    network.eval().requires_grad_(False)
+    fuse_passes(network)
+    kernels.apply(network, plan.attention)
+    share_tokens(network, ranks)
+    if plan.way.quantize == "none" and not unmerged:
+        fuse_products(network, plan.device, plan.compile)
+    if plan.compile:
+        # What ranks tell one another inside a block cannot be compiled.
+        compile_blocks(network, plan.options.compile_cache, ranks.first, whole=ranks.size == 1)
+    if plan.way.offload:
+        offload(network, plan.device)
+    return network
+
+
+def _loaded(model: WanModel, plan: Plan, quiet: bool) -> Any:
+    """The transformer, each block merged, fused and quantised as soon as it is there.
+
+    Blocks that will be offloaded never all meet on the device: those that are quantised come there
+    one by one and go to the main memory.
+    """
+    options, kind = plan.options, plan.way.quantize
+    updates = LoraUpdates(options.loras) if options.merge_lora and options.loras else None
+    on_device = kind in ("fp8", "int8") or not plan.way.offload
+    where = plan.device if on_device else torch.device("cpu")
+
+    def prepare(name: str, part: Any) -> None:
+        if updates is not None:
+            updates.merge(name, part)
+        if name:
+            if plan.fuse_qkv:
+                blocks.fuse_qkv(part)
+            if kind in ("fp8", "int8"):
+                blocks.quantize(part, kind)
+            elif kind == "fp8-storage":
+                blocks.store_in_fp8(part, plan.dtype)
+            if plan.way.offload:
+                part.to("cpu")
+                # diffusers takes pinned weights as they are and would copy others.
+                HostWeights(part).to_host()
+        bar.advance()
+
+    with no_library_bars(), network_bar(model, quiet) as bar:
+        return model.load_transformer(plan.dtype, where, prepare)
+
+
+def offload(network: Any, device: torch.device) -> None:
+    """Keeps the blocks in the main memory; a stream fetches the next one while one computes."""
+    from diffusers.hooks import apply_group_offloading
+
+    stream = device.type == "cuda"
+    apply_group_offloading(
+        network,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        non_blocking=stream,
+        use_stream=stream,
+        record_stream=stream,
+    )
+
+
+def compile_blocks(
+    network: Any, cache: Path | None, reports: bool = True, whole: bool = True
+) -> None:
+    """Compiles the block that the network repeats, for videos of any size and number.
+
+    Kernels stay on disk, so that the next process starts warm.
+
+    Args:
+        network: ``WanTransformer3DModel``.
+        cache: The folder for kernels. None: the one that the environment names, or one in the
+            user's cache.
+        reports: True if this process prints what the compiler does.
+        whole: False if a block may be compiled in several pieces.
+    """
+    if cache is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _kernel_folder()
+    compiling.compile_blocks(network, partial(note, quiet=not reports), whole)
+
+
+def _kernel_folder() -> str:
+    """The user's cache; a new folder for this process where there is none that can be written."""
+    folder = cache_folder("compiled")
+    if folder is not None and os.access(nearest_existing(folder), os.W_OK):
+        return str(folder)
+    return tempfile.mkdtemp(prefix="lightx2v-sgmd-")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises unless ``torch.compile`` has what it needs on a device.
+
+    Raises:
+        UserError: it has not.
+    """
+    if device.type == "cpu" and not (
+        shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    ):
+        raise UserError(
+            "compile: needs a C++ compiler on a CPU, and there is none; install g++ "
+            "(`lightx2v-sgmd doctor` names the command), or leave --compile out"
+        )
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError("compile: needs Triton on a GPU; pip install triton, or --no-compile")

@@ -1,0 +1,53 @@
+"""A comparison's folder: what of it is ours, and what all of it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.outputs import WrittenFiles, content_hash, locked_file
+from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
+
+REPORT: Final = ("results.json", "table.md", "report.html", "contact_sheet.png")
+FOLDERS: Final = ("jobs", "measured/*/*", "teacher/*", "videos/*/*", "runs/*/*/snapshots")
+"""Where files appear by rename."""
+HIDDEN: Final = ".lightx2v-sgmd."
+"""How the names of locks and records begin."""
+
+
+def inputs(job: Job) -> dict[str, str]:
+    """What all videos are made from, by content: the teacher's weights and the prompts."""
+    model = open_wan(job.teacher.path, job.teacher.base)
+    found = {"teacher": weights_digest(model, "transformer", "vae")}
+    prompts = Path(job.data.prompts)
+    if prompts.is_file():
+        found["prompts"] = content_hash(prompts)
+    return found
+
+
+def written_files(out: Path) -> WrittenFiles:
+    """What comparisons have written into a folder; all of it if there was no record yet."""
+    written = WrittenFiles(out)
+    if written.is_empty():
+        there = [out / name for name in ("comparison.json", *REPORT)]
+        for path in [*there, *(out / "jobs").glob("*.yaml")]:
+            if path.is_file():
+                written.adopt(path.relative_to(out).as_posix())
+    return written
+
+
+@contextmanager
+def writing_report(out: Path, quiet: bool) -> Iterator[WrittenFiles]:
+    """The report's files, for one process at a time: a report may be asked for during a run.
+
+    Raises:
+        UserError: another process writes them, or one of them is not ours.
+    """
+    with locked_file(out / "report.html", "compare", quiet):
+        written = written_files(out)
+        written.check(REPORT)
+        yield written

@@ -1,0 +1,169 @@
+"""What is measured of a set of videos, and how it is kept: raw, so that tables need no videos.
+
+Legend: N videos, F frames, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.apps.comparison import optical_flow
+from lightx2v_sgmd.apps.sprites import measure as sprites
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.outputs import write_text
+
+Videos = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A set of videos, measured.
+
+    Attributes:
+        nfe: Network evaluations for one video.
+        features: ``[N][D]``, what the Frechet distance compares.
+        flow: ``[N]``, mean absolute optical flow in pixels per frame.
+        dynamic: ``[N]``, whether each is dynamic by VBench's rule.
+        verdicts: ``[N]`` against the captions; None where captions cannot be checked in frames.
+        distances: For each prompt that has several videos, their mean pairwise distance.
+        seconds: What sampling and measuring took.
+    """
+
+    nfe: int
+    features: list[list[float]]
+    flow: list[float]
+    dynamic: list[bool]
+    verdicts: list[sprites.Verdict] | None
+    distances: list[float]
+    seconds: float
+
+    def first(self, count: int) -> Measured:
+        """The same of the first ``count`` videos, without distances."""
+        verdicts = None if self.verdicts is None else self.verdicts[:count]
+        return Measured(
+            self.nfe,
+            self.features[:count],
+            self.flow[:count],
+            self.dynamic[:count],
+            verdicts,
+            [],
+            self.seconds,
+        )
+
+
+def measure_videos(
+    videos: Videos,
+    captions: Sequence[world.Caption] | None,
+    fps: float,
+    *,
+    nfe: int,
+    groups: Sequence[Videos] = (),
+    seconds: float = 0.0,
+) -> Measured:
+    """Measures videos.
+
+    Args:
+        videos: ``[N, F, H, W, 3]``.
+        captions: One for each, if they are the sprite world's.
+        fps: Frames per second.
+        nfe: Network evaluations for one video.
+        groups: Videos of one prompt each, ``[K, F, H, W, 3]``.
+        seconds: What sampling took.
+    """
+    fields = [optical_flow.flow(video) for video in videos]
+    verdicts = None
+    if captions is None:
+        features = [statistics(video, field) for video, field in zip(videos, fields, strict=True)]
+    else:
+        measured = [sprites.measure(video) for video in videos]
+        features = [[float(value) for value in m.features] for m in measured]
+        verdicts = [sprites.judge(m, c) for m, c in zip(measured, captions, strict=True)]
+    return Measured(
+        nfe=nfe,
+        features=features,
+        flow=[optical_flow.mean_flow(field) for field in fields],
+        dynamic=[optical_flow.is_dynamic(video, fps) for video in videos],
+        verdicts=verdicts,
+        distances=[pairwise_distance(group) for group in groups],
+        seconds=seconds,
+    )
+
+
+def replace_seconds(measured: Measured, seconds: float) -> Measured:
+    """The same with the time that all of it took."""
+    return replace(measured, seconds=round(seconds, 2))
+
+
+def pairwise_distance(videos: Videos) -> float:
+    """Mean over pairs of the root mean square difference of all pixel values, 0 to 1.
+
+    Args:
+        videos: ``[K, F, H, W, 3]``.
+    """
+    values = videos.reshape(len(videos), -1).astype(np.float64) / 255
+    distances = [
+        float(np.sqrt(((values[i] - values[j]) ** 2).mean()))
+        for i in range(len(values))
+        for j in range(i)
+    ]
+    return float(np.mean(distances)) if distances else 0.0
+
+
+def statistics(video: Videos, field: optical_flow.Array) -> list[float]:
+    """Simple numbers of a video of any kind, for a Frechet distance where nothing better is known.
+
+    Mean and spread of each colour, sharpness, change from frame to frame, and of the flow its mean
+    length, the length of its fastest part, its spread over time and its mean direction.
+
+    Args:
+        video: ``[F, H, W, 3]``.
+        field: Its flow.
+    """
+    values = video.astype(np.float32) / 255
+    edges = [np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]
+    top = optical_flow.top_flow(field)
+    lengths = np.hypot(field[..., 0], field[..., 1]).mean((1, 2))
+    numbers = [
+        *values.mean((0, 1, 2)),
+        *values.std((0, 1, 2)),
+        *edges,
+        np.abs(np.diff(values, axis=0)).mean(),
+        lengths.mean(),
+        top.mean(),
+        lengths.std(),
+        *field.mean((0, 1, 2)),
+    ]
+    return [float(number) for number in numbers]
+
+
+def save(measured: Measured, path: Path) -> None:
+    """Writes measurements as JSON, complete or not at all."""
+    tree = asdict(measured)
+    write_text(path, json.dumps({"format_version": 1, **tree}))
+
+
+def load(path: Path) -> Measured:
+    """Reads what ``save`` wrote."""
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    del tree["format_version"]
+    verdicts = tree.pop("verdicts")
+    if verdicts is not None:
+        verdicts = [_verdict(item) for item in verdicts]
+    return Measured(verdicts=verdicts, **tree)
+
+
+def _verdict(tree: dict[str, Any]) -> sprites.Verdict:
+    return sprites.Verdict(
+        right={name: (hits, named) for name, (hits, named) in tree["right"].items()},
+        clean=tree["clean"],
+        all_attributes=tree["all_attributes"],
+        open_values={name: tuple(values) for name, values in tree["open_values"].items()},
+        speeds=tuple(tree["speeds"]),
+    )

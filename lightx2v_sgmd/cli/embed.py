@@ -1,0 +1,65 @@
+"""``lightx2v-sgmd embed``: the text embeddings of a job's prompts, made before it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Quiet, Settings
+from lightx2v_sgmd.system.errors import UserError
+
+EXAMPLES = (
+    "\b\nExamples:\n"
+    f"  {PROG} embed configs/wan2.1_t2v_14b_sgmd.yaml --set data.embeddings=embeddings\n"
+    f"  torchrun --nproc-per-node 8 -m lightx2v_sgmd embed JOB.yaml"
+)
+
+
+def embed_command(
+    job: JobFile,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Embed a job's prompts before it runs.
+
+    They go into the folder `data.embeddings`, and training needs no text encoder then. Interrupted
+    (Ctrl-C, SIGTERM, SIGUSR1), the same command goes on where it stopped. Rows are kept by encoder
+    and prompt: several jobs may share a folder. Under torchrun the processes share the work.
+    """
+    from lightx2v_sgmd.job.schema import load_job
+
+    checked = load_job(job, settings or [])
+    cache = checked.data.embeddings
+    if cache is None:
+        raise UserError(
+            f"{job}: data.embeddings is not set; say where they go, as in "
+            "--set data.embeddings=embeddings, and train with the same"
+        )
+    from distill.data import load_prompts
+    from distill.running.signals import interruptible
+    from lightx2v_sgmd.families.wan import open_wan, text_dtype
+    from lightx2v_sgmd.files.video import check_writable
+    from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
+    from lightx2v_sgmd.parallel import Ranks, training_device
+    from lightx2v_sgmd.text.embeddings import embed
+
+    check_writable(cache, folder=True)
+    out = resolved(cache, "data.embeddings")
+    refuse_overlap(out, {"teacher.path": Path(checked.teacher.path)}, "data.embeddings")
+    prompts = [*load_prompts(checked), checked.teacher.negative_prompt]
+    model = open_wan(checked.teacher.path, checked.teacher.base)
+    rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
+    ranks = Ranks(rank, size, training_device())
+    # The first process has the lock for all: a launcher ends the others with it.
+    lock = locked_folder(out, "embed", quiet, ["*"]) if ranks.first else nullcontext()
+    with interruptible(), lock:
+        done = embed(model, prompts, ranks, text_dtype(checked.teacher.dtype), cache, quiet)
+    if ranks.first:
+        print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)
+
+
+_RANKS = {"RANK": "0", "WORLD_SIZE": "1"}

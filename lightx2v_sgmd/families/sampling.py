@@ -1,0 +1,152 @@
+"""Samples a model at any size, on any steps, with or without guidance; weights can be exchanged.
+
+For measuring: teachers, their undistilled steps, and the snapshots of a run, all by one code. Users
+run students with ``infer``, which checks weights and chooses kernels.
+
+Legend: C channels, T latent frames, h, w latent height and width, F, H, W video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.flow import guide
+from lightx2v_sgmd.networks.adapters import load_trained
+from lightx2v_sgmd.rollout import VelocityFn, rollout
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.untrusted.configs import check_scheduler
+from lightx2v_sgmd.untrusted.json_text import read_json_object
+
+Videos = NDArray[np.uint8]
+
+TEACHER_STEPS = 50
+
+
+def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The noise ``[1, C, T, h, w]`` of one video, the same wherever it is made."""
+    return torch.randn(1, *shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def teacher_schedule(shift: float = 3.0, steps: int = TEACHER_STEPS) -> Schedule:
+    """The teacher's own sampling steps: evenly spaced, then shifted."""
+    return Schedule(tuple(1000 * (steps - i) / steps for i in range(steps)), shift)
+
+
+def teacher_shift(model: wan.WanModel) -> float:
+    """The flow shift that a model's own scheduler names, or Wan's 3 for 480p."""
+    path = Path(model.path) / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return 3.0
+    config = read_json_object(path)
+    check_scheduler(config)
+    return float(config.get("flow_shift") or config.get("shift") or 3.0)
+
+
+class VideoSampler:
+    """Samples a network of one model.
+
+    Args:
+        model: Whose network, VAE and text encoder to use.
+        schedule: The steps.
+        size: Height and width in pixels, number of frames.
+        guidance_scale: In the form of Ho and Salimans; 1 runs no unconditional pass.
+        negative_prompt: What guidance moves away from.
+        batch: Videos that run together.
+        on_batch: Called with the number of videos done after each batch.
+        device: Where to sample; noise is drawn on the CPU all the same.
+        dtype: What the network and the text encoder run in: the teacher's precision.
+    """
+
+    def __init__(
+        self,
+        model: wan.WanModel,
+        schedule: Schedule,
+        size: tuple[int, int, int],
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        *,
+        batch: int = 32,
+        on_batch: Callable[[int], None] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.guidance_scale = guidance_scale
+        self.negative_prompt = negative_prompt
+        self.batch = batch
+        self.on_batch = on_batch
+        self.device = torch.device(device)
+        self.shape = model.latent_shape(*size)
+        self.dtype = dtype
+        self.transformer = model.load_transformer(dtype, self.device)
+        self.transformer.eval().requires_grad_(False)
+        self.vae = model.load_vae(device=self.device)
+        self._rows: dict[str, torch.Tensor] = {}
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations for one video."""
+        return len(self.schedule) * (1 if self.guidance_scale == 1 else 2)
+
+    def load_weights(self, files: Sequence[Path]) -> None:
+        """Takes a student's files: all weights, or adapters for the model's own."""
+        load_trained(self.transformer, files)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:
+        """Samples one video ``[F, H, W, 3]`` for each prompt and seed."""
+        self._encode(prompts)
+        videos = []
+        for start in range(0, len(prompts), self.batch):
+            chosen = slice(start, start + self.batch)
+            noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[chosen]])
+            latents = self.latents(prompts[chosen], noise)
+            videos.append(wan.decode_latents(self.vae, latents).cpu().numpy())
+            if self.on_batch is not None:
+                self.on_batch(len(noise))
+        return np.concatenate(videos)
+
+    @torch.no_grad()
+    def latents(self, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
+        """What the network makes of ``noise [B, C, T, h, w]``, all of it as one batch."""
+        self._encode(prompts)
+        return rollout(self._velocity(prompts), noise.to(self.device), self.schedule)
+
+    def _encode(self, prompts: Sequence[str]) -> None:
+        """Makes the embeddings that are missing; the encoder, often the largest part, is let go."""
+        missing = [
+            text
+            for text in dict.fromkeys([*prompts, self.negative_prompt])
+            if text not in self._rows
+        ]
+        if not missing:
+            return
+        encoder = self.model.load_text_encoder(wan.text_dtype(self.dtype), self.device)
+        self._rows |= zip(missing, encoder.encode(missing), strict=True)
+        longest = max(len(row) for row in self._rows.values()) + 1
+        width = self.model.num_heads * int(self.model.transformer_config["attention_head_dim"])
+        if self.device.type == "cpu" and longest <= width:
+            wan.fold_text_padding(self.transformer)
+
+    def _velocity(self, prompts: Sequence[str]) -> VelocityFn:
+        rows = [self._rows[prompt] for prompt in prompts]
+        if self.guidance_scale == 1:
+            text = wan.pad_text(rows)
+            return lambda x_t, sigma: wan.velocity(self.transformer, x_t, sigma, text)
+        both = wan.pad_text(rows + [self._rows[self.negative_prompt]] * len(rows))
+
+        def guided(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            twice = wan.velocity(
+                self.transformer, torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
+            )
+            cond, uncond = twice.chunk(2)
+            return guide(cond, uncond, self.guidance_scale)
+
+        return guided

@@ -1,0 +1,262 @@
+"""Where the parts of a Wan model are: folders in either layout, the hub, single files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from lightx2v_sgmd.families import wan_original
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, shown, weight_files
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.configs import (
+    check_model_index,
+    check_scheduler,
+    check_text_encoder,
+    check_transformer,
+    check_vae,
+    refuse_code,
+)
+from lightx2v_sgmd.untrusted.json_text import read_json_object
+
+Part = Literal["transformer", "vae", "text_encoder"]
+
+_STEMS: Final = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+_ORIGINAL_STEMS: Final = {
+    "transformer": wan_original.TRANSFORMER_STEM,
+    "vae": wan_original.VAE_STEM,
+    "text_encoder": wan_original.TEXT_ENCODER_STEM,
+}
+_SUFFIXES: Final = (".safetensors", ".pth")
+_FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
+"""What is fetched of a folder on the hub: no programs, and no pickles."""
+_CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], None]]] = {
+    "vae": check_vae,
+    "text_encoder": check_text_encoder,
+}
+_LAYOUTS: Final = (
+    "give a folder as Wan2.1-T2V-1.3B-Diffusers (diffusers) or Wan2.1-T2V-1.3B (original) is"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's parts are.
+
+    Attributes:
+        root: Its folder, or the id of a repository on the hub.
+        layout: ``diffusers``: a folder for each part. ``original``: as Wan2.1 was released.
+        transformer: A file that has the transformer's weights instead.
+    """
+
+    root: str
+    layout: Literal["diffusers", "original"]
+    transformer: Path | None = None
+
+    def files(self, part: Part) -> list[Path]:
+        """The files of a part's weights; downloads them if the model is on the hub.
+
+        Raises:
+            UserError: they are not there, or lead out of the folder.
+        """
+        if part == "transformer" and self.transformer is not None:
+            return [self.transformer]
+        if self.layout == "diffusers":
+            return weight_files(self._folder(_within(part)) / part, _STEMS[part])
+        stem = _ORIGINAL_STEMS[part]
+        folder = self._folder([f"{stem}*{suffix}" for suffix in (*_SUFFIXES, ".index.json")])
+        if (folder / f"{stem}.safetensors.index.json").is_file():
+            return weight_files(folder, stem)
+        for suffix in _SUFFIXES:
+            # The transformer's name may go on, as "-00001-of-00007" does.
+            wide = "*" if part == "transformer" else ""
+            found = sorted(folder.glob(f"{stem}{wide}{suffix}"))
+            if found:
+                refuse_outside_links(folder, found)
+                return found
+        raise UserError(
+            f"{folder}: has no {stem}{_SUFFIXES[0]} or {_SUFFIXES[1]}; give the whole folder of "
+            "Wan2.1-T2V-1.3B or -14B"
+        )
+
+    def has(self, part: Part) -> bool:
+        """Whether a part's weights are on this machine; downloads nothing."""
+        here = self
+        if not Path(self.root).is_dir():
+            from huggingface_hub import snapshot_download
+
+            try:
+                here = replace(self, root=snapshot_download(self.root, local_files_only=True))
+            except (OSError, ValueError):
+                return False
+        try:
+            return bool(here.files(part))
+        except UserError:
+            return False
+
+    def config(self, part: Part) -> dict[str, Any] | None:
+        """A part's ``config.json``; None where the layout has none."""
+        if self.layout == "original":
+            return None
+        path = self._folder([f"{part}/config.json"]) / part / "config.json"
+        config = read_json(path)
+        if part in _CHECKS:
+            _checked(path, _CHECKS[part], config)
+        return config
+
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder.
+
+        Raises:
+            UserError: it is not there.
+        """
+        name = "tokenizer" if self.layout == "diffusers" else wan_original.TOKENIZER
+        folder = self._folder(_within(name)) / name
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is missing; {_LAYOUTS}")
+        return folder
+
+    def _folder(self, patterns: Sequence[str]) -> Path:
+        folder = Path(self.root)
+        if folder.is_dir():
+            return folder
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return Path(snapshot_download(self.root, allow_patterns=list(patterns)))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            what = patterns[0].partition("/")[0]
+            raise UserError(
+                f"{what} of {self.root} cannot be fetched "
+                f"({type(error).__name__}); check the network, or give a local folder"
+            ) from error
+
+
+def _within(folder: str) -> list[str]:
+    return [f"{folder}/{pattern}" for pattern in _FETCHED]
+
+
+def find_source(path: str) -> tuple[Source, dict[str, Any]]:
+    """A model's source and the arguments of its ``WanTransformer3DModel``.
+
+    Args:
+        path: A folder or a hub id.
+
+    Raises:
+        UserError: it is neither, or no Wan text-to-video model.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return _in_folder(folder)
+    known = known_transformer_config(path)
+    if known is not None:
+        return Source(path, "diffusers" if path.endswith("-Diffusers") else "original"), known
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return _on_hub(path)
+    raise UserError(
+        f"{path} is not a folder; {_LAYOUTS}, a hub id, or 'sprites' for the bundled teacher"
+    )
+
+
+def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
+    if (folder / "transformer" / "config.json").is_file():
+        parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        refuse_outside_links(folder, [folder / name for name in (*parts, "model_index.json")])
+        _check_pipeline(folder)
+        return Source(str(folder), "diffusers"), _transformer_config(
+            folder / "transformer" / "config.json"
+        )
+    config = folder / "config.json"
+    if config.is_file():
+        files = [path for path in folder.iterdir() if path.suffix in (*_SUFFIXES, ".json")]
+        refuse_outside_links(folder, [*files, folder / wan_original.TOKENIZER])
+        return Source(str(folder), "original"), _transformer_config(config)
+    raise UserError(f"{folder}: has neither transformer/config.json nor config.json; {_LAYOUTS}")
+
+
+def _on_hub(repository: str) -> tuple[Source, dict[str, Any]]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        try:
+            config = hf_hub_download(repository, "transformer/config.json")
+            source = Source(repository, "diffusers")
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # the network, not the repository
+                raise
+            config = hf_hub_download(repository, "config.json")
+            source = Source(repository, "original")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{repository} is neither a folder here nor a Wan model that the hub gives "
+            f"({type(error).__name__}); check the name or the network"
+        ) from error
+    return source, _transformer_config(Path(config))
+
+
+def _check_pipeline(folder: Path) -> None:
+    """Looks at the small files that say how the parts go together, where they are there."""
+    for name, check in (
+        ("model_index.json", check_model_index),
+        ("scheduler/scheduler_config.json", check_scheduler),
+        ("text_encoder/config.json", check_text_encoder),
+    ):
+        path = folder / name
+        if path.is_file():
+            config = read_json(path)
+            # An encoder of another kind is refused where it is asked for.
+            other = name.startswith("text_encoder") and config.get("model_type") != "umt5"
+            _checked(path, refuse_code if other else check, config)
+
+
+def _checked(
+    path: Path, check: Callable[[Mapping[str, Any]], None], config: Mapping[str, Any]
+) -> None:
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _transformer_config(path: Path) -> dict[str, Any]:
+    """A transformer's ``config.json`` of either layout as diffusers' arguments."""
+    config = read_json(path)
+    kind = config.get("_class_name")
+    try:
+        refuse_code(config)
+        if kind == "WanModel":
+            plain = wan_original.diffusers_config(config)
+        elif kind == "WanTransformer3DModel":
+            plain = without_private(config)
+        else:
+            raise UserError(
+                f"describes a {shown(str(kind))}, not a WanTransformer3DModel or a WanModel"
+            )
+        check_transformer(plain)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return plain
+
+
+def without_private(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's arguments, without what diffusers notes beside them."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; {_LAYOUTS}")
+    return read_json_object(path, remedy="copy the model again")

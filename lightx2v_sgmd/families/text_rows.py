@@ -1,0 +1,147 @@
+"""Prompts to the rows of text that Wan attends to, and the padding that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.system.errors import UserError
+
+# B batch, S text tokens, D text width
+
+TEXT_LENGTH: Final = 512
+"""Text tokens that Wan attends to; shorter prompts are followed by rows of zeros."""
+
+
+def text_dtype(teacher_dtype: torch.dtype | str) -> torch.dtype:
+    """The precision of the text encoder beside a teacher of some precision: the same.
+
+    Whoever encodes a prompt asks here, so that training and generation attend to the same rows.
+    umT5 overflows in float16: there it is bfloat16.
+
+    Args:
+        teacher_dtype: What the teacher runs in, as a job (``teacher.dtype``) or torch names it.
+    """
+    dtype = getattr(torch, teacher_dtype) if isinstance(teacher_dtype, str) else teacher_dtype
+    return torch.bfloat16 if dtype == torch.float16 else dtype
+
+
+class TextEncoder:
+    """umT5 with its tokenizer: prompts to the rows that Wan attends to, without padding."""
+
+    def __init__(self, tokenizer: Any, network: Any) -> None:
+        self.tokenizer = tokenizer
+        self.network = network
+
+    @cached_property
+    def _clean(self) -> Callable[[str], str]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        return prompt_clean  # type: ignore[no-any-return]
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[B, S]``, padded to the longest, cut at ``TEXT_LENGTH``."""
+        tokens = self.tokenizer(
+            [self._clean(prompt) for prompt in prompts],
+            padding="longest",
+            max_length=TEXT_LENGTH,
+            truncation=True,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return tokens.input_ids, tokens.attention_mask
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states ``[B, S, D]`` and mask ``[B, S]``; gradient follows the caller's mode."""
+        device = self.network.device
+        ids, mask = self.tokenize(prompts)
+        known = int(self.network.config.vocab_size)
+        if int(ids.max()) >= known:
+            raise UserError(
+                f"the tokenizer gives token {int(ids.max())}, but the text encoder has {known}; "
+                "give the tokenizer and the text encoder of one model"
+            )
+        hidden = self.network(ids.to(device), mask.to(device)).last_hidden_state
+        return hidden, mask.to(device)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """One ``[S_i, D]`` per prompt, as ``WanPipeline`` computes before its zero padding.
+
+        Each prompt is encoded by itself: in a batch, its padding and the size of the products would
+        change the last bits with the company that it keeps. So a prompt has the same rows in
+        training, in generation and in every measurement.
+        """
+        return [self.forward([prompt])[0][0] for prompt in prompts]
+
+
+def pad_text(rows: Sequence[Tensor]) -> Tensor:
+    """Stacks ``[S_i, D]`` to ``[B, S, D]``, zeros after each: one row at least if there is room."""
+    longest = min(max(row.shape[0] for row in rows) + 1, TEXT_LENGTH)
+    text = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+    for target, row in zip(text, rows, strict=True):
+        target[: row.shape[0]] = row
+    return text
+
+
+def fold_text_padding(transformer: Any) -> None:
+    """Lets the padding rows of the text be attended to once, with their weight, not 500 times.
+
+    Wan pads text to 512 rows of zeros, all of which give the same key and value. A key that is
+    there n times adds n times its exponential to the softmax, as one key does whose logit is
+    raised by ``log n``. So the result is the same, and a small model on a CPU, whose video has
+    fewer tokens than its text, runs two to three times as fast. Large models gain nothing and keep
+    the kernels that know no mask.
+
+    The weights travel from the text embedder to the blocks as one more row of the text, which
+    the processor takes off again: a pure function of the inputs, so recomputing a block under
+    gradient checkpointing sees the same values.
+    """
+    if getattr(transformer, "text_padding_is_folded", False):
+        return
+    transformer.condition_embedder.register_forward_hook(_append_padding_bias, with_kwargs=True)
+    for block in transformer.blocks:
+        block.attn2.set_processor(_FoldedCrossAttention(block.attn2.processor))
+    transformer.text_padding_is_folded = True
+
+
+def _append_padding_bias(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+    temb, timestep_proj, embedded, image = output
+    is_padding = (text == 0).all(-1)
+    present = is_padding.sum(1, keepdim=True)
+    wanted = present + (TEXT_LENGTH - text.shape[1])
+    weight = wanted / present.clamp(min=1)
+    bias = torch.where(is_padding, weight.clamp(min=1e-6).log(), 0.0)
+    row = embedded.new_zeros(embedded.shape[0], 1, embedded.shape[2])
+    if bias.shape[1] > row.shape[2]:
+        raise UserError(
+            f"the text has {bias.shape[1]} rows, more than the network's width {row.shape[2]}; "
+            "its padding cannot be folded"
+        )
+    row[:, 0, : bias.shape[1]] = bias.to(row.dtype)
+    return temb, timestep_proj, torch.cat([embedded, row], dim=1), image
+
+
+class _FoldedCrossAttention:
+    """Cross-attention that takes the padding weights off the text and uses them as a mask."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Any:
+        text, bias = encoder_hidden_states[:, :-1], encoder_hidden_states[:, -1]
+        mask = bias[:, None, None, : text.shape[1]]
+        return self.processor(attn, hidden_states, text, mask, rotary_emb)

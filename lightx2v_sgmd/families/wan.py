@@ -1,0 +1,408 @@
+"""Wan2.1 text-to-video models: what the library needs of a teacher family.
+
+A model is a folder in one of two layouts, that of ``Wan2.1-T2V-*-Diffusers`` (``transformer/``,
+``vae/``, ``text_encoder/``, ``tokenizer/``) or that of the original release (``config.json``,
+``diffusion_pytorch_model*``, ``Wan2.1_VAE.pth``, ``models_t5_umt5-xxl-enc-bf16.pth``,
+``google/umt5-xxl/``), a hub id of either, one file of a transformer's weights together with such a
+model, or ``sprites``, the teacher that ships with this package. Networks are diffusers' and
+transformers' own classes, and names are diffusers' names, whatever the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families import wan_original
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.sources import Part, Source, find_source, without_private
+from lightx2v_sgmd.families.text_rows import (
+    TEXT_LENGTH,
+    TextEncoder,
+    fold_text_padding,
+    pad_text,
+    text_dtype,
+)
+from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.files.safetensors_files import check_keys
+from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
+from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import prepare_libraries
+from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
+from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
+
+# B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
+# S text tokens, D text width
+
+__all__ = [
+    "BUNDLED",
+    "TEXT_LENGTH",
+    "TextEncoder",
+    "WanModel",
+    "bundled_teacher",
+    "decode_latents",
+    "fold_text_padding",
+    "kept_in_float32",
+    "open_wan",
+    "pad_text",
+    "text_dtype",
+    "velocity",
+]
+
+BUNDLED: Final = "sprites"
+WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
+_SIZES: Final = ("num_frames", "height", "width")
+_LOADED: Final = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class WanModel:
+    """A Wan model that has been looked at but not loaded.
+
+    Attributes:
+        path: As it was opened: a folder, a hub id or a file of weights.
+        transformer_config: Arguments of ``WanTransformer3DModel``.
+        vae_config: Arguments of ``AutoencoderKLWan``.
+        source: Where its parts are.
+        text_encoder_config: Of ``UMT5Config``; None: as the model's own file has it.
+    """
+
+    path: str
+    transformer_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    source: Source
+    text_encoder_config: dict[str, Any] | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads; a sequence-parallel degree must divide them."""
+        return int(self.transformer_config["num_attention_heads"])
+
+    @property
+    def text_dim(self) -> int:
+        """Width of a text row."""
+        return int(self.transformer_config["text_dim"])
+
+    @property
+    def text_length(self) -> int:
+        """Text rows that the network attends to, padding included."""
+        return TEXT_LENGTH
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a video's latents.
+
+        Raises:
+            UserError: the model cannot make that size.
+        """
+        temporal = int(self.vae_config.get("scale_factor_temporal", 4))
+        spatial = int(self.vae_config.get("scale_factor_spatial", 8))
+        patch_t, patch_h, patch_w = self.transformer_config["patch_size"]
+        if num_frames < 1 or (num_frames - 1) % temporal:
+            near = max(0, round((num_frames - 1) / temporal)) * temporal + 1
+            raise UserError(
+                f"video.num_frames: {num_frames} is not {temporal}k + 1, which this model's VAE "
+                f"needs; use {near}"
+            )
+        for name, value, patch in (("height", height, patch_h), ("width", width, patch_w)):
+            # Stock pipelines also ask for 16.
+            multiple = max(16, spatial * patch)
+            if value < multiple or value % multiple:
+                near = max(1, round(value / multiple)) * multiple
+                raise UserError(
+                    f"video.{name}: {value} is not divisible by {multiple}, which this model "
+                    f"needs; use {near}"
+                )
+        channels = int(self.transformer_config["in_channels"])
+        shape = (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+        most = int(self.transformer_config.get("rope_max_seq_len", 1024))
+        patches = (patch_t, patch_h, patch_w)
+        for name, latents, patch in zip(_SIZES, shape, patches, strict=True):
+            if latents // patch > most:
+                raise UserError(
+                    f"video.{name}: gives {latents // patch} positions, more than the {most} that "
+                    "this model tells apart; use a smaller one"
+                )
+        return channels, *shape
+
+    def token_count(self, height: int, width: int, num_frames: int) -> int:
+        """The tokens of one video: its patches; raises as ``latent_shape``."""
+        latents = self.latent_shape(height, width, num_frames)[1:]
+        patches = self.transformer_config["patch_size"]
+        count: int = prod(n // p for n, p in zip(latents, patches, strict=True))
+        return count
+
+    def build_transformer(self) -> Any:
+        """A ``WanTransformer3DModel`` with random weights (or none, on the meta device)."""
+        return build_transformer(self.transformer_config)
+
+    def transformer_weights(self) -> WholeTensors:
+        """The network's weights under diffusers' names, read when asked for, whole or in slices.
+
+        Raises:
+            UserError: they are not there, or not to be trusted.
+        """
+        return self._weights("transformer")
+
+    def vae_weights(self) -> WholeTensors:
+        """As ``transformer_weights``, of the VAE."""
+        return self._weights("vae")
+
+    def text_encoder_weights(self) -> WholeTensors:
+        """As ``transformer_weights``, of the text encoder; its embedding is ``shared.weight``."""
+        return self._weights("text_encoder")
+
+    def load_transformer(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+    ) -> Any:
+        """The network with its weights; what diffusers keeps in float32 stays float32.
+
+        Weights go from their files straight to the device, block by block.
+
+        Args:
+            dtype: The precision of the weights.
+            device: Where they go.
+            on_part: Called with each part of the network whose weights are there: the network
+                itself when it has all but its blocks' weights, then each block.
+
+        Raises:
+            UserError: weights are missing, unexpected or of the wrong shape, or not to be trusted.
+        """
+        with _empty_weights():
+            network = self.build_transformer()
+        kept = kept_in_float32(network)
+        return self._fill(network, "transformer", dtype, kept, device, on_part)
+
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
+        """The video VAE, frozen; raises as ``load_transformer``."""
+        with _empty_weights():
+            network = build_vae(self.vae_config)
+        kept = kept_in_float32(network)
+        return self._fill(network, "vae", dtype, kept, device).requires_grad_(False)
+
+    def load_text_encoder(
+        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+    ) -> TextEncoder:
+        """The tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``.
+
+        Args:
+            dtype: See ``text_dtype`` for the one that fits a teacher.
+            device: Where the encoder goes.
+            on_part: As for ``load_transformer``; the encoder's blocks are its layers.
+        """
+        config = self.full_text_encoder_config()
+        tokenizer = load_tokenizer(self.source.tokenizer())
+        with _empty_weights():
+            network = build_text_encoder(config)
+        network.set_input_embeddings(network.shared)
+        # As T5 everywhere: this product overflows in float16.
+        kept = {"wo"} if dtype == torch.float16 else set()
+        filled = self._fill(network, "text_encoder", dtype, partial(_within, kept), device, on_part)
+        filled.requires_grad_(False)
+        filled.set_input_embeddings(filled.shared)
+        return TextEncoder(tokenizer, filled)
+
+    def full_text_encoder_config(self) -> dict[str, Any]:
+        """The arguments of ``UMT5Config``.
+
+        Raises:
+            UserError: the model's text encoder is another.
+        """
+        config = self.text_encoder_config or self.source.config("text_encoder") or {}
+        if config.get("model_type") != "umt5":
+            raise UserError(
+                f"teacher.path: the text encoder of {self.path} is a {config.get('model_type')}, "
+                "not the umt5 that Wan uses"
+            )
+        return config
+
+    def expected_text_encoder_config(self) -> Mapping[str, Any]:
+        """The same without a download; where it is not here, umT5-XXL's, as all of Wan have it."""
+        file = Path(self.source.root) / "text_encoder" / "config.json"
+        if self.text_encoder_config is None and not file.is_file():
+            return wan_original.TEXT_ENCODER_CONFIG
+        return self.full_text_encoder_config()
+
+    def _weights(self, part: Part) -> WholeTensors:
+        res_blocks = int(self.vae_config["num_res_blocks"])
+        names: dict[Part, Names] = {
+            "transformer": wan_original.transformer_names,
+            "vae": partial(wan_original.vae_names, res_blocks=res_blocks),
+            "text_encoder": wan_original.text_encoder_names,
+        }
+        return WholeTensors(self.source.files(part), names[part])
+
+    def _fill(
+        self,
+        network: Any,
+        part: Part,
+        dtype: torch.dtype,
+        kept: Callable[[str], bool],
+        device: Device,
+        on_part: OnPart | None = None,
+    ) -> Any:
+        """Gives an empty network its weights, those that are ``kept`` in float32."""
+        weights = self._weights(part)
+        expected = {
+            name: tuple(tensor.shape)
+            for name, tensor in network.state_dict().items()
+            if name not in TEXT_ENCODER_ALIASES
+        }
+        check_keys(weights.header, expected, f"teacher.path: {part} of {self.path}")
+        for name, info in weights.header.tensors.items():
+            if info.dtype not in _LOADED:
+                raise UserError(
+                    f"{info.file}: {name} is stored as {info.dtype}, which is not loaded as a "
+                    "teacher; give the bf16, fp16 or fp32 weights"
+                )
+        fill_network(
+            network,
+            expected,
+            lambda name: torch.float32 if kept(name) else dtype,
+            weights.load,
+            torch.device(device),
+            on_part,
+        )
+        return network.eval()
+
+
+def _empty_weights() -> Any:
+    """Inside, networks are built without memory for weights, but with their constant tables."""
+    prepare_libraries()
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
+
+
+def bundled_teacher() -> Path:
+    """Folder of the small teacher that ships with the package."""
+    return Path(__file__).resolve().parents[1] / "assets" / BUNDLED
+
+
+def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
+    """Looks at a model without loading weights.
+
+    Args:
+        path: A folder in diffusers' or the original layout, a hub id of either
+            (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), ``sprites``, or a ``.safetensors`` or ``.pth``
+            file of a transformer alone, in either naming.
+        base: Of such a file: the model (anything but a file) that it is a variant of, which gives
+            the configuration, the VAE and the text encoder. Default: the folder that it is in.
+
+    Raises:
+        UserError: it is not a Wan text-to-video model, or not to be trusted.
+    """
+    file = Path(path)
+    try:
+        if file.suffix in WEIGHT_FILES and file.is_file():
+            return _open_file(file, base)
+        if base is not None:
+            raise UserError(f"{path} is no file of weights; leave out teacher.base")
+        folder = bundled_teacher() if str(path) == BUNDLED else path
+        source, config = find_source(str(folder))
+        return _opened(source, config)
+    except UserError as error:
+        raise UserError(f"teacher.path: {error}") from error
+
+
+def _open_file(file: Path, base: str | Path | None) -> WanModel:
+    try:
+        model = open_wan(file.parent if base is None else base)
+    except UserError as error:
+        reason = str(error).removeprefix("teacher.path: ")
+        raise UserError(
+            f"{file} has a transformer alone; set teacher.base to the model that it is a variant "
+            f"of, for its VAE and text encoder ({reason})"
+        ) from error
+    source = replace(model.source, transformer=file)
+    return replace(model, path=str(file), source=source)
+
+
+def _opened(source: Source, config: dict[str, Any]) -> WanModel:
+    if source.layout == "original":
+        return WanModel(
+            source.root,
+            config,
+            dict(wan_original.VAE_CONFIG),
+            source,
+            dict(wan_original.TEXT_ENCODER_CONFIG),
+        )
+    if not Path(source.root).is_dir() and known_transformer_config(source.root) is not None:
+        # Wan2.1's models on the hub share one VAE: nothing is downloaded to look at a job.
+        return WanModel(source.root, config, dict(wan_original.VAE_CONFIG), source)
+    vae = source.config("vae") or {}
+    if vae.get("_class_name") != "AutoencoderKLWan":
+        raise UserError(
+            f"{source.root}: vae/config.json describes a {vae.get('_class_name')}, not an "
+            "AutoencoderKLWan"
+        )
+    return WanModel(source.root, config, {"num_res_blocks": 2, **without_private(vae)}, source)
+
+
+def kept_in_float32(network: Any) -> Callable[[str], bool]:
+    """Says of a weight, by its name, whether diffusers keeps it in float32 at any precision."""
+    return partial(_within, {*(network._keep_in_fp32_modules or ())})
+
+
+def _within(modules: set[str], name: str) -> bool:
+    return bool(modules & {*name.split(".")})
+
+
+def velocity(
+    network: Any, x_t: Tensor, sigma: Tensor, text: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A network's velocity.
+
+    Args:
+        network: A ``WanTransformer3DModel``, or an engine around one.
+        x_t: ``[B, C, T, h, w]``; cast to the network's precision.
+        sigma: ``[B]`` float32.
+        text: ``[B, S, D]`` from ``pad_text``; rows of zeros up to ``TEXT_LENGTH`` are understood.
+        dtype: The network's precision, if autocast makes it another than its weights'.
+
+    Returns:
+        ``[B, C, T, h, w]`` in that precision.
+    """
+    module = getattr(network, "module", network)
+    if not getattr(module, "text_padding_is_folded", False):
+        text = torch.nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
+    dtype = dtype or module.patch_embedding.weight.dtype  # module.dtype looks at every weight
+    result: Tensor = network(
+        hidden_states=x_t.to(dtype),
+        timestep=1000 * sigma,
+        encoder_hidden_states=text.to(dtype),
+        return_dict=False,
+    )[0]
+    return result
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+    return to_frames(vae.decode(vae_latents(vae, latents), return_dict=False)[0])
+
+
+def vae_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents ``[B, C, T, h, w]`` as the VAE itself has them, in its precision."""
+    shape = (1, -1, 1, 1, 1)
+    dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
+    return latents.to(dtype) * std + mean
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """What the VAE gives, ``[B, 3, F, H, W]`` from -1 to 1, as ``[B, F, H, W, 3]`` uint8."""
+    video = torch.clamp(video, min=-1.0, max=1.0).float()
+    video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
+    return video.permute(0, 2, 3, 4, 1).contiguous()

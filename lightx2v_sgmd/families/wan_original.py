@@ -1,0 +1,195 @@
+"""The layout in which Wan2.1 was released: ``Wan2.1-T2V-1.3B``, ``Wan2.1-T2V-14B``.
+
+Its ``config.json`` describes the transformer alone; the VAE and the text encoder, the same for all
+sizes, are described here. Sources: Wan2.1's ``config.json`` and ``wan/configs``, and diffusers'
+own defaults of ``AutoencoderKLWan``, which are this VAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from lightx2v_sgmd.families import wan_keys
+from lightx2v_sgmd.system.errors import UserError
+
+VAE_STEM: Final = "Wan2.1_VAE"
+TEXT_ENCODER_STEM: Final = "models_t5_umt5-xxl-enc-bf16"
+TRANSFORMER_STEM: Final = "diffusion_pytorch_model"
+TOKENIZER: Final = "google/umt5-xxl"
+
+VAE_CONFIG: Final[Mapping[str, Any]] = {
+    "base_dim": 96,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "dropout": 0.0,
+    # fmt: off
+    "latents_mean": [
+        -0.7571,
+        -0.7089,
+        -0.9113,
+        0.1075,
+        -0.1745,
+        0.9653,
+        -0.1517,
+        1.5508,
+        0.4134,
+        -0.0715,
+        0.5517,
+        -0.3632,
+        -0.1922,
+        -0.9497,
+        0.2503,
+        -0.2921,
+    ],
+    "latents_std": [
+        2.8184,
+        1.4541,
+        2.3275,
+        2.6558,
+        1.2196,
+        1.7708,
+        2.6052,
+        2.0743,
+        3.2687,
+        2.1526,
+        2.8652,
+        1.5579,
+        1.6382,
+        1.1253,
+        2.8251,
+        1.9160,
+    ],
+    # fmt: on
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 8,
+}
+
+TEXT_ENCODER_CONFIG: Final[Mapping[str, Any]] = {
+    "model_type": "umt5",
+    "architectures": ["UMT5EncoderModel"],
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+    "layer_norm_epsilon": 1e-6,
+    "dropout_rate": 0.1,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    # The file holds the embedding once, under its first name.
+    "tie_word_embeddings": True,
+}
+
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "model_type": "t2v",
+    "patch_size": [1, 2, 2],
+    "text_len": 512,
+    "text_dim": 4096,
+    "window_size": [-1, -1],
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "freq_dim": 256,
+}
+"""What a configuration may leave out, as the release's own do of the most."""
+_FIXED: Final = ("model_type", "text_len", "window_size", "qk_norm")
+_NEEDED: Final = ("dim", "ffn_dim", "in_dim", "out_dim", "num_heads", "num_layers")
+
+
+def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``WanTransformer3DModel`` for an original ``config.json``.
+
+    Raises:
+        UserError: it is not that of a text-to-video model, or a key is missing or unknown.
+    """
+    given = {key: value for key, value in original.items() if not key.startswith("_")}
+    unknown = sorted(given.keys() - {*_DEFAULTS, *_NEEDED})
+    missing = [key for key in _NEEDED if key not in given]
+    if unknown or missing:
+        label, keys = ("has the unknown key", unknown) if unknown else ("lacks the key", missing)
+        raise UserError(f"{label} {keys[0]!r}; give the config.json that came with the weights")
+    config = {**_DEFAULTS, **given}
+    for key in _FIXED:
+        if config[key] != _DEFAULTS[key]:
+            raise UserError(
+                f"has {key} {config[key]!r}; only Wan2.1's text-to-video models are supported, "
+                f"with {_DEFAULTS[key]!r}"
+            )
+    dim, heads = config["dim"], config["num_heads"]
+    if not (isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim % heads == 0):
+        raise UserError(f"has {heads!r} heads for a width of {dim!r}, which they must divide")
+    return {
+        "patch_size": config["patch_size"],
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": config["in_dim"],
+        "out_channels": config["out_dim"],
+        "text_dim": config["text_dim"],
+        "freq_dim": config["freq_dim"],
+        "ffn_dim": config["ffn_dim"],
+        "num_layers": config["num_layers"],
+        "cross_attn_norm": config["cross_attn_norm"],
+        "qk_norm": "rms_norm_across_heads",
+        "eps": config["eps"],
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "rope_max_seq_len": 1024,
+    }
+
+
+_PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
+
+
+def transformer_names(stored: Iterable[str]) -> dict[str, str]:
+    """Each stored name's name in diffusers, whichever of the two layouts the file has.
+
+    ComfyUI's prefix is taken off. A name of neither layout stays as it is, so that whoever
+    compares keys reports it as unexpected.
+    """
+    stored = list(stored)
+    prefix = next((p for p in _PREFIXES if stored and all(n.startswith(p) for n in stored)), "")
+    short = {name: name.removeprefix(prefix) for name in stored}
+    if any(name.startswith("condition_embedder.") for name in short.values()):
+        return short
+    return {name: _or_itself(wan_keys.transformer_to_diffusers, n) for name, n in short.items()}
+
+
+def vae_names(stored: Iterable[str], res_blocks: int) -> dict[str, str]:
+    """As ``transformer_names``, for the VAE; see ``keymaps.vae_to_diffusers``."""
+    stored = list(stored)
+    if any(name.startswith("post_quant_conv.") for name in stored):
+        return {name: name for name in stored}
+    return {
+        name: _or_itself(lambda n: wan_keys.vae_to_diffusers(n, res_blocks), name)
+        for name in stored
+    }
+
+
+def text_encoder_names(stored: Iterable[str]) -> dict[str, str]:
+    """As ``transformer_names``, for the text encoder, whose embedding is named ``shared.weight``.
+
+    Where a file has both of its names, the one that the encoder computes with counts.
+    """
+    stored = list(stored)
+    alias = next((name for name in stored if name in wan_keys.TEXT_ENCODER_ALIASES), None)
+    if alias is not None:
+        return {n: "shared.weight" if n == alias else n for n in stored if n != "shared.weight"}
+    if "shared.weight" in stored:
+        return {name: name for name in stored}
+    return {name: _or_itself(wan_keys.text_encoder_to_diffusers, name) for name in stored}
+
+
+def _or_itself(rename: Any, name: str) -> str:
+    try:
+        return str(rename(name))
+    except UserError:
+        return name

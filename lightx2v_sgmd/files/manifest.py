@@ -1,0 +1,212 @@
+"""``lightx2v_sgmd.json``: what exported weights say about themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.files.safetensors_files import refuse_odd_name, refuse_outside_links
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
+
+FILE_NAME: Final = "lightx2v_sgmd.json"
+FORMAT_VERSION: Final = 1
+FORMATS: Final = ("diffusers", "wan", "comfyui", "lora")
+TEACHER_DTYPES: Final = ("float32", "bfloat16")
+_WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".bin")
+_MOST_BYTES: Final = 100_000_000
+"""Of a listed file that holds no weights; umT5's tokenizer has 17 MB."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Size in pixels, number of frames and frames per second that the student was trained for."""
+
+    height: int
+    width: int
+    num_frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where weights come from and how to run them.
+
+    Args:
+        method: ``{"name": "sgmd", "options": {...}}``.
+        teacher: Path or hub id of the teacher, as its job named it.
+        schedule: The steps that the student was trained on.
+        guidance_scale: The teacher's guidance in training (Ho-Salimans form). The student is run
+            without guidance.
+        video: What it was trained for; the defaults of ``generate``.
+        step: Iterations behind the weights.
+        ema: Whether they are the moving average.
+        dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8``.
+        sha256: Of each file, by its path below the folder.
+        format: What the folder is laid out for: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
+        teacher_dtype: What the teacher ran in, and so the text encoder, which runs in the same
+            precision when videos are made; None if an older version wrote the file.
+    """
+
+    method: Mapping[str, Any]
+    teacher: str
+    schedule: Schedule
+    guidance_scale: float
+    video: Video
+    step: int
+    ema: bool
+    dtype: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    format: str = "diffusers"
+    teacher_dtype: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that is saved."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "format": self.format,
+            "method": dict(self.method),
+            "teacher": self.teacher,
+            **({"teacher_dtype": self.teacher_dtype} if self.teacher_dtype else {}),
+            "schedule": self.schedule.to_dict(),
+            "guidance_scale": self.guidance_scale,
+            "video": asdict(self.video),
+            "step": self.step,
+            "ema": self.ema,
+            "dtype": self.dtype,
+            "sha256": dict(self.sha256),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Manifest:
+        """Reads the saved form.
+
+        Raises:
+            UserError: a field is missing or has another type, or a newer version wrote it.
+        """
+        version = saved.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"format_version: {version!r} is not the {FORMAT_VERSION} that this version reads; "
+                "export the weights again or update lightx2v-sgmd"
+            )
+        try:
+            guidance_scale = float(saved["guidance_scale"])
+            if not math.isfinite(guidance_scale):
+                raise ValueError("guidance_scale is not a finite number")
+            return cls(
+                method=dict(saved["method"]),
+                teacher=str(saved["teacher"]),
+                schedule=Schedule.from_dict(saved["schedule"]),
+                guidance_scale=guidance_scale,
+                video=_video(saved["video"]),
+                step=int(saved["step"]),
+                ema=bool(saved["ema"]),
+                dtype=str(saved["dtype"]),
+                sha256={str(k): str(v) for k, v in saved["sha256"].items()},
+                format=_known("format", saved.get("format", "diffusers"), FORMATS),
+                teacher_dtype=_known("teacher_dtype", saved["teacher_dtype"], TEACHER_DTYPES)
+                if "teacher_dtype" in saved
+                else None,
+            )
+        except KeyError as error:
+            raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f"cannot be read: {error}; export the weights again") from error
+
+    def write(self, folder: Path) -> Path:
+        """Writes the file into ``folder``."""
+        path = folder / FILE_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def _known(key: str, saved: Any, values: tuple[str, ...]) -> str:
+    if saved not in values:
+        raise UserError(f"{key}: {saved!r} is not one of {', '.join(values)}")
+    return str(saved)
+
+
+def _video(saved: Mapping[str, Any]) -> Video:
+    height, width, num_frames = (int(saved[k]) for k in ("height", "width", "num_frames"))
+    video = Video(height, width, num_frames, float(saved["fps"]))
+    largest = {"height": 2**15, "width": 2**15, "num_frames": 2**16, "fps": 1000.0}
+    for name, most in largest.items():
+        if not 0 < getattr(video, name) <= most:
+            raise ValueError(f"video {name} {getattr(video, name)} is not from 1 to {most}")
+    return video
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder of weights, or None if it has none.
+
+    Raises:
+        UserError: there is one that cannot be used; the message names the file.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        saved = parse_json(read_file(path, RECORD.size), RECORD)
+        if not isinstance(saved, dict):
+            raise UserError("is not a JSON object; export the weights again")
+        return Manifest.from_dict(saved)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not readable JSON; export the weights again") from error
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """The same of several, as many at a time as there are processors."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(sha256_file, paths))
+
+
+def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:
+    """What in ``folder`` is not as the hashes say: one line per file that is missing or differs.
+
+    Raises:
+        UserError: a name or a link leads out of the folder.
+    """
+    paths = {name: folder / name for name in sha256}
+    for name in paths:
+        refuse_odd_name(folder / FILE_NAME, name)
+    refuse_outside_links(folder, list(paths.values()))
+    there = {name: path for name, path in paths.items() if path.is_file()}
+    # Hashing a stranger's 30 GB of JSON takes a minute; nothing but weights is ever so large.
+    grown = {
+        name
+        for name, path in there.items()
+        if path.suffix not in _WEIGHTS and path.stat().st_size > _MOST_BYTES
+    }
+    small = {name: path for name, path in there.items() if name not in grown}
+    found = dict(zip(small, sha256_files(list(small.values())), strict=True))
+    return [
+        f"{name} {_difference(name in there, name in grown)}"
+        for name, expected in sha256.items()
+        if found.get(name) != expected
+    ]
+
+
+def _difference(is_there: bool, has_grown: bool) -> str:
+    if has_grown:
+        return f"is larger than {_MOST_BYTES:,} bytes, which only weights are"
+    return "has changed since it was written (sha256)" if is_there else "is missing"

@@ -1,0 +1,143 @@
+"""Prompt files: ``.txt`` (one a line), ``.jsonl`` (key ``prompt``), ``.csv`` (column ``prompt``).
+
+Text is UTF-8. Blank lines are skipped; in ``.txt`` so are lines that begin with ``#``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.files.yaml_loader import decode_text, read_limited
+from lightx2v_sgmd.system.errors import UserError, joined
+from lightx2v_sgmd.untrusted.json_text import LINE, parse_json
+from lightx2v_sgmd.untrusted.paths import text_problem
+
+MOST_CHARACTERS: Final = 20_000
+"""Longest prompt; the text encoder reads 512 tokens, some 2,500 characters."""
+MOST_BYTES: Final = 100_000_000
+"""Largest prompt file: half a million long prompts."""
+MOST_LINES: Final = 2_000_000
+"""Most lines of a prompt file; the largest published collection has 1.7 million."""
+_SIMPLE: Final = re.compile(r'\{"prompt": ?"([^"\\\x00-\x1f]*)"\}\n?')
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a file, in order, duplicates kept.
+
+    Raises:
+        UserError: the file is missing, empty, not UTF-8 or of another kind, or a line of it has no
+            prompt; the message names file and line.
+    """
+    path = Path(path)
+    readers = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{path}: {path.suffix or 'no suffix'} is no kind of prompt file; "
+            f"use {', '.join(readers)}"
+        )
+    prompts = list(reader(path))
+    if not prompts:
+        raise UserError(f"{path}: holds no prompts; write at least one")
+    return prompts
+
+
+def text_lines(
+    path: Path, most: int = MOST_LINES, newline: str = "\n"
+) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a prompt file (from 1), one in memory at a time.
+
+    Only a line feed ends a line, since U+2028 and the like may be in a prompt.
+
+    Args:
+        path: The file.
+        most: Lines that it may have.
+        newline: ``""`` for CSV, which reads carriage returns itself.
+
+    Raises:
+        UserError: it is missing, too large, unreadable or not UTF-8.
+    """
+    content = read_limited(path, MOST_BYTES)
+    if content.count(b"\n") + (0 if newline else content.count(b"\r")) > most:
+        raise UserError(f"{path}: has more than the {most:,} lines that are read; split it")
+    try:
+        file = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline=newline)
+        yield from enumerate(file, start=1)
+    except UnicodeDecodeError:
+        decode_text(content, path)  # says in which line
+        raise
+
+
+def parse_line(line: str) -> Any:
+    """What a line of a ``.jsonl`` file says.
+
+    Raises:
+        UserError: it is not JSON, or larger than any line of prompts.
+    """
+    # Most lines are so simple, and a million of them take four seconds by way of a parser.
+    if (found := _SIMPLE.fullmatch(line)) and len(line) <= LINE.size:
+        return {"prompt": found[1]}
+    try:
+        return parse_json(line, LINE)
+    except ValueError as error:
+        raise UserError(f'is not JSON ({error}); write {{"prompt": "..."}}') from None
+
+
+def prompt_problem(prompt: str) -> str | None:
+    """What is wrong with a prompt's text; None if it can be embedded."""
+    return text_problem(prompt, MOST_CHARACTERS)
+
+
+def _txt(path: Path) -> Iterator[str]:
+    for number, line in text_lines(path):
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            yield _checked(prompt, path, number, "write one a line")
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = parse_line(line)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        yield _checked(prompt, path, number, 'write {"prompt": "..."}')
+
+
+def _csv(path: Path) -> Iterator[str]:
+    rows = csv.reader((line for _, line in text_lines(path, newline="")), strict=True)
+    line = 1  # where the row begins; quoted text may run over several
+    try:
+        names = next(rows, None)
+        if names is None:
+            return
+        if "prompt" not in names:
+            raise UserError(
+                f"{path}:1: no column is called prompt (there are {joined(names)}); "
+                "name one so in the first line"
+            )
+        column = names.index("prompt")
+        line = rows.line_num + 1
+        for row in rows:
+            if row:
+                prompt = row[column] if column < len(row) else None
+                yield _checked(prompt, path, line, "fill the column prompt")
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line}: is not CSV ({error}); quote the text") from None
+
+
+def _checked(prompt: object, path: Path, line: int, remedy: str) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{path}:{line}: has no prompt; {remedy}")
+    if problem := prompt_problem(prompt):
+        raise UserError(f"{path}:{line}: the prompt {problem}; shorten or mend it")
+    return prompt.strip()

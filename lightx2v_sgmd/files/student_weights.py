@@ -1,0 +1,97 @@
+"""A checkpoint's student in files: one, or of a large network several, which ranks write together.
+
+    student.safetensors
+    student-00001-of-00012.safetensors ... and student.safetensors.index.json, as the hub has them
+
+Adapters are always one file, for so they are loaded elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from lightx2v_sgmd.files.safetensors_files import weight_files
+
+MOST: Final = 5_000_000_000
+"""Bytes of a file, if there are ranks enough for more of them."""
+STEMS: Final = {False: "student", True: "student_ema"}
+"""What the files' names begin with: of the last weights, of their moving average."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of a network in float32.
+
+    Attributes:
+        name: Its name.
+        shapes: Of what is in it, in this order.
+        rank: Who writes it.
+    """
+
+    name: str
+    shapes: Mapping[str, Sequence[int]]
+    rank: int
+
+
+def divided(
+    stem: str, shapes: Mapping[str, Sequence[int]], ranks: int, first: int = 0, most: int = MOST
+) -> list[WeightFile]:
+    """Files of about the same size, at most one a rank; neighbouring weights are in different ones.
+
+    So all ranks have something to write from the first weights on.
+
+    Args:
+        stem: What the names begin with.
+        shapes: Of all weights, in the order in which they come.
+        ranks: Who may write.
+        first: The rank that writes the first file; the next writes the second.
+        most: Bytes of a file.
+    """
+    bytes_of = {name: 4 * prod(shape) for name, shape in shapes.items()}
+    count = file_count(sum(bytes_of.values()), ranks, most)
+    if count == 1:
+        return [WeightFile(f"{stem}.safetensors", shapes, first % ranks)]
+    parts: list[dict[str, Sequence[int]]] = [{} for _ in range(count)]
+    filled = [0] * count
+    for name, shape in shapes.items():
+        least = filled.index(min(filled))
+        parts[least][name] = shape
+        filled[least] += bytes_of[name]
+    return [
+        WeightFile(
+            f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors", part, (first + number) % ranks
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def file_count(size: int, ranks: int, most: int = MOST) -> int:
+    """How many files so many bytes of weights are on so many ranks."""
+    return max(1, min(ranks, -(-size // most)))
+
+
+def index(stem: str, files: Sequence[WeightFile]) -> tuple[str, str]:
+    """Name and text of the file that says which weight is where."""
+    total = sum(4 * prod(shape) for file in files for shape in file.shapes.values())
+    places = {name: file.name for file in files for name in file.shapes}
+    content = {"metadata": {"total_size": total}, "weight_map": places}
+    return f"{stem}.safetensors.index.json", json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def student_files(checkpoint: Path, averaged: bool = False) -> list[Path]:
+    """The files of a checkpoint's student, or of its moving average.
+
+    Raises:
+        UserError: they are not there.
+    """
+    return weight_files(checkpoint, STEMS[averaged])
+
+
+def has_average(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds a moving average."""
+    return any(checkpoint.glob(f"{STEMS[True]}.safetensors*"))

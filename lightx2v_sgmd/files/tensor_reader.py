@@ -1,0 +1,160 @@
+"""Reads tensors, whole or in slices, from the files of one network, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, read_headers, shown
+from lightx2v_sgmd.files.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_header
+from lightx2v_sgmd.system.errors import UserError
+
+Names = Callable[[Iterable[str]], Mapping[str, str]]
+"""Gives names as stored their names to be used by; a name that is left out is passed over."""
+
+
+DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""The types that weights are stored in, by their names in safetensors."""
+
+
+class WholeTensors:
+    """The tensors of one network; nothing is read before it is asked for.
+
+    Args:
+        files: Its shards: safetensors, or files of ``torch.save`` (by their suffix).
+        names: See ``Names``; default: as stored.
+
+    Attributes:
+        header: What there is, under the names to be used.
+
+    Raises:
+        UserError: a file is damaged or not to be trusted (see ``tensorfiles``, ``torchfiles``), or
+            two tensors have one name.
+    """
+
+    def __init__(self, files: Sequence[Path], names: Names | None = None) -> None:
+        self._mapped: dict[str, Tensor] = {}
+        self._open: dict[Path, Any] = {}
+        pickled = [file for file in files if file.suffix in SUFFIXES]
+        stored = read_headers(file for file in files if file not in pickled)
+        found = dict(stored.tensors)
+        for file in pickled:
+            tensors = load_torch_file(file)
+            found = _together(found, torch_header(file, tensors).tensors, file)
+            self._mapped |= tensors
+        used = names(found) if names is not None else {name: name for name in found}
+        self._stored: dict[str, str] = {}
+        for old, new in used.items():
+            if new in self._stored:
+                raise UserError(
+                    f"{found[old].file}: {shown(old)} and {shown(self._stored[new])} are the same "
+                    "weight"
+                )
+            self._stored[new] = old
+        self.header = Header(
+            {new: found[old] for new, old in self._stored.items()}, stored.metadata
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor, on the CPU, as stored."""
+        stored = self._stored[name]
+        if stored in self._mapped:
+            return self._mapped[stored]
+        tensor: Tensor = self._handle(name).get_tensor(stored)
+        return tensor
+
+    def load(self, name: str, dtype: torch.dtype, copier: WeightCopier) -> Tensor:
+        """A whole tensor in another precision, on the copier's device: a copy, piece by piece.
+
+        Raises:
+            UserError: the file is shorter than its header says.
+        """
+        info = self.header.tensors[name]
+        stored = self._stored[name]
+        if stored in self._mapped:
+            mapped = self._mapped[stored]
+            values = mapped.flatten()
+            return copier.copy(
+                lambda piece, start: piece.copy_(values[start : start + len(piece)]),
+                info.shape,
+                mapped.dtype,
+                dtype,
+            )
+        begin, kind = info.start, DTYPES[info.dtype]
+        assert begin is not None, "not of a safetensors file"
+        with info.file.open("rb", buffering=0) as file:
+            return copier.copy(
+                lambda piece, start: _fill(piece, file, info, begin + start * kind.itemsize),
+                info.shape,
+                kind,
+                dtype,
+            )
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements ``[start, stop)`` of the flattened tensor, a copy; nothing else is read.
+
+        Not mapped into memory: pages of a mapped file count as this process's own.
+        """
+        if start >= stop:
+            return torch.zeros(0)
+        info = self.header.tensors[name]
+        dtype = DTYPES.get(info.dtype)
+        if info.start is None or dtype is None:
+            return self.tensor(name).flatten()[start:stop].clone()
+        return read_elements(info, dtype, start, stop)
+
+    def _handle(self, name: str) -> Any:
+        file = self.header.tensors[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        return self._open[file]
+
+
+def read_elements(info: TensorInfo, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+    """Elements ``[start, stop)`` of a flattened tensor of a safetensors file, a copy.
+
+    Args:
+        info: Where it is, from ``read_headers``.
+        dtype: How it is stored.
+        start: The first element.
+        stop: The one after the last.
+
+    Raises:
+        UserError: the file is shorter than its header says.
+    """
+    assert info.start is not None, "not of a safetensors file"
+    values = torch.empty(stop - start, dtype=dtype)
+    with info.file.open("rb", buffering=0) as file:
+        _fill(values, file, info, info.start + start * dtype.itemsize)
+    return values
+
+
+def _fill(values: Tensor, file: BinaryIO, info: TensorInfo, position: int) -> None:
+    """Fills a flat tensor with the bytes of a file from a position on."""
+    rest = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    file.seek(position)
+    while rest:
+        count = file.readinto(rest)  # type: ignore[attr-defined]
+        if not count:
+            raise UserError(f"{info.file}: ends within a tensor; it was cut short")
+        rest = rest[count:]
+
+
+def _together(
+    found: dict[str, TensorInfo], more: Mapping[str, TensorInfo], file: Path
+) -> dict[str, TensorInfo]:
+    twice = sorted(found.keys() & more.keys())
+    if twice:
+        raise UserError(f"{file}: {shown(twice[0])} is also in {found[twice[0]].file.name}")
+    return {**found, **more}

@@ -1,0 +1,238 @@
+"""Videos as files: H.264 mp4 through imageio, and contact sheets.
+
+F frames, H height, W width; a video is uint8 RGB ``[F, H, W, 3]``.
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.outputs import appearing
+from lightx2v_sgmd.system.disk import nearest_existing
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import required
+from lightx2v_sgmd.untrusted.paths import path_problem
+
+Frames = NDArray[np.uint8]
+
+WAN_FPS: Final = 16.0
+CRF: Final = 14
+"""x264's constant rate factor: 0 is lossless, 18 is called visually lossless."""
+
+
+def frame_rate(model_path: str | Path) -> float:
+    """Frames per second of a teacher's videos: the bundled world's, or the 16 of Wan2.1."""
+    from lightx2v_sgmd.apps.sprites.world import FPS
+    from lightx2v_sgmd.families.wan import BUNDLED, bundled_teacher
+
+    bundled = str(model_path) == BUNDLED or Path(model_path).resolve() == bundled_teacher()
+    return float(FPS) if bundled else WAN_FPS
+
+
+def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
+    """Writes an mp4 that appears complete or not at all.
+
+    Even sizes are written as yuv420p, which every player shows; a size with an odd number in it as
+    yuv444p, since yuv420p would have to change the size.
+
+    Args:
+        frames: ``[F, H, W, 3]`` uint8.
+        path: Ends in ``.mp4``; missing folders are made.
+        fps: Frames per second.
+
+    Raises:
+        UserError: the file cannot be written there, or the disk is full.
+    """
+    with video_writer(path, fps) as write:
+        write(np.asarray(frames))
+    return Path(path)
+
+
+@contextmanager
+def video_writer(
+    path: str | Path, fps: float, publish: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[Frames], None]]:
+    """Gives a function that appends frames to an mp4, chunk by chunk; see ``write_video``.
+
+    The file appears when the block ends well; after an exception nothing is there.
+
+    Args:
+        path: Ends in ``.mp4``; missing folders are made.
+        fps: Frames per second.
+        publish: Gives the finished file its name; by default it replaces what has that name.
+
+    Yields:
+        What takes frames ``[F, H, W, 3]`` uint8, all of one size.
+
+    Raises:
+        UserError: the file cannot be written there, or the disk is full.
+    """
+    imageio_ffmpeg = required("imageio_ffmpeg")
+    path = Path(path)
+    if fps <= 0:
+        raise ValueError(f"fps is {fps}, not positive")
+    with _appearing(path, publish) as temporary:
+        encoder = _Encoder(temporary, fps)
+        try:
+            yield encoder.write
+        finally:
+            encoder.close()
+        if not encoder.frames:
+            raise ValueError(f"{path}: no frames were written")
+        # ffmpeg may fail after its last frame was accepted (a full disk), and imageio says nothing.
+        try:
+            written, _ = imageio_ffmpeg.count_frames_and_secs(str(temporary))
+        except RuntimeError as error:
+            raise OSError(errno.EIO, "ffmpeg did not finish the file") from error
+        if written != encoder.frames:
+            raise OSError(errno.EIO, f"ffmpeg wrote {written} of {encoder.frames} frames")
+
+
+class _Encoder:
+    """ffmpeg behind imageio, started by the first frames, which tell their size."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps, self.frames = path, fps, 0
+        self._writer: Any = None
+
+    def write(self, frames: Frames) -> None:
+        frames = np.ascontiguousarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 [F, H, W, 3]")
+        if self._writer is None:
+            self._writer = self._start(even=not (frames.shape[1] % 2 or frames.shape[2] % 2))
+        for frame in frames:
+            self._writer.append_data(frame)
+        self.frames += len(frames)
+
+    def _start(self, even: bool) -> Any:
+        import imageio.v2 as imageio
+
+        options: dict[str, Any] = {
+            "format": "FFMPEG",
+            "mode": "I",
+            "fps": self.fps,
+            "codec": "libx264",
+            "quality": None,
+            "pixelformat": "yuv420p" if even else "yuv444p",
+            "macro_block_size": 1,
+            "output_params": ["-crf", str(CRF), "-movflags", "+faststart"],
+        }
+        return imageio.get_writer(self.path, **options)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_video(path: str | Path) -> tuple[Frames, float]:
+    """Reads a video back: ``[F, H, W, 3]`` uint8 and its frames per second."""
+    required("imageio_ffmpeg")
+    import imageio.v2 as imageio
+
+    reader: Any = imageio.get_reader(path, format="FFMPEG")
+    with reader:
+        fps = float(reader.get_meta_data()["fps"])
+        frames = np.stack([np.asarray(frame) for frame in reader])
+    return frames, fps
+
+
+def contact_sheet(
+    videos: Sequence[Frames],
+    path: str | Path,
+    *,
+    captions: Sequence[str] | None = None,
+    columns: int = 6,
+) -> Path:
+    """Writes a PNG with one row per video: frames from first to last, the caption above them.
+
+    Args:
+        videos: Each ``[F, H, W, 3]`` uint8; sizes may differ.
+        path: Ends in ``.png``; missing folders are made.
+        captions: One per video.
+        columns: Frames per video, at most; small frames are enlarged by a whole factor.
+
+    Raises:
+        UserError: the file cannot be written there.
+    """
+    from PIL import Image, ImageDraw
+
+    if not videos or (captions is not None and len(captions) != len(videos)):
+        raise ValueError(f"{len(videos)} videos for {len(captions or [])} captions")
+    gap, caption_height = 4, 16 if captions is not None else 0
+    rows = [_strip(video, columns, gap) for video in videos]
+    width = max(row.shape[1] for row in rows) + 2 * gap
+    height = sum(row.shape[0] + caption_height + gap for row in rows) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = gap
+    for index, row in enumerate(rows):
+        if captions is not None:
+            draw.text((gap, top), captions[index], fill="black")
+        sheet.paste(Image.fromarray(row), (gap, top + caption_height))
+        top += row.shape[0] + caption_height + gap
+    path = Path(path)
+    with _appearing(path) as temporary:
+        sheet.save(temporary)
+    return path
+
+
+def _strip(video: Frames, columns: int, gap: int) -> Frames:
+    """Evenly spaced frames of a video side by side, at least 96 pixels high."""
+    chosen = np.unique(np.linspace(0, len(video) - 1, columns).round().astype(int))
+    factor = max(1, round(96 / video.shape[1]))
+    frames = video[chosen].repeat(factor, axis=1).repeat(factor, axis=2)
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    strip: Frames = np.concatenate(list(padded), axis=1)[:, :-gap]
+    return strip
+
+
+def check_writable(path: str | Path, *, folder: bool = False) -> None:
+    """Raises if ``path`` could not be written, without leaving anything there.
+
+    Args:
+        path: A file, or with ``folder`` a folder, that need not exist; nor need its parents.
+
+    Raises:
+        UserError: says what is in the way. Call it before the work whose result goes there.
+    """
+    if problem := path_problem(path):
+        raise UserError(f"{path}: {problem}; choose another output")
+    path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        kind = "a file, not a folder" if folder else "a folder, not a file"
+        raise UserError(f"{path}: is {kind}; choose another output")
+    nearest = nearest_existing(path if folder else path.parent)
+    if not nearest.is_dir():
+        raise UserError(f"{path}: {nearest} is not a folder; choose another output")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextmanager
+def _appearing(path: Path, publish: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Gives a name beside ``path`` to write to, which becomes ``path`` if all goes well."""
+    try:
+        with appearing(path, suffix=path.suffix, publish=publish) as temporary:
+            yield temporary
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = (error.strerror or str(error)).strip()
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        reason = "no space left on the disk"
+    reason = reason.splitlines()[-1] if reason else type(error).__name__
+    return UserError(f"{path}: cannot be written: {reason}; choose another output or make room")

@@ -1,0 +1,251 @@
+"""Strict YAML: the YAML 1.2 core types, no duplicate keys, and the line of every key.
+
+PyYAML alone reads ``1e-6`` as text, ``no`` as false and ``1:30`` as 90, and lets the last of two
+equal keys win; in a job each of these is a silent mistake.
+
+A *tree* is nested dicts, lists and scalars; a *key* is a dotted path such as ``train.seed``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import yaml
+
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.paths import text_problem
+from lightx2v_sgmd.untrusted.reading import read_file
+
+# Type by pattern and by the characters a value of it can begin with (YAML 1.2, core schema).
+_CORE_TYPES = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+)
+
+
+_MAX_BYTES: Final = 200_000  # of a job, comments included
+_MAX_NODES: Final = 5_000  # of a job, what aliases repeat included; a complete job has 150
+_MAX_DEPTH: Final = 16
+_MAX_KEY: Final = 200
+_MAX_DIGITS: Final = 40
+_PATTERNS: Final = {name: re.compile(f"(?:{pattern})") for name, pattern, _ in _CORE_TYPES}
+_TAG: Final = "tag:yaml.org,2002:"
+_TAGS: Final = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the core types and with limits.
+
+    Aliases count as often as what they name: nine lines can stand for a thousand million values.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def __init__(self, text: str) -> None:
+        self._nodes, self._depth = 0, 0
+        self._sizes: dict[int, int] = {}
+        if len(text) > _MAX_BYTES:
+            reason = f"has {len(text):,} characters, more than the {_MAX_BYTES:,} that are read"
+            raise yaml.YAMLError(reason)
+        super().__init__(text)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """As PyYAML's, whose time grows with the square of the depth."""
+        if self.flow_level >= _MAX_DEPTH:
+            self._refuse(f"is nested more than {_MAX_DEPTH} deep", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As PyYAML's, within the limits."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self._sizes:
+                self._refuse("an alias stands within what it names", event.start_mark)
+            self._count(self._sizes[id(node)], event.start_mark)
+            return node
+        self._check_scalar(event)
+        before = self._nodes
+        self._count(1, event.start_mark)
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            self._refuse(f"is nested more than {_MAX_DEPTH} deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._sizes[id(node)] = self._nodes - before
+        return node
+
+    def _count(self, more: int, mark: Any) -> None:
+        self._nodes += more
+        if self._nodes > _MAX_NODES:
+            self._refuse(f"has more than the {_MAX_NODES:,} values that are read", mark)
+
+    def _check_scalar(self, event: Any) -> None:
+        tag, mark = getattr(event, "tag", None), event.start_mark
+        if tag not in (None, "!") and tag not in _TAGS:
+            self._refuse(f"has the tag {tag}; leave it out", mark)
+        if not isinstance(event, yaml.ScalarEvent):
+            return
+        pattern = _PATTERNS.get(str(tag).removeprefix(_TAG))
+        if pattern is not None and not pattern.fullmatch(event.value):
+            self._refuse(f"{event.value!r} is no {str(tag).removeprefix(_TAG)}", mark)
+        if len(event.value) > _MAX_DIGITS and _PATTERNS["int"].fullmatch(event.value):
+            self._refuse(f"a number has {len(event.value):,} digits", mark)
+        if problem := text_problem(event.value, _MAX_BYTES):
+            self._refuse(f"a text {problem}", mark)
+
+    def _refuse(self, problem: str, mark: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values out each time: a job should read without ``&id001``."""
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """In double quotes where PyYAML would otherwise write a line break, which reads as a space."""
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+for _class in (_Loader, _Dumper):
+    for _name, _pattern, _first in _CORE_TYPES:
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first
+        )
+
+
+def read_text(path: Path, most: int = _MAX_BYTES) -> str:
+    """A text file's content, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        UserError: it is missing, a folder, too large, unreadable or not UTF-8.
+    """
+    return decode_text(read_limited(path, most), path)
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """A file's content; raises as ``read_text``."""
+    try:
+        content = read_file(path, most)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > most:
+        raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
+    return content
+
+
+def decode_text(content: bytes, path: Path) -> str:
+    """A file's content as text; raises as ``read_text``."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text; "
+            "save the file as UTF-8"
+        ) from None
+
+
+def read_tree(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A YAML file whose top level is a mapping.
+
+    Returns:
+        The tree, and the line (from 1) of every key.
+
+    Raises:
+        UserError: unreadable, not YAML, not a mapping, or with a key given twice.
+    """
+    text = read_text(path)
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            lines: dict[str, int] = {}
+            _walk(node, "", lines, path)
+            tree = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise UserError(_yaml_problem(str(path), error)) from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply, or within itself") from None
+    if tree is None:
+        raise UserError(f"{path}: is empty; a job is a YAML mapping such as 'teacher: ...'")
+    if not isinstance(tree, dict):
+        kind = "a list" if isinstance(tree, list) else "a single value"
+        raise UserError(f"{path}: holds {kind}; a job is a YAML mapping such as 'teacher: ...'")
+    return tree, lines
+
+
+def parse_value(text: str, what: str) -> Any:
+    """One YAML value, as after ``--set key=``; nothing at all is the empty text.
+
+    Raises:
+        UserError: not YAML; the message begins with ``what``.
+    """
+    if not text.strip():
+        return ""
+    try:
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise UserError(_yaml_problem(what, error)) from None
+    except RecursionError:
+        raise UserError(f"{what}: is nested too deeply") from None
+
+
+def dump_tree(tree: dict[str, Any]) -> str:
+    """YAML that ``read_tree`` reads back as the same tree; keys keep their order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _walk(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path) -> None:
+    """Notes the line of each key below ``node``, refusing a key that is given twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            continue
+        key = f"{prefix}{key_node.value}"
+        line = key_node.start_mark.line + 1
+        if len(key) > _MAX_KEY:
+            raise UserError(f"{path}:{line}: {key[:40]}...: is no key of a job, it is too long")
+        if key in lines:
+            raise UserError(
+                f"{path}:{line}: {key}: given twice, first in line {lines[key]}; keep one"
+            )
+        lines[key] = line
+        _walk(value_node, f"{key}.", lines, path)
+
+
+def _yaml_problem(where: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    if mark is None:
+        return f"{where}: not valid YAML: {problem}"
+    return f"{where}: not valid YAML in line {mark.line + 1}, column {mark.column + 1}: {problem}"

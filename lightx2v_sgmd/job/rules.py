@@ -1,0 +1,384 @@
+"""Turns a job's YAML tree into its dataclasses, or into every mistake in it at once.
+
+Three passes share one list of problems: keys that do not exist (with the nearest that does),
+values of a wrong type or out of range, and rules over several values. A rule is only asked where
+every value it reads is sound, so no mistake is reported twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from lightx2v_sgmd.files.yaml_loader import parse_value
+from lightx2v_sgmd.system.errors import UserError, joined
+from lightx2v_sgmd.untrusted.paths import path_problem
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+_MOST_KEY = 200
+_MOST_HINTS = 20
+"""Unknown keys that get a hint: finding one takes milliseconds."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule over values: ``problem(*values)`` is None where they are right.
+
+    A problem is reported under the first key.
+    """
+
+    keys: tuple[str, ...]
+    problem: Callable[..., str | None]
+
+
+def yaml_name(name: str) -> str:
+    """A field's key in YAML: ``lambda_`` is ``lambda``, which Python keeps for itself."""
+    return name.rstrip("_")
+
+
+def apply_override(tree: Tree, override: str) -> str:
+    """Puts ``a.b=value`` into the tree and returns the key.
+
+    Raises:
+        UserError: not of that form, or the path leads through a value.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    shown = override if len(override) <= 100 else f"{override[:80]}..."
+    if not equals or not all(key.split(".")) or len(key) > _MOST_KEY:
+        raise UserError(f"--set {shown}: is not KEY=VALUE; write --set train.seed=1")
+    *sections, last = key.split(".")
+    for depth, section in enumerate(sections, start=1):
+        inner = tree.get(section)
+        if inner is None:
+            inner = tree[section] = {}
+        if not isinstance(inner, dict):
+            above = ".".join(sections[:depth])
+            raise UserError(f"--set {shown}: {above} is a value, {inner!r}, not a section")
+        tree = inner
+    tree[last] = parse_value(text, f"--set {shown}")
+    return key
+
+
+def checked(
+    kind: type[T],
+    tree: Tree,
+    origins: dict[str, str],
+    source: str,
+    rules: Rules,
+    choices: Mapping[str, Callable[[Any], type]],
+) -> T:
+    """The dataclass that the tree describes.
+
+    Args:
+        kind: The job's class.
+        tree: What the file and the overrides say.
+        origins: Where each key was set (``file:line`` or ``--set``), for the messages.
+        source: The file, for keys that were set nowhere.
+        rules: What must hold over several values.
+        choices: For sections that may be of several classes: which one a section's content means;
+            it raises UserError if none, and None means the default.
+
+    Raises:
+        UserError: with a line for each mistake.
+    """
+    problems: list[tuple[str, str]] = []
+    chosen_kinds = {}
+    for name, choose in choices.items():
+        try:
+            chosen_kinds[name] = choose(tree.get(name))
+        except UserError as error:  # nothing else in the section can be judged
+            problems.append((f"{name}.name", str(error).removeprefix(f"{name}.name: ")))
+            tree = {**tree, name: None}
+            chosen_kinds[name] = choose(None)
+    shape = Shape(kind, chosen_kinds)
+    clean = _known_part(shape, kind, tree, "", problems, known_keys(shape, kind))
+    plain = {name: value for name, value in clean.items() if name not in choices}
+    result = _validated(kind, plain, "", problems)
+    chosen = {
+        name: _validated(inner, clean[name], f"{name}.", problems)
+        for name, inner in shape.chosen.items()
+    }
+    problems += _broken_rules(shape, clean, {key for key, _ in problems}, rules)
+    if problems:
+        lines = []
+        for key, text in dict.fromkeys(problems):
+            lines.append(f"{_origin(key, origins, source)}: {key}: {text}")
+        raise UserError("\n".join(lines))
+    assert result is not None, "no problem and no job"
+    return replace(result, **chosen)  # type: ignore[type-var]
+
+
+def _validated(kind: type[T], clean: Any, prefix: str, problems: list[tuple[str, str]]) -> T | None:
+    """The dataclass, or None and what is wrong with it."""
+    text = json.dumps(clean, default=str, skipkeys=True)
+    try:
+        # JSON has YAML's types, and read strictly it takes a list for a tuple but no "3" for a 3.
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        for key, problem in map(_explained, error.errors()):
+            problems.append((f"{prefix}{key}".rstrip("."), problem))
+    return None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A job's class and the classes chosen for sections that may be of several."""
+
+    kind: type
+    chosen: Mapping[str, type]
+
+    def hints(self, kind: type) -> dict[str, Any]:
+        """Each field's type under its YAML key."""
+        hints = get_type_hints(kind)
+        if kind is self.kind:
+            hints.update(self.chosen)
+        return {yaml_name(item.name): hints[item.name] for item in fields(kind)}
+
+
+def known_keys(shape: Shape, kind: type, prefix: str = "") -> list[str]:
+    """Every key of a job class, sections included, as dotted paths."""
+    keys = []
+    for name, inner in shape.hints(kind).items():
+        keys.append(prefix + name)
+        section, _ = _section(inner)
+        if section is not None:
+            keys += known_keys(shape, section, f"{prefix}{name}.")
+    return keys
+
+
+def _section(hint: Any) -> tuple[type | None, bool]:
+    """The dataclass of a field that is a section, and whether the field may also be null."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
+    return (kinds[0] if kinds else None), type(None) in get_args(hint)  # type: ignore[return-value]
+
+
+def _known_part(
+    shape: Shape,
+    kind: type,
+    tree: Tree,
+    prefix: str,
+    problems: list[tuple[str, str]],
+    known: list[str],
+) -> Tree:
+    """The tree less its unknown keys, under field names; a section left out is an empty one."""
+    hints = shape.hints(kind)
+    for key in tree:
+        if key not in hints:
+            path = f"{prefix}{key}"
+            hint = f"; {_nearest(path, known)}" if len(problems) < _MOST_HINTS else ""
+            problems.append((path, f"unknown key{hint}"))
+    clean: Tree = {}
+    for item in fields(kind):
+        key = yaml_name(item.name)
+        (section, optional), value = _section(hints[key]), tree.get(key)
+        if section is not None and not (optional and value is None):
+            if value is None:
+                value = {}
+            if isinstance(value, dict):
+                value = _known_part(shape, section, value, f"{prefix}{key}.", problems, known)
+            clean[item.name] = value
+        elif key in tree:
+            clean[item.name] = value
+    return clean
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    """The hint for an unknown key: the same name elsewhere, a similar path, or what there is."""
+    section, _, name = path.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    same = [key for key in known if key.rpartition(".")[2] == name]
+    typo = [siblings[near] for near in get_close_matches(name, siblings, n=1)]
+    similar = get_close_matches(path, known, n=1) if not siblings else []
+    if found := same or typo or similar:
+        return f"did you mean {' or '.join(found)}?"
+    return f"{section or 'a job'} has {', '.join(siblings)}"
+
+
+def _origin(key: str, origins: dict[str, str], source: str) -> str:
+    """Where a key was set, or else something below it, or else the nearest section above it."""
+    if key not in origins:
+        key = next((other for other in origins if other.startswith(f"{key}.")), key)
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key, source)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 16:
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else f"{text[:80]}..."
+
+
+def _explained(error: ErrorDetails) -> tuple[str, str]:
+    """A pydantic error as our key and words."""
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    key = ".".join(yaml_name(name) for name in names)
+    context, value = error.get("ctx", {}), error["input"]
+    shown = "a section" if isinstance(value, dict) else _shown(value)
+    match error["type"]:
+        case "missing" if isinstance(error["loc"][-1], int):
+            return key, "has too few values"
+        case "string_too_long":
+            return key, f"has more than {context['max_length']} characters; shorten it"
+        case "too_long":
+            return key, f"has too many values; give {context['max_length']}"
+        case "missing":
+            return key, "is missing; a job must give it"
+        case "int_type" | "int_from_float" | "int_parsing":
+            return key, f"{shown} is not a whole number"
+        case "float_type" | "float_parsing":
+            return key, f"{shown} is not a number"
+        case "finite_number":
+            return key, f"{shown} is not a finite number"
+        case "string_type" | "path_type":
+            return key, f"{shown} is not text; put it in quotes if it is meant as text"
+        case "bool_type" | "bool_parsing":
+            return key, f"{shown} is neither true nor false"
+        case "literal_error":
+            choices = context["expected"].replace("'", "")
+            for word in ("False", "True"):
+                choices = choices.replace(word, word.lower())
+            return key, f"{shown} is not available; use {choices}"
+        case "string_too_short":
+            return key, "is empty"
+        case "dataclass_type" | "dataclass_exact_type" | "model_attributes_type":
+            return key, f"{shown} is not a section; give its settings indented below it"
+        case "tuple_type" | "list_type":
+            return key, f"{shown} is not a list such as [0.0, 0.999]"
+        case "greater_than_equal":
+            return key, f"{shown} is too small; use {context['ge']} or more"
+        case "greater_than":
+            return key, f"{shown} is too small; use more than {context['gt']}"
+        case "less_than_equal":
+            return key, f"{shown} is too large; use {context['le']} or less"
+        case "less_than":
+            return key, f"{shown} is too large; use less than {context['lt']}"
+        case "value_error":
+            return key, str(context["error"]).removeprefix(f"{key}.").removeprefix(f"{key}: ")
+    return key, f"{shown}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _broken_rules(
+    shape: Shape, clean: Tree, unsound: set[str], rules: Rules
+) -> Iterator[tuple[str, str]]:
+    for rule in rules:
+        if any(_touches(key, unsound) for key in rule.keys):
+            continue
+        text = rule.problem(*(_value(shape, clean, key) for key in rule.keys))
+        if text is not None:
+            yield rule.keys[0], text
+
+
+def _touches(key: str, unsound: set[str]) -> bool:
+    return any(key == bad or key.startswith(f"{bad}.") for bad in unsound)
+
+
+def _value(shape: Shape, clean: Tree, key: str) -> Any:
+    """The value of a key, or its default."""
+    kind: Any = shape.kind
+    for name in key.split("."):
+        item = next(item for item in fields(kind) if yaml_name(item.name) == name)
+        if item.name in clean:
+            kind, clean = shape.hints(kind)[name], clean[item.name]
+        else:
+            assert item.default is not MISSING, f"{key} has no default"
+            return item.default
+    return clean
+
+
+def _fixed_schedule(shift: float, base: list[float]) -> str | None:
+    """The student's schedule is one of a family; see ``schedule.Schedule``."""
+    even = [1000 * (len(base) - i) / len(base) for i in range(len(base))]
+    if shift == 8 and base and all(abs(a - b) < 1e-6 for a, b in zip(base, even, strict=True)):
+        return None
+    steps = joined([f"{timestep:g}" for timestep in base])
+    return (
+        f"shift {shift:g} of base [{steps}] is not a student's schedule: shift 8 of steps evenly "
+        "spaced from 1000, of which the four 1000, 960, 888.889, 727.273 are [1000, 750, 500, 250] "
+        "(engine and exported weights run these and no others); use shift 8.0 and base "
+        "[1000, 750, 500, 250]"
+    )
+
+
+def _ordered_sigmas(low: float, high: float) -> str | None:
+    if low < high:
+        return None
+    return f"{low:g} is not below train.sigma_max, which is {high:g}; lower it"
+
+
+def _pixels(size: int) -> str | None:
+    if size % 16 == 0:
+        return None
+    down, up = size // 16 * 16, size // 16 * 16 + 16
+    return f"{size} is not divisible by 16 (VAE 8 times patch 2); use {down} or {up}"
+
+
+def _frames(count: int) -> str | None:
+    if count % 4 == 1:
+        return None
+    down, up = (count - 1) // 4 * 4 + 1, (count - 1) // 4 * 4 + 5
+    return f"{count} is not 4k + 1 (the VAE keeps one frame, then takes four); use {down} or {up}"
+
+
+def _sequence(degree: int, strategy: str) -> str | None:
+    if degree == 1 or strategy == "zero3":
+        return None
+    return f"{degree} needs parallel.strategy zero3, not {strategy}; use 1 or change the strategy"
+
+
+def _offload(offload: str, strategy: str) -> str | None:
+    if offload == "none" or strategy == "zero3":
+        return None
+    return (
+        f"{offload} needs parallel.strategy zero3, not {strategy}; use none or change the strategy"
+    )
+
+
+def _offload_dir(directory: str | None, offload: str) -> str | None:
+    if offload == "nvme" and directory is None:
+        return "is missing, but parallel.offload is nvme; name a folder on a fast local disk"
+    if offload != "nvme" and directory is not None:
+        return f"is for parallel.offload nvme, not {offload}; leave it out (null)"
+    return None
+
+
+def _path(path: str | None) -> str | None:
+    problem = None if path is None else path_problem(path)
+    return None if problem is None else f"{problem}; give another"
+
+
+def _lora_settings(lora: Tree | None, train: str) -> str | None:
+    if lora is None or train == "lora":
+        return None
+    return f"are for train: lora, not {train}; leave them out (null), or set train: lora"
+
+
+Rules = tuple[Rule, ...]
+
+RULES: Rules = (
+    Rule(("schedule.shift", "schedule.base"), _fixed_schedule),
+    Rule(("train.sigma_min", "train.sigma_max"), _ordered_sigmas),
+    Rule(("video.height",), _pixels),
+    Rule(("video.width",), _pixels),
+    Rule(("video.num_frames",), _frames),
+    Rule(("parallel.sequence", "parallel.strategy"), _sequence),
+    Rule(("parallel.offload", "parallel.strategy"), _offload),
+    Rule(("parallel.offload_dir", "parallel.offload"), _offload_dir),
+    Rule(("teacher.path",), _path),
+    Rule(("teacher.base",), _path),
+    Rule(("data.prompts",), _path),
+    Rule(("data.embeddings",), _path),
+    Rule(("data.latents",), _path),
+    Rule(("output.dir",), _path),
+    Rule(("student.lora", "student.train"), _lora_settings),
+    Rule(("fake_score.lora", "fake_score.train"), _lora_settings),
+)

@@ -1,0 +1,83 @@
+"""Gives an empty network its weights, block by block, so that a block can be changed at once.
+
+Whoever merges, fuses or quantises a block does it while the next blocks are still in their file:
+beside what the network weighs in the end, memory holds one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightx2v_sgmd.files.tensor_copy import WeightCopier
+
+Device = torch.device | str
+Load = Callable[[str, torch.dtype, WeightCopier], Tensor]
+"""Reads the weight of a name, in a precision, to a copier's device."""
+OnPart = Callable[[str, nn.Module], None]
+"""Told the name and the module of a part that has its weights: "" and the network, then blocks."""
+
+
+def blocks_of(network: nn.Module) -> Mapping[str, nn.Module]:
+    """The blocks that a network repeats, by name, in the order in which they run."""
+    for path in ("blocks", "encoder.block"):
+        parent: Any = network
+        for name in path.split("."):
+            parent = getattr(parent, name, None)
+        if isinstance(parent, nn.ModuleList):
+            return {f"{path}.{index}": block for index, block in enumerate(parent)}
+    return {}
+
+
+def fill_network(
+    network: nn.Module,
+    names: Iterable[str],
+    dtype_of: Callable[[str], torch.dtype],
+    load: Load,
+    device: torch.device,
+    on_part: OnPart | None = None,
+) -> None:
+    """Fills a network that was built without memory for weights.
+
+    Args:
+        network: The network; its constant tables are moved to the device.
+        names: Its weights.
+        dtype_of: The precision of a weight, by its name.
+        load: See ``Load``.
+        device: Where the weights go.
+        on_part: See ``OnPart``.
+    """
+    blocks = blocks_of(network)
+    parts: dict[str, list[str]] = {"": [], **{name: [] for name in blocks}}
+    for name in names:
+        parts[_block_name(name, blocks)].append(name)
+    for module in network.modules():
+        for name, table in module.named_buffers(recurse=False):
+            module._buffers[name] = table.to(device)
+    copier = WeightCopier(device)
+    for part, own in parts.items():
+        for name in own:
+            _put(network, name, load(name, dtype_of(name), copier))
+        if on_part is not None:
+            on_part(part, blocks.get(part, network))
+
+
+def _block_name(name: str, blocks: Mapping[str, nn.Module]) -> str:
+    for depth in (2, 3):
+        start = ".".join(name.split(".")[:depth])
+        if start in blocks:
+            return start
+    return ""
+
+
+def _put(network: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if attribute in module._buffers:
+        module._buffers[attribute] = value
+    else:
+        empty = module.get_parameter(attribute)
+        setattr(module, attribute, nn.Parameter(value, requires_grad=empty.requires_grad))

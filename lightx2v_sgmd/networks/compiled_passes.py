@@ -1,0 +1,234 @@
+"""Compiled passes over the tokens, between the matrix products of a network in training.
+
+diffusers' block computes norms, modulation, rotation and gates in some forty operations, each of
+which reads and writes all tokens. Here a compiler makes five kernels of them, and of their backward
+passes. The products and attention stay what they are: calls of the block's own modules. So hooks
+(ZeRO-3's, which gather a layer's weights), adapters, sequence parallelism and gradient
+checkpointing see nothing of it. A backward pass to the inputs alone computes no gradients of
+weights, which it would through a block that is compiled whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightx2v_sgmd.networks.gradient_checkpointing import attention_is_kept, mark_attention
+
+# B batch, S tokens, N heads, D head size, W = N * D width
+
+RECOMPILATIONS = 64
+"""Most kernels of one pass: for each precision, batch, and choice of inputs with gradient."""
+
+
+class Passes:
+    """The compiled passes of one network.
+
+    Args:
+        backend: torch.compile's.
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        def compiled(function: Callable[..., Any]) -> Any:
+            # Code of its own: the compiler counts how often it compiled one, whichever the network.
+            own = FunctionType(function.__code__.replace(), function.__globals__)
+            return partial(_exactly, torch.compile(own, backend=backend, dynamic=False))
+
+        self.modulate = compiled(_modulate)
+        self.gate = compiled(_gate)
+        self.add_and_modulate = compiled(_add_and_modulate)
+        self.layer_norm = compiled(_layer_norm)
+        self.rms_norm = compiled(_rms_norm)
+        self.rotate = compiled(_rotate)
+
+
+def compile_passes(network: Any, backend: str = "inductor") -> None:
+    """Gives the blocks of a ``WanTransformer3DModel`` compiled passes; see ``use_passes``.
+
+    Args:
+        network: Whose blocks.
+        backend: torch.compile's; anything but its default is for tests.
+    """
+    _prepare_compiler()
+    use_passes(network, Passes(backend))
+
+
+def use_passes(network: Any, passes: Any) -> None:
+    """Lets the blocks of a ``WanTransformer3DModel`` compute with given passes.
+
+    Call it when everything else is set: text padding folded, tokens shared, checkpointing enabled.
+
+    Args:
+        network: Whose blocks.
+        passes: ``Passes``, or what has its methods.
+    """
+    for block in network.blocks:
+        if block.attn2.add_k_proj is not None:  # attends to an image, too
+            continue
+        for attention in (block.attn1, block.attn2):
+            attention.processor = _with_passes(attention.processor, passes)
+        for norm in (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_q):
+            # Not the text's norm_k: it is small, and its length may change from batch to batch.
+            norm.forward = partial(_normalised, passes, norm)
+        if not isinstance(block.norm2, nn.Identity):
+            block.norm2.forward = partial(_layer_normalised, passes, block.norm2)
+        block.forward = MethodType(partial(_forward, passes), block)
+        mark_attention(block)
+
+
+def _prepare_compiler() -> None:
+    from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
+
+    # One graph serves two backward passes, so no buffer of it may be reused.
+    functorch.donated_buffer = False
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILATIONS)
+    limit = "accumulated_recompile_limit"
+    setattr(dynamo, limit, max(getattr(dynamo, limit), 16 * RECOMPILATIONS))
+
+
+def _forward(
+    passes: Any,
+    block: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb: Tensor,
+    rotary_emb: Any,
+) -> Tensor:
+    """A ``WanTransformerBlock``'s output ``[B, S, W]``, in the precisions of diffusers' own.
+
+    Args:
+        passes: Of the network.
+        block: The block.
+        hidden_states: ``[B, S, W]``.
+        encoder_hidden_states: The text, ``[B, rows, W]``.
+        temb: The embedded time, ``[B, 6, W]``, or ``[B, S, 6, W]`` where each token has its own.
+        rotary_emb: What the block's self-attention takes.
+    """
+    x, table, times = hidden_states, block.scale_shift_table, temb.float()
+    changes = (table + times)[:, None] if temb.ndim == 3 else table[None] + times
+    # [B, 1 or S, W] each; float32 in every precision.
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = changes.unbind(-2)
+    normed = passes.modulate(x, scale, shift, block.norm1.eps)
+    x = passes.gate(x, block.attn1(normed, None, None, rotary_emb), gate)
+    attended = block.attn2(block.norm2(x), encoder_hidden_states, None, None)
+    x, normed = passes.add_and_modulate(x, attended, ffn_scale, ffn_shift, block.norm3.eps)
+    result: Tensor = passes.gate(x, block.ffn(normed), ffn_gate)
+    return result
+
+
+class CompiledAttention:
+    """The processor of a ``WanAttention`` whose rotation is a compiled pass.
+
+    Args:
+        passes: Of the network.
+        backend: diffusers' name of the attention kernel; None is its default.
+    """
+
+    _parallel_config: Any = None
+
+    def __init__(self, passes: Any, backend: Any = None) -> None:
+        self.passes = passes
+        # diffusers' set_attention_backend writes this attribute.
+        self._attention_backend = backend
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``hidden_states [B, S, W]`` to ``[B, S, W]``; the text is ``[B, rows, W]``."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = _heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
+        key = _heads(attn.norm_k(attn.to_k(source)), attn.heads)
+        value = _heads(attn.to_v(source), attn.heads)
+        if rotary_emb is not None:
+            query = self.passes.rotate(query, *rotary_emb)
+            key = self.passes.rotate(key, *rotary_emb)
+        with attention_is_kept():
+            output = dispatch_attention_fn(
+                query, key, value, attn_mask=attention_mask, backend=self._attention_backend
+            )
+        projected: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3).type_as(query)))
+        return projected
+
+
+def _with_passes(processor: Any, passes: Any) -> Any:
+    """The processor to use in place of another, or that one, told to use the passes."""
+    if hasattr(processor, "processor"):  # takes the padding's weights off the text, then asks this
+        processor.processor = _with_passes(processor.processor, passes)
+        return processor
+    if hasattr(processor, "rotate"):  # shares the tokens
+        processor.rotate = passes.rotate
+        return processor
+    return CompiledAttention(passes, getattr(processor, "_attention_backend", None))
+
+
+def _normalised(passes: Any, norm: Any, x: Tensor) -> Tensor:
+    # The weight in the input's precision, also under autocast: see ``precision.follow_diffusers``.
+    result: Tensor = passes.rms_norm(x, norm.weight, norm.eps)
+    return result
+
+
+def _layer_normalised(passes: Any, norm: Any, x: Tensor) -> Tensor:
+    result: Tensor = passes.layer_norm(x, norm.weight, norm.bias, norm.eps)
+    return result
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    return split
+
+
+def _exactly(function: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+    """In the precisions that are written out, which autocast would change."""
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, *args)
+
+
+# What is compiled.
+
+
+def _modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    return (normed * (1 + scale) + shift).type_as(x)
+
+
+def _gate(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
+    return (x.float() + change.float() * gate).type_as(x)
+
+
+def _add_and_modulate(
+    x: Tensor, change: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    x = x + change
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    return x, (normed * (1 + scale) + shift).type_as(x)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).type_as(x)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Neighbouring pairs of ``[B, S, N, D]``; the tables ``[1, S, 1, D]`` hold each value twice."""
+    pairs: Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+    first, second = pairs.unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack(turned, dim=-1).flatten(-2).type_as(x)

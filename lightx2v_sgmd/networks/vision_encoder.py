@@ -1,0 +1,133 @@
+"""A frozen transformers vision encoder, as the backbone of a discriminator of frames.
+
+SAM's encoder, DINOv2, ViT and others of their kind: what is needed is one hidden state for each
+layer, tokens ``[N, 1 + h w, D]`` or a map ``[N, h, w, D]`` (arXiv 2507.18569, Sec. 4.2, App. B.1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.quiet import no_library_bars
+from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
+from lightx2v_sgmd.untrusted.configs import check_vision_encoder
+from lightx2v_sgmd.untrusted.fields import Real, Several, first_problem
+from lightx2v_sgmd.untrusted.json_text import read_json_object
+
+# N frames, h, w patches, D width, H, W pixels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HEADS = 4
+"""Layers that carry a head, evenly spaced: 3, 6, 9 and 12 of 12."""
+
+
+def _config(path: str) -> Any:
+    """The whole model's configuration, checked; transformers reads nothing by itself."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"method.vision_encoder: {path} is no folder with a config.json; give that of a "
+            "transformers vision encoder, for example SAM's"
+        )
+    try:
+        refuse_outside_links(Path(path), [file, Path(path) / "preprocessor_config.json"])
+        content = read_json_object(file)
+        check_vision_encoder(content)
+        return vision_config(content)
+    except UserError as error:
+        raise UserError(f"method.vision_encoder: {file}: {_short(error, file)}") from error
+
+
+def _short(error: UserError, file: Path) -> str:
+    return str(error).removeprefix(f"{file}: ")
+
+
+def _of_images(config: Any) -> Any:
+    """The part of a configuration that describes the encoder of images."""
+    return getattr(config, "vision_config", config)
+
+
+def captured_layers(layers: int) -> list[int]:
+    """Indices of the layers that carry a head, counted from 1 as the outputs of layers are."""
+    return sorted({max(1, layers * (i + 1) // HEADS) for i in range(HEADS)})
+
+
+def vision_widths(path: str) -> tuple[int, ...]:
+    """The width of each captured layer; reads the configuration only.
+
+    Raises:
+        UserError: there is no such encoder.
+    """
+    config = _of_images(_config(path))
+    return (int(config.hidden_size),) * len(captured_layers(config.num_hidden_layers))
+
+
+class VisionBackbone:
+    """The encoder, frozen; gradient flows through it to the frames.
+
+    Args:
+        path: Its folder.
+        device: Where it runs.
+
+    Raises:
+        UserError: it is not there or cannot be loaded.
+    """
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        whole = _config(path)
+        config = _of_images(whole)
+        try:
+            weights = WholeTensors(weight_files(Path(path), "model"))
+            state = {name: weights.tensor(name) for name in weights.header.tensors}
+            with no_library_bars():
+                model = build_vision_encoder(whole, state)
+        except UserError as error:
+            raise UserError(f"method.vision_encoder: {path}: {error}") from error
+        encoder = getattr(model, "vision_encoder", getattr(model, "vision_model", model))
+        self.network: nn.Module = encoder.eval().requires_grad_(False).to(device)
+        self.size = int(config.image_size)
+        self.layers = captured_layers(config.num_hidden_layers)
+        mean, std = _normalisation(Path(path))
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+
+    def features(self, frames: Tensor) -> list[Tensor]:
+        """``[N, 3, H, W]`` in [-1, 1] to one map ``[N, D, h, w]`` for each captured layer."""
+        pixels = nn.functional.interpolate(
+            frames, (self.size, self.size), mode="bilinear", antialias=True
+        )
+        pixels = (pixels / 2 + 0.5 - self._mean) / self._std
+        states = self.network(pixels, output_hidden_states=True).hidden_states
+        return [_as_map(states[layer]) for layer in self.layers]
+
+
+def _as_map(state: Tensor) -> Tensor:
+    if state.ndim == 4:
+        return state.permute(0, 3, 1, 2)
+    side = int((state.shape[1]) ** 0.5)
+    patches = state[:, state.shape[1] - side * side :]  # class and register tokens come first
+    return patches.transpose(1, 2).reshape(len(state), -1, side, side)
+
+
+def _normalisation(folder: Path) -> tuple[Any, Any]:
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return IMAGENET_MEAN, IMAGENET_STD
+    try:
+        saved = read_json_object(file)
+        problem = first_problem(saved, {"image_mean": _CHANNELS, "image_std": _CHANNELS})
+        if problem is not None:
+            raise UserError(f"{file}: {problem}")
+    except UserError as error:
+        raise UserError(f"method.vision_encoder: {error}") from error
+    return saved.get("image_mean", IMAGENET_MEAN), saved.get("image_std", IMAGENET_STD)
+
+
+_CHANNELS = Several(Real(1e-6, 1e4), 3, 3)

@@ -1,0 +1,56 @@
+"""The discriminator's parts that every strategy shares: heads, and features of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
+from lightx2v_sgmd.networks.discriminator_heads import (
+    FrameHead,
+    Head,
+    Heads,
+    as_volume,
+    capture_blocks,
+    head_blocks,
+)
+from lightx2v_sgmd.parallel.base import HeadSettings
+from lightx2v_sgmd.parallel.sequence import whole_tokens
+
+
+def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
+    """By role, heads for a network's blocks and, if there are any, a vision encoder's layers."""
+    config = network.config
+    width = config.num_attention_heads * config.attention_head_dim
+    blocks = head_blocks(config.num_layers, settings.every)
+    heads = {DISCRIMINATOR: Heads(Head, [width] * len(blocks), settings.channels, settings.seed)}
+    if settings.frame_widths:
+        heads[PIXEL_DISCRIMINATOR] = Heads(
+            FrameHead, settings.frame_widths, settings.channels, settings.seed
+        )
+    return heads
+
+
+def backbone_features(
+    network: Any, velocity: Callable[[], Tensor], x_t: Tensor, settings: HeadSettings
+) -> list[Tensor]:
+    """Block outputs ``[B, D, T, H, W]`` of one forward; whole where ranks share the tokens.
+
+    Args:
+        network: Whose blocks.
+        velocity: Runs it at ``x_t``.
+        x_t: ``[B, C, T, h, w]``, for the number of patches.
+        settings: Which blocks.
+    """
+    with capture_blocks(network, settings.every) as found:
+        velocity()
+    frames, height, width = (
+        length // patch
+        for length, patch in zip(x_t.shape[2:], network.config.patch_size, strict=True)
+    )
+    count = frames * height * width
+    return [
+        as_volume(whole_tokens(network, tokens, count), (frames, height, width)) for tokens in found
+    ]

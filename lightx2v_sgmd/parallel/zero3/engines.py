@@ -1,0 +1,193 @@
+"""DeepSpeed's part: joining the processes, networks in shards, and their engines.
+
+The only module that imports deepspeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.parallel.base import Settings
+from lightx2v_sgmd.parallel.precision import keep_in_float32, of_mixed_precision
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.rendezvous import meet
+from lightx2v_sgmd.parallel.zero3.nvme import BLOCK, BUFFERS, SUB_GROUP, check_offload_dir
+from lightx2v_sgmd.system.compilers import check_compiler
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import first_line, prepare_libraries
+
+_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_ALONE = "LIGHTX2V_SGMD_ALONE"
+
+
+def check_offload(directory: Path, device: torch.device) -> None:
+    """Whether ``parallel.offload: nvme`` can work here; see ``nvme.check_offload_dir``."""
+    try:
+        from deepspeed.git_version_info import installed_ops
+    except Exception:  # a broken package fails in any way
+        return  # ``connect`` will say it
+    check_offload_dir(directory, bool(installed_ops.get("async_io")), device)
+
+
+def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks:
+    """Joins the run's processes, or makes a run of one if no launcher started this process.
+
+    Raises:
+        UserError: DeepSpeed is missing, or the compiler that it needs on a CPU.
+        RunError: not all processes have come in time.
+    """
+    try:
+        import deepspeed
+    except Exception as error:  # a broken package fails in any way
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "deepspeed"
+        problem = "" if missing else f", which does not import: {first_line(error)}"
+        raise UserError(
+            f"parallel.strategy: zero3 needs DeepSpeed{problem}; install it (pip install "
+            "'lightx2v-sgmd[zero3]') or use parallel.strategy=local"
+        ) from error
+    if device.type == "cpu":
+        check_compiler()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by the names that torch is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if "RANK" not in os.environ:
+        # Port 0: any that is free; nobody else needs to know it.
+        os.environ.update(zip(_LAUNCH, ("0", "0", "1", "127.0.0.1", "0"), strict=True))
+        os.environ[_ALONE] = "1"
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if timeout_minutes is not None and not dist.is_initialized():
+        meet(backend, timeout_minutes)
+    with contextlib.redirect_stdout(sys.stderr):
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def disconnect() -> None:
+    """Leaves the run's processes, all together."""
+    if dist.is_initialized():
+        import deepspeed
+
+        dist.barrier()
+        deepspeed.comm.destroy_process_group()
+    if os.environ.pop(_ALONE, None):
+        for key in _LAUNCH:
+            os.environ.pop(key, None)
+
+
+def deepspeed_config(
+    settings: Settings, trained: bool, on_gpu: bool, swap_folder: Path | None
+) -> dict[str, Any]:
+    """The configuration of one network's engine.
+
+    Args:
+        settings: Of the job.
+        trained: Whether the network has an optimizer.
+        on_gpu: Where the run computes.
+        swap_folder: Takes the optimizer's state, if it is kept in files.
+    """
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "memory_efficient_linear": False,  # see ``_keep_no_gathered_weights``
+    }
+    host = {"device": "cpu", "pin_memory": on_gpu}
+    if trained and settings.offload in ("optimizer", "all"):
+        zero["offload_optimizer"] = host
+    if trained and swap_folder is not None:
+        files = {"device": "nvme", "nvme_path": str(swap_folder), "buffer_count": BUFFERS}
+        zero |= {"offload_optimizer": files, "sub_group_size": SUB_GROUP}
+    if settings.offload in ("all", "nvme"):
+        zero["offload_param"] = host
+    return {
+        "aio": {"block_size": BLOCK},
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": settings.clip,
+        "zero_optimization": zero,
+        # torch's AdamW: DeepSpeed's own would be compiled on first use.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": settings.dtype == torch.bfloat16},
+        # Of several micro-batches; a single one's gradient is as exact as its backward pass.
+        "data_types": {"grad_accum_dtype": "fp32" if settings.accumulation > 1 else None},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def make_engine(
+    network: nn.Module, optimizer: torch.optim.Optimizer | None, config: dict[str, Any]
+) -> Any:
+    """A network's engine.
+
+    Args:
+        network: In shards, or small enough to be made into shards now.
+        optimizer: With a group of weights for each precision; None for a frozen network.
+        config: Of ``deepspeed_config``.
+    """
+    import deepspeed
+    from deepspeed.runtime.zero import stage3
+
+    _keep_no_gathered_weights(network)
+    usual = stage3.DeepSpeedZeroOptimizer_Stage3
+    stage3.DeepSpeedZeroOptimizer_Stage3 = of_mixed_precision(usual)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
+    finally:
+        stage3.DeepSpeedZeroOptimizer_Stage3 = usual
+    return engine
+
+
+def _keep_no_gathered_weights(network: nn.Module) -> None:
+    """Lets linear layers keep the weight for their backward pass, not the numbers gathered for it.
+
+    DeepSpeed would do so for the whole process, by another ``torch.nn.functional.linear``, which
+    rounds before it adds the bias.
+    """
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+
+    layers: list[Any] = [each for each in network.modules() if type(each) is nn.Linear]
+    for layer in layers:
+        layer.forward = partial(_linear, layer, LinearFunctionForZeroStage3.apply)
+
+
+def _linear(layer: nn.Linear, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    # As torch's own: what lies in one piece is multiplied and shifted in one operation.
+    rows = x.flatten(0, -2) if x.is_contiguous() else x
+    return function(rows, layer.weight, layer.bias).view(*x.shape[:-1], layer.out_features)
+
+
+def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
+    """The network with random weights, each rank holding its shard of each."""
+    import deepspeed
+
+    prepare_libraries()
+    from accelerate import init_empty_weights
+
+    # Inside Init every new tensor takes the weights' precision, the rotary tables included: those
+    # come from a network built outside. It comes first, for Init also replaces functions of torch,
+    # and modules that are first imported meanwhile would see them.
+    with init_empty_weights(include_buffers=False):
+        exact = dict(model.build_transformer().named_buffers())
+    with deepspeed.zero.Init(config_dict_or_path=dict(config)):
+        network = model.build_transformer()
+    for name, buffer in network.named_buffers():
+        owner, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(owner), attribute, exact[name].to(buffer.device))
+    if config["bf16"]["enabled"]:
+        keep_in_float32(network)
+    return network

@@ -1,0 +1,389 @@
+"""DeepSpeed ZeRO-3: the trained networks and the frozen teacher, each sharded over all ranks.
+
+What keeps the two updates apart (the isolation tests break it and look):
+
+- the generator's gradient is taken by ``autograd.grad`` at the fake score's inputs, through its
+  module with its weights frozen. A backward pass through the engine would reduce gradients into
+  the fake score's next update, and nothing would complain;
+- so the fake score runs twice: weights gathered for one backward pass are gone for the next.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.files.safetensors_files import check_keys
+from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.methods.base import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
+    STUDENT,
+    TEACHER,
+)
+from lightx2v_sgmd.networks.adapters import add_adapters, initial_values, trained_parameters
+from lightx2v_sgmd.networks.compiled_passes import compile_passes
+from lightx2v_sgmd.networks.gradient_checkpointing import enable_recomputation
+from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
+from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
+from lightx2v_sgmd.parallel.precision import by_precision
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel, open_sequence_group
+from lightx2v_sgmd.parallel.shards import (
+    SlicedTensors,
+    WholeTensors,
+    fill_shards,
+    owned,
+    put,
+    share_frozen,
+)
+from lightx2v_sgmd.parallel.zero3.engines import (
+    build_sharded,
+    deepspeed_config,
+    disconnect,
+    make_engine,
+)
+from lightx2v_sgmd.parallel.zero3.master_weights import Masters
+from lightx2v_sgmd.parallel.zero3.nvme import SwapFolder, check_swapping
+from lightx2v_sgmd.parallel.zero3.prefetch import PrefetchByPass
+from lightx2v_sgmd.system.compilers import compiles
+
+# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+
+_PIECE = 1 << 24
+"""Numbers of the moving average that change places at once."""
+
+
+class Zero3:
+    """Training engines and a sharded teacher.
+
+    Networks are built shard by shard: no process ever holds a whole one. Those that are trained by
+    adapters have the teacher's own shards, not copies of them.
+
+    Args:
+        model: The teacher that all start from.
+        settings: Of the job.
+        ranks: Of ``connect``; those that share a video's tokens hold shards like all others.
+        fold_text: Whether the networks attend once to all padding rows of the text.
+    """
+
+    def __init__(
+        self, model: wan.WanModel, settings: Settings, ranks: Ranks, fold_text: bool
+    ) -> None:
+        self.settings, self.ranks = settings, ranks
+        self.trained = tuple(settings.optimizers)
+        self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
+        whole = model.transformer_weights()
+        group = open_sequence_group(ranks.share) if ranks.share > 1 else None
+        teacher = build_sharded(model, self._config(TEACHER)).eval().requires_grad_(False)
+        expected = {name: tuple(p.ds_shape) for name, p in teacher.named_parameters()}
+        check_keys(whole.header, expected, f"teacher.path: {model.path}")
+        self._named: dict[str, dict[str, Any]] = {}
+        self._engines: dict[str, Any] = {}
+        self._optimizers: dict[str, torch.optim.AdamW] = {}
+        self._prefetch: dict[str, PrefetchByPass] = {}
+        for role in settings.networks:
+            network = teacher
+            if role != TEACHER:
+                network = build_sharded(model, self._config(role)).eval()
+            if role in settings.adapters:
+                share_frozen(network, teacher)
+                adapters, seed = settings.adapters[role], settings.adapter_seed(role)
+                add_adapters(network, adapters, seed, settings.dtype)
+            if fold_text:
+                wan.fold_text_padding(network)
+            if role in self.trained:
+                enable_recomputation(network, settings.checkpointing)
+            if group is not None:
+                enable_sequence_parallel(network, group)
+            if compiles(settings.compile, ranks.device):
+                compile_passes(network)
+            self._engines[role] = self._engine(role, network)
+        if settings.heads is not None:
+            for role, heads in build_heads(self._engines[TEACHER].module, settings.heads).items():
+                self._engines[role] = self._engine(role, heads)
+        self.shapes: Mapping[str, torch.Size] = {
+            name: torch.Size(p.ds_shape) for name, p in self._named[STUDENT].items()
+        }
+        self.networks: Mapping[str, nn.Module] = {
+            role: engine.module for role, engine in self._engines.items()
+        }
+        self._micro = dict.fromkeys(self.trained, 0)
+        self._read_teacher(teacher, whole)
+        for role in settings.adapters:
+            self._write_first_adapters(role)
+        self._average: list[Tensor] = []
+        if settings.ema:
+            self._average = [flat.detach().clone() for flat in self._masters(STUDENT).flats()]
+
+    def _read_teacher(self, teacher: nn.Module, whole: WholeTensors) -> None:
+        """For itself, and for the master weights of all that start as it."""
+        roles = [
+            role
+            for role in self.trained
+            if role in self.settings.networks and role not in self.settings.adapters
+        ]
+        masters = [self._masters(role) for role in roles]
+        held: dict[str, Any] = dict(teacher.named_parameters())
+        if roles:
+            held = {name: held[name] for name in self._named[roles[0]]}
+        copies = [(part for _, _, part in each.parts(write=True)) for each in masters]
+        fill_shards(held, whole, self.ranks, copies)
+        for each in masters:
+            each.publish()
+
+    def _write_first_adapters(self, role: str) -> None:
+        named, masters = self._named[role], self._masters(role)
+        shapes = {name: p.ds_shape for name, p in named.items()}
+        first = {
+            name: value.flatten()[slice(*self._owned(named[name]))].clone()
+            for name, value in initial_values(shapes, self.settings.adapter_seed(role))
+        }
+        for name, _, master in masters.parts(write=True):
+            put(master, first[name])
+        masters.publish()
+
+    def _config(self, role: str) -> dict[str, Any]:
+        # Files of a folder each, for DeepSpeed names them within one engine.
+        folder = None if self._swap is None else self._swap.path / role
+        trained, on_gpu = role in self.trained, self.ranks.device.type == "cuda"
+        return deepspeed_config(self.settings, trained, on_gpu, folder)
+
+    def _engine(self, role: str, network: nn.Module) -> Any:
+        optimizer = None
+        if role in self.trained:
+            options = self.settings.optimizers[role]
+            groups = by_precision(trained_parameters(network))
+            self._named[role] = {name: p for group in groups for name, p in group.items()}
+            optimizer = torch.optim.AdamW(
+                [{"params": list(group.values())} for group in groups],
+                lr=options.lr,
+                betas=options.betas,
+                eps=options.eps,
+                weight_decay=options.weight_decay,
+                fused=True,
+            )
+            self._optimizers[role] = optimizer
+        engine = make_engine(network, optimizer, self._config(role))
+        if self._swap is not None and role in self.trained:
+            check_swapping(engine.optimizer.optimizer_swapper)
+        self._prefetch[role] = PrefetchByPass(engine)
+        return engine
+
+    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """A role's velocity, the trained ones' through their engines."""
+        if role == TEACHER:  # its engine takes no part in a backward pass, its module does
+            return self.inner_velocity(role, x_t, sigma, text)
+        return wan.velocity(self._engines[role], x_t, sigma, text)
+
+    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _TwoForwards:
+        """Runs the fake score once for each update."""
+        return _TwoForwards(self, x0, x_t, sigma, text)
+
+    def inner_velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """A role's velocity past its engine's gradient hooks."""
+        return wan.velocity(self._engines[role].module, x_t, sigma, text)
+
+    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+        """By heads on the teacher's blocks; through their engine if they are to learn."""
+        assert self.settings.heads is not None, "the method has no discriminator"
+        with torch.set_grad_enabled(not update), self._prefetch[TEACHER].labelled("features"):
+            velocity = partial(self.inner_velocity, TEACHER, x_t, sigma, text)
+            features = backbone_features(self.networks[TEACHER], velocity, x_t, self.settings.heads)
+        heads = self._engines[DISCRIMINATOR] if update else self.networks[DISCRIMINATOR]
+        logits: Tensor = heads(features)
+        return logits
+
+    def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
+        """By heads on a vision encoder's layers; through their engine if they are to learn."""
+        role = PIXEL_DISCRIMINATOR
+        logits: Tensor = (self._engines[role] if update else self.networks[role])(features)
+        return logits
+
+    def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
+        """At a leaf copy, the heads frozen."""
+        leaf = x0.detach().requires_grad_()
+        with self.frozen(*(role for role in self.trained if role != STUDENT)):
+            return torch.autograd.grad(loss(leaf), leaf)[0]
+
+    @contextmanager
+    def frozen(self, *roles: str) -> Iterator[None]:
+        """Inside, these roles' weights ask for no gradient."""
+        weights = [p for role in roles for p in self._named[role].values()]
+        for p in weights:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in weights:
+                p.requires_grad_(True)
+
+    def backward(self, role: str, loss: Tensor) -> None:
+        """Reduces and keeps a micro-batch's gradient; DeepSpeed divides by the accumulation."""
+        engine = self._engines[role]
+        engine.backward(loss)
+        self._micro[role] += 1
+        if self._micro[role] < self.settings.accumulation:
+            engine.step()  # only counts the micro-batch
+
+    def gradient_norm(self, role: str) -> float:
+        """As DeepSpeed's step takes it: it masks a norm that is not finite to -1."""
+        groups = torch.stack([n.float() for n in self._engines[role].optimizer._get_norm_groups()])
+        invalid = bool((groups < 0).any())
+        return float("nan") if invalid else float(torch.linalg.vector_norm(groups))
+
+    def step(self, role: str, lr: float) -> float:
+        """Clips and updates; DeepSpeed leaves the weights alone if the norm is not finite."""
+        engine = self._engines[role]
+        self._micro[role] = 0
+        for group in self._optimizers[role].param_groups:
+            group["lr"] = lr
+        engine.step()
+        if engine.optimizer.overflow:
+            return float("nan")
+        return float(engine.get_global_grad_norm())
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """``decay * average + (1 - decay) * student``, each rank its slices."""
+        if self._average:
+            for average, flat in zip(self._average, self._masters(STUDENT).flats(), strict=True):
+                average.lerp_(flat, 1 - self.settings.ema)
+
+    @contextmanager
+    def averaged_student(self) -> Iterator[None]:
+        """Swaps the average into the student's master weights."""
+        if not self._average:
+            yield
+            return
+        self._exchange_average()
+        try:
+            yield
+        finally:
+            self._exchange_average()
+
+    @torch.no_grad()
+    def _exchange_average(self) -> None:
+        """With the student's master weights, piece by piece: there may be no room for a copy."""
+        masters = self._masters(STUDENT)
+        for average, flat in zip(self._average, masters.flats(write=True), strict=True):
+            pieces = (torch.split(numbers, _PIECE) for numbers in (average, flat))
+            for ours, theirs in zip(*pieces, strict=True):
+                kept = ours.clone()
+                ours.copy_(theirs)
+                theirs.copy_(kept)
+        masters.publish()
+
+    def whole_tensors(
+        self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Gathers one weight at a time."""
+        masters, ranks = self._masters(role), self.ranks
+        parts = self._averaged_parts() if averaged else masters.parts()
+        for name, p, part in parts:
+            part = part.detach().to(ranks.device)
+            mine = to is None or to[name] == ranks.rank
+            slices = [torch.empty_like(part) for _ in range(ranks.size)] if mine else None
+            if to is None:
+                dist.all_gather(slices, part)
+            else:
+                dist.gather(part, slices, dst=to[name])
+            if slices is not None:
+                yield name, torch.cat(slices)[: p.ds_numel].view(p.ds_shape).cpu()
+
+    def save_slices(self, role: str) -> dict[str, Tensor]:
+        """This rank's part of the state, without padding."""
+        masters, slices = self._masters(role), {}
+        for group, flat in enumerate(masters.flats()):
+            flats = masters.moments(flat)
+            if role != STUDENT:
+                flats["master"] = flat
+            for kind, values in flats.items():
+                for name, p, part in masters.split(group, values):
+                    start, stop = self._owned(p)
+                    # A copy: the group's buffers are the next one's.
+                    slices[f"{name}/{kind}"] = part.detach()[: stop - start].to("cpu", copy=True)
+        return slices
+
+    @torch.no_grad()
+    def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
+        """Reads this rank's part of weights, average and optimizer state."""
+        student = WholeTensors(student_files(checkpoint))
+        for role in self.trained:
+            state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
+            masters = self._masters(role)
+            for group, flat in enumerate(masters.flats(write=True)):
+                for name, p, master in masters.split(group, flat):
+                    start, stop = self._owned(p)
+                    if role == STUDENT:
+                        put(master, student.read(name, start, stop))
+                    else:
+                        put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
+                masters.set_updates(flat, updates[role])
+                for kind, moment in masters.moments(flat, start=True).items():
+                    for name, p, part in masters.split(group, moment):
+                        put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
+            masters.publish()
+        if self._average:
+            average = WholeTensors(student_files(checkpoint, averaged=True))
+            for name, p, part in self._averaged_parts():
+                put(part, average.read(name, *self._owned(p)))
+
+    def close(self) -> None:
+        """Lets go of the engines and leaves the process group, without which exit aborts."""
+        for engine in self._engines.values():
+            engine.destroy()
+        self._engines, self._optimizers, self._average = {}, {}, []
+        self.networks, self._named = {}, {}
+        gc.collect()
+        if self._swap is not None:
+            self._swap.close()
+        disconnect()
+
+    def _masters(self, role: str) -> Masters:
+        sharded = self._engines[role].optimizer
+        return Masters(sharded, self._optimizers[role], self._named[role])
+
+    def _averaged_parts(self) -> Iterator[tuple[str, Any, Tensor]]:
+        masters = self._masters(STUDENT)
+        for group, flat in enumerate(self._average):
+            yield from masters.split(group, flat)
+
+    def _owned(self, p: Any) -> tuple[int, int]:
+        return owned(p.ds_numel, self.ranks.rank, self.ranks.size)
+
+
+class _TwoForwards:
+    """The fake score at x_t: its module, frozen, for the generator; its engine for itself."""
+
+    def __init__(self, zero3: Zero3, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
+        self._zero3 = zero3
+        self._x0, self._x_t = x0.detach(), x_t.detach()
+        self._sigma, self._text = sigma, text
+
+    def generator_gradient(
+        self, loss: ScoreLoss, through: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
+        others = [role for role in self._zero3.trained if role != STUDENT]
+        with self._zero3.frozen(*others):
+            with torch.set_grad_enabled(through):
+                velocity = self._zero3.inner_velocity(FAKE_SCORE, x_t, self._sigma, self._text)
+            to_x0, to_x_t = torch.autograd.grad(
+                loss(x0, x_t, velocity), [x0, x_t], allow_unused=True
+            )
+        return to_x0, to_x_t
+
+    def backward(self, loss: ScoreLoss) -> None:
+        velocity = self._zero3.velocity(FAKE_SCORE, self._x_t, self._sigma, self._text)
+        self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, velocity))

@@ -1,0 +1,32 @@
+"""Finds the files that come with the package, installed or in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightx2v_sgmd.system.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def configs_folder() -> Path:
+    """The folder of the shipped jobs: ``configs/`` of the checkout, or the installed copy of it."""
+    installed = _PACKAGE / "_configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped_jobs() -> list[str]:
+    """The names of the shipped jobs, such as ``sprites_sgmd.yaml``."""
+    return sorted(path.name for path in configs_folder().glob("*.yaml"))
+
+
+def config_path(name: str) -> Path:
+    """The path of a shipped file, such as ``sprites_sgmd.yaml`` or ``prompts/examples.txt``.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    path = configs_folder() / name
+    if not path.is_file():
+        raise UserError(f"{name}: is no shipped job; there are {', '.join(shipped_jobs())}")
+    return path

@@ -1,0 +1,60 @@
+"""Which text encoder a model has: what tells embeddings of one from those of another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lightx2v_sgmd.families.sources import Part
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.outputs import content_hashes
+
+_PROGRAMS: Final = (".py", ".pyc", ".so")
+"""Files that no tokenizer here is made of."""
+
+
+def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
+    """Names the encoder's architecture and the precision; needs no weights and no tokenizer."""
+    digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
+    digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
+    return digest.hexdigest()[:24]
+
+
+def weights_digest(model: WanModel, *parts: Part) -> str:
+    """Names the weights of a model's parts and the transformer's configuration: every byte counts.
+
+    The hashes of large files are kept (``outputs.content``), so that they are read once.
+    """
+    digest = hashlib.sha256(json.dumps(model.transformer_config, sort_keys=True).encode())
+    files = [file for part in parts for file in model.source.files(part)]
+    for content in content_hashes(files):
+        digest.update(content.encode())
+    return digest.hexdigest()
+
+
+def encoder_files(model: WanModel) -> list[Path]:
+    """The files that decide an embedding: the encoder's weights and its tokenizer."""
+    tokenizer = sorted(
+        file
+        for file in model.source.tokenizer().rglob("*")
+        if file.is_file() and file.suffix not in _PROGRAMS
+    )
+    return [*model.source.files("text_encoder"), *tokenizer]
+
+
+def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
+    """Names what decides an embedding: the encoder's weights, its tokenizer and the precision.
+
+    Every byte counts. The hashes of large files are kept (``outputs.content``), so that 11 GB are
+    read once and not at every start.
+    """
+    digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
+    digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
+    files = encoder_files(model)
+    for file, content in zip(files, content_hashes(files), strict=True):
+        digest.update(f"{file.name} {content} ".encode())
+    return digest.hexdigest()[:24]

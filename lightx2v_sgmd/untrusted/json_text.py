@@ -1,0 +1,145 @@
+"""JSON from strangers: bounded in bytes, in depth, in values and in digits before it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.reading import read_file
+
+MAX_DIGITS: Final = 40
+"""Digits of a number; a float in full precision has 25 characters."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a JSON text may be.
+
+    Attributes:
+        size: In bytes.
+        values: Objects, lists, keys and values together.
+        depth: Objects and lists within one another.
+        unique: True if an object may name no key twice.
+    """
+
+    size: int
+    values: int
+    depth: int = 24
+    unique: bool = False
+
+
+CONFIG: Final = Limits(size=1_000_000, values=100_000)
+"""A model's configuration: a few kilobytes, or 1,000 labels."""
+LINE: Final = Limits(size=200_000, values=1_000, depth=8)
+"""A line of a prompt file."""
+METADATA: Final = Limits(size=1_000_000, values=50_000)
+"""What the header of a weights file says about itself."""
+INDEX: Final = Limits(size=16_000_000, values=200_000, depth=4, unique=True)
+"""Which shard has which tensor."""
+RECORD: Final = Limits(size=16_000_000, values=500_000)
+"""A file that this program wrote: a manifest, measured values."""
+
+
+def parse_json(text: bytes | str, limits: Limits) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or beyond the limits; the message is a short reason.
+    """
+    if len(text) > limits.size:
+        raise ValueError(f"it has more than the {limits.size:,} bytes that are read")
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"byte {error.start} is not UTF-8 text") from None
+    # Brackets and commas within text count as well: there is room for them.
+    opened = text.count("[") + text.count("{")
+    count = text.count(",") + opened
+    if count > limits.values:
+        raise ValueError(f"it has {count:,} values, and at most {limits.values:,} are read")
+    decoder = _STRICT if limits.unique else _PLAIN
+    try:
+        content = decoder.decode(text)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {limits.depth} deep") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} in line {error.lineno}, column {error.colno}") from None
+    if opened > limits.depth and deeper_than(content, limits.depth):
+        raise ValueError(f"it is nested more than {limits.depth} deep")
+    return content
+
+
+def read_json_file(path: Path, limits: Limits = CONFIG, remedy: str = "copy it again") -> Any:
+    """What a JSON file says.
+
+    Raises:
+        UserError: it is missing, unreadable or not such JSON; the message names file and remedy.
+    """
+    text = read_bytes(path, limits, remedy)
+    try:
+        return parse_json(text, limits)
+    except ValueError as error:
+        raise UserError(f"{path}: is not readable JSON: {error}; {remedy}") from error
+
+
+def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:
+    """A file's content; raises as ``read_json_file`` if it cannot be read or is too large."""
+    try:
+        text = read_file(path, limits.size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+    if len(text) > limits.size:
+        raise UserError(f"{path}: is larger than the {limits.size:,} bytes that are read; {remedy}")
+    return text
+
+
+def read_json_object(
+    path: Path, limits: Limits = CONFIG, remedy: str = "copy it again"
+) -> dict[str, Any]:
+    """As ``read_json_file``, of a file that holds an object; raises the same if it does not."""
+    content = read_json_file(path, limits, remedy)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object; {remedy}")
+    return content
+
+
+def deeper_than(content: Any, depth: int) -> bool:
+    """True if lists and dicts are within one another more than ``depth`` deep."""
+    level = [content]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits, and at most {MAX_DIGITS} are read")
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key is there twice")
+    return content
+
+
+def _decoder(pairs: Callable[[list[tuple[str, Any]]], Any] | None) -> json.JSONDecoder:
+    return json.JSONDecoder(parse_int=_whole, object_pairs_hook=pairs)
+
+
+_PLAIN: Final = _decoder(None)
+_STRICT: Final = _decoder(_unique)

@@ -1,0 +1,53 @@
+"""Measurements of videos, worked by hand, and what is kept of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightx2v_sgmd.apps.comparison import measuring
+from lightx2v_sgmd.apps.comparison.measuring import measure_videos, pairwise_distance
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
+from tests.apps.comparison.test_optical_flow import moving_texture
+
+
+def sprite_videos(count: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    videos = [world.sample_video(rng, caption)[2] for caption in held_out_captions(count)]
+    return (np.stack(videos) * 255).round().astype(np.uint8)
+
+
+def test_distance_of_videos_is_a_root_mean_square_in_units_of_the_range() -> None:
+    videos = np.zeros((3, 5, 4, 4, 3), np.uint8)
+    videos[1] = 51  # a fifth of 255 everywhere
+    videos[2, :, :, :2] = 102  # two fifths in half of the pixels
+    first, second = 0.2, 0.4 * 0.5**0.5
+    third = 0.2  # 51 everywhere, up or down
+    assert pairwise_distance(videos) == pytest.approx((first + second + third) / 3)
+    assert pairwise_distance(videos[:1]) == 0
+
+
+def test_measurements_survive_the_disk(tmp_path: Path) -> None:
+    captions = held_out_captions(6)
+    videos = sprite_videos(6, 0)
+    measured = measure_videos(videos, captions, 8, nfe=4, groups=[videos[:3], videos[3:]])
+    measuring.save(measured, tmp_path / "deep" / "m.json")
+    assert measuring.load(tmp_path / "deep" / "m.json") == measured
+    assert measured.verdicts is not None and all(v.all_attributes for v in measured.verdicts)
+    assert len(measured.features) == len(measured.flow) == len(measured.dynamic) == 6
+    assert len(measured.distances) == 2 and min(measured.distances) > 0
+    few = measured.first(2)
+    assert few.features == measured.features[:2] and few.verdicts == measured.verdicts[:2]
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["m.json"]
+
+
+def test_videos_of_any_kind_have_statistics() -> None:
+    slow, fast = (np.stack([moving_texture(dx, 0, seed=s) for s in range(2)]) for dx in (0.5, 2.0))
+    one, other = (measure_videos(videos, None, 8, nfe=4) for videos in (slow, fast))
+    assert one.verdicts is None and len(one.features[0]) == len(other.features[0]) == 14
+    assert np.mean(other.flow) > 3 * np.mean(one.flow)
+    assert not any(one.dynamic) and all(other.dynamic)
+    assert np.isfinite(one.features).all()

@@ -1,0 +1,158 @@
+"""What is refused before anything runs, and what each row's job is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.apps.comparison.plan import (
+    Plan,
+    Settings,
+    file_name,
+    make_plan,
+    plan_of,
+    saved_plan,
+    write_plan,
+)
+from lightx2v_sgmd.system.errors import UserError
+from tests.training import PROMPTS, job_file
+
+
+@pytest.fixture
+def job(tiny_teacher: Path, tmp_path: Path) -> Path:
+    """``base_sgmd.yaml``, with another method's job beside it."""
+    written = job_file(tiny_teacher, tmp_path / "jobs")
+    text = written.read_text()
+    base = written.rename(written.with_name("base_sgmd.yaml"))
+    (base.with_name("base_dmd2.yaml")).write_text(
+        text.replace("lr: 1.0e-4", "lr: 3.0e-4").replace("iterations: 5", "iterations: 99")
+        + "method: {name: dmd2, fake_score_updates: 2}\n"
+    )
+    return base
+
+
+def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
+    job: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(
+        job,
+        tmp_path / "out",
+        methods=["sgmd", "dmd2", "tsg_sim"],
+        seeds=2,
+        overrides=["train.seed=7"],
+        method_overrides=["tsg_sim:student.optimizer.lr=5e-5"],
+    )
+    assert plan.seeds == (7, 8) and list(plan.jobs) == ["sgmd", "dmd2", "tsg_sim"]
+    sgmd, dmd2, tsg_sim = plan.jobs.values()
+    assert dmd2.method.fake_score_updates == 2 and dmd2.student.optimizer.lr == 3e-4
+    assert dmd2.train == sgmd.train and dmd2.train.iterations == 5
+    assert (sgmd.student.optimizer.lr, tsg_sim.student.optimizer.lr) == (1e-4, 5e-5)
+    assert tsg_sim.fake_score == sgmd.fake_score
+    assert plan.rows == ("teacher", "undistilled", "sgmd", "dmd2", "tsg_sim")
+    assert plan.settings.prompts == len(PROMPTS) and not plan.checkable
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_has_a_row_for_each_value(job: Path, tmp_path: Path) -> None:
+    plan = make_plan(job, tmp_path / "out", sweep="method.lambda=0.05, 0.5")
+    assert list(plan.jobs) == ["sgmd lambda=0.05", "sgmd lambda=0.5"]
+    assert [j.method.lambda_ for j in plan.jobs.values()] == [0.05, 0.5]  # type: ignore[attr-defined]
+    assert file_name("sgmd lambda=0.05") == "sgmd_lambda=0.05"
+
+
+@pytest.mark.parametrize(("every", "expected"), [(2, [2, 4, 5]), (5, [5]), (9, [5]), (None, None)])
+def test_the_last_iteration_is_a_snapshot(
+    job: Path, tmp_path: Path, every: int | None, expected: list[int] | None
+) -> None:
+    plan = make_plan(job, tmp_path / "out", every=every)
+    assert plan.snapshots() == (expected or [1, 2, 3, 4, 5])
+
+
+def test_a_worker_reads_its_part_back(job: Path, tmp_path: Path) -> None:
+    plan = make_plan(job, tmp_path / "out", methods=["sgmd", "dmd2"], seeds=2)
+    write_plan(plan)
+    part = plan_of(plan.out, "dmd2", 1)
+    assert part == Plan(plan.out, {"dmd2": plan.jobs["dmd2"]}, (1,), plan.settings)
+    assert list(plan_of(plan.out, "teacher", 0).jobs) == ["sgmd"]
+
+
+def test_a_report_needs_the_folder_alone(job: Path, tmp_path: Path) -> None:
+    plan = make_plan(job, tmp_path / "out", methods=["sgmd", "dmd2"], seeds=3)
+    write_plan(plan)
+    for seed in (0, 2):
+        plan.measurement("teacher", seed, 0).parent.mkdir(parents=True)
+    saved = saved_plan(plan.out)
+    assert saved == Plan(plan.out, plan.jobs, (0, 2), plan.settings)
+    assert list(saved_plan(plan.out, ["dmd2"]).jobs) == ["dmd2"]
+    with pytest.raises(UserError, match="sid is not in the comparison"):
+        saved_plan(plan.out, ["sid"])
+
+
+def refused(job: Path, out: Path, text: str, **options: object) -> None:
+    existed = out.exists()
+    with pytest.raises(UserError) as caught:
+        make_plan(job, out, **options)  # type: ignore[arg-type]
+    assert text in str(caught.value), str(caught.value)
+    assert out.exists() == existed
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"methods": ["sgmd", "dmd3"]}, "--methods: 'dmd3' is unknown; use adm, "),
+        ({"methods": ["sgmd", "sgmd"]}, "sgmd is given twice"),
+        ({"seeds": 0}, "--seeds: 0 is too few"),
+        ({"every": 0}, "--every: 0 is too few"),
+        ({"settings": Settings(prompts=1)}, "--prompts: 1 is too few"),
+        ({"overrides": ["output.dir=x"]}, "--set output.dir=x: runs go below --out"),
+        ({"overrides": ["train.sed=1"]}, "train.sed: unknown key"),
+        ({"overrides": ["train.checkpoint_every=3"]}, "--every says when"),
+        ({"sweep": "method.lambda"}, "is not KEY=A,B,C"),
+        ({"sweep": "method.lambda=0.1,,0.2"}, "is not KEY=A,B,C"),
+        ({"sweep": "method.lambda=0.1,0.10"}, "has a value twice"),
+        ({"sweep": "method.lambda=-1,0.1"}, "method.lambda: -1 is too small"),
+        ({"sweep": "train.iterations=3,5"}, "must agree in it"),
+        ({"methods": ["dmd2"], "sweep": "method.lambda=0.1"}, "dmd2: --set: method.lambda"),
+        ({"method_overrides": ["dmd2:train.ema=0"]}, "dmd2 is not compared; use sgmd"),
+        ({"method_overrides": ["train.ema=0"]}, "is not METHOD:KEY=VALUE"),
+        ({"method_overrides": ["sgmd:train.micro_batch=8"], "methods": ["dmd2", "sgmd"]}, "agree"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(
+    job: Path, tmp_path: Path, options: dict[str, object], text: str
+) -> None:
+    refused(job, tmp_path / "out", text, **options)
+
+
+def test_a_mistake_in_a_methods_own_job_is_told_under_its_name(job: Path, tmp_path: Path) -> None:
+    beside = job.with_name("base_dmd2.yaml")
+    beside.write_text(beside.read_text().replace("fake_score_updates", "fake_score_update"))
+    refused(job, tmp_path / "out", "base_dmd2.yaml", methods=["sgmd", "dmd2"])
+
+
+def test_folders_that_hold_something_else_are_refused(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(job, tmp_path / "file", "is a file, not a folder")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("")
+    refused(job, full, "holds other things and no comparison")
+
+
+def test_a_folder_goes_on_with_its_own_comparison_only(job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_plan(make_plan(job, out, methods=["sgmd"]))
+    # More seeds and more methods belong to the same comparison.
+    write_plan(make_plan(job, out, methods=["dmd2", "sgmd"], seeds=3))
+    assert set(json.loads((out / "comparison.json").read_text())["rows"]) == {"sgmd", "dmd2"}
+    refused(job, out, "train.iterations: 6 is not the 5", overrides=["train.iterations=6"])
+    refused(job, out, "method.lambda: 0.3 is not the 0.1", overrides=["method.lambda=0.3"])
+    refused(job, out, "--every: 3 is not the 1", every=3)
+    changed = "sgmd:student.optimizer.lr=2e-4"
+    refused(job, out, "student.optimizer.lr: 0.0002", method_overrides=[changed])
+    other = ["teacher.guidance_scale=2"]
+    refused(job, out, "teacher.guidance_scale", methods=["sid"], overrides=other)
+    (out / "comparison.json").write_text("{")
+    refused(job, out, "comparison.json: cannot be read")

@@ -1,0 +1,156 @@
+"""One task's work, in this process: what it leaves, and that it does only what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from lightx2v_sgmd.apps.comparison import measuring, worker
+from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan, write_plan
+from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
+from lightx2v_sgmd.families.sampling import VideoSampler
+from lightx2v_sgmd.files.checkpoint import checkpoints
+from lightx2v_sgmd.files.student_weights import student_files
+from tests.tiny import WEIGHTS
+from tests.training import job_file
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A comparison of which one run is done, and the teacher of that seed."""
+    folder = tmp_path_factory.mktemp("comparison")
+    plan = make_plan(
+        job_file(tiny_teacher, folder),
+        folder / "out",
+        seeds=2,
+        overrides=["train.iterations=3", "train.micro_batch=1"],
+        every=1,
+    )
+    write_plan(plan)
+    for row in ("sgmd", "teacher"):
+        worker.work(plan.out, Task(row, 0))
+    return plan
+
+
+def test_a_run_leaves_snapshots_and_measurements(trained: Plan) -> None:
+    assert is_done(trained, Task("sgmd", 0)) and not is_done(trained, Task("sgmd", 1))
+    run = trained.run("sgmd", 0)
+    assert [f.name for f in sorted((run / "snapshots").iterdir())] == [
+        "step_000001",
+        "step_000002",
+        "step_000003",
+    ]
+    (newest,) = checkpoints(run)
+    last, average = (
+        load_file(path / "student_ema.safetensors")
+        for path in (trained.snapshot("sgmd", 0, 3), newest)
+    )
+    assert all((last[name] == average[name]).all() for name in average)
+    first = load_file(trained.snapshot("sgmd", 0, 1) / "student_ema.safetensors")
+    assert any((last[name] != first[name]).any() for name in first)
+    full, curve = (
+        measuring.load(trained.measurement("sgmd", 0, step, full=step == 3)) for step in (3, 2)
+    )
+    assert full.nfe == curve.nfe == 4 and full.seconds > 0
+    assert len(full.flow) == 4 and len(full.distances) == 4 and not curve.distances
+    assert len(list(trained.videos("sgmd", 0).glob("*.mp4"))) == 4
+
+
+def test_rows_share_their_noise(trained: Plan, tiny_teacher: Path) -> None:
+    """The teacher's own weights, loaded as a snapshot is, make the undistilled row's videos."""
+    bench = worker.Bench(trained, 0)
+    sampler = bench.student()
+    texts, seeds = bench.wanted()
+    assert len(texts) == 4 + 4 * 3 and len(set(seeds)) == len(seeds)
+    before = sampler(texts[:2], seeds[:2])
+    sampler.load_weights(student_files(trained.snapshot("sgmd", 0, 3), averaged=True))
+    after = sampler(texts[:2], seeds[:2])
+    sampler.load_weights([tiny_teacher / WEIGHTS])
+    np.testing.assert_array_equal(sampler(texts[:2], seeds[:2]), before)
+    assert (after != before).any()
+    undistilled = measuring.load(trained.measurement("undistilled", 0, 0))
+    again = measuring.measure_videos(before, None, bench.fps, nfe=4)
+    np.testing.assert_allclose(again.features, undistilled.features[:2], rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_is_missing_is_done(trained: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task("sgmd", 0)
+    kept = {path: path.read_text() for path in outputs(trained, task)}
+    gone = trained.measurement("sgmd", 0, 2, full=False)
+    gone.unlink()
+    assert not is_done(trained, task) and 0 < units_done(trained, task) < units(trained, task)
+    monkeypatch.setattr("distill.distill", None)  # training again would fail
+    times = {path: path.stat().st_mtime_ns for path in kept if path != gone}
+    worker.work(trained.out, task)
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    without_time = [json.loads(text) for text in (gone.read_text(), kept[gone])]
+    for tree in without_time:
+        del tree["seconds"]
+    assert without_time[0] == without_time[1]
+    assert units_done(trained, task) == units(trained, task)
+
+
+def test_the_teacher_goes_on_with_the_batch_where_it_was_stopped(
+    trained: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "TEACHER_BATCH", 6)
+    sampled: list[int] = []
+    sample = VideoSampler.__call__
+
+    def stopped_once(self: VideoSampler, prompts: Any, seeds: Any) -> Any:
+        if len(sampled) == 2:
+            sampled.append(0)
+            raise KeyboardInterrupt
+        sampled.append(len(prompts))
+        return sample(self, prompts, seeds)
+
+    monkeypatch.setattr(VideoSampler, "__call__", stopped_once)
+    task = Task("teacher", 1)
+    with pytest.raises(KeyboardInterrupt):
+        worker.work(trained.out, task)
+    assert not is_done(trained, task)
+    worker.work(trained.out, task)
+    # The few steps are one batch; then the teacher's 16 videos, the second batch of which waits.
+    assert is_done(trained, task) and sampled == [16, 6, 0, 6, 4]
+    assert measuring.load(trained.measurement("teacher", 1, 0)).nfe == 100
+
+
+def test_the_teacher_is_measured_before_anything_is_trained(trained: Plan) -> None:
+    rows = [(task.row, task.seed) for task in all_tasks(trained)]
+    assert rows == [("teacher", 0), ("teacher", 1), ("sgmd", 0), ("sgmd", 1)]
+
+
+def test_checkpoints_are_thinned_out_after_their_weights_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        folder = tmp_path / "checkpoints" / f"step_{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "student.safetensors").write_text("x" * step)
+        if step == 4:
+            (folder / "student_ema.safetensors").write_text("average")
+    for _ in range(2):
+        worker.collect(tmp_path, steps=(2, 4), keep=2)
+        folder = tmp_path / "snapshots"
+        kept = {str(f.relative_to(folder)): f.read_text() for f in folder.glob("*/*")}
+        assert kept == {
+            "step_000002/student.safetensors": "xx",
+            "step_000004/student_ema.safetensors": "average",
+        }
+        assert [f.name for f in checkpoints(tmp_path)] == ["step_000004", "step_000003"]
+
+
+def test_students_that_are_adapters_are_measured_as_others_are(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    settings = ["student={train: lora, lora: {rank: 4}}", "train.iterations=1"]
+    job = job_file(tiny_teacher, tmp_path)
+    plan = make_plan(job, tmp_path / "out", overrides=[*settings, "train.micro_batch=1"], every=1)
+    write_plan(plan)
+    worker.work(plan.out, Task("sgmd", 0))
+    assert is_done(plan, Task("sgmd", 0))
+    snapshot = load_file(plan.snapshot("sgmd", 0, 1) / "student_ema.safetensors")
+    assert all(name.startswith("transformer.") for name in snapshot)

@@ -1,0 +1,145 @@
+"""Measuring: truth scores 1, a wrong caption 0, and each kind of defect is seen."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.apps.sprites.measure import (
+    FEATURES,
+    MIN_AREA,
+    frechet_distance,
+    judge,
+    measure,
+    score,
+)
+
+Video = NDArray[np.float32]
+
+
+def draw(count: int, seed: int = 0) -> list[tuple[world.Caption, Video]]:
+    rng = np.random.default_rng(seed)
+    captions = [world.sample_caption(rng, p_two=0.5) for _ in range(count)]
+    videos = [world.sample_video(rng, caption) for caption in captions]
+    return [(caption, video) for caption, _, video in videos]
+
+
+def test_ground_truth_scores_one_and_wrong_captions_zero() -> None:
+    drawn = [(caption, measure(video)) for caption, video in draw(150)]
+    truth = score([judge(m, caption) for caption, m in drawn])
+    assert (truth.colour, truth.shape, truth.direction, truth.speed) == (1, 1, 1, 1)
+    assert truth.all_attributes == 1 and truth.entropy > 0.97
+    wrong = [
+        judge(m, world.wrong_caption(caption))
+        for caption, m in drawn
+        if any(o.named() for o in caption.objects)
+    ]
+    assert not any(v.all_attributes for v in wrong)
+    one_object = [judge(m, world.wrong_caption(c)) for c, m in drawn if len(c.objects) == 1]
+    alone = score(one_object)
+    assert (alone.colour, alone.shape, alone.direction, alone.speed) == (0, 0, 0, 0)
+
+
+def test_measures_what_was_drawn() -> None:
+    sprite = world.Sprite("cyan", "triangle", "up", "quickly", 4.0, 12.0, 26.0, 0.1, -0.8)
+    (track,) = measure(world.render((sprite,))).tracks
+    assert (track.colour, track.shape, track.direction) == ("cyan", "triangle", "up")
+    assert track.velocity == pytest.approx((0.1, -0.8), abs=0.01)
+    assert track.area == pytest.approx(np.pi * 16, rel=0.05)
+    assert track.start == pytest.approx((12.0, 26.0), abs=0.3)
+
+
+def right_video() -> tuple[world.Caption, Video]:
+    sprite = world.Sprite("red", "square", "right", "slowly", 4.0, 8.0, 12.0, 0.35, 0.0)
+    return world.Caption((sprite.caption(),)), world.render((sprite,))
+
+
+def spoil(kind: str, video: Video) -> Video:
+    red = np.array(world.COLOURS["red"], np.float32) / 255
+    if kind == "second object":
+        video[:, 22:28, 22:28] = np.array(world.COLOURS["blue"], np.float32) / 255
+    elif kind == "stray blob in one frame":
+        video[7, 24:28, 24:28] = 1.0
+    elif kind == "vanishes":
+        video[6:] = world.BACKGROUND
+    elif kind == "jumps":
+        video[4:] = np.roll(video[4:], 6, axis=1)
+    elif kind == "falls apart":
+        video[:, 26:30, 4:8] = red
+    elif kind == "changes colour":
+        video[4:] = video[4:, :, :, ::-1]
+    elif kind == "changes shape":
+        other = world.Sprite("red", "triangle", "right", "slowly", 4.0, 8.0, 12.0, 0.35, 0.0)
+        video[5:] = world.render((other,))[5:]
+    elif kind == "grows":
+        other = world.Sprite("red", "square", "right", "slowly", 6.0, 8.0, 12.0, 0.35, 0.0)
+        video[5:] = world.render((other,))[5:]
+    elif kind == "nothing":
+        video[:] = world.BACKGROUND
+    return video
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "second object",
+        "stray blob in one frame",
+        "vanishes",
+        "jumps",
+        "falls apart",
+        "changes colour",
+        "changes shape",
+        "grows",
+        "nothing",
+    ],
+)
+def test_defects_are_not_clean(kind: str) -> None:
+    caption, video = right_video()
+    assert judge(measure(video.copy()), caption).all_attributes
+    assert not judge(measure(spoil(kind, video)), caption).all_attributes
+
+
+def test_a_video_of_nothing_is_measured_without_fuss() -> None:
+    caption, video = right_video()
+    for empty in (np.zeros_like(video), spoil("nothing", video)):
+        verdict = judge(measure(empty), caption)
+        assert verdict.right["colour"] == (0, 1) and verdict.speeds == ()
+        assert np.isfinite(measure(empty).features).all()
+    white = judge(measure(np.ones_like(video)), caption)
+    assert white.right["colour"] == (0, 1) and not white.clean
+    noise = np.random.default_rng(0).random(video.shape, dtype=np.float32)
+    assert np.isfinite(measure(noise).features).all() and not judge(measure(noise), caption).clean
+
+
+def test_bytes_and_floats_measure_alike() -> None:
+    caption, video = draw(1, seed=5)[0]
+    as_bytes = (video * 255).round().astype(np.uint8)
+    assert judge(measure(as_bytes), caption).right == judge(measure(video), caption).right
+
+
+def test_frechet_distance_against_closed_forms() -> None:
+    units = np.array(list(FEATURES.values()), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((4000, len(units))).astype(np.float32) * units
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, a + 2 * units) == pytest.approx(4 * len(units), rel=1e-3)
+    assert frechet_distance(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(
+        4 * len(units), rel=0.05
+    )
+
+
+def test_mode_dropping_shows_in_the_entropy() -> None:
+    caption = world.parse_caption("a thing moving")
+    rng = np.random.default_rng(0)
+    reds = [
+        world.Sprite("red", "circle", "up", "slowly", 4.0, 16.0, 20.0, 0.0, -0.35) for _ in range(8)
+    ]
+    same = score([judge(measure(world.render((s,))), caption) for s in reds])
+    varied = score(
+        [judge(measure(world.sample_video(rng, caption)[2]), caption) for _ in range(60)]
+    )
+    assert same.entropy == 0 and varied.entropy > 0.9
+
+
+def test_the_least_sprite_is_well_above_the_threshold() -> None:
+    assert np.pi * world.RADIUS[0] ** 2 > 3 * MIN_AREA

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.cli import doctor
+from lightx2v_sgmd.files import video
+from lightx2v_sgmd.system import host_memory
+
+
+def by_name(report: doctor.Report) -> dict[str, doctor.Check]:
+    return {check.name: check for check in report.checks}
+
+
+def test_this_machine_is_described() -> None:
+    report = doctor.run()
+    found = by_name(report)
+    assert {"python", "torch", "attention sdpa", "deepspeed ops", "video", "memory"} <= set(found)
+    assert found["video"].state == "ok" and "H.264" in found["video"].detail
+    assert found[f"attention {report.attention}"].state == "ok"
+    assert json.loads(json.dumps(report.to_dict()))["attention"] == report.attention
+    text = report.text()
+    assert all(check.name in text for check in report.checks)
+    assert f"generate would choose attention {report.attention}" in text
+
+
+def test_no_compiler_names_the_command_that_adds_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = {"apt-get": "/usr/bin/apt-get"}
+    monkeypatch.setattr(shutil, "which", lambda name, **kw: tools.get(name))
+    check = {c.name: c for c in doctor._deepspeed()}["deepspeed ops"]
+    assert check.state == "missing" and "no C++ compiler" in check.detail
+    assert check.remedy.startswith("sudo apt-get install -y build-essential python3.")
+
+
+def test_no_libaio_names_the_command_that_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    which = {"apt-get": "/usr/bin/apt-get", "false": "/bin/false"}.get
+    monkeypatch.setattr(shutil, "which", lambda name, **kw: which(Path(name).name))
+    check = doctor._offloading()
+    assert check.state == "missing" and check.detail.endswith("libaio is not there")
+    assert check.remedy == "sudo apt-get install -y libaio-dev"
+
+
+def test_no_headers_and_a_compiler_that_fails_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'cc1plus: not found' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    (tmp_path / "Python.h").write_text("")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert doctor._compile(str(broken)) == f"{broken} fails: cc1plus: not found"
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path / "none")})
+    assert "headers are missing" in doctor._compile(str(broken))
+
+
+def test_a_missing_deepspeed_only_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    check = {c.name: c for c in doctor._deepspeed()}["deepspeed"]
+    assert check.state == "missing" and check.remedy.endswith("-m pip install deepspeed")
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("No ffmpeg exe could be found\nand more")
+
+    monkeypatch.setattr(video, "write_video", fails)
+    report = doctor.run()
+    check = by_name(report)["video"]
+    assert (check.state, check.detail) == ("broken", "RuntimeError: No ffmpeg exe could be found")
+    assert not report.ok and "not ready" in report.text()
+
+
+def test_a_codec_that_garbles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = video.read_video
+    monkeypatch.setattr(video, "read_video", lambda path: (real(path)[0] // 2, 8.0))
+    assert [c.state for c in doctor._video()] == ["broken"]
+
+
+def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"memory.max": 2**30, "memory.current": 2**29}
+    monkeypatch.setattr(host_memory, "_number", lambda path: limits[path.name])
+    memory = host_memory.host_memory_gib()
+    assert memory is not None and memory[0] == 1.0 and memory[1] <= 0.5
+    check = doctor._resources()[-1]
+    assert check.state == "missing" and "close other programs" in check.remedy
+
+
+def test_ninja_off_the_path_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ninja").write_text("")
+    monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(doctor, "_compile", lambda compiler: "")
+    monkeypatch.setattr(shutil, "which", lambda name, **kw: None if name == "ninja" else "/bin/c++")
+    assert doctor._build_problem() == (
+        "ninja is not on the PATH",
+        f'export PATH="{tmp_path}:$PATH"',
+    )
+    (tmp_path / "ninja").unlink()
+    assert doctor._build_problem() == ("no ninja", f"{tmp_path / 'python'} -m pip install ninja")
+
+
+def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lightx2v_sgmd.families import wan
+    from tests.tiny import make_tiny_wan
+
+    folder = make_tiny_wan(tmp_path / "sprites")
+    monkeypatch.setattr(wan, "bundled_teacher", lambda: folder)
+    assert [c.state for c in doctor._teacher()] == ["ok"]
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "cut short" in by_name(doctor.run())["bundled teacher"].detail
+
+
+def test_it_never_imports_deepspeed() -> None:
+    code = (
+        "import sys; from lightx2v_sgmd import doctor; doctor.run(); "
+        "sys.exit('deepspeed' in sys.modules)"
+    )
+    assert subprocess.run([doctor.sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_deepspeed_that_does_not_import_only_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_import_elsewhere", lambda module: f"OSError: no {module}.so")
+    check = doctor._deepspeed()[0]
+    assert (check.name, check.state) == ("deepspeed", "missing")
+    assert "is installed but does not import: OSError: no deepspeed.so" in check.detail
+    assert check.remedy.endswith("-m pip install --force-reinstall --no-deps deepspeed")
+
+
+def test_importing_elsewhere_tells_the_last_line() -> None:
+    assert doctor._import_elsewhere("json") == ""
+    problem = doctor._import_elsewhere("no_such_package")
+    assert problem == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert "code 3" in doctor._import_elsewhere("os; os._exit(3)")
+
+
+def test_a_class_that_is_gone_stops_the_main_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor._CLASSES, "transformers", ("UMT5EncoderModel", "NoSuchModel"))
+    report = doctor.run()
+    check = by_name(report)["models"]
+    assert check.state == "broken" and "NoSuchModel" in check.detail and not report.ok

@@ -1,0 +1,100 @@
+"""Twenty SIGKILLs at random moments, and the run that comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.job.schema import Job
+from tests.parallel.ranks import Started, start_ranks
+from tests.training import _distill, assert_same_run, make_job, needs_deepspeed, train
+
+pytestmark = [needs_deepspeed, pytest.mark.slow]
+
+KILLS = 20
+MOMENTS = ("starting", "training", "saving", "saving")
+SETTINGS = (
+    *("train.iterations=30", "train.checkpoint_every=1", "train.sample_every=1000"),
+    *("train.micro_batch=1", "parallel.strategy=zero3"),
+)
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps in ``metrics.jsonl``, without a last line that was cut off."""
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def saving(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".step_*.partial"))
+
+
+def wait_for(moment: str, run: Path, before: int, draw: random.Random, ranks: Started) -> bool:
+    """Waits for a moment of that kind, after an iteration or more; False if the run ended."""
+    if moment == "starting":
+        time.sleep(draw.uniform(0, 4))
+    else:
+        iterations = draw.randrange(1, 3)
+        while all(process.is_alive() for process in ranks.processes):
+            steps = steps_of(run)
+            if steps and steps[-1] >= before + iterations:
+                break
+            time.sleep(0.002)
+        while moment == "saving" and not saving(run) and ranks.processes[0].is_alive():
+            pass
+        time.sleep(draw.uniform(0, 0.02 if moment == "saving" else 0.3))
+    return all(process.is_alive() for process in ranks.processes)
+
+
+def kill(ranks: Started, draw: random.Random) -> None:
+    """One rank, and the other soon after, as a launcher does."""
+    victim = draw.choice(ranks.processes)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    time.sleep(draw.uniform(0, 0.5))
+    ranks.end()
+
+
+def last_step(run: Path) -> int:
+    """Of the newest checkpoint; all that are there are whole."""
+    found = store.checkpoints(run)
+    for folder in found:
+        store.verify(folder)
+    return store.step_of(found[0]) if found else 0
+
+
+def finish(job: Job) -> None:
+    train(job, 2)
+
+
+def test_twenty_kills(tiny_teacher: Path, tmp_path: Path) -> None:
+    straight = make_job(tiny_teacher, tmp_path / "straight", *SETTINGS)
+    finish(straight)
+    job = make_job(tiny_teacher, tmp_path / "killed", *SETTINGS)
+    run, draw = job.output.dir, random.Random(7)
+    moments = [MOMENTS[i % len(MOMENTS)] for i in range(KILLS)]
+    draw.shuffle(moments)
+    done, inside = 0, 0
+    for moment in moments:
+        ranks = start_ranks(2, _distill, job)
+        assert wait_for(moment, run, done, draw, ranks), f"it ended by itself: {ranks.results}"
+        kill(ranks, draw)
+        inside += saving(run)
+        steps, saved = steps_of(run), last_step(run)
+        assert steps == list(range(1, len(steps) + 1))
+        assert saved >= done, "a checkpoint was lost"
+        assert len(steps) - saved <= 1, "more than one interval was lost"
+        done = saved
+    assert inside >= KILLS // 4, "too few kills were inside a save"
+    assert 5 <= done < 30
+    finish(job)
+    assert not list((run / "checkpoints").glob("*.damaged"))
+    assert_same_run(run, straight.output.dir)

@@ -1,0 +1,67 @@
+"""The published networks are built from their jobs on the meta device: no weights, no network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distill.model_checks import check_against_model
+from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
+
+JOBS = {
+    "1.3b": ("wan2.1_t2v_1.3b_sgmd.yaml", 1_418_996_800, 30, 12, 8960),
+    "14b": ("wan2.1_t2v_14b_sgmd.yaml", 14_288_491_584, 40, 40, 13824),
+}
+
+
+@pytest.mark.parametrize("size", JOBS)
+def test_a_job_builds_the_published_network(size: str) -> None:
+    name, parameters, layers, heads, ffn = JOBS[size]
+    job = load_job(config_path(name))
+    model = open_wan(job.teacher.path)
+    check_against_model(job, model)
+    assert model.num_heads == heads
+    # 480x832x81 under the VAE's 4x time and 8x space, and the count of tokens that gives.
+    assert model.latent_shape(480, 832, 81) == (16, 21, 60, 104)
+    with torch.device("meta"):
+        transformer = model.build_transformer()
+    state = transformer.state_dict()
+    assert all(tensor.is_meta for tensor in state.values())
+    assert sum(p.numel() for p in transformer.parameters()) == parameters
+    dim = heads * 128
+    shapes = {
+        "patch_embedding.weight": (dim, 16, 1, 2, 2),
+        "condition_embedder.text_embedder.linear_1.weight": (dim, 4096),
+        "condition_embedder.time_embedder.linear_1.weight": (dim, 256),
+        "condition_embedder.time_proj.weight": (6 * dim, dim),
+        "blocks.0.attn1.to_q.weight": (dim, dim),
+        "blocks.0.attn1.norm_q.weight": (dim,),
+        "blocks.0.attn2.to_k.weight": (dim, dim),
+        "blocks.0.norm2.weight": (dim,),
+        "blocks.0.scale_shift_table": (1, 6, dim),
+        f"blocks.{layers - 1}.ffn.net.0.proj.weight": (ffn, dim),
+        f"blocks.{layers - 1}.ffn.net.2.weight": (dim, ffn),
+        "proj_out.weight": (64, dim),
+        "scale_shift_table": (1, 2, dim),
+    }
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+    assert f"blocks.{layers}.norm2.weight" not in state
+
+
+def test_a_size_that_the_published_vae_cannot_make_is_refused() -> None:
+    model = open_wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    with pytest.raises(UserError):
+        model.latent_shape(480, 832, 80)
+
+
+def test_known_configurations() -> None:
+    assert known_hub_ids() == [
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    ]
+    assert known_transformer_config("Wan-AI/Wan9") is None
+    assert known_transformer_config("../configs/Wan-AI--Wan2.1-T2V-14B-Diffusers") is None

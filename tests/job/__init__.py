@@ -1,0 +1,1 @@
+"""Room. See README.md."""

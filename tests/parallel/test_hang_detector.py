@@ -1,0 +1,121 @@
+"""Who is to blame when nothing moves."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from lightx2v_sgmd.parallel import Ranks, Watch
+from lightx2v_sgmd.parallel.hang_detector import PATIENCE, Beat, Judge, Verdict
+from lightx2v_sgmd.parallel.rendezvous import host_store, meet
+from lightx2v_sgmd.system.errors import RunError
+
+BEATS = [Beat(rank, host, 1, 5, f"step {rank}") for rank, host in enumerate("aabb")]
+
+
+def judged(
+    changes: dict[int, dict[str, object]], until_s: int, timeout_s: float = 60.0
+) -> tuple[int, Verdict] | None:
+    """The first verdict and its second, if ranks tell and count on but for ``changes``."""
+    judge = Judge(timeout_s, interval_s=1.0, now=0.0)
+    for now in range(until_s):
+        beats = [
+            replace(beat, **{"pulse": now, "count": now, **changes.get(beat.rank, {})})
+            for beat in BEATS
+        ]
+        if verdict := judge.look(beats, float(now)):
+            return now, verdict
+    return None
+
+
+def test_ranks_that_move_are_left_alone() -> None:
+    assert judged({}, until_s=500) is None
+
+
+def test_one_rank_that_moves_is_enough() -> None:
+    """The others wait for it."""
+    assert judged({rank: {"count": 7} for rank in (0, 1, 3)}, until_s=500) is None
+
+
+def test_the_one_that_is_behind_is_named() -> None:
+    hung = {rank: {"count": 7} for rank in (0, 1, 3)} | {2: {"count": 6, "doing": "step 4"}}
+    found = judged(hung, until_s=500)
+    assert found is not None
+    assert found[0] == 60 and found[1].ranks == {2}
+    assert "nothing has moved for 1 min 00 s: rank 2 on b is the furthest behind, at step 4" in (
+        found[1].message
+    )
+
+
+def test_loading_has_patience() -> None:
+    hung = {rank: {"count": 7, "patient": rank == 0} for rank in range(4)}
+    found = judged(hung, until_s=1000)
+    assert found is not None and found[0] == 60 * PATIENCE
+    assert "every rank is at step 0" in found[1].message
+
+
+@pytest.mark.parametrize(("timeout_s", "noticed_s"), [(60.0, 60), (3600.0, 120)])
+def test_silent_ranks_are_named_though_others_move(timeout_s: float, noticed_s: int) -> None:
+    found = judged({1: {"pulse": 3}, 3: {"pulse": 3}}, 4000, timeout_s)
+    assert found is not None
+    assert found[0] == noticed_s and found[1].ranks == {1, 3}
+    assert "no sign of rank 1 on a, rank 3 on b for" in found[1].message
+    assert "rank 3 on b was last at step 3" in found[1].message
+
+
+def test_a_machine_that_slept_accuses_nobody() -> None:
+    judge = Judge(60.0, interval_s=1.0, now=0.0)
+    assert judge.look(BEATS, 1.0) is None
+    assert judge.look(BEATS, 5000.0) is None  # all of us were stopped
+    assert judge.look(BEATS, 5001.0) is None
+
+
+def test_one_process_that_hangs() -> None:
+    told: list[tuple[str, bool]] = []
+    watch = Watch(Ranks(), 0.5 / 60, lambda *verdict: told.append(verdict))
+    watch.tick("step 1")
+    for _ in range(30):
+        time.sleep(0.05)
+        watch.tick("step 2, micro-batch 1 of 1")
+    assert told == []
+    for _ in range(200):
+        time.sleep(0.05)
+        if told:
+            break
+    watch.close()
+    ((message, speaks),) = told
+    assert speaks and "it hangs at step 2, micro-batch 1 of 1; " in message
+
+
+def test_null_watches_nothing() -> None:
+    watch = Watch(Ranks(), None, partial(pytest.fail, "watched"))
+    watch.tick("step 1")
+    with watch.patient("loading"):
+        watch.leave("because")
+    error = RuntimeError("gloo")
+    assert watch.explain(error) is error
+    watch.close()
+
+
+def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = host_store()
+    launch = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**launch, "MASTER_PORT": str(store.port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(RunError, match=r"^rank 1, 2 of 3 has not come to 127.0.0.1:\d+ within"):
+        meet("gloo", 1 / 60)
+
+
+def test_no_meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = host_store().port  # closed again at once
+    launch = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**launch, "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=r"^rank 1 of 2: no meeting at 127.0.0.1:\d+ within 0.0"):
+        meet("gloo", 1 / 60)
+    assert "RANK" in os.environ

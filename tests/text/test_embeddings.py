@@ -1,0 +1,237 @@
+"""Text embeddings: equal to the encoder's, kept by encoder and prompt, and enough to train with."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import UMT5EncoderModel
+
+from distill import distill
+from lightx2v_sgmd.cli.main import run as cli
+from lightx2v_sgmd.families.wan import TextEncoder, open_wan
+from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text import embeddings
+from lightx2v_sgmd.text.embeddings import CachedRows, embed, encode_prompts, longest, prompt_key
+from tests.parallel.ranks import run_ranks
+from tests.training import PROMPTS, job_file, make_job, read_trace
+
+F32 = torch.float32
+MANY = [f"a red circle moving left {'and right ' * (i % 5)}{i}" for i in range(70)]
+
+
+def encode(teacher: Path, cache: Path | None, prompts: Sequence[str] = PROMPTS) -> Sequence[Tensor]:
+    return encode_prompts(open_wan(teacher), prompts, Ranks(), F32, cache)
+
+
+def same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every prompt that an encoder has seen."""
+    seen: list[str] = []
+    original = TextEncoder.encode
+
+    def noted(self: TextEncoder, prompts: Sequence[str]) -> Any:
+        seen.extend(prompts)
+        return original(self, prompts)
+
+    monkeypatch.setattr(TextEncoder, "encode", noted)
+    return seen
+
+
+@pytest.fixture
+def own_teacher(tiny_teacher: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_teacher, tmp_path / "teacher"))
+
+
+def test_rows_are_the_encoder_s_and_are_kept(
+    tiny_teacher: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    expected = open_wan(tiny_teacher).load_text_encoder(torch.float32).encode(PROMPTS)
+    assert same(encode(tiny_teacher, None), expected)
+    assert same(encode(tiny_teacher, tmp_path), expected)
+    del encoded[:]
+    rows = encode(tiny_teacher, tmp_path)
+    assert isinstance(rows, CachedRows) and same(rows, expected) and encoded == []
+    assert longest(rows) == longest(expected) == max(map(len, expected))
+    assert same(rows[1:3], expected[1:3])
+    assert same(encode(tiny_teacher, tmp_path, [*PROMPTS, "", "circle"])[:4], expected)
+
+
+def test_damaged_shards_are_made_anew(tiny_teacher: Path, tmp_path: Path) -> None:
+    rows = [row.clone() for row in encode(tiny_teacher, tmp_path)]
+    (file,) = tmp_path.glob("*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert same(encode(tiny_teacher, tmp_path), rows)
+
+
+def test_an_altered_encoder_or_prompt_gets_rows_of_its_own(
+    own_teacher: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    cache = tmp_path / "cache"
+    before = [row.clone() for row in encode(own_teacher, cache)]
+    weights = next((own_teacher / "text_encoder").glob("*.safetensors"))
+    changed = load_file(weights)
+    name = next(key for key in changed if key.endswith("SelfAttention.v.weight"))
+    changed[name] *= 1.5
+    save_file(changed, weights, metadata={"format": "pt"})
+    after = encode(own_teacher, cache)
+    assert same(after, open_wan(own_teacher).load_text_encoder(torch.float32).encode(PROMPTS))
+    assert not torch.equal(after[0], before[0])
+    del encoded[:]
+    encode(own_teacher, cache, ["a red  circle moving left"])  # a blank more is another prompt
+    assert encoded == ["a red  circle moving left"]
+    model = open_wan(own_teacher)
+    rows = encode_prompts(model, PROMPTS, Ranks(), torch.bfloat16, cache)
+    assert rows[0].dtype == torch.bfloat16
+
+
+def test_an_interrupted_run_loses_nothing(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
+) -> None:
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 32)
+    model = open_wan(tiny_teacher)
+    expected = encode_prompts(model, MANY, Ranks(), F32, None)
+    original = TextEncoder.encode
+
+    def interrupted(self: TextEncoder, prompts: Sequence[str]) -> Any:
+        if MANY[48] in prompts:
+            raise KeyboardInterrupt
+        return original(self, prompts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, MANY, Ranks(), F32, tmp_path, quiet=True)
+    del encoded[:]
+    done = embed(model, MANY, Ranks(), F32, tmp_path, quiet=True)
+    assert done.encoded == 70 - 48 and encoded == MANY[48:]
+    assert same(encode_prompts(model, MANY, Ranks(), F32, tmp_path), expected)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_processes_that_do_not_know_of_each_other_share_the_work(
+    tiny_teacher: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    model = open_wan(tiny_teacher)
+    for rank in (1, 0, 2):  # one after the other: each sees what the others have written
+        embed(model, MANY, Ranks(rank, 3), F32, tmp_path, quiet=True)
+    assert sorted(encoded) == sorted(MANY)
+    assert same(
+        encode_prompts(model, MANY, Ranks(), F32, tmp_path),
+        encode_prompts(model, MANY, Ranks(), F32, None),
+    )
+
+
+def on_two_ranks(teacher: Path, cache: Path | None) -> list[Any]:
+    import torch.distributed as dist
+
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    rows = encode_prompts(open_wan(teacher), MANY, ranks, F32, cache)
+    assert all(ranks.gather(torch.equal(rows[3], ranks.gather(rows[3])[0])))
+    return [row.tolist() for row in rows]
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_ranks_get_the_same_rows(tiny_teacher: Path, tmp_path: Path, keeping: bool) -> None:
+    rows = run_ranks(2, on_two_ranks, tiny_teacher, tmp_path if keeping else None)
+    here = encode(tiny_teacher, None, MANY)  # which may have more threads than a rank
+    for row, other in zip(rows, here, strict=True):
+        torch.testing.assert_close(torch.tensor(row), other, rtol=0, atol=1e-5)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == (2 if keeping else 0)
+
+
+def test_training_with_a_cache_needs_no_text_encoder(
+    own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (f"data.embeddings={tmp_path / 'cache'}", "train.iterations=2")
+    plain = distill(make_job(own_teacher, tmp_path / "plain", "train.iterations=2"), quiet=True)
+    file = job_file(own_teacher, tmp_path / "cached")
+    command = ["embed", str(file), *(word for each in settings for word in ("--set", each))]
+    assert cli([*command, "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert found["prompts"] == found["encoded"] == len(PROMPTS) + 1
+    assert "embedding prompts 5/5" in output.err
+    assert cli(command) == 0 and capsys.readouterr().out.strip() == found["folder"]
+    for weights in (own_teacher / "text_encoder").glob("*.safetensors"):
+        weights.unlink()
+    job = make_job(own_teacher, tmp_path / "cached", *settings)
+    cached = distill(job, quiet=False)
+    assert "taking the embeddings that the one of" in capsys.readouterr().err
+    assert read_trace(cached) == read_trace(plain)
+    (tmp_path / "cached" / "prompts.txt").write_text("something new\n", encoding="utf-8")
+    assert cli(command) == 2  # there is no row of it, and nobody to make one
+    assert "text_encoder" in capsys.readouterr().err
+
+
+def test_no_encoder_and_rows_of_two_are_refused(own_teacher: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    encode(own_teacher, cache)
+    (folder,) = cache.iterdir()
+    shutil.copytree(folder, cache / "another")
+    for weights in (own_teacher / "text_encoder").glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(UserError, match=r"data.embeddings: .* as 2 encoders give them"):
+        encode(own_teacher, cache)
+    about = json.loads((cache / "another" / "encoder.json").read_text(encoding="utf-8"))
+    (cache / "another" / "encoder.json").write_text(json.dumps(about | {"model": "else"}))
+    assert len(encode(own_teacher, cache)) == len(PROMPTS)
+
+
+def test_a_folder_that_not_all_see(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings.EmbeddingCache, "write", lambda self, rows: len(rows))
+    with pytest.raises(UserError, match="lacks 4 of 4 prompts .* all processes see"):
+        encode(tiny_teacher, tmp_path)
+
+
+def test_the_command_needs_a_folder(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["embed", str(job_file(tiny_teacher, tmp_path))]) == 2
+    assert "data.embeddings is not set" in capsys.readouterr().err
+    assert len(prompt_key("a")) == 64
+
+
+def alive(kind: type) -> int:
+    return sum(isinstance(item, kind) for item in gc.get_objects())
+
+
+def test_a_run_leaves_no_encoder_and_no_vae(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is in memory while it trains: samples are made after each iteration here."""
+    from diffusers import AutoencoderKLWan
+
+    from distill.trainer import Trainer
+
+    gc.collect()
+    before = alive(UMT5EncoderModel), alive(AutoencoderKLWan)
+    seen = []
+    original = Trainer.iterate
+
+    def looking(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        seen.append((alive(UMT5EncoderModel), alive(AutoencoderKLWan)))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "iterate", looking)
+    settings = ("train.iterations=3", "train.sample_every=1")
+    run = distill(make_job(tiny_teacher, tmp_path, *settings), quiet=True)
+    assert len(list((run / "samples").iterdir())) == 3
+    assert seen == [before] * 3

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.benchmarks import bench_infer, inference_rows
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> dict[str, Any]:
+    command = ["bench_infer", *words, "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench_infer.main() == 0
+    found: dict[str, Any] = json.loads((out / "inference.json").read_text())
+    return found
+
+
+SHORT = ("--repetitions", "2", "--warmup", "1")
+
+
+def test_the_report_adds_up(
+    shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--weights", str(shared_student), "--batches", "1", "2", "--bounds", *SHORT)
+    report = bench(monkeypatch, tmp_path, *words)
+    assert (tmp_path / "inference.png").stat().st_size > 1000
+    one, two = report["results"]
+    assert (one["batch"], two["batch"]) == (1, 2)
+    for result in (one, two):
+        assert result["variant"] == {"attention": "sdpa", "quantize": "none", "compiled": False}
+        for row in result["rows"]:
+            inside = row["inside_ours"]
+            assert 0 < inside["denoise"] <= row["timings"]["denoise"]
+            assert 0 < inside["decode"] <= row["timings"]["decode"]
+            assert sum(row["timings"].values()) <= row["ours"]
+            assert sum(row["inside_stock"].values()) <= row["stock"]
+        assert all(gib > 0 for gib in result["peak_gib"].values())
+    assert two["work"]["forward"]["flops"] == 2 * one["work"]["forward"]["flops"]
+    assert two["work"]["decode"]["flops"] == 2 * one["work"]["decode"]["flops"]
+    assert all(limit > 0 for limit in report["limits"].values())
+
+
+def test_several_variants_of_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels and quantisations are rows; what cannot run here says why; nothing is written."""
+    words = ("--random", "sprites", "--layers", "1", "--batches", "1", "--ours-only", *SHORT)
+    kinds = ("--attention", "auto", "sdpa-flash", "flash3", "--quantize", "none", "fp8-storage")
+    report = bench(monkeypatch, tmp_path, *words, *kinds)
+    found = {bench_infer.label_of(row): row for row in report["results"]}
+    assert "flash3 cannot run here" in found["flash3, as it comes"]["unavailable"]
+    for label in ("sdpa, eager", "sdpa-flash, eager", "sdpa, fp8-storage, eager"):
+        assert found[label]["seconds"]["ours"] > 0 and "stock" not in found[label]["seconds"]
+    half = found["sdpa, fp8-storage, eager"]["peak_gib"]["ours"]
+    assert half < found["sdpa, eager"]["peak_gib"]["ours"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["inference.json", "inference.png"]
+
+
+def test_what_compiles_has_an_eager_row_beside_it(
+    shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def student(self: inference_rows.Source, **options: Any) -> Any:
+        """One that says it is compiled, and is not: compiling takes long."""
+        compiled.append(options["compile"])
+        found = real(self, **{**options, "compile": False})
+        if options["compile"] is None:
+            found.plan = bench_infer.replace(found.plan, compile=True)
+        return found
+
+    real = inference_rows.Source.student
+    monkeypatch.setattr(inference_rows.Source, "student", student)
+    words = ("--weights", str(shared_student), "--batches", "1", "--ours-only", *SHORT)
+    report = bench(monkeypatch, tmp_path, *words)
+    assert compiled == [None, False]
+    assert [row["variant"]["compiled"] for row in report["results"]] == [True, False]
+
+
+def test_rows_are_written_one_by_one_and_the_budget_is_kept(
+    shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--weights", str(shared_student), "--batches", "1", "2", "--ours-only", *SHORT)
+    real, seen = bench_infer.one_row, []
+
+    def fails_at_two(sides: Any, count: int, *rest: Any) -> Any:
+        if count == 2:
+            seen.append(json.loads((tmp_path / "inference.json").read_text()))
+            raise KeyboardInterrupt
+        return real(sides, count, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench_infer, "one_row", fails_at_two)
+        with pytest.raises(KeyboardInterrupt):
+            bench(monkeypatch, tmp_path, *words)
+    assert [row["batch"] for row in seen[0]["results"]] == [1]
+    report = bench(monkeypatch, tmp_path, *words, "--budget", "0.001")
+    assert [row.get("skipped") for row in report["results"]] == ["the budget ended"]
+
+
+def test_a_gpu_measures_one_network_at_a_time(
+    shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of a GPU, on the CPU: stock is gone before the engine comes."""
+    sides = []
+    real = bench_infer.one_row
+
+    def noted(given: Any, *rest: Any) -> Any:
+        sides.append([side.name for side in given])
+        return real(given, *rest)
+
+    monkeypatch.setattr(bench_infer, "one_row", noted)
+    words = ("--weights", str(shared_student), "--batches", "1", *SHORT)
+    monkeypatch.setattr(bench_infer, "measures_alone", lambda device: True)
+    report = bench(monkeypatch, tmp_path, *words)
+    assert sides == [["stock"], ["ours"]]
+    stock, ours = report["results"]
+    assert stock["variant"] == "stock" and ours["seconds"]["stock"] == stock["seconds"]["stock"]
+    assert ours["speedup"] == ours["seconds"]["stock"] / ours["seconds"]["ours"]
+
+
+def test_the_source_must_be_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_infer"])
+    with pytest.raises(SystemExit):
+        bench_infer.main()
+    assert "give --weights DIR or --random SHAPE" in capsys.readouterr().err

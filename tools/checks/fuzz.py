@@ -1,0 +1,80 @@
+"""Fuzzes the parsers of strangers' files: ``python -m tools.checks.fuzz TARGET --seconds 60``.
+
+Needs atheris (``pip install 'lightx2v-sgmd[fuzz]'``), which follows what the code does with an
+input and changes it to reach more. The corpus grows in ``.fuzz/TARGET``, which git ignores. An
+input that is answered with anything but a ``UserError``, or not within five seconds, ends the run
+and is left as ``.fuzz/crash-*``: mend the parser, and add the input to ``fuzz_targets.seeds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+CORPUS = Path(".fuzz")
+TIMEOUT_S = 5
+MEMORY_MIB = 2_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one target; returns 2 if atheris is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("target", help="name of a target, or 'list' to see them")
+    parser.add_argument("--seconds", type=int, default=60, help="how long; default 60")
+    parser.add_argument("--max-length", type=int, default=8_000, help="bytes of an input")
+    options = parser.parse_args(arguments)
+    if options.target != "list" and find_spec("atheris") is None:
+        print("error: atheris is not installed; pip install atheris (Linux, CPython)")
+        return 2
+    targets = _targets(instrumented=options.target != "list")
+    if options.target not in targets.TARGETS:
+        print("\n".join(targets.TARGETS))
+        return 0 if options.target == "list" else 2
+    _fuzz(targets, options.target, options.seconds, options.max_length)
+    return 0
+
+
+def _targets(instrumented: bool):  # type: ignore[no-untyped-def]
+    if not instrumented:
+        from tools.checks import fuzz_targets
+
+        return fuzz_targets
+    import atheris
+
+    # Not instrumented, since they are large; and imported now, since an input has five seconds.
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # noqa: F401
+    from transformers import T5Tokenizer, UMT5EncoderModel  # noqa: F401
+
+    with atheris.instrument_imports(include=["lightx2v_sgmd", "infer", "yaml", "tools"]):
+        from tools.checks import fuzz_targets
+    return fuzz_targets
+
+
+def _fuzz(targets, name: str, seconds: int, length: int) -> None:  # type: ignore[no-untyped-def]
+    import atheris
+
+    corpus = CORPUS / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(targets.seeds()[name]):
+        (corpus / f"seed-{number}").write_bytes(seed)
+
+    def once(data: bytes) -> None:
+        targets.run_target(name, data)
+
+    settings = [
+        f"-max_total_time={seconds}",
+        f"-timeout={TIMEOUT_S}",
+        f"-rss_limit_mb={MEMORY_MIB}",
+        f"-max_len={length}",
+        f"-artifact_prefix={CORPUS}/",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *settings, str(corpus)], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

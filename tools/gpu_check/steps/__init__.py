@@ -1,0 +1,61 @@
+"""The steps of the check, in order, and how long each should take. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A step before it runs.
+
+    Attributes:
+        name: For ``--steps``.
+        module: Below ``tools.gpu_check.steps``; its ``run(context, step)`` measures.
+        title: What it shows.
+        expected_s: Seconds it should take, by shape: on an H100, and for ``sprites`` on two cores.
+        least_s: Seconds below which it is not begun. Steps of several rows begin when the first
+            rows fit, and leave out those that do not.
+    """
+
+    name: str
+    module: str
+    title: str
+    expected_s: dict[str, float]
+    least_s: dict[str, float]
+
+
+def _step(
+    name: str,
+    title: str,
+    full: tuple[float, float, float],
+    least: tuple[float, float, float] | None = None,
+    module: str = "",
+) -> StepPlan:
+    names = ("14b", "1.3b", "sprites")
+    return StepPlan(
+        name,
+        module or name,
+        title,
+        dict(zip(names, full, strict=True)),
+        dict(zip(names, least or full, strict=True)),
+    )
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        _step("machine", "what this machine has", (20, 20, 10), module="machine"),
+        _step("limits", "the ceilings: copies and matrix products", (8, 8, 5), module="limits"),
+        _step("attention", "every attention kernel", (30, 25, 3), (10, 10, 3)),
+        _step("bundled", "the bundled teacher against the CPU", (60, 60, 8), (15, 15, 8)),
+        _step("forward", "one forward of the network", (240, 150, 45), (40, 25, 20)),
+        _step("vae", "the VAE's decode", (60, 60, 8), (15, 15, 3)),
+        _step("video", "a whole video by stage", (90, 60, 5), (60, 45, 5)),
+        _step("training", "training iterations", (220, 220, 120), (90, 90, 30)),
+        _step("tests", "the GPU tests", (90, 90, 15), (30, 30, 5), module="gpu_tests"),
+        _step("kernels", "a forward with each attention kernel", (200, 120, 40), (60, 40, 30)),
+    )
+}
+SIZES = {"14b": (480, 832, 81), "1.3b": (480, 832, 81), "sprites": (32, 32, 9)}
+"""Height, width and frames that are measured, by shape."""

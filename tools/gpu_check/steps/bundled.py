@@ -1,0 +1,64 @@
+"""The bundled teacher, whose weights are real, on this device against float32 on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from infer.engine import load_student
+from infer.result import Video
+from lightx2v_sgmd.families.wan import BUNDLED
+from tools.gpu_check.context import Context, tf32
+from tools.gpu_check.report import Row, Step
+from tools.models.random_wan import PROMPT
+
+SEED = 1
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "float32, TF32 off": ({"dtype": torch.float32, "compile": False}, False),
+    "float32, as it is": ({"dtype": torch.float32, "compile": False}, True),
+    "bfloat16, eager": ({"dtype": torch.bfloat16, "compile": False}, True),
+    "defaults": ({}, True),
+}
+"""Options of ``load_student``, and whether TF32 is allowed (PyTorch's default for convolutions)."""
+
+
+def run(context: Context, step: Step) -> None:
+    """A row for each variant."""
+    reference: list[Video] = []
+
+    def on_cpu() -> Video:
+        if not reference:
+            student = load_student(
+                BUNDLED, assume_schedule="sgmd", device="cpu", dtype=torch.float32, compile=False
+            )
+            reference.append(student.generate(PROMPT, SEED))
+        return reference[0]
+
+    for label, (options, allowed) in VARIANTS.items():
+
+        def measure(row: Row, options: dict[str, Any] = options, allowed: bool = allowed) -> None:
+            expected = on_cpu()
+            with tf32(allowed):
+                student = load_student(
+                    BUNDLED, assume_schedule="sgmd", device=context.device, **options
+                )
+                made = student.generate(PROMPT, SEED)
+                again = student.generate(PROMPT, SEED)
+            row |= compared(made, expected)
+            row |= {"dtype": str(student.dtype), "attention": student.attention}
+            row |= {"compiled": student.plan.compile, "first_s": sum(made.timings.values())}
+            row |= {"timings": again.timings}
+
+        step.row(label, 35 if context.cuda and not options else 6, measure)
+
+
+def compared(made: Video, expected: Video) -> Row:
+    """How far latents and frames are from the reference's."""
+    frames = np.abs(made.frames.astype(int) - expected.frames.astype(int))
+    return {
+        "latents_max_difference": (made.latents - expected.latents).abs().max().item(),
+        "frames_max_difference": int(frames.max()),
+        "frames_mean_difference": float(frames.mean()),
+    }

@@ -1,0 +1,400 @@
+"""Trains the bundled teacher from nothing: a video VAE, a text encoder and a Wan transformer.
+
+Three stages, each resumable (run the same command again) and each a few tens of CPU minutes:
+
+    python -m tools.models.train_sprites_teacher vae     --work work/teacher
+    python -m tools.models.train_sprites_teacher dit     --work work/teacher
+    python -m tools.models.train_sprites_teacher export  --work work/teacher --out teacher/
+
+The result is a folder in the layout of ``Wan2.1-T2V-*-Diffusers``.
+``tools/models/measure_teacher.py`` writes its model card. The world that it learns is
+``lightx2v_sgmd.apps.sprites.world``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from rich.progress import track
+from transformers import UMT5EncoderModel
+
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.flow import add_noise, shift_sigma
+from tools.benchmarks.muon import Muon
+from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
+
+# B batch, C channels, T latent frames, F video frames, H, W, S text tokens, D text width
+
+VAE_CONFIG: dict[str, Any] = {
+    "base_dim": 16,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [True, True],
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 8,
+}
+TRANSFORMER_CONFIG: dict[str, Any] = {
+    "patch_size": (1, 1, 1),
+    "num_attention_heads": 6,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 576,
+    "num_layers": 6,
+}
+WORDS = ["a", "an", "and", "moving", "thing", *sum((list(o) for o in world.OPTIONS.values()), [])]
+FLOW_SHIFT = 3.0
+"""Shift of the training times and of the teacher's sampling schedule."""
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Writes beside the target and renames, so that an interrupt leaves the old file whole."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def render_pool(count: int, seed: int, path: Path) -> torch.Tensor:
+    """Renders videos once: ``[N, F, H, W, 3]`` uint8, cached at ``path``."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    rng = np.random.default_rng(seed)
+    videos = torch.empty(count, world.NUM_FRAMES, world.SIZE, world.SIZE, 3, dtype=torch.uint8)
+    for index in track(range(count), description=f"rendering {count} videos"):
+        video = world.sample_video(rng)[2]
+        videos[index] = torch.from_numpy((video * 255).round().astype(np.uint8))
+    save_atomically(videos, path)  # type: ignore[arg-type]
+    return videos
+
+
+def to_model_range(videos: torch.Tensor) -> torch.Tensor:
+    """``[B, F, H, W, 3]`` uint8 to ``[B, 3, F, H, W]`` float32 in [-1, 1]."""
+    return videos.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def split_for_muon(
+    module: torch.nn.Module,
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Kernels and matrices for Muon; gains, biases and other vectors for AdamW."""
+    kernels, vectors = [], []
+    for p in module.parameters():
+        is_matrix = p.ndim >= 2 and min(p.shape[0], p.flatten(1).shape[1]) > 1
+        (kernels if is_matrix else vectors).append(p)
+    return kernels, vectors
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], base: list[float], factor: float) -> None:
+    """Scales every group's learning rate from its base."""
+    for optimizer, lr in zip(optimizers, base, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor
+
+
+def trapezoid(progress: float, step: int, warmup: int, decay_from: float) -> float:
+    """Learning-rate factor: linear warm-up in steps, flat, then linear to zero."""
+    return min(1.0, (step + 1) / warmup, max(0.0, (1 - progress) / (1 - decay_from)))
+
+
+class Clock:
+    """Counts the seconds of training across interruptions."""
+
+    def __init__(self, before: float) -> None:
+        self.start = time.monotonic() - before
+
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return time.monotonic() - self.start
+
+
+def train_vae(args: argparse.Namespace) -> None:
+    """Minimises foreground-weighted MSE and a small KL; Muon on the kernels, bf16 autocast."""
+    torch.manual_seed(args.seed)
+    pool = render_pool(args.pool, args.seed, args.work / "vae_pool.pt")
+    held_out = pool[:64]
+    vae = AutoencoderKLWan(**VAE_CONFIG)
+    kernels, vectors = split_for_muon(vae)
+    optimizers = [Muon(kernels, lr=0.02), torch.optim.AdamW(vectors, lr=1e-3, weight_decay=0.0)]
+    base = [group["lr"] for o in optimizers for group in o.param_groups]
+    background = torch.from_numpy(world.BACKGROUND).view(1, 3, 1, 1, 1) * 2 - 1
+    path, step, spent = args.work / "vae.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        vae.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, spent = state["step"], state["seconds"]
+        torch.manual_seed(args.seed + step)
+    clock = Clock(spent)
+    while (progress := clock.seconds() / (60 * args.minutes)) < 1:
+        set_lr(optimizers, base, trapezoid(progress, step, warmup=30, decay_from=0.4))
+        batch = args.batch if progress > 0.15 else args.batch // 2
+        x = to_model_range(pool[torch.randint(64, len(pool), (batch,))])
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, logvar = vae._encode(x).chunk(2, dim=1)
+            mean, logvar = mean.float(), logvar.float().clamp(-12, 4)
+            z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+            y = vae._decode(z, return_dict=False)[0].float()
+        foreground = ((x - background).abs().amax(1, keepdim=True) > 0.05).float()
+        weight = 1 + 4 * foreground
+        weight[:, :, 0] *= 2  # the first frame is coded alone and drifts otherwise
+        mse = (weight * (y - x) ** 2).mean()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (mse + args.beta * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        if step % 100 == 0:
+            decibels, first = reconstruction_psnr(vae, held_out)
+            save_atomically(
+                {
+                    "model": vae.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step,
+                    "seconds": clock.seconds(),
+                },
+                path,
+            )
+            print(
+                f"vae step {step}  {clock.seconds() / 60:.1f}/{args.minutes:.0f} min  "
+                f"mse {mse.item():.5f}  kl {kl.item():.3f}  psnr {decibels:.2f} dB  "
+                f"first frame {first:.2f} dB",
+                flush=True,
+            )
+    mean, std = latent_statistics(vae, pool[:1024])
+    save_atomically(
+        {"model": vae.state_dict(), "mean": mean, "std": std}, args.work / "vae_done.pt"
+    )
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: AutoencoderKLWan, videos: torch.Tensor) -> tuple[float, float]:
+    """Mean PSNR in dB of whole videos and of their first frames, from latent means in float32."""
+    x = to_model_range(videos)
+    error = ((vae.decode(vae.encode(x).latent_dist.mode()).sample - x) / 2) ** 2
+    whole = -10 * error.mean((1, 2, 3, 4)).log10()
+    first = -10 * error[:, :, 0].mean((1, 2, 3)).log10()
+    return whole.mean().item(), first.mean().item()
+
+
+@torch.no_grad()
+def latent_statistics(
+    vae: AutoencoderKLWan, videos: torch.Tensor
+) -> tuple[list[float], list[float]]:
+    """Per-channel mean and standard deviation of latent means, for the VAE's configuration."""
+    means = [vae.encode(to_model_range(v)).latent_dist.mode() for v in videos.split(64)]
+    z = torch.cat(means)
+    return z.mean((0, 2, 3, 4)).tolist(), z.std((0, 2, 3, 4)).tolist()
+
+
+def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Caption]]:
+    """Renders and encodes videos once: normalised latents ``[N, C, T, h, w]`` bf16, captions.
+
+    The captions name everything; training masks attributes anew at every use, which is the
+    world's own law, since it draws what a caption leaves open uniformly.
+    """
+    path = args.work / "latents.pt"
+    rng = np.random.default_rng(args.seed + 1)
+    vae = load_vae(args.work)
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    latents: list[torch.Tensor] = []
+    captions = []
+    cached = torch.load(path, weights_only=True) if path.exists() else None
+    batch = 32
+    for _ in track(range(args.pool // batch), description=f"encoding {args.pool} videos"):
+        videos = []
+        for _ in range(batch):
+            caption = world.sample_caption(rng, p_two=0.3)
+            _, sprites, video = world.sample_video(rng, caption)
+            captions.append(world.Caption(tuple(s.caption() for s in sprites)))
+            videos.append(torch.from_numpy((video * 255).round().astype(np.uint8)))
+        if cached is None:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                z = vae._encode(to_model_range(torch.stack(videos))).chunk(2, dim=1)[0].float()
+            latents.append(((z - mean) / std).bfloat16())
+    if cached is None:
+        cached = torch.cat(latents)
+        save_atomically(cached, path)  # type: ignore[arg-type]
+    return cached, captions
+
+
+def load_vae(work: Path) -> AutoencoderKLWan:
+    """The trained VAE with its latent statistics, frozen."""
+    done = torch.load(work / "vae_done.pt", weights_only=True)
+    vae = AutoencoderKLWan(**VAE_CONFIG, latents_mean=done["mean"], latents_std=done["std"])
+    vae.load_state_dict(done["model"])
+    return vae.eval().requires_grad_(False)
+
+
+def masked_caption(full: world.Caption, rng: np.random.Generator, p_open: float = 0.35) -> str:
+    """The caption with each attribute left open with ``p_open`` and the objects in either order."""
+    objects = [
+        world.ObjectCaption(**{k: v for k, v in o.named().items() if rng.random() >= p_open})
+        for o in full.objects
+    ]
+    if rng.random() < 0.5:
+        objects.reverse()
+    return world.Caption(tuple(objects)).text()
+
+
+class Teacher(torch.nn.Module):
+    """The transformer with its text encoder, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = make_tokenizer(WORDS)
+        config = text_encoder_config(len(self.tokenizer), width=64, layers=2, heads=4)
+        self.text_network = UMT5EncoderModel(config)
+        self.transformer = WanTransformer3DModel(**TRANSFORMER_CONFIG)
+        wan.fold_text_padding(self.transformer)
+
+    def forward(self, x_t: torch.Tensor, sigma: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        """The velocity ``[B, C, T, h, w]``; gradient reaches the text encoder as well."""
+        hidden, mask = wan.TextEncoder(self.tokenizer, self.text_network).forward(prompts)
+        text = F.pad(hidden * mask[..., None], (0, 0, 0, 1))
+        return wan.velocity(self.transformer, x_t, sigma, text)
+
+
+def start_from(model: Teacher, path: Path) -> None:
+    """Takes over every weight of an earlier run (``dit.pt``) that still has its shape.
+
+    After a change of the VAE that is all but the first and the last projection: what the network
+    knows of words and of space remains.
+    """
+    own = model.state_dict()
+    earlier = torch.load(path, weights_only=True)["ema"]
+    taken = {k: v for k, v in earlier.items() if k in own and own[k].shape == v.shape}
+    print(f"starting from {path}: {len(taken)} of {len(own)} tensors", flush=True)
+    model.load_state_dict(taken, strict=False)
+
+
+def train_dit(args: argparse.Namespace) -> None:
+    """Flow matching on cached latents with caption dropout; Muon on matrices, AdamW on the rest."""
+    torch.manual_seed(args.seed)
+    latents, captions = encode_pool(args)
+    held_out = len(latents) - 256
+    model = Teacher()
+    if args.init_from:
+        start_from(model, args.init_from)
+    inner, outer = [], []
+    for name, p in model.named_parameters():
+        is_block = p.ndim == 2 and (".blocks." in name or ".block." in name)
+        (inner if is_block and "relative_attention_bias" not in name else outer).append(p)
+    optimizers = [Muon(inner, lr=args.lr), torch.optim.AdamW(outer, lr=2e-3, weight_decay=0.0)]
+    base = [group["lr"] for o in optimizers for group in o.param_groups]
+    ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    path, step, spent = args.work / "dit.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        ema, step, spent = state["ema"], state["step"], state["seconds"]
+        torch.manual_seed(args.seed + step)
+    rng = np.random.default_rng(args.seed + 2 + step)
+    clock, losses = Clock(spent), []
+    while (progress := clock.seconds() / (60 * args.minutes)) < 1:
+        set_lr(optimizers, base, trapezoid(progress, step, warmup=50, decay_from=0.5))
+        index = torch.randint(0, held_out, (args.batch,))
+        x0 = latents[index].float()
+        prompts = [
+            "" if rng.random() < 0.1 else masked_caption(captions[i], rng) for i in index.tolist()
+        ]
+        noise = torch.randn_like(x0)
+        # Stratified times: one in each of the batch's equal slices of [0, 1).
+        u = (torch.randperm(args.batch) + torch.rand(args.batch)) / args.batch
+        sigma = shift_sigma(u, FLOW_SHIFT)
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(add_noise(x0, noise, sigma), sigma, prompts)
+        loss = F.mse_loss(velocity.float(), noise - x0)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(ema.values()), list(model.state_dict().values()), 1 - decay)
+        losses.append(loss.item())
+        if step % 100 == 0:
+            save_atomically(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "ema": ema,
+                    "step": step,
+                    "seconds": clock.seconds(),
+                },
+                path,
+            )
+            print(
+                f"dit step {step}  {clock.seconds() / 60:.1f}/{args.minutes:.0f} min  "
+                f"loss {np.mean(losses):.4f}",
+                flush=True,
+            )
+            losses.clear()
+    save_atomically({"ema": ema, "step": step}, args.work / "dit_done.pt")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the folder: transformer and text encoder in bf16, VAE in float32."""
+    name = "dit_done.pt" if (args.work / "dit_done.pt").exists() else "dit.pt"
+    model = Teacher()
+    model.load_state_dict(torch.load(args.work / name, weights_only=True)["ema"])
+    write_wan_folder(
+        args.out,
+        model.transformer.to(torch.bfloat16),
+        load_vae(args.work),
+        model.text_network,
+        model.tokenizer,
+        shift=FLOW_SHIFT,
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    stages = parser.add_subparsers(dest="stage", required=True)
+    vae = stages.add_parser("vae", help="train the video VAE")
+    vae.add_argument("--minutes", type=float, default=8)
+    vae.add_argument("--batch", type=int, default=16)
+    vae.add_argument("--pool", type=int, default=8_000)
+    vae.add_argument("--beta", type=float, default=5e-5, help="weight of the KL term")
+    dit = stages.add_parser("dit", help="train the text encoder and the transformer")
+    dit.add_argument("--minutes", type=float, default=35)
+    dit.add_argument("--batch", type=int, default=64)
+    dit.add_argument("--pool", type=int, default=20_000)
+    dit.add_argument("--init-from", type=Path, help="dit.pt of an earlier run to start from")
+    dit.add_argument("--lr", type=float, default=0.01, help="of Muon")
+    out = stages.add_parser("export", help="write the model folder")
+    out.add_argument("--out", type=Path, required=True)
+    for stage in (vae, dit, out):
+        stage.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+        stage.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    {"vae": train_vae, "dit": train_dit, "export": export}[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()

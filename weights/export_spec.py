@@ -1,0 +1,140 @@
+"""One export: what, in which layout, and what it loses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from weights.formats.layout import Layout
+from weights.formats.layouts import layout_for
+from weights.io.source import Source
+from weights.io.tensors import FileTensors
+
+LOSSES_FILE: Final = "losses.json"
+"""What an export loses against its source, layer by layer; absent where nothing is lost."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is to be exported, and how.
+
+    Attributes:
+        source: The student.
+        format: A key of ``weights.formats.registry.FORMATS``.
+        dtype: A key of ``DTYPES``, or ``fp8``.
+        out: Where the export will be, for files that name their own place.
+        max_shard_size: Of each weights file, such as ``5GB``.
+        rank: Of extracted adapters, or None.
+        energy: The share of each layer's change that extracted adapters hold, or None.
+        hashed: The sha256 of files that were hashed while others were written, by path; filled as
+            they are.
+    """
+
+    source: Source
+    format: str
+    dtype: str
+    out: Path
+    max_shard_size: str = "5GB"
+    rank: int | None = None
+    energy: float | None = None
+    hashed: dict[Path, str] = field(default_factory=dict)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layout of a full export."""
+        tensors = self.source.tensors
+        converted = isinstance(tensors, FileTensors) and not self.is_checkpoint
+        keep = tensors if converted and self.dtype == self.source.about.dtype else None
+        return layout_for(self.format, self.dtype, keep)
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the source is training's, or else weights that were exported before."""
+        return (self.source.path / "trainer.json").is_file()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an export loses, as shares of what it stands for.
+
+    Attributes:
+        kind: ``fp8`` or ``lora``.
+        forward_error: ``|v_export - v_source| / |v_source|`` of one evaluation of the network.
+        layers: For each matrix its ``relative_error`` ``|stored - exact| / |exact|``, where exact
+            is the weight (fp8) or what training changed it by (lora), and more.
+        also: Other figures of the whole.
+    """
+
+    kind: str
+    forward_error: float
+    layers: Mapping[str, Mapping[str, float]]
+    also: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes ``losses.json``."""
+        content = {
+            "kind": self.kind,
+            "forward_error": self.forward_error,
+            **self.also,
+            "layers": {name: dict(values) for name, values in self.layers.items()},
+        }
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / LOSSES_FILE).write_text(text, encoding="utf-8")
+
+    @property
+    def summary(self) -> str:
+        """One line for the terminal and the model card."""
+        errors = sorted((v["relative_error"], name) for name, v in self.layers.items())
+        if not errors:
+            return "the adapters change nothing: they were not trained"
+        middle, (worst, where) = errors[len(errors) // 2][0], errors[-1]
+        what = "weights in 8 bits" if self.kind == "fp8" else "what training changed"
+        line = (
+            f"{len(errors)} matrices, {what}: relative error {middle:.2%} in the middle, "
+            f"{worst:.2%} at worst ({where}); one evaluation of the network is off by "
+            f"{self.forward_error:.2%}"
+        )
+        if self.kind == "lora":
+            line += (
+                f" of its output, which is {self.also['change_lost']:.2%} of what training changed "
+                f"in it ({self.also['change_lost_in_diffusers']:.2%} in diffusers, which skips "
+                "norms, modulation and the patch embedding)"
+            )
+        return line
+
+
+class Format(Protocol):
+    """A program's format."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What ``--dtype`` may be."""
+        ...
+
+    def check(self, item: Item) -> None:
+        """Raises ``UserError`` for what the program cannot express, before anything is written."""
+        ...
+
+    def count(self, item: Item) -> int:
+        """Tensors that are written, for the progress bar."""
+        ...
+
+    def nbytes(self, item: Item) -> int:
+        """About what the export takes on disk."""
+        ...
+
+    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+        """Writes weights and configurations into an empty folder; says what was lost."""
+        ...
+
+    def problems(
+        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+    ) -> list[str]:
+        """What the program would read that is not the source's: empty if all is well."""
+        ...

@@ -1,0 +1,84 @@
+"""comfyui: one file of weights, and workflows that load it by name and run its four steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
+from weights.export_spec import Advance, Item, Losses
+from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
+from weights.io.json_files import json_problems, write_json
+from weights.io.network import nbytes, network_problems, write_network
+
+_ONE_FILE: Final = "1000000GB"
+
+
+class ComfyuiFormat:
+    """See the module."""
+
+    dtypes = ("bf16", "fp16", "fp32", "fp8")
+
+    def check(self, item: Item) -> None:
+        """See ``Format``."""
+        check_even(item.source.schedule)
+
+    def count(self, item: Item) -> int:
+        """See ``Format``."""
+        return len(item.source.tensors.shapes)
+
+    def nbytes(self, item: Item) -> int:
+        """See ``Format``."""
+        return nbytes(item)
+
+    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+        """See ``Format``."""
+        from dataclasses import replace
+
+        losses = write_network(replace(item, max_shard_size=_ONE_FILE), folder, stem(item), advance)
+        for name, content in _workflows(item).items():
+            write_json(folder / name, content)
+        return losses
+
+    def problems(
+        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+    ) -> list[str]:
+        """See ``Format``."""
+        found = []
+        if not (folder / f"{stem(item)}.safetensors").is_file():
+            found.append(f"{stem(item)}.safetensors, which the workflows name, is missing")
+        for name, content in _workflows(item).items():
+            found += json_problems(folder / name, content)
+        config = item.source.model.transformer_config
+        return found + network_problems(item, folder, config, losses, advance)
+
+
+def stem(item: Item) -> str:
+    """The name of the file: what it is made from, by which method, in how many steps."""
+    about = item.source.about
+    teacher = about.teacher.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Diffusers").lower()
+    name = f"{teacher}_{about.method['name']}_{len(about.schedule)}step_{item.dtype}"
+    return re.sub(r"[^a-z0-9._-]+", "-", name)
+
+
+def _workflows(item: Item) -> Mapping[str, Mapping[str, Any]]:
+    api = workflow(item.source.about, weights=f"{stem(item)}.safetensors")
+    return {WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
+
+
+def check_even(schedule: Schedule) -> None:
+    """ComfyUI's ``simple`` scheduler takes every n-th of 1000 shifted timesteps.
+
+    Raises:
+        UserError: these steps are not spaced that way.
+    """
+    n = len(schedule)
+    even = [1000 * (n - i) / n for i in range(n)]
+    if any(abs(a - b) > 1e-6 for a, b in zip(schedule.base, even, strict=True)):
+        raise UserError(
+            f"schedule.base: ComfyUI spaces steps evenly; use {even} instead of "
+            f"{list(schedule.base)}"
+        )

@@ -1,0 +1,139 @@
+"""ComfyUI workflows: which nodes, with which settings, wired how.
+
+``workflow`` gives the form that ComfyUI's HTTP API takes; ``to_ui`` the one that its editor opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from lightx2v_sgmd.files.manifest import Manifest
+
+WORKFLOW_API_FILE: Final = "workflow_api.json"
+WORKFLOW_FILE: Final = "workflow.json"
+TEXT_ENCODER: Final = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+VAE: Final = "wan_2.1_vae.safetensors"
+"""The names under which Comfy-Org publishes Wan2.1's text encoder and VAE."""
+
+PROMPT: Final = "A cat walks on the grass, realistic style."
+
+# Inputs that are wires and their types, inputs that are set in the node in the editor's order, and
+# the types of the outputs. The editor adds a setting of its own after a seed.
+_NODES: Final[Mapping[str, tuple[Mapping[str, str], tuple[str, ...], tuple[str, ...]]]] = {
+    "UNETLoader": ({}, ("unet_name", "weight_dtype"), ("MODEL",)),
+    "LoraLoaderModelOnly": ({"model": "MODEL"}, ("lora_name", "strength_model"), ("MODEL",)),
+    "CLIPLoader": ({}, ("clip_name", "type", "device"), ("CLIP",)),
+    "VAELoader": ({}, ("vae_name",), ("VAE",)),
+    "ModelSamplingSD3": ({"model": "MODEL"}, ("shift",), ("MODEL",)),
+    "CLIPTextEncode": ({"clip": "CLIP"}, ("text",), ("CONDITIONING",)),
+    "EmptyHunyuanLatentVideo": ({}, ("width", "height", "length", "batch_size"), ("LATENT",)),
+    "KSampler": (
+        {
+            "model": "MODEL",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "latent_image": "LATENT",
+        },
+        ("seed", "control_after_generate", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+        ("LATENT",),
+    ),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, (), ("IMAGE",)),
+    "CreateVideo": ({"images": "IMAGE"}, ("fps",), ("VIDEO",)),
+    "SaveVideo": ({"video": "VIDEO"}, ("filename_prefix", "format", "codec"), ()),
+}
+_EDITOR_ONLY: Final = {"control_after_generate": "fixed"}
+
+
+def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str, Any]:
+    """Text to video in the student's steps, without guidance.
+
+    Args:
+        about: The student.
+        weights: File in ``models/diffusion_models``.
+        lora: File in ``models/loras`` that is applied to it, if any.
+    """
+    video, schedule = about.video, about.schedule
+    nodes: dict[str, Any] = {
+        "1": _node("UNETLoader", unet_name=weights, weight_dtype="default"),
+        "2": _node("CLIPLoader", clip_name=TEXT_ENCODER, type="wan", device="default"),
+        "3": _node("VAELoader", vae_name=VAE),
+        "4": _node("ModelSamplingSD3", model=["11" if lora else "1", 0], shift=schedule.shift),
+        "5": _node("CLIPTextEncode", clip=["2", 0], text=PROMPT),
+        # At cfg 1 the sampler never evaluates it, but the node wants one.
+        "6": _node("CLIPTextEncode", clip=["2", 0], text=""),
+        "7": _node(
+            "EmptyHunyuanLatentVideo",
+            width=video.width,
+            height=video.height,
+            length=video.num_frames,
+            batch_size=1,
+        ),
+        "8": _node(
+            "KSampler",
+            model=["4", 0],
+            positive=["5", 0],
+            negative=["6", 0],
+            latent_image=["7", 0],
+            seed=0,
+            steps=len(schedule),
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+        "9": _node("VAEDecode", samples=["8", 0], vae=["3", 0]),
+        "10": _node("CreateVideo", images=["9", 0], fps=video.fps),
+        "12": _node(
+            "SaveVideo", video=["10", 0], filename_prefix="video/sgmd", format="auto", codec="auto"
+        ),
+    }
+    if lora:
+        nodes["11"] = _node(
+            "LoraLoaderModelOnly", model=["1", 0], lora_name=lora, strength_model=1.0
+        )
+    return nodes
+
+
+def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+    wires, settings, _ = _NODES[kind]
+    assert {*wires, *settings} - set(_EDITOR_ONLY) == set(inputs), kind
+    return {"class_type": kind, "inputs": inputs}
+
+
+def to_ui(api: Mapping[str, Any]) -> dict[str, Any]:
+    """The same workflow as ComfyUI's editor saves it (version 0.4)."""
+    links: list[list[Any]] = []
+    nodes: dict[str, dict[str, Any]] = {}
+    for place, (key, node) in enumerate(api.items()):
+        wires, settings, outputs = _NODES[node["class_type"]]
+        nodes[key] = {
+            "id": int(key),
+            "type": node["class_type"],
+            "pos": [40 + 360 * (place // 3), 40 + 280 * (place % 3)],
+            "size": [330, 240],
+            "flags": {},
+            "order": place,
+            "mode": 0,
+            "inputs": [{"name": n, "type": kind, "link": None} for n, kind in wires.items()],
+            "outputs": [{"name": kind, "type": kind, "links": []} for kind in outputs],
+            "properties": {"Node name for S&R": node["class_type"]},
+            "widgets_values": [_EDITOR_ONLY.get(s, node["inputs"].get(s)) for s in settings],
+        }
+    for key, node in api.items():
+        for slot, wire in enumerate(nodes[key]["inputs"]):
+            origin, output = node["inputs"][wire["name"]]
+            link = len(links) + 1
+            links.append([link, int(origin), output, int(key), slot, wire["type"]])
+            wire["link"] = link
+            nodes[origin]["outputs"][output]["links"].append(link)
+    return {
+        "last_node_id": max(int(key) for key in api),
+        "last_link_id": len(links),
+        "nodes": list(nodes.values()),
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }

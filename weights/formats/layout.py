@@ -1,0 +1,106 @@
+"""How a program wants a network's weights: their names, their types, and what is stored in 8 bits.
+
+A layout turns each of the network's weights into what is stored of it, and back. Export, read-back
+and re-export use the same two functions, so none of them can drift from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.system.errors import UserError
+from weights.io.quantize import FP8, Scales, dequantize, is_quantized
+from weights.io.stream import Part
+from weights.io.tensors import Tensors
+
+DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A program's layout at one precision.
+
+    Attributes:
+        stored_name: From diffusers' name of a weight to the program's.
+        stored_dtype: The type in which a weight is stored, unless it is quantized.
+        scales: How 8-bit matrices are scaled, None if there are none.
+        markers: Tensors of fixed content that the program looks for, by name.
+    """
+
+    stored_name: Callable[[str], str]
+    stored_dtype: Callable[[str], torch.dtype]
+    scales: Scales | None = None
+    markers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def parts(self, name: str, shape: tuple[int, ...]) -> list[Part]:
+        """What is stored of a weight."""
+        stored = self.stored_name(name)
+        if self.scales is None or not is_quantized(name):
+            return [Part(stored, self.stored_dtype(name), shape)]
+        scale = Part(self._scale_name(stored), torch.float32, self.scales.shape(shape))
+        return [Part(stored, FP8, shape), scale]
+
+    def all_parts(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
+        """What is stored of a network, in its order; markers last."""
+        parts = [part for name, shape in shapes.items() for part in self.parts(name, shape)]
+        marked = [Part(n, t.dtype, tuple(t.shape)) for n, t in self.markers.items()]
+        return [*parts, *marked]
+
+    def encode(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """The content of ``parts``."""
+        stored = self.stored_name(name)
+        if self.scales is None or not is_quantized(name):
+            return {stored: tensor.to(self.stored_dtype(name))}
+        quantized, scale = self.scales.quantize(tensor)
+        return {stored: quantized, self._scale_name(stored): scale}
+
+    def decode(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weight that a program computes with, from the content of ``parts``."""
+        stored = self.stored_name(name)
+        if self.scales is None or not is_quantized(name):
+            return parts[stored]
+        whole = dequantize(parts[stored], parts[self._scale_name(stored)])
+        return whole.to(self.stored_dtype(name))
+
+    def _scale_name(self, stored: str) -> str:
+        assert self.scales is not None, stored
+        return stored.removesuffix(".weight") + self.scales.suffix
+
+
+def sound(tensors: Tensors, name: str) -> Tensor:
+    """One weight of a source.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    tensor = tensors.read(name)
+    if tensor.numel() and not _finite(tensor):
+        raise UserError(
+            f"{tensors.where(name)}: {name} has values that are not finite: the run diverged; "
+            "export an earlier checkpoint"
+        )
+    return tensor
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every value is; the extremes tell it several times faster than looking at each."""
+    values = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+    return all(extreme.isfinite().item() for extreme in values.aminmax())
+
+
+def encoded(layout: Layout, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a layout stores of a weight.
+
+    Raises:
+        UserError: a value is too large for fp16.
+    """
+    parts = layout.encode(name, tensor)
+    for part in parts.values():
+        if part.dtype == torch.float16 and not part.isfinite().all():
+            raise UserError(f"dtype: {name} has values beyond fp16's range; use bf16 or fp32")
+    return parts

@@ -1,0 +1,278 @@
+"""lora: adapters for the teacher under portable names: for LightX2V, ComfyUI and diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_metadata, schedule_of
+from lightx2v_sgmd.system.errors import UserError
+from weights.export_spec import Advance, Item, Losses
+from weights.formats.comfyui import check_even
+from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
+from weights.formats.diffusers import scheduler_problems, write_scheduler
+from weights.formats.layout import DTYPES
+from weights.formats.layouts import LORA_FILE
+from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, whole_steps
+from weights.io.adapters import (
+    Factors,
+    PortableAdapters,
+    difference_names,
+    diffusers_takes,
+    factor_names,
+    factorize,
+    is_matrix,
+)
+from weights.io.heap import Room
+from weights.io.json_files import json_problems, write_json
+from weights.io.network import SLACK
+from weights.io.probe import probe
+from weights.io.quantize import norm, relative_error
+from weights.io.source import teacher_tensors
+from weights.io.stream import Part, TensorFile
+from weights.io.tensors import FILE_TYPES, MergedTensors, Tensors
+
+DEFAULT_RANK: Final = 64
+_BASE_WEIGHTS: Final = "wan2.1_t2v_14B_bf16.safetensors"
+
+
+class LoraFormat:
+    """See the module."""
+
+    dtypes = ("bf16", "fp16", "fp32")
+
+    def check(self, item: Item) -> None:
+        """See ``Format``."""
+        if item.rank is not None and item.energy is not None:
+            raise UserError("rank, energy: give one of the two")
+        if item.source.adapters is not None and (item.rank or item.energy):
+            raise UserError(
+                "rank, energy: the source is adapters already, and they are exported as they are; "
+                "leave the option out"
+            )
+        item.source.schedule.diffusers_config()
+        check_even(item.source.schedule)
+        whole_steps(item.source.schedule)
+
+    def count(self, item: Item) -> int:
+        """See ``Format``."""
+        return len(item.source.tensors.shapes)
+
+    def nbytes(self, item: Item) -> int:
+        """See ``Format``."""
+        total, adapters = 0, item.source.adapters
+        if adapters is not None:
+            infos = adapters.header.tensors.values()
+            return sum(torch.Size(i.shape).numel() for i in infos) * DTYPES[item.dtype].itemsize
+        for name, shape in item.source.tensors.shapes.items():
+            numel = torch.Size(shape).numel()
+            if is_matrix(name, shape):
+                rank = min(*shape) if item.energy else min(*shape, item.rank or DEFAULT_RANK)
+                numel = sum(shape) * rank
+            total += numel * DTYPES[item.dtype].itemsize
+        return total
+
+    def write(self, item: Item, folder: Path, advance: Advance) -> Losses:
+        """See ``Format``."""
+        teacher = teacher_tensors(item.source)
+        pieces: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
+        room = Room()
+        for name in item.source.tensors.shapes:
+            written = _pieces(item, teacher, name)
+            pieces |= written.tensors
+            if written.rank:
+                ranks[name] = written.rank
+            room.give_back()
+            advance(1)
+        _write_file(folder / LORA_FILE, pieces, item)
+        write_scheduler(folder, item.source.schedule)
+        for path, content in _side_files(item).items():
+            write_json(folder / path, content)
+        return _losses(item, teacher, folder, ranks)
+
+    def problems(
+        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+    ) -> list[str]:
+        """See ``Format``."""
+        found = scheduler_problems(folder, item.source.schedule)
+        for path, content in _side_files(item).items():
+            found += json_problems(folder / path, content)
+        teacher = teacher_tensors(item.source)
+        try:
+            header = read_headers([folder / LORA_FILE])
+            PortableAdapters.checked(header, item.source.tensors.shapes, LORA_FILE)
+        except UserError as error:
+            return [*found, str(error)]
+        if schedule_of(header.metadata) != item.source.schedule:
+            found.append("the weights carry another schedule than the source")
+        expected_type = FILE_TYPES[DTYPES[item.dtype]]
+        for name, info in header.tensors.items():
+            if info.dtype != expected_type and not name.endswith(".alpha"):
+                found.append(f"{name} is {info.dtype}, not {expected_type}")
+        assert losses is not None, "adapters always come with a report"
+        now = _losses(item, teacher, folder, {}, advance)
+        for name, values in losses.layers.items():
+            off = now.layers[name]["relative_error"]
+            if off > values["relative_error"] * SLACK + 1e-7:
+                found.append(
+                    f"{name} is off by {off:.2%}, but {values['relative_error']:.2%} is reported"
+                )
+        if now.forward_error > losses.forward_error * SLACK + 1e-7:
+            found.append(
+                f"a forward pass is off by {now.forward_error:.2%}, but "
+                f"{losses.forward_error:.2%} is reported"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    tensors: dict[str, Tensor]
+    rank: int = 0
+
+
+def _pieces(item: Item, teacher: Tensors, name: str) -> _Pieces:
+    """What the file holds of one weight."""
+    dtype = DTYPES[item.dtype]
+    shape = item.source.tensors.shapes[name]
+    adapters = item.source.adapters
+    if not is_matrix(name, shape):
+        delta = _delta(item, teacher, name) if adapters is None else adapters.delta(name, shape)
+        if delta is None or not delta.any():
+            return _Pieces({})
+        stored = _finite(item, name, delta.to(dtype))
+        return _Pieces(dict.fromkeys(difference_names(name), stored))
+    if adapters is None:
+        rank = (item.rank or DEFAULT_RANK) if item.energy is None else None
+        factors = factorize(_delta(item, teacher, name), name, rank, item.energy)
+    else:
+        found = adapters.factors(name)
+        if found is None and not _wanted_as_zero(item, name):
+            return _Pieces({})
+        factors = found or Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
+    up, down, alpha = factor_names(name)
+    above = factors.up if alpha is not None or factors.scale == 1 else factors.up * factors.scale
+    tensors = {
+        up: _finite(item, name, above.to(dtype)),
+        down: _finite(item, name, factors.down.to(dtype)),
+    }
+    if alpha is not None:
+        tensors[alpha] = torch.tensor(factors.scale * factors.rank)
+    return _Pieces(tensors, factors.rank)
+
+
+def _wanted_as_zero(item: Item, name: str) -> bool:
+    """Whether a layer without adapters needs some: diffusers wants all outside blocks, or none."""
+    adapters = item.source.adapters
+    assert adapters is not None, "extracted adapters are of all layers"
+    outside = [n for n in item.source.tensors.shapes if not n.startswith("blocks.")]
+    return name in outside and any(adapters.factors(n) is not None for n in outside)
+
+
+def _delta(item: Item, teacher: Tensors, name: str) -> Tensor:
+    """What training changed a weight by, float32; of adapters exactly, without rounding a sum."""
+    if item.source.adapters is not None:
+        shape = item.source.tensors.shapes[name]
+        delta = item.source.adapters.delta(name, shape)
+        return torch.zeros(shape) if delta is None else delta
+    return item.source.tensors.read(name).float() - teacher.read(name).float()
+
+
+def _finite(item: Item, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.isfinite().all():
+        raise UserError(
+            f"{item.source.tensors.where(name)}: {name} has values that are not finite in "
+            f"{item.dtype}: the run diverged, or fp16 is too narrow; export an earlier checkpoint, "
+            "or use bf16"
+        )
+    return tensor
+
+
+def _write_file(path: Path, pieces: dict[str, Tensor], item: Item) -> None:
+    parts = [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in pieces.items()]
+    file = TensorFile(path, parts, schedule_metadata(item.source.schedule))
+    try:
+        for name, tensor in pieces.items():
+            file.write(name, tensor)
+    finally:
+        file.close()
+
+
+def _side_files(item: Item) -> dict[str, Any]:
+    job = lightx2v_job(item)
+    job["lora_configs"] = [{"path": str(item.out.resolve() / LORA_FILE), "strength": 1.0}]
+    api = workflow(item.source.about, _BASE_WEIGHTS, lora=LORA_FILE)
+    return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
+
+
+@dataclass(frozen=True)
+class _InDiffusers:
+    """The part of adapters that ``load_lora_weights`` applies."""
+
+    adapters: PortableAdapters
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        return self.adapters.delta(name, shape) if diffusers_takes(name, shape) else None
+
+    def where(self) -> str:
+        return self.adapters.where()
+
+
+def _losses(
+    item: Item,
+    teacher: Tensors,
+    folder: Path,
+    ranks: dict[str, int],
+    advance: Advance = lambda n: None,
+) -> Losses:
+    """What the written file loses, measured on the file."""
+    source = item.source
+    adapters = PortableAdapters(read_headers([folder / LORA_FILE]))
+    layers: dict[str, dict[str, float]] = {}
+    lost = changed = 0.0
+    for name, shape in source.tensors.shapes.items():
+        advance(1)
+        exact = _delta(item, teacher, name)
+        got = adapters.delta(name, shape)
+        off, size = norm(exact if got is None else got - exact), norm(exact)
+        lost, changed = lost + off**2, changed + size**2
+        if is_matrix(name, shape) and (size or off or source.adapters is None):
+            error = off / size if size else 0.0
+            rank = {"rank": ranks[name]} if name in ranks else {}
+            layers[name] = {**rank, "energy": 1 - error**2, "relative_error": error}
+
+    def run(tensors: Tensors) -> Tensor:
+        return probe(source.model, lambda name: torch.float32, lambda n: tensors.read(n).float())
+
+    student, base = run(source.tensors), run(teacher)
+    merged = run(MergedTensors(teacher, adapters))
+    partly = run(MergedTensors(teacher, _InDiffusers(adapters)))
+    change = norm(student - base) or 1.0
+    return Losses(
+        "lora",
+        relative_error(merged, student),
+        layers,
+        {
+            "energy": 1 - lost / changed if changed else 1.0,
+            "change_lost": norm(merged - student) / change,
+            "forward_error_in_diffusers": relative_error(partly, student),
+            "change_lost_in_diffusers": norm(partly - student) / change,
+        },
+    )
+
+
+def check_rank(rank: int | None, energy: float | None) -> None:
+    """Raises unless the options are in range.
+
+    Raises:
+        UserError: they are not.
+    """
+    if rank is not None and rank < 1:
+        raise UserError(f"rank: {rank} is below 1; use 32 or 64")
+    if energy is not None and not 0 < energy <= 1:
+        raise UserError(f"energy: {energy} is not in (0, 1]; use 0.95 or so")

@@ -1,0 +1,122 @@
+"""wan: the original names, for LightX2V and the original code, with a ready LightX2V job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.families.wan import TEXT_LENGTH
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
+from weights.export_spec import Advance, Item, Losses
+from weights.formats.layouts import STEM, weights_in
+from weights.io.json_files import json_problems, write_json
+from weights.io.network import nbytes, network_problems, write_network
+
+LIGHTX2V_FILE: Final = "lightx2v.json"
+_TEXT_DIM: Final = 4096
+_PATCH: Final = (1, 2, 2)
+
+
+class WanFormat:
+    """See the module."""
+
+    dtypes = ("bf16", "fp16", "fp32", "fp8")
+
+    def check(self, item: Item) -> None:
+        """See ``Format``."""
+        whole_steps(item.source.schedule)
+
+    def count(self, item: Item) -> int:
+        """See ``Format``."""
+        return len(item.source.tensors.shapes)
+
+    def nbytes(self, item: Item) -> int:
+        """See ``Format``."""
+        return nbytes(item)
+
+    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+        """See ``Format``."""
+        losses = write_network(item, folder, STEM, advance)
+        write_json(folder / "config.json", original_config(item.source.model.transformer_config))
+        job = lightx2v_job(item)
+        files = weights_in(folder, "wan")
+        place = item.out.resolve() / (files[0].name if len(files) == 1 else "")
+        if item.dtype == "fp8":
+            job |= {"dit_quantized": True, "dit_quant_scheme": "fp8-sgl"}
+            job["dit_quantized_ckpt"] = str(place)
+        else:
+            job["dit_original_ckpt"] = str(place)
+        write_json(folder / LIGHTX2V_FILE, job)
+        return losses
+
+    def problems(
+        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+    ) -> list[str]:
+        """See ``Format``."""
+        config = item.source.model.transformer_config
+        found = json_problems(folder / "config.json", original_config(config))
+        found += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(item))
+        return found + network_problems(item, folder, config, losses, advance)
+
+
+def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's ``config.json`` from diffusers' configuration of the network."""
+    original = {
+        "_class_name": "WanModel",
+        "_diffusers_version": "0.30.0",
+        "dim": int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
+        "eps": config["eps"],
+        "ffn_dim": config["ffn_dim"],
+        "freq_dim": config["freq_dim"],
+        "in_dim": config["in_channels"],
+        "model_type": "t2v",
+        "num_heads": config["num_attention_heads"],
+        "num_layers": config["num_layers"],
+        "out_dim": config["out_channels"] or config["in_channels"],
+        "text_len": TEXT_LENGTH,
+    }
+    # The original leaves these out; every published Wan has the same.
+    if config["text_dim"] != _TEXT_DIM:
+        original["text_dim"] = config["text_dim"]
+    if tuple(config["patch_size"]) != _PATCH:
+        original["patch_size"] = list(config["patch_size"])
+    return original
+
+
+def whole_steps(schedule: Schedule) -> list[int]:
+    """The unshifted timesteps, which LightX2V wants as whole numbers.
+
+    Raises:
+        UserError: they are not.
+    """
+    steps = [round(t) for t in schedule.base]
+    if any(abs(a - b) > 1e-6 for a, b in zip(steps, schedule.base, strict=True)):
+        raise UserError(
+            f"schedule.base: LightX2V takes whole timesteps; use {steps} instead of "
+            f"{list(schedule.base)}"
+        )
+    return steps
+
+
+def lightx2v_job(item: Item) -> dict[str, Any]:
+    """How LightX2V runs the student; the weights' place is added by the caller."""
+    video, schedule = item.source.about.video, item.source.schedule
+    return {
+        "infer_steps": len(schedule),
+        "denoising_step_list": whole_steps(schedule),
+        "sample_shift": int(schedule.shift) if schedule.shift.is_integer() else schedule.shift,
+        "sample_guide_scale": 1,
+        "enable_cfg": False,
+        "target_video_length": video.num_frames,
+        "target_height": video.height,
+        "target_width": video.width,
+        "fps": video.fps,
+        "text_len": TEXT_LENGTH,
+        # Of every attention that LightX2V knows, the one that needs nothing installed.
+        "self_attn_1_type": "torch_sdpa",
+        "cross_attn_1_type": "torch_sdpa",
+        "cross_attn_2_type": "torch_sdpa",
+        "cpu_offload": False,
+    }

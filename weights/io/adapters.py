@@ -1,0 +1,239 @@
+"""Low-rank adapters: trained, or extracted from a full student, and read back from their file.
+
+What a student differs from its teacher by is ``student - teacher``. Of each matrix the closest
+product ``up @ down`` of a small rank is kept (truncated SVD), of anything else (norms, biases,
+modulation, the patch embedding) the difference itself.
+
+Names are the portable ones, ``diffusion_model.<original name>.lora_down.weight``. Three programs
+read them, each with its own habits:
+
+- ``.alpha`` is that of the training, or of extracted adapters their rank: the product counts
+  ``alpha / rank`` times. Only layers inside blocks have it: diffusers refuses it elsewhere, and a
+  missing alpha means once in every program, so there the factor is multiplied in.
+- Modulation is written twice, as ``.diff_m`` (LightX2V) and ``.modulation.diff`` (ComfyUI). Each
+  program applies its own form and skips the other.
+- diffusers skips every ``.diff``, so there a student is reproduced less well; the report has both
+  errors.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.files.safetensors_files import Header, check_keys
+from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.networks.adapters import PREFIX as ADAPTERS
+from lightx2v_sgmd.networks.adapters import trained_shapes
+from lightx2v_sgmd.system.errors import UserError
+from weights.io.quantize import norm
+from weights.io.tensors import read_tensor
+
+PREFIX: Final = "diffusion_model."
+OVERSAMPLING: Final = 16
+"""Directions beyond the rank that the randomized SVD looks along."""
+POWER_ITERATIONS: Final = 4
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A matrix ``[out, in]`` as ``scale * up [out, rank] @ down [rank, in]``."""
+
+    up: Tensor
+    down: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Columns of ``up``."""
+        return self.up.shape[1]
+
+    def product(self) -> Tensor:
+        """The matrix, float32."""
+        return self.scale * (self.up.float() @ self.down.float())
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight (diffusers' name) is a linear layer's; modulation tables are none."""
+    return name.endswith(".weight") and len(shape) == 2
+
+
+def factorize(
+    delta: Tensor, name: str, rank: int | None = None, energy: float | None = None
+) -> Factors:
+    """The closest factors of a rank, or of the least rank that holds enough energy.
+
+    Randomized SVD (Halko, Martinsson and Tropp, arXiv 0909.4061, Alg. 4.4 and 5.1), exact where
+    the rank is a large share of the matrix. The seed comes from the name: the same student gives
+    the same factors.
+
+    Args:
+        delta: ``[out, in]`` float32.
+        name: Of the weight; seeds the randomized SVD.
+        rank: The rank, or None.
+        energy: The share of the squared Frobenius norm to hold, or None.
+    """
+    smallest = min(delta.shape)
+    target = rank if rank is not None else 16
+    total = norm(delta) ** 2
+    while True:
+        u, s, v = _svd(delta, min(target, smallest), name)
+        held = torch.cumsum(s.double() ** 2, 0)
+        if energy is None:
+            kept = min(target, smallest)
+            break
+        enough = torch.nonzero(held >= energy * total)
+        if len(enough) or len(s) == smallest:
+            kept = int(enough[0]) + 1 if len(enough) else smallest
+            break
+        target *= 2
+    root = s[:kept].sqrt()
+    return Factors(u[:, :kept] * root, (v[:, :kept] * root).T.contiguous())
+
+
+def _svd(delta: Tensor, rank: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """``rank`` singular triplets or more, the largest first."""
+    looked_at = rank + OVERSAMPLING
+    if 2 * looked_at >= min(delta.shape):
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        return u, s, vh.T
+    # svd_lowrank takes no generator, so the global one is set and put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(name.encode()))
+        u, s, v = torch.svd_lowrank(delta, q=looked_at, niter=POWER_ITERATIONS)
+    return u[:, :rank], s[:rank], v[:, :rank]
+
+
+def layer_of(name: str) -> str:
+    """The portable name of a weight's layer: ``diffusion_model.blocks.0.self_attn.q``."""
+    return PREFIX + transformer_to_original(name).removesuffix(".weight").removesuffix(".bias")
+
+
+def factor_names(name: str) -> tuple[str, str, str | None]:
+    """The names of ``up``, ``down`` and ``alpha``; None where a layer has no alpha."""
+    layer = layer_of(name)
+    alpha = f"{layer}.alpha" if name.startswith("blocks.") else None
+    return f"{layer}.lora_up.weight", f"{layer}.lora_down.weight", alpha
+
+
+def difference_names(name: str) -> list[str]:
+    """The names under which the difference of a weight that is no matrix is stored."""
+    layer = layer_of(name)
+    if name.endswith("scale_shift_table"):
+        return [f"{layer.removesuffix('.modulation')}.diff_m", f"{layer}.diff"]
+    return [f"{layer}.diff_b" if name.endswith(".bias") else f"{layer}.diff"]
+
+
+def diffusers_takes(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether ``load_lora_weights`` applies what a file has for a weight.
+
+    It takes linear layers with their biases, and skips norms, modulation and convolutions.
+    """
+    if name.endswith(".bias"):
+        return "norm" not in name and not name.startswith("patch_embedding")
+    return is_matrix(name, shape)
+
+
+@dataclass(frozen=True)
+class PortableAdapters:
+    """The adapters of a file with portable names; nothing of it is loaded yet."""
+
+    header: Header
+
+    @classmethod
+    def checked(
+        cls, header: Header, shapes: Mapping[str, tuple[int, ...]], what: str
+    ) -> PortableAdapters:
+        """Makes sure that every tensor belongs to a layer of the network.
+
+        Raises:
+            UserError: a tensor belongs to none, or half a pair is missing.
+        """
+        known: set[str] = set()
+        for name, shape in shapes.items():
+            known.update(difference_names(name))
+            if is_matrix(name, shape):
+                up, down, alpha = factor_names(name)
+                known |= {up, down} | ({alpha} if alpha else set())
+                if (up in header.tensors) != (down in header.tensors):
+                    raise UserError(f"{what}: has one of {up} and {down} only; export it again")
+        strangers = [name for name in header.tensors if name not in known]
+        if strangers:
+            raise UserError(
+                f"{what}: {len(strangers)} tensors belong to no layer of the teacher's network: "
+                f"{', '.join(strangers[:6])}"
+            )
+        return cls(header)
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """See ``weights.io.tensors.Adapters``."""
+        if is_matrix(name, shape):
+            factors = self.factors(name)
+            return None if factors is None else factors.product()
+        stored = difference_names(name)[0]
+        return self._read(stored).float() if stored in self.header.tensors else None
+
+    def factors(self, name: str) -> Factors | None:
+        """The pair of a matrix; None if the file has none."""
+        up, down, alpha = factor_names(name)
+        if up not in self.header.tensors:
+            return None
+        lowered, scale = self._read(down), 1.0
+        if alpha is not None and alpha in self.header.tensors:
+            scale = self._read(alpha).item() / lowered.shape[0]
+        return Factors(self._read(up), lowered, scale)
+
+    def where(self) -> str:
+        """See ``weights.io.tensors.Adapters``."""
+        return str(next(iter(self.header.tensors.values())).file)
+
+    def _read(self, name: str) -> Tensor:
+        return read_tensor(self.header.tensors[name])
+
+
+@dataclass(frozen=True)
+class TrainedAdapters:
+    """The adapters of a checkpoint; nothing of it is loaded yet.
+
+    Attributes:
+        header: Of its file, with the names of ``lightx2v_sgmd.networks.adapters``.
+        lora: How they were trained.
+    """
+
+    header: Header
+    lora: Lora
+
+    @classmethod
+    def checked(cls, header: Header, lora: Lora, model: WanModel, what: str) -> TrainedAdapters:
+        """Makes sure that the file holds exactly what was trained.
+
+        Raises:
+            UserError: something is missing, unexpected or of another shape.
+        """
+        shapes = trained_shapes(model, lora)
+        check_keys(header, {name: tuple(shape) for name, shape in shapes.items()}, what)
+        return cls(header, lora)
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """See ``weights.io.tensors.Adapters``."""
+        factors = self.factors(name)
+        return None if factors is None else factors.product()
+
+    def factors(self, name: str) -> Factors | None:
+        """The pair of a matrix; None if it was not trained."""
+        layer = ADAPTERS + name.removesuffix(".weight")
+        up, down = (self.header.tensors.get(f"{layer}.lora_{kind}.weight") for kind in "BA")
+        if not name.endswith(".weight") or up is None or down is None:
+            return None
+        return Factors(read_tensor(up), read_tensor(down), self.lora.scale)
+
+    def where(self) -> str:
+        """See ``weights.io.tensors.Adapters``."""
+        return str(next(iter(self.header.tensors.values())).file)

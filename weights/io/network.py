@@ -1,0 +1,196 @@
+"""Writes and reads back the network of a full export, whatever its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.safetensors_files import (
+    Header,
+    read_headers,
+    schedule_metadata,
+    schedule_of,
+)
+from lightx2v_sgmd.system.errors import UserError
+from weights.export_spec import Advance, Item, Losses
+from weights.formats.layout import Layout, encoded, sound
+from weights.formats.layouts import weights_in
+from weights.io.heap import Room
+from weights.io.probe import probe
+from weights.io.quantize import is_quantized, relative_error
+from weights.io.stream import ShardWriter, split
+from weights.io.tensors import FILE_TYPES, read_tensor
+
+SLACK = 1 + 1e-3
+"""How much a recomputed error may exceed the reported one: sums are added in another order."""
+
+
+def nbytes(item: Item) -> int:
+    """The size of the network's files."""
+    parts = item.layout.all_parts(item.source.tensors.shapes)
+    return sum(part.nbytes for part in parts) + 1000 * len(parts)
+
+
+def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Losses | None:
+    """Writes the network's files, one tensor in memory at a time.
+
+    Args:
+        item: What is exported.
+        folder: Where the files go.
+        stem: Of their names.
+        advance: Told of each weight that is written.
+
+    Returns:
+        What 8-bit storage lost; None at any other precision.
+    """
+    source, layout = item.source, item.layout
+    parts = layout.all_parts(source.tensors.shapes)
+    shards = split(parts, stem, item.max_shard_size)
+    index = f"{stem}.safetensors.index.json"
+    writer = ShardWriter(folder, shards, parts, schedule_metadata(source.schedule), index)
+    layers: dict[str, dict[str, float]] = {}
+    room = Room()
+    try:
+        for name in source.tensors.shapes:
+            exact = sound(source.tensors, name)
+            content = encoded(layout, name, exact)
+            writer.write(content)
+            if layout.scales is not None and is_quantized(name):
+                error = relative_error(layout.decode(name, content), exact)
+                layers[name] = {"relative_error": error}
+            room.give_back()
+            advance(1)
+        writer.write(layout.markers)
+        item.hashed.update(writer.finish())
+    finally:
+        writer.close()
+    if layout.scales is None:
+        return None
+    header = read_headers(weights_in(folder, item.format))
+    forward_error = relative_error(
+        probe(
+            source.model,
+            layout.stored_dtype,
+            lambda name: layout.decode(name, _parts(header, name, item)),
+        ),
+        probe(source.model, layout.stored_dtype, lambda name: _exact(item, name)),
+    )
+    return Losses(
+        "fp8",
+        forward_error,
+        layers,
+        {"scales": "channel" if layout.scales.per_channel else "matrix"},
+    )
+
+
+def _parts(header: Header, name: str, item: Item) -> dict[str, Tensor]:
+    """What the export's files hold of a weight."""
+    parts = item.layout.parts(name, item.source.tensors.shapes[name])
+    return {part.name: read_tensor(header.tensors[part.name]) for part in parts}
+
+
+def _exact(item: Item, name: str) -> Tensor:
+    """A weight of the source at the precision of the export, but never in 8 bits."""
+    return item.source.tensors.read(name).to(item.layout.stored_dtype(name))
+
+
+def network_problems(
+    item: Item, folder: Path, config: dict[str, Any], losses: Losses | None, advance: Advance
+) -> list[str]:
+    """What in the network's files is not as the source says.
+
+    Keys, shapes, types and the schedule are compared first, then every tensor, bit by bit, with
+    what the source gives now, and one forward pass: bit by bit too, or against the reported error
+    where 8 bits lose something.
+
+    Args:
+        item: What was exported.
+        folder: The export.
+        config: The network's configuration as the export has it.
+        losses: What the export reports to lose.
+        advance: Told of each weight that is compared.
+    """
+    source, layout = item.source, item.layout
+    try:
+        header = read_headers(weights_in(folder, item.format))
+    except UserError as error:
+        return [str(error)]
+    problems = _header_problems(item, header)
+    if problems:
+        return problems
+    if schedule_of(header.metadata) != source.schedule:
+        problems.append("the weights carry another schedule than the source")
+    seen: set[str] = set()
+
+    def compared(name: str) -> Tensor:
+        parts = _parts(header, name, item)
+        if name not in seen:
+            seen.add(name)
+            problems.extend(_value_problems(item, name, parts))
+            advance(1)
+        return layout.decode(name, parts)
+
+    exported = replace(source.model, transformer_config=config)
+    got = _forward(exported, layout, compared, problems)
+    for name in source.tensors.shapes:
+        if name not in seen:
+            compared(name)
+    for name, marker in layout.markers.items():
+        if not torch.equal(read_tensor(header.tensors[name]).float(), marker.float()):
+            problems.append(f"{name} has other values")
+    if got is None or problems:
+        return problems
+    expected = probe(source.model, layout.stored_dtype, lambda name: _exact(item, name))
+    if losses is None:
+        return [] if torch.equal(got, expected) else [_off(got, expected)]
+    if relative_error(got, expected) <= losses.forward_error * SLACK:
+        return []
+    return [f"{_off(got, expected)}, but {losses.forward_error:.2%} is reported"]
+
+
+def _header_problems(item: Item, header: Header) -> list[str]:
+    expected = {part.name: part for part in item.layout.all_parts(item.source.tensors.shapes)}
+    found = header.tensors
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in expected]
+    for name, part in expected.items():
+        if name not in found:
+            continue
+        if found[name].shape != part.shape:
+            problems.append(f"{name} is {list(found[name].shape)}, not {list(part.shape)}")
+        if found[name].dtype != FILE_TYPES[part.dtype]:
+            problems.append(f"{name} is {found[name].dtype}, not {FILE_TYPES[part.dtype]}")
+    return problems
+
+
+def _value_problems(item: Item, name: str, parts: Mapping[str, Tensor]) -> list[str]:
+    expected = encoded(item.layout, name, sound(item.source.tensors, name))
+    return [
+        f"{stored} has other values"
+        for stored, got in parts.items()
+        if not torch.equal(_bytes(got), _bytes(expected[stored]))
+    ]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.flatten().view(torch.uint8)
+
+
+def _forward(
+    model: WanModel, layout: Layout, read: Callable[[str], Tensor], problems: list[str]
+) -> Tensor | None:
+    try:
+        return probe(model, layout.stored_dtype, read)
+    except (UserError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        problems.append(f"the network does not run: {(str(error).splitlines() or [''])[0]}")
+        return None
+
+
+def _off(got: Tensor, expected: Tensor) -> str:
+    return f"a forward pass is off by {relative_error(got, expected):.2g} of its size"

@@ -1,0 +1,80 @@
+"""One evaluation of a real network whose weights are never in memory all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.wan import WanModel, pad_text, velocity
+from weights.io.heap import Room
+
+
+def probe(
+    model: WanModel, dtype_of: Callable[[str], torch.dtype], read: Callable[[str], Tensor]
+) -> Tensor:
+    """The velocity of a network on a few tokens, float32, the same tokens for every network.
+
+    diffusers' own network is built without weights; each layer gets its own just before it runs
+    and loses them right after. A network of 28 GB then needs no more memory than its largest
+    layer. Two calls with the same weights give the same bits: every weight is copied into memory
+    of torch's own alignment, so that the kernels add in the same order.
+
+    Args:
+        model: What to build the network from.
+        dtype_of: The type of each weight.
+        read: Gives each weight, by diffusers' name, in that type.
+    """
+    network, room = _empty(model, dtype_of), Room()
+    names = {
+        (module, own): f"{path}.{own}".lstrip(".")
+        for path, module in network.named_modules()
+        for own in module._parameters
+    }
+
+    def fill(module: Any, args: Any) -> None:
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                value = read(names[module, own]).clone()
+                module._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
+
+    def empty(module: Any, args: Any, output: Any) -> None:
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[own] = torch.nn.Parameter(
+                    parameter.to("meta"), requires_grad=False
+                )
+        room.give_back()
+
+    for module in network.modules():
+        if module._parameters:
+            module.register_forward_pre_hook(fill)
+            module.register_forward_hook(empty)
+    return _run(network, model)
+
+
+def _empty(model: WanModel, dtype_of: Callable[[str], torch.dtype]) -> Any:
+    """The network on the meta device, but with its rotary tables, which are no weights."""
+    with torch.device("meta"):
+        network = model.build_transformer()
+    layerless = {**model.transformer_config, "num_layers": 0}
+    network.rope = type(network).from_config(layerless).rope
+    for path, module in network.named_modules():
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                typed = parameter.to(dtype_of(f"{path}.{own}".lstrip(".")))
+                module._parameters[own] = torch.nn.Parameter(typed, requires_grad=False)
+    return network.eval()
+
+
+@torch.no_grad()
+def _run(network: Any, model: WanModel) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    patch_t, patch_h, patch_w = model.transformer_config["patch_size"]
+    channels = int(model.transformer_config["in_channels"])
+    shape = (1, channels, 2 * patch_t, 2 * patch_h, 2 * patch_w)
+    x_t = torch.randn(shape, generator=generator)
+    text = pad_text([torch.randn(8, model.text_dim, generator=generator)])
+    return velocity(network, x_t, torch.tensor([0.96]), text).float()

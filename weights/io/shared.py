@@ -1,0 +1,110 @@
+"""What a student shares with its teacher: the VAE, the text encoder and the tokenizer.
+
+They go into diffusers exports unchanged: copied where the teacher is in that layout, under
+diffusers' names, tensor by tensor, where it is in the original one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from lightx2v_sgmd.families.sources import read_json
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from weights.io.json_files import write_json
+from weights.io.stream import Part, ShardWriter, split
+from weights.io.tensors import TORCH_TYPES
+
+SHARED: Final = ("vae", "text_encoder", "tokenizer")
+Shared = Literal["vae", "text_encoder"]
+_NETWORKS: Final[tuple[Shared, ...]] = ("vae", "text_encoder")
+_SHARD_SIZE: Final = "5GB"
+_STEMS: Final = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def shared_bytes(model: WanModel) -> int:
+    """What the shared parts take on disk.
+
+    Raises:
+        UserError: a part is not on this machine and cannot be fetched, or is damaged.
+    """
+    total = 0
+    for part in _NETWORKS:
+        total += sum(file.stat().st_size for file in model.source.files(part))
+        _weights(model, part)
+    tokenizer = model.source.tokenizer()
+    return total + sum(file.stat().st_size for file in tokenizer.rglob("*") if file.is_file())
+
+
+def write_shared(model: WanModel, folder: Path) -> None:
+    """Writes the parts as diffusers has them."""
+    shutil.copytree(model.source.tokenizer(), folder / "tokenizer", ignore=_not_copied)
+    for part in _NETWORKS:
+        if model.source.layout == "diffusers":
+            held = model.source.files(part)[0].parent
+            model.source.config(part)  # on the hub: fetches it beside the weights
+            shutil.copytree(held, folder / part, ignore=_not_copied)
+        else:
+            (folder / part).mkdir()
+            write_json(folder / part / "config.json", _config(model, part))
+            _convert(_weights(model, part), folder / part, _STEMS[part])
+    write_json(folder / "model_index.json", _index(model))
+
+
+def _weights(model: WanModel, part: Shared) -> WholeTensors:
+    return model.vae_weights() if part == "vae" else model.text_encoder_weights()
+
+
+def _config(model: WanModel, part: str) -> Mapping[str, Any]:
+    if part == "vae":
+        return {"_class_name": "AutoencoderKLWan", **model.vae_config}
+    return model.full_text_encoder_config()
+
+
+def _convert(weights: WholeTensors, folder: Path, stem: str) -> None:
+    parts = [
+        Part(name, TORCH_TYPES[info.dtype], info.shape)
+        for name, info in weights.header.tensors.items()
+    ]
+    shards = split(parts, stem, _SHARD_SIZE)
+    index = f"{stem}.safetensors.index.json"
+    writer = ShardWriter(folder, shards, parts, {"format": "pt"}, index)
+    try:
+        for part in parts:
+            writer.write({part.name: weights.tensor(part.name)})
+        writer.finish()
+    finally:
+        writer.close()
+
+
+def _index(model: WanModel) -> dict[str, Any]:
+    """``model_index.json``: the teacher's, or that of Wan2.1, with the student's scheduler."""
+    index: dict[str, Any] = {
+        "_class_name": "WanPipeline",
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", _tokenizer_class(model)],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    if model.source.layout == "diffusers":
+        own = model.source.files("vae")[0].parent.parent / "model_index.json"
+        if own.is_file():
+            index |= read_json(own)
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    return index
+
+
+def _tokenizer_class(model: WanModel) -> str:
+    """The class that diffusers loads the tokenizer with; Wan2.1 has the fast form of T5's."""
+    config = model.source.tokenizer() / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    return "T5TokenizerFast" if named in (None, "T5Tokenizer") else str(named)
+
+
+def _not_copied(folder: str, names: list[str]) -> list[str]:
+    """Of a teacher's part: pickles, code and caches stay behind."""
+    return [n for n in names if n.startswith(".") or Path(n).suffix in (*PICKLE_SUFFIXES, ".py")]

@@ -1,0 +1,165 @@
+"""Tensors of a network that are read one by one: from files, or put together from adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, check_keys
+from lightx2v_sgmd.files.tensor_reader import WholeTensors, read_elements
+
+TORCH_TYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+FILE_TYPES: Final = {dtype: name for name, dtype in TORCH_TYPES.items()}
+
+
+class Tensors(Protocol):
+    """The weights of a ``WanTransformer3DModel``, under diffusers' names; nothing is in memory."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every weight's shape, in the network's order."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which a weight is stored."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """One weight, in that type."""
+        ...
+
+    def where(self, name: str) -> str:
+        """The file that holds it, for messages."""
+        ...
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One tensor of a safetensors file, a copy.
+
+    Not mapped into memory: mapped pages are read one by one where they are first touched, which
+    would be in the thread that writes.
+    """
+    values = read_elements(info, TORCH_TYPES[info.dtype], 0, torch.Size(info.shape).numel())
+    return values.view(info.shape)
+
+
+@dataclass(frozen=True)
+class FileTensors:
+    """Weights in safetensors files, under any names.
+
+    Attributes:
+        header: Of the files.
+        shapes: What they hold, by diffusers' names, in the network's order.
+        stored_name: From diffusers' names to those in the files.
+    """
+
+    header: Header
+    shapes: Mapping[str, tuple[int, ...]]
+    stored_name: Callable[[str], str] = field(default=str)
+
+    @classmethod
+    def checked(
+        cls,
+        header: Header,
+        shapes: Mapping[str, tuple[int, ...]],
+        stored_name: Callable[[str], str],
+        what: str,
+    ) -> FileTensors:
+        """Makes sure that the files hold exactly the network's weights.
+
+        Raises:
+            UserError: something is missing, unexpected or of another shape.
+        """
+        check_keys(header, {stored_name(name): shape for name, shape in shapes.items()}, what)
+        return cls(header, shapes, stored_name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See ``Tensors``."""
+        return TORCH_TYPES[self.header.tensors[self.stored_name(name)].dtype]
+
+    def read(self, name: str) -> Tensor:
+        """See ``Tensors``."""
+        return read_tensor(self.header.tensors[self.stored_name(name)])
+
+    def where(self, name: str) -> str:
+        """See ``Tensors``."""
+        return str(self.header.tensors[self.stored_name(name)].file)
+
+
+@dataclass(frozen=True)
+class ReaderTensors:
+    """Weights that the library reads, in whatever layout they are stored: a teacher's."""
+
+    reader: WholeTensors
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See ``Tensors``."""
+        return TORCH_TYPES[self.reader.header.tensors[name].dtype]
+
+    def read(self, name: str) -> Tensor:
+        """See ``Tensors``."""
+        return self.reader.tensor(name)
+
+    def where(self, name: str) -> str:
+        """See ``Tensors``."""
+        return str(self.reader.header.tensors[name].file)
+
+
+class Adapters(Protocol):
+    """What a LoRA adds to a network's weights."""
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """What is added to a weight, float32; None if nothing is."""
+        ...
+
+    def where(self) -> str:
+        """The file that holds them, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class MergedTensors:
+    """A network with adapters merged into it: ``base + up @ down``, float32.
+
+    A checkpoint whose student is adapters is read as this.
+    """
+
+    base: Tensors
+    adapters: Adapters
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See ``Tensors``."""
+        return self.base.shapes
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See ``Tensors``."""
+        return torch.float32
+
+    def read(self, name: str) -> Tensor:
+        """See ``Tensors``."""
+        base = self.base.read(name).float()
+        delta = self.adapters.delta(name, self.shapes[name])
+        return base if delta is None else base + delta
+
+    def where(self, name: str) -> str:
+        """See ``Tensors``."""
+        return self.adapters.where()
+
+
+def network_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The weights of a ``WanModel``'s network, from its configuration alone."""
+    with torch.device("meta"):
+        network = model.build_transformer().state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in network.items()}
