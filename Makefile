@@ -1,6 +1,9 @@
 # make demo    distil, export and generate with the bundled teacher (about ten minutes on two cores)
 # make test    linters, types and tests
-# make lint    linters and types only
+# make test-fast    the tests that take less than ten seconds each
+# make coverage    all tests, and the share of the code that they run
+# make lint    linters, types and spelling only
+# make docs    the documentation as a site, in build/site
 # make test-gpu    the tests that need a CUDA GPU, through .venv if it is there, else through PYTHON
 #
 # Each makes .venv and installs the locked dependencies first, once. To choose the interpreter:
@@ -18,13 +21,21 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	"$$name" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
 
-.PHONY: demo test test-gpu lint venv
+.PHONY: demo test test-fast coverage test-gpu lint docs venv
 
 demo: venv
 	$(BIN)/python -m lightx2v_sgmd demo $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+test-fast: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+
+# The floor is in pyproject.toml.
+coverage: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov \
+	--cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 # On a GPU machine without network there may be no .venv: docs/gpu.md.
 test-gpu:
@@ -34,7 +45,11 @@ test-gpu:
 lint: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
 	$(BIN)/python -m mypy
+
+docs: venv
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
 venv: $(STAMP)
 

@@ -92,17 +92,24 @@ setup(
         # Of tools/checks/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [
+            "codespell>=2.4",
+            # Sphinx and these two build the documentation.
+            "furo>=2025.9",
             "hypothesis>=6.100",
             # Draws the figures of tools/figures.
             "matplotlib>=3.10",
             "mypy>=1.15",
+            "myst-parser>=5",
             "peft>=0.17",
             "pre-commit>=4",
             "pytest>=8",
+            "pytest-cov>=7",
             # Runs two test files at a time.
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "sphinx>=9",
             "types-PyYAML",
+            "types-setuptools",
         ],
     },
 )

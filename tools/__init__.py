@@ -1,0 +1,1 @@
+"""Programs for developers, not installed: benchmarks, checks, how the bundled teacher was made."""
