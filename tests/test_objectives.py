@@ -73,4 +73,4 @@ def test_stop_gradients() -> None:
     for loss in losses:
         assert loss.shape == (2,)
         grads = torch.autograd.grad(loss.sum(), [x0, x_fake, x_real], allow_unused=True)
-        assert grads[0] is None and grads[2] is None and grads[1] is not None
+        assert grads[0] is None and grads[2] is None and grads[1] is not None  # type: ignore[unreachable]

@@ -57,8 +57,8 @@ def test_each_release_is_installed_tested_and_told(
         return real([sys.executable, "-c", code], **settings)
 
     real = subprocess.Popen
-    monkeypatch.setattr(versions.subprocess, "run", run)
-    monkeypatch.setattr(versions.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     folders = [tmp_path / f"torch-{release}" for release in ("2.8", "2.9.0", "2.11")]
     for folder in folders:
         folder.mkdir()

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ninja_off_the_path_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ninja").write_text("")
-    monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(doctor, "_compile", lambda compiler: "")
     monkeypatch.setattr(shutil, "which", lambda name, **kw: None if name == "ninja" else "/bin/c++")
     assert doctor._build_problem() == (
@@ -123,10 +124,10 @@ def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_it_never_imports_deepspeed() -> None:
     code = (
-        "import sys; from lightx2v_sgmd import doctor; doctor.run(); "
+        "import sys; from lightx2v_sgmd.cli import doctor; doctor.run(); "
         "sys.exit('deepspeed' in sys.modules)"
     )
-    assert subprocess.run([doctor.sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_a_deepspeed_that_does_not_import_only_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.rollout import rollout
 from tests.training import make_job, make_trainer
 
-HEADS = {"head_every": 1, "head_channels": 32}
+HEADS: dict[str, Any] = {"head_every": 1, "head_channels": 32}
 METHODS: list[Any] = [
     SGMD(),
     SGMD(weighting="paper"),
@@ -48,7 +48,7 @@ def trainer_for(method: Any, teacher: Path, folder: Path, *settings: str) -> Tra
         real = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(number))
         return replace(batch, real=real)
 
-    trainer.batches.micro_batch = with_real  # type: ignore[method-assign]
+    trainer.batches.micro_batch = with_real  # type: ignore[assignment, method-assign]
     return trainer
 
 
@@ -118,7 +118,7 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
         )
 
     def gradient(role: str, losses: dict[str, Tensor]) -> list[Tensor]:
-        total = sum(values.mean() for values in losses.values())
+        total = torch.stack([values.mean() for values in losses.values()]).sum()
         weights = list(strategy.networks[role].parameters())
         found = torch.autograd.grad(total, weights, allow_unused=True)
         return [

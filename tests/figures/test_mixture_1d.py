@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tools.figures import mixture_1d as figure
 
@@ -76,7 +77,7 @@ def test_fisher_is_the_narrower_fit_here() -> None:
 
 def test_setting_is_that_of_appendix_d() -> None:
     x = figure.grid()
-    assert (x[0].item(), x[-1].item(), len(x), x.dtype) == (-7, 7, 4001, figure.torch.float64)
+    assert (x[0].item(), x[-1].item(), len(x), x.dtype) == (-7, 7, 4001, torch.float64)
     assert (figure.START, figure.STEPS, figure.LEARNING_RATE) == ((1.0, 1.2), 2500, 0.05)
     at_grid = np.interp(x.numpy(), X, np.log(P))
     np.testing.assert_allclose(figure.target_log_density(x), at_grid, atol=1e-3)

@@ -226,10 +226,17 @@ def test_the_schedule_in_metadata_is_read_back_or_refused() -> None:
 
 
 _SIZES = {"F32": 4, "BF16": 2, "I8": 1, "BOOL": 1, "F8_E4M3": 1}
-_ODD = st.sampled_from(
+_ODD: st.SearchStrategy[Any] = st.sampled_from(
     [-1, 0, 1, 3, 8, 2**31, 2**63, 2**64, 10**400, 1.0, True, None, "", "F4", []]
 )
-_FIELDS = ("dtype", "shape", "data_offsets", ("shape", 0), ("data_offsets", 0), ("data_offsets", 1))
+_FIELDS: tuple[Any, ...] = (
+    "dtype",
+    "shape",
+    "data_offsets",
+    ("shape", 0),
+    ("data_offsets", 0),
+    ("data_offsets", 1),
+)
 
 
 @st.composite

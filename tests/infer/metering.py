@@ -27,7 +27,7 @@ from lightx2v_sgmd.files.tensor_reader import DTYPES
 DEVICE = torch.device("meta")
 
 
-class DeviceMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DeviceMeter(TorchDispatchMode):
     """Bytes of the tensors that operations inside it made, by type of device.
 
     Attributes:
@@ -37,7 +37,7 @@ class DeviceMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.copied: Counter[tuple[str, str]] = Counter()
@@ -63,7 +63,7 @@ class DeviceMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _copy(self, source: Tensor, target: Tensor) -> None:
         self.copied[source.device.type, target.device.type] += target.numel() * target.itemsize
 
-    def _note(self, x: Tensor) -> None:
+    def _note(self, x: Any) -> None:
         if is_traceable_wrapper_subclass(x):
             for name in x.__tensor_flatten__()[0]:
                 self._note(getattr(x, name))

@@ -18,6 +18,7 @@ from lightx2v_sgmd.job.schema import (
     job_keys,
     load_job,
 )
+from lightx2v_sgmd.methods.sgmd import SGMD
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
@@ -61,7 +62,7 @@ def test_a_minimal_job_gets_the_papers_defaults(file: Path) -> None:
     job = load_job(file)
     assert job.teacher == Teacher(path="sprites", guidance_scale=3.0)
     assert job.student.optimizer == job.fake_score.optimizer == Optimizer(1e-6, (0.0, 0.999))
-    assert (job.method.name, job.method.lambda_) == ("sgmd", 0.1)
+    assert isinstance(job.method, SGMD) and job.method.lambda_ == 0.1
     assert (job.train.sigma_min, job.train.sigma_max, job.train.score_shift) == (0.02, 0.98, 5.0)
     assert job.schedule.timesteps.tolist() == pytest.approx([1000, 960, 888.889, 727.273], abs=1e-3)
     assert job.output.dir == Path("runs/x")
@@ -86,7 +87,7 @@ def test_the_14b_job_has_the_papers_settings() -> None:
     for role in (job.student, job.fake_score):
         assert (role.train, role.optimizer.lr) == ("full", 1e-6)
         assert role.optimizer.betas == (0.0, 0.999)
-    assert job.method.lambda_ == 0.1
+    assert isinstance(job.method, SGMD) and job.method.lambda_ == 0.1
     groups = 32 // job.parallel.sequence  # of 32 GPUs
     assert groups * job.train.micro_batch * job.train.accumulation == 32
     assert (job.video.height, job.video.width, job.video.num_frames) == (480, 832, 81)

@@ -217,6 +217,6 @@ def distil(
         learner.step(total(method.generator_losses(sample)), i / iterations)
         for _ in range(updates if tracked else 0):
             x0 = student.sample().detach() if method.fresh_rollouts else before
-            refit = make_sample(x0, tracker.predict, lambda x_t, x_real=x_real: x_real)
+            refit = make_sample(x0, tracker.predict, lambda x_t, x_real=x_real: x_real)  # type: ignore[misc]
             follower.step(total(method.fake_score_losses(refit)), i / iterations)
     return student, sample

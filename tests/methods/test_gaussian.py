@@ -132,7 +132,7 @@ def test_pretraining_on_pairs_reaches_the_teacher() -> None:
             noise,
             SIGMA,
             noisy_critic(law),
-            lambda x, judge=pixels: judge(x, SIGMA),
+            lambda x, judge=pixels: judge(x, SIGMA),  # type: ignore[misc]
         )
         learner.step(total(method.pretraining_losses(sample)), i / ITERATIONS)
     mean, cov = errors(student)

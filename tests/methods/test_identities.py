@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def gradients(losses: Losses, sample: Sample) -> list[Tensor | None]:
 
 def assert_same(mine: Losses, theirs: Losses, sample: Sample, factor: float = 1.0) -> None:
     """Equal values and equal gradients on every path, up to a factor."""
-    exact = {"rtol": 1e-12, "atol": 1e-12}
+    exact: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
     values = [torch.stack(list(losses.values())).sum(0) for losses in (mine, theirs)]
     torch.testing.assert_close(values[0], factor * values[1], **exact)
     pairs = zip(gradients(mine, sample), gradients(theirs, sample), strict=True)

@@ -110,7 +110,7 @@ def zero3_results(teacher: Path, folder: Path, settings: tuple[str, ...]) -> lis
     from lightx2v_sgmd.parallel import connect
     from lightx2v_sgmd.parallel.zero3 import strategy
 
-    strategy.compile_passes = partial(compiled_passes.compile_passes, backend="aot_eager")
+    strategy.compile_passes = partial(compiled_passes.compile_passes, backend="aot_eager")  # type: ignore[attr-defined]
     ranks = connect("zero3", torch.device("cpu"))
     own = folder / str(ranks.rank)
     return results(teacher, own, *settings, ranks=replace(ranks, share=2))

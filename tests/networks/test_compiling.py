@@ -52,7 +52,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @torch.no_grad()
 def test_the_first_shape_is_exact_and_all_others_share_kernels(graphs: list[str]) -> None:
-    plain, lines = network(), []
+    plain = network()
+    lines: list[Any] = []
     shapes = [(1, 7), *((batch, tokens) for batch in (1, 2, 3, 4) for tokens in range(2, 12))]
     expected = [run(plain.blocks, *shape) for shape in shapes]
     compile_blocks(plain, lines.append)
@@ -64,7 +65,8 @@ def test_the_first_shape_is_exact_and_all_others_share_kernels(graphs: list[str]
 
 @torch.no_grad()
 def test_one_size_stays_exact(graphs: list[str]) -> None:
-    plain, lines = network(), []
+    plain = network()
+    lines: list[Any] = []
     compile_blocks(plain, lines.append)
     for _ in range(3):
         run(plain.blocks, 1, 7)
@@ -83,7 +85,9 @@ def test_every_network_has_a_count_of_its_own(graphs: list[str]) -> None:
 
 @torch.no_grad()
 def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, lines, calls = network(), [], []
+    plain = network()
+    lines: list[Any] = []
+    calls: list[Any] = []
     expected = run(plain.blocks, 1, 7)
     real = torch.compile
 
@@ -102,7 +106,8 @@ def test_a_compiler_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 @torch.no_grad()
 def test_more_graphs_than_allowed_are_no_error(graphs: list[str]) -> None:
-    plain, lines = network(), []
+    plain = network()
+    lines: list[Any] = []
     shapes = [(batch, 7) for batch in (1, 2, 3)]
     expected = [run(plain.blocks, *shape) for shape in shapes]
     compile_blocks(plain, lines.append)

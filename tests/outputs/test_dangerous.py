@@ -159,7 +159,11 @@ def edited_demo_student(world: Path) -> None:
 
 def named(name: str) -> Callable[[Path], None]:
     line = json.dumps({"prompt": "a red circle", "name": name})
-    return lambda world: (world / "p.jsonl").write_text(line + "\n") and None
+
+    def write(world: Path) -> None:
+        (world / "p.jsonl").write_text(line + "\n")
+
+    return write
 
 
 def both(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -357,7 +361,7 @@ def test_what_appears_at_the_last_moment_is_not_replaced(
     world: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
 ) -> None:
     """Between the last look and the rename, with and without a call that swaps names."""
-    real, out = publishing.exchange, world / "student"
+    real, out = publishing.exchange, world / "student"  # type: ignore[attr-defined]
     before = tree(out)
 
     def late(first: Path, second: Path) -> bool:

@@ -82,7 +82,7 @@ def _rank(rank: int, size: int, port: int, send: Any, work: Any, args: Any) -> N
         os.environ["MASTER_ADDR"] = "127.0.0.1"
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         dist.init_process_group("gloo")
-        result = (work(*args) if rank == 0 else _silent(work, args), None)
+        result: Any = (work(*args) if rank == 0 else _silent(work, args), None)
         if dist.is_initialized():  # the work may have left already
             dist.barrier()
     except BaseException:

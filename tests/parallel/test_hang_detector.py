@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ BEATS = [Beat(rank, host, 1, 5, f"step {rank}") for rank, host in enumerate("aab
 
 
 def judged(
-    changes: dict[int, dict[str, object]], until_s: int, timeout_s: float = 60.0
+    changes: dict[int, dict[str, Any]], until_s: int, timeout_s: float = 60.0
 ) -> tuple[int, Verdict] | None:
     """The first verdict and its second, if ranks tell and count on but for ``changes``."""
     judge = Judge(timeout_s, interval_s=1.0, now=0.0)

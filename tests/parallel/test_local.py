@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,8 +77,8 @@ def test_isolation_check_sees_a_leak(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaking(
-        self: local_module._SharedForward, loss: isolation.Callable, through: bool
-    ) -> tuple:
+        self: local_module._SharedForward, loss: Callable[..., Any], through: bool
+    ) -> tuple[Any, ...]:
         self._velocity = self._run(x_t=self._x_t)
         loss(self._x0, self._x_t, self._velocity).backward(retain_graph=True)
         return self._x0.grad, self._x_t.grad
@@ -98,7 +100,7 @@ def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path, train: str) 
     for _ in range(3):
         with torch.no_grad():
             for p in trained_parameters(local.networks[STUDENT]).values():
-                p += torch.randn(p.shape, generator=draw)
+                p += torch.randn(p.shape, generator=draw)  # type: ignore[misc]
         local.update_average()
         for name, now in local.whole_tensors(STUDENT):
             expected[name] = 0.75 * expected[name] + 0.25 * now

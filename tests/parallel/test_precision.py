@@ -66,7 +66,7 @@ def differences(job: Job) -> list[str]:
             found.append("the student is not its masters")
         for name, p in trainer.strategy.networks[STUDENT].named_parameters():
             sharded = hasattr(p, "ds_tensor")
-            dtype = p.ds_tensor.dtype if sharded else p.dtype
+            dtype = p.ds_tensor.dtype if sharded else p.dtype  # type: ignore[attr-defined]
             if dtype != (torch.bfloat16 if sharded and not is_kept(name) else torch.float32):
                 found.append(f"{name} is {dtype}")
     trainer.strategy.close()

@@ -171,12 +171,17 @@ def tiny_cases(degree: int) -> dict[str, Errors]:
     return found
 
 
+def all_ranks() -> Any:
+    """The group of every process of the test."""
+    return dist.group.WORLD
+
+
 def two_sizes_at_once() -> dict[str, Errors]:
     """Blocks recomputed in the backward pass belong to another video than the last forward."""
     batches = [inputs(45, batch=1), inputs(3, seed=1)]
     alone = measure(tiny_network(), batches)
     network = tiny_network()
-    sequence.enable_sequence_parallel(network, dist.group.WORLD)
+    sequence.enable_sequence_parallel(network, all_ranks())
     network.enable_gradient_checkpointing()
     return {"both": compare(measure(network, [inputs(45, batch=1), inputs(3, seed=1)]), alone)}
 
@@ -188,7 +193,7 @@ def generator_step() -> dict[str, Errors]:
         network = tiny_network().requires_grad_(False)
         network.enable_gradient_checkpointing()
         if enable:
-            sequence.enable_sequence_parallel(network, dist.group.WORLD)
+            sequence.enable_sequence_parallel(network, all_ranks())
         batch = inputs(45)
         # x_t also reaches the loss past the network, on every rank.
         loss = loss_of(network, batch)[0] + (batch["x_t"] ** 3).mean()
@@ -204,7 +209,7 @@ def whole_rollout() -> dict[str, Errors]:
     for enable in (False, True):
         network = tiny_network(folded=True)
         if enable:
-            sequence.enable_sequence_parallel(network, dist.group.WORLD)
+            sequence.enable_sequence_parallel(network, all_ranks())
         student = partial(velocity, network, text=batch["text"])
         with torch.inference_mode():
             videos.append(rollout(student, batch["x_t"].detach(), Schedule()))
@@ -216,7 +221,7 @@ def broken(what: str) -> dict[str, Errors]:
     with _taken_out(what):
         alone = measure(tiny_network(), [inputs(45)])
         network = tiny_network()
-        sequence.enable_sequence_parallel(network, dist.group.WORLD)
+        sequence.enable_sequence_parallel(network, all_ranks())
         return {what: compare(measure(network, [inputs(45)]), alone)}
 
 
@@ -227,13 +232,15 @@ def _taken_out(what: str) -> Iterator[None]:
         "input": sequence._shared,
     }
     if what == "scale":
-        sequence._Gather.backward = staticmethod(lambda ctx, g: (g[ctx.group.rank()], None))
+        sequence._Gather.backward = staticmethod(  # type: ignore[method-assign, assignment]
+            lambda ctx, g: (g[ctx.group.rank()], None)
+        )
     else:
         sequence._shared = lambda value, group: value
     try:
         yield
     finally:
-        sequence._Gather.backward = staticmethod(original["scale"])
+        sequence._Gather.backward = staticmethod(original["scale"])  # type: ignore[method-assign]
         sequence._shared = original["input"]
 
 
@@ -245,7 +252,11 @@ def one_big_block(hub_id: str, folder: Path) -> dict[str, Errors]:
     first = dist.get_rank() == 0
     with init_empty_weights(include_buffers=False):
         network = WanTransformer3DModel.from_config(
-            {**known_transformer_config(hub_id), "num_layers": 1, "text_dim": TINY["text_dim"]}
+            {
+                **(known_transformer_config(hub_id) or {}),
+                "num_layers": 1,
+                "text_dim": TINY["text_dim"],
+            }
         )
     count = sum(p.numel() for p in network.parameters())
     if first:
@@ -284,7 +295,7 @@ def one_big_block(hub_id: str, folder: Path) -> dict[str, Errors]:
 
     for name, p in network.named_parameters():
         p.register_post_accumulate_grad_hook(partial(keep, name))
-    sequence.enable_sequence_parallel(network, dist.group.WORLD)
+    sequence.enable_sequence_parallel(network, all_ranks())
     network.enable_gradient_checkpointing()
     our_loss, ours = loss_of(network, batch)
     our_loss.backward()
@@ -352,7 +363,7 @@ def refused() -> str:
 
     network = WanTransformer3DModel(**(TINY | {"num_attention_heads": 3}))
     with pytest.raises(UserError) as caught:
-        sequence.enable_sequence_parallel(network, dist.group.WORLD)
+        sequence.enable_sequence_parallel(network, all_ranks())
     return str(caught.value)
 
 

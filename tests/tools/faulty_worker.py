@@ -86,5 +86,5 @@ def install() -> None:
 
 if __name__ == "__main__":
     install()
-    worker.make_context = lambda report: object()  # type: ignore[assignment]
+    worker.make_context = lambda report: object()
     sys.exit(worker.main())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tools.benchmarks import bench_decode
 
 def test_turns_are_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 6.0, 6.0, 8.0, 8.0, 9.0, 9.0, 14.0])  # A 6, B 2; B 1, A 5
-    monkeypatch.setattr(bench_decode.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     vae = open_wan("sprites").load_vae()
     found = bench_decode.measure(vae, torch.randn(1, 16, 3, 4, 4), DecodeSettings(), 2, "ABBA")
     assert found["seconds"] == {"diffusers": [6, 5], "engine": [2, 1]}

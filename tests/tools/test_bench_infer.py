@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_what_compiles_has_an_eager_row_beside_it(
         compiled.append(options["compile"])
         found = real(self, **{**options, "compile": False})
         if options["compile"] is None:
-            found.plan = bench_infer.replace(found.plan, compile=True)
+            found.plan = replace(found.plan, compile=True)
         return found
 
     real = inference_rows.Source.student

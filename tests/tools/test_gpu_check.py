@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tools.gpu_check.steps import SIZES, STEPS
 
 
 @pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real = dict(STEPS)
     faulty_worker.install()
     monkeypatch.setattr(supervisor, "WORKER", "tests.tools.faulty_worker")

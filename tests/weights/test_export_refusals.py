@@ -20,7 +20,7 @@ from tests.tiny import WEIGHTS
 from tests.weights.conftest import do_export, write_manifest
 from weights import ExportError, export, exporting, publishing
 from weights.export_spec import Item
-from weights.io import shared, stream
+from weights.io import stream
 from weights.io.source import open_source
 from weights.publishing import listing
 from weights.verify import differences
@@ -64,7 +64,7 @@ def test_nothing_half_written_on_a_full_disk(
     if where == "save":
         monkeypatch.setattr(stream.TensorFile, "write", full)
     elif where == "copy":
-        monkeypatch.setattr(shared.shutil, "copytree", full)
+        monkeypatch.setattr(shutil, "copytree", full)
     else:
         monkeypatch.setattr(publishing, "rename_new", full)
         monkeypatch.setattr(publishing, "exchange", full)

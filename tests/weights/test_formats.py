@@ -271,7 +271,7 @@ def test_wan_is_sharded_with_an_index(exports: Any, tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / f"{WAN}.index.json").read_text())
     files = set(index["weight_map"].values())
     assert len(files) > 1 and verify(tmp_path / "out") == []
-    together = {}
+    together: dict[str, Any] = {}
     for file in files:
         together |= load_file(tmp_path / "out" / file)
         assert "lightx2v_sgmd" in reading.metadata_of(tmp_path / "out" / file)

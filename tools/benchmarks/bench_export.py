@@ -50,7 +50,7 @@ def make_teacher(folder: Path, shape: str, layers: int | None) -> Path:
     """The configuration of the shape, with the bundled teacher's small VAE and text encoder."""
     if not folder.exists():
         shutil.copytree(bundled_teacher(), folder, ignore=shutil.ignore_patterns("transformer"))
-        config = known_transformer_config(SHAPES[shape]) if SHAPES[shape] else None
+        config = known_transformer_config(hub_id) if (hub_id := SHAPES[shape]) else None
         config = config or open_wan(bundled_teacher()).transformer_config
         config |= {"num_layers": layers} if layers else {}
         (folder / "transformer").mkdir()
@@ -176,8 +176,10 @@ def child(source: str, format: str, out: str, dtype: str | None) -> None:
     """The export itself, in a process of its own; prints when its parts ended."""
     from weights import export, exporting
 
+    patched: Any = exporting
+
     marks = {"start": time.monotonic()}
-    note, check = exporting._check_space, exporting.differences
+    note, check = patched._check_space, patched.differences
 
     def opened(*args: Any) -> None:
         note(*args)
@@ -187,7 +189,7 @@ def child(source: str, format: str, out: str, dtype: str | None) -> None:
         marks["written"] = time.monotonic()
         return check(*args)
 
-    exporting._check_space, exporting.differences = opened, written
+    patched._check_space, patched.differences = opened, written
     export(source, format, out, dtype=dtype, ema=False, overwrite=True)
     marks["checked"] = time.monotonic()
     print(json.dumps(marks))

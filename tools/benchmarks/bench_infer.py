@@ -37,7 +37,6 @@ import torch
 from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.system.errors import UserError
 from tools.benchmarks.inference_rows import (
-    PROMPT,
     Side,
     Size,
     Source,
@@ -50,7 +49,7 @@ from tools.benchmarks.inference_rows import (
 )
 from tools.benchmarks.machines import describe
 from tools.counting.bounds import bound, machine_limits, stage_work
-from tools.models.random_wan import open_random_wan
+from tools.models.random_wan import PROMPT, open_random_wan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STARTED = time.monotonic()

@@ -213,7 +213,7 @@ def measure_together(
         start = time.perf_counter()
         for side in sides if repetition % 2 == 0 else reversed(sides):
             side.inside.seconds = {}
-            row[side.name], made = timed(lambda side=side: side.run(count), device)
+            row[side.name], made = timed(lambda side=side: side.run(count), device)  # type: ignore[misc]
             row[f"inside_{side.name}"] = dict(side.inside.seconds)
             if side.name == "ours":
                 row["timings"] = dict(made.timings)

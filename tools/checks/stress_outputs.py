@@ -90,7 +90,7 @@ class Stress:
 
     def round(self, commands: Sequence[Sequence[str]]) -> None:
         """Two commands, each killed at a random moment or asked to stop, or left to end."""
-        started: list[tuple[Sequence[str], subprocess.Popen[str], float, int]] = []
+        started: list[tuple[Sequence[str], subprocess.Popen[str], float, signal.Signals]] = []
         begin_s = time.monotonic()
         for command in commands:
             how = self.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))

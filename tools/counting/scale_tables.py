@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,8 +138,8 @@ def _paper(job: Job, model: WanModel, meter: Meter) -> str:
     return _table(heads, rows)
 
 
-def _table(heads: list[str], rows: list[list[object]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
+def _table(heads: list[str], rows: Sequence[Sequence[object]]) -> str:
+    lines: list[Sequence[object]] = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 

@@ -92,7 +92,8 @@ def split_for_muon(
     module: torch.nn.Module,
 ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """Kernels and matrices for Muon; gains, biases and other vectors for AdamW."""
-    kernels, vectors = [], []
+    kernels: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for p in module.parameters():
         is_matrix = p.ndim >= 2 and min(p.shape[0], p.flatten(1).shape[1]) > 1
         (kernels if is_matrix else vectors).append(p)
@@ -295,7 +296,8 @@ def train_dit(args: argparse.Namespace) -> None:
     model = Teacher()
     if args.init_from:
         start_from(model, args.init_from)
-    inner, outer = [], []
+    inner: list[torch.nn.Parameter] = []
+    outer: list[torch.nn.Parameter] = []
     for name, p in model.named_parameters():
         is_block = p.ndim == 2 and (".blocks." in name or ".block." in name)
         (inner if is_block and "relative_attention_bias" not in name else outer).append(p)

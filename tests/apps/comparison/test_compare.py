@@ -139,7 +139,7 @@ def test_failed_runs_are_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(running.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     job, out = str(job_file(tiny_teacher, tmp_path)), str(tmp_path / "out")
     assert run(["compare", job, "--out", out, "--quiet"]) == 1
     (line,) = capsys.readouterr().err.splitlines()

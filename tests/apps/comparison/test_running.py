@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.apps.comparison import running
+from lightx2v_sgmd.apps.comparison import tasks as work
 from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan
 from lightx2v_sgmd.apps.comparison.running import Pool, Tally, run_tasks
 from lightx2v_sgmd.apps.comparison.tasks import Task, outputs
@@ -59,7 +60,7 @@ def plan(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     worker = tmp_path / "python"
     worker.write_text(WORKER)
     worker.chmod(0o755)
-    monkeypatch.setattr(running.sys, "executable", str(worker))
+    monkeypatch.setattr(sys, "executable", str(worker))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return plan
 
@@ -87,7 +88,7 @@ def test_a_failing_task_is_reported_and_the_others_go_on(
 
 
 def test_workers_share_the_cores(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running.os, "sched_getaffinity", lambda pid: range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
     run_tasks(Pool(plan, 2), [Task("sgmd", 0)], "comparing", quiet=True)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     run_tasks(Pool(plan, 2), [Task("tsg_sim", 0)], "comparing", quiet=True)
@@ -137,8 +138,8 @@ def test_only_work_of_this_process_counts(plan: Plan) -> None:
 def test_the_time_left_after_a_run_went_back(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at its 4th of 5 iterations, it takes 10 s for each of the last three."""
     task, clock = Task("sgmd", 0), [0.0]
-    total, done = running.work.units(plan, task), iter([4, 2, 3])
-    monkeypatch.setattr(running.work, "units_done", lambda plan, task: next(done, total))
+    total, done = work.units(plan, task), iter([4, 2, 3])
+    monkeypatch.setattr(work, "units_done", lambda plan, task: next(done, total))
     monkeypatch.setattr(running, "_LOOK_S", 0.0)
 
     class Slow(Pool):
@@ -154,7 +155,7 @@ def test_the_time_left_after_a_run_went_back(plan: Plan, monkeypatch: pytest.Mon
         return contextlib.nullcontext(bar)
 
     monkeypatch.setattr(running, "progress", lines)
-    monkeypatch.setattr(running.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     run_tasks(Slow(plan, 1), [task], "comparing", quiet=True)
     first = stream.getvalue().splitlines()[0]
     assert first.startswith(f"comparing 3/{total}  {duration(20 * (total - 3))} left"), first

@@ -239,7 +239,8 @@ def test_more_gpus_need_less_each(wan_1_3b: tuple[Job, Any, Meter]) -> None:
 def test_what_is_in_files_is_in_no_memory(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     job, model, meter = wan_1_3b
     plans = {}
-    for offload, folder in (("all", None), ("nvme", Path("disk"))):
+    layouts: list[tuple[Any, Path | None]] = [("all", None), ("nvme", Path("disk"))]
+    for offload, folder in layouts:
         layout = replace(job.parallel, offload=offload, offload_dir=folder)
         plans[offload] = make_plan(replace(job, parallel=layout), model, Machine(gpus=8), meter)
     files, memory, count = plans["nvme"].memory, plans["all"].memory, meter.weights.count

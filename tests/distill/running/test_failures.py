@@ -40,7 +40,7 @@ def failed_state(message: str) -> tuple[str, Path]:
 def test_a_run_that_diverges_can_be_replayed(
     tiny_teacher: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     settings: list[str],
     update: int,
 ) -> None:
@@ -74,7 +74,7 @@ def train_on_poison(job: Job) -> str:
 @pytest.mark.slow
 @needs_deepspeed
 def test_a_poisoned_embedding_on_two_ranks(
-    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = f"data.embeddings={tmp_path / 'cache'}"
     distill(make_job(tiny_teacher, tmp_path / "first", cache, "train.iterations=1"), quiet=True)
@@ -93,7 +93,7 @@ def test_a_poisoned_embedding_on_two_ranks(
 
 
 def test_what_is_no_failed_state_is_refused(
-    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = make_job(tiny_teacher, tmp_path, "train.iterations=1")
     folder = store.find_checkpoint(distill(job, quiet=True))

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def test_resuming_gives_the_same_run(finished: Job, tmp_path: Path) -> None:
     assert_same_run(job.output.dir, finished.output.dir)
 
 
-def test_a_finished_run_has_nothing_to_do(finished: Job, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_run_has_nothing_to_do(
+    finished: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (finished.output.dir / "metrics.jsonl").stat().st_mtime_ns
     assert distill(finished) == finished.output.dir
     assert (finished.output.dir / "metrics.jsonl").stat().st_mtime_ns == before
@@ -132,7 +135,7 @@ def test_resuming_with_other_prompts_is_refused(finished: Job, tmp_path: Path) -
 
 
 def test_a_damaged_checkpoint_is_set_aside(
-    finished: Job, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished.output.dir, run)
@@ -315,7 +318,7 @@ def test_checkpoints_by_the_clock(
         return record(*args)
 
     monkeypatch.setattr(running, "_record", passing)
-    monkeypatch.setattr(running.time, "monotonic", lambda: elapsed[0])
+    monkeypatch.setattr(time, "monotonic", lambda: elapsed[0])
     distill(job, quiet=True)
     assert folders(job.output.dir) == ["step_000004", "step_000006"]
 

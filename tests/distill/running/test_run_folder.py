@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(
     def failing(path: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(store.os, "listdir", failing)
+    monkeypatch.setattr(os, "listdir", failing)
     with pytest.raises(UserError, match="checkpoints: cannot be read just now"):
         choose_checkpoint("auto", run, print)
 

@@ -38,7 +38,7 @@ def run_without_room(job: Job) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, name, *args)
 
-    store.Pending.write_tensors = full  # type: ignore[method-assign]
+    store.Pending.write_tensors = full  # type: ignore[assignment, method-assign]
     with pytest.raises((UserError, SystemExit)) as caught:  # the first rank speaks for all
         distill(job, quiet=True)
     return str(caught.value)

@@ -91,7 +91,8 @@ def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen[str]]) 
 
 def outcomes(processes: list[subprocess.Popen[str]], patience_s: float) -> dict[str, object]:
     """What each host said, and after how many seconds it ended; killed after ``patience_s``."""
-    began, found = time.monotonic(), {}
+    began = time.monotonic()
+    found: dict[str, object] = {}
     left = dict(zip(HOSTS, processes, strict=True))
     while left:
         late = time.monotonic() - began > patience_s

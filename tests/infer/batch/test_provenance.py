@@ -169,7 +169,7 @@ def test_a_video_that_appears_meanwhile_is_not_replaced(
     (tmp_path / "made").write_bytes(b"ours")
     import infer.batch.sidecars as module
 
-    real = module.write_text
+    real = module.write_text  # type: ignore[attr-defined]
 
     def late(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)

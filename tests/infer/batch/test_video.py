@@ -81,7 +81,7 @@ def test_nothing_is_left_when_writing_fails(
 
         def broken(*args: Any, **kwargs: Any) -> Any:
             writer = real(*args, **kwargs)
-            writer.append_data = fail
+            writer.append_data = fail  # type: ignore[method-assign]
             return writer
 
         monkeypatch.setattr(imageio, "get_writer", broken)

@@ -92,7 +92,7 @@ def small_groups(built: bool) -> Iterator[None]:
 
 
 def _grouped(config: dict[str, Any]) -> dict[str, Any]:
-    zero = {**config["zero_optimization"], "sub_group_size": engines.SUB_GROUP}
+    zero = {**config["zero_optimization"], "sub_group_size": engines.SUB_GROUP}  # type: ignore[attr-defined]
     return {**config, "zero_optimization": zero}
 
 
@@ -183,7 +183,7 @@ def test_masters_in_files_are_float32(tiny_teacher: Path, tmp_path: Path, adapte
     settings = ["teacher.dtype=bfloat16"]
     if adapters:
         settings += ["student.train=lora", "fake_score.train=lora"]
-        engines.SUB_GROUP = 2000
+        engines.SUB_GROUP = 2000  # type: ignore[attr-defined]
     states = []
     for offload in ("all", "nvme"):
         trainer = build(tiny_teacher, tmp_path, offload, *settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def test_isolation_check_sees_a_leak(
 ) -> None:
     """The obvious way, a backward pass through the engine without freezing: no error, but wrong."""
 
-    def leaking(self: Any, loss: isolation.Callable, through: bool) -> tuple:
+    def leaking(self: Any, loss: Callable[..., Any], through: bool) -> tuple[Any, ...]:
         x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
         velocity = self._zero3.velocity(FAKE_SCORE, x_t, self._sigma, self._text)
         loss(x0, x_t, velocity).backward()
