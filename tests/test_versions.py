@@ -76,3 +76,7 @@ def test_each_release_is_installed_tested_and_told(
     # What the other release needs and the locked one does not comes with it.
     assert asked[2].endswith(f"-c {folders[0] / 'requirements.txt'} transformers==5.17.0")
     assert asked[-1] == "-m pytest -q -p no:cacheprovider tests/test_flow.py -x"
+
+
+def test_what_depends_on_pytorch_is_there() -> None:
+    assert [path for path in versions.TESTS if not (ROOT / path).exists()] == []

@@ -26,11 +26,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / "build" / "versions"
 TESTS: Final = (
-    "tests/networks/test_attention.py",
-    "tests/networks/test_flash_attention4.py",
+    "tests/networks",
+    "tests/families",
     "tests/system/test_optional_packages.py",
-    "tests/families/test_meta_models.py",
-    "tests/models",
     "tests/infer",
     "tests/weights/test_formats.py",
     "tests/weights/test_lora.py",
@@ -40,6 +38,7 @@ TESTS: Final = (
     "tests/parallel/test_precision.py",
     "tests/parallel/test_sequence.py",
     "tests/parallel/zero3/test_strategy.py",
+    "tests/parallel/zero3/test_prefetch.py",
 )
 """What uses PyTorch beyond plain arithmetic: kernels, compilers, hooks, processes, models."""
 
