@@ -12,7 +12,6 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from distill.building import Start
@@ -24,6 +23,7 @@ from lightx2v_sgmd.files import student_weights
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.safetensors_writer import safetensors_header
 from lightx2v_sgmd.files.student_weights import WeightFile, divided
+from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.outputs import OutputLock
@@ -356,8 +356,8 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
     """
     saved = store.read_trainer_state(folder)
     remedy = "set it back, or start anew with another output.dir"
-    ours = _flat(yaml.safe_load(job.to_yaml()))
-    theirs = _flat(yaml.safe_load((folder / "job.yaml").read_text(encoding="utf-8")))
+    ours = _flat(parse_value(job.to_yaml(), "the job"))
+    theirs = _flat(read_tree(folder / "job.yaml")[0])
     for key in [*ours, *(key for key in theirs if key not in ours)]:
         if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
             continue

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.files.yaml_loader import decode_text, read_limited
 from lightx2v_sgmd.system.errors import UserError, joined
 from lightx2v_sgmd.untrusted.json_text import LINE, parse_json
 from lightx2v_sgmd.untrusted.paths import text_problem
+from lightx2v_sgmd.untrusted.reading import decode_text, read_limited
 
 MOST_CHARACTERS: Final = 20_000
 """Longest prompt; the text encoder reads 512 tokens, some 2,500 characters."""

@@ -1,4 +1,4 @@
-"""Strict YAML: the YAML 1.2 core types, no duplicate keys, and the line of every key.
+"""The one YAML loader: YAML 1.2's core types, no duplicate keys, and the line of every key.
 
 PyYAML alone reads ``1e-6`` as text, ``no`` as false and ``1:30`` as 90, and lets the last of two
 equal keys win; in a job each of these is a silent mistake.
@@ -16,9 +16,9 @@ import yaml
 
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.paths import text_problem
-from lightx2v_sgmd.untrusted.reading import read_file
+from lightx2v_sgmd.untrusted.reading import read_text
 
-# Type by pattern and by the characters a value of it can begin with (YAML 1.2, core schema).
+# Each type's pattern and the characters that its values can begin with (YAML 1.2, core schema).
 _CORE_TYPES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -31,8 +31,8 @@ _CORE_TYPES = (
 )
 
 
-_MAX_BYTES: Final = 200_000  # of a job, comments included
-_MAX_NODES: Final = 5_000  # of a job, what aliases repeat included; a complete job has 150
+_MAX_BYTES: Final = 200_000  # a job with its comments
+_MAX_NODES: Final = 5_000  # values of a job, those that aliases repeat included; a full job has 150
 _MAX_DEPTH: Final = 16
 _MAX_KEY: Final = 200
 _MAX_DIGITS: Final = 40
@@ -58,13 +58,13 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
 
     def fetch_flow_collection_start(self, token: Any) -> None:
-        """As PyYAML's, whose time grows with the square of the depth."""
+        """Limits the depth of brackets: PyYAML's time grows with its square."""
         if self.flow_level >= _MAX_DEPTH:
             self._refuse(f"is nested more than {_MAX_DEPTH} deep", self.get_mark())
         super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As PyYAML's, within the limits."""
+        """Composes a node as PyYAML does, within the limits."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
@@ -110,12 +110,12 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out each time: a job should read without ``&id001``."""
+        """Writes equal values out each time: a job should read without ``&id001``."""
         return True
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """In double quotes where PyYAML would otherwise write a line break, which reads as a space."""
+    """Puts text in double quotes where PyYAML would write a line break that reads as a space."""
     style = '"' if set(text) & set("\x85\u2028\u2029") else None
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
@@ -128,104 +128,74 @@ for _class in (_Loader, _Dumper):
         )
 
 
-def read_text(path: Path, most: int = _MAX_BYTES) -> str:
-    """A text file's content, with or without a byte order mark.
-
-    Args:
-        path: The file.
-        most: Bytes that it may have.
-
-    Raises:
-        UserError: it is missing, a folder, too large, unreadable or not UTF-8.
-    """
-    return decode_text(read_limited(path, most), path)
-
-
-def read_limited(path: Path, most: int) -> bytes:
-    """A file's content; raises as ``read_text``."""
-    try:
-        content = read_file(path, most)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > most:
-        raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
-    return content
-
-
-def decode_text(content: bytes, path: Path) -> str:
-    """A file's content as text; raises as ``read_text``."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text; "
-            "save the file as UTF-8"
-        ) from None
-
-
 def read_tree(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A YAML file whose top level is a mapping.
+    """Reads a YAML file whose top level is a mapping.
 
     Returns:
         The tree, and the line (from 1) of every key.
 
     Raises:
-        UserError: unreadable, not YAML, not a mapping, or with a key given twice.
+        UserError: the file is unreadable, not YAML, not a mapping, or gives a key twice.
     """
-    text = read_text(path)
+    return parse_tree(read_text(path, _MAX_BYTES), str(path))
+
+
+def parse_tree(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Parses YAML text whose top level is a mapping; returns and raises as ``read_tree``.
+
+    Args:
+        text: The YAML.
+        source: Where the text comes from; error messages begin with it.
+    """
+    lines: dict[str, int] = {}
+    tree = _load(text, source, lines)
+    if tree is None:
+        raise UserError(f"{source}: is empty; a job is a YAML mapping such as 'teacher: ...'")
+    if not isinstance(tree, dict):
+        kind = "a list" if isinstance(tree, list) else "a single value"
+        raise UserError(f"{source}: holds {kind}; a job is a YAML mapping such as 'teacher: ...'")
+    return tree, lines
+
+
+def parse_value(text: str, source: str) -> Any:
+    """Parses one YAML value, as after ``--set key=``; nothing at all is the empty text.
+
+    Raises:
+        UserError: the text is not YAML; the message begins with ``source``.
+    """
+    return _load(text, source) if text.strip() else ""
+
+
+def _load(text: str, source: str, lines: dict[str, int] | None = None) -> Any:
+    """Loads the value that ``text`` stands for; None if it is empty.
+
+    Args:
+        text: The YAML.
+        source: Where the text comes from.
+        lines: Receives the line of every key, and then no key may be given twice.
+    """
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            lines: dict[str, int] = {}
-            _walk(node, "", lines, path)
-            tree = None if node is None else loader.construct_document(node)
+            if lines is not None:
+                _note_lines(node, "", lines, source)
+            return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise UserError(_yaml_problem(str(path), error)) from None
+        raise UserError(_yaml_problem(source, error)) from None
     except RecursionError:
-        raise UserError(f"{path}: is nested too deeply, or within itself") from None
-    if tree is None:
-        raise UserError(f"{path}: is empty; a job is a YAML mapping such as 'teacher: ...'")
-    if not isinstance(tree, dict):
-        kind = "a list" if isinstance(tree, list) else "a single value"
-        raise UserError(f"{path}: holds {kind}; a job is a YAML mapping such as 'teacher: ...'")
-    return tree, lines
-
-
-def parse_value(text: str, what: str) -> Any:
-    """One YAML value, as after ``--set key=``; nothing at all is the empty text.
-
-    Raises:
-        UserError: not YAML; the message begins with ``what``.
-    """
-    if not text.strip():
-        return ""
-    try:
-        loader = _Loader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        raise UserError(_yaml_problem(what, error)) from None
-    except RecursionError:
-        raise UserError(f"{what}: is nested too deeply") from None
+        raise UserError(f"{source}: is nested too deeply, or within itself") from None
 
 
 def dump_tree(tree: dict[str, Any]) -> str:
-    """YAML that ``read_tree`` reads back as the same tree; keys keep their order."""
+    """Returns YAML that ``read_tree`` reads back as the same tree; keys keep their order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _walk(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path) -> None:
-    """Notes the line of each key below ``node``, refusing a key that is given twice."""
+def _note_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int], source: str) -> None:
+    """Records the line of each key below ``node``, and refuses a key that is given twice."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
@@ -234,18 +204,18 @@ def _walk(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path
         key = f"{prefix}{key_node.value}"
         line = key_node.start_mark.line + 1
         if len(key) > _MAX_KEY:
-            raise UserError(f"{path}:{line}: {key[:40]}...: is no key of a job, it is too long")
+            raise UserError(f"{source}:{line}: {key[:40]}...: is no key of a job, it is too long")
         if key in lines:
             raise UserError(
-                f"{path}:{line}: {key}: given twice, first in line {lines[key]}; keep one"
+                f"{source}:{line}: {key}: given twice, first in line {lines[key]}; keep one"
             )
         lines[key] = line
-        _walk(value_node, f"{key}.", lines, path)
+        _note_lines(value_node, f"{key}.", lines, source)
 
 
-def _yaml_problem(where: str, error: yaml.YAMLError) -> str:
+def _yaml_problem(source: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if mark is None:
-        return f"{where}: not valid YAML: {problem}"
-    return f"{where}: not valid YAML in line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        return f"{source}: not valid YAML: {problem}"
+    return f"{source}: not valid YAML in line {mark.line + 1}, column {mark.column + 1}: {problem}"

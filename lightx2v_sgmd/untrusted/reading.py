@@ -11,11 +11,11 @@ from lightx2v_sgmd.system.errors import UserError
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A file, opened for reading; a pipe or a device could be waited for or read without end.
+    """Opens a file for reading; refuses pipes and devices, which may never give or end their data.
 
     Raises:
-        UserError: it is a pipe, a socket or a device.
-        OSError: it is missing, a folder, or may not be read.
+        UserError: the path is a pipe, a socket or a device.
+        OSError: the file is missing, a folder, or may not be read.
     """
     if stat.S_ISSOCK(path.stat().st_mode):
         raise _no_file(path)
@@ -29,14 +29,62 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """A file's content, or its first ``most + 1`` bytes if it is larger than ``most``.
+    """Reads a file, or its first ``most + 1`` bytes if it is larger than ``most``.
 
     Raises:
-        UserError: it is a pipe, a socket or a device.
-        OSError: it cannot be read.
+        UserError: the path is a pipe, a socket or a device.
+        OSError: the file cannot be read.
     """
     with open_file(path) as file:
         return file.read(most + 1)
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Reads a file that may have at most ``most`` bytes.
+
+    Raises:
+        UserError: the file is missing, a folder, too large or unreadable.
+    """
+    try:
+        content = read_file(path, most)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > most:
+        raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
+    return content
+
+
+def read_text(path: Path, most: int) -> str:
+    """Reads a UTF-8 text file, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        most: The size in bytes that the file may have.
+
+    Raises:
+        UserError: the file is missing, a folder, too large, unreadable or not UTF-8.
+    """
+    return decode_text(read_limited(path, most), path)
+
+
+def decode_text(content: bytes, path: Path) -> str:
+    """Decodes a file's content as UTF-8 text.
+
+    Raises:
+        UserError: the content is not UTF-8; the message names the line.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text; "
+            "save the file as UTF-8"
+        ) from None
 
 
 def _no_file(path: Path) -> UserError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.files.yaml_loader import dump_tree, parse_value, read_text, read_tree
+from lightx2v_sgmd.files.yaml_loader import dump_tree, parse_value, read_tree
 from lightx2v_sgmd.system.errors import UserError
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
@@ -69,4 +69,4 @@ def test_text_with_unusual_line_breaks_is_written_as_it_is() -> None:
 
 def test_a_file_without_an_end_is_not_read_to_it() -> None:
     with pytest.raises(UserError, match="^/dev/zero: is a pipe or a device"):
-        read_text(Path("/dev/zero"))
+        read_tree(Path("/dev/zero"))

@@ -301,8 +301,6 @@ def _check_shared(plan: Plan) -> None:
 
 def _comparable(job: Job) -> dict[str, Any]:
     """A job as dotted keys and values, without what may differ between parts of a comparison."""
-    import yaml
-
     flat: dict[str, Any] = {}
 
     def walk(tree: Any, prefix: str) -> None:
@@ -312,7 +310,7 @@ def _comparable(job: Job) -> dict[str, Any]:
         else:
             flat[prefix.rstrip(".")] = tree
 
-    walk(yaml.safe_load(job.to_yaml()), "")
+    walk(parse_value(job.to_yaml(), "the job"), "")
     free = ("output.dir", "train.seed", "train.checkpoint_every", "train.keep_checkpoints")
     return {key: value for key, value in flat.items() if key not in free}
 
