@@ -13,6 +13,7 @@ from infer.network.lora import Lora, check_loras, lora_schedule
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.wan import BUNDLED, WanModel, bundled_teacher, open_wan
+from lightx2v_sgmd.files.dtypes import RUN_TYPES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, read_manifest
 from lightx2v_sgmd.files.safetensors_files import (
     PICKLE_SUFFIXES,
@@ -27,8 +28,6 @@ from lightx2v_sgmd.system.errors import UserError
 
 ENGINE_SHIFT: Final = 8.0
 """The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
-
-_RUNNABLE = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def check_student(
             "--assume-schedule sgmd (or sgmd:N for N steps)"
         )
     for name, info in header.tensors.items():
-        if info.dtype not in _RUNNABLE:
+        if info.dtype not in RUN_TYPES:
             raise UserError(
                 f"{info.file}: {name} is stored as {info.dtype}, which the engine cannot run; "
                 "export with --dtype bf16, fp16 or fp32"

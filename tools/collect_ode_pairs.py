@@ -21,6 +21,7 @@ from distill.data import load_prompts, prompts_digest
 from lightx2v_sgmd.families.sampling import TEACHER_STEPS, VideoSampler, noise_for, teacher_schedule
 from lightx2v_sgmd.families.sampling import teacher_shift as shift_of
 from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.job.schema import LATENTS, SPRITES, Data, Job, load_job
 from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved
@@ -44,7 +45,7 @@ def collect(
         job.teacher.guidance_scale,
         job.teacher.negative_prompt,
         device=device,
-        dtype=getattr(torch, job.teacher.dtype),
+        dtype=torch_type(job.teacher.dtype),
     )
     origin = {
         "teacher": job.teacher.path,

@@ -1,7 +1,7 @@
 """The application that turns trained students into weights that other programs load."""
 
+from lightx2v_sgmd.files.dtypes import OPTIONS as DTYPES
 from weights.exporting import export
-from weights.formats.layout import DTYPES
 from weights.formats.registry import FORMATS
 from weights.verify import ExportError, verify
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from lightx2v_sgmd.files.dtypes import TORCH_NAMES
 from lightx2v_sgmd.files.manifest import Manifest
 from weights.export_spec import LOSSES_FILE, Item, Losses
 from weights.formats import comfyui
@@ -126,7 +127,6 @@ video = pipe(
 diffusers applies the linear layers and their biases, and skips the changes of norms, modulation and
 the patch embedding that the file has too (`.diff`, `.diff_m`).
 """
-_TORCH_NAMES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _STORED: Final = {
     "diffusers": "{dtype}; layers that diffusers keeps in float32 are float32",
     "wan": "{dtype}, original names",
@@ -159,7 +159,7 @@ def _values(item: Item, about: Manifest) -> dict[str, Any]:
         "options": ", ".join(f"{k} {v}" for k, v in about.method["options"].items()),
         "count": len(about.schedule),
         "teacher": about.teacher,
-        "torch_dtype": _TORCH_NAMES.get(item.dtype, "bfloat16"),
+        "torch_dtype": TORCH_NAMES.get(item.dtype, "bfloat16"),
         "height": about.video.height,
         "width": about.video.width,
         "num_frames": about.video.num_frames,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lightx2v_sgmd.files.manifest import Manifest, sha256_files
+from lightx2v_sgmd.files.manifest import Manifest
+from lightx2v_sgmd.outputs import sha256_files
 from weights.export_spec import Item
 
 

@@ -14,6 +14,7 @@ import torch
 
 from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_pass
 from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job, Lora
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
@@ -145,7 +146,7 @@ class Meter:
         what = Pass(
             latents=self.latents(job),
             batch=batch,
-            dtype=getattr(torch, job.teacher.dtype),
+            dtype=torch_type(job.teacher.dtype),
             text_rows=self.text_rows,
             checkpointing=checkpointing,
             degree=job.parallel.sequence,
@@ -178,7 +179,7 @@ def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
 
 def _size(job: Job) -> int:
     """Bytes of a number in the job's precision."""
-    return 2 if job.teacher.dtype == "bfloat16" else 4
+    return torch_type(job.teacher.dtype).itemsize
 
 
 def _gradient_size(job: Job) -> int:

@@ -23,6 +23,7 @@ from distill.planning.flops import (
 from distill.planning.memory import Memory, Meter, rank_memory
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import file_count
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
@@ -229,7 +230,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
             parameters=meter.weights.count,
             tokens=tokens,
             gpus=machine.gpus,
-            size=2 if job.teacher.dtype == "bfloat16" else 4,
+            size=torch_type(job.teacher.dtype).itemsize,
         ),
         preemption=_preemption(job, machine, meter, forward),
     )

@@ -21,7 +21,7 @@ from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files import student_weights
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
-from lightx2v_sgmd.files.safetensors_writer import safetensors_header
+from lightx2v_sgmd.files.safetensors_writer import float32_parts, safetensors_header
 from lightx2v_sgmd.files.student_weights import WeightFile, divided
 from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
 from lightx2v_sgmd.job.schema import Job
@@ -256,7 +256,7 @@ def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
     for role, (files, states) in checkpoint_copies(job).items():
         shapes = trained_shapes(model, adapters[role])
         one = 4 * sum(shape.numel() for shape in shapes.values())
-        one += len(safetensors_header(shapes, {}))
+        one += len(safetensors_header(float32_parts(shapes), {}))
         whole += files * one
         slices += states * one
     return whole, slices

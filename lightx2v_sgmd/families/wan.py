@@ -31,6 +31,7 @@ from lightx2v_sgmd.families.text_rows import (
     text_dtype,
 )
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
@@ -60,7 +61,6 @@ __all__ = [
 BUNDLED: Final = "sprites"
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 _SIZES: Final = ("num_frames", "height", "width")
-_LOADED: Final = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class WanModel:
         }
         check_keys(weights.header, expected, f"teacher.path: {part} of {self.path}")
         for name, info in weights.header.tensors.items():
-            if info.dtype not in _LOADED:
+            if info.dtype not in FLOAT_TYPES:
                 raise UserError(
                     f"{info.file}: {name} is stored as {info.dtype}, which is not loaded as a "
                     "teacher; give the bf16, fp16 or fp32 weights"

@@ -22,20 +22,20 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.safetensors_writer import safetensors_header
-from lightx2v_sgmd.outputs import remove_files, sync_folder
+from lightx2v_sgmd.files.safetensors_writer import TensorFile, float32_parts
+from lightx2v_sgmd.outputs import remove_files, sha256_file, sync_file, sync_folder
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
-from lightx2v_sgmd.untrusted.reading import open_file, read_file
+from lightx2v_sgmd.untrusted.reading import read_file
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
@@ -165,8 +165,7 @@ def _problem(path: Path, entry: Entry) -> str | None:
         found = path.stat().st_size
         if found != entry.size:
             return f"{path}: has {found} bytes, not the {entry.size} that were written"
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_file(path)
     except FileNotFoundError:
         return f"{path}: is missing"
     except NotADirectoryError:
@@ -262,7 +261,10 @@ class Pending:
 
     def write_text(self, name: str, text: str) -> dict[str, Entry]:
         """Writes a small file."""
-        return {name: write_chunks(self.folder / name, [text.encode()])}
+        content, path = text.encode(), self.folder / name
+        path.write_bytes(content)
+        sync_file(path)
+        return {name: Entry(len(content), hashlib.sha256(content).hexdigest())}
 
     def write_tensors(
         self,
@@ -272,8 +274,11 @@ class Pending:
         metadata: Mapping[str, str],
     ) -> dict[str, Entry]:
         """Writes float32 tensors as they come, in the order of ``shapes``."""
-        chunks = _tensor_chunks(shapes, tensors, metadata)
-        return {name: write_chunks(self.folder / name, chunks)}
+        parts = float32_parts(shapes)
+        with closing(TensorFile(self.folder / name, parts, metadata, sequential=True)) as file:
+            for part, tensor in tensors:
+                file.write(part, tensor)
+            return {name: Entry(file.size, file.sha256)}
 
     def publish(self, entries: Mapping[str, Entry]) -> None:
         """Writes the manifest and makes the checkpoint appear, in place of one of that name."""
@@ -293,35 +298,6 @@ class Pending:
         self.folder.rename(self.final)
         sync_folder(self.final.parent)
         remove_own(replaced)
-
-
-def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
-    """Writes a file to the disk and says what it wrote."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return Entry(size, digest.hexdigest())
-
-
-def _tensor_chunks(
-    shapes: Mapping[str, Sequence[int]],
-    tensors: Iterable[tuple[str, Tensor]],
-    metadata: Mapping[str, str],
-) -> Iterator[bytes | memoryview]:
-    yield safetensors_header(shapes, metadata)
-    for (name, shape), (given, tensor) in zip(shapes.items(), tensors, strict=True):
-        fits = given == name and tuple(tensor.shape) == tuple(shape)
-        assert fits and tensor.dtype == torch.float32, (
-            f"{given} {tensor.shape} is not {name} {shape}"
-        )
-        if tensor.numel():
-            flat: Any = tensor.contiguous().flatten().numpy()
-            yield memoryview(flat).cast("B")
 
 
 def remove_own(folder: Path) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.files.safetensors_files import refuse_odd_name, refuse_outside_links
+from lightx2v_sgmd.outputs import sha256_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
-from lightx2v_sgmd.untrusted.reading import open_file, read_file
+from lightx2v_sgmd.untrusted.reading import read_file
 
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
@@ -166,18 +164,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not readable JSON; export the weights again") from error
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_files(paths: Sequence[Path]) -> list[str]:
-    """The same of several, as many at a time as there are processors."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(sha256_file, paths))
 
 
 def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:

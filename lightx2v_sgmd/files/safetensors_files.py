@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from lightx2v_sgmd.files.dtypes import BITS
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import INDEX, METADATA, Limits, parse_json
@@ -30,12 +31,6 @@ _MOST_TENSORS: Final = 50_000
 """Most tensors of one file: Wan2.1-14B has 1,095, an adapter with both experts 4,000."""
 _MAX_LENGTH: Final = 2**48  # of an axis: beyond any file, and products stay small integers
 _SHOWN: Final = 6
-_BITS: Final = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
-}
 
 
 @dataclass(frozen=True)
@@ -117,11 +112,11 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, i
     if not isinstance(shape, list) or any(type(n) is not int for n in (*shape, begin, end)):
         raise TypeError("a shape or an offset is no list of integers")
     refuse_odd_name(path, name)
-    if dtype not in _BITS:
+    if dtype not in BITS:
         raise _broken(path, f"{shown(name)} has the unknown type {shown(str(dtype))}")
     if (
         any(not 0 <= n < _MAX_LENGTH for n in shape)
-        or (end - begin) * 8 != math.prod(shape) * _BITS[dtype]
+        or (end - begin) * 8 != math.prod(shape) * BITS[dtype]
     ):
         described = shown(str(shape))
         raise _broken(path, f"{shown(name)} of shape {described} cannot have {end - begin} bytes")

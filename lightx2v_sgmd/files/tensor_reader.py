@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, read_headers, shown
 from lightx2v_sgmd.files.tensor_copy import WeightCopier
 from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_header
@@ -17,15 +18,6 @@ from lightx2v_sgmd.system.errors import UserError
 
 Names = Callable[[Iterable[str]], Mapping[str, str]]
 """Gives names as stored their names to be used by; a name that is left out is passed over."""
-
-
-DTYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-"""The types that weights are stored in, by their names in safetensors."""
 
 
 class WholeTensors:
@@ -91,7 +83,7 @@ class WholeTensors:
                 mapped.dtype,
                 dtype,
             )
-        begin, kind = info.start, DTYPES[info.dtype]
+        begin, kind = info.start, TORCH_TYPES[info.dtype]
         assert begin is not None, "not of a safetensors file"
         with info.file.open("rb", buffering=0) as file:
             return copier.copy(
@@ -109,7 +101,7 @@ class WholeTensors:
         if start >= stop:
             return torch.zeros(0)
         info = self.header.tensors[name]
-        dtype = DTYPES.get(info.dtype)
+        dtype = TORCH_TYPES.get(info.dtype)
         if info.start is None or dtype is None:
             return self.tensor(name).flatten()[start:stop].clone()
         return read_elements(info, dtype, start, stop)

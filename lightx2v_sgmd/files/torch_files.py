@@ -15,26 +15,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.files.dtypes import FILE_NAMES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, refuse_odd_name, shown
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.reading import open_file
 
 SUFFIXES: Final = (".pth", ".pt")
 _MAX_PICKLE_BYTES: Final = 64 * 2**20  # of names and shapes; Wan's 1,095 tensors take 0.2 MB
-_DTYPES: Final = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def load_torch_file(path: Path) -> dict[str, Tensor]:
@@ -62,7 +49,7 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
             kind = type(tensor).__name__
             raise _no_state_dict(path, f"has a {kind} under {shown(ascii(name))}")
         refuse_odd_name(path, name)
-        if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+        if tensor.layout != torch.strided or tensor.dtype not in FILE_NAMES:
             raise _no_state_dict(path, f"{shown(name)} is a tensor of an unusual kind")
         claimed += tensor.numel() * tensor.itemsize
     if claimed > size:
@@ -76,7 +63,7 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
 def torch_header(path: Path, tensors: dict[str, Tensor]) -> Header:
     """Describes what ``load_torch_file`` gave."""
     infos = {
-        name: TensorInfo(_DTYPES[tensor.dtype], tuple(tensor.shape), path)
+        name: TensorInfo(FILE_NAMES[tensor.dtype], tuple(tensor.shape), path)
         for name, tensor in tensors.items()
     }
     return Header(infos, {})

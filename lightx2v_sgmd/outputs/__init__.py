@@ -6,7 +6,7 @@ away. ``writer`` makes files and folders appear by rename and cleans up after de
 from another. See docs/decisions/016-outputs.md.
 """
 
-from lightx2v_sgmd.outputs.content import content_hash, content_hashes
+from lightx2v_sgmd.outputs.content import content_hash, content_hashes, sha256_file, sha256_files
 from lightx2v_sgmd.outputs.lock import OutputLock, locked_file, locked_folder
 from lightx2v_sgmd.outputs.overlap import check_new_folder, refuse_overlap, resolved
 from lightx2v_sgmd.outputs.record import WrittenFiles
@@ -16,6 +16,7 @@ from lightx2v_sgmd.outputs.writer import (
     exchange,
     remove_files,
     rename_new,
+    sync_file,
     sync_folder,
     temporary_path,
     write_text,
@@ -36,6 +37,9 @@ __all__ = [
     "remove_files",
     "rename_new",
     "resolved",
+    "sha256_file",
+    "sha256_files",
+    "sync_file",
     "sync_folder",
     "temporary_path",
     "write_text",

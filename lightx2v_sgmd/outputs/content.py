@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from lightx2v_sgmd.system.caches import cache_folder
 from lightx2v_sgmd.untrusted.reading import open_file
@@ -35,7 +35,7 @@ def content_hash(path: Path) -> str:
             if len(saved) == 64 and not set(saved) - set("0123456789abcdef"):
                 return saved
     with open_file(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(file)
         after = os.fstat(file.fileno())
     settled = time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > _SETTLED_NS
     if remembered is not None and settled and _remembered(after) == remembered:
@@ -44,9 +44,28 @@ def content_hash(path: Path) -> str:
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
-    """The same of several, as many at a time as there are processors."""
+    """Returns the ``content_hash`` of several files, read in parallel."""
+    return _in_parallel(content_hash, paths)
+
+
+def sha256_file(path: Path) -> str:
+    """Reads a file and returns its sha256, in hexadecimal."""
+    with open_file(path) as file:
+        return _digest(file)
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """Returns the ``sha256_file`` of several files, read in parallel."""
+    return _in_parallel(sha256_file, paths)
+
+
+def _digest(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _in_parallel(hash_of: Callable[[Path], str], paths: Sequence[Path]) -> list[str]:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(content_hash, paths))
+        return list(pool.map(hash_of, paths))
 
 
 def _remembered(about: os.stat_result) -> Path | None:

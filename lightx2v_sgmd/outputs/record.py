@@ -6,7 +6,6 @@ process that is killed between the two leaves a file that is known, or none.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.outputs.content import sha256_file
 from lightx2v_sgmd.outputs.writer import appearing, write_text
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
-from lightx2v_sgmd.untrusted.reading import open_file, read_file
+from lightx2v_sgmd.untrusted.reading import read_file
 
 NAME: Final = ".lightx2v-sgmd.written.json"
 FORMAT_VERSION: Final = 1
@@ -62,7 +62,7 @@ class WrittenFiles:
         path = self.folder / name
         with appearing(path, suffix=path.suffix) as temporary:
             yield temporary
-            digest = _sha256(temporary)
+            digest = sha256_file(temporary)
             self.check([name])
             self._note(name, [*self._hashes.get(name, []), digest])
         self._note(name, [digest])
@@ -78,7 +78,7 @@ class WrittenFiles:
 
     def adopt(self, name: str) -> None:
         """Notes a file as ours that was written before there was a record."""
-        self._note(name, [_sha256(self.folder / name)])
+        self._note(name, [sha256_file(self.folder / name)])
 
     def is_own(self, name: str) -> bool:
         """True if nothing has that name, or a file as it was written."""
@@ -87,7 +87,7 @@ class WrittenFiles:
             return True
         if path.is_symlink() or not path.is_file():
             return False
-        return _sha256(path) in self._hashes.get(name, [])
+        return sha256_file(path) in self._hashes.get(name, [])
 
     def _note(self, name: str, hashes: list[str]) -> None:
         self._hashes[name] = hashes[-3:]
@@ -115,8 +115,3 @@ def _read(file: Path) -> dict[str, list[str]]:
             f"{file}: is not as it was written; remove it, and the files that it named count as "
             "yours and are kept"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job, Lora, Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
@@ -129,7 +130,7 @@ class Settings:
             micro_batch=job.train.micro_batch,
             accumulation=job.train.accumulation,
             ema=job.train.ema,
-            dtype=getattr(torch, job.teacher.dtype),
+            dtype=torch_type(job.teacher.dtype),
             offload=job.parallel.offload,
             offload_dir=job.parallel.offload_dir,
             checkpointing=job.parallel.gradient_checkpointing,

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
 from lightx2v_sgmd.files.tensor_copy import WeightCopier
-from lightx2v_sgmd.files.tensor_reader import DTYPES
 
 DEVICE = torch.device("meta")
 
@@ -99,7 +99,7 @@ class FakeWeights:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], stored: str) -> None:
         infos = {name: TensorInfo(stored, shape, Path("fake")) for name, shape in shapes.items()}
         self.header = Header(infos, {})
-        self.stored = DTYPES[stored]
+        self.stored = TORCH_TYPES[stored]
 
     def load(self, name: str, dtype: torch.dtype, copier: WeightCopier) -> Tensor:
         """Copies nothing, piece by piece."""

@@ -65,7 +65,7 @@ def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def rehash(export_folder: Path) -> None:
     """The manifest of an export whose files were changed by a test, and not by a user."""
-    from lightx2v_sgmd.files.manifest import sha256_file
+    from lightx2v_sgmd.outputs import sha256_file
 
     path = export_folder / "lightx2v_sgmd.json"
     saved = json.loads(path.read_text())

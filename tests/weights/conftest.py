@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.files.manifest import sha256_file
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.job.schema import Lora, Role, load_job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
 from tests.tiny import make_tiny_wan
 from weights import export

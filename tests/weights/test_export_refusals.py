@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lightx2v_sgmd.files import safetensors_writer
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
@@ -20,7 +21,6 @@ from tests.tiny import WEIGHTS
 from tests.weights.conftest import do_export, write_manifest
 from weights import ExportError, export, exporting, publishing
 from weights.export_spec import Item
-from weights.io import stream
 from weights.io.source import open_source
 from weights.publishing import listing
 from weights.verify import differences
@@ -62,7 +62,7 @@ def test_nothing_half_written_on_a_full_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if where == "save":
-        monkeypatch.setattr(stream.TensorFile, "write", full)
+        monkeypatch.setattr(safetensors_writer.TensorFile, "write", full)
     elif where == "copy":
         monkeypatch.setattr(shutil, "copytree", full)
     else:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.files.manifest import read_manifest, sha256_file
+from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS

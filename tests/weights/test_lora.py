@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightx2v_sgmd.files.manifest import sha256_file
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading

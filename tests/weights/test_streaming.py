@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightx2v_sgmd.files.manifest import sha256_file
-from lightx2v_sgmd.files.safetensors_files import TensorInfo
+from lightx2v_sgmd.files.safetensors_files import TensorInfo, read_header
+from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, TensorFile, split
+from lightx2v_sgmd.outputs import sha256_file
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export
 from weights.io import heap, network, source, tensors
-from weights.io.stream import Part, ShardWriter, TensorFile, split
 
 
 def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
@@ -43,6 +43,20 @@ def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
     for name, tensor in content.items():
         assert torch.equal(got[name].float(), tensor.float()) and got[name].dtype == tensor.dtype
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_sequential_file_keeps_its_order_and_knows_its_hash(tmp_path: Path) -> None:
+    content = {"z": torch.rand(3), "e": torch.zeros(0, 4), "a": torch.rand(()), "h": torch.rand(5)}
+    parts = [Part(name, torch.float32, tuple(tensor.shape)) for name, tensor in content.items()]
+    file = TensorFile(tmp_path / "x", parts, {"format": "pt"}, sequential=True)
+    with pytest.raises(AssertionError, match="^e: "):  # not its turn
+        file.write("e", content["e"])
+    assert [file.write(*item) for item in content.items()] == [False, False, False, True]
+    assert file.sha256 == sha256_file(tmp_path / "x")
+    assert file.size == (tmp_path / "x").stat().st_size
+    header = read_header(tmp_path / "x")
+    assert list(header.tensors) == list(content)
+    assert all(torch.equal(load_file(tmp_path / "x")[name], content[name]) for name in content)
 
 
 def test_wrong_tensors_are_our_mistake(tmp_path: Path) -> None:

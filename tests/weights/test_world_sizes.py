@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from distill.running.saving import Saver
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.files.manifest import sha256_file
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import trained_shapes
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.parallel import Settings, connect
 from tests.parallel.ranks import run_ranks
 from tests.tiny import WEIGHTS

@@ -26,8 +26,8 @@ import torch
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
 from lightx2v_sgmd.files.checkpoint import Pending
-from lightx2v_sgmd.files.manifest import sha256_file
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
 
 SHAPES = {
@@ -101,8 +101,8 @@ def make_export(folder: Path, teacher: Path) -> Path:
     if folder.exists():
         return folder
     from lightx2v_sgmd.files.manifest import Manifest, Video
+    from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
     from weights.formats.layouts import STEM, layout_for
-    from weights.io.stream import ShardWriter, split
     from weights.io.tensors import network_shapes
 
     partial = folder.with_suffix(".partial")

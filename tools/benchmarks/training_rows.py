@@ -20,6 +20,7 @@ from distill.planning.flops import forward_operations, iteration_passes
 from distill.planning.memory import Meter, rank_memory
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks
 from tools.benchmarks.peaks import live_bytes, memory_growth
@@ -219,7 +220,7 @@ class TrainingBench:
 
 def _trainer(job: Job, model: WanModel, ranks: Ranks) -> Trainer:
     if isinstance(model, RandomWan):
-        dtype = getattr(torch, job.teacher.dtype)
+        dtype = torch_type(job.teacher.dtype)
         rows = [row.to(dtype) for row in model.random_rows(9, TEXT_ROWS)]
         return build_trainer(job, model, [], None, ranks, Start(), quiet=True, rows=rows)
     latents = open_latents(job, model)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.files.safetensors_writer import Part
 from lightx2v_sgmd.system.errors import UserError
 from weights.io.quantize import FP8, Scales, dequantize, is_quantized
-from weights.io.stream import Part
 from weights.io.tensors import Tensors
-
-DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Final
 import torch
 
 from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.files.dtypes import OPTIONS
 from lightx2v_sgmd.files.safetensors_files import Header, weight_files
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
-from weights.formats.layout import DTYPES, Layout
+from weights.formats.layout import Layout
 from weights.io.quantize import COMFYUI, FP8, LIGHTX2V
 from weights.io.tensors import Tensors
 
@@ -29,11 +30,11 @@ def layout_for(format: str, dtype: str, keep: Tensors | None = None) -> Layout:
 
     Args:
         format: One of ``FULL_FORMATS``.
-        dtype: A key of ``DTYPES``, or ``fp8``, whose layers that are not quantized are bf16.
+        dtype: A key of ``OPTIONS``, or ``fp8``, whose layers that are not quantized are bf16.
         keep: Weights of this precision already: each keeps the type in which it is stored, so that
             changing formats back and forth changes no bit.
     """
-    main = torch.bfloat16 if dtype == "fp8" else DTYPES[dtype]
+    main = torch.bfloat16 if dtype == "fp8" else OPTIONS[dtype]
     stored_name = _stored_names(format, COMFYUI_PREFIX)
     if keep is not None:
         return Layout(stored_name, keep.dtype)

@@ -9,13 +9,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
 from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_metadata, schedule_of
+from lightx2v_sgmd.files.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, Item, Losses
 from weights.formats.comfyui import check_even
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
-from weights.formats.layout import DTYPES
 from weights.formats.layouts import LORA_FILE
 from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, whole_steps
 from weights.io.adapters import (
@@ -33,8 +34,7 @@ from weights.io.network import SLACK
 from weights.io.probe import probe
 from weights.io.quantize import norm, relative_error
 from weights.io.source import teacher_tensors
-from weights.io.stream import Part, TensorFile
-from weights.io.tensors import FILE_TYPES, MergedTensors, Tensors
+from weights.io.tensors import MergedTensors, Tensors
 
 DEFAULT_RANK: Final = 64
 _BASE_WEIGHTS: Final = "wan2.1_t2v_14B_bf16.safetensors"
@@ -67,13 +67,13 @@ class LoraFormat:
         total, adapters = 0, item.source.adapters
         if adapters is not None:
             infos = adapters.header.tensors.values()
-            return sum(torch.Size(i.shape).numel() for i in infos) * DTYPES[item.dtype].itemsize
+            return sum(torch.Size(i.shape).numel() for i in infos) * OPTIONS[item.dtype].itemsize
         for name, shape in item.source.tensors.shapes.items():
             numel = torch.Size(shape).numel()
             if is_matrix(name, shape):
                 rank = min(*shape) if item.energy else min(*shape, item.rank or DEFAULT_RANK)
                 numel = sum(shape) * rank
-            total += numel * DTYPES[item.dtype].itemsize
+            total += numel * OPTIONS[item.dtype].itemsize
         return total
 
     def write(self, item: Item, folder: Path, advance: Advance) -> Losses:
@@ -110,7 +110,7 @@ class LoraFormat:
             return [*found, str(error)]
         if schedule_of(header.metadata) != item.source.schedule:
             found.append("the weights carry another schedule than the source")
-        expected_type = FILE_TYPES[DTYPES[item.dtype]]
+        expected_type = FILE_NAMES[OPTIONS[item.dtype]]
         for name, info in header.tensors.items():
             if info.dtype != expected_type and not name.endswith(".alpha"):
                 found.append(f"{name} is {info.dtype}, not {expected_type}")
@@ -138,7 +138,7 @@ class _Pieces:
 
 def _pieces(item: Item, teacher: Tensors, name: str) -> _Pieces:
     """What the file holds of one weight."""
-    dtype = DTYPES[item.dtype]
+    dtype = OPTIONS[item.dtype]
     shape = item.source.tensors.shapes[name]
     adapters = item.source.adapters
     if not is_matrix(name, shape):

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.dtypes import FILE_NAMES
 from lightx2v_sgmd.files.safetensors_files import (
     Header,
     read_headers,
     schedule_metadata,
     schedule_of,
 )
+from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, Item, Losses
 from weights.formats.layout import Layout, encoded, sound
@@ -24,8 +26,7 @@ from weights.formats.layouts import weights_in
 from weights.io.heap import Room
 from weights.io.probe import probe
 from weights.io.quantize import is_quantized, relative_error
-from weights.io.stream import ShardWriter, split
-from weights.io.tensors import FILE_TYPES, read_tensor
+from weights.io.tensors import read_tensor
 
 SLACK = 1 + 1e-3
 """How much a recomputed error may exceed the reported one: sums are added in another order."""
@@ -164,8 +165,8 @@ def _header_problems(item: Item, header: Header) -> list[str]:
             continue
         if found[name].shape != part.shape:
             problems.append(f"{name} is {list(found[name].shape)}, not {list(part.shape)}")
-        if found[name].dtype != FILE_TYPES[part.dtype]:
-            problems.append(f"{name} is {found[name].dtype}, not {FILE_TYPES[part.dtype]}")
+        if found[name].dtype != FILE_NAMES[part.dtype]:
+            problems.append(f"{name} is {found[name].dtype}, not {FILE_NAMES[part.dtype]}")
     return problems
 
 

@@ -13,11 +13,11 @@ from typing import Any, Final, Literal
 
 from lightx2v_sgmd.families.sources import read_json
 from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
+from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, split
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from weights.io.json_files import write_json
-from weights.io.stream import Part, ShardWriter, split
-from weights.io.tensors import TORCH_TYPES
 
 SHARED: Final = ("vae", "text_encoder", "tokenizer")
 Shared = Literal["vae", "text_encoder"]

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, check_keys
 from lightx2v_sgmd.files.tensor_reader import WholeTensors, read_elements
-
-TORCH_TYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-FILE_TYPES: Final = {dtype: name for name, dtype in TORCH_TYPES.items()}
 
 
 class Tensors(Protocol):

@@ -29,6 +29,7 @@ from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.sampling import VideoSampler, teacher_schedule, teacher_shift
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import STEMS, has_average, student_files
 from lightx2v_sgmd.files.video import frame_rate, write_video
 from lightx2v_sgmd.job.schema import load_job
@@ -204,7 +205,7 @@ class Bench:
             job.teacher.negative_prompt,
             batch=max(1, min(TEACHER_BATCH, _TOKENS_AT_ONCE // (frames * height * width))),
             device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype=getattr(torch, job.teacher.dtype),
+            dtype=torch_type(job.teacher.dtype),
         )
 
     def measure_run(self, label: str) -> None:
