@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from lightx2v_sgmd.files.video import check_writable
-from lightx2v_sgmd.outputs import check_new_folder, locked_file, refuse_overlap, resolved
+from lightx2v_sgmd.outputs import check_new_folder, locked_file, refuse_overlap, resolved, sync_tree
 from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
@@ -90,7 +89,7 @@ def export(
             with progress(count, "writing", quiet) as bar:
                 losses = chosen_format.write(item, folder, bar.advance)
             _finish(item, folder, losses)
-            _sync(folder)
+            sync_tree(folder)
             with progress(count, "verifying", quiet) as bar:
                 problems = differences(item, folder, losses, bar.advance)
             if problems:
@@ -153,13 +152,3 @@ def _check_space(out: Path, needed: int) -> None:
             f"{out}: needs {needed / 2**30:.2f} GiB and the disk has {free / 2**30:.2f} GiB left; "
             "make room or choose another disk"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Makes sure that what was written outlives a power cut, so that the rename means complete."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

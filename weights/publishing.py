@@ -15,6 +15,7 @@ from lightx2v_sgmd.outputs import (
     exchange,
     remove_files,
     rename_new,
+    set_aside,
     sync_folder,
     temporary_path,
 )
@@ -124,7 +125,7 @@ def appearing_export(
         lock.check()
         _publish(temporary, out, before)
     except DiffersError as error:
-        failed = _set_aside(temporary, out)
+        failed = set_aside(temporary, lambda n: f"{out.name}.failed{n if n > 1 else ''}")
         raise ExportError(
             f"{out}: not exported, what was written differs: {error}; it is kept in {failed}"
         ) from error
@@ -166,19 +167,19 @@ def _publish(temporary: Path, out: Path, before: Listing | None) -> None:
     replaced = temporary_path(out, "old")
     if listing(out) != before:
         raise _appeared(out, before)
-    os.rename(temporary, replaced)
+    rename_new(temporary, replaced)
     try:
         swapped = exchange(replaced, out)
     except OSError:
-        os.rename(replaced, temporary)
+        rename_new(replaced, temporary)
         raise
     if not swapped:
-        os.rename(replaced, temporary)
-        os.rename(out, replaced)
+        rename_new(replaced, temporary)
+        rename_new(out, replaced)
     if listing(replaced) != before:
         if swapped:
             exchange(replaced, out)
-            os.rename(replaced, temporary)
+            rename_new(replaced, temporary)
         else:
             rename_new(replaced, out)
         raise _appeared(out, before)
@@ -223,15 +224,3 @@ def finish_replacing(out: Path) -> None:
             note(f"{path}: was left by an export that was ended, and is not only ours; it is kept")
             continue
         remove_files(path, [name for name in there if not name.endswith("/")])
-
-
-def _set_aside(temporary: Path, out: Path) -> Path:
-    """Renames a folder to ``OUT.failed``, or with a number where that is taken."""
-    number = 1
-    while True:
-        failed = out.with_name(f"{out.name}.failed{number if number > 1 else ''}")
-        if not os.path.lexists(failed):
-            with suppress(FileExistsError):
-                rename_new(temporary, failed)
-                return failed
-        number += 1

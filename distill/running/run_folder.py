@@ -18,9 +18,11 @@ from lightx2v_sgmd.outputs import (
     OutputLock,
     WrittenFiles,
     appearing,
+    append,
     locked_folder,
     refuse_overlap,
     resolved,
+    set_aside,
 )
 from lightx2v_sgmd.outputs import record as records
 from lightx2v_sgmd.parallel import Ranks
@@ -133,11 +135,8 @@ def _set_aside(written: WrittenFiles, name: str, text: str, quiet: bool) -> None
     if name == "environment.json" and written.is_empty():  # of a version that kept no record
         written.adopt(name)
         return
-    number = 1
-    while os.path.lexists(kept := path.with_name(f"{path.stem}.edited{number}{path.suffix}")):
-        number += 1
-    path.rename(kept)
-    note(f"{path}: is not as it was written; it is kept as {kept.name}", quiet)
+    edited = set_aside(path, lambda number: f"{path.stem}.edited{number}{path.suffix}")
+    note(f"{path}: is not as it was written; it is kept as {edited.name}", quiet)
 
 
 def repair_log(run: Path, step: int) -> None:
@@ -161,10 +160,7 @@ def repair_log(run: Path, step: int) -> None:
     if not superseded and content.endswith(b"\n"):
         return
     if superseded:
-        with (run / SUPERSEDED).open("ab") as file:
-            file.write(b"".join(superseded))
-            file.flush()
-            os.fsync(file.fileno())
+        append(run / SUPERSEDED, b"".join(superseded))
     with appearing(path) as temporary:
         temporary.write_bytes(b"".join(kept))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -26,7 +26,7 @@ from lightx2v_sgmd.files.student_weights import WeightFile, divided
 from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
-from lightx2v_sgmd.outputs import OutputLock
+from lightx2v_sgmd.outputs import OutputLock, set_aside
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Ranks, Strategy
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.disk import free_bytes
@@ -323,7 +323,7 @@ def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
             damaged[folder] = str(error)
             continue
         for wrong, reason in damaged.items():
-            _set_aside(wrong)
+            set_aside(wrong, partial(_damaged_name, wrong.name))
             note(f"{reason}; going on from the one before it")
         return folder
     if damaged:
@@ -334,14 +334,8 @@ def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
     return None
 
 
-def _set_aside(folder: Path) -> None:
-    number = 1
-    while True:
-        aside = folder.with_name(f"{folder.name}.damaged{number if number > 1 else ''}")
-        if not os.path.lexists(aside):
-            folder.rename(aside)
-            return
-        number += 1
+def _damaged_name(name: str, number: int) -> str:
+    return f"{name}.damaged{number if number > 1 else ''}"
 
 
 def _inside(path: Path, run: Path) -> bool:

@@ -32,7 +32,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from lightx2v_sgmd.files.safetensors_writer import TensorFile, float32_parts
-from lightx2v_sgmd.outputs import remove_files, sha256_file, sync_file, sync_folder
+from lightx2v_sgmd.outputs import remove_files, rename_new, sha256_file, sync_file, sync_folder
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
@@ -294,8 +294,8 @@ class Pending:
         sync_folder(self.folder)
         replaced = self.final.with_name(f".{self.final.name}.replaced")
         if self.final.exists():
-            self.final.rename(replaced)
-        self.folder.rename(self.final)
+            rename_new(self.final, replaced)
+        rename_new(self.folder, self.final)
         sync_folder(self.final.parent)
         remove_own(replaced)
 
@@ -314,7 +314,7 @@ def remove_leftovers(run: Path) -> list[str]:
     for leftover in folder.glob(".step_*.replaced"):
         whole = folder / leftover.name.removeprefix(".").removesuffix(".replaced")
         if not whole.exists():  # killed between the two renames
-            leftover.rename(whole)
+            rename_new(leftover, whole)
     left = []
     for pattern in (".step_*.partial", ".step_*.replaced"):
         for leftover in folder.glob(pattern):
@@ -334,7 +334,7 @@ def prune(run: Path, keep: int) -> list[Path]:
             kept.append(folder)
             continue
         doomed = folder.with_name(f".{folder.name}.partial")
-        folder.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
+        rename_new(folder, doomed)  # so that a half-removed one is never taken for a checkpoint
         remove_own(doomed)
     return kept
 

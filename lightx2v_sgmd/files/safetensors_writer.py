@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.files.dtypes import FILE_NAMES
 from lightx2v_sgmd.files.safetensors_files import shown
-from lightx2v_sgmd.outputs import sha256_file
+from lightx2v_sgmd.outputs import sha256_file, sync_file
 from lightx2v_sgmd.system.errors import UserError
 
 _AHEAD: Final = 3
@@ -135,9 +134,8 @@ class TensorFile:
         return not self._missing
 
     def _finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
+        sync_file(self.path)
 
     def close(self) -> None:
         """Closes a file that may be unfinished."""

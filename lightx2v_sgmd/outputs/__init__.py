@@ -12,12 +12,16 @@ from lightx2v_sgmd.outputs.overlap import check_new_folder, refuse_overlap, reso
 from lightx2v_sgmd.outputs.record import WrittenFiles
 from lightx2v_sgmd.outputs.writer import (
     appearing,
+    append,
     clean_temporaries,
     exchange,
+    move,
     remove_files,
     rename_new,
+    set_aside,
     sync_file,
     sync_folder,
+    sync_tree,
     temporary_path,
     write_text,
 )
@@ -25,6 +29,7 @@ from lightx2v_sgmd.outputs.writer import (
 __all__ = [
     "OutputLock",
     "WrittenFiles",
+    "append",
     "appearing",
     "check_new_folder",
     "clean_temporaries",
@@ -33,14 +38,17 @@ __all__ = [
     "exchange",
     "locked_file",
     "locked_folder",
+    "move",
     "refuse_overlap",
     "remove_files",
     "rename_new",
     "resolved",
+    "set_aside",
     "sha256_file",
     "sha256_files",
     "sync_file",
     "sync_folder",
+    "sync_tree",
     "temporary_path",
     "write_text",
 ]

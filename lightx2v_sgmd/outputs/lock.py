@@ -35,6 +35,7 @@ from typing import Any, Final
 from lightx2v_sgmd.outputs.owner import Life, Owner, here
 from lightx2v_sgmd.outputs.writer import (
     clean_temporaries,
+    move,
     rename_new,
     short_name,
     temporary_path,
@@ -227,7 +228,7 @@ class OutputLock:
                 return False
             aside = temporary_path(self.file)
             try:
-                os.rename(self.file, aside)
+                move(self.file, aside)
             except FileNotFoundError:
                 return False
             taken = _read(aside)

@@ -175,6 +175,46 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Puts everything in a folder on the disk, so that a rename then means complete."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds bytes to the end of a file, on the disk when this returns."""
+    with path.open("ab") as file:
+        file.write(content)
+    sync_file(path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames a file to a name of the caller's own, and replaces a file of that name."""
+    os.rename(source, target)
+
+
+def set_aside(path: Path, name: Callable[[int], str]) -> Path:
+    """Renames a file or a folder to the first name in its folder that is free.
+
+    Args:
+        path: The file or folder.
+        name: Gives the name to try first (of 1), then the next (of 2), and so on.
+
+    Returns:
+        The new path.
+    """
+    for number in itertools.count(1):
+        target = path.with_name(name(number))
+        if not os.path.lexists(target):
+            with suppress(FileExistsError):
+                rename_new(path, target)
+                return target
+    raise AssertionError("the numbers do not end")
+
+
 def rename_new(source: Path, target: Path) -> None:
     """Renames a file or a folder to a name that is free, or to that of an empty folder.
 

@@ -60,7 +60,7 @@ def test_a_failed_save_leaves_the_old_one_whole(
         if call == "fsync":
             patch.setattr(os, "fsync", fail)
         else:
-            patch.setattr(Path, "rename", fail)
+            patch.setattr(os, "rename", fail)
         with pytest.raises(OSError):
             write(tmp_path, 2)
     assert store.find_checkpoint(tmp_path) == old

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lightx2v_sgmd.cli.main import run as run_cli
-from lightx2v_sgmd.outputs import WrittenFiles, locked_file, locked_folder
+from lightx2v_sgmd.outputs import WrittenFiles, locked_file, locked_folder, sync_tree
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
@@ -340,14 +340,14 @@ def test_what_appears_during_an_export_is_not_replaced(
     if kind == "empty":
         out.mkdir()
     before = tree(out)
-    sync = exporting._sync
+    sync = sync_tree
 
     def late(folder: Path) -> None:
         sync(folder)
         out.mkdir(exist_ok=True)
         (out / "thesis.txt").write_text("just in time")
 
-    monkeypatch.setattr(exporting, "_sync", late)
+    monkeypatch.setattr(exporting, "sync_tree", late)
     with pytest.raises(UserError, match=r"thesis\.txt appeared or changed there during the exp"):
         export(world / "run", "diffusers", out, dtype="fp32", overwrite=True, quiet=True)
     after = tree(out)

@@ -18,6 +18,7 @@ from lightx2v_sgmd.outputs.writer import (
     exchange,
     remove_files,
     rename_new,
+    set_aside,
     temporary_path,
     write_text,
 )
@@ -141,3 +142,13 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
     (folder / "link").symlink_to(precious)
     assert remove_files(folder, []) == []  # a link to a folder is nobody's content
     assert (precious / "x").read_text() == "x"
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
+    for name in ("a", "a.old1"):
+        (tmp_path / name).write_text(name)
+    assert set_aside(tmp_path / "a", lambda number: f"a.old{number}") == tmp_path / "a.old2"
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "a.old1": "a.old1",
+        "a.old2": "a",
+    }

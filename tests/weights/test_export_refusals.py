@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lightx2v_sgmd.files import safetensors_writer
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.outputs import sync_tree
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS
@@ -95,15 +96,15 @@ def flip_a_byte(path: Path, position: int = -1) -> None:
 def test_an_export_that_went_wrong_does_not_appear(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = exporting._sync
+    real = sync_tree
 
     def sync(folder: Path) -> None:
         flip_a_byte(folder / WEIGHTS)
         real(folder)
 
-    monkeypatch.setattr(exporting, "_sync", sync)
+    monkeypatch.setattr(exporting, "sync_tree", sync)
     with monkeypatch.context() as unbroken:
-        unbroken.setattr(exporting, "_sync", real)
+        unbroken.setattr(exporting, "sync_tree", real)
         do_export(run, tmp_path / "student")
     before = listing(tmp_path / "student")
     with pytest.raises(ExportError, match=r"has changed .* has other values.*student.failed$"):

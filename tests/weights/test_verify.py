@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.cli.main import run as run_cli
+from lightx2v_sgmd.outputs import sync_tree
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
@@ -124,13 +125,13 @@ def test_a_failed_check_exits_1_and_keeps_what_was_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = exporting._sync
+    real = sync_tree
 
     def sync(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         real(folder)
 
-    monkeypatch.setattr(exporting, "_sync", sync)
+    monkeypatch.setattr(exporting, "sync_tree", sync)
     out = tmp_path / "out"
     command = ["export", str(exported / "run"), "--format", "wan", "--out", str(out), "--quiet"]
     assert run_cli(command) == 1

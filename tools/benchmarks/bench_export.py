@@ -27,7 +27,7 @@ from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
 from lightx2v_sgmd.files.checkpoint import Pending
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
-from lightx2v_sgmd.outputs import sha256_file
+from lightx2v_sgmd.outputs import rename_new, sha256_file
 from lightx2v_sgmd.schedule import Schedule
 
 SHAPES = {
@@ -131,7 +131,7 @@ def make_export(folder: Path, teacher: Path) -> Path:
         sha256=hashes,
         format="wan",
     ).write(partial)
-    partial.rename(folder)
+    rename_new(partial, folder)
     return folder
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from lightx2v_sgmd.outputs import write_text
 
 FILE = "gpu_check.json"
 FORMAT = 1
@@ -53,9 +54,7 @@ class Report:
         """Replaces the file by a whole new one."""
         self.data["elapsed_s"] = round(time.monotonic() - self.data["clock"]["start"], 1)
         text = json.dumps(_plain(self.data), indent=1) + "\n"
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, text)
 
     @property
     def steps(self) -> dict[str, Any]:

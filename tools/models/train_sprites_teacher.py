@@ -14,7 +14,6 @@ The result is a folder in the layout of ``Wan2.1-T2V-*-Diffusers``.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from transformers import UMT5EncoderModel
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.flow import add_noise, shift_sigma
+from lightx2v_sgmd.outputs import appearing
 from tools.benchmarks.muon import Muon
 from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
@@ -64,10 +64,9 @@ FLOW_SHIFT = 3.0
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Writes beside the target and renames, so that an interrupt leaves the old file whole."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    """Saves a state in one step, so that an interrupt leaves the old file whole."""
+    with appearing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def render_pool(count: int, seed: int, path: Path) -> torch.Tensor:
