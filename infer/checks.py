@@ -21,10 +21,9 @@ from lightx2v_sgmd.files.safetensors_files import (
     check_keys,
     refuse_pickle,
     schedule_of,
-    shown,
 )
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, shortened
 
 ENGINE_SHIFT: Final = 8.0
 """The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
@@ -182,7 +181,7 @@ def _assumed(name: str | None) -> Schedule | None:
     ):
         return engine_schedule(int(steps or 4))
     raise UserError(
-        f"assume_schedule: {shown(name)!r} is unknown; use 'sgmd', or 'sgmd:N' for N steps"
+        f"assume_schedule: {shortened(name)!r} is unknown; use 'sgmd', or 'sgmd:N' for N steps"
     )
 
 

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from infer.network.load_progress import encoder_bar
 from infer.network.offload import Turns
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel
+from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.outputs import appearing, clean_temporaries
 from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 
@@ -113,9 +115,9 @@ class Texts:
         if file is None or not file.is_file():
             return None
         try:
-            with safe_open(file, framework="pt") as saved:
+            with open_tensors(file) as saved:
                 rows, cut = saved.get_tensor("rows"), (saved.metadata() or {}).get("cut", "")
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, UserError):
             return None
         if rows.ndim != 2 or rows.shape[1] != self.model.text_dim:
             return None

@@ -22,6 +22,7 @@ from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import connect, training_device
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import read_record
 
 FILE = "failure.json"
 _REMEDY = "lower the learning rates or leave out what broke it, and go on from the last checkpoint"
@@ -91,7 +92,7 @@ def _read(folder: Path) -> dict[str, Any]:
     store.verify(folder)
     path = folder / FILE
     try:
-        failure: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        failure: dict[str, Any] = read_record(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: is missing; name a folder RUN/failed/step_N that a failed run has left"

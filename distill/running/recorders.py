@@ -30,8 +30,8 @@ from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import first_line, reinstall
+from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.system.optional_packages import reinstall
 
 SAMPLE_VIDEOS = 4
 

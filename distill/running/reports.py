@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightx2v_sgmd.untrusted.json_text import read_record
+
 VARIABLE = "LIGHTX2V_SGMD_REPORT"
 """Tells a rank that ``launch`` has started where to leave its report."""
 
@@ -29,7 +31,7 @@ def write_report(report: Report) -> None:
 
 def read_report(path: Path) -> Report | None:
     """A rank's, if it has left one."""
-    return Report(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return Report(**read_record(path)) if path.is_file() else None
 
 
 def give_up(run: Path, rank: int, message: str, speak: bool) -> None:

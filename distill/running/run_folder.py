@@ -28,6 +28,8 @@ from lightx2v_sgmd.outputs import record as records
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import LINE, LOG_BYTES, parse_json, read_record
+from lightx2v_sgmd.untrusted.reading import read_file
 
 METRICS: Final = "metrics.jsonl"
 SUPERSEDED: Final = "metrics.superseded.jsonl"
@@ -97,7 +99,7 @@ def _is_run(run: Path) -> bool:
     if (run / records.NAME).is_file() or store.checkpoints(run):
         return True
     try:
-        found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        found = read_record(run / "environment.json")
     except FileNotFoundError:
         return False
     except (ValueError, RecursionError):
@@ -129,7 +131,7 @@ def _set_aside(written: WrittenFiles, name: str, text: str, quiet: bool) -> None
     path = written.folder / name
     if not os.path.lexists(path) or written.is_own(name):
         return
-    if path.is_file() and path.read_bytes() == text.encode():
+    if path.is_file() and read_file(path, len(text) * 4) == text.encode():
         written.adopt(name)
         return
     if name == "environment.json" and written.is_empty():  # of a version that kept no record
@@ -150,9 +152,11 @@ def repair_log(run: Path, step: int) -> None:
     """
     path = run / METRICS
     try:
-        content = path.read_bytes()
+        content = read_file(path, LOG_BYTES)
     except FileNotFoundError:
         return
+    if len(content) > LOG_BYTES:
+        raise UserError(f"{path}: is larger than {LOG_BYTES:,} bytes; move it away")
     kept: list[bytes] = []
     superseded: list[bytes] = []
     for line in content.splitlines():
@@ -167,6 +171,6 @@ def repair_log(run: Path, step: int) -> None:
 
 def _is_before(line: bytes, step: int) -> bool:
     try:
-        return bool(json.loads(line)["step"] <= step)
+        return bool(parse_json(line, LINE)["step"] <= step)
     except (ValueError, KeyError, TypeError, RecursionError):
         return False

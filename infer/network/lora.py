@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from lightx2v_sgmd.families.wan_keys import transformer_to_diffusers
-from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of, shown
+from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of
 from lightx2v_sgmd.networks.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import first_line, why_unusable
+from lightx2v_sgmd.system.errors import UserError, first_line, shortened
+from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
 from lightx2v_sgmd.untrusted.fields import (
     ByLayer,
@@ -49,7 +49,7 @@ class Lora:
             UserError: the strength is no number.
         """
         if problem := path_problem(text):
-            raise UserError(f"lora: {shown(text)} {problem}; give a .safetensors file")
+            raise UserError(f"lora: {shortened(text)} {problem}; give a .safetensors file")
         path, colon, strength = text.rpartition(":")
         if not colon or strength.endswith(".safetensors") or Path(text).exists():
             return cls(_file(Path(text)))
@@ -59,7 +59,7 @@ class Lora:
                 raise ValueError("the network's output would not be finite")
         except ValueError:
             raise UserError(
-                f"lora: {shown(strength)!r} is no strength from -{_STRONGEST} to {_STRONGEST}; "
+                f"lora: {shortened(strength)!r} is no strength from -{_STRONGEST} to {_STRONGEST}; "
                 "write FILE or FILE:STRENGTH, as x.safetensors:0.8"
             ) from None
         return cls(_file(Path(path)), number)

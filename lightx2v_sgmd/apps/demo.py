@@ -35,6 +35,7 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import duration, note, progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
+from lightx2v_sgmd.untrusted.json_text import read_log
 
 SHOWN = 12
 """Prompts whose videos are kept and shown."""
@@ -159,8 +160,7 @@ FORWARDS_PER_ITERATION = 13.5
 
 
 def _read_trace(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_log(run / "metrics.jsonl")
 
 
 def _measure(

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, shown, weight_files
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
+from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (
     check_model_index,
     check_scheduler,
@@ -238,7 +238,7 @@ def _transformer_config(path: Path) -> dict[str, Any]:
             plain = without_private(config)
         else:
             raise UserError(
-                f"describes a {shown(str(kind))}, not a WanTransformer3DModel or a WanModel"
+                f"describes a {shortened(str(kind))}, not a WanTransformer3DModel or a WanModel"
             )
         check_transformer(plain)
     except UserError as error:

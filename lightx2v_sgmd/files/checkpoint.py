@@ -34,8 +34,7 @@ from torch import Tensor
 from lightx2v_sgmd.files.safetensors_writer import TensorFile, float32_parts
 from lightx2v_sgmd.outputs import remove_files, rename_new, sha256_file, sync_file, sync_folder
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
-from lightx2v_sgmd.untrusted.reading import read_file
+from lightx2v_sgmd.untrusted.json_text import read_record
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
@@ -188,7 +187,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     """
     path = folder / MANIFEST
     try:
-        content = parse_json(read_file(path, RECORD.size), RECORD)
+        content = read_record(path)
         version = content["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UserError(
@@ -229,7 +228,7 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / "trainer.json"
     try:
-        state: dict[str, Any] = parse_json(read_file(path, RECORD.size), RECORD)
+        state: dict[str, Any] = read_record(path)
         if not 0 <= int(state["step"]) < 2**53:
             raise ValueError("the step is none")
     except OSError as error:

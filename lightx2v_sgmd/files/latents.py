@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.files.prompts import prompt_problem
+from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import Limits, parse_json
@@ -124,7 +125,7 @@ class LatentFolder:
         shapes = set()
         for file in files:
             try:
-                with safe_open(file, framework="pt") as handle:
+                with open_tensors(file) as handle:
                     about = _about((handle.metadata() or {})[_KEY])
                     shape = handle.get_slice("x0").get_shape()
                     if not shape or shape[0] != len(about["prompts"]):
@@ -157,6 +158,6 @@ class LatentFolder:
         for index in indices:
             file, row = self._places[index]
             if file not in self._open:
-                self._open[file] = safe_open(file, framework="pt")
+                self._open[file] = open_tensors(file)
             rows.append(self._open[file].get_slice(name)[row : row + 1])
         return torch.cat(rows)

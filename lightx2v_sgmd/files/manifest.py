@@ -13,8 +13,7 @@ from lightx2v_sgmd.files.safetensors_files import refuse_odd_name, refuse_outsid
 from lightx2v_sgmd.outputs import sha256_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
-from lightx2v_sgmd.untrusted.reading import read_file
+from lightx2v_sgmd.untrusted.json_text import read_record
 
 FILE_NAME: Final = "lightx2v_sgmd.json"
 FORMAT_VERSION: Final = 1
@@ -156,7 +155,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        saved = parse_json(read_file(path, RECORD.size), RECORD)
+        saved = read_record(path)
         if not isinstance(saved, dict):
             raise UserError("is not a JSON object; export the weights again")
         return Manifest.from_dict(saved)

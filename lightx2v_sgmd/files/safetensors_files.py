@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import safe_open
+
 from lightx2v_sgmd.files.dtypes import BITS
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.json_text import INDEX, METADATA, Limits, parse_json
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
@@ -113,13 +115,15 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, i
         raise TypeError("a shape or an offset is no list of integers")
     refuse_odd_name(path, name)
     if dtype not in BITS:
-        raise _broken(path, f"{shown(name)} has the unknown type {shown(str(dtype))}")
+        raise _broken(path, f"{shortened(name)} has the unknown type {shortened(str(dtype))}")
     if (
         any(not 0 <= n < _MAX_LENGTH for n in shape)
         or (end - begin) * 8 != math.prod(shape) * BITS[dtype]
     ):
-        described = shown(str(shape))
-        raise _broken(path, f"{shown(name)} of shape {described} cannot have {end - begin} bytes")
+        described = shortened(str(shape))
+        raise _broken(
+            path, f"{shortened(name)} of shape {described} cannot have {end - begin} bytes"
+        )
     return TensorInfo(dtype, tuple(shape), path), (begin, end)
 
 
@@ -132,14 +136,9 @@ def refuse_odd_name(path: Path, name: str) -> None:
     parts = re.split(r"[/\\]", name)
     if not name.isprintable() or ".." in parts or not parts[0] or parts[0].endswith(":"):
         raise UserError(
-            f"{path}: names an entry {shown(ascii(name))}, which no network has; "
+            f"{path}: names an entry {shortened(ascii(name))}, which no network has; "
             "the file is damaged or malicious"
         )
-
-
-def shown(text: str) -> str:
-    """Text from a file as an error message shows it: not the whole of a name of megabytes."""
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
 def _check_spans(path: Path, spans: Iterable[tuple[int, int]], available: int) -> None:
@@ -240,8 +239,8 @@ def _indexed_files(index: Path) -> list[Path]:
             or not name.endswith(".safetensors")
         ):
             raise UserError(
-                f"{index}: names the shard {shown(ascii(name))}; a shard is a .safetensors file "
-                "beside its index, anything else is refused"
+                f"{index}: names the shard {shortened(ascii(name))}; a shard is a .safetensors "
+                "file beside its index, anything else is refused"
             )
         if not (index.parent / name).is_file():
             raise UserError(f"{index.parent / name}: is missing, but {index.name} names it")
@@ -262,7 +261,9 @@ def read_headers(files: Iterable[Path]) -> Header:
         header = read_header(path)
         twice = sorted(tensors.keys() & header.tensors.keys())
         if twice:
-            raise UserError(f"{path}: {shown(twice[0])} is also in {tensors[twice[0]].file.name}")
+            raise UserError(
+                f"{path}: {shortened(twice[0])} is also in {tensors[twice[0]].file.name}"
+            )
         tensors |= header.tensors
         if metadata.get(METADATA_KEY, header.metadata.get(METADATA_KEY)) != header.metadata.get(
             METADATA_KEY
@@ -270,6 +271,17 @@ def read_headers(files: Iterable[Path]) -> Header:
             raise UserError(f"{path}: its schedule is not that of the shards beside it")
         metadata |= header.metadata
     return Header(tensors, metadata)
+
+
+def open_tensors(path: Path) -> Any:
+    """Opens a safetensors file with the library, after a check of its header.
+
+    Raises:
+        UserError: the header is refused, as by ``read_header``.
+        SafetensorError: the library refuses the file.
+    """
+    read_header(path)
+    return safe_open(path, framework="pt")
 
 
 def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -287,7 +299,7 @@ def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: st
         if name in found and found[name] != tuple(shape)
     ]
     problems = [
-        f"{len(names)} {label}: {', '.join(map(shown, names[:_SHOWN]))}"
+        f"{len(names)} {label}: {', '.join(map(shortened, names[:_SHOWN]))}"
         f"{', ...' if len(names) > _SHOWN else ''}"
         for label, names in (
             ("missing", missing),

@@ -21,9 +21,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from lightx2v_sgmd.files.dtypes import FILE_NAMES
-from lightx2v_sgmd.files.safetensors_files import shown
 from lightx2v_sgmd.outputs import sha256_file, sync_file
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, shortened
 
 _AHEAD: Final = 3
 """Tensors that may wait to be written while the next one is read and converted."""
@@ -183,7 +182,7 @@ def split(parts: Sequence[Part], stem: str, max_size: str) -> Shards:
         )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(
-            f"max_shard_size: {shown(max_size)!r} is not a size; write it as 5GB or 500MB"
+            f"max_shard_size: {shortened(max_size)!r} is not a size; write it as 5GB or 500MB"
         ) from error
     return Shards(plan.tensor_to_filename, plan.metadata if plan.is_sharded else {})
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, read_headers, shown
+from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, open_tensors, read_headers
 from lightx2v_sgmd.files.tensor_copy import WeightCopier
 from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_header
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, shortened
 
 Names = Callable[[Iterable[str]], Mapping[str, str]]
 """Gives names as stored their names to be used by; a name that is left out is passed over."""
@@ -50,8 +49,8 @@ class WholeTensors:
         for old, new in used.items():
             if new in self._stored:
                 raise UserError(
-                    f"{found[old].file}: {shown(old)} and {shown(self._stored[new])} are the same "
-                    "weight"
+                    f"{found[old].file}: {shortened(old)} and {shortened(self._stored[new])} are "
+                    "the same weight"
                 )
             self._stored[new] = old
         self.header = Header(
@@ -109,7 +108,7 @@ class WholeTensors:
     def _handle(self, name: str) -> Any:
         file = self.header.tensors[name].file
         if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
+            self._open[file] = open_tensors(file)
         return self._open[file]
 
 
@@ -148,5 +147,5 @@ def _together(
 ) -> dict[str, TensorInfo]:
     twice = sorted(found.keys() & more.keys())
     if twice:
-        raise UserError(f"{file}: {shown(twice[0])} is also in {found[twice[0]].file.name}")
+        raise UserError(f"{file}: {shortened(twice[0])} is also in {found[twice[0]].file.name}")
     return {**found, **more}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.files.dtypes import FILE_NAMES
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, refuse_odd_name, shown
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, refuse_odd_name
+from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.reading import open_file
 
 SUFFIXES: Final = (".pth", ".pt")
@@ -47,10 +47,10 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or type(tensor) not in (Tensor, torch.nn.Parameter):
             kind = type(tensor).__name__
-            raise _no_state_dict(path, f"has a {kind} under {shown(ascii(name))}")
+            raise _no_state_dict(path, f"has a {kind} under {shortened(ascii(name))}")
         refuse_odd_name(path, name)
         if tensor.layout != torch.strided or tensor.dtype not in FILE_NAMES:
-            raise _no_state_dict(path, f"{shown(name)} is a tensor of an unusual kind")
+            raise _no_state_dict(path, f"{shortened(name)} is a tensor of an unusual kind")
         claimed += tensor.numel() * tensor.itemsize
     if claimed > size:
         raise UserError(
@@ -98,8 +98,8 @@ def _check_archive(path: Path) -> None:
         refuse_odd_name(path, entry.filename)
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise UserError(
-                f"{path}: {shown(entry.filename)} is compressed, which torch.save never does; it "
-                "could unpack to any size and is refused"
+                f"{path}: {shortened(entry.filename)} is compressed, which torch.save never does; "
+                "it could unpack to any size and is refused"
             )
     problem = _contradiction(entries, size)
     if problem:

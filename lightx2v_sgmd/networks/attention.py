@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lightx2v_sgmd.networks.flash_attention4 import MODULE as FLASH4_MODULE
 from lightx2v_sgmd.networks.flash_attention4 import flash_attention_4
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import first_line, prepare_libraries, why_unusable
+from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.system.optional_packages import prepare_libraries, why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
 from lightx2v_sgmd.system.torch_faults import cudnn_version
 

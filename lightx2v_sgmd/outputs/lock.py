@@ -42,6 +42,7 @@ from lightx2v_sgmd.outputs.writer import (
 )
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import RunError, UserError
+from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
 NAME: Final = ".lightx2v-sgmd.lock"
 TOUCH_S: Final = 10.0
@@ -407,8 +408,8 @@ def _read(file: Path) -> _Found | None:
     finally:
         os.close(handle)
     try:
-        saved = json.loads(content)
-    except (ValueError, RecursionError):
+        saved = parse_json(content, RECORD)
+    except ValueError:
         saved = {}
     return _Found(content, about.st_ino, about.st_mtime, saved if isinstance(saved, dict) else {})
 

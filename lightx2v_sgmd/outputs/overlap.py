@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
 
 from lightx2v_sgmd.system.errors import UserError
-
-_LONGEST_NAME: Final = 255
+from lightx2v_sgmd.untrusted.paths import path_problem
 
 
 def resolved(out: str | Path, label: str = "--out") -> Path:
@@ -22,25 +20,12 @@ def resolved(out: str | Path, label: str = "--out") -> Path:
     Raises:
         UserError: no file system takes such a path.
     """
-    text = os.fspath(out)
-    if not text:
-        raise UserError(f"{label}: is empty; name a file or a folder")
-    if "\0" in text:
-        raise UserError(f"{label}: holds a zero byte; choose another name")
+    if problem := path_problem(out, spare=0):
+        raise UserError(f"{label}: {problem}; choose another name")
     try:
-        encoded = os.fsencode(text)
-    except UnicodeEncodeError:
-        raise UserError(f"{label}: holds characters that no file name has") from None
-    longest = max(map(len, encoded.split(b"/")))
-    if longest > _LONGEST_NAME or len(encoded) > 4000:
-        raise UserError(
-            f"{label}: {text[:40]}... is too long for a file name ({longest} bytes, at most "
-            f"{_LONGEST_NAME}); choose a shorter one"
-        )
-    try:
-        return Path(text).resolve()
+        return Path(out).resolve()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{label}: {text} cannot be followed ({error}); choose another") from error
+        raise UserError(f"{label}: {out} cannot be followed ({error}); choose another") from error
 
 
 def check_new_folder(out: Path, label: str = "--out") -> None:

@@ -16,8 +16,7 @@ from typing import Final
 from lightx2v_sgmd.outputs.content import sha256_file
 from lightx2v_sgmd.outputs.writer import appearing, write_text
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
-from lightx2v_sgmd.untrusted.reading import read_file
+from lightx2v_sgmd.untrusted.json_text import read_record
 
 NAME: Final = ".lightx2v-sgmd.written.json"
 FORMAT_VERSION: Final = 1
@@ -97,7 +96,7 @@ class WrittenFiles:
 
 def _read(file: Path) -> dict[str, list[str]]:
     try:
-        saved = parse_json(read_file(file, RECORD.size), RECORD)
+        saved = read_record(file)
         if saved["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{file}: format_version {saved['format_version']!r} is not the {FORMAT_VERSION} "

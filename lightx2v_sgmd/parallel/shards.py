@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel.ranks import Ranks
 
@@ -95,5 +95,5 @@ class SlicedTensors:
 
 def _handle(opened: dict[Path, Any], file: Path) -> Any:
     if file not in opened:
-        opened[file] = safe_open(file, framework="pt")
+        opened[file] = open_tensors(file)
     return opened[file]

@@ -65,6 +65,16 @@ def _middle_cut(text: str, most: int, tail: int) -> str:
     return f"{text[: most - tail - 5]} ... {text[len(text) - tail :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the error's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """Cuts a text to about ``most`` characters for a message: a name may have megabytes."""
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
+
+
 def joined(values: Sequence[object], most: int = 8) -> str:
     """Values with commas between them; of many, the first ones and how many there are."""
     shown = ", ".join(map(str, values[:most]))

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, first_line
 from lightx2v_sgmd.system.quiet import no_logging
 
 _IMPORTED_ALONG: Final[dict[str, tuple[str, ...]]] = {
@@ -150,11 +150,6 @@ def distribution(package: str) -> str:
 def reinstall(package: str) -> str:
     """The command that installs a package anew for this Python."""
     return f"{sys.executable} -m pip install --force-reinstall --no-deps {distribution(package)}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _import_problem(modules: tuple[str, ...]) -> str | None:

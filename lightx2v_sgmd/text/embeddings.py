@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, write_text
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import Bar, note, progress
@@ -242,9 +243,9 @@ class EmbeddingCache:
         self._places: dict[str, Path] = {}
         for file in sorted(folder.glob("rows_*.safetensors")):
             try:
-                with safe_open(file, framework="pt") as shard:
+                with open_tensors(file) as shard:
                     self._places |= dict.fromkeys(shard.keys(), file)
-            except (OSError, SafetensorError):
+            except (OSError, SafetensorError, UserError):
                 continue
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
@@ -318,7 +319,7 @@ class CachedRows(Sequence[Tensor]):
     def _shard(self, key: str) -> Any:
         file = self._places[key]
         if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
+            self._open[file] = open_tensors(file)
         return self._open[file]
 
 

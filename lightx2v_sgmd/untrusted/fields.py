@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from lightx2v_sgmd.system.errors import shortened
+
 
 class Field(Protocol):
     """One value of a configuration."""
@@ -174,15 +176,14 @@ def optional(kind: Field) -> Either:
 
 
 def shown(value: Any) -> str:
-    """A stranger's value as a message shows it: never all of a large one."""
+    """Describes a stranger's value for a message, which never shows all of a large one."""
     if isinstance(value, dict):
         return f"an object of {len(value)}"
     if isinstance(value, list | tuple) and len(value) > 8:
         return f"a list of {len(value)}"
     if isinstance(value, int) and not -(10**18) < value < 10**18:
         return f"about 10^{math.log10(abs(value)):.0f}"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:50]}..."
+    return shortened(ascii(value), 60)
 
 
 def first_problem(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.reading import read_file
+from lightx2v_sgmd.untrusted.reading import read_file, read_limited
 
 MAX_DIGITS: Final = 40
 """Digits of a number; a float in full precision has 25 characters."""
@@ -41,7 +41,11 @@ METADATA: Final = Limits(size=1_000_000, values=50_000)
 INDEX: Final = Limits(size=16_000_000, values=200_000, depth=4, unique=True)
 """Which shard has which tensor."""
 RECORD: Final = Limits(size=16_000_000, values=500_000)
-"""A file that this program wrote: a manifest, measured values."""
+"""A file that this program wrote, such as a manifest."""
+MEASURED: Final = Limits(size=1_000_000_000, values=50_000_000)
+"""Values measured on each of many videos."""
+LOG_BYTES: Final = 4_000_000_000
+"""Size of a log with one line of JSON for each iteration."""
 
 
 def parse_json(text: bytes | str, limits: Limits) -> Any:
@@ -85,6 +89,22 @@ def read_json_file(path: Path, limits: Limits = CONFIG, remedy: str = "copy it a
         return parse_json(text, limits)
     except ValueError as error:
         raise UserError(f"{path}: is not readable JSON: {error}; {remedy}") from error
+
+
+def read_record(path: Path, limits: Limits = RECORD) -> Any:
+    """Reads a JSON file that this program wrote itself.
+
+    Raises:
+        UserError: the path is a pipe or a device.
+        OSError: the file cannot be read.
+        ValueError: the file is not such JSON.
+    """
+    return parse_json(read_file(path, limits.size), limits)
+
+
+def read_log(path: Path) -> list[Any]:
+    """Reads a file of this program's that has one JSON value in each line; raises as above."""
+    return [parse_json(line, LINE) for line in read_limited(path, LOG_BYTES).splitlines()]
 
 
 def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Names and paths that no file system takes, told before the work whose result would go there."""
+"""Checks of names and paths, before the work whose result would go there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Final
 
 _NAME_BYTES: Final = 255
-_PATH_BYTES: Final = 4095
+_PATH_BYTES: Final = 4000
 _SPARE_BYTES: Final = 30
-"""Bytes that the last name leaves free: while a file is written it has a longer name."""
+"""Bytes that a file's name leaves free: while the file is written it has a longer name."""
 
 
-def path_problem(path: str | Path) -> str | None:
-    """What is wrong with a path that something is to be written to; None if nothing is."""
+def path_problem(path: str | Path, spare: int = _SPARE_BYTES) -> str | None:
+    """Describes what is wrong with a path for an output; None if nothing is.
+
+    Args:
+        path: The path.
+        spare: Bytes that the last name leaves free.
+    """
     text = str(path)
     if not text:
         return "is empty"
@@ -26,7 +31,7 @@ def path_problem(path: str | Path) -> str | None:
         return f"has {size} bytes, more than the {_PATH_BYTES} of a path"
     parts = Path(text).parts
     for index, part in enumerate(parts):
-        most = _NAME_BYTES - (_SPARE_BYTES if index == len(parts) - 1 else 0)
+        most = _NAME_BYTES - (spare if index == len(parts) - 1 else 0)
         if len(part.encode()) > most:
             return (
                 f"has the name {part[:20]}... of {len(part.encode())} bytes, more than the {most} "
@@ -36,7 +41,7 @@ def path_problem(path: str | Path) -> str | None:
 
 
 def text_problem(text: str, most: int) -> str | None:
-    """What is wrong with a text that is to be embedded and saved; None if nothing is."""
+    """Describes what is wrong with a text that is to be embedded and saved; None if nothing is."""
     if len(text) > most:
         return f"has {len(text):,} characters, more than {most:,}"
     if "\0" in text:

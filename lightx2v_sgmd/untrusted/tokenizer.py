@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import first_line, prepare_libraries
+from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.configs import refuse_code
 from lightx2v_sgmd.untrusted.fields import (
     Choice,

@@ -18,6 +18,7 @@ from lightx2v_sgmd.apps.comparison import optical_flow
 from lightx2v_sgmd.apps.sprites import measure as sprites
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.outputs import write_text
+from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
 
 Videos = NDArray[np.uint8]
 
@@ -151,7 +152,7 @@ def save(measured: Measured, path: Path) -> None:
 
 def load(path: Path) -> Measured:
     """Reads what ``save`` wrote."""
-    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    tree: dict[str, Any] = read_record(path, MEASURED)
     del tree["format_version"]
     verdicts = tree.pop("verdicts")
     if verdicts is not None:

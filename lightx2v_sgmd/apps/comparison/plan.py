@@ -28,6 +28,7 @@ from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
 from lightx2v_sgmd.job.schema import SPRITES, Job, load_job
 from lightx2v_sgmd.outputs import refuse_overlap, resolved
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import read_record
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 FORMAT_VERSION = 1
@@ -359,7 +360,7 @@ def read_saved(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or a newer version wrote it.
     """
     try:
-        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        saved: dict[str, Any] = read_record(path)
         if saved["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{path}: another version of lightx2v-sgmd wrote it; name another --out"

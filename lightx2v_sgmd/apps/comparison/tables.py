@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import Measured
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance, gaussian_distance, score
+from lightx2v_sgmd.untrusted.json_text import read_log
 
 COUNTS: Final = ("forwards", "recomputed", "backwards", "weight_backwards")
 """What a run counts in each iteration, by role, in passes of one sample."""
@@ -52,8 +52,7 @@ class Cost:
 
 def read_cost(run: Path) -> Cost:
     """The cost of a run's iterations, from its ``metrics.jsonl``."""
-    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    return Cost([json.loads(line) for line in text.splitlines()])
+    return Cost(read_log(run / "metrics.jsonl"))
 
 
 def _mean_by_role(lines: Sequence[dict[str, float]]) -> dict[str, float]:

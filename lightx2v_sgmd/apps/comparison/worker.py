@@ -35,6 +35,7 @@ from lightx2v_sgmd.files.video import frame_rate, write_video
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
 _TOKENS_AT_ONCE = 2**15
 _SHOWN_SIZE = 192
@@ -293,7 +294,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """A worker's life; the last line of its log is its error."""
-    out, task = Path(arguments[0]), Task(**json.loads(arguments[1]))
+    out, task = Path(arguments[0]), Task(**parse_json(arguments[1], RECORD))
     nproc = int(arguments[2]) if len(arguments) > 2 else 1
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)

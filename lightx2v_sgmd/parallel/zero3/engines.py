@@ -26,8 +26,8 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.rendezvous import meet
 from lightx2v_sgmd.parallel.zero3.nvme import BLOCK, BUFFERS, SUB_GROUP, check_offload_dir
 from lightx2v_sgmd.system.compilers import check_compiler
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import first_line, prepare_libraries
+from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.system.optional_packages import prepare_libraries
 
 _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _ALONE = "LIGHTX2V_SGMD_ALONE"
