@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
 from distill.data import Batches
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
-from distill.updates import Iteration, pretraining, updates_done
+from distill.updates import Iteration, updates_done
 from lightx2v_sgmd.families.wan import WanModel, text_dtype
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.methods import PretrainingMethod
 from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.embeddings import encode_prompts, longest
@@ -24,11 +22,11 @@ from lightx2v_sgmd.text.embeddings import encode_prompts, longest
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: after ``step`` iterations, from ``checkpoint`` if there are any."""
+    """The point at which a run begins: after ``step`` iterations, from ``checkpoint`` if any."""
 
     step: int = 0
     checkpoint: Path | None = None
-    begun: Iteration | None = None
+    partial_iteration: Iteration | None = None
 
 
 def build_trainer(
@@ -39,7 +37,6 @@ def build_trainer(
     ranks: Ranks,
     start: Start,
     quiet: bool,
-    tick: Callable[[str], None] = lambda doing: None,
     rows: Sequence[Tensor] | None = None,
 ) -> Trainer:
     """Loads everything; ``strategy.close`` of the trainer lets go of it.
@@ -50,9 +47,8 @@ def build_trainer(
         prompts: Of the job.
         latents: Of ``open_latents``.
         ranks: The processes of the run.
-        start: Which state to take up.
-        quiet: Show nothing.
-        tick: The trainer's.
+        start: The state to take up.
+        quiet: Show no progress.
         rows: The embeddings of the prompts and, last, of the negative prompt; None loads the text
             encoder to make them.
     """
@@ -62,13 +58,13 @@ def build_trainer(
     strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
     if start.checkpoint is not None:
         updates = updates_done(job.method, start.step)
-        stepped = start.begun.stepped if start.begun is not None else {}
+        stepped = start.partial_iteration.stepped if start.partial_iteration else {}
         updates = {role: count + stepped.get(role, 0) for role, count in updates.items()}
         strategy.load(start.checkpoint, updates)
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.num_frames)
     batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents)
-    return Trainer(job, strategy, batches, _pixels(job, model, ranks), tick)
+    return Trainer(job, strategy, batches, _pixels(job, model, ranks))
 
 
 def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
@@ -77,7 +73,7 @@ def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
     Raises:
         UserError: they are of another size than the job's videos, or no pairs.
     """
-    wanted = getattr(job.method, "reads_latents", None)
+    wanted = job.method.reads_latents
     if wanted is None or job.data.latents is None:
         return None
     latents = LatentFolder(job.data.latents)
@@ -98,12 +94,8 @@ def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
 
 def _pixels(job: Job, model: WanModel, ranks: Ranks) -> PixelFeatures | None:
     """The pixel discriminator's backbone, if the method has one."""
-    if not pretraining(job.method):
-        return None
-    method = cast(PretrainingMethod, job.method)
-    if not method.pixel_weight or method.vision_encoder is None:
-        return None
-    return PixelFeatures(model, method.vision_encoder, ranks.device)
+    pixels = job.method.pixel_discriminator
+    return None if pixels is None else PixelFeatures(model, pixels.vision_encoder, ranks.device)
 
 
 def _embeddings(

@@ -1,4 +1,4 @@
-"""What an iteration costs, counted by hooks on the networks rather than by a formula."""
+"""The cost of an iteration, counted by hooks on the networks rather than by a formula."""
 
 from __future__ import annotations
 

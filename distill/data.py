@@ -1,6 +1,6 @@
 """What an iteration is trained on: prompts, and everything random, as pure functions of the seed.
 
-Each draw has a generator of its own, seeded by what it is for and which sample it belongs to. So a
+Each random number has a generator of its own, seeded by its purpose and by its sample. So a
 batch does not depend on how many processes share it, and a resumed run needs no generator state.
 """
 
@@ -29,7 +29,7 @@ SPRITE_CAPTIONS = 2048
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
-    """A CPU generator for one draw: what it is for, and which one."""
+    """A CPU generator for one purpose, and for one index of it."""
     text = "/".join([str(seed), purpose, *map(str, index)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -92,8 +92,8 @@ class PairBatch:
         x0: ``[B, C, T, h, w]``, what the teacher's sampler made of ``noise``.
         noise: The same.
         sigma: ``[B]``, where between the two the student starts.
-        critic_noise: ``[B, C, T, h, w]``, of the discriminator's input.
-        critic_sigma: ``[B]``, its times.
+        discriminator_noise: ``[B, C, T, h, w]``, of the discriminator's input.
+        discriminator_sigma: ``[B]``, its times.
         frames: Which frames a pixel discriminator sees.
         text: ``[B, S, D]``.
         prompts: Which pairs these are.
@@ -103,8 +103,8 @@ class PairBatch:
     x0: Tensor
     noise: Tensor
     sigma: Tensor
-    critic_noise: Tensor
-    critic_sigma: Tensor
+    discriminator_noise: Tensor
+    discriminator_sigma: Tensor
     frames: tuple[int, ...]
     text: Tensor
     prompts: tuple[int, ...]
@@ -137,31 +137,31 @@ class Batches:
         self.latent_shape = latent_shape
         self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.data_size
 
-    def exit_step(self, draw: int) -> int:
+    def exit_step(self, batch_index: int) -> int:
         """Uniform over the steps; the same for all ranks and micro-batches."""
-        source = generator(self.job.train.seed, "exit_step", draw)
+        source = generator(self.job.train.seed, "exit_step", batch_index)
         return int(torch.randint(len(self.job.schedule), (), generator=source))
 
-    def uniform(self, purpose: str, draw: int, low: float, high: float) -> float:
+    def uniform(self, purpose: str, batch_index: int, low: float, high: float) -> float:
         """A number from a range; the same for all ranks and micro-batches."""
-        source = generator(self.job.train.seed, purpose, draw)
+        source = generator(self.job.train.seed, purpose, batch_index)
         return low + (high - low) * float(torch.rand((), generator=source))
 
-    def micro_batch(self, draw: int, micro: int) -> Batch:
+    def micro_batch(self, batch_index: int, micro: int) -> Batch:
         """This rank's slice of a global batch.
 
         Args:
-            draw: Number of the global batch in the run, from 0; an iteration may take several.
+            batch_index: Index of the global batch in the run; an iteration may use several.
             micro: Number of the slice among those that are accumulated.
         """
         train = self.job.train
-        samples, prompts = self._slice(draw, micro)
-        u = self._uniform("u", draw, samples)
+        samples, prompts = self._slice(batch_index, micro)
+        u = self._uniform("u", batch_index, samples)
         sigma = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
         text, negative_text = self.texts(prompts)
         return Batch(
-            noise=self._noise("noise", draw, samples),
-            score_noise=self._noise("score_noise", draw, samples),
+            noise=self._noise("noise", batch_index, samples),
+            score_noise=self._noise("score_noise", batch_index, samples),
             sigma=sigma.to(self.ranks.device),
             text=text,
             negative_text=negative_text,
@@ -170,43 +170,44 @@ class Batches:
             real=None if self.latents is None else self._latents("x0", prompts),
         )
 
-    def pair_batch(self, draw: int, micro: int, frames: int) -> PairBatch:
+    def pair_batch(self, batch_index: int, micro: int, frames: int) -> PairBatch:
         """This rank's slice of a global batch of ODE pairs, for adversarial pre-training.
 
         Args:
-            draw: Number of the global batch in the run.
+            batch_index: Index of the global batch in the run.
             micro: Number of the slice among those that are accumulated.
             frames: How many frames of a video to draw for a pixel discriminator.
         """
         train = self.job.train
-        samples, prompts = self._slice(draw, micro)
-        sigma = cubic_sigmas(self._uniform("u", draw, samples), train.sigma_min, 1.0)
-        critic = self._uniform("critic_u", draw, samples).clamp(train.sigma_min, train.sigma_max)
+        samples, prompts = self._slice(batch_index, micro)
+        sigma = cubic_sigmas(self._uniform("u", batch_index, samples), train.sigma_min, 1.0)
+        # The purpose is a seed: renaming it would change every run.
+        u = self._uniform("critic_u", batch_index, samples)
         count = self.job.video.num_frames
-        order = torch.randperm(count, generator=generator(train.seed, "frames", draw))
+        order = torch.randperm(count, generator=generator(train.seed, "frames", batch_index))
         return PairBatch(
             x0=self._latents("x0", prompts),
             noise=self._latents("noise", prompts),
             sigma=sigma.to(self.ranks.device),
-            critic_noise=self._noise("score_noise", draw, samples),
-            critic_sigma=critic.to(self.ranks.device),
+            discriminator_noise=self._noise("score_noise", batch_index, samples),
+            discriminator_sigma=u.clamp(train.sigma_min, train.sigma_max).to(self.ranks.device),
             frames=tuple(sorted(order[:frames].tolist())),
             text=self.texts(prompts)[0],
             prompts=prompts,
             samples=tuple(samples),
         )
 
-    def _slice(self, draw: int, micro: int) -> tuple[range, tuple[int, ...]]:
+    def _slice(self, batch_index: int, micro: int) -> tuple[range, tuple[int, ...]]:
         """Which samples of a global batch are this rank's, and their prompts."""
         size = self.job.train.micro_batch
         first = (micro * self.ranks.data_size + self.ranks.data_rank) * size
         samples = range(first, first + size)
-        return samples, tuple(self._prompt(draw * self.global_batch + s) for s in samples)
+        return samples, tuple(self._prompt(batch_index * self.global_batch + s) for s in samples)
 
-    def _uniform(self, purpose: str, draw: int, samples: range) -> Tensor:
+    def _uniform(self, purpose: str, batch_index: int, samples: range) -> Tensor:
         seed = self.job.train.seed
         return torch.cat(
-            [torch.rand(1, generator=generator(seed, purpose, draw, s)) for s in samples]
+            [torch.rand(1, generator=generator(seed, purpose, batch_index, s)) for s in samples]
         )
 
     def _latents(self, name: str, prompts: Sequence[int]) -> Tensor:
@@ -222,10 +223,10 @@ class Batches:
         """``[count, C, T, h, w]`` for sample videos: the same all through the run."""
         return self._noise("samples", 0, range(count))
 
-    def _noise(self, purpose: str, draw: int, samples: range) -> Tensor:
+    def _noise(self, purpose: str, batch_index: int, samples: range) -> Tensor:
         rows = [
             torch.randn(
-                self.latent_shape, generator=generator(self.job.train.seed, purpose, draw, s)
+                self.latent_shape, generator=generator(self.job.train.seed, purpose, batch_index, s)
             )
             for s in samples
         ]

@@ -1,4 +1,4 @@
-"""An update's loss terms, and what stops a run when one is not a number any more."""
+"""The loss terms of an update, and the error that stops a run when one is not finite any more."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from lightx2v_sgmd.system.errors import UserError
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which update of a run.
+class UpdateIndex:
+    """The position of an update in a run.
 
     Attributes:
-        iteration: From 0.
-        update: Of the iteration, from 0.
-        draw: Number of the global batch that it draws.
+        iteration: Counts from 0.
+        update: Counts from 0 in each iteration.
+        batch_index: Index in the run of the global batch that the update uses.
     """
 
     iteration: int
     update: int
-    draw: int
+    batch_index: int
 
 
 @dataclass(frozen=True, order=True)
-class Video:
-    """One of the global batch.
+class SampleInfo:
+    """One sample of the global batch.
 
     Attributes:
-        sample: Its number there.
-        prompt: Which prompt it has.
+        sample: Its index there.
+        prompt: The index of its prompt.
         sigma: Its score time.
     """
 
@@ -46,71 +46,73 @@ class Video:
 
 
 class NotFiniteError(UserError):
-    """A loss or a gradient is not a number any more; the message says which and where.
+    """A loss or a gradient is not finite any more; the message says which and where.
 
     Attributes:
-        place: In which update.
-        videos: By loss term, those that it is not finite for.
+        index: The update.
+        videos: By loss term, the samples for which it is not finite.
         gradient: The role whose gradient is not finite, if it is not a loss.
     """
 
     def __init__(
         self,
         problem: str,
-        place: Place,
-        videos: Mapping[str, Sequence[Video]],
+        index: UpdateIndex,
+        videos: Mapping[str, Sequence[SampleInfo]],
         gradient: str | None = None,
     ) -> None:
         super().__init__(problem)
-        self.place, self.videos, self.gradient = place, videos, gradient
+        self.index, self.videos, self.gradient = index, videos, gradient
 
     @classmethod
-    def of_gradient(cls, role: str, norm: float, place: Place) -> NotFiniteError:
-        """The gradient of ``role`` is not finite."""
-        return cls(f"step {place.iteration + 1}: the gradient of {role} is {norm}", place, {}, role)
+    def of_gradient(cls, role: str, norm: float, index: UpdateIndex) -> NotFiniteError:
+        """The error for a gradient of ``role`` that is not finite."""
+        return cls(f"step {index.iteration + 1}: the gradient of {role} is {norm}", index, {}, role)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a replay needs, and a reader."""
-        videos = {name: [asdict(video) for video in found] for name, found in self.videos.items()}
+        """The content of a failure's file, for a replay and for a reader."""
+        videos = {
+            name: [asdict(sample) for sample in samples] for name, samples in self.videos.items()
+        }
         return {
             "problem": str(self),
-            **asdict(self.place),
+            **asdict(self.index),
             "gradient": self.gradient,
             "videos": videos,
         }
 
 
 class Means(Protocol):
-    """Where an update's terms go; see ``updates.Iteration``."""
+    """The record that takes an update's terms, such as ``updates.Iteration``."""
 
     losses: dict[str, float]
     updates: dict[str, int]
 
 
 class MicroBatch(Protocol):
-    """What a term's values are of."""
+    """The micro-batch that the values of a term belong to."""
 
     @property
     def samples(self) -> Sequence[int]:
-        """Numbers in the global batch."""
+        """The samples' indices in the global batch."""
         ...
 
     @property
     def prompts(self) -> Sequence[int]:
-        """Which prompt each has."""
+        """The index of each sample's prompt."""
         ...
 
     @property
     def sigma(self) -> Tensor:
-        """``[B]``, the score time of each."""
+        """The score times ``[B]``."""
         ...
 
 
-class Terms:
+class LossAccumulator:
     """The loss terms of one update, until they are averaged over the global batch.
 
     Args:
-        ranks: Who shares it.
+        ranks: The ranks that share the update.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -119,13 +121,13 @@ class Terms:
         self._batches: dict[str, list[MicroBatch]] = {}
 
     def total(self, losses: Losses, batch: MicroBatch) -> Tensor:
-        """The sum of the terms, averaged over the batch; notes each term."""
+        """The sum of the terms, averaged over the batch; remembers each term."""
         for name, values in losses.items():
             self._values.setdefault(name, []).append(values.detach())
             self._batches.setdefault(name, []).append(batch)
         return torch.stack([values.mean() for values in losses.values()]).sum()
 
-    def add_to(self, result: Means, place: Place) -> None:
+    def add_to(self, result: Means, index: UpdateIndex) -> None:
         """Averages each term over the global batch, and forgets it.
 
         A term that several updates of an iteration have is the mean over those.
@@ -138,37 +140,37 @@ class Terms:
         summed = self._ranks.sum(torch.stack([values.mean() for values in terms.values()]))
         means = (summed / self._ranks.size).tolist()
         if not all(math.isfinite(mean) for mean in means):
-            raise self._explained(place, terms, batches)
+            raise self._explained(index, terms, batches)
         for name, mean in zip(terms, means, strict=True):
             count = result.updates[name] = result.updates.get(name, 0) + 1
             before = result.losses.get(name, 0.0)
             result.losses[name] = before + (mean - before) / count
 
     def _explained(
-        self, place: Place, terms: dict[str, Tensor], batches: dict[str, list[MicroBatch]]
+        self, index: UpdateIndex, terms: dict[str, Tensor], batches: dict[str, list[MicroBatch]]
     ) -> NotFiniteError:
-        """Which terms are not finite, and for which videos of any rank."""
+        """The error that names the terms that are not finite, and the samples of any rank."""
         bad = {}
         for name, values in terms.items():
             videos = [video for batch in batches[name] for video in _videos(batch)]
             broken = (~values.isfinite()).nonzero().flatten().tolist()
             bad[name] = [videos[index] for index in broken]
-        everywhere: dict[str, set[Video]] = {}
+        everywhere: dict[str, set[SampleInfo]] = {}
         for found in self._ranks.gather(bad):
             for name, which in found.items():
                 everywhere.setdefault(name, set()).update(which)
         named = {name: sorted(which) for name, which in everywhere.items() if which}
-        step = f"step {place.iteration + 1}"
+        step = f"step {index.iteration + 1}"
         problem = "; ".join(
             f"{step}: the loss {name} is not finite for the prompts "
             f"{sorted({video.prompt for video in which})}"
             for name, which in named.items()
         )
         return NotFiniteError(
-            problem or f"{step}: the sum of finite losses is not finite", place, named
+            problem or f"{step}: the sum of finite losses is not finite", index, named
         )
 
 
-def _videos(batch: MicroBatch) -> list[Video]:
+def _videos(batch: MicroBatch) -> list[SampleInfo]:
     rows = zip(batch.samples, batch.prompts, batch.sigma.tolist(), strict=True)
-    return [Video(*row) for row in rows]
+    return [SampleInfo(*row) for row in rows]

@@ -1,12 +1,12 @@
-"""Which updates an iteration has, how fast they learn, and what they did."""
+"""The learning rate of each iteration, and the record of what an iteration did."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 from lightx2v_sgmd.job.schema import Train
-from lightx2v_sgmd.methods import AdversarialMethod, Method
+from lightx2v_sgmd.methods import Method
+from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, PIXEL_DISCRIMINATOR, STUDENT
 
 
@@ -17,38 +17,31 @@ def learning_rate_factor(iteration: int, train: Train) -> float:
     return min(1.0, warm, cold)
 
 
-def pretraining(method: Method) -> int:
-    """How many iterations, from the first, are adversarial pre-training."""
-    if DISCRIMINATOR not in method.roles:
-        return 0
-    return cast(AdversarialMethod, method).pretraining
-
-
 def updates_done(method: Method, step: int) -> dict[str, int]:
-    """How many updates each role has had after so many iterations."""
-    distilled = max(0, step - pretraining(method))
+    """The number of updates that each role has had after so many iterations."""
+    on_pairs = pair_iterations(method, step)
     done = {
         STUDENT: step,
-        FAKE_SCORE: distilled * method.fake_score_updates,
+        FAKE_SCORE: (step - on_pairs) * method.fake_score_updates,
         DISCRIMINATOR: step,
-        PIXEL_DISCRIMINATOR: step - distilled,
+        PIXEL_DISCRIMINATOR: on_pairs,
     }
     return {role: done[role] for role in method.roles}
 
 
 @dataclass
 class Iteration:
-    """What one iteration did.
+    """The record of one iteration.
 
     Attributes:
         step: Iterations done, this one included.
-        exit_step: Which step of the rollout carried gradient.
-        losses: Each term's mean over the global batch, and over the updates that have it.
-        grad_norm: By role, before clipping; of the last update.
-        lr: By role.
-        updates: How many updates have had each term.
-        done: Updates done of it; all of them once it is whole.
-        stepped: How often each role has been updated.
+        exit_step: The step of the rollout that carried gradient.
+        losses: The mean of each term over the global batch, and over the updates that have it.
+        grad_norm: The gradient's norm by role, before clipping, in the role's last update.
+        lr: The learning rate by role.
+        updates: The number of updates that had each term.
+        done: The updates done so far; all of the iteration's once it is whole.
+        stepped: The number of updates by role.
     """
 
     step: int

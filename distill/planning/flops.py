@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.methods import AdversarialMethod
+from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation, recomputes_attention
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 
@@ -125,8 +125,7 @@ def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dic
     distilling = _distillation(job, shares)
     if DISCRIMINATOR not in job.method.roles:
         return distilling
-    pretraining = cast(AdversarialMethod, job.method).pretraining
-    share = min(pretraining, job.train.iterations) / job.train.iterations
+    share = pair_iterations(job.method, job.train.iterations) / job.train.iterations
     first = _pretraining(job, shares[STUDENT])
     return {
         role: first.get(role, Passes()).blend(distilling.get(role, Passes()), share, 1 - share)
@@ -160,13 +159,13 @@ def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
     return {STUDENT: student, FAKE_SCORE: fake_score, TEACHER: teacher}
 
 
-def stretches(
+def stop_intervals(
     job: Job, shares: Mapping[str, float] | None = None
 ) -> dict[str, tuple[float, Passes]]:
-    """What a rank computes in an iteration between two looks for a request to stop.
+    """The work of a rank in an iteration between two places where it may stop on request.
 
-    By name: how often, on average over the exit steps, and the passes of each time. The looks are
-    the trainer's (``Trainer._look``); adversarial pre-training is not in it.
+    By name: how often, on average over the exit steps, and the passes of each time. The places are
+    those of ``observed.StopOnRequest``; iterations on ODE pairs are not in it.
 
     Args:
         job: The job.

@@ -18,7 +18,7 @@ from distill.planning.flops import (
     forward_operations,
     iteration_passes,
     iteration_traffic,
-    stretches,
+    stop_intervals,
 )
 from distill.planning.memory import Memory, Meter, rank_memory
 from distill.running.saving import checkpoint_copies
@@ -239,7 +239,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
 def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -> Preemption:
     found = {
         name: passes.operations(forward)
-        for name, (_, passes) in stretches(job, meter.shares(job)).items()
+        for name, (_, passes) in stop_intervals(job, meter.shares(job)).items()
     }
     longest = max(found, key=lambda name: found[name])
     per_second = job.parallel.sequence * machine.mfu * machine.peak_flops

@@ -15,7 +15,7 @@ from typing import Any
 
 from distill.building import Start, build_trainer, open_latents
 from distill.data import load_prompts, prompts_digest
-from distill.loss_terms import NotFiniteError, Place
+from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files import checkpoint as store
@@ -36,11 +36,11 @@ def kept(error: NotFiniteError, saver: Saver, prompts: Sequence[str]) -> UserErr
         "captions": {prompt: prompts[prompt] for prompt in sorted(found)},
         "processes": saver.strategy.ranks.size,
     }
-    name = store.checkpoint_name(error.place.iteration + 1)
+    name = store.checkpoint_name(error.index.iteration + 1)
     folder = saver.job.output.dir / "failed" / name
     try:
         text = json.dumps(content, indent=2) + "\n"
-        saver.write(folder, error.place.iteration, {FILE: text})
+        saver.write(folder, error.index.iteration, {FILE: text})
     except UserError as problem:
         return UserError(f"{error}; its state is not kept ({problem}); {_REMEDY}")
     return UserError(
@@ -63,7 +63,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
         UserError: the folder is damaged or no such state.
     """
     failure = _read(folder)
-    place = Place(failure["iteration"], failure["update"], failure["draw"])
+    index = UpdateIndex(failure["iteration"], failure["update"], failure["batch_index"])
     changes = (
         [] if launched else ["strategy=local", "sequence=1", "offload=none", "offload_dir=null"]
     )
@@ -76,10 +76,10 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     ranks = connect(job.parallel.strategy, training_device())
     ranks = replace(ranks, share=job.parallel.sequence)
     job = _with_accumulation(job, state["global_batch"], ranks.data_size)
-    start = Start(place.iteration, folder)
+    start = Start(index.iteration, folder)
     trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet=True)
     try:
-        trainer.try_update(place, _micro_batches(job, failure, launched))
+        trainer.try_update(index, _micro_batches(job, failure, launched))
     except NotFiniteError as error:
         return error
     finally:

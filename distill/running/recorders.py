@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from distill.data import Batches
+from distill.observed import Stopped
 from distill.running.run_folder import METRICS, repair_log
-from distill.trainer import Stopped
 from distill.updates import Iteration
 from lightx2v_sgmd.families.wan import WanModel, decode_latents
 from lightx2v_sgmd.files.checkpoint import disk_problem

@@ -17,6 +17,7 @@ from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.loss_terms import NotFiniteError
 from distill.model_checks import check_against_model
+from distill.observed import ReportProgress, StopOnRequest
 from distill.running.failures import kept
 from distill.running.recorders import Recorder, environment, metrics_line, write_samples
 from distill.running.reports import give_up
@@ -114,7 +115,7 @@ def _run(
     watch = Watch(ranks, timeout, partial(give_up, job.output.dir, ranks.rank))
     with _watching(watch):
         with watch.patient("loading"):
-            trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet, watch.tick)
+            trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet)
         watch.follow(trainer.strategy.networks)
         saver = Saver(job, trainer.strategy, state, lock)
         try:
@@ -172,7 +173,7 @@ def _train(
     watch: Watch,
 ) -> int:
     """Runs iterations, with what happens after each; returns how many are done."""
-    strategy: Strategy = trainer.strategy
+    strategy: Strategy = trainer.strategy  # without listeners: samples are not an iteration
     train, ranks = job.train, strategy.ranks
     counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
     recorders: list[Recorder] = []  # the first rank's; the others have none
@@ -186,7 +187,8 @@ def _train(
         stop_on_signal(quiet) as stop,
     ):
         before = saved_at = time.monotonic()
-        for result in trainer.run(done, stop, start.begun):
+        trainer.listen(ReportProgress(trainer.where, watch.tick), StopOnRequest(ranks, stop))
+        for result in trainer.run(done, start.partial_iteration):
             done, now = result.step, time.monotonic()
             line = metrics_line(result, now - before, counter.take(), ranks.device)
             late = ranks.once(partial(_record, recorders, line, _overdue(train, now - saved_at)))
@@ -201,9 +203,9 @@ def _train(
                     write_samples(job, model, strategy, trainer.batches, done, stop)
             counter.take()  # sampling is not training
             before = time.monotonic()
-        if done > saved or trainer.begun is not None:  # asked to stop
+        if done > saved or trainer.partial_iteration is not None:  # asked to stop
             with watch.patient(f"saving the checkpoint of step {done}"):
-                saver.save(done, trainer.begun)
+                saver.save(done, trainer.partial_iteration)
     for recorder in recorders:
         recorder.close()
     return done

@@ -84,19 +84,19 @@ class Saver:
     state: Mapping[str, Any]
     lock: OutputLock | None = None
 
-    def save(self, step: int, begun: Iteration | None = None) -> None:
+    def save(self, step: int, partial_iteration: Iteration | None = None) -> None:
         """Makes the checkpoint of a step appear, then removes the oldest. All ranks call it.
 
         Args:
             step: Iterations done.
-            begun: What is done of the next one.
+            partial_iteration: What is done of the next one.
 
         Raises:
             UserError: something could not be written; the checkpoints before are as they were.
         """
         run = self.job.output.dir
         final = run / "checkpoints" / store.checkpoint_name(step)
-        self.write(final, step, {}, begun)
+        self.write(final, step, {}, partial_iteration)
 
         def prune() -> None:
             for folder in store.prune(run, self.job.train.keep_checkpoints):
@@ -105,7 +105,11 @@ class Saver:
         self.strategy.ranks.once(lambda: _guarded(prune, final))
 
     def write(
-        self, final: Path, step: int, texts: Mapping[str, str], begun: Iteration | None = None
+        self,
+        final: Path,
+        step: int,
+        texts: Mapping[str, str],
+        partial_iteration: Iteration | None = None,
     ) -> None:
         """Makes a folder with the state appear, whole. All ranks call it.
 
@@ -113,7 +117,7 @@ class Saver:
             final: The folder.
             step: Iterations done.
             texts: More files, by name.
-            begun: What is done of the next iteration.
+            partial_iteration: What is done of the next iteration.
 
         Raises:
             UserError: something could not be written; nothing has appeared.
@@ -124,7 +128,7 @@ class Saver:
             entries: dict[str, store.Entry] = {}
             problem = None
             try:
-                entries = self._write(pending, step, texts, begun)
+                entries = self._write(pending, step, texts, partial_iteration)
             except OSError as error:
                 problem = store.disk_problem(error, final)
             written = ranks.each(lambda: _raise_or(problem, entries))
@@ -150,7 +154,7 @@ class Saver:
         pending: store.Pending,
         step: int,
         texts: Mapping[str, str],
-        begun: Iteration | None,
+        partial_iteration: Iteration | None,
     ) -> dict[str, store.Entry]:
         """Writes this rank's files."""
         ranks, metadata = self.strategy.ranks, schedule_metadata(self.job.schedule)
@@ -163,7 +167,11 @@ class Saver:
             sizes = {key: part.shape for key, part in slices.items()}
             entries |= pending.write_tensors(name, sizes, slices.items(), {"format": "pt"})
         if ranks.first:
-            part = {} if begun is None else {"begun": asdict(begun)}
+            part = (
+                {}
+                if partial_iteration is None
+                else {"partial_iteration": asdict(partial_iteration)}
+            )
             state = json.dumps({"step": step, **part, **self.state}, indent=2) + "\n"
             entries |= pending.write_text("trainer.json", state)
             entries |= pending.write_text("job.yaml", self.job.to_yaml())
@@ -373,8 +381,9 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
             f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
             f"{folder}; {remedy}, or start anew with another output.dir"
         )
-    begun = Iteration(**saved["begun"]) if "begun" in saved else None
-    return Start(int(saved["step"]), folder, begun)
+    # Checkpoints of version 0.1 call it "begun".
+    partial = saved.get("partial_iteration", saved.get("begun"))
+    return Start(int(saved["step"]), folder, None if partial is None else Iteration(**partial))
 
 
 def _same_batch(job: Job, saved: int, ours: int) -> str:

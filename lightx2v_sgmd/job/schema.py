@@ -20,7 +20,7 @@ from lightx2v_sgmd.files.prompts import MOST_CHARACTERS
 from lightx2v_sgmd.files.yaml_loader import dump_tree, read_tree
 from lightx2v_sgmd.job.rules import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
-from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT
+from lightx2v_sgmd.methods.base import STRICT
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs
@@ -269,7 +269,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
-    if problem := _latents_problem(job.method, job.data) or _critic_problem(job):
+    if problem := _latents_problem(job.method, job.data) or _stages_problem(job):
         raise UserError(f"{path}: {problem}")
     return replace(
         job,
@@ -281,7 +281,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 def _latents_problem(method: Method, data: Data) -> str | None:
     """Whether the method and the latents of a job go together."""
-    wanted = getattr(method, "reads_latents", None)
+    wanted = method.reads_latents
     if wanted is None:
         if data.prompts == LATENTS and data.latents is None:
             return "data.latents: is missing, but data.prompts says latents; give the folder"
@@ -295,13 +295,13 @@ def _latents_problem(method: Method, data: Data) -> str | None:
     return None
 
 
-def _critic_problem(job: Job) -> str | None:
-    """Whether a method with a discriminator fits the rest of the job."""
-    pretraining = getattr(job.method, "pretraining", 0)
-    if FAKE_SCORE not in job.method.roles or pretraining < job.train.iterations:
+def _stages_problem(job: Job) -> str | None:
+    """The problem if a method's first stage leaves no iterations to the others."""
+    first = job.method.stages[0].iterations
+    if first is None or first < job.train.iterations:
         return None
     return (
-        f"method.pretraining: {pretraining} leaves none of the {job.train.iterations} "
+        f"method.pretraining: {first} leaves none of the {job.train.iterations} "
         "train.iterations to what follows it; lower it, or raise train.iterations"
     )
 

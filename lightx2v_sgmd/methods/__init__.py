@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from lightx2v_sgmd.methods.adm import ADM
-from lightx2v_sgmd.methods.adp import ADP, DMDX
-from lightx2v_sgmd.methods.base import AdversarialMethod, Losses, Method, PretrainingMethod, Sample
+from lightx2v_sgmd.methods.adp import ADP
+from lightx2v_sgmd.methods.base import Losses, Method, Sample
 from lightx2v_sgmd.methods.dmd2 import DMD2
+from lightx2v_sgmd.methods.dmdx import DMDX
 from lightx2v_sgmd.methods.sgmd import SGMD
 from lightx2v_sgmd.methods.sid import SiD
 from lightx2v_sgmd.methods.tsg_fisher import TSGFisher
@@ -21,10 +22,8 @@ __all__ = [
     "DMDX",
     "SGMD",
     "TSGSIM",
-    "AdversarialMethod",
     "Losses",
     "Method",
-    "PretrainingMethod",
     "Sample",
     "SiD",
     "TSGFisher",
@@ -32,7 +31,7 @@ __all__ = [
     "method_names",
 ]
 
-REGISTRY: dict[str, type] = {
+REGISTRY: dict[str, type[Method]] = {
     "adm": ADM,
     "adp": ADP,
     "dmd2": DMD2,
@@ -50,16 +49,21 @@ def method_names() -> list[str]:
     return sorted({*REGISTRY, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
-def method_class(name: str) -> type:
-    """The dataclass of a method: its fields are the options, its instances are a ``Method``.
+def method_class(name: str) -> type[Method]:
+    """The dataclass of a method, whose fields are the options.
 
     Raises:
-        UserError: no method has that name.
+        UserError: no method has that name, or a package's class is no ``Method``.
     """
     if name in REGISTRY:
         return REGISTRY[name]
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
-            found: type = point.load()
-            return found
+            loaded = point.load()
+            if isinstance(loaded, type) and issubclass(loaded, Method):
+                return loaded
+            raise UserError(
+                f"method.name: {name!r} is {point.value}, which does not inherit from "
+                "lightx2v_sgmd.methods.Method; see docs/methods.md"
+            )
     raise UserError(f"method.name: {name!r} is unknown; use one of {', '.join(method_names())}")

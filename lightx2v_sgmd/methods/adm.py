@@ -8,7 +8,7 @@ guidance drawn anew each iteration, one fake-score update for one generator upda
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -17,59 +17,43 @@ from torch import Tensor
 
 from lightx2v_sgmd import objectives
 from lightx2v_sgmd.flow import euler_to
-from lightx2v_sgmd.methods.base import (
-    DISCRIMINATOR,
-    FAKE_SCORE,
-    STRICT,
-    STUDENT,
-    Losses,
-    Sample,
-)
+from lightx2v_sgmd.methods.base import STRICT, Discriminator, Losses, Method, Sample
 
 
 @dataclass(frozen=True, config=STRICT)
-class ADM:
+class ADM(Method):
     """Adversarial distribution matching."""
 
     name: Literal["adm"] = "adm"
-    # The step along the flow, in units of the whole; the paper's T / 64. Below sigma_min.
+    # The step along the flow as a share of the whole; the paper's T / 64. It is below sigma_min.
     delta: Annotated[float, Field(gt=0, lt=1)] = 1 / 64
     # Guidance is drawn uniformly from this range for each iteration (App. B.5: 5 to 7 for video,
     # 3 to 4 for SD3.5), in the Ho-Salimans form; null takes teacher.guidance_scale.
     guidance_range: tuple[float, float] | None = None
     # Fake-score updates for each generator update (the paper's TTUR), each on a fresh rollout.
     fake_score_updates: Annotated[int, Field(ge=1)] = 1
-    # One head on every so many blocks of the teacher (App. B.2: 3), of so many channels.
-    head_every: Annotated[int, Field(ge=1)] = 3
-    head_channels: Annotated[int, Field(ge=32, multiple_of=32)] = 64
-    # Learning rate of the heads (App. B.5).
-    discriminator_lr: Annotated[float, Field(gt=0)] = 5e-6
+    # The discriminator: heads on the teacher's blocks.
+    discriminator: Discriminator = Discriminator()
 
-    roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE, DISCRIMINATOR)
-    fresh_rollouts: ClassVar[bool] = True
-    through_fake_score: ClassVar[bool] = True
-    through_teacher: ClassVar[bool] = False
-    reads_latents: ClassVar[Literal["videos", "pairs"] | None] = None
-    pretraining: ClassVar[int] = 0
+    @property
+    def fresh_rollouts(self) -> bool:
+        """Every fake-score update draws a rollout of its own, a single one too."""
+        return True
 
     def generator_losses(self, sample: Sample) -> Losses:
-        """Eq. 7; the gradient goes through the teacher's blocks, the fake score and x_t."""
+        """The hinge loss of Eq. 7; gradient: the teacher's blocks, the fake score and x_t."""
         assert sample.discriminate is not None, "ADM needs a discriminator"
         x_next, sigma = self._step(sample, sample.x_fake)
         return {"adversarial": -sample.discriminate(x_next, sigma).mean(1)}
 
-    def fake_score_losses(self, sample: Sample) -> Losses:
-        """Flow matching on generated data, without guidance."""
-        return {"fake": objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)}
-
     def discriminator_losses(self, sample: Sample) -> Losses:
-        """Eq. 8."""
+        """The hinge loss of Eq. 8 on the two next points."""
         assert sample.discriminate is not None and sample.x_real is not None
         fake, sigma = self._step(sample, sample.x_fake)
         real, _ = self._step(sample, sample.x_real)
         logits = sample.discriminate(torch.cat([fake, real]), sigma.repeat(2))
         on_fake, on_real = logits.chunk(2)
-        return {"critic": objectives.hinge(on_fake, on_real)}
+        return {"discriminator": objectives.hinge(on_fake, on_real)}
 
     def _step(self, sample: Sample, x0: Tensor) -> tuple[Tensor, Tensor]:
         """x_t moved by ``delta`` along the flow of a data prediction, and its time."""

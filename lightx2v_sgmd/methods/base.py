@@ -1,23 +1,26 @@
-"""What a distillation method is: its options, the roles it trains, and pure losses over tensors.
+"""The base of every distillation method: options, the roles it trains, pure losses over tensors.
 
 A method never sees ranks, engines or optimizers. A new one is one module with one frozen dataclass
-whose fields are the options of a job's ``method`` section, named in ``methods.REGISTRY`` or
-announced by an entry point of the group ``lightx2v_sgmd.methods``.
+that inherits from ``Method``. Its fields are the options of a job's ``method`` section. It is named
+in ``methods.REGISTRY``, or announced by an entry point of the group ``lightx2v_sgmd.methods``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as options
 from torch import Tensor
+
+from lightx2v_sgmd import objectives
 
 # B batch, C channels, T latent frames, H, W
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""Of every dataclass that a job is made of: unknown keys and non-finite numbers are errors."""
+"""The pydantic configuration of a job: unknown keys and non-finite numbers are errors."""
 
 STUDENT, TEACHER, FAKE_SCORE = "student", "teacher", "fake_score"
 DISCRIMINATOR, PIXEL_DISCRIMINATOR = "discriminator", "pixel_discriminator"
@@ -34,7 +37,7 @@ Discriminate = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """The tensors of one micro-batch, all ``[B, C, T, H, W]`` float32 but ``sigma`` ``[B]``.
+    """The tensors of one micro-batch: ``[B, C, T, H, W]`` float32, and ``sigma`` ``[B]``.
 
     Which of them carry gradient depends on the update: in the generator's, ``x0`` and ``x_t`` do,
     ``x_fake`` if the method asks for it (``through_fake_score``), ``x_real`` likewise
@@ -70,12 +73,12 @@ class PairSample:
     """The tensors of one micro-batch of adversarial pre-training, ``[B, C, T, H, W]`` float32.
 
     Attributes:
-        x0: The student's data prediction; carries gradient in the generator's update alone.
+        x0: The student's data prediction; carries gradient in the generator's update only.
         real: The pair's data.
         noise: Fresh noise for the latent discriminator.
-        sigma: Its times ``[B]``.
+        sigma: Times ``[B]`` of the latent discriminator.
         discriminate: The latent discriminator.
-        judge_pixels: The pixel discriminator, ``x0 [kB, ...] -> logits [kB, L]``, if there is one.
+        discriminate_pixels: The pixel discriminator, ``x0 [kB, ...] -> logits [kB, L]``, or None.
     """
 
     x0: Tensor
@@ -83,123 +86,188 @@ class PairSample:
     noise: Tensor
     sigma: Tensor
     discriminate: Discriminate
-    judge_pixels: Callable[[Tensor], Tensor] | None = None
+    discriminate_pixels: Callable[[Tensor], Tensor] | None = None
 
 
-class Method(Protocol):
-    """A distillation method: what the training loop reads, constants or options alike."""
+@options(frozen=True, config=STRICT)
+class Discriminator:
+    """Heads on the blocks of the frozen teacher, which tell real latents from the student's."""
+
+    # One head on every so many blocks of the teacher (arXiv 2507.18569, App. B.2: 3).
+    head_every: Annotated[int, Field(ge=1)] = 3
+    # Channels inside a head, a multiple of 32.
+    head_channels: Annotated[int, Field(ge=32, multiple_of=32)] = 64
+    # Learning rate of the heads (App. B.5).
+    lr: Annotated[float, Field(gt=0)] = 5e-6
+
+
+@dataclass(frozen=True)
+class PixelDiscriminator:
+    """Heads on a frozen vision encoder that sees decoded frames.
+
+    Attributes:
+        vision_encoder: Folder of a transformers vision encoder.
+        frames: Frames of each video that it sees.
+    """
+
+    vision_encoder: str
+    frames: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run in which one method trains.
+
+    Attributes:
+        method: The method.
+        iterations: How many iterations it has; None is all that are left.
+        lr_factor: What the student's learning rate is multiplied by.
+    """
+
+    method: Method
+    iterations: int | None = None
+    lr_factor: float = 1.0
+
+
+class Method:
+    """A distillation method.
+
+    Everything but the generator's losses has a default. A subclass is a frozen pydantic dataclass,
+    and overrides a default by a property, or by a field if it is an option of the job.
+    """
 
     @property
     def name(self) -> str:
-        """What a job calls it."""
-        ...
+        """The name in a job; every method has a field for it."""
+        raise NotImplementedError(f"{type(self).__name__} has no field 'name'")
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        """The networks that it trains, ``student`` first."""
-        ...
+    def discriminator(self) -> Discriminator | None:
+        """The discriminator that is trained, if there is one."""
+        return None
+
+    @property
+    def pixel_discriminator(self) -> PixelDiscriminator | None:
+        """The discriminator of decoded frames, if there is one."""
+        return None
 
     @property
     def fake_score_updates(self) -> int:
-        """Fake-score updates for each generator update."""
-        ...
+        """Fake-score updates for each generator update; 0 trains no fake score."""
+        return 1
 
     @property
     def fresh_rollouts(self) -> bool:
-        """Whether each fake-score update draws a rollout of its own.
+        """True if each fake-score update draws a rollout of its own.
 
         Otherwise its one update uses the x_t of the generator's.
         """
-        ...
+        return self.fake_score_updates > 1
 
     @property
     def through_fake_score(self) -> bool:
-        """Whether the generator's gradient flows through the fake score at x_t."""
-        ...
+        """True if the generator's gradient flows through the fake score at x_t."""
+        return True
 
     @property
     def through_teacher(self) -> bool:
-        """Whether it flows through the teacher at x_t; the teacher is stopped otherwise."""
-        ...
+        """True if the generator's gradient flows through the teacher at x_t."""
+        return False
 
     @property
     def guidance_range(self) -> tuple[float, float] | None:
-        """Range to draw each iteration's guidance from; None takes ``teacher.guidance_scale``."""
-        ...
-
-    def generator_losses(self, sample: Sample) -> Losses:
-        """The student's loss terms; they may depend on it through ``x0`` and ``x_t``."""
-        ...
-
-    def fake_score_losses(self, sample: Sample) -> Losses:
-        """The fake score's loss terms; ``x0`` and ``x_t`` carry no gradient."""
-        ...
-
-
-class AdversarialMethod(Method, Protocol):
-    """A method with the role ``discriminator``: heads on the frozen teacher's blocks."""
-
-    @property
-    def head_every(self) -> int:
-        """One head on every so many blocks of the teacher."""
-        ...
-
-    @property
-    def head_channels(self) -> int:
-        """Channels inside a head, a multiple of 32."""
-        ...
-
-    @property
-    def discriminator_lr(self) -> float:
-        """Learning rate of the heads."""
-        ...
+        """The range of each iteration's guidance; None takes ``teacher.guidance_scale``."""
+        return None
 
     @property
     def reads_latents(self) -> Literal["videos", "pairs"] | None:
-        """What it needs in ``data.latents``: encoded videos, a teacher's ODE pairs, or nothing."""
-        ...
+        """The contents of ``data.latents`` that it needs: encoded videos, ODE pairs, or None."""
+        return None
 
     @property
-    def pretraining(self) -> int:
-        """How many iterations, from the first, are adversarial pre-training on ODE pairs."""
-        ...
+    def stages(self) -> tuple[Stage, ...]:
+        """The methods that train one after the other; most methods are one stage."""
+        return (Stage(self),)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The networks that are trained, the student first."""
+        stages = [stage.method for stage in self.stages]
+        trained = {
+            STUDENT: True,
+            FAKE_SCORE: any(method.fake_score_updates for method in stages),
+            DISCRIMINATOR: any(method.discriminator for method in stages),
+            PIXEL_DISCRIMINATOR: any(method.pixel_discriminator for method in stages),
+        }
+        return tuple(role for role, is_trained in trained.items() if is_trained)
+
+    def generator_losses(self, sample: Sample) -> Losses:
+        """The student's loss terms; they may depend on it through ``x0`` and ``x_t``."""
+        raise NotImplementedError(f"{self.name} has no generator_losses")
+
+    def fake_score_losses(self, sample: Sample) -> Losses:
+        """The fake score's loss terms: flow matching on the student's data.
+
+        ``x0`` and ``x_t`` carry no gradient.
+        """
+        return {"fake": objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)}
 
     def discriminator_losses(self, sample: Sample) -> Losses:
-        """The heads' loss terms; nothing but the logits carries gradient."""
-        ...
+        """The heads' loss terms; only the logits carry gradient."""
+        raise NotImplementedError(f"{self.name} has no discriminator_losses")
 
 
-class PretrainingMethod(AdversarialMethod, Protocol):
-    """A method that begins with adversarial pre-training."""
-
-    @property
-    def pixel_weight(self) -> float:
-        """Weight of the pixel discriminator; 0 if there is none."""
-        ...
+class PairMethod(Method):
+    """A method that trains the student on a teacher's ODE pairs, without any score."""
 
     @property
-    def vision_encoder(self) -> str | None:
-        """Folder of the pixel discriminator's backbone."""
-        ...
+    def fake_score_updates(self) -> int:
+        """None: there is no fake score."""
+        return 0
 
     @property
-    def pixel_frames(self) -> int:
-        """Frames of each video that it looks at."""
-        ...
+    def fresh_rollouts(self) -> bool:
+        """True: no update shares a rollout."""
+        return True
 
     @property
-    def finetune_lr(self) -> float:
-        """The student's learning rate after pre-training, as a share."""
-        ...
+    def through_fake_score(self) -> bool:
+        """False: there is no fake score."""
+        return False
 
-    def pretraining_losses(self, sample: PairSample) -> Losses:
+    @property
+    def reads_latents(self) -> Literal["pairs"]:
+        """A teacher's ODE pairs."""
+        return "pairs"
+
+    def pair_generator_losses(self, sample: PairSample) -> Losses:
         """The student's loss terms; they depend on it through ``x0``."""
-        ...
+        raise NotImplementedError(f"{self.name} has no pair_generator_losses")
 
-    def pretraining_critic_losses(self, sample: PairSample) -> Losses:
-        """The latent heads' loss terms; nothing but the logits carries gradient."""
-        ...
+    def pair_discriminator_losses(self, sample: PairSample) -> Losses:
+        """The latent heads' loss terms; only the logits carry gradient."""
+        raise NotImplementedError(f"{self.name} has no pair_discriminator_losses")
 
-    def pretraining_pixel_losses(self, sample: PairSample) -> Losses:
-        """The pixel heads' loss terms, if there are any."""
-        ...
+    def pair_pixel_losses(self, sample: PairSample) -> Losses:
+        """The pixel heads' loss terms, if there are such heads."""
+        raise NotImplementedError(f"{self.name} has no pair_pixel_losses")
+
+
+def stage_at(method: Method, iteration: int) -> Stage:
+    """The stage that an iteration belongs to; iterations count from 0."""
+    first = 0
+    for stage in method.stages:
+        if stage.iterations is None or iteration < first + stage.iterations:
+            return stage
+        first += stage.iterations
+    return method.stages[-1]
+
+
+def pair_iterations(method: Method, iterations: int) -> int:
+    """How many of a run's first iterations train on ODE pairs."""
+    count = 0
+    for stage in method.stages:
+        if not isinstance(stage.method, PairMethod):
+            break
+        count = iterations if stage.iterations is None else count + stage.iterations
+    return min(count, iterations)

@@ -4,32 +4,25 @@ The gradient is DMD's, ``(x_fake - x_real) / mean |x0 - x_real|`` per sample (ar
 Eq. 7 and 8), given to x0 and to nothing else. As the baseline of arXiv 2605.30116 (Sec. 4.1) there
 are five fake-score updates and no GAN. DMD2's GAN (arXiv 2405.14867, Sec. 4.3) is an option: a
 classifier on noised latents of real videos with the non-saturating loss. Here it reads the frozen
-teacher's blocks where DMD2's reads the fake score's, whose own update so stays that of its loss.
+teacher's blocks where DMD2's reads the fake score's, so that the fake score's loss is unchanged.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch.nn.functional import softplus
 
 from lightx2v_sgmd import objectives
 from lightx2v_sgmd.flow import add_noise
-from lightx2v_sgmd.methods.base import (
-    DISCRIMINATOR,
-    FAKE_SCORE,
-    STRICT,
-    STUDENT,
-    Losses,
-    Sample,
-)
+from lightx2v_sgmd.methods.base import STRICT, Discriminator, Losses, Method, Sample
 
 
 @dataclass(frozen=True, config=STRICT)
-class DMD2:
+class DMD2(Method):
     """Improved distribution matching distillation."""
 
     name: Literal["dmd2"] = "dmd2"
@@ -39,22 +32,28 @@ class DMD2:
     floor: Annotated[float, Field(gt=0)] = 1e-5
     # Weight of the GAN term in the generator's loss; 0 is no GAN. It needs data.latents.
     gan_weight: Annotated[float, Field(ge=0)] = 0.0
-    # The GAN's heads: one on every so many teacher blocks, so many channels each, their rate.
-    head_every: Annotated[int, Field(ge=1)] = 3
-    head_channels: Annotated[int, Field(ge=32, multiple_of=32)] = 64
-    discriminator_lr: Annotated[float, Field(gt=0)] = 5e-6
+    # The GAN's discriminator; null takes its defaults. It is for a gan_weight above 0 only.
+    discriminator: Discriminator | None = None
 
-    fresh_rollouts: ClassVar[bool] = True
-    through_fake_score: ClassVar[bool] = False
-    through_teacher: ClassVar[bool] = False
-    guidance_range: ClassVar[tuple[float, float] | None] = None
-    pretraining: ClassVar[int] = 0
+    @model_validator(mode="after")
+    def _with_gan(self) -> Self:
+        if self.gan_weight and self.discriminator is None:
+            object.__setattr__(self, "discriminator", Discriminator())
+        elif not self.gan_weight and self.discriminator is not None:
+            raise ValueError(
+                "discriminator is only for a gan_weight above 0; set it, or leave this out"
+            )
+        return self
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        """With a discriminator if there is a GAN term."""
-        roles = (STUDENT, FAKE_SCORE)
-        return (*roles, DISCRIMINATOR) if self.gan_weight else roles
+    def fresh_rollouts(self) -> bool:
+        """Every fake-score update draws a rollout of its own, a single one too."""
+        return True
+
+    @property
+    def through_fake_score(self) -> bool:
+        """DMD's gradient is given to x0 and to nothing else."""
+        return False
 
     @property
     def reads_latents(self) -> Literal["videos"] | None:
@@ -62,7 +61,7 @@ class DMD2:
         return "videos" if self.gan_weight else None
 
     def generator_losses(self, sample: Sample) -> Losses:
-        """DMD's surrogate, whose gradient at x0 is DMD's; the GAN term if there is one."""
+        """DMD's surrogate, whose gradient at x0 is DMD's, and the GAN term if it has a weight."""
         assert sample.x_real is not None, "DMD needs the teacher"
         losses = {
             "dmd": objectives.distribution_matching(
@@ -75,14 +74,10 @@ class DMD2:
             losses["gan"] = self.gan_weight * softplus(-logits).mean(1)
         return losses
 
-    def fake_score_losses(self, sample: Sample) -> Losses:
-        """Flow matching on generated data."""
-        return {"fake": objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)}
-
     def discriminator_losses(self, sample: Sample) -> Losses:
-        """Generated against real, noised alike."""
+        """The non-saturating loss on generated and real latents, noised alike."""
         assert sample.discriminate is not None and sample.real is not None
         real_t = add_noise(sample.real, sample.noise, sample.sigma)
         both = sample.discriminate(torch.cat([sample.x_t, real_t]), sample.sigma.repeat(2))
         fake, real = both.chunk(2)
-        return {"critic": softplus(fake).mean(1) + softplus(-real).mean(1)}
+        return {"discriminator": softplus(fake).mean(1) + softplus(-real).mean(1)}

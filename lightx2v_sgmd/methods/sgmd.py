@@ -6,17 +6,17 @@ Fake score: ``lambda RC`` on the same x_t (Eq. 22), one update for one generator
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT, STUDENT, Losses, Sample
+from lightx2v_sgmd.methods.base import STRICT, Losses, Method, Sample
 
 
 @dataclass(frozen=True, config=STRICT)
-class SGMD:
+class SGMD(Method):
     """Score Gradient Matching Distillation."""
 
     name: Literal["sgmd"] = "sgmd"
@@ -28,13 +28,6 @@ class SGMD:
     weighting: objectives.Weighting = "normalized"
     # The clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
     max_weight: Annotated[float, Field(gt=0)] = 1.0
-
-    roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE)
-    fake_score_updates: ClassVar[int] = 1
-    fresh_rollouts: ClassVar[bool] = False
-    through_fake_score: ClassVar[bool] = True
-    through_teacher: ClassVar[bool] = False
-    guidance_range: ClassVar[tuple[float, float] | None] = None
 
     def generator_losses(self, sample: Sample) -> Losses:
         """Fisher and lambda NR; the gradient reaches the student through ``x_fake`` alone."""

@@ -14,17 +14,17 @@ The two alphas are not the same number: dividing Eq. 30 by its alpha gives
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.methods.base import FAKE_SCORE, STRICT, STUDENT, Losses, Sample
+from lightx2v_sgmd.methods.base import STRICT, Losses, Method, Sample
 
 
 @dataclass(frozen=True, config=STRICT)
-class SiD:
+class SiD(Method):
     """Score identity distillation."""
 
     name: Literal["sid"] = "sid"
@@ -39,22 +39,13 @@ class SiD:
     weighting: objectives.Weighting = "normalized"
     max_weight: Annotated[float, Field(gt=0)] = 1.0
 
-    roles: ClassVar[tuple[str, ...]] = (STUDENT, FAKE_SCORE)
-    through_fake_score: ClassVar[bool] = True
-    guidance_range: ClassVar[tuple[float, float] | None] = None
-
-    @property
-    def fresh_rollouts(self) -> bool:
-        """With more than one update."""
-        return self.fake_score_updates > 1
-
     @property
     def through_teacher(self) -> bool:
-        """In SiD's own form."""
+        """True in SiD's own form."""
         return self.form == "published"
 
     def generator_losses(self, sample: Sample) -> Losses:
-        """Both terms; see the module."""
+        """Both terms, as the module says."""
         assert sample.x_real is not None, "SiD needs the teacher"
         x0, x_fake, x_real = sample.x0, sample.x_fake, sample.x_real
         weight = objectives.term_weight(
@@ -70,7 +61,3 @@ class SiD:
             "fisher": (1 - self.alpha) * weight * square,
             "implicit": objectives.implicit(x0, x_fake, x_real, weight),
         }
-
-    def fake_score_losses(self, sample: Sample) -> Losses:
-        """Flow matching on generated data."""
-        return {"fake": objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,6 @@ from lightx2v_sgmd.methods.base import (
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
-    AdversarialMethod,
-    PretrainingMethod,
 )
 from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
 from lightx2v_sgmd.networks.vision_encoder import vision_widths
@@ -60,15 +58,11 @@ class HeadSettings:
     @classmethod
     def of(cls, job: Job) -> HeadSettings | None:
         """Those of a job; None if its method trains no discriminator."""
-        if DISCRIMINATOR not in job.method.roles:
+        heads, pixels = job.method.discriminator, job.method.pixel_discriminator
+        if heads is None:
             return None
-        method = cast(AdversarialMethod, job.method)
-        widths: tuple[int, ...] = ()
-        if method.pretraining:
-            pixels = cast(PretrainingMethod, method)
-            if pixels.pixel_weight and pixels.vision_encoder is not None:
-                widths = vision_widths(pixels.vision_encoder)
-        return cls(method.head_every, method.head_channels, job.train.seed, widths)
+        widths = () if pixels is None else vision_widths(pixels.vision_encoder)
+        return cls(heads.head_every, heads.head_channels, job.train.seed, widths)
 
 
 @dataclass(frozen=True)
@@ -119,10 +113,9 @@ class Settings:
         """Those of a job."""
         heads = HeadSettings.of(job)
         optimizers = {STUDENT: job.student.optimizer, FAKE_SCORE: job.fake_score.optimizer}
-        if heads is not None:
-            lr = cast(AdversarialMethod, job.method).discriminator_lr
-            critic = Optimizer(lr=lr, betas=DISCRIMINATOR_BETAS)
-            optimizers |= {DISCRIMINATOR: critic, PIXEL_DISCRIMINATOR: critic}
+        if job.method.discriminator is not None:
+            adamw = Optimizer(lr=job.method.discriminator.lr, betas=DISCRIMINATOR_BETAS)
+            optimizers |= {DISCRIMINATOR: adamw, PIXEL_DISCRIMINATOR: adamw}
         roles = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
         return cls(
             optimizers={role: optimizers[role] for role in job.method.roles},

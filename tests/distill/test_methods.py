@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from distill.counting import PassCounter
+from distill.predictions import teacher_x0
 from distill.trainer import Trainer
 from lightx2v_sgmd.flow import add_noise, x0_from_velocity
 from lightx2v_sgmd.methods import ADM, DMD2, SGMD, TSGSIM, Sample, SiD, TSGFisher
+from lightx2v_sgmd.methods.base import Discriminator
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.rollout import rollout
 from tests.training import make_job, make_trainer
 
-HEADS: dict[str, Any] = {"head_every": 1, "head_channels": 32}
+HEADS = Discriminator(head_every=1, head_channels=32)
 METHODS: list[Any] = [
     SGMD(),
     SGMD(weighting="paper"),
@@ -28,8 +30,8 @@ METHODS: list[Any] = [
     SiD(),
     SiD(form="paper", alpha=1.2),
     DMD2(fake_score_updates=2),
-    DMD2(fake_score_updates=2, gan_weight=0.1, **HEADS),
-    ADM(guidance_range=(5.0, 7.0), **HEADS),
+    DMD2(fake_score_updates=2, gan_weight=0.1, discriminator=HEADS),
+    ADM(guidance_range=(5.0, 7.0), discriminator=HEADS),
 ]
 
 
@@ -59,7 +61,7 @@ def test_gradients_are_those_of_one_plain_graph(
     """The leaves and the carried gradient are the chain rule: compare with no such thing."""
     trainer = trainer_for(method, tiny_teacher, tmp_path)
     strategy: Any = trainer.strategy
-    got = trainer.add_gradients(0, draw=0, iteration=0)
+    got = trainer.add_gradients(0, batch_index=0, iteration=0)
     assert set(got) == {STUDENT, *({FAKE_SCORE} if not method.fresh_rollouts else ())} | (
         {DISCRIMINATOR} & {*method.roles}
     )
@@ -100,7 +102,9 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
         x_t = add_noise(x0, batch.score_noise, sigma)
         seen = x_t if method.through_fake_score else x_t.detach()
         velocity = strategy.velocity(FAKE_SCORE, seen, sigma, text)
-        real = trainer.teacher_x0(x_t if method.through_teacher else x_t.detach(), batch, scale)
+        real = teacher_x0(
+            trainer.strategy, x_t if method.through_teacher else x_t.detach(), batch, scale
+        )
         if update:
             velocity, x_t, real = velocity.detach(), x_t.detach(), real.detach()
         return Sample(
@@ -163,7 +167,7 @@ def test_an_iteration_updates_the_roles_it_declares(
 
 def passes(method: Any, teacher: Path, folder: Path, *settings: str) -> dict[str, Any]:
     trainer = trainer_for(method, teacher, folder, *settings)
-    trainer.batches.exit_step = lambda draw: 1  # type: ignore[method-assign]
+    trainer.batches.exit_step = lambda batch_index: 1  # type: ignore[method-assign]
     counter = PassCounter(trainer.strategy.networks, samples=2)
     trainer.iterate(0)
     return counter.take()
@@ -195,9 +199,9 @@ def test_fresh_rollouts_and_guidance_differ_from_update_to_update(
     draws: list[int] = []
     original = trainer.batches.micro_batch
 
-    def noted(draw: int, micro: int) -> Any:
-        draws.append(draw)
-        return original(draw, micro)
+    def noted(batch_index: int, micro: int) -> Any:
+        draws.append(batch_index)
+        return original(batch_index, micro)
 
     trainer.batches.micro_batch = noted  # type: ignore[method-assign]
     trainer.iterate(0)

@@ -24,12 +24,16 @@ from lightx2v_sgmd.system.errors import UserError
 from tests.training import assert_same_run, job_file, needs_deepspeed, read_trace, train, weights_of
 from tools import collect_ode_pairs, encode_videos
 
-HEADS = "head_every: 1, head_channels: 64, discriminator_lr: 1.0e-3"
+HEADS = "discriminator: {head_every: 1, head_channels: 64, lr: 1.0e-3}"
 
 # A head's first steps are as large as its rate whatever the gradient: where that is nearly zero,
 # rounding decides their sign. And ADM's usual small step leaves its heads a gradient that is the
 # small difference of large ones: a larger delta compares better.
 SLOW_HEADS = HEADS.replace("1.0e-3", "1.0e-6")
+DMDX_JOB = (
+    "dmdx, adm: {{delta: 0.5}}, pretraining: 2, adp: {{vision_encoder: {encoder}}}, "
+    "discriminator: {{head_every: 1, head_channels: 64, lr: 1.0e-6}}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +147,7 @@ def test_one_and_four_step_students_learn_from_pairs(
         job = make(tiny_teacher, folder, pairs, f"name: adp, pixel_weight: 0, {HEADS}", *settings)
         run = distill(job, quiet=True)
         rows = read_trace(run)
-        assert rows[0].keys() >= {"adversarial", "critic"}
+        assert rows[0].keys() >= {"adversarial", "discriminator"}
         assert rows[0]["grad_norm"].keys() == {"student", "discriminator"}
         assert all(row["grad_norm"]["student"] > 0 for row in rows)
         assert (run / "samples" / "step_000003" / "00.mp4").stat().st_size > 0
@@ -154,7 +158,7 @@ def test_the_pixel_discriminator(
 ) -> None:
     method = f"name: adp, vision_encoder: {encoder}, pixel_frames: 2, {HEADS}"
     rows = read_trace(distill(make(tiny_teacher, tmp_path / "a", pairs, method), quiet=True))
-    assert rows[0].keys() >= {"adversarial", "critic", "pixel", "pixel_critic"}
+    assert rows[0].keys() >= {"adversarial", "discriminator", "pixel", "pixel_discriminator"}
     assert rows[0]["grad_norm"].keys() == {"student", "discriminator", "pixel_discriminator"}
     without = f"name: adp, pixel_weight: 0, {HEADS}"
     plain = read_trace(distill(make(tiny_teacher, tmp_path / "b", pairs, without), quiet=True))
@@ -185,7 +189,7 @@ def test_a_folder_that_is_no_encoder(tmp_path: Path) -> None:
 def test_dmdx_turns_from_pretraining_to_matching(
     tiny_teacher: Path, tmp_path: Path, pairs: Path
 ) -> None:
-    method = f"name: dmdx, pretraining: 2, finetune_lr: 0.5, pixel_weight: 0, {HEADS}"
+    method = f"name: dmdx, pretraining: 2, finetune_lr: 0.5, adp: {{pixel_weight: 0}}, {HEADS}"
     settings = ["train.iterations=4", "train.warmup=0"]
     run = distill(make(tiny_teacher, tmp_path, pairs, method, *settings), quiet=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -202,9 +206,9 @@ def test_updates_by_role() -> None:
     assert updates_done(DMD2(), 3) == {"student": 3, "fake_score": 15}
     assert updates_done(ADM(), 3) == {"student": 3, "fake_score": 3, "discriminator": 3}
     assert updates_done(ADP(pixel_weight=0), 3) == {"student": 3, "discriminator": 3}
-    dmdx = DMDX(pixel_weight=0, pretraining=2)
+    dmdx = DMDX(adp=ADP(pixel_weight=0), pretraining=2)
     assert updates_done(dmdx, 3) == {"student": 3, "fake_score": 1, "discriminator": 3}
-    pixels = DMDX(vision_encoder="sam", pretraining=2)
+    pixels = DMDX(adp=ADP(vision_encoder="sam"), pretraining=2)
     assert updates_done(pixels, 3)["pixel_discriminator"] == 2
 
 
@@ -214,7 +218,7 @@ def test_resuming_equals_going_on(
 ) -> None:
     """Exactly, the optimizers' counts of updates included."""
     if method == "dmdx":
-        method = f"dmdx, pretraining: 1, pixel_weight: 0, {HEADS}"
+        method = f"dmdx, pretraining: 1, adp: {{pixel_weight: 0}}, {HEADS}"
     whole = make(tiny_teacher, tmp_path / "whole", pairs, f"name: {method}", "train.iterations=4")
     distill(whole, quiet=True)
     for iterations in (2, 4):
@@ -247,7 +251,7 @@ def test_zero3_on_two_ranks_equals_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
     if method == "dmdx":
-        method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
+        method = DMDX_JOB.format(encoder=encoder)
     equals_local(method, tiny_teacher, tmp_path, pairs, "train.micro_batch=1")
 
 
@@ -261,7 +265,7 @@ def test_two_ranks_on_one_video_equal_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
     if method == "dmdx":
-        method = f"dmdx, delta: 0.5, pretraining: 2, vision_encoder: {encoder}, {SLOW_HEADS}"
+        method = DMDX_JOB.format(encoder=encoder)
     equals_local(method, tiny_teacher, tmp_path, pairs, "parallel.sequence=2")
 
 
@@ -314,7 +318,7 @@ def test_encoded_videos_for_the_gan_term(tiny_teacher: Path, tmp_path: Path) -> 
     assert len(folder) == 3 and not folder.has_noise
     method = f"name: dmd2, fake_score_updates: 1, gan_weight: 0.1, {HEADS}"
     run = distill(make(tiny_teacher, tmp_path / "gan", out, method), quiet=True)
-    assert read_trace(run)[0].keys() >= {"dmd", "gan", "fake", "critic"}
+    assert read_trace(run)[0].keys() >= {"dmd", "gan", "fake", "discriminator"}
     with pytest.raises(UserError, match="holds encoded videos, adp needs ODE pairs"):
         distill(make(tiny_teacher, tmp_path / "adp", out, f"name: adp, pixel_weight: 0, {HEADS}"))
     (videos / "0.txt").unlink()

@@ -33,7 +33,7 @@ def setting(kind: Recomputation) -> str:
 def test_the_same_numbers(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Batches, "exit_step", lambda self, draw: draw % 4)
+    monkeypatch.setattr(Batches, "exit_step", lambda self, batch_index: batch_index % 4)
     results: list[Any] = []
     for kind in KINDS:
         job = make_job(tiny_teacher, tmp_path, setting(kind))
@@ -59,7 +59,7 @@ def cost_under_zero3(teacher: Path, folder: Path) -> list[Any]:
         own = folder / str(dist.get_rank())
         job = make_job(teacher, own, "parallel.strategy=zero3", setting(kind))
         trainer = make_trainer(job, ranks, "zero3")
-        trainer.batches.exit_step = lambda draw: draw % 4  # type: ignore[method-assign]
+        trainer.batches.exit_step = lambda batch_index: batch_index % 4  # type: ignore[method-assign]
         counter = PassCounter(trainer.strategy.networks, job.train.micro_batch)
         done = [trainer.iterate(iteration) for iteration in range(4)]
         results = [(each.losses, each.grad_norm) for each in done]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from distill.counting import PassCounter
 from distill.loss_terms import NotFiniteError
+from distill.observed import StopOnRequest
+from distill.predictions import teacher_x0
 from distill.trainer import Trainer
 from distill.updates import learning_rate_factor
 from lightx2v_sgmd.flow import guide, x0_from_velocity
@@ -85,7 +87,9 @@ def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) 
             for text in (batch.text, batch.negative_text)
         )
     expected = x0_from_velocity(x_t, guide(cond, uncond, 8.0), batch.sigma)
-    torch.testing.assert_close(trainer.teacher_x0(x_t, batch, 8.0), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        teacher_x0(trainer.strategy, x_t, batch, 8.0), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_guidance_of_one_runs_no_unconditional_pass(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -122,11 +126,12 @@ def test_stopping_leaves_the_weights_of_the_iteration_before(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=3"))
-    # Before each micro-batch, after each step of its rollout and after three passes.
-    looks = 3 * (1 + trainer.batches.exit_step(0) + 1 + 3)
+    # For each micro-batch: after each step of its rollout, the teacher, and three backward passes.
+    looks = 3 * (trainer.batches.exit_step(0) + 1 + 4)
     asked = iter([False] * (looks + 3) + [True])
     seen = []
-    for result in trainer.run(0, lambda: next(asked)):
+    trainer.listen(StopOnRequest(trainer.strategy.ranks, lambda: next(asked)))
+    for result in trainer.run(0):
         weights = trainer.strategy.networks[STUDENT].parameters()
         seen.append((result.step, [p.detach().clone() for p in weights]))
     assert [step for step, _ in seen] == [1]

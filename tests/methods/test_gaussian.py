@@ -134,7 +134,7 @@ def test_pretraining_on_pairs_reaches_the_teacher() -> None:
             noisy_critic(law),
             lambda x, judge=pixels: judge(x, SIGMA),  # type: ignore[misc]
         )
-        learner.step(total(method.pretraining_losses(sample)), i / ITERATIONS)
+        learner.step(total(method.pair_generator_losses(sample)), i / ITERATIONS)
     mean, cov = errors(student)
     assert mean < 1e-4 and cov < 1e-4
 

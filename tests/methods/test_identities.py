@@ -199,14 +199,14 @@ def test_adversarial_losses_by_hand() -> None:
     losses = method.generator_losses(sample)
     torch.testing.assert_close(losses["adversarial"], -fake.mean(1))
     hinge = (1 + fake).clamp(min=0).mean(1) + (1 - real).clamp(min=0).mean(1)
-    torch.testing.assert_close(method.discriminator_losses(sample)["critic"], hinge)
+    torch.testing.assert_close(method.discriminator_losses(sample)["discriminator"], hinge)
 
     gan = DMD2(gan_weight=0.5)
     fake = logits(sample.x_t, sample.sigma)
     real = logits(flow.add_noise(sample.real, sample.noise, sample.sigma), sample.sigma)
     torch.testing.assert_close(gan.generator_losses(sample)["gan"], 0.5 * softplus(-fake).mean(1))
-    critic = softplus(fake).mean(1) + softplus(-real).mean(1)
-    torch.testing.assert_close(gan.discriminator_losses(sample)["critic"], critic)
+    expected = softplus(fake).mean(1) + softplus(-real).mean(1)
+    torch.testing.assert_close(gan.discriminator_losses(sample)["discriminator"], expected)
 
 
 def test_pretraining_losses_by_hand() -> None:
@@ -220,14 +220,16 @@ def test_pretraining_losses_by_hand() -> None:
     method = ADP(vision_encoder="unused")
     fake = logits(sample.x_t, sample.sigma)
     real = logits(flow.add_noise(sample.real, sample.noise, sample.sigma), sample.sigma)
-    losses = method.pretraining_losses(pair)
+    losses = method.pair_generator_losses(pair)
     torch.testing.assert_close(losses["adversarial"], -0.85 * fake.mean(1))
     torch.testing.assert_close(losses["pixel"], -0.15 * judge(sample.x0).mean(1))
     hinge = (1 + fake).clamp(min=0).mean(1) + (1 - real).clamp(min=0).mean(1)
-    torch.testing.assert_close(method.pretraining_critic_losses(pair)["critic"], 0.85 * hinge)
+    torch.testing.assert_close(
+        method.pair_discriminator_losses(pair)["discriminator"], 0.85 * hinge
+    )
     on_fake, on_real = judge(sample.x0), judge(sample.real)
     hinge = (1 + on_fake).clamp(min=0).mean(1) + (1 - on_real).clamp(min=0).mean(1)
-    found = method.pretraining_pixel_losses(pair)["pixel_critic"]
+    found = method.pair_pixel_losses(pair)["pixel_discriminator"]
     torch.testing.assert_close(found, 0.15 * hinge)
 
 
@@ -242,7 +244,7 @@ PATHS: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
     "dmd2": (DMD2(), (True, False, False)),
     "dmd2 with its GAN": (DMD2(gan_weight=1.0), (True, False, False)),
     "adm": (ADM(), (True, True, False)),
-    "dmdx": (DMDX(vision_encoder="unused"), (True, True, False)),
+    "dmdx": (DMDX(adp=ADP(vision_encoder="unused")).stages[1].method, (True, True, False)),
 }
 
 

@@ -122,7 +122,7 @@ def test_micro_batches_are_added_up_in_float32(tiny_teacher: Path, tmp_path: Pat
     held = strategy._engines[STUDENT].optimizer.grad_partitions_flat_buffer
     sums = []
     for micro in range(3):
-        trainer.add_gradients(micro, draw=0, iteration=0)
+        trainer.add_gradients(micro, batch_index=0, iteration=0)
         sums.append(held.clone())
     strategy.close()
     assert torch.equal(sums[0], sums[0].bfloat16())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from distill.trainer import Trainer
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT
+from distill.observed import Event, Listener
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 
-Result = TypeVar("Result")
 PHASES = (
     "rollout",
     "teacher",
@@ -26,8 +25,10 @@ PHASES = (
 Interval = tuple[float, float]
 
 
-class Phases:
+class Phases(Listener):
     """A stopwatch for nested phases: time counts for the innermost one.
+
+    A trainer that it listens to has the phases of ``phase_of``.
 
     Args:
         device: A GPU is waited for at each change of phase.
@@ -50,49 +51,30 @@ class Phases:
             self.seconds[self._inside[-1]] += now - self._since
         self._since = now
 
+    def _enter(self, name: str) -> None:
+        self._mark()
+        self._inside.append(name)
+
+    def _leave(self) -> None:
+        self._mark()
+        self._inside.pop()
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """A block of that phase."""
-        self._mark()
-        self._inside.append(name)
+        self._enter(name)
         try:
             yield
         finally:
-            self._mark()
-            self._inside.pop()
+            self._leave()
 
-    def timed(self, name: str, work: Callable[..., Result]) -> Callable[..., Result]:
-        """The same function, as a phase."""
+    def before(self, event: Event) -> None:
+        """The phase of an event begins."""
+        self._enter(phase_of(event))
 
-        def run(*args: Any, **kwargs: Any) -> Result:
-            with self.phase(name):
-                return work(*args, **kwargs)
-
-        return run
-
-    def watch(self, trainer: Trainer) -> None:
-        """Times the parts of a trainer."""
-        parts: Any = trainer
-        parts._rollout = self.timed("rollout", parts._rollout)
-        parts.teacher_x0 = self.timed("teacher", parts.teacher_x0)
-        strategy: Any = trainer.strategy
-        strategy.step = self.timed("optimizer", strategy.step)
-        strategy.update_average = self.timed("optimizer", strategy.update_average)
-        strategy.logits = self.timed("discriminator", strategy.logits)
-        backward, fake_score_at = strategy.backward, strategy.fake_score_at
-        names = {STUDENT: "student backward", FAKE_SCORE: "fake score"}
-
-        def timed_backward(role: str, loss: torch.Tensor) -> None:
-            with self.phase(names.get(role, "discriminator")):
-                backward(role, loss)
-
-        def timed_query(*args: Any) -> Any:
-            query = fake_score_at(*args)
-            query.generator_gradient = self.timed("fake score", query.generator_gradient)
-            query.backward = self.timed("fake score", query.backward)
-            return query
-
-        strategy.backward, strategy.fake_score_at = timed_backward, timed_query
+    def after(self, event: Event) -> None:
+        """The phase of an event ends."""
+        self._leave()
 
     @contextmanager
     def watching_waits(self) -> Iterator[None]:
@@ -111,6 +93,17 @@ class Phases:
             yield
         finally:
             work.wait = original
+
+
+def phase_of(event: Event) -> str:
+    """The phase that an event of the strategy belongs to."""
+    if event.action in ("step", "average"):
+        return "optimizer"
+    if event.action == "forward":
+        return {STUDENT: "rollout", TEACHER: "teacher"}.get(event.role, "fake score")
+    if event.role == STUDENT:
+        return "student backward"
+    return "fake score" if event.role == FAKE_SCORE else "discriminator"
 
 
 def exposed(communication: Iterable[Interval], computation: Iterable[Interval]) -> float:

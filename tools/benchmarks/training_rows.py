@@ -72,13 +72,15 @@ class TrainingBench:
         self._steps, self._warm = len(job.schedule), False
         batches: Any = self.trainer.batches
         # The last step while warming up: it runs, and compiles, all that the others do.
-        batches.exit_step = lambda draw: (
-            (draw // each + draw % each) % self._steps if self._warm else self._steps - 1
+        batches.exit_step = lambda batch_index: (
+            (batch_index // each + batch_index % each) % self._steps
+            if self._warm
+            else self._steps - 1
         )
         videos = job.train.micro_batch * job.train.accumulation
         self.counter = PassCounter(self.trainer.strategy.networks, videos)
         self.phases = Phases(ranks.device)
-        self.phases.watch(self.trainer)
+        self.trainer.listen(self.phases)
         self.warmup_s: list[float] = []
         self.seconds: list[float] = []
         self.counts: list[dict[str, Any]] = []

@@ -13,17 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.counting import COUNTS, PassCounter
 from distill.data import Batches
+from distill.observed import StopOnRequest
 from distill.planning.flops import (
     Operations,
     forward_operations,
     iteration_passes,
     iteration_traffic,
-    stretches,
+    stop_intervals,
 )
 from distill.planning.memory import Memory, Meter
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
 from distill.planning.plan import Machine, check_plan, make_plan
-from distill.trainer import Trainer
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.cli.plan import as_text
 from lightx2v_sgmd.families.wan import open_wan, velocity
@@ -72,7 +72,9 @@ def test_passes_are_those_that_a_run_counts(
     settings: tuple[str, ...],
     checkpointing: bool,
 ) -> None:
-    monkeypatch.setattr(Batches, "exit_step", lambda self, draw: draw % 4)  # each as often
+    monkeypatch.setattr(
+        Batches, "exit_step", lambda self, batch_index: batch_index % 4
+    )  # each as often
     again = f"parallel.gradient_checkpointing={str(checkpointing).lower()}"
     job = make_job(tiny_teacher, tmp_path, *settings, again)
     trainer = make_trainer(job)
@@ -99,9 +101,9 @@ def test_a_stop_is_looked_for_between_all_stretches(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
     """All together they are the iteration, and a run does one of them between two looks."""
-    monkeypatch.setattr(Batches, "exit_step", lambda self, draw: draw % 4)
+    monkeypatch.setattr(Batches, "exit_step", lambda self, batch_index: batch_index % 4)
     job = make_job(tiny_teacher, tmp_path, *settings, "train.micro_batch=1")
-    planned = stretches(job)
+    planned = stop_intervals(job)
     work = Operations(3, 5)
     expected = sum(times * passes.operations(work) for times, passes in planned.values())
     found = sum(passes.operations(work) for passes in iteration_passes(job).values())
@@ -110,13 +112,12 @@ def test_a_stop_is_looked_for_between_all_stretches(
         return  # more ranks look at the same places
     trainer = make_trainer(job)
     counter, seen = PassCounter(trainer.strategy.networks, 1), []
-    look = Trainer._look
 
-    def counting(self: Trainer) -> None:
+    def asked() -> bool:
         seen.append(counter.take()["forward_equivalents"])
-        look(self)
+        return False
 
-    monkeypatch.setattr(Trainer, "_look", counting)
+    trainer.listen(StopOnRequest(trainer.strategy.ranks, asked))
     iterations = 4
     for iteration in range(iterations):
         trainer.iterate(iteration)

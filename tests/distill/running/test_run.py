@@ -247,11 +247,11 @@ def test_an_iteration_is_dropped_between_its_micro_batches(
     distill(straight, quiet=True)
     add_gradients, began = Trainer.add_gradients, []
 
-    def interrupting(self: Trainer, micro: int, draw: int, iteration: int) -> Any:
+    def interrupting(self: Trainer, micro: int, batch_index: int, iteration: int) -> Any:
         began.append((iteration, micro))
         if (iteration, micro) == (1, 2):
             os.kill(os.getpid(), signal.SIGUSR1)
-        return add_gradients(self, micro, draw, iteration)
+        return add_gradients(self, micro, batch_index, iteration)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "add_gradients", interrupting)
@@ -273,21 +273,21 @@ def test_an_iteration_goes_on_after_the_updates_that_it_has_had(
     add_gradients, began = Trainer.add_fake_score_gradients, []
     moments = {9, 11}  # the second iteration draws 6 to 11
 
-    def interrupting(self: Trainer, micro: int, draw: int) -> Any:
-        began.append(draw)
-        if draw in moments:
-            moments.remove(draw)
+    def interrupting(self: Trainer, micro: int, batch_index: int, iteration: int) -> Any:
+        began.append(batch_index)
+        if batch_index in moments:
+            moments.remove(batch_index)
             os.kill(os.getpid(), signal.SIGUSR1)
-        return add_gradients(self, micro, draw)
+        return add_gradients(self, micro, batch_index, iteration)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "add_fake_score_gradients", interrupting)
-        for draw in (9, 11):
+        for batch_index in (9, 11):
             with pytest.raises(KeyboardInterrupt):
                 distill(job, quiet=True)
-            assert began[-1] == draw
+            assert began[-1] == batch_index
             state = store.read_trainer_state(job.output.dir / "checkpoints" / "step_000001")
-            assert state["begun"]["done"] == draw - 6
+            assert state["partial_iteration"]["done"] == batch_index - 6
     distill(job, quiet=True)
     assert_same_run(job.output.dir, straight.output.dir)
 

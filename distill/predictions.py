@@ -1,0 +1,81 @@
+"""The predictions of an iteration's networks, and the tensors that a method's losses take."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from distill.data import Batch
+from lightx2v_sgmd.flow import guide, x0_from_velocity
+from lightx2v_sgmd.methods import Sample
+from lightx2v_sgmd.parallel import DISCRIMINATOR, STUDENT, TEACHER, Strategy
+from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.schedule import Schedule
+
+# B batch of this rank, C channels, T latent frames, h, w latent height and width
+
+
+def student_x0(strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int) -> Tensor:
+    """The student's rollout ``[B, C, T, h, w]``, of which step ``exit_step`` carries gradient."""
+    student = partial(strategy.velocity, STUDENT, text=batch.text)
+    return rollout(student, batch.noise, schedule, exit_step)
+
+
+def teacher_x0(strategy: Strategy, x_t: Tensor, batch: Batch, guidance_scale: float) -> Tensor:
+    """The guided teacher's data prediction; both of its passes run as one batch.
+
+    It carries gradient if ``x_t`` does.
+    """
+    teacher = partial(strategy.velocity, TEACHER)
+    with torch.set_grad_enabled(x_t.requires_grad):
+        if guidance_scale == 1:
+            velocity = teacher(x_t, batch.sigma, text=batch.text).float()
+        else:
+            text = torch.cat([batch.text, batch.negative_text])
+            both = teacher(torch.cat([x_t, x_t]), batch.sigma.repeat(2), text=text).float()
+            cond, uncond = both.chunk(2)
+            velocity = guide(cond, uncond, guidance_scale)
+        return x0_from_velocity(x_t, velocity, batch.sigma)
+
+
+def loss_sample(
+    strategy: Strategy,
+    batch: Batch,
+    x0: Tensor,
+    x_t: Tensor,
+    velocity: Tensor,
+    x_real: Tensor | None,
+    update: bool | None = None,
+) -> Sample:
+    """The tensors that a method's losses take.
+
+    Args:
+        strategy: The networks.
+        batch: The micro-batch.
+        x0: The student's rollout.
+        x_t: Its noised form.
+        velocity: The fake score's velocity at ``x_t``.
+        x_real: The guided teacher's data prediction, if the update needs the teacher.
+        update: As for ``Strategy.logits``; None gives no discriminator.
+    """
+    velocity = velocity.float()
+    discriminate = None
+    if update is not None and DISCRIMINATOR in strategy.trained:
+
+        def discriminate(x: Tensor, sigma: Tensor) -> Tensor:
+            text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
+            return strategy.logits(x, sigma, text, update)
+
+    return Sample(
+        x0=x0,
+        noise=batch.score_noise,
+        sigma=batch.sigma,
+        x_t=x_t,
+        velocity_fake=velocity,
+        x_fake=x0_from_velocity(x_t, velocity, batch.sigma),
+        x_real=x_real,
+        discriminate=discriminate,
+        real=batch.real,
+    )

@@ -1,0 +1,74 @@
+"""Adversarial pre-training: one iteration on a teacher's ODE pairs (arXiv 2507.18569, Sec. 4.2).
+
+The student sees the interpolation of a pair's noise and data and predicts the pair's velocity;
+discriminators of latents and of decoded frames judge its data prediction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.flow import add_noise, x0_from_velocity
+from lightx2v_sgmd.methods.base import PairMethod, PairSample
+from lightx2v_sgmd.parallel import DISCRIMINATOR, PIXEL_DISCRIMINATOR, STUDENT
+
+if TYPE_CHECKING:
+    from distill.data import PairBatch
+    from distill.trainer import Trainer
+
+
+def add_pair_gradients(
+    trainer: Trainer, method: PairMethod, micro: int, batch_index: int
+) -> tuple[str, ...]:
+    """Adds a micro-batch's gradients to the student and to the discriminators.
+
+    Returns:
+        The roles that received gradient.
+    """
+    strategy, losses = trainer.strategy, trainer.losses
+    pixels = method.pixel_discriminator
+    batch = trainer.batches.pair_batch(batch_index, micro, pixels.frames if pixels else 0)
+    x_t = add_noise(batch.x0, batch.noise, batch.sigma)
+    velocity = strategy.velocity(STUDENT, x_t, batch.sigma, batch.text).float()
+    x0 = x0_from_velocity(x_t, velocity, batch.sigma)
+
+    def generator_loss(x0: Tensor) -> Tensor:
+        sample = _sample(trainer, batch, x0, update=False)
+        return losses.total(method.pair_generator_losses(sample), batch)
+
+    to_x0 = strategy.gradient(generator_loss, x0)
+    sample = _sample(trainer, batch, x0.detach(), update=True)
+    discriminators = {DISCRIMINATOR: method.pair_discriminator_losses}
+    if trainer.pixels is not None:
+        discriminators[PIXEL_DISCRIMINATOR] = method.pair_pixel_losses
+    for role, losses_of in discriminators.items():
+        strategy.backward(role, losses.total(losses_of(sample), batch))
+    strategy.backward(STUDENT, (x0 * to_x0).sum())
+    return STUDENT, *discriminators
+
+
+def _sample(trainer: Trainer, batch: PairBatch, x0: Tensor, update: bool) -> PairSample:
+    """The tensors for a method's losses; ``update`` is as for ``Strategy.logits``."""
+    strategy, pixels = trainer.strategy, trainer.pixels
+
+    def discriminate(x: Tensor, sigma: Tensor) -> Tensor:
+        text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
+        return strategy.logits(x, sigma, text, update)
+
+    def discriminate_pixels(x0: Tensor) -> Tensor:
+        assert pixels is not None, "there is no pixel discriminator"
+        with torch.set_grad_enabled(not update):
+            features = pixels(x0, batch.frames)
+        return strategy.frame_logits(features, update).view(len(x0), -1)
+
+    return PairSample(
+        x0=x0,
+        real=batch.x0,
+        noise=batch.discriminator_noise,
+        sigma=batch.discriminator_sigma,
+        discriminate=discriminate,
+        discriminate_pixels=None if pixels is None else discriminate_pixels,
+    )
