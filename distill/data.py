@@ -14,18 +14,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.wan import pad_text
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
-from lightx2v_sgmd.job.schema import LATENTS, SPRITES, Job
+from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.parallel import Ranks
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width,
 # S text tokens, D text width
-
-SPRITE_CAPTIONS = 2048
-"""How many captions of the bundled world a run goes through before it repeats them."""
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
@@ -38,8 +36,8 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 def load_prompts(job: Job) -> list[str]:
     """The job's prompts, each once, in the order of the file.
 
-    The bundled world's captions come as it draws them: the shorter, the more often. Those of a
-    folder of latents come as they stand there, one for each.
+    The prompts of a shipped model keep their duplicates, and a folder of latents has one prompt
+    for each of its latents.
 
     Raises:
         UserError: the file has none or cannot be read.
@@ -47,10 +45,9 @@ def load_prompts(job: Job) -> list[str]:
     if job.data.prompts == LATENTS:
         assert job.data.latents is not None, "a rule of the job asks for it"
         return LatentFolder(job.data.latents).prompts
-    if job.data.prompts == SPRITES:
-        from lightx2v_sgmd.apps.sprites.evaluate import training_captions
-
-        return training_captions(SPRITE_CAPTIONS)
+    shipped = shipped_prompts(job.data.prompts)
+    if shipped is not None:
+        return shipped
     return list(dict.fromkeys(read_prompts(job.data.prompts)))
 
 

@@ -10,9 +10,9 @@ from typing import Final
 import torch
 
 from infer.network.lora import Lora, check_loras, lora_schedule
-from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.wan import BUNDLED, WanModel, bundled_teacher, open_wan
+from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.files.dtypes import RUN_TYPES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, read_manifest
 from lightx2v_sgmd.files.safetensors_files import (
@@ -40,11 +40,12 @@ class Checked:
     @property
     def video(self) -> Video | None:
         """What they were trained for; None if nothing says so."""
-        if self.manifest is not None:
-            return self.manifest.video
-        if self.model.path == str(bundled_teacher()):
-            return Video(world.SIZE, world.SIZE, world.NUM_FRAMES, world.FPS)
-        return None
+        return self.model.video if self.manifest is None else self.manifest.video
+
+    @property
+    def fps(self) -> float:
+        """Frames per second that they were trained for, otherwise the model's own."""
+        return self.model.fps if self.video is None else self.video.fps
 
     @property
     def teacher_dtype(self) -> str | None:
@@ -79,7 +80,7 @@ def check_student(
         UserError: says what is wrong with which file, and the remedy.
     """
     assumed = _assumed(assume_schedule)
-    place = bundled_teacher() if str(path) == BUNDLED else Path(path)
+    place = model_folder(path)
     model = _open(place, base)
     folder = place if place.is_dir() else place.parent
     parts = {

@@ -27,7 +27,7 @@ from infer.text import Texts
 from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Tiling, decode_stream, videos_at_once
 from lightx2v_sgmd.families.wan import WanModel, fold_text_padding, pad_text, velocity
-from lightx2v_sgmd.files.video import WAN_FPS, Frames
+from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
@@ -85,8 +85,7 @@ class Student:
     @property
     def fps(self) -> float:
         """Frames per second of its videos."""
-        video = self.checked.video
-        return WAN_FPS if video is None else video.fps
+        return self.checked.fps
 
     @property
     def transformer(self) -> Any:

@@ -143,12 +143,8 @@ def project_imports() -> list[Import]:
     return found
 
 
-# They ask whether a model is the bundled one, and go with that question.
-TO_GO = ("lightx2v_sgmd.files.video", "distill.data", "infer.checks")
-
-
 def test_the_project_keeps_the_layers() -> None:
-    assert violations([i for i in project_imports() if i.module not in TO_GO]) == []
+    assert violations(project_imports()) == []
 
 
 def test_the_walk_sees_the_project() -> None:

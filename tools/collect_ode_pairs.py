@@ -23,10 +23,11 @@ from lightx2v_sgmd.families.sampling import teacher_shift as shift_of
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
-from lightx2v_sgmd.job.schema import LATENTS, SPRITES, Data, Job, load_job
+from lightx2v_sgmd.job.schema import LATENTS, Data, Job, load_job
 from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import shipped_model
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
 
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Jobs of the methods that need pairs name a folder that is being made only now.
         job = load_job(args.job, args.settings)
         if args.prompts:
-            path = args.prompts if args.prompts == SPRITES else str(Path(args.prompts).absolute())
+            shipped = shipped_model(args.prompts) is not None
+            path = args.prompts if shipped else str(Path(args.prompts).absolute())
             job = replace(job, data=Data(prompts=path))
         if job.data.prompts == LATENTS:
             raise UserError("--prompts: the job's prompts are those of the pairs; give a file")

@@ -24,7 +24,7 @@ from distill.running.run_folder import METRICS, repair_log
 from distill.updates import Iteration
 from lightx2v_sgmd.families.wan import WanModel, decode_latents
 from lightx2v_sgmd.files.checkpoint import disk_problem
-from lightx2v_sgmd.files.video import frame_rate, write_video
+from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
@@ -160,7 +160,7 @@ def write_samples(
             frames = decode_latents(vae, latent)[0].cpu().numpy()
             try:
                 with written.appearing(f"samples/step_{step:06d}/{index:02d}.mp4") as path:
-                    write_video(frames, path, frame_rate(job.teacher.path))
+                    write_video(frames, path, model.fps)
             except (UserError, OSError) as error:  # no reason to end a run
                 note(f"a sample is not written: {error}")
 

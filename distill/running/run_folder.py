@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.families.wan import BUNDLED, bundled_teacher
+from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.checkpoint import disk_problem
 from lightx2v_sgmd.files.video import check_writable
@@ -45,8 +45,7 @@ def check_output(job: Job, resume: str) -> None:
         UserError: it is, holds or lies in the teacher, the latents, or another run that is resumed.
     """
     out = resolved(job.output.dir, "output.dir")
-    teacher = bundled_teacher() if job.teacher.path == BUNDLED else Path(job.teacher.path)
-    sources: dict[str, Path | None] = {"teacher.path": teacher}
+    sources: dict[str, Path | None] = {"teacher.path": model_folder(job.teacher.path)}
     if job.teacher.base is not None:
         sources["teacher.base"] = Path(job.teacher.base)
     if job.data.latents is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from infer.batch.requests import Request
 from infer.batch.sidecars import problem, sidecar
 from infer.options import Options
-from lightx2v_sgmd.families.wan import BUNDLED, bundled_teacher
+from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import (
     OutputLock,
@@ -92,8 +92,7 @@ def refuse_sources(
     Raises:
         UserError: the output is, holds or lies in the weights, or is a file that is read.
     """
-    named = bundled_teacher() if str(weights) == BUNDLED else Path(weights)
-    folders = {"--weights": named, "--base": None if base is None else Path(base)}
+    folders = {"--weights": model_folder(weights), "--base": None if base is None else Path(base)}
     read = {f"--lora {number}": lora.path for number, lora in enumerate(options.loras, start=1)}
     if isinstance(prompts, Path):
         read["--prompts"] = prompts

@@ -15,7 +15,6 @@ from infer.batch.requests import Request
 from infer.checks import Checked
 from infer.options import Options
 from lightx2v_sgmd import __version__
-from lightx2v_sgmd.files.video import WAN_FPS
 from lightx2v_sgmd.outputs import content_hashes
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_files
@@ -34,7 +33,7 @@ class Facts:
     def __init__(
         self, checked: Checked, options: Options, dtype: torch.dtype, text_dtype: torch.dtype
     ) -> None:
-        self._trained_fps = checked.video.fps if checked.video else WAN_FPS
+        self._trained_fps = checked.fps
         self._weights = _Weights(checked, options)
         self._common = {
             "timesteps": checked.schedule.to_dict()["timesteps"],

@@ -425,7 +425,7 @@ def _teacher() -> list[Check]:
     if not bundled_teacher().is_dir():
         detail = f"is missing from {bundled_teacher()}: the demo cannot run"
         return [Check("bundled teacher", "broken", detail, _pip("--force-reinstall lightx2v-sgmd"))]
-    model = open_wan("sprites")
+    model = open_wan(bundled_teacher())
     parts: Sequence[tuple[str, str]] = (
         ("transformer", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),

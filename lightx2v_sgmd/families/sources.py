@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
 from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (
@@ -34,6 +35,7 @@ _ORIGINAL_STEMS: Final = {
     "text_encoder": wan_original.TEXT_ENCODER_STEM,
 }
 _SUFFIXES: Final = (".safetensors", ".pth")
+_SMALL_FILES: Final = ("model_index.json", VIDEO_FILE, PROMPTS_FILE)
 _FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
 """What is fetched of a folder on the hub: no programs, and no pickles."""
 _CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], None]]] = {
@@ -168,7 +170,7 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
 def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
     if (folder / "transformer" / "config.json").is_file():
         parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-        refuse_outside_links(folder, [folder / name for name in (*parts, "model_index.json")])
+        refuse_outside_links(folder, [folder / name for name in (*parts, *_SMALL_FILES)])
         _check_pipeline(folder)
         return Source(str(folder), "diffusers"), _transformer_config(
             folder / "transformer" / "config.json"

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.sources import Part, Source, find_source, without_private
 from lightx2v_sgmd.families.text_rows import (
     TEXT_LENGTH,
@@ -30,8 +30,10 @@ from lightx2v_sgmd.families.text_rows import (
     pad_text,
     text_dtype,
 )
+from lightx2v_sgmd.families.wan_forward import decode_latents, to_frames, vae_latents, velocity
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
+from lightx2v_sgmd.files.manifest import Video
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
@@ -40,13 +42,13 @@ from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
-# B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
-# S text tokens, D text width
+# C channels, T latent frames, h, w latent height and width
 
 __all__ = [
     "BUNDLED",
     "TEXT_LENGTH",
     "TextEncoder",
+    "WAN_FPS",
     "WanModel",
     "bundled_teacher",
     "decode_latents",
@@ -55,10 +57,13 @@ __all__ = [
     "open_wan",
     "pad_text",
     "text_dtype",
+    "to_frames",
+    "vae_latents",
     "velocity",
 ]
 
 BUNDLED: Final = "sprites"
+WAN_FPS: Final = 16.0
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 _SIZES: Final = ("num_frames", "height", "width")
 
@@ -72,7 +77,9 @@ class WanModel:
         transformer_config: Arguments of ``WanTransformer3DModel``.
         vae_config: Arguments of ``AutoencoderKLWan``.
         source: Where its parts are.
-        text_encoder_config: Of ``UMT5Config``; None: as the model's own file has it.
+        text_encoder_config: Arguments of ``UMT5Config``; None if the model's own file has them.
+        video: The size, length and frame rate that it was made for; None if its folder does not
+            say.
     """
 
     path: str
@@ -80,6 +87,12 @@ class WanModel:
     vae_config: dict[str, Any]
     source: Source
     text_encoder_config: dict[str, Any] | None = None
+    video: Video | None = None
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of its videos: as its folder says, otherwise the 16 of Wan2.1."""
+        return WAN_FPS if self.video is None else self.video.fps
 
     @property
     def num_heads(self) -> int:
@@ -308,9 +321,8 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
             return _open_file(file, base)
         if base is not None:
             raise UserError(f"{path} is no file of weights; leave out teacher.base")
-        folder = bundled_teacher() if str(path) == BUNDLED else path
-        source, config = find_source(str(folder))
-        return _opened(source, config)
+        source, config = find_source(str(model_folder(path)))
+        return replace(_opened(source, config), video=read_video_facts(Path(source.root)))
     except UserError as error:
         raise UserError(f"teacher.path: {error}") from error
 
@@ -356,53 +368,3 @@ def kept_in_float32(network: Any) -> Callable[[str], bool]:
 
 def _within(modules: set[str], name: str) -> bool:
     return bool(modules & {*name.split(".")})
-
-
-def velocity(
-    network: Any, x_t: Tensor, sigma: Tensor, text: Tensor, dtype: torch.dtype | None = None
-) -> Tensor:
-    """A network's velocity.
-
-    Args:
-        network: A ``WanTransformer3DModel``, or an engine around one.
-        x_t: ``[B, C, T, h, w]``; cast to the network's precision.
-        sigma: ``[B]`` float32.
-        text: ``[B, S, D]`` from ``pad_text``; rows of zeros up to ``TEXT_LENGTH`` are understood.
-        dtype: The network's precision, if autocast makes it another than its weights'.
-
-    Returns:
-        ``[B, C, T, h, w]`` in that precision.
-    """
-    module = getattr(network, "module", network)
-    if not getattr(module, "text_padding_is_folded", False):
-        text = torch.nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
-    dtype = dtype or module.patch_embedding.weight.dtype  # module.dtype looks at every weight
-    result: Tensor = network(
-        hidden_states=x_t.to(dtype),
-        timestep=1000 * sigma,
-        encoder_hidden_states=text.to(dtype),
-        return_dict=False,
-    )[0]
-    return result
-
-
-@torch.no_grad()
-def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
-    return to_frames(vae.decode(vae_latents(vae, latents), return_dict=False)[0])
-
-
-def vae_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Normalised latents ``[B, C, T, h, w]`` as the VAE itself has them, in its precision."""
-    shape = (1, -1, 1, 1, 1)
-    dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
-    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
-    return latents.to(dtype) * std + mean
-
-
-def to_frames(video: Tensor) -> Tensor:
-    """What the VAE gives, ``[B, 3, F, H, W]`` from -1 to 1, as ``[B, F, H, W, 3]`` uint8."""
-    video = torch.clamp(video, min=-1.0, max=1.0).float()
-    video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
-    return video.permute(0, 2, 3, 4, 1).contiguous()

@@ -23,18 +23,8 @@ from lightx2v_sgmd.untrusted.paths import path_problem
 
 Frames = NDArray[np.uint8]
 
-WAN_FPS: Final = 16.0
 CRF: Final = 14
 """x264's constant rate factor: 0 is lossless, 18 is called visually lossless."""
-
-
-def frame_rate(model_path: str | Path) -> float:
-    """Frames per second of a teacher's videos: the bundled world's, or the 16 of Wan2.1."""
-    from lightx2v_sgmd.apps.sprites.world import FPS
-    from lightx2v_sgmd.families.wan import BUNDLED, bundled_teacher
-
-    bundled = str(model_path) == BUNDLED or Path(model_path).resolve() == bundled_teacher()
-    return float(FPS) if bundled else WAN_FPS
 
 
 def write_video(frames: Frames, path: str | Path, fps: float) -> Path:

@@ -23,13 +23,11 @@ from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.methods.base import STRICT
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs
+from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs, shipped_model
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-SPRITES = "sprites"
-"""As ``teacher.path``: the bundled teacher. As ``data.prompts``: the captions of its world."""
 LATENTS = "latents"
-"""As ``data.prompts``: the captions of ``data.latents``."""
+"""The value of ``data.prompts`` that stands for the captions of ``data.latents``."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -327,7 +325,7 @@ def _resolved(data: Data, folders: dict[str, Path]) -> Data:
         return (folders[key] / Path(path).expanduser()).absolute()
 
     prompts, embeddings, latents = data.prompts, data.embeddings, data.latents
-    if prompts not in (SPRITES, LATENTS):
+    if prompts != LATENTS and shipped_model(prompts) is None:
         prompts = str(absolute("data.prompts", prompts))
     if embeddings is not None:
         embeddings = absolute("data.embeddings", embeddings)

@@ -15,6 +15,12 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
+def shipped_model(name: str) -> Path | None:
+    """The folder of the model that ships with the package under a name; None if there is none."""
+    models = (path.parent for path in (_PACKAGE / "assets").glob("*/model_index.json"))
+    return next((folder for folder in models if folder.name == name), None)
+
+
 def shipped_jobs() -> list[str]:
     """The names of the shipped jobs, such as ``sprites_sgmd.yaml``."""
     return sorted(path.name for path in configs_folder().glob("*.yaml"))

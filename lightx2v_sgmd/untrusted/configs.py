@@ -112,6 +112,15 @@ SCHEDULER: Final[Mapping[str, Field]] = MappingProxyType(
     }
 )
 
+VIDEO: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "height": Whole(1, 2**14),
+        "width": Whole(1, 2**14),
+        "num_frames": Whole(1, 2**14),
+        "fps": Real(0.1, 1000),
+    }
+)
+
 VISION_TYPES: Final = frozenset(
     {
         "aimv2",
@@ -287,6 +296,12 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     ):
         raise UserError(f"_class_name is {shown(named)}, which is no scheduler of diffusers")
     _refuse(first_problem(config, SCHEDULER))
+
+
+def check_video(facts: Mapping[str, Any]) -> None:
+    """The same for ``video.json``, the size, length and frame rate that a model was made for."""
+    refuse_code(facts)
+    _refuse(first_problem(facts, VIDEO, frozenset(VIDEO)))
 
 
 def check_model_index(index: Mapping[str, Any]) -> None:

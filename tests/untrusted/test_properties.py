@@ -21,7 +21,15 @@ FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(Health
 MANY = settings(max_examples=300, deadline=None)
 
 SEEDS = [(name, number) for name, found in seeds().items() for number in range(len(found))]
-CONFIGS = ("transformer", "vae", "text_encoder", "vision_encoder", "model_index", "scheduler")
+CONFIGS = (
+    "transformer",
+    "vae",
+    "text_encoder",
+    "vision_encoder",
+    "model_index",
+    "video",
+    "scheduler",
+)
 TEXTS = ("job", "setting", "prompts_jsonl", "prompts_csv", "prompts_txt", "lora_option", "schedule")
 
 scalars = st.one_of(

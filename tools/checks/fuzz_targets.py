@@ -153,6 +153,11 @@ def vision_encoder(data: bytes) -> None:
     building.vision_config(config)
 
 
+def video(data: bytes) -> None:
+    """The size, length and frame rate that a model was made for."""
+    configs.check_video(_object(data))
+
+
 def model_index(data: bytes) -> None:
     """The file that names the class of each part."""
     configs.check_model_index(_object(data))
@@ -236,6 +241,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         text_encoder,
         vision_encoder,
         model_index,
+        video,
         scheduler,
         tokenizer,
         tokenizer_config,
@@ -353,6 +359,7 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         "text_encoder": (_bundled("text_encoder", "config.json"),),
         "vision_encoder": (_VISION, _VISION.replace(b'["Dinov2Model"]', b"true")),
         "model_index": (_bundled("model_index.json"),),
+        "video": (_bundled("video.json"),),
         "scheduler": (_bundled("scheduler", "scheduler_config.json"),),
         "tokenizer": (_bundled("tokenizer", "tokenizer.json"), deep),
         "tokenizer_config": (_bundled("tokenizer", "tokenizer_config.json"),),

@@ -104,7 +104,8 @@ nothing on the procedural world of `lightx2v_sgmd/apps/sprites/world.py`: a spri
 ({len(world.SHAPES)} shapes, {len(world.COLOURS)} colours, {len(world.DIRECTIONS)} directions,
 {len(world.SPEEDS)} speeds) that moves through {world.NUM_FRAMES} frames of
 {world.SIZE}x{world.SIZE}. Captions name some attributes and leave others open; positions, sizes,
-headings and exact speeds vary freely.
+headings and exact speeds vary freely. `video.json` has the size, length and frame rate of its
+videos, and `prompts.txt` the captions that `data.prompts: sprites` trains on.
 
 ## Measured
 

@@ -14,6 +14,7 @@ The result is a folder in the layout of ``Wan2.1-T2V-*-Diffusers``.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from rich.progress import track
 from transformers import UMT5EncoderModel
 
 from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.apps.sprites.evaluate import training_captions
 from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from lightx2v_sgmd.outputs import appearing
 from tools.benchmarks.muon import Muon
@@ -59,6 +62,8 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "num_layers": 6,
 }
 WORDS = ["a", "an", "and", "moving", "thing", *sum((list(o) for o in world.OPTIONS.values()), [])]
+CAPTIONS = 2048
+"""Captions that come with the teacher: draws of the world, so short ones repeat."""
 FLOW_SHIFT = 3.0
 """Shift of the training times and of the teacher's sampling schedule."""
 
@@ -370,6 +375,19 @@ def export(args: argparse.Namespace) -> None:
         model.tokenizer,
         shift=FLOW_SHIFT,
     )
+    write_facts(args.out)
+
+
+def write_facts(folder: Path) -> None:
+    """Writes the size, length and frame rate of the world's videos, and captions to train on."""
+    video = {
+        "height": world.SIZE,
+        "width": world.SIZE,
+        "num_frames": world.NUM_FRAMES,
+        "fps": world.FPS,
+    }
+    (folder / VIDEO_FILE).write_text(json.dumps(video, indent=2) + "\n")
+    (folder / PROMPTS_FILE).write_text("\n".join(training_captions(CAPTIONS)) + "\n")
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
 from lightx2v_sgmd.files.safetensors_files import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import has_average, student_files
-from lightx2v_sgmd.files.video import frame_rate
 from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
 from lightx2v_sgmd.job.schema import Job, Lora, load_job
 from lightx2v_sgmd.schedule import Schedule
@@ -104,8 +103,9 @@ def open_source(
     job_file = checkpoint / "job.yaml"
     job = load_job(job_file)
     averaged = ema and has_average(checkpoint)
-    about = _about(job, int(read_trainer_state(checkpoint)["step"]), averaged)
-    model = teacher_of(about, job_file)
+    step = int(read_trainer_state(checkpoint)["step"])
+    model = open_wan(job.teacher.path, job.teacher.base)
+    about = _about(job, step, averaged, model.fps)
     tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
     if carried is not None and carried != job.schedule:
         raise UserError(
@@ -142,7 +142,7 @@ def student_tensors(
     return MergedTensors(model_tensors(model), adapters), adapters, carried
 
 
-def _about(job: Job, step: int, averaged: bool) -> Manifest:
+def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
     method = parse_value(job.to_yaml(), "the job")["method"]
     return Manifest(
         method={"name": method.pop("name"), "options": method},
@@ -150,9 +150,7 @@ def _about(job: Job, step: int, averaged: bool) -> Manifest:
         teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,
-        video=Video(
-            job.video.height, job.video.width, job.video.num_frames, frame_rate(job.teacher.path)
-        ),
+        video=Video(job.video.height, job.video.width, job.video.num_frames, fps),
         step=step,
         ema=averaged,
         dtype="fp32",

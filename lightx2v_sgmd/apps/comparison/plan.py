@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.apps.comparison.folder import HIDDEN, inputs, written_files
+from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
-from lightx2v_sgmd.job.schema import SPRITES, Job, load_job
+from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import refuse_overlap, resolved
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record
@@ -87,7 +89,7 @@ class Plan:
     @property
     def checkable(self) -> bool:
         """Whether the captions are the sprite world's, whose claims can be checked in frames."""
-        return self.job.data.prompts == SPRITES
+        return _checkable(self.job)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -255,6 +257,12 @@ def _method_sections(job_file: Path, base: Job, method: str) -> list[str]:
     return [f"{key}={json.dumps(part)}" for key, part in tree.items() if key not in SHARED]
 
 
+def _checkable(job: Job) -> bool:
+    """True if the prompts come with a model and the sprite world can measure each in frames."""
+    prompts = shipped_prompts(job.data.prompts)
+    return prompts is not None and all(map(world.is_caption, prompts))
+
+
 def _fitting(settings: Settings, base: Job, every: int) -> Settings:
     """The settings as far as there are prompts and iterations."""
     if settings.prompts < 2:
@@ -262,7 +270,7 @@ def _fitting(settings: Settings, base: Job, every: int) -> Settings:
     if every < 1:
         raise UserError(f"--every: {every} is too few; use 1 or more")
     count = settings.prompts
-    if base.data.prompts != SPRITES:
+    if not _checkable(base):
         from lightx2v_sgmd.files.prompts import read_prompts
 
         count = min(count, len(dict.fromkeys(read_prompts(base.data.prompts))))

@@ -31,7 +31,7 @@ from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import STEMS, has_average, student_files
-from lightx2v_sgmd.files.video import frame_rate, write_video
+from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.system.errors import UserError
@@ -159,7 +159,7 @@ class Bench:
 
             every = list(dict.fromkeys(read_prompts(self.job.data.prompts)))
             self.prompts = every[: self.settings.prompts]
-        self.fps = frame_rate(self.job.teacher.path)
+        self.fps = open_wan(self.job.teacher.path, self.job.teacher.base).fps
         self._student: VideoSampler | None = None
 
     def wanted(self) -> tuple[list[str], list[int]]:

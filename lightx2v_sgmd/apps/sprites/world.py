@@ -138,6 +138,15 @@ def parse_caption(text: str) -> Caption:
     return Caption(tuple(objects))
 
 
+def is_caption(text: str) -> bool:
+    """True if a text is a caption of this world."""
+    try:
+        parse_caption(text)
+    except ValueError:
+        return False
+    return True
+
+
 def sample_caption(rng: np.random.Generator, p_open: float = 0.35, p_two: float = 0.0) -> Caption:
     """Draws a caption: each attribute left open with ``p_open``, two objects with ``p_two``.
 

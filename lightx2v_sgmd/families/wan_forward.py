@@ -1,0 +1,63 @@
+"""Forward passes of Wan's networks: the transformer's velocity, and the VAE's frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
+
+# B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
+# S text tokens, D text width
+
+
+def velocity(
+    network: Any, x_t: Tensor, sigma: Tensor, text: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A network's velocity.
+
+    Args:
+        network: A ``WanTransformer3DModel``, or an engine around one.
+        x_t: ``[B, C, T, h, w]``; cast to the network's precision.
+        sigma: ``[B]`` float32.
+        text: ``[B, S, D]`` from ``pad_text``; rows of zeros up to ``TEXT_LENGTH`` are understood.
+        dtype: The network's precision, if autocast makes it another than its weights'.
+
+    Returns:
+        ``[B, C, T, h, w]`` in that precision.
+    """
+    module = getattr(network, "module", network)
+    if not getattr(module, "text_padding_is_folded", False):
+        text = torch.nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
+    dtype = dtype or module.patch_embedding.weight.dtype  # module.dtype looks at every weight
+    result: Tensor = network(
+        hidden_states=x_t.to(dtype),
+        timestep=1000 * sigma,
+        encoder_hidden_states=text.to(dtype),
+        return_dict=False,
+    )[0]
+    return result
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+    return to_frames(vae.decode(vae_latents(vae, latents), return_dict=False)[0])
+
+
+def vae_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents ``[B, C, T, h, w]`` as the VAE itself has them, in its precision."""
+    shape = (1, -1, 1, 1, 1)
+    dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
+    return latents.to(dtype) * std + mean
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """What the VAE gives, ``[B, 3, F, H, W]`` from -1 to 1, as ``[B, F, H, W, 3]`` uint8."""
+    video = torch.clamp(video, min=-1.0, max=1.0).float()
+    video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
+    return video.permute(0, 2, 3, 4, 1).contiguous()
