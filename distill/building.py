@@ -87,7 +87,7 @@ def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
     if wanted == "pairs" and not latents.has_noise:
         raise UserError(
             f"data.latents: {latents.folder} holds encoded videos, {job.method.name} needs ODE "
-            "pairs; make them with python -m tools.collect_ode_pairs"
+            "pairs; make them with `lightx2v-sgmd collect-pairs`"
         )
     return latents
 

@@ -44,7 +44,7 @@ def kept(error: NotFiniteError, saver: Saver, prompts: Sequence[str]) -> UserErr
     except UserError as problem:
         return UserError(f"{error}; its state is not kept ({problem}); {_REMEDY}")
     return UserError(
-        f"{error}; python -m tools.replay_failure {folder} runs that update again; {_REMEDY}"
+        f"{error}; `lightx2v-sgmd replay-failure {folder}` repeats that update; {_REMEDY}"
     )
 
 

@@ -6,7 +6,6 @@ import json
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Quiet, Settings
 from lightx2v_sgmd.system.errors import UserError
@@ -26,9 +25,10 @@ def embed_command(
 ) -> None:
     """Embed a job's prompts before it runs.
 
-    They go into the folder `data.embeddings`, and training needs no text encoder then. Interrupted
-    (Ctrl-C, SIGTERM, SIGUSR1), the same command goes on where it stopped. Rows are kept by encoder
-    and prompt: several jobs may share a folder. Under torchrun the processes share the work.
+    The embeddings go into the folder `data.embeddings`, and training then needs no text encoder.
+    If the command is interrupted (Ctrl-C, SIGTERM, SIGUSR1), run it again to resume. Embeddings are
+    stored by encoder and prompt, so several jobs may share a folder. Under torchrun the processes
+    share the work.
     """
     from lightx2v_sgmd.job.schema import load_job
 
@@ -41,6 +41,7 @@ def embed_command(
         )
     from distill.data import load_prompts
     from distill.running.signals import interruptible
+    from lightx2v_sgmd.families.model_folder import model_folder
     from lightx2v_sgmd.families.wan import open_wan, text_dtype
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
@@ -49,7 +50,7 @@ def embed_command(
 
     check_writable(cache, folder=True)
     out = resolved(cache, "data.embeddings")
-    refuse_overlap(out, {"teacher.path": Path(checked.teacher.path)}, "data.embeddings")
+    refuse_overlap(out, {"teacher.path": model_folder(checked.teacher.path)}, "data.embeddings")
     prompts = [*load_prompts(checked), checked.teacher.negative_prompt]
     model = open_wan(checked.teacher.path, checked.teacher.base)
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())

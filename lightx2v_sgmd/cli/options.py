@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 PROG = "lightx2v-sgmd"
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, as those in configs/.")]
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.yaml", help="Job file, like those in configs/.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on stdout.")]
+
+
+def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Prints a command's result on stdout, as JSON or as text."""
+    print(json.dumps(result, indent=2) if as_json else text, flush=True)

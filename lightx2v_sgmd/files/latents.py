@@ -116,7 +116,7 @@ class LatentFolder:
         if not files:
             raise UserError(
                 f"data.latents: {folder} has no latents_*.safetensors; make them with "
-                "python -m tools.collect_ode_pairs or python -m tools.encode_videos"
+                "`lightx2v-sgmd collect-pairs` or `lightx2v-sgmd encode-videos`"
             )
         self.folder = Path(folder)
         self.prompts: list[str] = []

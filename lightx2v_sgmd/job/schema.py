@@ -115,7 +115,7 @@ class Data:
     # fills it); null computes them each time.
     embeddings: Path | None = None
     # A folder of latents with captions, for the methods that read them: a teacher's ODE pairs
-    # (tools/collect_ode_pairs.py) for adp and dmdx, encoded videos (tools/encode_videos.py) for
+    # (from `collect-pairs`) for adp and dmdx, encoded videos (from `encode-videos`) for
     # dmd2's GAN term.
     latents: Path | None = None
 

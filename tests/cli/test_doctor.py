@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.cli import doctor
+from lightx2v_sgmd.cli.doctor import checks, compilers
+from lightx2v_sgmd.cli.doctor.report import Check, Report
 from lightx2v_sgmd.files import video
 from lightx2v_sgmd.system import host_memory
 
 
-def by_name(report: doctor.Report) -> dict[str, doctor.Check]:
+def by_name(report: Report) -> dict[str, Check]:
     return {check.name: check for check in report.checks}
 
 
 def test_this_machine_is_described() -> None:
-    report = doctor.run()
+    report = checks.run()
     found = by_name(report)
     assert {"python", "torch", "attention sdpa", "deepspeed ops", "video", "memory"} <= set(found)
     assert found["video"].state == "ok" and "H.264" in found["video"].detail
@@ -35,7 +36,7 @@ def test_this_machine_is_described() -> None:
 def test_no_compiler_names_the_command_that_adds_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tools = {"apt-get": "/usr/bin/apt-get"}
     monkeypatch.setattr(shutil, "which", lambda name, **kw: tools.get(name))
-    check = {c.name: c for c in doctor._deepspeed()}["deepspeed ops"]
+    check = {c.name: c for c in checks._deepspeed()}["deepspeed ops"]
     assert check.state == "missing" and "no C++ compiler" in check.detail
     assert check.remedy.startswith("sudo apt-get install -y build-essential python3.")
 
@@ -44,7 +45,7 @@ def test_no_libaio_names_the_command_that_adds_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CXX", shutil.which("false") or "false")
     which = {"apt-get": "/usr/bin/apt-get", "false": "/bin/false"}.get
     monkeypatch.setattr(shutil, "which", lambda name, **kw: which(Path(name).name))
-    check = doctor._offloading()
+    check = compilers.offloading()
     assert check.state == "missing" and check.detail.endswith("libaio is not there")
     assert check.remedy == "sudo apt-get install -y libaio-dev"
 
@@ -57,9 +58,9 @@ def test_no_headers_and_a_compiler_that_fails_are_found(
     broken.chmod(0o755)
     (tmp_path / "Python.h").write_text("")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert doctor._compile(str(broken)) == f"{broken} fails: cc1plus: not found"
+    assert compilers._compile(str(broken)) == f"{broken} fails: cc1plus: not found"
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path / "none")})
-    assert "headers are missing" in doctor._compile(str(broken))
+    assert "headers are missing" in compilers._compile(str(broken))
 
 
 def test_a_missing_deepspeed_only_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +68,7 @@ def test_a_missing_deepspeed_only_limits(monkeypatch: pytest.MonkeyPatch) -> Non
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    check = {c.name: c for c in doctor._deepspeed()}["deepspeed"]
+    check = {c.name: c for c in checks._deepspeed()}["deepspeed"]
     assert check.state == "missing" and check.remedy.endswith("-m pip install deepspeed")
 
 
@@ -76,7 +77,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("No ffmpeg exe could be found\nand more")
 
     monkeypatch.setattr(video, "write_video", fails)
-    report = doctor.run()
+    report = checks.run()
     check = by_name(report)["video"]
     assert (check.state, check.detail) == ("broken", "RuntimeError: No ffmpeg exe could be found")
     assert not report.ok and "not ready" in report.text()
@@ -85,7 +86,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_codec_that_garbles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = video.read_video
     monkeypatch.setattr(video, "read_video", lambda path: (real(path)[0] // 2, 8.0))
-    assert [c.state for c in doctor._video()] == ["broken"]
+    assert [c.state for c in checks._video()] == ["broken"]
 
 
 def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +94,21 @@ def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "_number", lambda path: limits[path.name])
     memory = host_memory.host_memory_gib()
     assert memory is not None and memory[0] == 1.0 and memory[1] <= 0.5
-    check = doctor._resources()[-1]
+    check = checks._resources()[-1]
     assert check.state == "missing" and "close other programs" in check.remedy
 
 
 def test_ninja_off_the_path_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ninja").write_text("")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(doctor, "_compile", lambda compiler: "")
+    monkeypatch.setattr(compilers, "_compile", lambda compiler: "")
     monkeypatch.setattr(shutil, "which", lambda name, **kw: None if name == "ninja" else "/bin/c++")
-    assert doctor._build_problem() == (
+    assert compilers.build_problem() == (
         "ninja is not on the PATH",
         f'export PATH="{tmp_path}:$PATH"',
     )
     (tmp_path / "ninja").unlink()
-    assert doctor._build_problem() == ("no ninja", f"{tmp_path / 'python'} -m pip install ninja")
+    assert compilers.build_problem() == ("no ninja", f"{tmp_path / 'python'} -m pip install ninja")
 
 
 def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,37 +117,37 @@ def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     folder = make_tiny_wan(tmp_path / "sprites")
     monkeypatch.setattr(wan, "bundled_teacher", lambda: folder)
-    assert [c.state for c in doctor._teacher()] == ["ok"]
+    assert [c.state for c in checks._teacher()] == ["ok"]
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    assert "cut short" in by_name(doctor.run())["bundled teacher"].detail
+    assert "cut short" in by_name(checks.run())["bundled teacher"].detail
 
 
 def test_it_never_imports_deepspeed() -> None:
     code = (
-        "import sys; from lightx2v_sgmd.cli import doctor; doctor.run(); "
+        "import sys; from lightx2v_sgmd.cli.doctor import checks; checks.run(); "
         "sys.exit('deepspeed' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_a_deepspeed_that_does_not_import_only_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_import_elsewhere", lambda module: f"OSError: no {module}.so")
-    check = doctor._deepspeed()[0]
+    monkeypatch.setattr(checks, "_import_elsewhere", lambda module: f"OSError: no {module}.so")
+    check = checks._deepspeed()[0]
     assert (check.name, check.state) == ("deepspeed", "missing")
     assert "is installed but does not import: OSError: no deepspeed.so" in check.detail
     assert check.remedy.endswith("-m pip install --force-reinstall --no-deps deepspeed")
 
 
 def test_importing_elsewhere_tells_the_last_line() -> None:
-    assert doctor._import_elsewhere("json") == ""
-    problem = doctor._import_elsewhere("no_such_package")
+    assert checks._import_elsewhere("json") == ""
+    problem = checks._import_elsewhere("no_such_package")
     assert problem == "ModuleNotFoundError: No module named 'no_such_package'"
-    assert "code 3" in doctor._import_elsewhere("os; os._exit(3)")
+    assert "code 3" in checks._import_elsewhere("os; os._exit(3)")
 
 
 def test_a_class_that_is_gone_stops_the_main_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor._CLASSES, "transformers", ("UMT5EncoderModel", "NoSuchModel"))
-    report = doctor.run()
+    monkeypatch.setitem(checks._CLASSES, "transformers", ("UMT5EncoderModel", "NoSuchModel"))
+    report = checks.run()
     check = by_name(report)["models"]
     assert check.state == "broken" and "NoSuchModel" in check.detail and not report.ok

@@ -15,12 +15,26 @@ import pytest
 import torch
 
 import lightx2v_sgmd
-from lightx2v_sgmd.cli.main import explain, run
+from lightx2v_sgmd.cli.doctor import checks
+from lightx2v_sgmd.cli.errors import explain
+from lightx2v_sgmd.cli.main import run
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("distill", "generate", "export", "compare", "doctor", "demo")
+COMMANDS = (
+    "distill",
+    "generate",
+    "export",
+    "compare",
+    "doctor",
+    "demo",
+    "embed",
+    "plan",
+    "collect-pairs",
+    "encode-videos",
+    "replay-failure",
+)
 SPRITES = str(config_path("sprites_sgmd.yaml"))
 
 
@@ -198,10 +212,8 @@ def test_doctor_prints_text_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = SimpleNamespace(text=lambda: "all is well", to_dict=lambda: {"ok": True})
-    fake = install(monkeypatch, "lightx2v_sgmd.cli.doctor", "run", report)
-    monkeypatch.setattr(
-        lightx2v_sgmd.cli, "doctor", sys.modules["lightx2v_sgmd.cli.doctor"], raising=False
-    )
+    fake = Application(report)
+    monkeypatch.setattr(checks, "run", fake)
     assert (run(["doctor"]), run(["doctor", "--json"])) == (0, 0)
     assert len(fake.calls) == 2
     text, rest = capsys.readouterr().out.split("\n", 1)

@@ -12,6 +12,7 @@ from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionMo
 
 from distill import distill
 from distill.updates import updates_done
+from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.families.sampling import VideoSampler, teacher_schedule
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, shard_path
@@ -22,7 +23,6 @@ from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, captured_layers, vision_widths
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import assert_same_run, job_file, needs_deepspeed, read_trace, train, weights_of
-from tools import collect_ode_pairs, encode_videos
 
 HEADS = "discriminator: {head_every: 1, head_channels: 64, lr: 1.0e-3}"
 
@@ -46,7 +46,7 @@ def pairs(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def collect(teacher: Path, folder: Path, out: Path, *options: str) -> None:
     job = job_file(teacher, folder)
     arguments = [str(job), "--out", str(out), "--count", "6", "--steps", "2", "--shard", "4"]
-    assert collect_ode_pairs.main([*arguments, *options]) == 0
+    assert run_cli(["collect-pairs", *arguments, *options]) == 0
 
 
 @pytest.fixture(scope="module", params=["sam", "dinov2"])
@@ -102,13 +102,24 @@ def test_collecting_goes_on_where_it_stopped(
     assert torch.equal(ours.read("x0", range(6)), theirs.read("x0", range(6)))
 
 
+@pytest.mark.parametrize("part", ["0/2", "3/2", "a/b", "1", "1/0"])
+def test_a_part_that_is_none_is_refused(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    job = str(job_file(tiny_teacher, tmp_path))
+    assert run_cli(["collect-pairs", job, "--out", str(tmp_path / "x"), "--part", part]) == 2
+    err = capsys.readouterr().err
+    assert f"--part: '{part}' is not K/N" in err and err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
 def test_pairs_of_other_settings_are_not_mixed(tiny_teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs"
     collect(tiny_teacher, tmp_path, out)
     job = str(job_file(tiny_teacher, tmp_path))
     again = ["--count", "6", "--steps", "3", "--shard", "4"]
     shard_path(out, 1).unlink()
-    assert collect_ode_pairs.main([job, "--out", str(out), *again]) == 2
+    assert run_cli(["collect-pairs", job, "--out", str(out), *again]) == 2
 
 
 @pytest.mark.parametrize(
@@ -304,7 +315,9 @@ def compare_traces(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> 
             torch.testing.assert_close(value, other[key], rtol=rtol, atol=1e-5)
 
 
-def test_encoded_videos_for_the_gan_term(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_encoded_videos_for_the_gan_term(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     videos = tmp_path / "videos"
     generator = torch.Generator().manual_seed(0)
     for index in range(3):
@@ -313,7 +326,9 @@ def test_encoded_videos_for_the_gan_term(tiny_teacher: Path, tmp_path: Path) -> 
         (videos / f"{index}.txt").write_text("a red circle")
     job = str(job_file(tiny_teacher, tmp_path))
     out = tmp_path / "latents"
-    assert encode_videos.main([str(videos), "--job", job, "--out", str(out), "--shard", "2"]) == 0
+    command = ["encode-videos", str(videos), "--job", job, "--out", str(out), "--shard", "2"]
+    assert run_cli([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"latents": str(out)}
     folder = LatentFolder(out)
     assert len(folder) == 3 and not folder.has_noise
     method = f"name: dmd2, fake_score_updates: 1, gan_weight: 0.1, {HEADS}"
@@ -322,4 +337,19 @@ def test_encoded_videos_for_the_gan_term(tiny_teacher: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="holds encoded videos, adp needs ODE pairs"):
         distill(make(tiny_teacher, tmp_path / "adp", out, f"name: adp, pixel_weight: 0, {HEADS}"))
     (videos / "0.txt").unlink()
-    assert encode_videos.main([str(videos), "--job", job, "--out", str(tmp_path / "x")]) == 2
+    refused(capsys, str(videos), job, str(tmp_path / "x"), "0.txt: is missing; put each video's")
+    (videos / "0.txt").write_bytes(b"\xff")
+    refused(capsys, str(videos), job, str(tmp_path / "x"), "0.txt:1: byte 0xff is not UTF-8")
+    (videos / "0.txt").write_text("a blue square")
+    (videos / "0.mp4").write_bytes(b"no video")
+    refused(capsys, str(videos), job, str(tmp_path / "x"), "0.mp4: cannot be read as a video")
+    refused(capsys, str(tmp_path), job, str(tmp_path / "x"), f"{tmp_path}: has no .mp4 files")
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], videos: str, job: str, out: str, message: str
+) -> None:
+    capsys.readouterr()
+    assert run_cli(["encode-videos", videos, "--job", job, "--out", out]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1

@@ -38,7 +38,7 @@ def in_generation(folder: Path, dtype: str, cache: Path | None) -> list[Tensor]:
 
 
 def in_measuring(folder: Path, dtype: torch.dtype) -> list[Tensor]:
-    """As ``compare``, ``collect_ode_pairs`` and ``measure_teacher`` do."""
+    """As ``compare``, ``collect-pairs`` and ``measure_teacher`` do."""
     sampler = VideoSampler(open_wan(folder), Schedule(), (32, 32, 5), dtype=dtype)
     sampler._encode(PROMPTS)
     return [sampler._rows[prompt] for prompt in PROMPTS]

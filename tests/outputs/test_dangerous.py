@@ -21,7 +21,6 @@ from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from tests.weights.test_export_refusals import flip_a_byte
-from tools import collect_ode_pairs, encode_videos
 from weights import export, exporting, publishing
 
 JOB = """
@@ -402,7 +401,7 @@ def test_pairs_of_something_else_are_not_gone_on_with(
     world: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     command = ["job.yaml", "--out", "pairs", "--steps", "1", "--shard", "1", "--prompts"]
-    assert collect_ode_pairs.main([*command, "prompts.txt", "--count", "1"]) == 0
+    assert run_cli(["collect-pairs", *command, "prompts.txt", "--count", "1"]) == 0
     if change == "weights":
         path = world / "teacher" / WEIGHTS
         content = bytearray(path.read_bytes())
@@ -412,7 +411,7 @@ def test_pairs_of_something_else_are_not_gone_on_with(
         (world / "prompts.txt").write_text("a green square\n")
     before = tree(world)
     count = "2" if change == "settings" else "1"
-    assert collect_ode_pairs.main([*command, "prompts.txt", "--count", count]) == 2
+    assert run_cli(["collect-pairs", *command, "prompts.txt", "--count", count]) == 2
     assert "holds latents of other settings" in capsys.readouterr().err
     assert tree(world) == before
 
@@ -424,6 +423,6 @@ def test_latents_do_not_go_among_the_videos(
     (world / "clips" / "a.mp4").write_text("a")
     before = tree(world)
     for out, relation in (("clips", "is"), ("clips/latents", "lies in"), ("teacher", "is")):
-        assert encode_videos.main(["clips", "--job", "job.yaml", "--out", out]) == 2
+        assert run_cli(["encode-videos", "clips", "--job", "job.yaml", "--out", out]) == 2
         assert f"{relation} " in capsys.readouterr().err
     assert tree(world) == before

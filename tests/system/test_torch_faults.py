@@ -7,7 +7,7 @@ import torch
 
 import distill.running.run
 import infer.batch.generate_files
-from lightx2v_sgmd.cli import doctor
+from lightx2v_sgmd.cli.doctor import checks as doctor
 from lightx2v_sgmd.system import torch_faults
 from tests.training import make_job, train
 

@@ -103,7 +103,7 @@ def command(*arguments: str) -> str | None:
 
 def called(function: Callable[[], object]) -> str | None:
     """What a user would be told of a call: None if all is well."""
-    from lightx2v_sgmd.cli.main import explain
+    from lightx2v_sgmd.cli.errors import explain
 
     try:
         function()

@@ -78,13 +78,12 @@ def record(work: Path) -> dict[str, Any]:
     import torch
 
     import lightx2v_sgmd
-    from tools.collect_ode_pairs import main as collect_main
 
     torch.set_num_threads(1)
     pairs = work / "pairs"
-    collect = [str(x) for x in ("configs/sprites_adp.yaml", "--out", pairs, "--count", 8)]
+    collect = ["collect-pairs", "configs/sprites_adp.yaml", "--out", str(pairs), "--count", "8"]
     collect += ["--shard", "8", "--steps", "10", "--prompts", "sprites"]
-    collect_main(collect)
+    command(*collect, "--quiet")
     found: dict[str, Any] = {"pairs": folder_digests(pairs), "training": {}, "exports": {}}
     for method in METHODS:
         run = work / method

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill import distill
+from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.embeddings import prompt_key
 from tests.parallel.ranks import run_ranks
 from tests.training import PROMPTS, make_job, needs_deepspeed
-from tools.replay_failure import main as replay
 
 
 def failed_state(message: str) -> tuple[str, Path]:
     """What an error line says broke, and the folder that it names."""
     found = re.fullmatch(
-        r"(step .*); python -m tools.replay_failure (\S+) runs that update again; lower .*", message
+        r"(step .*); `lightx2v-sgmd replay-failure (\S+)` repeats that update; lower .*", message
     )
     assert found, message
     return found[1], Path(found[2])
@@ -59,8 +59,13 @@ def test_a_run_that_diverges_can_be_replayed(
     assert all(0 < video["sigma"] < 1 for video in videos)
     assert failure["captions"].keys() == {str(video["prompt"]) for video in videos}
     capsys.readouterr()
-    assert replay([str(folder)]) == 1
+    assert run_cli(["replay-failure", str(folder)]) == 1
     assert capsys.readouterr().out == f"{problem}\n"
+    assert run_cli(["replay-failure", str(folder), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"state": str(folder), "finite": False, "problem": problem}
+    assert run_cli(["replay-failure", str(job.output.dir / "samples")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def train_on_poison(job: Job) -> str:
@@ -85,10 +90,10 @@ def test_a_poisoned_embedding_on_two_ranks(
     job = make_job(tiny_teacher, tmp_path / "second", cache, *zero3)
     problem, folder = failed_state(run_ranks(2, train_on_poison, job))
     assert problem.endswith("is not finite for the prompts [2]")
-    assert replay([str(folder)]) == 1  # in one process
+    assert run_cli(["replay-failure", str(folder)]) == 1  # in one process
     assert problem in capsys.readouterr().out
     save_file(sound, file)
-    assert replay([str(folder)]) == 0
+    assert run_cli(["replay-failure", str(folder)]) == 0
     assert "everything is finite now" in capsys.readouterr().out
 
 
@@ -97,5 +102,5 @@ def test_what_is_no_failed_state_is_refused(
 ) -> None:
     job = make_job(tiny_teacher, tmp_path, "train.iterations=1")
     folder = store.find_checkpoint(distill(job, quiet=True))
-    assert replay([str(folder)]) == 2
+    assert run_cli(["replay-failure", str(folder)]) == 2
     assert "failure.json: is missing; name a folder RUN/failed/step_N" in capsys.readouterr().err

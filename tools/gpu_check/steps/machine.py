@@ -90,7 +90,7 @@ def gpu(row: Row) -> None:
 
 def doctor(row: Row) -> None:
     """What ``lightx2v-sgmd doctor`` finds."""
-    from lightx2v_sgmd.cli import doctor
+    from lightx2v_sgmd.cli.doctor import checks
 
-    found = doctor.run().to_dict()
+    found = checks.run().to_dict()
     row |= {"ready": found["ok"], "attention": found["attention"], "checks": found["checks"]}

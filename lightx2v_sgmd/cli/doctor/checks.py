@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and the command that adds it.
+"""The checks of ``lightx2v-sgmd doctor``: a function for each subject, and ``run`` for all.
 
 Everything is tried, not guessed: a kernel counts when it ran, a compiler when it compiled, a codec
 when it encoded. Nothing here raises: a check that breaks is a finding.
@@ -8,43 +8,23 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from lightx2v_sgmd.cli.doctor.compilers import (
+    build_problem,
+    compiler,
+    offloading,
+    system_packages,
+)
+from lightx2v_sgmd.cli.doctor.report import Check, Report, State, pip
 from lightx2v_sgmd.system.host_memory import host_memory_gib
-
-State = Literal["ok", "missing", "broken", "info"]
-
-_PACKAGE_MANAGERS: Final = {
-    "apt-get": "sudo apt-get install -y build-essential python{version}-dev",
-    "dnf": "sudo dnf install -y gcc-c++ make python{version}-devel",
-    "yum": "sudo yum install -y gcc-c++ make python{version}-devel",
-    "zypper": "sudo zypper install -y gcc-c++ make python{version}-devel",
-    "pacman": "sudo pacman -S --needed base-devel python",
-    "apk": "sudo apk add build-base python3-dev linux-headers",
-    "brew": "xcode-select --install",
-}
-"""How each package manager adds a C++ compiler and Python's headers."""
-
-_LIBAIO: Final = {
-    "apt-get": "sudo apt-get install -y libaio-dev",
-    "dnf": "sudo dnf install -y libaio-devel",
-    "yum": "sudo yum install -y libaio-devel",
-    "zypper": "sudo zypper install -y libaio-devel",
-    "pacman": "sudo pacman -S --needed libaio",
-    "apk": "sudo apk add libaio-dev",
-}
-"""How each adds what reading and writing asynchronously is built on."""
-
 
 _CLASSES: Final = {
     "diffusers": (
@@ -65,65 +45,7 @@ _OPTIONAL: Final = {
 }
 """What commands need some of the time, and for what."""
 
-
-@dataclass(frozen=True)
-class Check:
-    """One finding.
-
-    Attributes:
-        name: What was looked at.
-        state: ``ok``; ``missing``, which only limits what can be done; ``broken``, which stops
-            the main job; ``info``.
-        detail: What was found.
-        remedy: The command that mends it, or "".
-    """
-
-    name: str
-    state: State
-    detail: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All findings, and the kernel that ``generate`` would choose."""
-
-    checks: tuple[Check, ...]
-    attention: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing stops the main job (train, export and generate on this machine)."""
-        return all(check.state != "broken" for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report for ``--json``."""
-        return {
-            "ok": self.ok,
-            "attention": self.attention,
-            "checks": [asdict(check) for check in self.checks],
-        }
-
-    def text(self) -> str:
-        """The report as a table."""
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        colours = {"ok": "green", "missing": "yellow", "broken": "red", "info": "cyan"}
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "", ""):
-            table.add_column(heading, overflow="fold")
-        for check in self.checks:
-            detail = check.detail + (f"\n  add it: {check.remedy}" if check.remedy else "")
-            state = Text(check.state, style=colours[check.state])
-            table.add_row(Text(check.name), state, Text(detail))
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        with console.capture() as capture:
-            console.print(table)
-        verdict = "ready" if self.ok else "not ready: see what is broken above"
-        last = f"generate would choose attention {self.attention}; {verdict}"
-        return f"{capture.get().strip()}\n\n{last}"
+_ATTENTION: Final = "attention "
 
 
 def run() -> Report:
@@ -136,9 +58,6 @@ def run() -> Report:
             first = (str(error).strip().splitlines() or [""])[0]
             checks.append(Check(name, "broken", f"{type(error).__name__}: {first}"))
     return Report(tuple(checks), _chosen_attention())
-
-
-_ATTENTION: Final = "attention "
 
 
 def _python() -> list[Check]:
@@ -159,7 +78,7 @@ def _devices() -> list[Check]:
         )
         found.append(Check(f"cuda:{index}", "ok", detail))
     if (fault := slow_conv3d(torch.device("cuda"))) is not None:
-        found.append(Check("3D convolutions", "missing", fault, _pip("--upgrade torch")))
+        found.append(Check("3D convolutions", "missing", fault, pip("--upgrade torch")))
     if torch.cuda.device_count() == 0:
         why = (
             "PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds none"
@@ -195,7 +114,7 @@ def _models() -> list[Check]:
             continue
         name = distribution(package)
         detail = f"{_version(name)} is installed but does not import, and is left out: {problem}"
-        found.append(Check(name, "missing", detail, _pip(name, "uninstall")))
+        found.append(Check(name, "missing", detail, pip(name, "uninstall")))
     return found
 
 
@@ -238,12 +157,12 @@ def _inference() -> list[Check]:
     triton = why_unusable("triton") if gpu else None
     if triton is not None:
         detail = f"torch.compile needs Triton, which {triton}"
-        found.append(Check("compile", "missing", detail, _pip("--force-reinstall triton")))
-    elif not gpu and (compiler := _compiler()) is None:
+        found.append(Check("compile", "missing", detail, pip("--force-reinstall triton")))
+    elif not gpu and (found_compiler := compiler()) is None:
         detail = "torch.compile on a CPU needs a C++ compiler"
-        found.append(Check("compile", "info", detail, _system_packages()))
+        found.append(Check("compile", "info", detail, system_packages()))
     else:
-        detail = "torch.compile has Triton" if gpu else f"torch.compile has {compiler}"
+        detail = "torch.compile has Triton" if gpu else f"torch.compile has {found_compiler}"
         found.append(Check("compile", "ok", detail))
     return found
 
@@ -257,12 +176,12 @@ def _optional(package: str, what: str) -> Check:
     if problem is None:
         return Check(name, "ok", f"{_version(name, package)}: {what}")
     if problem == "is not installed":
-        return Check(name, "info", f"not installed: {what}", _pip(name))
+        return Check(name, "info", f"not installed: {what}", pip(name))
     version = _version(name)
     # Each release of torchao needs a PyTorch that is new enough; an older one does with an older.
     older = package == "torchao" and version[0].isdecimal()
     mended = f"'torchao<{version}'" if older else f"--force-reinstall {name}"
-    return Check(name, "missing", f"{version} {problem}; needed for {what}", _pip(mended))
+    return Check(name, "missing", f"{version} {problem}; needed for {what}", pip(mended))
 
 
 def _deepspeed() -> list[Check]:
@@ -275,22 +194,21 @@ def _deepspeed() -> list[Check]:
                 f"{version} is installed but does not import: {problem}; parallel.strategy zero3 "
                 "cannot run, local can"
             )
-            remedy = _pip("--force-reinstall --no-deps deepspeed")
+            remedy = pip("--force-reinstall --no-deps deepspeed")
             found.append(Check("deepspeed", "missing", detail, remedy))
         else:
             found.append(Check("deepspeed", "ok", f"{version}, for parallel.strategy zero3"))
     except importlib.metadata.PackageNotFoundError:
         detail = "not installed: parallel.strategy zero3 cannot run, local can"
-        found.append(Check("deepspeed", "missing", detail, _pip("deepspeed")))
-    problem, remedy = _build_problem()
+        found.append(Check("deepspeed", "missing", detail, pip("deepspeed")))
+    problem, remedy = build_problem()
     if problem:
         detail = f"cannot be built ({problem}); zero3 on a CPU builds one at start-up"
         found.append(Check("deepspeed ops", "missing", detail, remedy))
     else:
-        compiler = _compiler()
-        detail = f"can be built: {compiler} and ninja work, Python's headers are there"
+        detail = f"can be built: {compiler()} and ninja work, Python's headers are there"
         found.append(Check("deepspeed ops", "ok", detail))
-    return [*found, _offloading()]
+    return [*found, offloading()]
 
 
 def _import_elsewhere(module: str) -> str:
@@ -310,68 +228,6 @@ def _import_elsewhere(module: str) -> str:
     return lines[-1] if lines else f"Python ended with code {done.returncode}"
 
 
-def _offloading() -> Check:
-    from lightx2v_sgmd.system.compilers import libaio_problem
-
-    name, problem = "nvme offload", libaio_problem()
-    if not problem:
-        return Check(name, "ok", "libaio works; DeepSpeed builds its I/O on first use, in minutes")
-    reason, _, remedy = problem.partition("; ")
-    for manager, command in _LIBAIO.items():
-        if "libaio-dev" in remedy and shutil.which(manager):
-            remedy = command
-    return Check(name, "missing", f"parallel.offload nvme cannot run: {reason}", remedy)
-
-
-def _build_problem() -> tuple[str, str]:
-    """What stops C++ extensions from being built here, and what adds it; empty if nothing."""
-    compiler = _compiler()
-    if compiler is None:
-        return "no C++ compiler", _system_packages()
-    problem = _compile(compiler)
-    if problem:
-        return problem, _system_packages()
-    if shutil.which("ninja") is None:
-        beside = Path(sys.executable).parent / "ninja"
-        if beside.exists():
-            return "ninja is not on the PATH", f'export PATH="{beside.parent}:$PATH"'
-        return "no ninja", _pip("ninja")
-    done = subprocess.run(["ninja", "--version"], capture_output=True, timeout=30)
-    return ("ninja does not run", _pip("--force-reinstall ninja")) if done.returncode else ("", "")
-
-
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-
-
-def _compile(compiler: str) -> str:
-    """Compiles a line of C++ against Python's headers; what went wrong, or ""."""
-    include = sysconfig.get_paths()["include"]
-    if not (Path(include) / "Python.h").is_file():
-        return f"Python's headers are missing (Python.h in {include})"
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cpp"
-        source.write_text("#include <Python.h>\n#include <vector>\nint probe() { return 0; }\n")
-        output = str(source.with_suffix(".so"))
-        command = [compiler, "-shared", "-fPIC", f"-I{include}", str(source), "-o", output]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.returncode == 0:
-        return ""
-    return f"{compiler} fails: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
-
-
-def _system_packages() -> str:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    for manager, command in _PACKAGE_MANAGERS.items():
-        if shutil.which(manager):
-            return command.format(version=version)
-    return "install a C++ compiler and Python's header files"
-
-
-def _pip(package: str, command: str = "install") -> str:
-    return f"{sys.executable} -m pip {command} {package}"
-
-
 def _video() -> list[Check]:
     """Encodes a short clip and reads it back."""
     from lightx2v_sgmd.system.optional_packages import why_unusable
@@ -379,7 +235,7 @@ def _video() -> list[Check]:
     problem = why_unusable("imageio_ffmpeg")
     if problem is not None:
         detail = f"the package imageio-ffmpeg {problem}: no videos can be written"
-        return [Check("video", "broken", detail, _pip("--force-reinstall imageio-ffmpeg"))]
+        return [Check("video", "broken", detail, pip("--force-reinstall imageio-ffmpeg"))]
     import imageio_ffmpeg
     import numpy as np
 
@@ -391,7 +247,7 @@ def _video() -> list[Check]:
         read, _ = read_video(write_video(clip, Path(folder) / "probe.mp4", 8))
     if read.shape != clip.shape or abs(int(read[1].mean()) - 200) > 10:
         detail = "ffmpeg encodes H.264, but reading it back gives something else"
-        return [Check("video", "broken", detail, _pip("--force-reinstall imageio-ffmpeg"))]
+        return [Check("video", "broken", detail, pip("--force-reinstall imageio-ffmpeg"))]
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     version = imageio_ffmpeg.get_ffmpeg_version()
     return [Check("video", "ok", f"H.264 through ffmpeg {version} at {ffmpeg}")]
@@ -424,7 +280,7 @@ def _teacher() -> list[Check]:
 
     if not bundled_teacher().is_dir():
         detail = f"is missing from {bundled_teacher()}: the demo cannot run"
-        return [Check("bundled teacher", "broken", detail, _pip("--force-reinstall lightx2v-sgmd"))]
+        return [Check("bundled teacher", "broken", detail, pip("--force-reinstall lightx2v-sgmd"))]
     model = open_wan(bundled_teacher())
     parts: Sequence[tuple[str, str]] = (
         ("transformer", "diffusion_pytorch_model"),
