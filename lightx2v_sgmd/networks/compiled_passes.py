@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightx2v_sgmd.networks.block_modulation import block_modulation
 from lightx2v_sgmd.networks.gradient_checkpointing import attention_is_kept, mark_attention
 
 # B batch, S tokens, N heads, D head size, W = N * D width
@@ -111,10 +112,8 @@ def _forward(
         temb: The embedded time, ``[B, 6, W]``, or ``[B, S, 6, W]`` where each token has its own.
         rotary_emb: What the block's self-attention takes.
     """
-    x, table, times = hidden_states, block.scale_shift_table, temb.float()
-    changes = (table + times)[:, None] if temb.ndim == 3 else table[None] + times
-    # [B, 1 or S, W] each; float32 in every precision.
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = changes.unbind(-2)
+    x = hidden_states
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = block_modulation(block, temb)
     normed = passes.modulate(x, scale, shift, block.norm1.eps)
     x = passes.gate(x, block.attn1(normed, None, None, rotary_emb), gate)
     attended = block.attn2(block.norm2(x), encoder_hidden_states, None, None)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightx2v_sgmd.networks.block_modulation import block_modulation
+
 # B batch, S tokens, N heads, D head size, W = N * D width
 
 __all__ = ["FusedAttention", "fuse_passes", "fused_forward", "rotate"]
@@ -53,10 +55,7 @@ def fused_forward(
         rotary_emb: What the block's self-attention takes.
     """
     x = hidden_states
-    table, times = block.scale_shift_table, temb.float()
-    changes = (table + times)[:, None] if temb.ndim == 3 else table[None] + times
-    # [B, 1 or S, W] each; float32 in every precision.
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = changes.unbind(-2)
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = block_modulation(block, temb)
 
     normed = _modulated(x, 1 + scale, shift, block.norm1.eps)
     x = _gated(x, block.attn1(normed, None, None, rotary_emb), gate)
