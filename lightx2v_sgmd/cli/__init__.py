@@ -1,1 +1,1 @@
-"""The commands that are not in cli.py itself: one module each."""
+"""The command line: one file for each command, and the options that they share."""

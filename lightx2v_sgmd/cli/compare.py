@@ -1,4 +1,4 @@
-"""``lightx2v-sgmd compare``: the papers' tables on a teacher of one's own."""
+"""``lightx2v-sgmd compare``: trains several methods on one teacher, and compares them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 class Compute(StrEnum):
-    """What equal compute counts."""
+    """The unit of equal compute."""
 
     forwards = "forwards"
     seconds = "seconds"
@@ -34,8 +34,8 @@ def compare_command(
         Path,
         typer.Argument(
             metavar="JOB.yaml",
-            help="The job of one method. Teacher, prompts, video size, batch, iterations and the "
-            "rest of `train` are taken from it for all. A method's own sections (method, "
+            help="Job of one method. All methods use its teacher, prompts, video size, batch, "
+            "iterations and the rest of `train`. A method's own sections (method, "
             "student, fake_score and so on) come from the job beside it: for sprites_sgmd.yaml "
             "and dmd2 that is sprites_dmd2.yaml. Without such a file the method runs with its "
             "default options and this job's optimizers.",
@@ -43,15 +43,17 @@ def compare_command(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Where everything goes: an empty or a new folder."),
+        typer.Option(metavar="DIR", help="Output folder, new or empty."),
     ],
     methods: Annotated[
         str | None,
-        typer.Option(metavar="A,B,C", help="Which methods; default the job's own."),
+        typer.Option(metavar="A,B,C", help="Methods to compare; default the job's own."),
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(metavar="N", help="Trainings of each method, seeds from train.seed up."),
+        typer.Option(
+            metavar="N", help="Number of runs per method; seeds count up from train.seed."
+        ),
     ] = 1,
     settings: Annotated[
         list[str] | None,
@@ -69,49 +71,51 @@ def compare_command(
     ] = None,
     sweep: Annotated[
         str | None,
-        typer.Option(metavar="KEY=A,B,C", help="A row for each value of this key."),
+        typer.Option(metavar="KEY=A,B,C", help="Add a row for each value of this key."),
     ] = None,
     prompts: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Videos of a row and seed: of held-out captions for the bundled world, otherwise "
-            "of the job's first prompts.",
+            help="Number of videos per row and seed: held-out captions for the bundled "
+            "world, otherwise the job's first prompts.",
         ),
     ] = 200,
     curve_prompts: Annotated[
-        int, typer.Option(metavar="N", help="Videos of a snapshot, for the curves.")
+        int, typer.Option(metavar="N", help="Number of videos per snapshot, for the curves.")
     ] = 100,
     every: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Iterations between snapshots; default a tenth of the run."),
+        typer.Option(
+            metavar="N", help="Number of iterations between snapshots; default a tenth of the run."
+        ),
     ] = None,
     compute: Annotated[
         Compute,
-        typer.Option(help="What equal compute counts: forward equivalents, or CPU seconds."),
+        typer.Option(help="Unit of equal compute: forward equivalents, or CPU seconds."),
     ] = Compute.forwards,
     workers: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Runs side by side, each with its share of the cores (OMP_NUM_THREADS, if it is "
-            "set, is kept).",
+            help="Number of parallel runs; each uses its share of the cores, or OMP_NUM_THREADS "
+            "if it is set.",
         ),
     ] = 1,
     nproc: Annotated[
-        int, typer.Option(metavar="N", help="Processes (GPUs) of each run, as for distill.")
+        int, typer.Option(metavar="N", help="Number of processes (GPUs) per run, as for distill.")
     ] = 1,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Run nothing; sum up what DIR has so far.")
+        bool, typer.Option("--report-only", help="Run nothing; summarise the results in DIR.")
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train several methods on one teacher, and compare them.
 
-    All are measured alike; tables and a report are written. Every run is what `distill` does.
-    Interrupted (Ctrl-C, SIGTERM), the same command goes on where it stopped; methods and seeds may
-    be added later. On a finished folder it only writes the report anew.
+    All methods are measured in the same way, and tables and a report are written. Every run does
+    what `distill` does. If the command is interrupted (Ctrl-C, SIGTERM), run it again to resume;
+    methods and seeds may be added later. In a finished folder it only writes the report again.
     """
     from lightx2v_sgmd.apps.comparison import RunsFailedError, compare
     from lightx2v_sgmd.apps.comparison.plan import Settings

@@ -1,4 +1,4 @@
-"""``lightx2v-sgmd embed``: the text embeddings of a job's prompts, made before it runs."""
+"""``lightx2v-sgmd embed``: computes the text embeddings of a job's prompts before it runs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def embed_command(
     cache = checked.data.embeddings
     if cache is None:
         raise UserError(
-            f"{job}: data.embeddings is not set; say where they go, as in "
-            "--set data.embeddings=embeddings, and train with the same"
+            f"{job}: data.embeddings is not set; name a folder, for example "
+            "--set data.embeddings=embeddings, and train with the same setting"
         )
     from distill.data import load_prompts
     from distill.running.signals import interruptible

@@ -19,7 +19,7 @@ _ASKED: Final = re.compile(r"\d[\d.]* (?:bytes|[KMGT]iB)")
 
 
 def explain(error: BaseException) -> tuple[list[str], int]:
-    """An exception as lines for the user, and the exit code."""
+    """Explains an exception: the lines for the user, and the exit code."""
     if isinstance(error, UserError):
         return short_lines(str(error)), 2
     if isinstance(error, RunError):
@@ -39,7 +39,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
 
 
 def _about_files(error: BaseException) -> str | None:
-    """What a full disk or a missing permission looks like; None for any other error.
+    """The message for a full disk, a missing permission and the like; None for other errors.
 
     Libraries with a Rust or C++ core report the disk's error as text only.
     """
@@ -70,7 +70,7 @@ def _about_files(error: BaseException) -> str | None:
 
 
 def _about_memory(error: BaseException) -> str | None:
-    """What too little memory looks like; None for any other error."""
+    """The message for too little memory; None for other errors."""
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; this file does not import torch
         where = "the GPU"

@@ -1,4 +1,4 @@
-"""``lightx2v-sgmd plan``: what a job needs, before the bill."""
+"""``lightx2v-sgmd plan``: predicts the memory, compute and time of a job."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ def plan_command(
     settings: Settings = None,
     gpus: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="All of them; default 8 for zero3, 1 for local."),
+        typer.Option(
+            min=1, metavar="N", help="Number of GPUs in total; default 8 for zero3, 1 for local."
+        ),
     ] = None,
     gpu_memory_gib: Annotated[
-        float, typer.Option(min=1, metavar="M", help="Memory of a GPU.")
+        float, typer.Option(min=1, metavar="M", help="Memory of a GPU in GiB.")
     ] = 80.0,
-    node_gpus: Annotated[int, typer.Option(min=1, metavar="K", help="GPUs of a node.")] = 8,
+    node_gpus: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Number of GPUs in a node.")
+    ] = 8,
     mfu: Annotated[
         float,
         typer.Option(
             min=0.01,
             max=1,
             metavar="SHARE",
-            help="Share of the peak that training reaches, for time and GPU-hours.",
+            help="Share of the peak FLOP/s that training reaches; used for time and GPU-hours.",
         ),
     ] = 0.4,
     peak_tflops: Annotated[
@@ -44,16 +48,16 @@ def plan_command(
         typer.Option(
             min=1,
             metavar="P",
-            help="A GPU's peak in the job's precision; default an H100's, bf16.",
+            help="Peak of a GPU in TFLOP/s, in the job's precision; default an H100's in bf16.",
         ),
     ] = 989.0,
     as_json: Json = False,
 ) -> None:
-    """Say what a job needs before it runs.
+    """Predict what a job needs before it runs.
 
-    That is memory of a GPU, operations, traffic, time and GPU-hours. Loads no weights. A job that
-    does not fit is refused (exit 2) with the nearest change that does. Figures are predictions;
-    time is by the stated share of the stated peak.
+    The plan lists memory of a GPU, operations, traffic, time and GPU-hours, and loads no weights.
+    A job that does not fit is refused (exit 2), and the nearest job that fits is named. All figures
+    are predictions; time assumes the given share of the given peak.
     """
     from lightx2v_sgmd.job.schema import load_job
 
@@ -77,7 +81,7 @@ def plan_command(
 
 
 def as_text(plan: Plan) -> str:
-    """The plan in a few short tables."""
+    """Formats the plan as a few short tables."""
     job, machine, found = plan.job, plan.machine, plan.to_dict()
     video, layout, memory = job.video, job.parallel, found["memory_gib"]
     lines = [

@@ -1,4 +1,4 @@
-"""``lightx2v-sgmd weights``: looking after exported weights."""
+"""``lightx2v-sgmd weights``: checks exported weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.callback()
 def weights_command() -> None:
-    """Look after exported weights."""
+    """Check exported weights."""
 
 
 @app.command("verify", epilog=f"\b\nExample:\n  {PROG} weights verify student")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `export` wrote.")],
     as_json: Json = False,
 ) -> None:
     """Check an exported folder against its manifest.
 
-    Needs no network; exit 1 if something differs.
+    The check needs no network. The exit code is 1 if something differs.
     """
     from weights import verify
 

@@ -1,1 +1,1 @@
-"""Teacher families: how each is opened, run and decoded."""
+"""Teacher families: the models that can be distilled, and what differs between them."""

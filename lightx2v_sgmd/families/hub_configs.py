@@ -1,7 +1,7 @@
 """Network configurations of published teachers, so that a job can be examined without its weights.
 
-``models/configs/<owner>--<name>.json`` holds the ``transformer/config.json`` of that hub id. The
-same models are on the hub in the layout of their release, without ``-Diffusers`` at the end.
+``configs/<owner>--<name>.json`` holds the ``transformer/config.json`` of that hub id. The
+same models are on the hub in the original layout, without ``-Diffusers`` at the end of the id.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 def known_transformer_config(hub_id: str) -> dict[str, Any] | None:
     """The transformer's configuration for a hub id such as ``Wan-AI/Wan2.1-T2V-14B-Diffusers``.
 
-    None for an id that is not shipped (``known_hub_ids`` lists those that are). An id without
-    ``-Diffusers`` is the same network in its original layout.
+    The result is None for an id without a shipped configuration (see ``known_hub_ids``). An id
+    without ``-Diffusers`` is the same network in its original layout.
     """
     if not hub_id.endswith("-Diffusers"):
         hub_id = f"{hub_id}-Diffusers"

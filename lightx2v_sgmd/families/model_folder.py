@@ -1,4 +1,4 @@
-"""Facts that a model's folder states about its videos and prompts, beside the weights.
+"""Reads what a model's folder says about its videos and prompts, beside the weights.
 
 ``video.json`` holds the size, length and frame rate that the model was made for, and
 ``prompts.txt`` the prompts that a student of it can be trained on. Both files are optional.
@@ -26,7 +26,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def read_video_facts(folder: Path) -> Video | None:
-    """The size, length and frame rate that a model was made for; None if its folder has no file.
+    """The size, length and frame rate that a model was made for; None without ``video.json``.
 
     Raises:
         UserError: the file is damaged, or a value in it is out of range.

@@ -1,4 +1,4 @@
-"""Where the parts of a Wan model are: folders in either layout, the hub, single files."""
+"""Finds the parts of a Wan model: in folders of either layout, on the hub, in single files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ORIGINAL_STEMS: Final = {
 _SUFFIXES: Final = (".safetensors", ".pth")
 _SMALL_FILES: Final = ("model_index.json", VIDEO_FILE, PROMPTS_FILE)
 _FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
-"""What is fetched of a folder on the hub: no programs, and no pickles."""
+"""The files that are downloaded from a folder on the hub: no programs, and no pickles."""
 _CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], None]]] = {
     "vae": check_vae,
     "text_encoder": check_text_encoder,
@@ -49,12 +49,12 @@ _LAYOUTS: Final = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's parts are.
+    """The location of a model's parts.
 
     Attributes:
-        root: Its folder, or the id of a repository on the hub.
+        root: The model's folder, or the id of a repository on the hub.
         layout: ``diffusers``: a folder for each part. ``original``: as Wan2.1 was released.
-        transformer: A file that has the transformer's weights instead.
+        transformer: A file with the transformer's weights, used instead of those in ``root``.
     """
 
     root: str
@@ -65,7 +65,7 @@ class Source:
         """The files of a part's weights; downloads them if the model is on the hub.
 
         Raises:
-            UserError: they are not there, or lead out of the folder.
+            UserError: the files are missing, or links lead out of the folder.
         """
         if part == "transformer" and self.transformer is not None:
             return [self.transformer]
@@ -88,7 +88,7 @@ class Source:
         )
 
     def has(self, part: Part) -> bool:
-        """Whether a part's weights are on this machine; downloads nothing."""
+        """True if a part's weights are on this machine; downloads nothing."""
         here = self
         if not Path(self.root).is_dir():
             from huggingface_hub import snapshot_download
@@ -103,7 +103,7 @@ class Source:
             return False
 
     def config(self, part: Part) -> dict[str, Any] | None:
-        """A part's ``config.json``; None where the layout has none."""
+        """A part's ``config.json``; None if the layout has none."""
         if self.layout == "original":
             return None
         path = self._folder([f"{part}/config.json"]) / part / "config.json"
@@ -116,7 +116,7 @@ class Source:
         """The tokenizer's folder.
 
         Raises:
-            UserError: it is not there.
+            UserError: the folder is missing.
         """
         name = "tokenizer" if self.layout == "diffusers" else wan_original.TOKENIZER
         folder = self._folder(_within(name)) / name
@@ -152,7 +152,7 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
         path: A folder or a hub id.
 
     Raises:
-        UserError: it is neither, or no Wan text-to-video model.
+        UserError: the path is neither, or no Wan text-to-video model.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -205,7 +205,7 @@ def _on_hub(repository: str) -> tuple[Source, dict[str, Any]]:
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Looks at the small files that say how the parts go together, where they are there."""
+    """Checks the small files that describe how the parts fit together, if they exist."""
     for name, check in (
         ("model_index.json", check_model_index),
         ("scheduler/scheduler_config.json", check_scheduler),
@@ -229,7 +229,7 @@ def _checked(
 
 
 def _transformer_config(path: Path) -> dict[str, Any]:
-    """A transformer's ``config.json`` of either layout as diffusers' arguments."""
+    """Reads a transformer's ``config.json`` of either layout as diffusers' arguments."""
     config = read_json(path)
     kind = config.get("_class_name")
     try:
@@ -249,15 +249,15 @@ def _transformer_config(path: Path) -> dict[str, Any]:
 
 
 def without_private(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's arguments, without what diffusers notes beside them."""
+    """A configuration's arguments, without the private keys that diffusers adds."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object.
+    """Reads a small JSON object.
 
     Raises:
-        UserError: the file is missing or holds something else.
+        UserError: the file is missing or does not hold a JSON object.
     """
     if not path.is_file():
         raise UserError(f"{path}: is missing; {_LAYOUTS}")

@@ -1,4 +1,4 @@
-"""Prompts to the rows of text that Wan attends to, and the padding that follows them."""
+"""Encodes prompts into the text embeddings that Wan attends to, and pads them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from lightx2v_sgmd.system.errors import UserError
 # B batch, S text tokens, D text width
 
 TEXT_LENGTH: Final = 512
-"""Text tokens that Wan attends to; shorter prompts are followed by rows of zeros."""
+"""Number of text tokens that Wan attends to; shorter prompts are padded with rows of zeros."""
 
 
 def text_dtype(teacher_dtype: torch.dtype | str) -> torch.dtype:
-    """The precision of the text encoder beside a teacher of some precision: the same.
+    """The precision of the text encoder for a teacher: the teacher's, or bfloat16 for float16.
 
-    Whoever encodes a prompt asks here, so that training and generation attend to the same rows.
-    umT5 overflows in float16: there it is bfloat16.
+    All code that encodes prompts uses this function, so that training and generation attend to the
+    same embeddings. umT5 overflows in float16.
 
     Args:
-        teacher_dtype: What the teacher runs in, as a job (``teacher.dtype``) or torch names it.
+        teacher_dtype: The teacher's precision, as a job (``teacher.dtype``) or torch names it.
     """
     dtype = getattr(torch, teacher_dtype) if isinstance(teacher_dtype, str) else teacher_dtype
     return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
 class TextEncoder:
-    """umT5 with its tokenizer: prompts to the rows that Wan attends to, without padding."""
+    """umT5 and its tokenizer: encodes prompts into text embeddings, without padding."""
 
     def __init__(self, tokenizer: Any, network: Any) -> None:
         self.tokenizer = tokenizer
@@ -57,7 +57,7 @@ class TextEncoder:
         return tokens.input_ids, tokens.attention_mask
 
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Hidden states ``[B, S, D]`` and mask ``[B, S]``; gradient follows the caller's mode."""
+        """Hidden states ``[B, S, D]`` and mask ``[B, S]``; the caller's gradient mode applies."""
         device = self.network.device
         ids, mask = self.tokenize(prompts)
         known = int(self.network.config.vocab_size)
@@ -71,17 +71,17 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """One ``[S_i, D]`` per prompt, as ``WanPipeline`` computes before its zero padding.
+        """Encodes each prompt as ``[S_i, D]``, like ``WanPipeline`` before its zero padding.
 
-        Each prompt is encoded by itself: in a batch, its padding and the size of the products would
-        change the last bits with the company that it keeps. So a prompt has the same rows in
+        Each prompt is encoded alone. In a batch, the padding and the size of the products depend on
+        the other prompts, and would change the last bits. So a prompt has the same embedding in
         training, in generation and in every measurement.
         """
         return [self.forward([prompt])[0][0] for prompt in prompts]
 
 
 def pad_text(rows: Sequence[Tensor]) -> Tensor:
-    """Stacks ``[S_i, D]`` to ``[B, S, D]``, zeros after each: one row at least if there is room."""
+    """Stacks ``[S_i, D]`` to ``[B, S, D]``; zeros follow each, at least one row if S allows it."""
     longest = min(max(row.shape[0] for row in rows) + 1, TEXT_LENGTH)
     text = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
     for target, row in zip(text, rows, strict=True):
@@ -90,17 +90,17 @@ def pad_text(rows: Sequence[Tensor]) -> Tensor:
 
 
 def fold_text_padding(transformer: Any) -> None:
-    """Lets the padding rows of the text be attended to once, with their weight, not 500 times.
+    """Makes a network attend to the text's padding once, with a weight, instead of 500 times.
 
-    Wan pads text to 512 rows of zeros, all of which give the same key and value. A key that is
-    there n times adds n times its exponential to the softmax, as one key does whose logit is
-    raised by ``log n``. So the result is the same, and a small model on a CPU, whose video has
-    fewer tokens than its text, runs two to three times as fast. Large models gain nothing and keep
-    the kernels that know no mask.
+    Wan pads text to 512 rows of zeros, all of which give the same key and value. n equal
+    keys add n times their exponential to the softmax, like one key whose logit is raised by
+    ``log n``. So the result is the same, and a small model on a CPU, whose video has fewer tokens
+    than its text, runs two to three times as fast. Large models gain nothing, and keep the kernels
+    that take no mask.
 
-    The weights travel from the text embedder to the blocks as one more row of the text, which
-    the processor takes off again: a pure function of the inputs, so recomputing a block under
-    gradient checkpointing sees the same values.
+    The weights pass from the text embedder to the blocks as one more row of the text, which the
+    processor removes. This is a pure function of the inputs, so a block that gradient
+    checkpointing computes again sees the same values.
     """
     if getattr(transformer, "text_padding_is_folded", False):
         return
@@ -129,7 +129,7 @@ def _append_padding_bias(module: Any, args: Any, kwargs: Any, output: Any) -> An
 
 
 class _FoldedCrossAttention:
-    """Cross-attention that takes the padding weights off the text and uses them as a mask."""
+    """A cross-attention processor that removes the padding weights and uses them as a mask."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

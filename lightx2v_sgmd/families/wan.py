@@ -1,11 +1,11 @@
-"""Wan2.1 text-to-video models: what the library needs of a teacher family.
+"""Wan2.1 text-to-video models: sizes, weights and networks of one teacher family.
 
 A model is a folder in one of two layouts, that of ``Wan2.1-T2V-*-Diffusers`` (``transformer/``,
 ``vae/``, ``text_encoder/``, ``tokenizer/``) or that of the original release (``config.json``,
 ``diffusion_pytorch_model*``, ``Wan2.1_VAE.pth``, ``models_t5_umt5-xxl-enc-bf16.pth``,
 ``google/umt5-xxl/``), a hub id of either, one file of a transformer's weights together with such a
-model, or ``sprites``, the teacher that ships with this package. Networks are diffusers' and
-transformers' own classes, and names are diffusers' names, whatever the layout.
+model, or ``sprites``, the teacher that ships with this package. Networks are classes of diffusers
+and transformers, and weights have diffusers' names in every layout.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ _SIZES: Final = ("num_frames", "height", "width")
 
 @dataclass(frozen=True)
 class WanModel:
-    """A Wan model that has been looked at but not loaded.
+    """A Wan model whose configuration was read, and whose weights were not.
 
     Attributes:
-        path: As it was opened: a folder, a hub id or a file of weights.
+        path: The path as given to ``open_wan``: a folder, a hub id or a file of weights.
         transformer_config: Arguments of ``WanTransformer3DModel``.
         vae_config: Arguments of ``AutoencoderKLWan``.
-        source: Where its parts are.
+        source: Location of its parts.
         text_encoder_config: Arguments of ``UMT5Config``; None if the model's own file has them.
         video: The size, length and frame rate that it was made for; None if its folder does not
             say.
@@ -91,12 +91,12 @@ class WanModel:
 
     @property
     def fps(self) -> float:
-        """Frames per second of its videos: as its folder says, otherwise the 16 of Wan2.1."""
+        """Frames per second of its videos: its folder's value, otherwise the 16 of Wan2.1."""
         return WAN_FPS if self.video is None else self.video.fps
 
     @property
     def num_heads(self) -> int:
-        """Attention heads; a sequence-parallel degree must divide them."""
+        """Number of attention heads; a sequence degree must divide it."""
         return int(self.transformer_config["num_attention_heads"])
 
     @property
@@ -106,14 +106,14 @@ class WanModel:
 
     @property
     def text_length(self) -> int:
-        """Text rows that the network attends to, padding included."""
+        """Number of text rows that the network attends to, padding included."""
         return TEXT_LENGTH
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents.
 
         Raises:
-            UserError: the model cannot make that size.
+            UserError: the model cannot make a video of that size.
         """
         temporal = int(self.vae_config.get("scale_factor_temporal", 4))
         spatial = int(self.vae_config.get("scale_factor_spatial", 8))
@@ -146,30 +146,30 @@ class WanModel:
         return channels, *shape
 
     def token_count(self, height: int, width: int, num_frames: int) -> int:
-        """The tokens of one video: its patches; raises as ``latent_shape``."""
+        """Number of tokens (patches) of one video; raises as ``latent_shape``."""
         latents = self.latent_shape(height, width, num_frames)[1:]
         patches = self.transformer_config["patch_size"]
         count: int = prod(n // p for n, p in zip(latents, patches, strict=True))
         return count
 
     def build_transformer(self) -> Any:
-        """A ``WanTransformer3DModel`` with random weights (or none, on the meta device)."""
+        """Builds a ``WanTransformer3DModel`` with random weights (none on the meta device)."""
         return build_transformer(self.transformer_config)
 
     def transformer_weights(self) -> WholeTensors:
-        """The network's weights under diffusers' names, read when asked for, whole or in slices.
+        """The transformer's weights under diffusers' names; reads tensors or slices on request.
 
         Raises:
-            UserError: they are not there, or not to be trusted.
+            UserError: the weights are missing or cannot be trusted.
         """
         return self._weights("transformer")
 
     def vae_weights(self) -> WholeTensors:
-        """As ``transformer_weights``, of the VAE."""
+        """The VAE's weights; see ``transformer_weights``."""
         return self._weights("vae")
 
     def text_encoder_weights(self) -> WholeTensors:
-        """As ``transformer_weights``, of the text encoder; its embedding is ``shared.weight``."""
+        """The text encoder's weights, with the embedding as ``shared.weight``."""
         return self._weights("text_encoder")
 
     def load_transformer(
@@ -178,39 +178,39 @@ class WanModel:
         device: Device = "cpu",
         on_part: OnPart | None = None,
     ) -> Any:
-        """The network with its weights; what diffusers keeps in float32 stays float32.
+        """Loads the transformer; weights that diffusers keeps in float32 stay float32.
 
         Weights go from their files straight to the device, block by block.
 
         Args:
             dtype: The precision of the weights.
-            device: Where they go.
+            device: Device of the weights.
             on_part: Called with each part of the network whose weights are there: the network
                 itself when it has all but its blocks' weights, then each block.
 
         Raises:
-            UserError: weights are missing, unexpected or of the wrong shape, or not to be trusted.
+            UserError: weights are missing, unexpected, of the wrong shape, or cannot be trusted.
         """
         with _empty_weights():
             network = self.build_transformer()
-        kept = kept_in_float32(network)
-        return self._fill(network, "transformer", dtype, kept, device, on_part)
+        in_float32 = kept_in_float32(network)
+        return self._fill(network, "transformer", dtype, in_float32, device, on_part)
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
-        """The video VAE, frozen; raises as ``load_transformer``."""
+        """Loads the video VAE, frozen; raises as ``load_transformer``."""
         with _empty_weights():
             network = build_vae(self.vae_config)
-        kept = kept_in_float32(network)
-        return self._fill(network, "vae", dtype, kept, device).requires_grad_(False)
+        in_float32 = kept_in_float32(network)
+        return self._fill(network, "vae", dtype, in_float32, device).requires_grad_(False)
 
     def load_text_encoder(
         self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
     ) -> TextEncoder:
-        """The tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``.
+        """Loads the tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``.
 
         Args:
-            dtype: See ``text_dtype`` for the one that fits a teacher.
-            device: Where the encoder goes.
+            dtype: The precision; ``text_dtype`` gives the one for a teacher.
+            device: Device of the encoder.
             on_part: As for ``load_transformer``; the encoder's blocks are its layers.
         """
         config = self.full_text_encoder_config()
@@ -218,9 +218,11 @@ class WanModel:
         with _empty_weights():
             network = build_text_encoder(config)
         network.set_input_embeddings(network.shared)
-        # As T5 everywhere: this product overflows in float16.
-        kept = {"wo"} if dtype == torch.float16 else set()
-        filled = self._fill(network, "text_encoder", dtype, partial(_within, kept), device, on_part)
+        # This product overflows in float16, as in every T5.
+        in_float32 = {"wo"} if dtype == torch.float16 else set()
+        filled = self._fill(
+            network, "text_encoder", dtype, partial(_within, in_float32), device, on_part
+        )
         filled.requires_grad_(False)
         filled.set_input_embeddings(filled.shared)
         return TextEncoder(tokenizer, filled)
@@ -229,7 +231,7 @@ class WanModel:
         """The arguments of ``UMT5Config``.
 
         Raises:
-            UserError: the model's text encoder is another.
+            UserError: the model has a different text encoder.
         """
         config = self.text_encoder_config or self.source.config("text_encoder") or {}
         if config.get("model_type") != "umt5":
@@ -240,7 +242,7 @@ class WanModel:
         return config
 
     def expected_text_encoder_config(self) -> Mapping[str, Any]:
-        """The same without a download; where it is not here, umT5-XXL's, as all of Wan have it."""
+        """The arguments of ``UMT5Config`` without a download: umT5-XXL's without a file here."""
         file = Path(self.source.root) / "text_encoder" / "config.json"
         if self.text_encoder_config is None and not file.is_file():
             return wan_original.TEXT_ENCODER_CONFIG
@@ -260,11 +262,11 @@ class WanModel:
         network: Any,
         part: Part,
         dtype: torch.dtype,
-        kept: Callable[[str], bool],
+        in_float32: Callable[[str], bool],
         device: Device,
         on_part: OnPart | None = None,
     ) -> Any:
-        """Gives an empty network its weights, those that are ``kept`` in float32."""
+        """Fills an empty network; weights with ``in_float32(name)`` are float32."""
         weights = self._weights(part)
         expected = {
             name: tuple(tensor.shape)
@@ -281,7 +283,7 @@ class WanModel:
         fill_network(
             network,
             expected,
-            lambda name: torch.float32 if kept(name) else dtype,
+            lambda name: torch.float32 if in_float32(name) else dtype,
             weights.load,
             torch.device(device),
             on_part,
@@ -290,7 +292,7 @@ class WanModel:
 
 
 def _empty_weights() -> Any:
-    """Inside, networks are built without memory for weights, but with their constant tables."""
+    """A context in which networks are built without weights, but with their constant tables."""
     prepare_libraries()
     from accelerate import init_empty_weights
 
@@ -298,29 +300,29 @@ def _empty_weights() -> Any:
 
 
 def bundled_teacher() -> Path:
-    """Folder of the small teacher that ships with the package."""
+    """The folder of the small teacher that ships with the package."""
     return Path(__file__).resolve().parents[1] / "assets" / BUNDLED
 
 
 def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
-    """Looks at a model without loading weights.
+    """Reads a model's configuration without loading weights.
 
     Args:
         path: A folder in diffusers' or the original layout, a hub id of either
             (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), ``sprites``, or a ``.safetensors`` or ``.pth``
             file of a transformer alone, in either naming.
-        base: Of such a file: the model (anything but a file) that it is a variant of, which gives
-            the configuration, the VAE and the text encoder. Default: the folder that it is in.
+        base: For such a file: the model (anything but a file) that it is a variant of, which gives
+            the configuration, the VAE and the text encoder. Default: the folder of the file.
 
     Raises:
-        UserError: it is not a Wan text-to-video model, or not to be trusted.
+        UserError: the path is not a Wan text-to-video model, or the model cannot be trusted.
     """
     file = Path(path)
     try:
         if file.suffix in WEIGHT_FILES and file.is_file():
             return _open_file(file, base)
         if base is not None:
-            raise UserError(f"{path} is no file of weights; leave out teacher.base")
+            raise UserError(f"{path} is not a file of weights; leave out teacher.base")
         source, config = find_source(str(model_folder(path)))
         return replace(_opened(source, config), video=read_video_facts(Path(source.root)))
     except UserError as error:
@@ -362,7 +364,7 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
 
 
 def kept_in_float32(network: Any) -> Callable[[str], bool]:
-    """Says of a weight, by its name, whether diffusers keeps it in float32 at any precision."""
+    """A function of a weight's name: True if diffusers keeps the weight in float32."""
     return partial(_within, {*(network._keep_in_fp32_modules or ())})
 
 

@@ -16,14 +16,14 @@ from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 def velocity(
     network: Any, x_t: Tensor, sigma: Tensor, text: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """A network's velocity.
+    """Computes a network's velocity.
 
     Args:
         network: A ``WanTransformer3DModel``, or an engine around one.
         x_t: ``[B, C, T, h, w]``; cast to the network's precision.
         sigma: ``[B]`` float32.
-        text: ``[B, S, D]`` from ``pad_text``; rows of zeros up to ``TEXT_LENGTH`` are understood.
-        dtype: The network's precision, if autocast makes it another than its weights'.
+        text: ``[B, S, D]`` from ``pad_text``; rows of zeros up to ``TEXT_LENGTH`` are added.
+        dtype: The network's precision, if autocast makes it differ from its weights'.
 
     Returns:
         ``[B, C, T, h, w]`` in that precision.
@@ -43,12 +43,12 @@ def velocity(
 
 @torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+    """Decodes normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
     return to_frames(vae.decode(vae_latents(vae, latents), return_dict=False)[0])
 
 
 def vae_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Normalised latents ``[B, C, T, h, w]`` as the VAE itself has them, in its precision."""
+    """Undoes the normalisation of latents ``[B, C, T, h, w]``, in the VAE's precision."""
     shape = (1, -1, 1, 1, 1)
     dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
     mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
@@ -57,7 +57,7 @@ def vae_latents(vae: Any, latents: Tensor) -> Tensor:
 
 
 def to_frames(video: Tensor) -> Tensor:
-    """What the VAE gives, ``[B, 3, F, H, W]`` from -1 to 1, as ``[B, F, H, W, 3]`` uint8."""
+    """Converts the VAE's output ``[B, 3, F, H, W]`` in [-1, 1] to ``[B, F, H, W, 3]`` uint8."""
     video = torch.clamp(video, min=-1.0, max=1.0).float()
     video = video.div_(2).add_(0.5).mul_(255).round_().to(torch.uint8)
     return video.permute(0, 2, 3, 4, 1).contiguous()

@@ -1,8 +1,8 @@
-"""Names of Wan2.1's weights in diffusers and in the original release, each way.
+"""Key maps of Wan2.1's weights between diffusers and the original release.
 
-Names alone differ: every tensor has the same shape and the same values in both layouts. Covered
-are the text-to-video transformer (``WanTransformer3DModel``), the video VAE (``AutoencoderKLWan``,
-``Wan2.1_VAE.pth``) and the text encoder (``UMT5EncoderModel``,
+Only names differ: every tensor has the same shape and the same values in both layouts. The maps
+cover the text-to-video transformer (``WanTransformer3DModel``), the video VAE
+(``AutoencoderKLWan``, ``Wan2.1_VAE.pth``) and the text encoder (``UMT5EncoderModel``,
 ``models_t5_umt5-xxl-enc-bf16.pth``).
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 from lightx2v_sgmd.system.errors import UserError
 
 VAE_RES_BLOCKS: Final = 2
-"""Residual blocks of each level of the published VAE's encoder; its decoder has one more."""
+"""Residual blocks in each level of the published VAE's encoder; the decoder has one more."""
 
 
 class _Templates:
@@ -94,7 +94,7 @@ _TRANSFORMER: Final = _Templates(
 
 
 def transformer_to_original(name: str) -> str:
-    """A weight of ``WanTransformer3DModel`` under its original name.
+    """The original name of a weight of ``WanTransformer3DModel``.
 
     Raises:
         UserError: a text-to-video transformer has no weight of this name.
@@ -103,7 +103,7 @@ def transformer_to_original(name: str) -> str:
 
 
 def transformer_to_diffusers(name: str) -> str:
-    """An original name of the transformer as diffusers calls it; see ``transformer_to_original``.
+    """The diffusers name of a transformer's original name; see ``transformer_to_original``.
 
     Raises:
         UserError: a text-to-video transformer has no weight of this name.
@@ -138,9 +138,9 @@ TEXT_ENCODER_ALIASES: Final = ("encoder.embed_tokens.weight",)
 
 
 def text_encoder_to_original(name: str) -> str:
-    """A weight of ``UMT5EncoderModel`` under its original name.
+    """The original name of a weight of ``UMT5EncoderModel``.
 
-    The embedding's second name, ``encoder.embed_tokens.weight``, is understood as well.
+    The embedding's second name, ``encoder.embed_tokens.weight``, is accepted too.
 
     Raises:
         UserError: umT5's encoder has no weight of this name.
@@ -150,7 +150,7 @@ def text_encoder_to_original(name: str) -> str:
 
 
 def text_encoder_to_diffusers(name: str) -> str:
-    """An original name of the text encoder as transformers calls it.
+    """The transformers name of a text encoder's original name.
 
     Raises:
         UserError: umT5's encoder has no weight of this name.
@@ -196,11 +196,11 @@ _UPSAMPLE: Final = re.compile(r"decoder\.upsamples\.(0|[1-9]\d{0,2})\.(.+)", re.
 
 
 def vae_to_original(name: str, res_blocks: int = VAE_RES_BLOCKS) -> str:
-    """A weight of ``AutoencoderKLWan`` under its original name.
+    """The original name of a weight of ``AutoencoderKLWan``.
 
     Args:
-        name: As diffusers has it.
-        res_blocks: ``num_res_blocks`` of its configuration: diffusers counts the decoder's blocks
+        name: The name in diffusers.
+        res_blocks: ``num_res_blocks`` of the configuration: diffusers counts the decoder's blocks
             by level, the original in one row.
 
     Raises:
@@ -212,14 +212,14 @@ def vae_to_original(name: str, res_blocks: int = VAE_RES_BLOCKS) -> str:
         level, kind, index, rest = int(match[1]), match[2], int(match[3]), match[4]
         is_resnet = kind == "resnets"
         part = (_DECODER_RESNET if is_resnet else _DECODER_SAMPLER).to_original(rest)
-        place = index if is_resnet else res_blocks + 1
+        position = index if is_resnet else res_blocks + 1
         if part is not None and index <= (res_blocks if is_resnet else 0):
-            new = f"decoder.upsamples.{level * (res_blocks + 2) + place}.{part}"
+            new = f"decoder.upsamples.{level * (res_blocks + 2) + position}.{part}"
     return _known(new, name, "Wan2.1's VAE")
 
 
 def vae_to_diffusers(name: str, res_blocks: int = VAE_RES_BLOCKS) -> str:
-    """An original name of the VAE as diffusers calls it; see ``vae_to_original``.
+    """The diffusers name of a VAE's original name; see ``vae_to_original``.
 
     Raises:
         UserError: Wan2.1's VAE has no weight of this name.
@@ -227,10 +227,10 @@ def vae_to_diffusers(name: str, res_blocks: int = VAE_RES_BLOCKS) -> str:
     new = _VAE.to_diffusers(name)
     match = _UPSAMPLE.fullmatch(name)
     if match:
-        level, place = divmod(int(match[1]), res_blocks + 2)
-        is_resnet = place <= res_blocks
+        level, position = divmod(int(match[1]), res_blocks + 2)
+        is_resnet = position <= res_blocks
         part = (_DECODER_RESNET if is_resnet else _DECODER_SAMPLER).to_diffusers(match[2])
         if part is not None:
-            where = f"resnets.{place}" if is_resnet else "upsamplers.0"
+            where = f"resnets.{position}" if is_resnet else "upsamplers.0"
             new = f"decoder.up_blocks.{level}.{where}.{part}"
     return _known(new, name, "Wan2.1's VAE")

@@ -1,8 +1,8 @@
-"""The layout in which Wan2.1 was released: ``Wan2.1-T2V-1.3B``, ``Wan2.1-T2V-14B``.
+"""The layout of Wan2.1's original release: ``Wan2.1-T2V-1.3B`` and ``Wan2.1-T2V-14B``.
 
-Its ``config.json`` describes the transformer alone; the VAE and the text encoder, the same for all
-sizes, are described here. Sources: Wan2.1's ``config.json`` and ``wan/configs``, and diffusers'
-own defaults of ``AutoencoderKLWan``, which are this VAE.
+The release's ``config.json`` describes the transformer only. The VAE and the text encoder, which
+are the same for all sizes, are described here. Sources: Wan2.1's ``config.json`` and
+``wan/configs``, and diffusers' own defaults of ``AutoencoderKLWan``, which are this VAE.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "eps": 1e-6,
     "freq_dim": 256,
 }
-"""What a configuration may leave out, as the release's own do of the most."""
+"""Values of the keys that a configuration may leave out, as the release's own files do."""
 _FIXED: Final = ("model_type", "text_len", "window_size", "qk_norm")
 _NEEDED: Final = ("dim", "ffn_dim", "in_dim", "out_dim", "num_heads", "num_layers")
 
@@ -109,7 +109,7 @@ def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``WanTransformer3DModel`` for an original ``config.json``.
 
     Raises:
-        UserError: it is not that of a text-to-video model, or a key is missing or unknown.
+        UserError: the model is not a text-to-video model, or a key is missing or unknown.
     """
     given = {key: value for key, value in original.items() if not key.startswith("_")}
     unknown = sorted(given.keys() - {*_DEFAULTS, *_NEEDED})
@@ -150,10 +150,10 @@ _PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
 
 
 def transformer_names(stored: Iterable[str]) -> dict[str, str]:
-    """Each stored name's name in diffusers, whichever of the two layouts the file has.
+    """Maps each stored name to diffusers' name, for files in either layout.
 
-    ComfyUI's prefix is taken off. A name of neither layout stays as it is, so that whoever
-    compares keys reports it as unexpected.
+    ComfyUI's prefix is removed. A name of neither layout stays as it is, so that a comparison of
+    keys reports it as unexpected.
     """
     stored = list(stored)
     prefix = next((p for p in _PREFIXES if stored and all(n.startswith(p) for n in stored)), "")
@@ -164,7 +164,7 @@ def transformer_names(stored: Iterable[str]) -> dict[str, str]:
 
 
 def vae_names(stored: Iterable[str], res_blocks: int) -> dict[str, str]:
-    """As ``transformer_names``, for the VAE; see ``keymaps.vae_to_diffusers``."""
+    """Maps the VAE's stored names to diffusers' names; see ``transformer_names``."""
     stored = list(stored)
     if any(name.startswith("post_quant_conv.") for name in stored):
         return {name: name for name in stored}
@@ -175,9 +175,10 @@ def vae_names(stored: Iterable[str], res_blocks: int) -> dict[str, str]:
 
 
 def text_encoder_names(stored: Iterable[str]) -> dict[str, str]:
-    """As ``transformer_names``, for the text encoder, whose embedding is named ``shared.weight``.
+    """Maps the text encoder's stored names to transformers' names; see ``transformer_names``.
 
-    Where a file has both of its names, the one that the encoder computes with counts.
+    The embedding is named ``shared.weight``. If a file has both of its names, the result has the
+    one with which the encoder computes.
     """
     stored = list(stored)
     alias = next((name for name in stored if name in wan_keys.TEXT_ENCODER_ALIASES), None)

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Parts of networks that no family owns: adapters, attention, checkpointing, compiled blocks."""

@@ -1,7 +1,7 @@
 """Low-rank adapters beside a frozen network's weights: PEFT's layers, and their names in files.
 
-Files have diffusers' names, ``transformer.blocks.0.attn1.to_q.lora_A.weight``, and say how the
-adapters count in the metadata that diffusers reads: ``load_lora_weights`` takes them as they are.
+Files use diffusers' names, ``transformer.blocks.0.attn1.to_q.lora_A.weight``, and state rank and
+alpha in the metadata that diffusers reads, so ``load_lora_weights`` takes them as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightx2v_sgmd.untrusted.json_text import METADATA, parse_json
 
 PREFIX: Final = "transformer."
 METADATA_KEY: Final = "lora_adapter_metadata"
-"""Of a safetensors file, diffusers' name for it: JSON, its keys behind ``PREFIX``."""
+"""diffusers' key in a safetensors header: a JSON object whose keys begin with ``PREFIX``."""
 _ADAPTER: Final = "default"
 _KINDS: Final = ("lora_A", "lora_B")
 
@@ -36,21 +36,21 @@ class Builds(Protocol):
 
     @property
     def path(self) -> str:
-        """Where it is, for messages."""
+        """The model's path, for messages."""
         ...
 
     def build_transformer(self) -> Any:
-        """The network."""
+        """The network, with random weights or none."""
         ...
 
 
 def check_adapters(lora: Lora, model: Builds, role: str) -> None:
-    """Makes sure that a job's adapters can be made; loads no weights.
+    """Checks that a job's adapters can be made; loads no weights.
 
     Args:
         lora: The job's settings.
         model: The teacher.
-        role: Of the network that gets them, for messages.
+        role: Role of the network that gets the adapters, for messages.
 
     Raises:
         UserError: PEFT is missing, or a target is no linear layer of the network.
@@ -77,13 +77,13 @@ def check_adapters(lora: Lora, model: Builds, role: str) -> None:
 def add_adapters(network: Any, lora: Lora, seed: int, dtype: torch.dtype) -> None:
     """Puts trainable adapters beside a network's linear layers and freezes everything else.
 
-    The network computes what it did before: each product starts as zero.
+    The network first computes the same as before, because each product starts as zero.
 
     Args:
         network: A ``WanTransformer3DModel``; its weights may be sharded by ZeRO-3.
         lora: Rank, alpha and layers.
-        seed: Of the first factors' values; the global generator is left alone.
-        dtype: Of the adapters' weights.
+        seed: Random seed of the first factors; the global generator does not change.
+        dtype: Precision of the adapters' weights.
     """
     with no_logging():  # PEFT imports accelerate, and that DeepSpeed where it is installed
         from peft import LoraConfig, inject_adapter_in_model
@@ -97,10 +97,10 @@ def add_adapters(network: Any, lora: Lora, seed: int, dtype: torch.dtype) -> Non
         if isinstance(module, LoraLayer):
             # Autocast gives both factors the input's precision; PEFT would copy it to theirs.
             module.cast_input_dtype_enabled = False
-    made = {name: p for name, p in network.named_parameters() if is_adapter(name)}
-    values: Iterable[tuple[str, Tensor]] = made.items()
+    adapters = {name: p for name, p in network.named_parameters() if is_adapter(name)}
+    values: Iterable[tuple[str, Tensor]] = adapters.items()
     if device.type != "meta":
-        values = initial_values({name: p.shape for name, p in made.items()}, seed)
+        values = initial_values({name: p.shape for name, p in adapters.items()}, seed)
     for name, value in values:
         owner, _, attribute = name.rpartition(".")
         weight = nn.Parameter(value.detach().to(device, dtype))
@@ -108,7 +108,7 @@ def add_adapters(network: Any, lora: Lora, seed: int, dtype: torch.dtype) -> Non
 
 
 def trained_shapes(model: Builds, lora: Lora | None) -> dict[str, torch.Size]:
-    """The shapes of what is trained of a model's network: adapters, or without those all of it."""
+    """The shapes of a network's trained weights: the adapters, or all weights if there are none."""
     with torch.device("meta"):
         network = model.build_transformer()
     if lora is not None:
@@ -117,48 +117,48 @@ def trained_shapes(model: Builds, lora: Lora | None) -> dict[str, torch.Size]:
 
 
 def initial_values(shapes: Mapping[str, torch.Size], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """What adapters start from, float32: A uniform as a linear layer's weights, B zero.
+    """The adapters' first values, float32: A uniform as a linear layer's weights, B zero.
 
     Args:
-        shapes: Of the adapters, by any names; the values of each depend on its own name.
+        shapes: The adapters' shapes by name; the values of each depend on its own name.
         seed: See ``add_adapters``.
     """
     for name, shape in shapes.items():
         value = torch.zeros(shape)
         if ".lora_A." in name:
-            draw = torch.Generator().manual_seed(seed ^ zlib.crc32(saved_name(name).encode()))
-            nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=draw)
+            source = torch.Generator().manual_seed(seed ^ zlib.crc32(saved_name(name).encode()))
+            nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=source)
         yield name, value
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of a network is an adapter's."""
+    """True if a parameter of a network belongs to an adapter."""
     return any(f".{kind}." in name for kind in _KINDS)
 
 
 def saved_name(name: str) -> str:
-    """A parameter's name in files: diffusers' own, of adapters without PEFT's name for them."""
+    """A parameter's name in files: diffusers' own; PEFT's adapter name is left out."""
     if not is_adapter(name):
         return name
     return PREFIX + name.removeprefix(PREFIX).replace(f".{_ADAPTER}.", ".")
 
 
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained of a network, by its names in files."""
+    """The trained parameters of a network, by their names in files."""
     return {saved_name(name): p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def adapter_metadata(lora: Lora) -> dict[str, str]:
-    """What a file of adapters says about them in its header."""
+    """The entry about adapters in the header of their file."""
     settings = {f"{PREFIX}{key}": value for key, value in _settings(lora).items()}
     return {METADATA_KEY: json.dumps(settings, sort_keys=True)}
 
 
 def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
-    """What a file's header says about the adapters in it; None if it has none.
+    """The adapters that a file's header describes; None if it has none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the entry cannot be read.
     """
     if METADATA_KEY not in metadata:
         return None
@@ -177,12 +177,12 @@ def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
 
 @torch.no_grad()
 def load_trained(network: Any, files: Sequence[Path]) -> None:
-    """Gives a network what a checkpoint's files hold: all its weights, or adapters beside them.
+    """Loads a checkpoint's files into a network: all weights, or adapters beside its own.
 
     Args:
-        network: A ``WanTransformer3DModel``, for adapters with the teacher's weights. It may have
-            adapters of such a file already.
-        files: Of a student.
+        network: A ``WanTransformer3DModel``; it has the teacher's weights if the files hold
+            adapters, and may have such adapters already.
+        files: Files of a student.
 
     Raises:
         UserError: the file is damaged or does not fit the network.
@@ -213,7 +213,7 @@ def load_trained(network: Any, files: Sequence[Path]) -> None:
 
 
 def _settings(lora: Lora) -> dict[str, Any]:
-    """PEFT's names."""
+    """The settings under PEFT's names."""
     return {
         "r": lora.rank,
         "lora_alpha": lora.scale * lora.rank,

@@ -1,8 +1,8 @@
-"""Which attention kernels can run here, and choosing one.
+"""Attention kernels: tells which can run here, and chooses one.
 
 A kernel counts as available when its package imports, diffusers accepts its version, and small
-attentions on the device, in the dtype and with the head size in question, agree with plain PyTorch.
-Approximate kernels are taken only when asked for by name.
+attentions on the given device, in the given dtype and head size, agree with plain PyTorch.
+Approximate kernels are used only when they are asked for by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """A kernel, whether it can run, and why (not)."""
+    """A kernel: its name, True if it can run, and the reason."""
 
     name: str
     available: bool
@@ -45,13 +45,13 @@ class _Known:
 
     Attributes:
         backend: The name that diffusers' dispatcher has for it.
-        module: What must import, or None for PyTorch's own.
-        package: Its name for people.
+        module: The module that must import, or None for PyTorch's own kernels.
+        package: The package's name for messages.
         capability: Least CUDA compute capability; None runs anywhere.
-        install: The command that adds it.
-        half_only: Whether it runs in bfloat16 and float16 only.
-        auto_from: Least capability at which ``auto`` takes it; None: only when asked for.
-        approximate: Says how it departs from exact attention; "" for exact kernels.
+        install: The command that installs it.
+        half_only: True if it runs in bfloat16 and float16 only.
+        auto_from: Least capability at which ``auto`` uses it; None: only if it is asked for.
+        approximate: Difference from exact attention; "" for exact kernels.
         tolerance: Largest error of the trial.
         cudnn: Least version of cuDNN, as ``torch.backends.cudnn.version`` gives it.
     """
@@ -76,7 +76,7 @@ KERNELS: Final = {
         (9, 0),
         "pip install flash-attn-4",
         half_only=True,
-        auto_from=(10, 0),  # on Hopper the third is the older and the better tried
+        auto_from=(10, 0),  # on Hopper, FlashAttention 3 is older and better tested
     ),
     "flash3": _Known(
         "_flash_3",
@@ -131,22 +131,22 @@ KERNELS: Final = {
         tolerance=0.15,
     ),
 }
-"""Fastest first: the order of ``auto``, which takes exact kernels only."""
+"""The kernels by name, fastest first; ``auto`` tries the exact ones in this order."""
 
 _TRIALS: Final = ((300, 300), (300, 37))
-"""Queries and keys of the attentions that are tried: of a video, and of a text.
+"""Numbers of queries and keys in the trials: attention to a video, and to a text.
 
 300 is no multiple of the tiles that kernels work in, and more than two of 128.
 """
 
 
 def kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionKernel]:
-    """Every kernel this library knows, fastest first, and whether it runs in this setting."""
+    """Tries every known kernel in this setting; the fastest kernel is first."""
     return [_probe(name, known, device, dtype, head_dim) for name, known in KERNELS.items()]
 
 
 def choose(requested: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The name of the kernel to use: the requested one, or the fastest that runs for ``auto``.
+    """The name of the kernel to use: the requested one, or for ``auto`` the fastest that runs.
 
     Raises:
         UserError: the name is unknown, or the requested kernel cannot run here; says why.
@@ -225,7 +225,7 @@ def apply(network: ModelMixin, kernel: str) -> None:
 
 
 def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention by one kernel, as the network calls it: for benchmarks and checks.
+    """Runs one kernel as the network does, for benchmarks and checks.
 
     Args:
         kernel: A name of ``KERNELS`` that is available.
@@ -274,7 +274,7 @@ def _probe(
 
 
 def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is in the way of a kernel before trying it, or None."""
+    """The reason why a kernel cannot run, as far as it shows without a trial, or None."""
     if known.capability is not None and device.type != "cuda":
         return f"{known.package} needs a CUDA device, and this is {device.type}"
     if device.type == "cuda" and known.capability is not None:
@@ -298,7 +298,7 @@ def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def _unusable(module: str) -> str | None:
-    """What is wrong with a package, or with a module of it, or None."""
+    """The problem of a package, or of a module in it, or None."""
     package = module.partition(".")[0]
     problem = why_unusable(package)
     return why_unusable(module) if problem is None and package != module else problem
@@ -311,7 +311,7 @@ def _trial(
     head_dim: int,
     tolerance: float = 0.03,
 ) -> str | None:
-    """Runs small attentions and compares them with float32 PyTorch: what is wrong, or None."""
+    """Compares small attentions with float32 PyTorch; returns the problem, or None."""
     prepare_libraries()
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
@@ -339,7 +339,7 @@ def _trial(
 
 @contextmanager
 def _asked_directly(backend: str) -> Iterator[None]:
-    """What diffusers' dispatcher needs before a backend may be called, for as long as it is."""
+    """Prepares diffusers' dispatcher for calls of one backend while the block runs."""
     from diffusers.models.attention_dispatch import attention_backend
 
     if backend == KERNELS["flash4"].backend:

@@ -1,7 +1,7 @@
-"""Gives an empty network its weights, block by block, so that a block can be changed at once.
+"""Fills an empty network with its weights, block by block.
 
-Whoever merges, fuses or quantises a block does it while the next blocks are still in their file:
-beside what the network weighs in the end, memory holds one block.
+A caller can merge, fuse or quantise each block before the next one is read, so memory holds one
+block more than the finished network.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lightx2v_sgmd.files.tensor_copy import WeightCopier
 
 Device = torch.device | str
 Load = Callable[[str, torch.dtype, WeightCopier], Tensor]
-"""Reads the weight of a name, in a precision, to a copier's device."""
+"""A function that reads the weight of a name, in a precision, to a copier's device."""
 OnPart = Callable[[str, nn.Module], None]
-"""Told the name and the module of a part that has its weights: "" and the network, then blocks."""
+"""A function that gets the name and module of each filled part: "" and the network, then blocks."""
 
 
 def blocks_of(network: nn.Module) -> Mapping[str, nn.Module]:
@@ -44,10 +44,10 @@ def fill_network(
 
     Args:
         network: The network; its constant tables are moved to the device.
-        names: Its weights.
-        dtype_of: The precision of a weight, by its name.
+        names: Names of its weights.
+        dtype_of: Gives the precision of a weight by its name.
         load: See ``Load``.
-        device: Where the weights go.
+        device: Device of the weights.
         on_part: See ``OnPart``.
     """
     blocks = blocks_of(network)

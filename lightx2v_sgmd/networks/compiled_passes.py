@@ -2,10 +2,13 @@
 
 diffusers' block computes norms, modulation, rotation and gates in some forty operations, each of
 which reads and writes all tokens. Here a compiler makes five kernels of them, and of their backward
-passes. The products and attention stay what they are: calls of the block's own modules. So hooks
-(ZeRO-3's, which gather a layer's weights), adapters, sequence parallelism and gradient
-checkpointing see nothing of it. A backward pass to the inputs alone computes no gradients of
-weights, which it would through a block that is compiled whole.
+passes. The products and attention remain calls of the block's own modules, so hooks (ZeRO-3's
+gather a layer's weights), adapters, sequence parallelism and gradient checkpointing work as before.
+A backward pass to the inputs alone computes no gradients of weights; through a block that is
+compiled whole it would.
+
+``fused_blocks`` does the same for the engine. The two share the modulation only: without a gradient
+it works in place, and its rotation and RMS norm round differently from the compiled ones.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ from lightx2v_sgmd.networks.gradient_checkpointing import attention_is_kept, mar
 # B batch, S tokens, N heads, D head size, W = N * D width
 
 RECOMPILATIONS = 64
-"""Most kernels of one pass: for each precision, batch, and choice of inputs with gradient."""
+"""Most kernels of one pass: one for each precision, batch size and set of inputs with gradient."""
 
 
 class Passes:
     """The compiled passes of one network.
 
     Args:
-        backend: torch.compile's.
+        backend: Backend of torch.compile.
     """
 
     def __init__(self, backend: str = "inductor") -> None:
@@ -53,21 +56,21 @@ def compile_passes(network: Any, backend: str = "inductor") -> None:
     """Gives the blocks of a ``WanTransformer3DModel`` compiled passes; see ``use_passes``.
 
     Args:
-        network: Whose blocks.
-        backend: torch.compile's; anything but its default is for tests.
+        network: The network.
+        backend: Backend of torch.compile; other values than the default are for tests.
     """
     _prepare_compiler()
     use_passes(network, Passes(backend))
 
 
 def use_passes(network: Any, passes: Any) -> None:
-    """Lets the blocks of a ``WanTransformer3DModel`` compute with given passes.
+    """Makes the blocks of a ``WanTransformer3DModel`` compute with given passes.
 
-    Call it when everything else is set: text padding folded, tokens shared, checkpointing enabled.
+    Call it last: after text padding is folded, tokens are shared and checkpointing is enabled.
 
     Args:
-        network: Whose blocks.
-        passes: ``Passes``, or what has its methods.
+        network: The network.
+        passes: ``Passes``, or an object with the same methods.
     """
     for block in network.blocks:
         if block.attn2.add_k_proj is not None:  # attends to an image, too
@@ -105,12 +108,12 @@ def _forward(
     """A ``WanTransformerBlock``'s output ``[B, S, W]``, in the precisions of diffusers' own.
 
     Args:
-        passes: Of the network.
+        passes: Passes of the network.
         block: The block.
         hidden_states: ``[B, S, W]``.
         encoder_hidden_states: The text, ``[B, rows, W]``.
         temb: The embedded time, ``[B, 6, W]``, or ``[B, S, 6, W]`` where each token has its own.
-        rotary_emb: What the block's self-attention takes.
+        rotary_emb: Argument of the block's self-attention.
     """
     x = hidden_states
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = block_modulation(block, temb)
@@ -126,7 +129,7 @@ class CompiledAttention:
     """The processor of a ``WanAttention`` whose rotation is a compiled pass.
 
     Args:
-        passes: Of the network.
+        passes: Passes of the network.
         backend: diffusers' name of the attention kernel; None is its default.
     """
 
@@ -145,7 +148,7 @@ class CompiledAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """``hidden_states [B, S, W]`` to ``[B, S, W]``; the text is ``[B, rows, W]``."""
+        """Maps ``hidden_states [B, S, W]`` to ``[B, S, W]``; the text is ``[B, rows, W]``."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -164,7 +167,7 @@ class CompiledAttention:
 
 
 def _with_passes(processor: Any, passes: Any) -> Any:
-    """The processor to use in place of another, or that one, told to use the passes."""
+    """Replaces a processor by one that uses the passes, or makes it use them itself."""
     if hasattr(processor, "processor"):  # takes the padding's weights off the text, then asks this
         processor.processor = _with_passes(processor.processor, passes)
         return processor
@@ -191,12 +194,12 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _exactly(function: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """In the precisions that are written out, which autocast would change."""
+    """Calls a function in the precisions that it states; autocast would change them."""
     with torch.autocast(x.device.type, enabled=False):
         return function(x, *args)
 
 
-# What is compiled.
+# The functions that are compiled.
 
 
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -225,9 +228,9 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Neighbouring pairs of ``[B, S, N, D]``; the tables ``[1, S, 1, D]`` hold each value twice."""
+    """Rotates neighbouring pairs of ``[B, S, N, D]``; tables ``[1, S, 1, D]``, each value twice."""
     pairs: Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
     first, second = pairs.unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
-    turned = (first * cos - second * sin, first * sin + second * cos)
-    return torch.stack(turned, dim=-1).flatten(-2).type_as(x)
+    rotated = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack(rotated, dim=-1).flatten(-2).type_as(x)

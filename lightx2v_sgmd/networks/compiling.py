@@ -25,7 +25,7 @@ def compile_blocks(network: Any, report: Callable[[str], None], whole: bool = Tr
 
     Args:
         network: Has ``blocks``, whose first two inputs are the tokens and the text.
-        report: Takes a line of news: a change to flexible kernels, or a compiler that failed.
+        report: Called with a line of news: a change to flexible kernels, or a compiler failure.
         whole: False if a block may be compiled in several pieces.
     """
     compiler = BlockCompiler(report, whole)
@@ -34,7 +34,7 @@ def compile_blocks(network: Any, report: Callable[[str], None], whole: bool = Tr
 
 
 class _Compiled:
-    """What stands in for a block's ``forward``."""
+    """A replacement for a block's ``forward`` that runs compiled kernels."""
 
     def __init__(self, compiler: BlockCompiler, forward: Any) -> None:
         self.compiler = compiler
@@ -49,7 +49,7 @@ class BlockCompiler:
     """Chooses kernels by shape; one for each network.
 
     Args:
-        report: Takes a line of news.
+        report: Called with a line of news.
         whole: False if a block may be compiled in several pieces.
     """
 
@@ -64,7 +64,7 @@ class BlockCompiler:
     def __call__(
         self, function: Any, block: Any, tokens: Tensor, text: Tensor, *others: Any, **named: Any
     ) -> Tensor:
-        """What the function gives for a block and its inputs."""
+        """Runs the function on a block and its inputs."""
         args = (function, block, tokens, text, *others)
         if self.failed:
             return _call(*args, **named)
@@ -104,7 +104,7 @@ def _own_code(function: Any) -> Any:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a compiler raises, as far as it is not an error of the block itself."""
+    """The exceptions of the compiler, as opposed to those of the block itself."""
     from torch._dynamo import exc
 
     return (exc.TorchDynamoException, exc.FailOnRecompileLimitHit)

@@ -1,6 +1,6 @@
-"""A frozen network as the backbone of a discriminator: its blocks' outputs, and heads on them.
+"""Discriminator heads on the block outputs of a frozen network.
 
-After ADM, arXiv 2507.18569, Sec. 4.1 and App. B.2.
+The design follows ADM, arXiv 2507.18569, Sec. 4.1 and App. B.2.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 
 def head_blocks(num_blocks: int, every: int) -> list[int]:
-    """Which blocks carry a head: every n-th, counted so that a network of n blocks has one."""
+    """Indices of the blocks with a head: every n-th, so that a network of n blocks has one."""
     return list(range(min(every, num_blocks) - 1, num_blocks, every))
 
 
 @contextmanager
 def capture_blocks(network: nn.Module, every: int) -> Iterator[list[Tensor]]:
-    """Inside, a forward of ``network`` fills the list with block outputs ``[B, N, D]``."""
+    """A context in which a forward of ``network`` fills the list with outputs ``[B, N, D]``."""
     found: list[Tensor] = []
     blocks = network.blocks
     assert isinstance(blocks, nn.ModuleList), "the network has no list of blocks"
@@ -37,7 +37,7 @@ def capture_blocks(network: nn.Module, every: int) -> Iterator[list[Tensor]]:
 
 
 def as_volume(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """``[B, N, D]`` to ``[B, D, T, H, W]``; ``size`` is ``(T, H, W)``."""
+    """Reshapes ``[B, N, D]`` to ``[B, D, T, H, W]``; ``size`` is ``(T, H, W)``."""
     return tokens.transpose(1, 2).reshape(len(tokens), -1, *size)
 
 
@@ -47,9 +47,9 @@ class Head(nn.Module):
     Each convolution is followed by GroupNorm of 32 groups and SiLU (App. B.2).
 
     Args:
-        width: Of the backbone's blocks.
-        channels: Inside the head, a multiple of 32.
-        stages: How many pairs.
+        width: Width of the backbone's blocks.
+        channels: Channels inside the head, a multiple of 32.
+        stages: Number of pairs.
     """
 
     def __init__(self, width: int, channels: int, stages: int = 2) -> None:
@@ -64,7 +64,7 @@ class Head(nn.Module):
         self.logits = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, D, T, H, W]`` to logits ``[B, L]``, one for each place that is left."""
+        """Maps ``[B, D, T, H, W]`` to logits ``[B, L]``, one for each remaining position."""
         batch, frames = x.shape[0], x.shape[2]
         norms = iter(self.norms)
         for volume, frame in zip(self.volume, self.frame, strict=True):
@@ -80,9 +80,9 @@ class FrameHead(nn.Module):
     """A head for frames: 4x4 convolutions of stride 2, GroupNorm 32 and SiLU, logits (App. B.1).
 
     Args:
-        width: Of the backbone's layer.
-        channels: Inside the head, a multiple of 32.
-        stages: How many convolutions.
+        width: Width of the backbone's layer.
+        channels: Channels inside the head, a multiple of 32.
+        stages: Number of convolutions.
     """
 
     def __init__(self, width: int, channels: int, stages: int = 2) -> None:
@@ -95,7 +95,7 @@ class FrameHead(nn.Module):
         self.logits = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, D, h, w]`` to logits ``[N, L]``."""
+        """Maps ``[N, D, h, w]`` to logits ``[N, L]``."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = nn.functional.silu(norm(convolution(x)))
         logits: Tensor = self.logits(x)
@@ -109,9 +109,9 @@ class Heads(nn.Module):
 
     Args:
         kind: ``Head`` for a network's blocks, ``FrameHead`` for a vision encoder's layers.
-        widths: Of the blocks or layers.
-        channels: Inside a head.
-        seed: Of the initial weights.
+        widths: Widths of the blocks or layers.
+        channels: Channels inside a head.
+        seed: Random seed of the initial weights.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Heads(nn.Module):
             self.heads = nn.ModuleList(kind(width, channels) for width in widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """What each head reads, to the logits ``[B, L]`` of all heads side by side."""
+        """Maps each head's features to the logits ``[B, L]`` of all heads side by side."""
         dtype = next(self.parameters()).dtype
         logits = [head(x.to(dtype)) for head, x in zip(self.heads, features, strict=True)]
         return torch.cat(logits, 1).float()

@@ -32,27 +32,27 @@ class Attention(Protocol):
         softmax_scale: float | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """Attends.
+        """Computes attention.
 
         Args:
             q: ``[B, S, N, D]``, bfloat16 or float16.
-            k: As ``q``; its S may be another.
-            v: As ``k``.
+            k: Like ``q``; its S may differ.
+            v: Like ``k``.
             softmax_scale: Default ``D ** -0.5``.
             causal: True if a token attends to earlier ones only.
 
         Returns:
-            ``[B, S, N, D]``, in one piece.
+            ``[B, S, N, D]``, contiguous.
         """
         ...
 
 
 @cache
 def flash_attention_4() -> Attention:
-    """The function that calls the installed package; may be asked for before it is installed.
+    """The function that calls the installed package, which is imported at the first call.
 
-    The operator's name belongs to the whole process, so it is registered once, and here, since a
-    compiler that traces the function must not see it happen.
+    The operator's name belongs to the whole process, so it is registered once, and outside the
+    returned function, because a compiler that traces that function must not see the registration.
     """
 
     def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) -> Tensor:

@@ -1,11 +1,11 @@
-"""The forward pass of a Wan block with as few passes over the tokens as PyTorch allows.
+"""A forward pass of Wan blocks with as few passes over the tokens as PyTorch allows.
 
 diffusers' block computes norms, modulation, rotations and gates in many small operations, each of
-which reads and writes all tokens. Here they are few: without a gradient and outside of
-``torch.compile`` they work in place; otherwise they are written so that a compiler fuses them. The
-results are those of diffusers' block in the same precisions, to rounding. Weights stay where they
-are, and matrix products are calls of the block's own modules, which may be quantised, offloaded,
-or carry LoRA layers.
+which reads and writes all tokens. This module uses few operations: they work in place without a
+gradient and outside of ``torch.compile``, and otherwise are written so that a compiler fuses them.
+The results equal those of diffusers' block in the same precisions, to rounding. Weights stay where
+they are, and matrix products are calls of the block's own modules, which may be quantised,
+offloaded, or have LoRA layers. ``compiled_passes`` does the same for training.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["FusedAttention", "fuse_passes", "fused_forward", "rotate"]
 def fuse_passes(network: Any) -> None:
     """Gives every block of a ``WanTransformer3DModel`` the forward pass of this module.
 
-    Blocks keep diffusers' forward pass where they attend to an image, too. Call it before a kernel
-    of attention is chosen and before tokens are shared: both change the processors.
+    A block that also attends to an image keeps diffusers' forward pass. Call this function before
+    an attention kernel is chosen and before tokens are shared, because both change the processors.
     """
     for block in network.blocks:
         if block.attn2.add_k_proj is not None:
@@ -52,7 +52,7 @@ def fused_forward(
         hidden_states: ``[B, S, W]``.
         encoder_hidden_states: The text, ``[B, rows, W]``.
         temb: The embedded time, ``[B, 6, W]``, or ``[B, S, 6, W]`` where every token has its own.
-        rotary_emb: What the block's self-attention takes.
+        rotary_emb: Argument of the block's self-attention.
     """
     x = hidden_states
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = block_modulation(block, temb)
@@ -67,7 +67,7 @@ def fused_forward(
 
 
 class FusedAttention:
-    """Processor of a ``WanAttention``: self-attention, or cross-attention to the text."""
+    """A processor of ``WanAttention``: self-attention, or cross-attention to the text."""
 
     # diffusers' set_attention_backend writes the first attribute, and reads the second.
     _attention_backend: Any = None
@@ -81,7 +81,7 @@ class FusedAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """``hidden_states [B, S, W]`` to ``[B, S, W]``; the text is ``[B, rows, W]``."""
+        """Maps ``hidden_states [B, S, W]`` to ``[B, S, W]``; the text is ``[B, rows, W]``."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         query, key, value = _projected(attn, hidden_states, encoder_hidden_states)
@@ -102,12 +102,12 @@ class FusedAttention:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of numbers; overwrites ``x`` where no gradient is wanted.
+    """Rotates neighbouring pairs of numbers; overwrites ``x`` if no gradient is needed.
 
     Args:
         x: ``[B, S, N, D]``.
         cos: ``[1, S, 1, D]`` float32, each value twice.
-        sin: The same of the sines.
+        sin: The sines, in the same layout.
 
     Returns:
         ``[B, S, N, D]`` in the precision of ``x``.
@@ -115,17 +115,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     pairs = _split(x.float(), 2)
     if _in_place():
         # One pass over the numbers, as a product of complex ones.
-        turns = torch.complex(cos[..., 0::2].float(), sin[..., 1::2].float())
-        torch.view_as_complex(pairs).mul_(turns)
+        rotation = torch.complex(cos[..., 0::2].float(), sin[..., 1::2].float())
+        torch.view_as_complex(pairs).mul_(rotation)
         return pairs.flatten(-2).type_as(x)
-    # (a, b) turns to a cos + b (-sin) and b cos + a sin: without a concatenation it is one pass.
+    # (a, b) becomes a cos + b (-sin) and b cos + a sin: one pass, without a concatenation.
     signs = 2 * torch.arange(2, device=x.device, dtype=sin.dtype) - 1
-    turned = pairs * _split(cos, 2) + pairs.flip(-1) * (_split(sin, 2) * signs)
-    return turned.flatten(-2).type_as(x)
+    rotated = pairs * _split(cos, 2) + pairs.flip(-1) * (_split(sin, 2) * signs)
+    return rotated.flatten(-2).type_as(x)
 
 
 def _in_place() -> bool:
-    """True where results may overwrite what they are made of: no gradient, no compiler."""
+    """True if results may overwrite their inputs: no gradient, and no compiler."""
     return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -152,7 +152,7 @@ def _split(x: Tensor, size: int) -> Tensor:
 
 
 def _normalised(x: Tensor, norm: Any) -> Tensor:
-    """The RMS norm over all heads; PyTorch has no kernel of its own for it on a CPU."""
+    """The RMS norm over all heads; PyTorch has no own kernel for it on a CPU."""
     if not (_in_place() and x.device.type == "cpu" and x.dtype == torch.float32):
         result: Tensor = norm(x)
         return result

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what of a network is computed again in its backward pass."""
+"""Gradient checkpointing: a network's backward pass computes activations again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 Recomputation = Literal[False, "selective", True]
-"""``False``: nothing. ``True``: of each block all but its input. ``"selective"``: as that, but what
-attention gave is kept: a row as wide as the token, where computing it again costs most."""
+"""The activations to compute again. ``False``: none. ``True``: all of a block but its input.
+``"selective"``: the same, except that attention outputs are stored: they are as wide as the tokens,
+and cost most to compute again."""
 
 _KERNELS = (
     "_scaled_dot_product_flash_attention",
@@ -27,10 +28,10 @@ _PACKAGES = ("flash_attn", "flash_attn_2", "flash_attn_3")
 
 
 def enable_recomputation(network: Any, kind: Recomputation) -> None:
-    """Switches gradient checkpointing of a diffusers network on; ``False`` leaves it as it is.
+    """Enables gradient checkpointing of a diffusers network; ``False`` changes nothing.
 
-    Non-reentrant: it works under ``autograd.grad``, with ZeRO-3's and sequence parallelism's hooks,
-    and gives the same numbers.
+    The checkpointing is non-reentrant: it works under ``autograd.grad``, with the hooks of ZeRO-3
+    and of sequence parallelism, and gives the same numbers.
     """
     if kind is True:
         network.enable_gradient_checkpointing()
@@ -39,22 +40,22 @@ def enable_recomputation(network: Any, kind: Recomputation) -> None:
 
 
 def recomputes_attention(kind: Recomputation) -> bool:
-    """Whether attention is computed once more for a backward pass."""
+    """True if a backward pass computes attention again."""
     return kind is True
 
 
 def mark_attention(block: Any) -> None:
-    """Says of a block that its attention runs inside ``attention_is_kept``.
+    """Marks a block whose attention runs inside ``attention_is_kept``.
 
-    Under ``"selective"`` nothing else of it then runs in a dispatch mode, in which a compiler would
-    stand aside.
+    Under ``"selective"`` the rest of the block then runs outside a dispatch mode, in which
+    ``torch.compile`` would do nothing.
     """
     block.marks_attention = True
 
 
 @contextmanager
 def attention_is_kept() -> Iterator[None]:
-    """Goes around the attention of a marked block; does nothing unless the block is to keep it."""
+    """Wraps the attention of a marked block; does nothing unless its outputs are to be stored."""
     if _current is None:
         yield
         return
@@ -63,7 +64,7 @@ def attention_is_kept() -> Iterator[None]:
 
 
 _current: _Keep | _Reuse | None = None
-"""The mode of the marked block that is running."""
+"""The dispatch mode of the marked block that is running."""
 
 
 def _selective(block: Any, *args: Any) -> Any:
@@ -78,11 +79,11 @@ def _selective(block: Any, *args: Any) -> Any:
 
 
 class _Scope:
-    """A forward of one block in a mode; it may be entered again.
+    """A context for one forward of a block in a dispatch mode; it may be entered again.
 
     Args:
         mode: The mode.
-        marked: True if the block enters it by itself, around its attention alone.
+        marked: True if the block itself enters the mode, around its attention alone.
     """
 
     def __init__(self, mode: _Keep | _Reuse, marked: bool) -> None:
@@ -107,14 +108,14 @@ class _Scope:
 
 
 class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers what attention kernels give, in their order, for as long as the graph lives."""
+    """Stores the outputs of attention kernels, in order, as long as the graph lives."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[Any] = []
 
     def restart(self) -> None:
-        """A forward of the block begins; there is one."""
+        """Does nothing: the first forward of a block runs once."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -124,9 +125,9 @@ class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Reuse(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives it back in a block that is computed again.
+    """Returns the stored outputs while the block is computed again.
 
-    Torch's own selective checkpointing forgets what it has given back. Here one graph may serve
+    PyTorch's own selective checkpointing frees each output after one use. Here one graph may serve
     two backward passes, the generator's and the fake score's.
     """
 
@@ -136,7 +137,7 @@ class _Reuse(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._next = 0
 
     def restart(self) -> None:
-        """The block is computed again, from its first attention."""
+        """Starts again at the first attention of the block."""
         self._next = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -148,7 +149,7 @@ class _Reuse(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _detached(result: Any) -> Any:
-    """The same data without a graph: autograd would write its own into what it is given."""
+    """The same data without a graph, so that autograd does not change the stored tensor."""
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, result)
 
 

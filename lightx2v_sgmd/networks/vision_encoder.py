@@ -1,7 +1,7 @@
-"""A frozen transformers vision encoder, as the backbone of a discriminator of frames.
+"""A frozen transformers vision encoder as the backbone of a pixel discriminator.
 
-SAM's encoder, DINOv2, ViT and others of their kind: what is needed is one hidden state for each
-layer, tokens ``[N, 1 + h w, D]`` or a map ``[N, h, w, D]`` (arXiv 2507.18569, Sec. 4.2, App. B.1).
+SAM's encoder, DINOv2, ViT and similar encoders fit: they give one hidden state for each layer,
+tokens ``[N, 1 + h w, D]`` or a map ``[N, h, w, D]`` (arXiv 2507.18569, Sec. 4.2, App. B.1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightx2v_sgmd.untrusted.json_text import read_json_object
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEADS = 4
-"""Layers that carry a head, evenly spaced: 3, 6, 9 and 12 of 12."""
+"""Number of layers with a head, evenly spaced: layers 3, 6, 9 and 12 of 12."""
 
 
 def _config(path: str) -> Any:
@@ -33,8 +33,8 @@ def _config(path: str) -> Any:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise UserError(
-            f"method.vision_encoder: {path} is no folder with a config.json; give that of a "
-            "transformers vision encoder, for example SAM's"
+            f"method.vision_encoder: {path} is not a folder with a config.json; give the folder of "
+            "a transformers vision encoder, for example SAM's"
         )
     try:
         refuse_outside_links(Path(path), [file, Path(path) / "preprocessor_config.json"])
@@ -55,7 +55,7 @@ def _of_images(config: Any) -> Any:
 
 
 def captured_layers(layers: int) -> list[int]:
-    """Indices of the layers that carry a head, counted from 1 as the outputs of layers are."""
+    """Indices of the layers with a head, counted from 1 like the layers' outputs."""
     return sorted({max(1, layers * (i + 1) // HEADS) for i in range(HEADS)})
 
 
@@ -63,21 +63,21 @@ def vision_widths(path: str) -> tuple[int, ...]:
     """The width of each captured layer; reads the configuration only.
 
     Raises:
-        UserError: there is no such encoder.
+        UserError: the folder has no such encoder.
     """
     config = _of_images(_config(path))
     return (int(config.hidden_size),) * len(captured_layers(config.num_hidden_layers))
 
 
 class VisionBackbone:
-    """The encoder, frozen; gradient flows through it to the frames.
+    """A frozen encoder; gradient flows through it to the frames.
 
     Args:
-        path: Its folder.
-        device: Where it runs.
+        path: The encoder's folder.
+        device: Device on which it runs.
 
     Raises:
-        UserError: it is not there or cannot be loaded.
+        UserError: the encoder is missing or cannot be loaded.
     """
 
     def __init__(self, path: str, device: torch.device) -> None:
@@ -99,7 +99,7 @@ class VisionBackbone:
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
     def features(self, frames: Tensor) -> list[Tensor]:
-        """``[N, 3, H, W]`` in [-1, 1] to one map ``[N, D, h, w]`` for each captured layer."""
+        """Maps ``[N, 3, H, W]`` in [-1, 1] to one map ``[N, D, h, w]`` for each captured layer."""
         pixels = nn.functional.interpolate(
             frames, (self.size, self.size), mode="bilinear", antialias=True
         )

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Helpers for the machine and the Python environment: errors, console, compilers, packages."""

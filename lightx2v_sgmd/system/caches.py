@@ -1,4 +1,4 @@
-"""Where the program keeps what it can compute again.
+"""The folder in which the program stores what it can compute again.
 
 Containers often have no home: no HOME, and a user number without an entry in the password file.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 def cache_folder(name: str) -> Path | None:
     """A folder in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``); it may not exist.
 
-    None where the user has no home: then nothing is kept.
+    None if the user has no home folder; nothing is stored then.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     if base:

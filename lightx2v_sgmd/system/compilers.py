@@ -16,10 +16,10 @@ from lightx2v_sgmd.system.optional_packages import why_unusable
 
 
 def check_compiler() -> None:
-    """DeepSpeed compiles a shared-memory all-reduce for CPUs when it first starts.
+    """Checks that DeepSpeed can compile its shared-memory all-reduce for CPUs at its first start.
 
     Raises:
-        UserError: nothing here can compile it.
+        UserError: no compiler here can do it.
     """
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
@@ -41,7 +41,7 @@ int main() { io_context_t context = 0; return io_setup(1, &context) ? 3 : 0; }
 
 
 def libaio_problem() -> str:
-    """Why DeepSpeed cannot read and write asynchronously here, and what helps; "" if it can."""
+    """The reason why DeepSpeed cannot use asynchronous I/O here, and the remedy; "" if it can."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return "there is no C++ compiler to build on it; install g++ (Debian: apt install g++)"
@@ -63,7 +63,7 @@ def compiles(setting: str, device: torch.device) -> bool:
     """True if a job's ``parallel.compile`` compiles on a device.
 
     Raises:
-        UserError: it is ``always``, and something that the compiler needs is not here.
+        UserError: the setting is ``always``, and something that the compiler needs is missing.
     """
     if setting == "never" or (setting == "auto" and device.type != "cuda"):
         return False
@@ -74,7 +74,7 @@ def compiles(setting: str, device: torch.device) -> bool:
 
 
 def _missing(device: torch.device) -> str:
-    """What torch.compile needs on a device and does not find, and what helps; "" if nothing."""
+    """The thing that torch.compile lacks on a device, and the remedy; "" if nothing is missing."""
     if device.type == "cuda":
         problem = why_unusable("triton")
         return (

@@ -1,7 +1,7 @@
 """Progress on the terminal: a bar where there is one, timed lines otherwise, nothing when quiet.
 
-Everything goes to stderr, so that results on stdout (``--json``) stay clean. Nobody may be there to
-read it (a launcher that has ended, a closed pipe): that is no reason to lose the work.
+Everything goes to stderr, so that results on stdout (``--json``) stay clean. A stream that nobody
+reads any more (the launcher has ended, or the pipe is closed) is ignored: the work goes on.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Protocol, TextIO
 
 
 class Bar(Protocol):
-    """Where a loop reports how far it is."""
+    """A progress display to which a loop reports how far it is."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """``count`` more units are done; ``note`` stands behind the bar until the next one."""
+        """Counts ``count`` more units as done; ``note`` is shown behind the bar."""
         ...
 
     def correct(self, count: int) -> None:
-        """``count`` more units (fewer, if negative) turn out to be done, by no work of this loop.
+        """Counts ``count`` more units (fewer, if negative) as done before this loop began.
 
-        They say nothing about the speed.
+        They do not change the estimate of the speed.
         """
         ...
 
@@ -42,12 +42,12 @@ def progress(
     """Shows a loop's progress with the time left.
 
     Args:
-        total: Units of the whole loop.
-        label: What is being done.
+        total: Number of units of the whole loop.
+        label: Name of the work.
         quiet: Show nothing.
-        done: Units that an earlier run did; they say nothing about the speed.
+        done: Units that an earlier run did; they do not count for the speed.
         every_s: Seconds between lines where there is no terminal.
-        stream: Where to; stderr by default.
+        stream: Output stream; stderr by default.
     """
     stream = stream if stream is not None else sys.stderr
     if quiet:
@@ -60,7 +60,7 @@ def progress(
 
 
 def note(message: str, quiet: bool = False) -> None:
-    """One line of news on stderr."""
+    """Prints one line of news on stderr."""
     if not quiet:
         _say(message, sys.stderr)
 
@@ -71,7 +71,7 @@ def _say(line: str, stream: TextIO) -> None:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+    """Formats a duration as ``45 s``, ``3 min 05 s`` or ``2 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -89,7 +89,7 @@ class _Silent:
 
 
 class Lines:
-    """Progress as plain lines, at the first and the last unit and every ``every_s`` seconds."""
+    """Prints progress as lines, at the first and last unit and every ``every_s`` seconds."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Lines:
         self.last_line_s = -every_s
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """``count`` more units are done; prints a line if one is due."""
+        """Counts ``count`` more units as done, and prints a line if one is due."""
         self.done += count
         elapsed_s = self.clock() - self.start
         finished = self.done >= self.total
@@ -124,7 +124,7 @@ class Lines:
         _say("  ".join(parts), self.stream)
 
     def correct(self, count: int) -> None:
-        """``count`` more or fewer units were done before."""
+        """Counts ``count`` more units (fewer, if negative) as done before this loop began."""
         self.done += count
         self.before += count
 

@@ -1,4 +1,4 @@
-"""Where something will be written, before its folder is there."""
+"""The disk of a path that does not exist yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def nearest_existing(path: Path) -> Path:
-    """``path``, or the nearest of its parents that exists."""
+    """Returns ``path``, or the nearest of its parents that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def free_bytes(path: Path) -> int:
-    """What the disk that ``path`` is on, or will be on, has left."""
+    """Free bytes of the disk that ``path`` is on, or will be on."""
     return shutil.disk_usage(nearest_existing(path)).free

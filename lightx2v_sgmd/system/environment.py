@@ -1,4 +1,4 @@
-"""Variables that launchers and libraries read as numbers, checked before they are used."""
+"""Checks of environment variables that launchers and libraries read as numbers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _NUMBERS: Final = (
     "MASTER_PORT",
 )
 _SECONDS: Final = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
-"""Of huggingface_hub, which reads them as it is imported."""
+"""Variables of huggingface_hub, which reads them when it is imported."""
 _JOINING: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_environment() -> None:
-    """Raises if variables that must be numbers are none, or a launcher's contradict each other.
+    """Raises if a variable that must be a number is none, or if a launcher's variables disagree.
 
     Raises:
-        UserError: names the variable, and says how to be rid of it.
+        UserError: names the variable, and says how to remove it.
     """
     for name in _NUMBERS:
         value = os.environ.get(name)
@@ -51,7 +51,7 @@ def check_environment() -> None:
 
 
 def check_joining() -> None:
-    """Raises if this is one of several processes and does not know where to meet the others.
+    """Raises if this is one of several processes and has no address for joining the others.
 
     Raises:
         UserError: names the variable.

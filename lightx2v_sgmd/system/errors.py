@@ -1,7 +1,7 @@
-"""Errors that are the user's to mend.
+"""Errors that the user can correct, and the length of their messages.
 
-House rule: a message is one line that says which key or file, which value, why it will not do and
-what would: ``parallel.sequence: 8 does not divide the 12 attention heads of wan2.1-t2v-1.3b; use
+A message is one line that names the key or file, the value, the reason and the remedy:
+``parallel.sequence: 8 does not divide the 12 attention heads of wan2.1-t2v-1.3b; use
 1, 2, 3, 4, 6 or 12``. The command line prints it to stderr and exits with 2.
 """
 
@@ -12,27 +12,27 @@ from collections.abc import Sequence
 from typing import Final
 
 LINE: Final = 280
-"""Characters of a message; with ``error:`` and a rank before it a line has at most 300."""
+"""Most characters of a message; with ``error:`` and a rank in front a line has at most 300."""
 _LINES: Final = 20
 _WORD: Final = 80
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave us: a job, a file, an option.
+    """A mistake in the user's input: a job, a file or an option.
 
-    The message is one line, or one line for each mistake where several were found at once.
+    The message has one line, or one line for each mistake if several were found at once.
     """
 
 
 class RunError(RuntimeError):
-    """What stopped a run from outside: a process that died or hangs, a machine that is gone.
+    """A failure from outside the job: a process that died or hangs, or a machine that is gone.
 
-    Nobody's mistake in the job: the message is one line as of a UserError, the exit code is 1.
+    The message has one line, like that of a UserError, but the exit code is 1.
     """
 
 
 def short_lines(message: str) -> list[str]:
-    """A message as the terminal shows it: at most 20 lines, each as ``short_line`` makes it."""
+    """Cuts a message for the terminal: at most 20 lines, each made by ``short_line``."""
     lines = [line for line in message[: 2**20].splitlines() if line.strip()] or [""]
     shown = [short_line(line) for line in lines[:_LINES]]
     if len(lines) > _LINES:
@@ -41,7 +41,7 @@ def short_lines(message: str) -> list[str]:
 
 
 def short_line(text: str, most: int = LINE) -> str:
-    """A line of at most ``most`` characters that keeps its beginning and its remedy.
+    """Cuts a line to at most ``most`` characters; its beginning and its remedy stay.
 
     A message may quote a stranger's file, so characters that a terminal would obey are escaped.
     """
@@ -76,6 +76,6 @@ def shortened(text: str, most: int = 100) -> str:
 
 
 def joined(values: Sequence[object], most: int = 8) -> str:
-    """Values with commas between them; of many, the first ones and how many there are."""
+    """Joins values with commas; of many values, the first ones and their number."""
     shown = ", ".join(map(str, values[:most]))
     return shown if len(values) <= most else f"{shown}, ... ({len(values)} of them)"

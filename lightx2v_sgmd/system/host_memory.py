@@ -1,4 +1,4 @@
-"""How much main memory there is, and how much of it could be taken now."""
+"""The size of the main memory, and how much of it is available."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def host_memory_gib() -> tuple[float, float] | None:
-    """Total and available memory, within the limits of a container."""
+    """Total and available memory in GiB, within a container's limits; None if unknown."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         lines = (line.split() for line in meminfo.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Optional packages: whether they can be used, and commands that go on without a broken one.
+"""Optional packages: tells whether they can be used, and hides broken ones from libraries.
 
 diffusers, transformers and accelerate ask whether an optional package is installed, not whether it
 imports. One that is installed but does not import (built for another PyTorch, for example) stops
@@ -40,10 +40,10 @@ _IMPORTED_ALONG: Final[dict[str, tuple[str, ...]]] = {
     "xformers": ("xformers", "xformers.ops"),
     "peft": ("peft",),  # last: it imports those above
 }
-"""What diffusers, transformers and accelerate import as they load, and which modules of it.
+"""Optional packages that diffusers, transformers and accelerate import, and the modules they use.
 
-They do so wherever the package is installed, so that trying it first costs no time. Packages that
-are imported only when used (DeepSpeed, OpenCV, ffmpeg, TensorBoard) are not among them.
+The libraries import them wherever they are installed, so trying them first costs no time. Packages
+that are imported only when used (DeepSpeed, OpenCV, ffmpeg, TensorBoard) are not among them.
 """
 
 _DISTRIBUTIONS: Final = {
@@ -62,8 +62,8 @@ _OWN_PARTS: Final = (*_LIBRARIES, "huggingface_hub", "torch", "importlib", "ligh
 def prepare_libraries() -> dict[str, str]:
     """Imports diffusers with broken optional packages hidden; call it before any import of it.
 
-    Importing a hidden package raises ModuleNotFoundError in this process from then on. What the
-    libraries log as they load (that torchao has no such tensor, for example) is not shown.
+    Importing a hidden package raises ModuleNotFoundError in this process from then on. Messages
+    that the libraries log while they load are not shown.
 
     Returns:
         The broken packages, and the error that importing each one gave.
@@ -93,16 +93,17 @@ def prepare_libraries() -> dict[str, str]:
 
 
 def _on_the_cpu() -> AbstractContextManager[Any]:
-    """Libraries make tensors as they load; PyTorch 2.8's compiler cannot make them on ``meta``.
+    """Makes the CPU the default device while libraries are imported.
 
-    A caller that builds a network on ``meta`` may be the first to need the libraries.
+    Libraries make tensors as they load, which PyTorch 2.8's compiler cannot do on ``meta``, and a
+    caller that builds a network on ``meta`` may be the first to need the libraries.
     """
     torch = sys.modules.get("torch")
     return nullcontext() if torch is None else torch.device("cpu")
 
 
 def is_installed(package: str) -> bool:
-    """True if a package or module is there to be imported; whether that works is not tried."""
+    """True if a package or module is installed; the import itself is not tried."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError, AttributeError):
@@ -113,7 +114,7 @@ def why_unusable(package: str) -> str | None:
     """The reason why a package cannot be used, or None; imports it.
 
     Args:
-        package: Its import name: ``peft``, ``cv2``.
+        package: The import name: ``peft``, ``cv2``.
 
     Returns:
         ``is not installed`` or ``is installed but does not import: ...``.
@@ -127,13 +128,13 @@ def why_unusable(package: str) -> str | None:
 
 
 def required(package: str) -> Any:
-    """Imports a package that what is running cannot do without.
+    """Imports a package that the running command needs.
 
     Args:
-        package: Its import name.
+        package: The import name.
 
     Raises:
-        UserError: it is missing or broken; names the command that mends it.
+        UserError: the package is missing or broken; names the command that installs it again.
     """
     problem = why_unusable(package)
     if problem is not None:
@@ -143,7 +144,7 @@ def required(package: str) -> Any:
 
 
 def distribution(package: str) -> str:
-    """What pip calls a package: ``opencv-python-headless`` for ``cv2``."""
+    """The name that pip has for a package: ``opencv-python-headless`` for ``cv2``."""
     return _DISTRIBUTIONS.get(package, package)
 
 
@@ -153,7 +154,7 @@ def reinstall(package: str) -> str:
 
 
 def _import_problem(modules: tuple[str, ...]) -> str | None:
-    """What goes wrong on importing a package, or None; a submodule may be missing."""
+    """The error of importing a package, or None; a submodule may be missing."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -188,7 +189,7 @@ def _forget_what_was_found(library: str, broken: dict[str, str]) -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """One line about why diffusers does not import: the package that fails, and the remedy."""
+    """A line that names the package which keeps diffusers from importing, and the remedy."""
     cause = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper

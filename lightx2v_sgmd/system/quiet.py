@@ -1,4 +1,4 @@
-"""Keeps the libraries below from talking over our own progress, for as long as a block lasts."""
+"""Context managers that silence the messages and progress bars of libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def no_warnings(logger: str) -> Iterator[None]:
 
 @contextmanager
 def no_logging() -> Iterator[None]:
-    """Mutes everything below an error: libraries that are imported may log before one has a say."""
+    """Mutes all messages below an error, for imports of libraries that log while they load."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -30,9 +30,11 @@ def config_path(name: str) -> Path:
     """The path of a shipped file, such as ``sprites_sgmd.yaml`` or ``prompts/examples.txt``.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no shipped file has that name.
     """
     path = configs_folder() / name
     if not path.is_file():
-        raise UserError(f"{name}: is no shipped job; there are {', '.join(shipped_jobs())}")
+        raise UserError(
+            f"{name}: is not a shipped job; the shipped jobs are {', '.join(shipped_jobs())}"
+        )
     return path

@@ -1,4 +1,4 @@
-"""Known faults of a PyTorch release that cost much and that a user can mend."""
+"""Known faults of PyTorch releases that cost much time or memory, and their remedies."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def cudnn_version() -> int:
 
 
 def slow_conv3d(device: torch.device) -> str | None:
-    """A line about PyTorch 2.9's slow 3D convolutions, where a device has them; else None.
+    """A line about PyTorch 2.9's slow 3D convolutions if a device has them, otherwise None.
 
-    It does 3D convolutions in bfloat16 and float16 without cuDNN (github.com/pytorch/pytorch, issue
-    166643); 2.9.1 uses cuDNN again where its version is at least 9.15.
+    PyTorch 2.9 does 3D convolutions in bfloat16 and float16 without cuDNN
+    (github.com/pytorch/pytorch, issue 166643); 2.9.1 uses cuDNN again if its version is at least
+    9.15.
     """
     release = torch.__version__.partition("+")[0]
     if device.type != "cuda" or torch.version.cuda is None or not release.startswith("2.9."):

@@ -43,13 +43,13 @@ _OPTIONAL: Final = {
     "cv2": "measuring videos (demo, compare)",
     "tensorboard": "the tensorboard/ folder of a run",
 }
-"""What commands need some of the time, and for what."""
+"""Packages that some commands need, and their purpose."""
 
 _ATTENTION: Final = "attention "
 
 
 def run() -> Report:
-    """Looks at this machine."""
+    """Runs all checks on this machine."""
     checks: list[Check] = []
     for name, look in _LOOKS.items():
         try:
@@ -89,7 +89,7 @@ def _devices() -> list[Check]:
 
 
 def _setting() -> tuple[Any, Any, int]:
-    """Wan2.1 on this machine's best device: the device, the precision, heads of 128."""
+    """The setting of Wan2.1 on this machine's best device: device, precision, head size."""
     import torch
 
     if torch.cuda.is_available():
@@ -106,7 +106,7 @@ def _models() -> list[Check]:
     for library, names in _CLASSES.items():
         module = importlib.import_module(library)
         for name in names:
-            getattr(module, name)  # imported when it is asked for
+            getattr(module, name)  # the libraries import a class when it is used
         version = importlib.metadata.version(library)
         found.append(Check(library, "ok", f"{version}: {', '.join(names)} import"))
     for package, problem in broken.items():
@@ -119,7 +119,7 @@ def _models() -> list[Check]:
 
 
 def _version(name: str, package: str = "") -> str:
-    """The version of a distribution, or where it has another name, of the package in it."""
+    """The version of a distribution, or of the package in it if the names differ."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -127,7 +127,7 @@ def _version(name: str, package: str = "") -> str:
 
 
 def _attention() -> list[Check]:
-    """Each kernel in the setting of Wan2.1 on this machine's best device."""
+    """Tries each kernel in the setting of Wan2.1 on this machine's best device."""
     from lightx2v_sgmd.networks.attention import kernels
 
     device, dtype, head_dim = _setting()
@@ -139,7 +139,7 @@ def _attention() -> list[Check]:
 
 
 def _chosen_attention() -> str:
-    """What ``generate`` would choose, or ``none``."""
+    """The kernel that ``generate`` would choose, or ``none``."""
     from lightx2v_sgmd.networks.attention import choose
 
     try:
@@ -149,7 +149,7 @@ def _chosen_attention() -> str:
 
 
 def _inference() -> list[Check]:
-    """What makes generating faster or smaller: quantised weights, LoRA, compiling."""
+    """Checks what makes generation faster or smaller: quantised weights, LoRA, compiling."""
     from lightx2v_sgmd.system.optional_packages import why_unusable
 
     found = [_optional(package, what) for package, what in _OPTIONAL.items()]
@@ -168,7 +168,7 @@ def _inference() -> list[Check]:
 
 
 def _optional(package: str, what: str) -> Check:
-    """A package that a command may need: whether it is there, and imports."""
+    """Checks that a package which a command may need is installed and imports."""
     from lightx2v_sgmd.system.optional_packages import distribution, why_unusable
 
     name = distribution(package)
@@ -178,7 +178,7 @@ def _optional(package: str, what: str) -> Check:
     if problem == "is not installed":
         return Check(name, "info", f"not installed: {what}", pip(name))
     version = _version(name)
-    # Each release of torchao needs a PyTorch that is new enough; an older one does with an older.
+    # Each release of torchao needs a new enough PyTorch; an older release works with an older one.
     older = package == "torchao" and version[0].isdecimal()
     mended = f"'torchao<{version}'" if older else f"--force-reinstall {name}"
     return Check(name, "missing", f"{version} {problem}; needed for {what}", pip(mended))
@@ -212,10 +212,10 @@ def _deepspeed() -> list[Check]:
 
 
 def _import_elsewhere(module: str) -> str:
-    """Imports a module in another process, since DeepSpeed changes the one that it is imported in.
+    """Imports a module in another process, since importing DeepSpeed changes the process.
 
     Returns:
-        The last line of what went wrong, or "".
+        The last line of the error, or "".
     """
     command = [sys.executable, "-c", f"import {module}"]
     try:

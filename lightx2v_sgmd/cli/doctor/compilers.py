@@ -22,7 +22,7 @@ _PACKAGE_MANAGERS: Final = {
     "apk": "sudo apk add build-base python3-dev linux-headers",
     "brew": "xcode-select --install",
 }
-"""How each package manager adds a C++ compiler and Python's headers."""
+"""The command of each package manager that adds a C++ compiler and Python's headers."""
 
 _LIBAIO: Final = {
     "apt-get": "sudo apt-get install -y libaio-dev",
@@ -32,7 +32,7 @@ _LIBAIO: Final = {
     "pacman": "sudo pacman -S --needed libaio",
     "apk": "sudo apk add libaio-dev",
 }
-"""How each adds what reading and writing asynchronously is built on."""
+"""The command of each package manager that adds libaio, for asynchronous reading and writing."""
 
 
 def offloading() -> Check:
@@ -50,7 +50,7 @@ def offloading() -> Check:
 
 
 def build_problem() -> tuple[str, str]:
-    """What stops C++ extensions from being built here, and what adds it; empty if nothing."""
+    """The reason why C++ extensions cannot be built here, and the remedy; "" if they can."""
     found = compiler()
     if found is None:
         return "no C++ compiler", system_packages()
@@ -72,7 +72,7 @@ def compiler() -> str | None:
 
 
 def _compile(program: str) -> str:
-    """Compiles a line of C++ against Python's headers; what went wrong, or ""."""
+    """Compiles a line of C++ against Python's headers; returns the error, or ""."""
     include = sysconfig.get_paths()["include"]
     if not (Path(include) / "Python.h").is_file():
         return f"Python's headers are missing (Python.h in {include})"

@@ -14,11 +14,11 @@ class Check:
     """One finding.
 
     Attributes:
-        name: What was looked at.
-        state: ``ok``; ``missing``, which only limits what can be done; ``broken``, which stops
+        name: The thing that was checked.
+        state: ``ok``; ``missing``, which limits some features; ``broken``, which stops
             the main job; ``info``.
-        detail: What was found.
-        remedy: The command that mends it, or "".
+        detail: The result of the check.
+        remedy: The command that corrects it, or "".
     """
 
     name: str
@@ -36,11 +36,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stops the main job (train, export and generate on this machine)."""
+        """True if nothing stops the main job: train, export and generate on this machine."""
         return all(check.state != "broken" for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for ``--json``."""
+        """The report as JSON values, for ``--json``."""
         return {
             "ok": self.ok,
             "attention": self.attention,
