@@ -1,6 +1,6 @@
-"""Who may import whom (docs/decisions/001-layout.md), read off the source with ``ast``.
+"""Import rules between folders (docs/decisions/017-rooms.md), read off the source with ``ast``.
 
-``flow, schedule <- objectives, rollout <- methods <- distill``; ``models, parallel <-
+``flow, schedule <- objectives, rollout <- methods <- distill``; ``families, parallel <-
 applications``; applications import the library and never one another; the library imports an
 application only where everything is put together, and there lazily.
 """

@@ -49,9 +49,9 @@ def _about_files(error: BaseException) -> str | None:
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"{path}the disk is full; free some space, then run the same command again"
     if number in (errno.EACCES, errno.EPERM):
-        return f"{path}permission denied; choose another place or change its permissions"
+        return f"{path}permission denied; choose another path or change its permissions"
     if number == errno.EROFS:
-        return f"{path}the file system is read-only; choose another place"
+        return f"{path}the file system is read-only; choose another path"
     if number == errno.ENAMETOOLONG:
         return f"{path}the name is too long for the file system; give a shorter one"
     if number == errno.ELOOP:
@@ -65,7 +65,7 @@ def _about_files(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
         return "no folder for temporary files can be written; set TMPDIR to one that can"
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{path}a file is in the way of a folder; choose another place or move it"
+        return f"{path}a file is in the way of a folder; choose another path or move it"
     return None
 
 

@@ -43,7 +43,7 @@ app = typer.Typer(
 
 @dataclass
 class State:
-    """What the options before the command set."""
+    """Values of the options before the command."""
 
     debug: bool = False
 

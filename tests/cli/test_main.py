@@ -256,7 +256,7 @@ FULL = "the disk is full; free some space, then run the same command again"
         (UserError("a: no\nb: no"), "a: no\nerror: b: no", 2),
         (
             PermissionError(errno.EACCES, "denied", "/x/run"),
-            "/x/run: permission denied; choose another place or change its permissions",
+            "/x/run: permission denied; choose another path or change its permissions",
             2,
         ),
         (OSError(errno.ENOSPC, "No space left on device", "/x/run"), f"/x/run: {FULL}", 2),
@@ -265,12 +265,12 @@ FULL = "the disk is full; free some space, then run the same command again"
         (caused(RuntimeError("save failed"), OSError(errno.ENOSPC, "x", "f")), f"f: {FULL}", 2),
         (
             OSError(errno.EROFS, "x", "/x/run"),
-            "/x/run: the file system is read-only; choose another place",
+            "/x/run: the file system is read-only; choose another path",
             2,
         ),
         (
             FileExistsError(errno.EEXIST, "x", "/x/run"),
-            "/x/run: a file is in the way of a folder; choose another place or move it",
+            "/x/run: a file is in the way of a folder; choose another path or move it",
             2,
         ),
     ],

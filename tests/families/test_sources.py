@@ -150,7 +150,7 @@ def test_a_single_file_in_its_models_folder_needs_no_base(
 ) -> None:
     file = next(original_folder.glob("diffusion_pytorch_model.*"))
     assert same_weights(wan.open_wan(file).load_transformer(), model.load_transformer())
-    with pytest.raises(UserError, match="is no file of weights; leave out teacher.base"):
+    with pytest.raises(UserError, match="is not a file of weights; leave out teacher.base"):
         wan.open_wan(original_folder, base=model.path)
 
 
