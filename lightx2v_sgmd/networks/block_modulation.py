@@ -20,5 +20,5 @@ def block_modulation(block: Any, temb: Tensor) -> tuple[Tensor, ...]:
         Six tensors ``[B, 1 or S, W]``, float32 in every precision of the block.
     """
     table, times = block.scale_shift_table, temb.float()
-    changes = (table + times)[:, None] if temb.ndim == 3 else table[None] + times
+    changes: Tensor = (table + times)[:, None] if temb.ndim == 3 else table[None] + times
     return changes.unbind(-2)
