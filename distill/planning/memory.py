@@ -8,11 +8,11 @@ its defaults, which ``parallel.deepspeed_engines`` leaves as they are. Activatio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_pass
+from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
 from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job, Lora
@@ -106,6 +106,7 @@ class Meter:
     def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
         self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
         self._passes: dict[Pass, PassMemory] = {}
+        self._forwards: dict[Pass, int] = {}
         self._decoding: dict[tuple[int, ...], int] = {}
         with torch.device("meta"):
             sizes = [p.numel() for p in model.build_transformer().parameters()]
@@ -143,20 +144,30 @@ class Meter:
         adapters: Lora | None = None,
     ) -> PassMemory:
         """Of a network in a job, ``batch`` videos at once."""
-        what = Pass(
-            latents=self.latents(job),
-            batch=batch,
-            dtype=torch_type(job.teacher.dtype),
-            text_rows=self.text_rows,
-            checkpointing=checkpointing,
-            degree=job.parallel.sequence,
-            keeping=keeping,
-            adapters=adapters,
-            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
+        what = replace(
+            self._pass(job, batch), checkpointing=checkpointing, keeping=keeping, adapters=adapters
         )
         if what not in self._passes:
             self._passes[what] = meter_pass(self.model, what)
         return self._passes[what]
+
+    def forward(self, job: Job, batch: int) -> int:
+        """Returns the peak of a forward pass of the frozen network, ``batch`` videos at once."""
+        what = self._pass(job, batch)
+        if what not in self._forwards:
+            self._forwards[what] = meter_forward(self.model, what)
+        return self._forwards[what]
+
+    def _pass(self, job: Job, batch: int) -> Pass:
+        return Pass(
+            latents=self.latents(job),
+            batch=batch,
+            dtype=torch_type(job.teacher.dtype),
+            text_rows=self.text_rows,
+            checkpointing=False,
+            degree=job.parallel.sequence,
+            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
+        )
 
     def decoding(self, job: Job) -> int:
         """Of the float32 VAE while it decodes a sample video, its weights included."""
@@ -168,13 +179,24 @@ class Meter:
 
 def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
     """Of a job on so many ranks."""
+    always, host, disk = _lasting_parts(job, meter, gpus)
+    local = job.parallel.strategy == "local"
+    phases = _local_phases(job, meter) if local else _sharded_phases(job, meter, gpus)
+    start = meter.text_encoder * _size(job)
+    return Memory(always, phases, host, start, disk)
+
+
+def lasting_bytes(job: Job, meter: Meter, gpus: int) -> int:
+    """Counts what a rank holds during the whole iteration: all but activations and buffers."""
+    return sum(_lasting_parts(job, meter, gpus)[0].values())
+
+
+def _lasting_parts(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
     local = job.parallel.strategy == "local"
     always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
     numbers = torch.Size(meter.latents(job)).numel()
     always["latents"] = 4 * LATENT_COPIES * job.train.micro_batch * numbers
-    phases = _local_phases(job, meter) if local else _sharded_phases(job, meter, gpus)
-    start = meter.text_encoder * _size(job)
-    return Memory(always, phases, host, start, disk)
+    return always, host, disk
 
 
 def _size(job: Job) -> int:
@@ -266,7 +288,7 @@ class _Activations:
         return cls(
             meter.passes(job, batch, again, keeping, job.student.adapters),
             meter.passes(job, batch, again, keeping, job.fake_score.adapters),
-            meter.passes(job, rows, again, False).forward,
+            meter.forward(job, rows),
             backward,
         )
 

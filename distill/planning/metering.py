@@ -176,7 +176,29 @@ def meter_pass(model: WanModel, what: Pass) -> PassMemory:
     return PassMemory(**{name: few[name] + (layers - 3) * (more[name] - few[name]) for name in few})
 
 
+def meter_forward(model: WanModel, what: Pass) -> int:
+    """Meters a forward pass without gradients, as ``meter_pass`` does, and no backward pass."""
+    layers = int(model.transformer_config["num_layers"])
+    if layers <= 4:
+        return _forward(*_prepared(model, what, layers)[1:])
+    few, more = (_forward(*_prepared(model, what, count)[1:]) for count in (3, 4))
+    return few + (layers - 3) * (more - few)
+
+
 def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
+    network, run, x_t = _prepared(model, what, layers)
+    found = {"forward": _forward(run, x_t)}
+    found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
+    found["backward_keeping"] = found["backward"]
+    if what.keeping:
+        _, found["backward_keeping"] = _training(run, x_t, network, keep=True)
+    return found
+
+
+def _prepared(
+    model: WanModel, what: Pass, layers: int
+) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
+    """Builds a network of so many blocks, its pass and the pass's input, all without data."""
     shortened = replace(model, transformer_config=model.transformer_config | {"num_layers": layers})
     with torch.device("meta"):
         network = shortened.build_transformer()
@@ -197,12 +219,7 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
     def run(x_t: Tensor) -> Tensor:
         return velocity(network, x_t, sigma, text)
 
-    found = {"forward": _forward(run, x_t)}
-    found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
-    found["backward_keeping"] = found["backward"]
-    if what.keeping:
-        _, found["backward_keeping"] = _training(run, x_t, network, keep=True)
-    return found
+    return network, run, x_t
 
 
 def _forward(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:

@@ -20,7 +20,7 @@ from distill.planning.flops import (
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, Meter, rank_memory
+from distill.planning.memory import Memory, Meter, lasting_bytes, rank_memory
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
@@ -135,8 +135,8 @@ class Plan:
 
     @property
     def memory_gib(self) -> float:
-        """Of a GPU, the reserve included."""
-        return self.memory.peak / GIB + self.machine.reserve_gib
+        """The memory of a GPU, the reserve included."""
+        return _total_gib(self.memory, self.machine)
 
     @property
     def fits(self) -> bool:
@@ -286,30 +286,53 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
         f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
         f"'{plan.memory.peak_phase}'"
     )
-    found, least = _nearest(plan, model, meter)
+    found, least, lasting = _nearest(plan, model, meter)
     if found:
         words = ", or ".join(_in_words(change, other, plan) for change, other in found)
         raise UserError(f"{problem}; the nearest that fits: {words}")
+    if least is None:
+        raise UserError(
+            f"{problem}; with any other layout and up to {MORE_GPUS} GPUs, {lasting:.1f} GiB would "
+            "be taken before any activations: use smaller videos, a smaller micro-batch or GPUs "
+            "with more memory"
+        )
     raise UserError(
         f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
-        f"{least.memory_gib:.1f} GiB in the phase '{least.memory.peak_phase}': use smaller videos, "
-        "a smaller micro-batch or GPUs with more memory"
+        f"{_total_gib(least, machine):.1f} GiB in the phase '{least.peak_phase}': use smaller "
+        "videos, a smaller micro-batch or GPUs with more memory"
     )
 
 
 def _nearest(
     plan: Plan, model: WanModel, meter: Meter
-) -> tuple[list[tuple[list[str], Plan]], Plan]:
-    """The nearest changes that fit, on these GPUs and on more, and the plan that needs least."""
-    least, fitting = plan, {}
+) -> tuple[list[tuple[list[str], Plan]], Memory | None, float]:
+    """Finds the nearest changes that fit, on these GPUs and on more.
+
+    Activations are metered only where everything else fits, because that takes seconds.
+
+    Returns:
+        The changes with their plans; the least memory of the changes that were metered; the least
+        of all changes in GiB, without activations.
+    """
+    least: Memory | None = None
+    least_gib = float("inf")
+    fitting = {}
     for change, job, machine in _changes(plan, model):
         more = machine.gpus != plan.machine.gpus
-        if more not in fitting:
-            other = make_plan(job, model, machine, meter)
-            least = min(least, other, key=lambda each: each.memory.peak)
-            if other.fits:
-                fitting[more] = change, other
-    return [fitting[more] for more in sorted(fitting)], least
+        always = lasting_bytes(job, meter, machine.gpus) / GIB + machine.reserve_gib
+        least_gib = min(least_gib, always)
+        if more in fitting or always > machine.memory_gib:
+            continue
+        memory = rank_memory(job, meter, machine.gpus)
+        least = memory if least is None else min(least, memory, key=lambda each: each.peak)
+        if _total_gib(memory, machine) <= machine.memory_gib:
+            fitting[more] = change, make_plan(job, model, machine, meter)
+    return [fitting[more] for more in sorted(fitting)], least, least_gib
+
+
+def _total_gib(memory: Memory, machine: Machine) -> float:
+    """The memory of a GPU, the reserve included."""
+    return memory.peak / GIB + machine.reserve_gib
 
 
 def _in_words(change: list[str], other: Plan, plan: Plan) -> str:

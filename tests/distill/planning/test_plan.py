@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.counting import COUNTS, PassCounter
 from distill.data import Batches
 from distill.observed import StopOnRequest
+from distill.planning import memory
 from distill.planning.flops import (
     Operations,
     forward_operations,
@@ -21,7 +22,7 @@ from distill.planning.flops import (
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, Meter
+from distill.planning.memory import Memory, Meter, lasting_bytes
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
 from distill.planning.plan import Machine, check_plan, make_plan
 from lightx2v_sgmd.cli.main import run as cli
@@ -298,9 +299,26 @@ def _quoted(value: str) -> str:
 
 def test_what_nothing_helps_is_said(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     job, model, meter = wan_1_3b
-    plan = make_plan(job, model, Machine(gpus=8, memory_gib=4.5), meter)
+    plan = make_plan(job, model, Machine(gpus=8, memory_gib=6.5), meter)
     with pytest.raises(UserError, match=r"the least found, .* in the phase 'samples'"):
         check_plan(plan, model, meter)
+
+
+def test_hopeless_layouts_are_not_metered(
+    wan_1_3b: tuple[Job, Any, Meter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, model, meter = wan_1_3b
+    huge = replace(job, train=replace(job.train, micro_batch=65_536))
+    plan = make_plan(job, model, Machine(gpus=8), meter)
+    lasting = lasting_bytes(huge, meter, 8)
+    assert lasting > 10_000 * 2**30
+    monkeypatch.setattr(memory, "meter_pass", None)
+    monkeypatch.setattr(memory, "meter_forward", None)
+    too_large = replace(plan, job=huge, memory=replace(plan.memory, always={"latents": lasting}))
+    with pytest.raises(
+        UserError, match=r"with any other layout .* GiB would be taken before any activations"
+    ):
+        check_plan(too_large, model, meter)
 
 
 @pytest.mark.parametrize(
