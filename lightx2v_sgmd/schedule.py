@@ -31,8 +31,11 @@ class Schedule:
         solver: Only ``"euler"``, the paper's choice (arXiv 2605.30116, Sec. 4.1).
     """
 
+    # Evenly spaced timesteps, falling from 1000, before the shift.
     base: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    # Flow shift of the steps; 8 is the only one that is trained and run.
     shift: float = 8.0
+    # Solver of the rollout; the paper's choice.
     solver: str = "euler"
 
     def __post_init__(self) -> None:

@@ -189,9 +189,9 @@ def _load(text: str, source: str, lines: dict[str, int] | None = None) -> Any:
         raise UserError(f"{source}: is nested too deeply, or within itself") from None
 
 
-def dump_tree(tree: dict[str, Any]) -> str:
+def dump_tree(tree: dict[str, Any], width: int = 100) -> str:
     """Returns YAML that ``read_tree`` reads back as the same tree; keys keep their order."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 def _note_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int], source: str) -> None:

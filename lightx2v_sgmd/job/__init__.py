@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""The job: a YAML file, read and checked into one frozen object."""

@@ -17,7 +17,8 @@ from pydantic import Field, SkipValidation, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS
-from lightx2v_sgmd.files.yaml_loader import dump_tree, read_tree
+from lightx2v_sgmd.files.yaml_loader import dump_tree
+from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.rules import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.methods.base import STRICT
@@ -34,19 +35,19 @@ LATENTS = "latents"
 class Teacher:
     """The model that is distilled; student and fake score start from its weights."""
 
-    # "sprites", a folder as Wan2.1-T2V-*-Diffusers or as the original release, such a model's hub
-    # id, or one file of a transformer's weights.
+    # The model: "sprites" (the bundled one), a folder in diffusers' or the original layout, a hub
+    # id of either, or one file of a transformer's weights.
     path: Annotated[str, Field(min_length=1)]
-    # Ho-Salimans form, uncond + w (cond - uncond): 1 is no guidance. A text that writes
-    # cond + s (cond - uncond) means w = s + 1.
+    # Guidance scale w in the Ho-Salimans form, uncond + w (cond - uncond): 1 is no guidance. A text
+    # that writes cond + s (cond - uncond) means w = s + 1.
     guidance_scale: Annotated[float, Field(ge=1)]
-    # Of the teacher's weights; it is frozen, so bfloat16 halves its memory and costs no training
-    # accuracy. Schedules and losses are float32 whatever this says.
+    # Type of the teacher's weights and of the trained networks' computation; master weights,
+    # schedules and losses are float32 always. bfloat16 halves the teacher's memory.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # What guidance leads away from; "" is the unconditional prediction.
+    # Prompt that guidance leads away from; "" is the unconditional prediction.
     negative_prompt: Annotated[str, Field(max_length=MOST_CHARACTERS)] = ""
-    # For one file of weights: the model whose VAE, text encoder and tokenizer go with it; null
-    # looks in the file's own folder.
+    # Model whose VAE, text encoder and tokenizer go with a single file of weights; null looks in
+    # the file's own folder.
     base: str | None = None
 
 
@@ -54,10 +55,14 @@ class Teacher:
 class Optimizer:
     """AdamW's settings; the defaults are the paper's (arXiv 2605.30116, Sec. 4.1)."""
 
+    # Learning rate.
     lr: Annotated[float, Field(gt=0)] = 1e-6
-    # beta1 = 0: the target moves every iteration, so momentum would point at where it was.
+    # Decay rates of the two moments. beta1 is 0 because the target moves every iteration: momentum
+    # would point at where it was.
     betas: tuple[Beta, Beta] = (0.0, 0.999)
+    # Term in the denominator of the update, for numerical stability.
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    # Decoupled weight decay.
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -65,12 +70,12 @@ class Optimizer:
 class Lora:
     """Low-rank adapters (arXiv 2106.09685): ``W + alpha / rank * B A``, of which A and B learn."""
 
-    # Rows of A and columns of B.
+    # Rank of the adapters: rows of A and columns of B.
     rank: Annotated[int, Field(ge=1, le=2**16)] = 64
-    # The adapters count alpha / rank times; null is the rank, so once.
+    # Numerator of the adapters' scale, alpha / rank; null is the rank, which makes the scale 1.
     alpha: Annotated[float, Field(gt=0)] | None = None
-    # Ends of the names of the linear layers that get adapters, as diffusers names them. By default
-    # all of a block: query, key, value and output of both attentions, and the feed-forward.
+    # Linear layers that get adapters, by the ends of their names in diffusers. By default all of a
+    # block: query, key, value and output of both attentions, and the feed-forward.
     targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] = (
         "to_q",
         "to_k",
@@ -82,30 +87,31 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of the two matrices is multiplied by."""
+        """The factor of the product of the two matrices."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 @dataclass(frozen=True, config=STRICT)
 class Role:
-    """How one trained network (student or fake score) learns."""
+    """The training of one network, the student or the fake score."""
 
-    # Which weights are trained: "full" all of them, "lora" adapters beside the teacher's, which
-    # stay as they are. A learning rate for adapters is some ten to a hundred times higher.
+    # Trained weights: "full" is all of them, "lora" is adapters beside the teacher's weights, which
+    # stay as they are. Adapters need a learning rate that is ten to a hundred times higher.
     train: Literal["full", "lora"] = "full"
-    # Of the adapters; only with train: lora.
+    # Settings of the adapters; only with train: lora.
     lora: Lora | None = None
+    # Settings of AdamW.
     optimizer: Optimizer = Optimizer()
 
     @property
     def adapters(self) -> Lora | None:
-        """Those that are trained; None if all weights are."""
+        """The adapters that are trained; None if all weights are."""
         return (self.lora or Lora()) if self.train == "lora" else None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """What the student is trained on: prompts; a few methods read latents as well."""
+    """The training data: prompts, and for a few methods latents."""
 
     # A .txt, .jsonl or .csv file (see prompts.py), relative to the job file (from --set: to the
     # current folder), "sprites" for the captions of the bundled world, or "latents" for those of
@@ -124,19 +130,22 @@ class Data:
 class Video:
     """The size of the videos that the student learns to make."""
 
-    # In pixels, divisible by 16: the VAE's 8 times the network's patch of 2.
+    # Height in pixels, divisible by 16 (the VAE's 8 times the network's patch of 2).
     height: Annotated[int, Field(ge=16, le=2**14)]
+    # Width in pixels, divisible by 16.
     width: Annotated[int, Field(ge=16, le=2**14)]
-    # 4k + 1: the causal VAE keeps the first frame and then takes four at a time.
+    # Number of frames, 4k + 1: the causal VAE keeps the first frame and then takes four at a time.
     num_frames: Annotated[int, Field(ge=1, le=100_001)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Train:
-    """The loop. An iteration is one update of the student and one of the fake score."""
+    """The loop. An iteration is one update of the student and those that go with it."""
 
+    # Number of iterations.
     iterations: Annotated[int, Field(ge=1, le=10**9)]
-    # Videos per rank and forward pass. Global batch = micro_batch * accumulation * ranks.
+    # Videos per rank and forward pass. The global batch is micro_batch * accumulation * ranks,
+    # divided by parallel.sequence.
     micro_batch: Annotated[int, Field(ge=1, le=2**16)] = 1
     # Micro-batches whose gradients are averaged into one update.
     accumulation: Annotated[int, Field(ge=1, le=2**20)] = 1
@@ -150,42 +159,45 @@ class Train:
     # Last iterations over which the learning rate falls linearly to zero, which settles the
     # student; 0 keeps it constant, as the paper does.
     decay: Annotated[int, Field(ge=0, le=10**9)] = 0
-    # Score times: uniform in [0, 1], moved towards noise by this flow shift, then clamped to
-    # [sigma_min, sigma_max].
+    # Flow shift of the score times: they are uniform in [0, 1], moved towards noise by this shift,
+    # then clamped to [sigma_min, sigma_max].
     score_shift: Annotated[float, Field(ge=1, le=1000)] = 5.0
+    # Smallest score time.
     sigma_min: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    # Largest score time.
     sigma_max: Annotated[float, Field(gt=0, lt=1)] = 0.98
-    # Of everything that is drawn: noise, score times, exit steps, the order of the prompts.
+    # Random seed of noise, score times, exit steps and the order of the prompts.
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     # Iterations between checkpoints; the last iteration always makes one.
     checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] = 100
-    # Minutes after which an iteration makes a checkpoint as well; null counts iterations alone.
+    # Minutes after which an iteration makes a checkpoint as well; null counts iterations only.
     checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
     # Iterations between sample videos.
     sample_every: Annotated[int, Field(ge=1, le=10**9)] = 100
-    # How many checkpoints stay; older ones are deleted.
+    # Number of checkpoints that stay; older ones are deleted.
     keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 2
 
 
 @dataclass(frozen=True, config=STRICT)
 class Parallel:
-    """How the networks are laid out over processes."""
+    """The layout of the networks over processes."""
 
-    # "local": one process holds everything. "zero3": DeepSpeed ZeRO-3 shards student, fake score
-    # and the frozen teacher over all ranks.
+    # Strategy. "local": one process holds everything. "zero3": DeepSpeed ZeRO-3 shards student,
+    # fake score and the frozen teacher over all ranks.
     strategy: Literal["local", "zero3"] = "local"
-    # Ranks that share one video's tokens; must divide the network's attention heads.
+    # Sequence degree: ranks that share one video's tokens. It must divide the network's attention
+    # heads.
     sequence: Annotated[int, Field(ge=1, le=2**16)] = 1
-    # What zero3 keeps in CPU memory: "optimizer" the Adam state, "all" the parameters as well.
-    # "nvme": as "all", but Adam's state and the float32 weights in files of offload_dir (groups of
-    # weights below 1 MiB and the moving average stay in CPU memory). Slow: each update reads and
-    # writes all of them.
+    # State that zero3 keeps in CPU memory: "optimizer" is the Adam state, "all" the parameters as
+    # well. "nvme" is "all", but with Adam's state and the float32 weights in files of offload_dir
+    # (groups of weights below 1 MiB and the moving average stay in CPU memory). Slow: each update
+    # reads and writes all of them.
     offload: Literal["none", "optimizer", "all", "nvme"] = "none"
-    # For nvme: a folder on a fast local disk, of each machine, relative to the current folder.
+    # Folder on a fast local disk of each machine for offload: nvme; relative to the current folder.
     offload_dir: Path | None = None
-    # Which activations the backward pass computes again. true: all but the blocks' inputs; one more
-    # forward, far less memory. "selective": what attention gave is kept as well; a little more
-    # memory, and of the second forward only its linear layers, half or less of a long video's.
+    # Activations that the backward pass computes again. true: all but the blocks' inputs, which
+    # costs one more forward and saves most memory. "selective": all but the attention's output too,
+    # which costs a little memory and saves half or more of that forward for long videos.
     gradient_checkpointing: Literal[False, "selective", True] = False
     # torch.compile makes few kernels of what a block computes between its matrix products.
     # "auto": on a GPU with Triton. "always": on a CPU, too, which needs a C++ compiler and pays for
@@ -199,7 +211,7 @@ class Parallel:
 
 @dataclass(frozen=True, config=STRICT)
 class Output:
-    """Where the run goes."""
+    """The place of the run."""
 
     # The run folder, relative to the current folder. The same command run again resumes it.
     dir: Path
@@ -212,7 +224,7 @@ class Job:
     teacher: Teacher
     student: Role = Role()
     fake_score: Role = Role()
-    # A name in lightx2v_sgmd.methods or of an installed package's entry point, and its options.
+    # The distillation method, of lightx2v_sgmd.methods or of an installed package, and its options.
     method: Annotated[Method, SkipValidation] = field(default_factory=SGMD)
     # The student's steps, fixed: base [1000, 750, 500, 250] under shift 8.
     schedule: Schedule = field(default_factory=Schedule)
@@ -228,10 +240,10 @@ class Job:
         tree = TypeAdapter(Job).dump_python(self, mode="json")["method"]
         return {yaml_name(key): value for key, value in tree.items() if key != "name"}
 
-    def to_yaml(self) -> str:
+    def to_yaml(self, width: int = 100) -> str:
         """The resolved job, every default written out; ``load_job`` reads it back unchanged."""
         tree = TypeAdapter(Job).dump_python(self, mode="json")
-        return dump_tree(_yaml_names(tree))
+        return dump_tree(_yaml_names(tree), width)
 
 
 def _yaml_names(tree: Any) -> Any:
@@ -245,40 +257,54 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Reads and checks a job.
 
     Args:
-        path: The YAML file.
+        path: The YAML file. It may begin with ``base: OTHER.yaml`` and state what differs.
         overrides: ``a.b=value`` settings that replace the file's, the value in YAML.
 
     Returns:
-        The job. Paths in ``data`` are absolute: relative to the job file as given there, to the
-        current folder as given by an override.
+        The job. Paths in ``data`` are absolute: relative to the file that states them, or to the
+        current folder if an override does.
 
     Raises:
         UserError: with a line for each mistake.
     """
+    return load_job_with_origins(path, overrides)[0]
+
+
+def load_job_with_origins(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Job, dict[str, str]]:
+    """Reads and checks a job as ``load_job`` does.
+
+    Returns:
+        The job, and the place that gave each key its value (``FILE:LINE`` or ``--set``) by its
+        dotted path; a key with its default has none.
+    """
     path = Path(path)
     try:
-        tree, lines = read_tree(path)
+        read = read_job_tree(path)
     except UserError as error:
         raise UserError(f"{error}{_shipped_hint(path)}") from None
-    origins = {key: f"{path}:{line}" for key, line in lines.items()}
-    folders = {key: path.parent for key in _PATHS}
+    tree, origins = read.tree, read.origins
+    folders = {key: read.folders.get(key, path.parent) for key in _PATHS}
     for override in overrides:
         key = apply_override(tree, override)
+        origins = {k: v for k, v in origins.items() if not k.startswith(f"{key}.")}
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
     if problem := _latents_problem(job.method, job.data) or _stages_problem(job):
         raise UserError(f"{path}: {problem}")
-    return replace(
+    job = replace(
         job,
         data=_resolved(job.data, folders),
         student=replace(job.student, lora=job.student.adapters),
         fake_score=replace(job.fake_score, lora=job.fake_score.adapters),
     )
+    return job, origins
 
 
 def _latents_problem(method: Method, data: Data) -> str | None:
-    """Whether the method and the latents of a job go together."""
+    """The problem if the method and the latents of a job do not go together."""
     wanted = method.reads_latents
     if wanted is None:
         if data.prompts == LATENTS and data.latents is None:
@@ -319,7 +345,7 @@ _PATHS = ("data.prompts", "data.embeddings", "data.latents")
 
 
 def _resolved(data: Data, folders: dict[str, Path]) -> Data:
-    """The same with absolute paths; ``folders`` says what each is relative to."""
+    """The data with absolute paths; ``folders`` has the folder that each is relative to."""
 
     def absolute(key: str, path: str | Path) -> Path:
         return (folders[key] / Path(path).expanduser()).absolute()
@@ -335,7 +361,7 @@ def _resolved(data: Data, folders: dict[str, Path]) -> Data:
 
 
 def _shipped_hint(path: Path) -> str:
-    """Which shipped job is meant, or where they are, if a file was not found."""
+    """A hint at the shipped job that is meant, or at all of them, if a file does not exist."""
     if path.exists():
         return ""
     near = get_close_matches(path.name, shipped_jobs(), n=1)

@@ -27,8 +27,8 @@ class ADM(Method):
     name: Literal["adm"] = "adm"
     # The step along the flow as a share of the whole; the paper's T / 64. It is below sigma_min.
     delta: Annotated[float, Field(gt=0, lt=1)] = 1 / 64
-    # Guidance is drawn uniformly from this range for each iteration (App. B.5: 5 to 7 for video,
-    # 3 to 4 for SD3.5), in the Ho-Salimans form; null takes teacher.guidance_scale.
+    # Range from which each iteration's guidance scale is drawn uniformly (App. B.5: 5 to 7 for
+    # video, 3 to 4 for SD3.5), in the Ho-Salimans form; null takes teacher.guidance_scale.
     guidance_range: tuple[float, float] | None = None
     # Fake-score updates for each generator update (the paper's TTUR), each on a fresh rollout.
     fake_score_updates: Annotated[int, Field(ge=1)] = 1

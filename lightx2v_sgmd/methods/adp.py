@@ -33,8 +33,9 @@ class ADP(PairMethod):
     """Adversarial distillation pre-training."""
 
     name: Literal["adp"] = "adp"
-    # Weights of the two discriminators (Sec. 4.2). A pixel_weight of 0 leaves the second one out.
+    # Weight of the latent discriminator (Sec. 4.2).
     latent_weight: Annotated[float, Field(gt=0)] = 0.85
+    # Weight of the pixel discriminator; 0 leaves it out.
     pixel_weight: Annotated[float, Field(ge=0)] = 0.15
     # Folder of a transformers vision encoder for the pixel discriminator: SAM's, DINOv2, ViT.
     vision_encoder: str | None = None

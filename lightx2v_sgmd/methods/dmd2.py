@@ -32,7 +32,7 @@ class DMD2(Method):
     floor: Annotated[float, Field(gt=0)] = 1e-5
     # Weight of the GAN term in the generator's loss; 0 is no GAN. It needs data.latents.
     gan_weight: Annotated[float, Field(ge=0)] = 0.0
-    # The GAN's discriminator; null takes its defaults. It is for a gan_weight above 0 only.
+    # Discriminator of the GAN, for a gan_weight above 0 only; null takes its defaults.
     discriminator: Discriminator | None = None
 
     @model_validator(mode="after")

@@ -21,15 +21,15 @@ class DMDX(Method):
     """Adversarial pre-training on ODE pairs, then adversarial distribution matching."""
 
     name: Literal["dmdx"] = "dmdx"
-    # The options of the first stage; its discriminator is the one below.
+    # Options of the first stage; it trains the discriminator below.
     adp: ADP
     # Iterations of the first stage; the second has the rest of train.iterations.
     pretraining: Annotated[int, Field(ge=1)] = 1000
-    # The student's learning rate in the second stage, as a share (App. B.5: 1e-7 after 1e-6).
+    # Factor of the student's learning rate in the second stage (App. B.5: 1e-7 after 1e-6).
     finetune_lr: Annotated[float, Field(gt=0, le=1)] = 0.1
-    # The options of the second stage; its discriminator is the one below.
+    # Options of the second stage; it trains the discriminator below.
     adm: ADM = ADM()
-    # The discriminator that both stages train.
+    # Discriminator that both stages train.
     discriminator: Discriminator = Discriminator()
 
     @model_validator(mode="after")

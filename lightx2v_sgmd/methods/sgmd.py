@@ -22,11 +22,12 @@ class SGMD(Method):
     name: Literal["sgmd"] = "sgmd"
     # Weight of the dual potentials NR and RC; the paper's best is 0.1 (Table 2).
     lambda_: Annotated[float, Field(ge=0)] = 0.1
-    # "paper": Fisher by c(t) = (1 - sigma)^2 / sigma^4, clamped, both potentials unweighted.
-    # "normalized", as in the authors' public code: Fisher over mean |x0 - x_real| of each sample,
-    # NR over sigma, and the fake score by velocity matching, which AdamW hardly tells from RC.
+    # Weights of the terms. "paper": Fisher by c(t) = (1 - sigma)^2 / sigma^4, clamped, both
+    # potentials unweighted. "normalized", as in the authors' public code: Fisher over mean |x0 -
+    # x_real| of each sample, NR over sigma, and the fake score by velocity matching, which AdamW
+    # hardly tells from RC.
     weighting: objectives.Weighting = "normalized"
-    # The clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
+    # Clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
     max_weight: Annotated[float, Field(gt=0)] = 1.0
 
     def generator_losses(self, sample: Sample) -> Losses:

@@ -28,15 +28,16 @@ class SiD(Method):
     """Score identity distillation."""
 
     name: Literal["sid"] = "sid"
-    # "published": SiD's own loss, the gradient flowing through the teacher too. "paper": Eq. 30,
-    # with the teacher stopped.
+    # Form of the loss. "published" is SiD's own, whose gradient flows through the teacher too;
+    # "paper" is Eq. 30, with the teacher stopped.
     form: Literal["published", "paper"] = "published"
-    # SiD's alpha in the form chosen; 1.0 and 1.2 are SiD's own, 1.0 in the paper's form is TSG-SIM.
+    # Alpha of that form; 1.0 and 1.2 are SiD's own, 1.0 in the paper's form is TSG-SIM.
     alpha: float = 1.0
     # Fake-score updates for each generator update, as for tsg_sim.
     fake_score_updates: Annotated[int, Field(ge=1)] = 1
-    # SiD's own is "normalized".
+    # Weight of the terms, as for sgmd; SiD's own is "normalized".
     weighting: objectives.Weighting = "normalized"
+    # Clamp of the paper's weight c(t), as for sgmd.
     max_weight: Annotated[float, Field(gt=0)] = 1.0
 
     @property

@@ -26,7 +26,8 @@ from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
 from lightx2v_sgmd.files.video import check_writable
-from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
+from lightx2v_sgmd.files.yaml_loader import parse_value
+from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import refuse_overlap, resolved
 from lightx2v_sgmd.system.errors import UserError
@@ -253,7 +254,7 @@ def _method_sections(job_file: Path, base: Job, method: str) -> list[str]:
     if not job_file.stem.endswith(base.method.name) or not beside.is_file():
         return [f"method={json.dumps({'name': method})}"]
     load_job(beside)  # so that its mistakes are told under its own name
-    tree, _ = read_tree(beside)
+    tree = read_job_tree(beside).tree
     return [f"{key}={json.dumps(part)}" for key, part in tree.items() if key not in SHARED]
 
 
