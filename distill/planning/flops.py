@@ -12,7 +12,7 @@ from typing import Any
 
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import pair_iterations
-from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation, recomputes_attention
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, recomputes_attention
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 
 # S tokens, D width of a token, F width inside the feed-forward, L text rows
@@ -95,7 +95,7 @@ def forward(rows: float = 1, calls: float = 1) -> Passes:
     return Passes(forwards=rows, forward_calls=calls)
 
 
-def training_pass(checkpointing: Recomputation, forwards: int = 1, weights: float = 1) -> Passes:
+def training_pass(checkpointing: Checkpointing, forwards: int = 1, weights: float = 1) -> Passes:
     """A forward with its backward pass.
 
     Args:

@@ -17,7 +17,7 @@ from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job, Lora
 from lightx2v_sgmd.networks.adapters import trained_shapes
-from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
 from lightx2v_sgmd.parallel.zero3 import nvme
 from lightx2v_sgmd.untrusted.building import build_text_encoder
@@ -139,7 +139,7 @@ class Meter:
         self,
         job: Job,
         batch: int,
-        checkpointing: Recomputation,
+        checkpointing: Checkpointing,
         keeping: bool,
         adapters: Lora | None = None,
     ) -> PassMemory:

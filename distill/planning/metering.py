@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distill.planning.metered_passes import MeteredPasses
-from lightx2v_sgmd.families.wan import WanModel, kept_in_float32, velocity
+from lightx2v_sgmd.families.wan import WanModel, stays_float32, velocity
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import add_adapters
 from lightx2v_sgmd.networks.compiled_passes import use_passes
-from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation, enable_recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
 from lightx2v_sgmd.untrusted.building import build_vae
 
@@ -156,7 +156,7 @@ class Pass:
     batch: int
     dtype: torch.dtype
     text_rows: int
-    checkpointing: Recomputation
+    checkpointing: Checkpointing
     degree: int = 1
     keeping: bool = False
     adapters: Lora | None = None
@@ -205,14 +205,14 @@ def _prepared(
         x_t = torch.empty(what.batch, *what.latents)
         sigma = torch.empty(what.batch)
         text = torch.empty(what.batch, what.text_rows, model.text_dim)
-    kept = kept_in_float32(network)
+    kept = stays_float32(network)
     for name, p in network.named_parameters():
         p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
     if what.adapters is not None:
         add_adapters(network, what.adapters, 0, what.dtype)
     enable_sequence_parallel(network, PlannedGroup(what.degree))
     network.text_padding_is_folded = True  # or ``velocity`` would add rows
-    enable_recomputation(network, what.checkpointing)
+    enable_checkpointing(network, what.checkpointing)
     if what.compiled:
         use_passes(network, MeteredPasses())
 

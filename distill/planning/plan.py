@@ -26,7 +26,7 @@ from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import file_count
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
 from lightx2v_sgmd.system.errors import UserError
@@ -34,7 +34,7 @@ from lightx2v_sgmd.system.errors import UserError
 GIB = 2**30
 H100_FLOPS = 989e12
 """Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
-_KINDS: Final[dict[str, Recomputation]] = {
+_KINDS: Final[dict[str, Checkpointing]] = {
     "without checkpointing": False,
     "with selective checkpointing": "selective",
     "with checkpointing": True,

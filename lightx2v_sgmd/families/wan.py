@@ -53,7 +53,7 @@ __all__ = [
     "bundled_teacher",
     "decode_latents",
     "fold_text_padding",
-    "kept_in_float32",
+    "stays_float32",
     "open_wan",
     "pad_text",
     "text_dtype",
@@ -193,14 +193,14 @@ class WanModel:
         """
         with _empty_weights():
             network = self.build_transformer()
-        in_float32 = kept_in_float32(network)
+        in_float32 = stays_float32(network)
         return self._fill(network, "transformer", dtype, in_float32, device, on_part)
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
         """Loads the video VAE, frozen; raises as ``load_transformer``."""
         with _empty_weights():
             network = build_vae(self.vae_config)
-        in_float32 = kept_in_float32(network)
+        in_float32 = stays_float32(network)
         return self._fill(network, "vae", dtype, in_float32, device).requires_grad_(False)
 
     def load_text_encoder(
@@ -363,7 +363,7 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
     return WanModel(source.root, config, {"num_res_blocks": 2, **without_private(vae)}, source)
 
 
-def kept_in_float32(network: Any) -> Callable[[str], bool]:
+def stays_float32(network: Any) -> Callable[[str], bool]:
     """A function of a weight's name: True if diffusers keeps the weight in float32."""
     return partial(_within, {*(network._keep_in_fp32_modules or ())})
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightx2v_sgmd.networks.block_modulation import block_modulation
-from lightx2v_sgmd.networks.gradient_checkpointing import attention_is_kept, mark_attention
+from lightx2v_sgmd.networks.gradient_checkpointing import attention_outputs_stored, mark_attention
 
 # B batch, S tokens, N heads, D head size, W = N * D width
 
@@ -158,7 +158,7 @@ class CompiledAttention:
         if rotary_emb is not None:
             query = self.passes.rotate(query, *rotary_emb)
             key = self.passes.rotate(key, *rotary_emb)
-        with attention_is_kept():
+        with attention_outputs_stored():
             output = dispatch_attention_fn(
                 query, key, value, attn_mask=attention_mask, backend=self._attention_backend
             )

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-Recomputation = Literal[False, "selective", True]
+Checkpointing = Literal[False, "selective", True]
 """The activations to compute again. ``False``: none. ``True``: all of a block but its input.
 ``"selective"``: the same, except that attention outputs are stored: they are as wide as the tokens,
 and cost most to compute again."""
@@ -27,7 +27,7 @@ _PACKAGES = ("flash_attn", "flash_attn_2", "flash_attn_3")
 """Namespaces of the operators that other packages' kernels register."""
 
 
-def enable_recomputation(network: Any, kind: Recomputation) -> None:
+def enable_checkpointing(network: Any, kind: Checkpointing) -> None:
     """Enables gradient checkpointing of a diffusers network; ``False`` changes nothing.
 
     The checkpointing is non-reentrant: it works under ``autograd.grad``, with the hooks of ZeRO-3
@@ -39,13 +39,13 @@ def enable_recomputation(network: Any, kind: Recomputation) -> None:
         network.enable_gradient_checkpointing(_selective)
 
 
-def recomputes_attention(kind: Recomputation) -> bool:
+def recomputes_attention(kind: Checkpointing) -> bool:
     """True if a backward pass computes attention again."""
     return kind is True
 
 
 def mark_attention(block: Any) -> None:
-    """Marks a block whose attention runs inside ``attention_is_kept``.
+    """Marks a block whose attention runs inside ``attention_outputs_stored``.
 
     Under ``"selective"`` the rest of the block then runs outside a dispatch mode, in which
     ``torch.compile`` would do nothing.
@@ -54,7 +54,7 @@ def mark_attention(block: Any) -> None:
 
 
 @contextmanager
-def attention_is_kept() -> Iterator[None]:
+def attention_outputs_stored() -> Iterator[None]:
     """Wraps the attention of a marked block; does nothing unless its outputs are to be stored."""
     if _current is None:
         yield

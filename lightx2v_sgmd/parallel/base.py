@@ -25,7 +25,7 @@ from lightx2v_sgmd.methods.base import (
     STUDENT,
     TEACHER,
 )
-from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.networks.vision_encoder import vision_widths
 from lightx2v_sgmd.parallel.ranks import Ranks
 
@@ -95,7 +95,7 @@ class Settings:
     dtype: torch.dtype
     offload: str
     offload_dir: Path | None
-    checkpointing: Recomputation
+    checkpointing: Checkpointing
     heads: HeadSettings | None
     adapters: Mapping[str, Lora]
     seed: int

@@ -23,7 +23,7 @@ from lightx2v_sgmd.methods.base import (
 )
 from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
-from lightx2v_sgmd.networks.gradient_checkpointing import enable_recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import follow_diffusers
@@ -65,7 +65,7 @@ class Local:
             else:
                 network = model.load_transformer(torch.float32, device)
             if role in self.trained:
-                enable_recomputation(network, settings.checkpointing)
+                enable_checkpointing(network, settings.checkpointing)
                 if settings.dtype != torch.float32:
                     follow_diffusers(network, device)
             networks[role] = network.eval()

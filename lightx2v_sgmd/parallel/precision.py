@@ -18,7 +18,7 @@ from lightx2v_sgmd.families import wan
 
 def keep_in_float32(network: Any) -> None:
     """Of a network that was built in shards, still without values."""
-    kept = wan.kept_in_float32(network)
+    kept = wan.stays_float32(network)
     for name, p in network.named_parameters():
         if kept(name):
             p.data = p.data.float()

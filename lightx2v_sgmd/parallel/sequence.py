@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightx2v_sgmd.networks.gradient_checkpointing import attention_is_kept
+from lightx2v_sgmd.networks.gradient_checkpointing import attention_outputs_stored
 from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S tokens of the whole video, s tokens of this rank (padding included), P ranks of the
@@ -202,7 +202,7 @@ class UlyssesSelfAttention:
         key = self.rotate(_unflatten(attn.norm_k(attn.to_k(hidden_states)), 2, heads), cos, sin)
         key = self._all_tokens(key, length)
         value = self._all_tokens(_unflatten(attn.to_v(hidden_states), 2, heads), length)
-        with attention_is_kept():
+        with attention_outputs_stored():
             output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         own = self._all_heads(output, hidden_states.shape[1]).flatten(2).type_as(hidden_states)
         projected: Tensor = attn.to_out[1](attn.to_out[0](own))

@@ -20,7 +20,7 @@ from lightx2v_sgmd.families.wan import velocity
 from lightx2v_sgmd.files.checkpoint import checkpoint_name, find_checkpoint
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.networks import compiled_passes
-from lightx2v_sgmd.networks.gradient_checkpointing import enable_recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
 from lightx2v_sgmd.parallel import local
 from lightx2v_sgmd.system import compilers
 from lightx2v_sgmd.system.compilers import compiles
@@ -158,7 +158,7 @@ def test_many_sizes_end_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(compiled_passes, "RECOMPILATIONS", 2)
     network = tiny_network()
-    enable_recomputation(network, True)
+    enable_checkpointing(network, True)
     compiled_passes.compile_passes(network, backend="eager")
     draw = torch.Generator().manual_seed(0)
     text = torch.randn(1, 4, 16, generator=draw)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from lightx2v_sgmd.families.wan import kept_in_float32
+from lightx2v_sgmd.families.wan import stays_float32
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes, rotate
 
 
@@ -18,7 +18,7 @@ def stock(dtype: torch.dtype = torch.float32) -> Any:
     network = WanTransformer3DModel(
         num_attention_heads=3, attention_head_dim=32, ffn_dim=200, num_layers=2, text_dim=64
     ).eval()
-    kept = kept_in_float32(network)
+    kept = stays_float32(network)
     for name, p in network.named_parameters():
         p.data = (p.data + 0.02 * torch.randn_like(p)).to(torch.float32 if kept(name) else dtype)
     return network.requires_grad_(False)

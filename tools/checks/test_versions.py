@@ -32,7 +32,6 @@ TESTS: Final = (
     "tests/infer",
     "tests/weights/test_formats.py",
     "tests/weights/test_lora.py",
-    "tests/distill/test_recomputation.py",
     "tests/distill/test_trainer.py",
     "tests/parallel/test_local.py",
     "tests/parallel/test_precision.py",

@@ -146,7 +146,7 @@ def make_block(
 
     from infer.network.blocks import fuse_qkv
     from infer.network.fused_products import GeluProduct, register
-    from lightx2v_sgmd.families.wan import kept_in_float32
+    from lightx2v_sgmd.families.wan import stays_float32
     from lightx2v_sgmd.networks.fused_blocks import fuse_passes
 
     width = heads * 128
@@ -158,7 +158,7 @@ def make_block(
             num_layers=1,
             text_dim=64,
         )
-        kept = kept_in_float32(network)
+        kept = stays_float32(network)
         for name, p in network.named_parameters():
             p.data = p.data if kept(name) else p.data.to(dtype)
         cos, sin = torch.zeros(2, 1, tokens, 1, 128).unbind()

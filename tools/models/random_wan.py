@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import TextEncoder, WanModel, kept_in_float32, open_wan
+from lightx2v_sgmd.families.wan import TextEncoder, WanModel, open_wan, stays_float32
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
@@ -58,7 +58,7 @@ class RandomWan(WanModel):
         """
         with _empty_weights():
             network = self.build_transformer()
-        kept = kept_in_float32(network)
+        kept = stays_float32(network)
         return _filled(network, dtype, kept, device or self.device, on_part)
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: Device | None = None) -> Any:
@@ -68,7 +68,7 @@ class RandomWan(WanModel):
         with _empty_weights():
             network = AutoencoderKLWan.from_config(self.vae_config)
         where = torch.device(device or self.device)
-        return _filled(network, dtype, kept_in_float32(network), where).requires_grad_(False)
+        return _filled(network, dtype, stays_float32(network), where).requires_grad_(False)
 
     def load_text_encoder(
         self, dtype: torch.dtype, device: Device | None = None, on_part: OnPart | None = None

@@ -33,7 +33,7 @@ from lightx2v_sgmd.methods.base import (
 )
 from lightx2v_sgmd.networks.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
-from lightx2v_sgmd.networks.gradient_checkpointing import enable_recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
 from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import by_precision
@@ -103,7 +103,7 @@ class Zero3:
             if fold_text:
                 wan.fold_text_padding(network)
             if role in self.trained:
-                enable_recomputation(network, settings.checkpointing)
+                enable_checkpointing(network, settings.checkpointing)
             if group is not None:
                 enable_sequence_parallel(network, group)
             if compiles(settings.compile, ranks.device):

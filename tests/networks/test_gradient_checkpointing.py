@@ -16,17 +16,17 @@ from distill.planning.flops import forward_operations, iteration_passes
 from distill.planning.metering import Pass, fused_attention, meter_pass
 from lightx2v_sgmd.families.wan import WanModel, open_wan, velocity
 from lightx2v_sgmd.job.schema import load_job
-from lightx2v_sgmd.networks.gradient_checkpointing import Recomputation, enable_recomputation
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
 from lightx2v_sgmd.system.errors import UserError
 from tests.distill.planning.test_memory import SMALL_WAN
 from tests.parallel.ranks import run_ranks
 from tests.profiling import peak_growth
 from tests.training import job_file, make_job, make_trainer, needs_deepspeed
 
-KINDS: list[Recomputation] = [False, "selective", True]
+KINDS: list[Checkpointing] = [False, "selective", True]
 
 
-def setting(kind: Recomputation) -> str:
+def setting(kind: Checkpointing) -> str:
     return f"parallel.gradient_checkpointing={str(kind).lower()}"
 
 
@@ -98,7 +98,7 @@ def test_selective_leaves_attention_out_of_what_is_computed_again() -> None:
             network = model.build_transformer()
             x_t, sigma = torch.empty(1, 16, 3, 12, 20), torch.empty(1)
             text = torch.empty(1, 512, model.text_dim)
-        enable_recomputation(network, kind)
+        enable_checkpointing(network, kind)
         with FlopCounterMode(display=False) as counter, fused_attention():
             output = velocity(network, x_t, sigma, text)
             output.backward(torch.empty_like(output))
@@ -121,7 +121,7 @@ def measured_pass(model: WanModel, what: Pass) -> tuple[int, int]:
     """What a forward keeps, and the peak of forward and backward, by torch's CPU allocator."""
     network = model.build_transformer()
     network.text_padding_is_folded = True  # no mask, for which CPUs have no fused kernel
-    enable_recomputation(network, what.checkpointing)
+    enable_checkpointing(network, what.checkpointing)
     x_t = torch.randn(what.batch, *what.latents).requires_grad_()
     text = torch.randn(what.batch, what.text_rows, model.text_dim)
     kept: list[Any] = []
@@ -140,7 +140,7 @@ def measured_pass(model: WanModel, what: Pass) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_is_what_the_meter_says(small_model: WanModel, kind: Recomputation) -> None:
+def test_memory_is_what_the_meter_says(small_model: WanModel, kind: Checkpointing) -> None:
     latents = small_model.latent_shape(128, 128, 5)
     what = Pass(latents, 2, torch.float32, text_rows=8, checkpointing=kind, keeping=True)
     metered = meter_pass(small_model, what)
