@@ -19,6 +19,8 @@ MOST_VIDEOS: Final = 100_000
 """Of one command; a benchmark such as VBench asks for 5,000."""
 _NAME_BYTES: Final = 200
 """Longest name of a video in bytes; while it is written its file has a longer one."""
+_SHOWN: Final = 10
+"""Mistakes of a file that are shown; the others are counted."""
 _NAME: Final = re.compile(r"\w[\w .-]{0,99}")
 
 
@@ -143,7 +145,7 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
         where = f"{path}:{number}"
         index = len(found) + len(problems)
         try:
-            request = _parse(line, where, index, seed + index)
+            request = _parse(line, where, index, seed + index, hints=len(problems) < _SHOWN)
             if request.name in names:
                 raise UserError(f"name: {request.name!r} is also that of {names[request.name]}")
             names[request.name] = where
@@ -151,14 +153,16 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
         except UserError as error:
             problems.append(f"{where}: {error}")
     if problems:
-        shown = problems[:10] + ([f"{path}: and {len(problems) - 10} more"] * (len(problems) > 10))
+        shown = problems[:_SHOWN]
+        if len(problems) > _SHOWN:
+            shown.append(f"{path}: and {len(problems) - _SHOWN} more")
         raise UserError("\n".join(shown))
     if not found:
         raise UserError(f"{path}: holds no prompts; write at least one")
     return found
 
 
-def _parse(line: str, where: str, index: int, seed: int) -> Request:
+def _parse(line: str, where: str, index: int, seed: int, *, hints: bool) -> Request:
     row = parse_line(line)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise UserError('has no prompt; write {"prompt": "..."}')
@@ -170,7 +174,7 @@ def _parse(line: str, where: str, index: int, seed: int) -> Request:
     for key in row:
         if key not in _KEYS:
             key = key[:60]
-            near = difflib.get_close_matches(key, _KEYS, 1)
+            near = difflib.get_close_matches(key, _KEYS, 1) if hints else []
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}"
             raise UserError(f"{key}: unknown key; {hint}")
     numbers = {key: _whole(row, key) for key in _KEYS if key not in ("prompt", "name")}
