@@ -23,6 +23,7 @@ from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import FRAMES_AT_ONCE, decode_stream
 from lightx2v_sgmd.families.wan import decode_latents, open_wan
 from tools.benchmarks.machines import describe
+from tools.own_files import check_own, write_own
 
 
 def wan21_vae(device: torch.device) -> Any:
@@ -108,6 +109,8 @@ def main() -> None:
         args.turns[i : i + 2] not in ("AB", "BA") for i in range(0, len(args.turns), 2)
     ):
         parser.error("--turns: must be pairs of AB or BA, for example ABBA")
+    if args.out is not None:
+        check_own(args.out, "bench_decode")
     device = torch.device(args.device)
     vae = open_wan("sprites").load_vae().to(device) if args.sprites else wan21_vae(device)
     height, width, num_frames = args.size
@@ -125,7 +128,7 @@ def main() -> None:
     print(f"ratio {result['ratio']:.2f}, largest difference {result['largest_difference']} of 255")
     if args.out is not None:
         records = json.loads(args.out.read_text()) if args.out.exists() else []
-        args.out.write_text(json.dumps([*records, record], indent=1) + "\n")
+        write_own(args.out, json.dumps([*records, record], indent=1) + "\n", "bench_decode")
 
 
 if __name__ == "__main__":

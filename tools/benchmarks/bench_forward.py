@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -29,6 +29,7 @@ from lightx2v_sgmd.families.wan import fold_text_padding, pad_text, velocity
 from lightx2v_sgmd.parallel.ranks import Ranks
 from tools.benchmarks import machines
 from tools.models.random_wan import SHAPES, RandomWan, open_random_wan
+from tools.own_files import check_own, write_own
 
 TEXT_ROWS = 120
 NAMES = {"stock": "diffusers", "engine": "engine", "compiled": "engine, compiled"}
@@ -98,11 +99,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+TITLE: Final = "# A forward pass at a real model's width, on a CPU"
+
+
 def page(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     about = report["machine"]
     lines = [
-        "# A forward pass at a real model's width, on a CPU",
+        TITLE,
         "",
         f"{report['layers']} blocks of the width of `{report['model']}`, random weights, float32, "
         f"one video, {TEXT_ROWS} rows of text. {about['processor']}, {about['cores']} cores, "
@@ -159,6 +163,8 @@ def main() -> None:
         "--out", type=Path, required=True, help="JSON file; a Markdown page goes beside it"
     )
     args = parser.parse_args()
+    check_own(args.out, "bench_forward")
+    check_own(args.out.with_suffix(".md"), TITLE)
     torch.set_num_threads(args.threads)
     model = open_random_wan(args.shape, torch.device("cpu"))
     config = {**model.transformer_config, "num_layers": args.layers}
@@ -176,9 +182,8 @@ def main() -> None:
         "layers": args.layers,
         "rows": sorted([*others, row], key=lambda each: (each["tokens"], each["threads"])),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(page(report), encoding="utf-8")
+    write_own(args.out, json.dumps(report, indent=1) + "\n", "bench_forward")
+    write_own(args.out.with_suffix(".md"), page(report), TITLE)
     print(page(report))
 
 

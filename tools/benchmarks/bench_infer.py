@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.system.errors import UserError
 from tools.benchmarks.inference_rows import (
     Side,
@@ -50,6 +49,7 @@ from tools.benchmarks.inference_rows import (
 from tools.benchmarks.machines import describe
 from tools.counting.bounds import bound, machine_limits, stage_work
 from tools.models.random_wan import PROMPT, open_random_wan
+from tools.own_files import FIGURE, replacing_own, write_own
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STARTED = time.monotonic()
@@ -71,7 +71,7 @@ class Report:
     def write(self) -> None:
         """Replaces the file."""
         self.content["elapsed_s"] = round(time.monotonic() - STARTED, 1)
-        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+        write_own(self.path, json.dumps(self.content, indent=1) + "\n", "bench_infer")
 
     def add(self, row: dict[str, Any]) -> None:
         """One more row."""
@@ -250,7 +250,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("videos at once")
     axes.set_ylabel("seconds a video")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with replacing_own(path, FIGURE) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def arguments() -> argparse.Namespace:

@@ -41,13 +41,13 @@ import torch
 from lightx2v_sgmd.apps.comparison.plan import method_job
 from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.job.schema import Job, load_job
-from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.parallel import Ranks, connect, training_device
 from lightx2v_sgmd.system.resources import config_path
 from tools.benchmarks import machines
 from tools.benchmarks.phases import PHASES
 from tools.benchmarks.training_rows import TrainingBench, gpu_peak_tflops
 from tools.models.random_wan import open_random_wan
+from tools.own_files import write_own
 
 _STARTED = time.monotonic()
 SHAPES = {
@@ -116,7 +116,7 @@ class Report:
         """Replaces the file at once: whoever reads it finds it whole."""
         self.content["elapsed_s"] = time.monotonic() - _STARTED
         if self._path is not None:
-            write_text(self._path, json.dumps(self.content, indent=2) + "\n")
+            write_own(self._path, json.dumps(self.content, indent=2) + "\n", "bench_train")
 
 
 def table(report: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from distill.planning.memory import Meter
 from distill.planning.plan import GIB, Machine, Plan, make_plan
 from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.system.resources import config_path
 
 PAGE = "docs/scale.md"
@@ -154,7 +155,7 @@ def main() -> None:
     if check and renewed != page:
         sys.exit(f"{PAGE} is out of date; run python -m tools.counting.scale_tables")
     if not check:
-        path.write_text(renewed, encoding="utf-8")
+        write_text(path, renewed)
 
 
 if __name__ == "__main__":

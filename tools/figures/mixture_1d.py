@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tools.own_files import FIGURE, replacing_own
+
 # X points of the grid; everything is float64
 
 GRID_END, GRID_POINTS = 7.0, 4001
@@ -184,7 +186,9 @@ def draw(fits: Sequence[Fit], path: Path) -> None:
         density.set(title="density", xlabel="x", xlim=(-5, 5), ylim=(0, None))
         score.set(title="score d/dx log density", xlabel="x", xlim=(-5, 5), ylim=(-10, 10))
         density.legend(frameon=False, loc="upper right")
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        with replacing_own(path, FIGURE) as temporary:
+            date = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(temporary, dpi=150, metadata=date)
         plt.close(figure)
 
 

@@ -32,6 +32,7 @@ from lightx2v_sgmd.files.video import contact_sheet
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
 from tools.models.train_sprites_teacher import to_model_range
+from tools.own_files import write_own
 
 BARS = {"colour": 0.98, "shape": 0.95, "direction": 0.95, "speed": 0.90}
 VAE_DECIBELS, VAE_ATTRIBUTES, GAP, MOTION = 28.0, 0.99, 0.25, 0.10
@@ -85,6 +86,9 @@ def bars_met(figures: dict[str, Any]) -> dict[str, bool]:
     return met
 
 
+TITLE = "# The bundled teacher: sprites"
+
+
 def card(figures: dict[str, Any], guidance: float, notes: str) -> str:
     """The model card's text."""
     rows = "\n".join(
@@ -96,7 +100,7 @@ def card(figures: dict[str, Any], guidance: float, notes: str) -> str:
         )
     )
     vae = figures["vae"]
-    return f"""# The bundled teacher: sprites
+    return f"""{TITLE}
 
 A real, small text-to-video diffusion model in the layout of `Wan2.1-T2V-*-Diffusers`
 (`WanTransformer3DModel`, `AutoencoderKLWan`, `UMT5EncoderModel`, a Unigram tokenizer), trained from
@@ -171,8 +175,9 @@ def main() -> int:
         notes = (
             args.notes.read_text() if args.notes else "See `tools/models/train_sprites_teacher.py`."
         )
-        (args.folder / "README.md").write_text(card(figures, args.guidance, notes))
-        (args.folder / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+        write_own(args.folder / "README.md", card(figures, args.guidance, notes), TITLE)
+        text = json.dumps(figures, indent=2) + "\n"
+        write_own(args.folder / "measured.json", text, '"speed_ratio"')
     return 0 if all(met.values()) else 1
 
 
