@@ -15,13 +15,13 @@ from distill.updates import Iteration, updates_done
 from lightx2v_sgmd.families.wan import WanModel, text_dtype
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.embeddings import encode_prompts, longest
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """The point at which a run begins: after ``step`` iterations, from ``checkpoint`` if any."""
 
     step: int = 0
@@ -35,7 +35,7 @@ def build_trainer(
     prompts: list[str],
     latents: LatentFolder | None,
     ranks: Ranks,
-    start: Start,
+    start: StartingPoint,
     quiet: bool,
     rows: Sequence[Tensor] | None = None,
 ) -> Trainer:
@@ -55,7 +55,9 @@ def build_trainer(
     if rows is None:
         rows = _embeddings(job, model, prompts, ranks, quiet)
     fold_text = _worth_folding(model, rows, ranks)
-    strategy = open_strategy(job.parallel.strategy, model, Settings.of(job), ranks, fold_text)
+    strategy = open_strategy(
+        job.parallel.strategy, model, StrategySettings.of(job), ranks, fold_text
+    )
     if start.checkpoint is not None:
         updates = updates_done(job.method, start.step)
         stepped = start.partial_iteration.stepped if start.partial_iteration else {}

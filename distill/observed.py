@@ -28,8 +28,8 @@ from lightx2v_sgmd.parallel import (
     FakeScoreQuery,
     Ranks,
     ScoreLoss,
-    Settings,
     Strategy,
+    StrategySettings,
 )
 from lightx2v_sgmd.parallel import PIXEL_DISCRIMINATOR as PIXELS
 
@@ -120,7 +120,7 @@ class Observed(Strategy):
 
     def __init__(self, strategy: Strategy, listeners: Sequence[Listener]) -> None:
         self.inner, self.listeners = strategy, tuple(listeners)
-        self.settings: Settings = strategy.settings
+        self.settings: StrategySettings = strategy.settings
         self.ranks: Ranks = strategy.ranks
         self.trained: tuple[str, ...] = strategy.trained
         self.networks: Mapping[str, nn.Module] = strategy.networks

@@ -20,7 +20,7 @@ from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import STEMS, student_files
 from lightx2v_sgmd.job.schema import Job, load_job
-from lightx2v_sgmd.parallel import Ranks, Settings, open_strategy
+from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
 from lightx2v_sgmd.text.embeddings import encode_prompts
 from tests.parallel.ranks import run_ranks
 
@@ -58,7 +58,7 @@ def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") 
     )
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
-    networks = open_strategy(strategy, model, Settings.of(job), ranks, fold_text=folded)
+    networks = open_strategy(strategy, model, StrategySettings.of(job), ranks, fold_text=folded)
     return Trainer(job, networks, Batches(job, rows, negative, shape, ranks))
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.building import Start, build_trainer, open_latents
+from distill.building import StartingPoint, build_trainer, open_latents
 from distill.data import load_prompts, prompts_digest
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
@@ -28,7 +28,7 @@ FILE = "failure.json"
 _REMEDY = "lower the learning rates or leave out what broke it, and go on from the last checkpoint"
 
 
-def kept(error: NotFiniteError, saver: Saver, prompts: Sequence[str]) -> UserError:
+def save_failed_state(error: NotFiniteError, saver: Saver, prompts: Sequence[str]) -> UserError:
     """Saves the state; all ranks call it. Returns what to tell the user."""
     found = {video.prompt for videos in error.videos.values() for video in videos}
     content = {
@@ -76,7 +76,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     ranks = connect(job.parallel.strategy, training_device())
     ranks = replace(ranks, share=job.parallel.sequence)
     job = _with_accumulation(job, state["global_batch"], ranks.data_size)
-    start = Start(index.iteration, folder)
+    start = StartingPoint(index.iteration, folder)
     trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet=True)
     try:
         trainer.try_update(index, _micro_batches(job, failure, launched))

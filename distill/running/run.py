@@ -12,13 +12,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distill.building import Start, build_trainer, open_latents
+from distill.building import StartingPoint, build_trainer, open_latents
 from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.loss_terms import NotFiniteError
 from distill.model_checks import check_against_model
 from distill.observed import ReportProgress, StopOnRequest
-from distill.running.failures import kept
+from distill.running.failures import save_failed_state
 from distill.running.recorders import Recorder, environment, metrics_line, write_samples
 from distill.running.reports import give_up
 from distill.running.run_folder import check_output, check_own, run_lock, write_about
@@ -122,7 +122,7 @@ def _run(
             done = _train(job, model, trainer, saver, start, quiet, watch)
         except NotFiniteError as error:
             with watch.patient("saving the failed state"):
-                raise kept(error, saver, prompts) from error
+                raise save_failed_state(error, saver, prompts) from error
     trainer.strategy.close()
     return done
 
@@ -149,12 +149,12 @@ def _watching(watch: Watch) -> Iterator[None]:
 
 def _prepare(
     job: Job, model: WanModel, state: dict[str, Any], ranks: Ranks, resume: str, quiet: bool
-) -> Start:
+) -> StartingPoint:
     """Decides where to begin and makes the run folder, before anything is loaded."""
     folder = job.output.dir
     check_own(folder)
     chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
-    start = Start()
+    start = StartingPoint()
     if chosen is not None:
         start = check_same_run(chosen, job, state)
         note(f"going on from {chosen}", quiet)
@@ -168,7 +168,7 @@ def _train(
     model: WanModel,
     trainer: Trainer,
     saver: Saver,
-    start: Start,
+    start: StartingPoint,
     quiet: bool,
     watch: Watch,
 ) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.building import Start
+from distill.building import StartingPoint
 from distill.data import prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd.families.wan import WanModel
@@ -122,7 +122,7 @@ class Saver:
         Raises:
             UserError: something could not be written; nothing has appeared.
         """
-        ranks, pending = self.strategy.ranks, store.Pending(final)
+        ranks, pending = self.strategy.ranks, store.PendingCheckpoint(final)
         try:
             ranks.once(lambda: _guarded(self._checked(pending.begin), final))
             entries: dict[str, store.Entry] = {}
@@ -151,7 +151,7 @@ class Saver:
 
     def _write(
         self,
-        pending: store.Pending,
+        pending: store.PendingCheckpoint,
         step: int,
         texts: Mapping[str, str],
         partial_iteration: Iteration | None,
@@ -180,7 +180,7 @@ class Saver:
         return entries
 
     def _write_weights(
-        self, pending: store.Pending, metadata: Mapping[str, str]
+        self, pending: store.PendingCheckpoint, metadata: Mapping[str, str]
     ) -> dict[str, store.Entry]:
         """Writes this rank's files of weights; takes part in every gather even if it cannot."""
         ranks, shapes = self.strategy.ranks, self.strategy.shapes
@@ -219,7 +219,7 @@ Feed = Queue[tuple[str, Tensor] | None]
 
 
 def _write_fed(
-    pending: store.Pending, file: WeightFile, feed: Feed, metadata: Mapping[str, str]
+    pending: store.PendingCheckpoint, file: WeightFile, feed: Feed, metadata: Mapping[str, str]
 ) -> dict[str, store.Entry]:
     tensors: Iterator[Any] = iter(feed.get, None)
     try:
@@ -350,7 +350,7 @@ def _inside(path: Path, run: Path) -> bool:
     return path.resolve().is_relative_to(run.resolve())
 
 
-def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
+def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> StartingPoint:
     """Where this job goes on from a checkpoint.
 
     Raises:
@@ -383,7 +383,9 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Start:
         )
     # Checkpoints of version 0.1 call it "begun".
     partial = saved.get("partial_iteration", saved.get("begun"))
-    return Start(int(saved["step"]), folder, None if partial is None else Iteration(**partial))
+    return StartingPoint(
+        int(saved["step"]), folder, None if partial is None else Iteration(**partial)
+    )
 
 
 def _same_batch(job: Job, saved: int, ours: int) -> str:

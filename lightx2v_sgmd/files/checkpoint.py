@@ -238,7 +238,7 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-class Pending:
+class PendingCheckpoint:
     """A checkpoint that is being written, beside where it will appear.
 
     Args:

@@ -22,8 +22,8 @@ from lightx2v_sgmd.parallel.base import (
     FakeScoreQuery,
     HeadSettings,
     ScoreLoss,
-    Settings,
     Strategy,
+    StrategySettings,
 )
 from lightx2v_sgmd.parallel.hang_detector import Watch
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -39,7 +39,7 @@ __all__ = [
     "HeadSettings",
     "Ranks",
     "ScoreLoss",
-    "Settings",
+    "StrategySettings",
     "Strategy",
     "Watch",
     "check_offload",
@@ -104,7 +104,7 @@ def disconnect(strategy: str) -> None:
 
 
 def open_strategy(
-    strategy: str, model: WanModel, settings: Settings, ranks: Ranks, fold_text: bool
+    strategy: str, model: WanModel, settings: StrategySettings, ranks: Ranks, fold_text: bool
 ) -> Strategy:
     """Loads the networks in a strategy's layout.
 

@@ -66,7 +66,7 @@ class HeadSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
+class StrategySettings:
     """What a strategy needs to know of a job.
 
     Attributes:
@@ -109,7 +109,7 @@ class Settings:
         return [*trained, TEACHER]
 
     @classmethod
-    def of(cls, job: Job) -> Settings:
+    def of(cls, job: Job) -> StrategySettings:
         """Those of a job."""
         heads = HeadSettings.of(job)
         optimizers = {STUDENT: job.student.optimizer, FAKE_SCORE: job.fake_score.optimizer}
@@ -172,7 +172,7 @@ class Strategy(Protocol):
         trained: The roles that are trained, the student first.
     """
 
-    settings: Settings
+    settings: StrategySettings
     ranks: Ranks
     trained: tuple[str, ...]
     networks: Mapping[str, nn.Module]

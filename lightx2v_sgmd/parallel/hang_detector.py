@@ -34,7 +34,7 @@ _REMEDY: Final = "the same command goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What a process tells of itself.
 
     Attributes:
@@ -62,14 +62,14 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """Who is to blame, and what to tell the user."""
 
     ranks: frozenset[int]
     message: str
 
 
-class Judge:
+class HangDetector:
     """Decides from what is heard over time; has no clock and no threads of its own.
 
     Args:
@@ -85,7 +85,7 @@ class Judge:
         self._told: dict[int, tuple[int, float]] = {}  # by rank: pulse, and when it changed
         self._counts: list[int] = []
 
-    def look(self, beats: Sequence[Beat], now: float) -> Verdict | None:
+    def look(self, beats: Sequence[Heartbeat], now: float) -> Diagnosis | None:
         """Judges what the processes last told, by rank; None if all is well.
 
         If the last look is long ago, this process has been stopped itself (or its machine has
@@ -102,15 +102,15 @@ class Judge:
             self._counts, self._moved = counts, now
         silent = [b for b in beats if now - self._told[b.rank][1] >= self._silence_s]
         if silent:
-            return Verdict(frozenset(b.rank for b in silent), _silent(silent, self._silence_s))
+            return Diagnosis(frozenset(b.rank for b in silent), _silent(silent, self._silence_s))
         patience = self._timeout_s * (PATIENCE if any(b.patient for b in beats) else 1)
         if beats and now - self._moved >= patience:
             behind = [b for b in beats if b.count == min(counts)]
-            return Verdict(frozenset(b.rank for b in behind), _stuck(behind, beats, patience))
+            return Diagnosis(frozenset(b.rank for b in behind), _stuck(behind, beats, patience))
         return None
 
 
-def _silent(silent: Sequence[Beat], seconds: float) -> str:
+def _silent(silent: Sequence[Heartbeat], seconds: float) -> str:
     last = "; ".join(f"{beat.name} was last at {beat.doing}" for beat in silent[:4])
     names = ", ".join(beat.name for beat in silent[:4]) + (" and others" if silent[4:] else "")
     return (
@@ -119,7 +119,7 @@ def _silent(silent: Sequence[Beat], seconds: float) -> str:
     )
 
 
-def _stuck(behind: Sequence[Beat], beats: Sequence[Beat], seconds: float) -> str:
+def _stuck(behind: Sequence[Heartbeat], beats: Sequence[Heartbeat], seconds: float) -> str:
     at = f"at {behind[0].doing}"
     if len(behind) == len(beats):
         who = f"every rank is {at}" if len(beats) > 1 else f"it hangs {at}"
@@ -154,7 +154,7 @@ class Watch:
         self._doing, self._role = "starting", ""
         self._left: str | None = None
         self._closed = threading.Event()
-        self._beats: list[Beat] = []
+        self._beats: list[Heartbeat] = []
         self._heard = time.monotonic()
         self.timeout_s = None if timeout_minutes is None else 60 * timeout_minutes
         if self.timeout_s is None:
@@ -225,10 +225,10 @@ class Watch:
             + f"; {_REMEDY}"
         )
 
-    def _beat(self) -> Beat:
+    def _beat(self) -> Heartbeat:
         doing, patient = f"{self._doing}{self._role}", self._patient > 0
         rank, host = self._ranks.rank, self._host
-        return Beat(rank, host, self._pulse, self._count, doing, patient, self._left)
+        return Heartbeat(rank, host, self._pulse, self._count, doing, patient, self._left)
 
     def _tell(self) -> None:
         self._pulse += 1
@@ -236,7 +236,7 @@ class Watch:
 
     def _listen(self) -> None:
         told = self._store.multi_get([str(rank) for rank in range(self._ranks.size)])
-        self._beats = [Beat(**json.loads(text)) for text in told]
+        self._beats = [Heartbeat(**json.loads(text)) for text in told]
         self._heard = time.monotonic()
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -253,15 +253,15 @@ class Watch:
         assert self.timeout_s is not None
         silence_s = min(self.timeout_s, _SILENCE_S)
         looked = time.monotonic()
-        judge = Judge(self.timeout_s, self._interval_s, looked)
+        judge = HangDetector(self.timeout_s, self._interval_s, looked)
         while not self._closed.wait(self._interval_s):
             now = time.monotonic()
             if now - looked > silence_s / 2 + self._interval_s:  # we were stopped ourselves
                 self._heard = now
             looked, unheard_s = now, now - self._heard
-            verdict: Verdict | None = None
+            verdict: Diagnosis | None = None
             if unheard_s >= silence_s:
-                verdict = Verdict(frozenset(), self._unheard())
+                verdict = Diagnosis(frozenset(), self._unheard())
             elif unheard_s <= 2 * self._interval_s:  # old news would accuse the wrong ones
                 verdict = judge.look(self._beats, now)
             if verdict is not None:
@@ -270,7 +270,7 @@ class Watch:
                     self._on_standstill(verdict.message, self._speaks(verdict))
                 return
 
-    def _speaks(self, verdict: Verdict) -> bool:
+    def _speaks(self, verdict: Diagnosis) -> bool:
         here = [beat.rank for beat in self._beats if beat.host == self._host]
         able = [rank for rank in here if rank not in verdict.ranks]
         return self._ranks.rank == min(able or here, default=self._ranks.rank)

@@ -24,7 +24,7 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
-from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
+from lightx2v_sgmd.parallel.base import ScoreLoss, StrategySettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -50,7 +50,7 @@ class Local:
     """
 
     def __init__(
-        self, model: wan.WanModel, settings: Settings, device: torch.device, fold_text: bool
+        self, model: wan.WanModel, settings: StrategySettings, device: torch.device, fold_text: bool
     ) -> None:
         self.settings = settings
         self.ranks = Ranks(device=device)
@@ -221,7 +221,7 @@ class Local:
         self._named, self._weights, self._optimizers, self._average = {}, {}, {}, []
 
 
-def _with_adapters(teacher: Any, settings: Settings, role: str) -> Any:
+def _with_adapters(teacher: Any, settings: StrategySettings, role: str) -> Any:
     """A network that shares the teacher's weights and has adapters of its own."""
     shared: dict[int, Any] = {id(p): p for p in teacher.parameters()}
     network = copy.deepcopy(teacher, shared)

@@ -21,7 +21,7 @@ def host_store() -> Any:
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def meet(backend: str, timeout_minutes: float) -> None:
+def join(backend: str, timeout_minutes: float) -> None:
     """Joins the processes that the environment describes (torch's ``env://``).
 
     Collectives get longer than the watch does, so that it is the watch that ends a standstill.
@@ -34,7 +34,7 @@ def meet(backend: str, timeout_minutes: float) -> None:
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        store = dist.PrefixStore("lightx2v-sgmd/meet", store)
+        store = dist.PrefixStore("lightx2v-sgmd/join", store)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise RunError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: no meeting at {place} "

@@ -18,7 +18,7 @@ SHAPES = {"b.weight": (2, 3), "a": (4,), "empty": (0,)}
 
 
 def write(run: Path, step: int, value: float = 1.0) -> Path:
-    pending = store.Pending(run / "checkpoints" / store.checkpoint_name(step))
+    pending = store.PendingCheckpoint(run / "checkpoints" / store.checkpoint_name(step))
     pending.begin()
     tensors = [(name, torch.full(shape, value)) for name, shape in SHAPES.items()]
     entries = pending.write_tensors("student.safetensors", SHAPES, tensors, {"format": "pt"})

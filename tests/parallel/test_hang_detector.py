@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.parallel import Ranks, Watch
-from lightx2v_sgmd.parallel.hang_detector import PATIENCE, Beat, Judge, Verdict
-from lightx2v_sgmd.parallel.rendezvous import host_store, meet
+from lightx2v_sgmd.parallel.hang_detector import PATIENCE, Diagnosis, HangDetector, Heartbeat
+from lightx2v_sgmd.parallel.rendezvous import host_store, join
 from lightx2v_sgmd.system.errors import RunError
 
-BEATS = [Beat(rank, host, 1, 5, f"step {rank}") for rank, host in enumerate("aabb")]
+HEARTBEATS = [Heartbeat(rank, host, 1, 5, f"step {rank}") for rank, host in enumerate("aabb")]
 
 
 def judged(
     changes: dict[int, dict[str, Any]], until_s: int, timeout_s: float = 60.0
-) -> tuple[int, Verdict] | None:
+) -> tuple[int, Diagnosis] | None:
     """The first verdict and its second, if ranks tell and count on but for ``changes``."""
-    judge = Judge(timeout_s, interval_s=1.0, now=0.0)
+    judge = HangDetector(timeout_s, interval_s=1.0, now=0.0)
     for now in range(until_s):
         beats = [
             replace(beat, **{"pulse": now, "count": now, **changes.get(beat.rank, {})})
-            for beat in BEATS
+            for beat in HEARTBEATS
         ]
         if verdict := judge.look(beats, float(now)):
             return now, verdict
@@ -69,10 +69,10 @@ def test_silent_ranks_are_named_though_others_move(timeout_s: float, noticed_s: 
 
 
 def test_a_machine_that_slept_accuses_nobody() -> None:
-    judge = Judge(60.0, interval_s=1.0, now=0.0)
-    assert judge.look(BEATS, 1.0) is None
-    assert judge.look(BEATS, 5000.0) is None  # all of us were stopped
-    assert judge.look(BEATS, 5001.0) is None
+    judge = HangDetector(60.0, interval_s=1.0, now=0.0)
+    assert judge.look(HEARTBEATS, 1.0) is None
+    assert judge.look(HEARTBEATS, 5000.0) is None  # all of us were stopped
+    assert judge.look(HEARTBEATS, 5001.0) is None
 
 
 def test_one_process_that_hangs() -> None:
@@ -109,7 +109,7 @@ def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(RunError, match=r"^rank 1, 2 of 3 has not come to 127.0.0.1:\d+ within"):
-        meet("gloo", 1 / 60)
+        join("gloo", 1 / 60)
 
 
 def test_no_meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,5 +118,5 @@ def test_no_meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**launch, "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=r"^rank 1 of 2: no meeting at 127.0.0.1:\d+ within 0.0"):
-        meet("gloo", 1 / 60)
+        join("gloo", 1 / 60)
     assert "RANK" in os.environ

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
-from lightx2v_sgmd.parallel import Settings
+from lightx2v_sgmd.parallel import StrategySettings
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, needs_deepspeed
 from tools.benchmarks.peaks import memory_peak
@@ -107,7 +107,7 @@ def reads(teacher: Path, folder: Path, dtype: str) -> dict[str, int]:
     WholeTensors.read = noted  # type: ignore[method-assign]
     job = make_job(teacher, folder / str(dist.get_rank()), f"teacher.dtype={dtype}")
     ranks = connect("zero3", torch.device("cpu"))
-    strategy = Zero3(open_wan(teacher), Settings.of(job), ranks, fold_text=True)
+    strategy = Zero3(open_wan(teacher), StrategySettings.of(job), ranks, fold_text=True)
     whole = open_wan(teacher).transformer_weights()
     for role in strategy.trained:
         for name, value in strategy.whole_tensors(role):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.networks.adapters import trained_parameters
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Settings, connect
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, StrategySettings, connect
 from lightx2v_sgmd.parallel import local as local_module
 from lightx2v_sgmd.parallel.local import Local
 from tests.parallel import isolation
@@ -20,7 +20,7 @@ from tests.training import make_job, make_trainer
 
 def build(teacher: Path, folder: Path, *settings: str) -> Local:
     job = make_job(teacher, folder, *settings)
-    return Local(open_wan(teacher), Settings.of(job), torch.device("cpu"), fold_text=True)
+    return Local(open_wan(teacher), StrategySettings.of(job), torch.device("cpu"), fold_text=True)
 
 
 def query_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Settings, sequence
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, StrategySettings, sequence
 from tests.parallel import isolation
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_sequence import Errors, distance, over_limits
@@ -34,7 +34,7 @@ def sharded_update(
         f"train.accumulation={accumulation}",
     )
     job = make_job(teacher, folder / str(dist.get_rank()), *options)
-    settings = Settings.of(job)
+    settings = StrategySettings.of(job)
     count = groups * accumulation
     alone = Local(model, replace(settings, accumulation=count), torch.device("cpu"), True)
     expected = update(alone, range(count))

@@ -15,7 +15,7 @@ from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.outputs import sha256_file
-from lightx2v_sgmd.parallel import Settings, connect
+from lightx2v_sgmd.parallel import StrategySettings, connect
 from tests.parallel.ranks import run_ranks
 from tests.tiny import WEIGHTS
 from tests.training import make_job, needs_deepspeed, train
@@ -99,7 +99,7 @@ def save_again(checkpoint: Path, teacher: Path, folder: Path) -> Path:
     job = make_job(teacher, folder, *roles, "parallel.strategy=zero3")
     job = replace(job, output=replace(job.output, dir=folder.parent / "run"))
     ranks = connect("zero3", torch.device("cpu"))
-    strategy = Zero3(open_wan(teacher), Settings.of(job), ranks, fold_text=False)
+    strategy = Zero3(open_wan(teacher), StrategySettings.of(job), ranks, fold_text=False)
     strategy.load(checkpoint, dict.fromkeys(ROLES, 20))
     ranks.once(lambda: (job.output.dir / "checkpoints").mkdir(parents=True))
     Saver(job, strategy, {}).save(20)

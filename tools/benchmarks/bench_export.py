@@ -25,7 +25,7 @@ import torch
 
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
-from lightx2v_sgmd.files.checkpoint import Pending
+from lightx2v_sgmd.files.checkpoint import PendingCheckpoint
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import rename_new, sha256_file
 from lightx2v_sgmd.schedule import Schedule
@@ -76,7 +76,7 @@ def make_checkpoint(run: Path, teacher: Path) -> Path:
     with torch.device("meta"):
         network = open_wan(teacher).build_transformer()
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    pending = Pending(final)
+    pending = PendingCheckpoint(final)
     pending.begin()
     metadata = schedule_metadata(Schedule())
     entries = pending.write_tensors("student.safetensors", shapes, random_tensors(shapes), metadata)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from distill.building import Start, build_trainer, open_latents
+from distill.building import StartingPoint, build_trainer, open_latents
 from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.model_checks import check_against_model
@@ -224,6 +224,6 @@ def _trainer(job: Job, model: WanModel, ranks: Ranks) -> Trainer:
     if isinstance(model, RandomWan):
         dtype = torch_type(job.teacher.dtype)
         rows = [row.to(dtype) for row in model.random_rows(9, TEXT_ROWS)]
-        return build_trainer(job, model, [], None, ranks, Start(), quiet=True, rows=rows)
+        return build_trainer(job, model, [], None, ranks, StartingPoint(), quiet=True, rows=rows)
     latents = open_latents(job, model)
-    return build_trainer(job, model, load_prompts(job), latents, ranks, Start(), quiet=True)
+    return build_trainer(job, model, load_prompts(job), latents, ranks, StartingPoint(), quiet=True)

@@ -33,7 +33,14 @@ from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.job.schema import Job, load_job
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Ranks, Settings, open_strategy
+from lightx2v_sgmd.parallel import (
+    FAKE_SCORE,
+    STUDENT,
+    TEACHER,
+    Ranks,
+    StrategySettings,
+    open_strategy,
+)
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 from lightx2v_sgmd.text.embeddings import encode_prompts
@@ -94,7 +101,7 @@ def count(job: Job) -> Cost:
     texts = [*load_prompts(job), job.teacher.negative_prompt]
     *rows, negative = encode_prompts(model, texts, ranks, torch.float32, None)
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
-    strategy = open_strategy("local", model, Settings.of(job), ranks, fold_text=False)
+    strategy = open_strategy("local", model, StrategySettings.of(job), ranks, fold_text=False)
     trainer = Trainer(job, strategy, EveryExit(job, rows, negative, shape, ranks))
     counter = PassCounter(strategy.networks, job.train.micro_batch)
     iterations = len(job.schedule)

@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightx2v_sgmd.families import wan
-from lightx2v_sgmd.parallel.base import Settings
+from lightx2v_sgmd.parallel.base import StrategySettings
 from lightx2v_sgmd.parallel.precision import keep_in_float32, of_mixed_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.parallel.rendezvous import meet
+from lightx2v_sgmd.parallel.rendezvous import join
 from lightx2v_sgmd.parallel.zero3.nvme import BLOCK, BUFFERS, SUB_GROUP, check_offload_dir
 from lightx2v_sgmd.system.compilers import check_compiler
 from lightx2v_sgmd.system.errors import UserError, first_line
@@ -69,7 +69,7 @@ def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks
         os.environ[_ALONE] = "1"
     backend = "nccl" if device.type == "cuda" else "gloo"
     if timeout_minutes is not None and not dist.is_initialized():
-        meet(backend, timeout_minutes)
+        join(backend, timeout_minutes)
     with contextlib.redirect_stdout(sys.stderr):
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
@@ -88,7 +88,7 @@ def disconnect() -> None:
 
 
 def deepspeed_config(
-    settings: Settings, trained: bool, on_gpu: bool, swap_folder: Path | None
+    settings: StrategySettings, trained: bool, on_gpu: bool, swap_folder: Path | None
 ) -> dict[str, Any]:
     """The configuration of one network's engine.
 

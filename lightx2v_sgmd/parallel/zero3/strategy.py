@@ -34,7 +34,7 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.networks.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
-from lightx2v_sgmd.parallel.base import ScoreLoss, Settings
+from lightx2v_sgmd.parallel.base import ScoreLoss, StrategySettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import by_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -78,7 +78,7 @@ class Zero3:
     """
 
     def __init__(
-        self, model: wan.WanModel, settings: Settings, ranks: Ranks, fold_text: bool
+        self, model: wan.WanModel, settings: StrategySettings, ranks: Ranks, fold_text: bool
     ) -> None:
         self.settings, self.ranks = settings, ranks
         self.trained = tuple(settings.optimizers)

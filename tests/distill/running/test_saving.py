@@ -31,14 +31,14 @@ def runs_of_large(*jobs: Job) -> None:
 def run_without_room(job: Job) -> str:
     """What is said if the disk has no room for the second rank's file."""
     student_weights.MOST = 10_000  # type: ignore[misc]
-    write = store.Pending.write_tensors
+    write = store.PendingCheckpoint.write_tensors
 
-    def full(self: store.Pending, name: str, *args: Any) -> Any:
+    def full(self: store.PendingCheckpoint, name: str, *args: Any) -> Any:
         if name == "student-00002-of-00002.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, name, *args)
 
-    store.Pending.write_tensors = full  # type: ignore[assignment, method-assign]
+    store.PendingCheckpoint.write_tensors = full  # type: ignore[assignment, method-assign]
     with pytest.raises((UserError, SystemExit)) as caught:  # the first rank speaks for all
         distill(job, quiet=True)
     return str(caught.value)

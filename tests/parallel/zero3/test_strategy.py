@@ -14,7 +14,14 @@ import torch
 from distill import distill
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Settings, connect, disconnect
+from lightx2v_sgmd.parallel import (
+    FAKE_SCORE,
+    STUDENT,
+    TEACHER,
+    StrategySettings,
+    connect,
+    disconnect,
+)
 from lightx2v_sgmd.parallel.zero3 import strategy as zero3
 from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 from lightx2v_sgmd.system.errors import UserError
@@ -33,7 +40,7 @@ def leave_the_process_group() -> Iterator[None]:
 def build(teacher: Path, folder: Path, *settings: str) -> Zero3:
     job = make_job(teacher, folder, "parallel.strategy=zero3", *settings)
     ranks = connect("zero3", torch.device("cpu"))
-    return Zero3(open_wan(teacher), Settings.of(job), ranks, fold_text=True)
+    return Zero3(open_wan(teacher), StrategySettings.of(job), ranks, fold_text=True)
 
 
 def waiting(strategy: Any) -> bool:
