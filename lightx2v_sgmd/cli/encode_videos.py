@@ -29,11 +29,12 @@ def encode_videos_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Encode captioned videos into latents, for methods that read real videos.
+    """Encode captioned videos into latents.
 
     A video of another size than the job's, or with too few frames, is refused; a longer one is cut.
-    The GAN term of dmd2 reads the latents (data.latents). If the command is interrupted, run it
-    again to make the files that are missing; existing files are never replaced.
+    Methods that read real videos, such as dmd2 with its GAN term, train on them (data.latents). If
+    the command is interrupted, run it again to make the files that are missing; existing files are
+    never replaced.
     """
     from lightx2v_sgmd.job.schema import load_job
 

@@ -20,12 +20,12 @@ def replay_failure_command(
     ],
     as_json: Json = False,
 ) -> None:
-    """Repeat the update at which a run stopped because a number was not finite.
+    """Repeat the update at which a training run failed.
 
-    Use it to try a change of the code, the precision or the data. The command prints the same line
-    as the run did and exits with 1, or says that everything is finite now and exits with 0. One
-    process loads the whole state; start the command with torchrun, like the run itself, if the
-    state is too large for that.
+    A run fails when a number is not finite. Use this command to try a change of the code, the
+    precision or the data. It prints the same line as the run did and exits with 1, or says that
+    everything is finite now and exits with 0. One process loads the whole state; if the state is
+    too large for that, start the command with torchrun, like the run itself.
     """
     from distill.running.failures import replay
 

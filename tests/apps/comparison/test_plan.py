@@ -16,6 +16,7 @@ from lightx2v_sgmd.apps.comparison.plan import (
     saved_plan,
     write_plan,
 )
+from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import PROMPTS, job_file
 
@@ -53,6 +54,14 @@ def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
     assert plan.rows == ("teacher", "undistilled", "sgmd", "dmd2", "tsg_sim")
     assert plan.settings.prompts == len(PROMPTS) and not plan.checkable
     assert not (tmp_path / "out").exists()
+
+
+def test_only_a_shipped_models_captions_of_the_world_are_checked(job: Path, tmp_path: Path) -> None:
+    shipped = make_plan(job, tmp_path / "out", overrides=["data.prompts=sprites"])
+    assert shipped.checkable and shipped.settings.prompts == Settings().prompts
+    copy = tmp_path / "copy.txt"
+    copy.write_text("\n".join(shipped_prompts("sprites") or []))
+    assert not make_plan(job, tmp_path / "out", overrides=[f"data.prompts={copy}"]).checkable
 
 
 def test_a_sweep_has_a_row_for_each_value(job: Path, tmp_path: Path) -> None:
