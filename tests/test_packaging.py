@@ -42,9 +42,11 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
         "from lightx2v_sgmd.system import resources; "
         "from lightx2v_sgmd.job.schema import load_job; "
         "from lightx2v_sgmd.families.hub_configs import known_hub_ids; "
+        "from lightx2v_sgmd.families.model_folder import shipped_prompts; "
         "jobs = [load_job(resources.config_path(n)) for n in resources.shipped_jobs()]; "
         "print(resources.__file__, len(jobs), len(known_hub_ids()), "
-        "resources.config_path('prompts/examples.txt').is_file())"
+        "resources.config_path('prompts/examples.txt').is_file(), "
+        "len(shipped_prompts('sprites')))"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -55,7 +57,7 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
         check=True,
     )
     home = base / "lib" / "lightx2v_sgmd" / "system" / "resources.py"
-    assert done.stdout.split() == [str(home), str(len(shipped_jobs())), "2", "True"]
+    assert done.stdout.split() == [str(home), str(len(shipped_jobs())), "2", "True", "2048"]
 
 
 def test_every_requirement_is_locked() -> None:
