@@ -1,4 +1,4 @@
-"""Who is to blame when nothing moves."""
+"""The hang detector names the rank that is to blame when nothing moves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
-from lightx2v_sgmd.parallel import Ranks, Watch
+from lightx2v_sgmd.parallel import Ranks, Watch, hang_detector
 from lightx2v_sgmd.parallel.hang_detector import PATIENCE, Diagnosis, HangDetector, Heartbeat
 from lightx2v_sgmd.parallel.rendezvous import host_store, join
 from lightx2v_sgmd.system.errors import RunError
@@ -18,33 +19,33 @@ from lightx2v_sgmd.system.errors import RunError
 HEARTBEATS = [Heartbeat(rank, host, 1, 5, f"step {rank}") for rank, host in enumerate("aabb")]
 
 
-def judged(
+def diagnosed(
     changes: dict[int, dict[str, Any]], until_s: int, timeout_s: float = 60.0
 ) -> tuple[int, Diagnosis] | None:
-    """The first verdict and its second, if ranks tell and count on but for ``changes``."""
-    judge = HangDetector(timeout_s, interval_s=1.0, now=0.0)
+    """The first diagnosis and when it came, if all ranks go on except for ``changes``."""
+    detector = HangDetector(timeout_s, interval_s=1.0, now=0.0)
     for now in range(until_s):
         beats = [
             replace(beat, **{"pulse": now, "count": now, **changes.get(beat.rank, {})})
             for beat in HEARTBEATS
         ]
-        if verdict := judge.look(beats, float(now)):
-            return now, verdict
+        if diagnosis := detector.check(beats, float(now)):
+            return now, diagnosis
     return None
 
 
 def test_ranks_that_move_are_left_alone() -> None:
-    assert judged({}, until_s=500) is None
+    assert diagnosed({}, until_s=500) is None
 
 
 def test_one_rank_that_moves_is_enough() -> None:
-    """The others wait for it."""
-    assert judged({rank: {"count": 7} for rank in (0, 1, 3)}, until_s=500) is None
+    """The other ranks wait for it."""
+    assert diagnosed({rank: {"count": 7} for rank in (0, 1, 3)}, until_s=500) is None
 
 
 def test_the_one_that_is_behind_is_named() -> None:
     hung = {rank: {"count": 7} for rank in (0, 1, 3)} | {2: {"count": 6, "doing": "step 4"}}
-    found = judged(hung, until_s=500)
+    found = diagnosed(hung, until_s=500)
     assert found is not None
     assert found[0] == 60 and found[1].ranks == {2}
     assert "nothing has moved for 1 min 00 s: rank 2 on b is the furthest behind, at step 4" in (
@@ -54,14 +55,14 @@ def test_the_one_that_is_behind_is_named() -> None:
 
 def test_loading_has_patience() -> None:
     hung = {rank: {"count": 7, "patient": rank == 0} for rank in range(4)}
-    found = judged(hung, until_s=1000)
+    found = diagnosed(hung, until_s=1000)
     assert found is not None and found[0] == 60 * PATIENCE
     assert "every rank is at step 0" in found[1].message
 
 
 @pytest.mark.parametrize(("timeout_s", "noticed_s"), [(60.0, 60), (3600.0, 120)])
 def test_silent_ranks_are_named_though_others_move(timeout_s: float, noticed_s: int) -> None:
-    found = judged({1: {"pulse": 3}, 3: {"pulse": 3}}, 4000, timeout_s)
+    found = diagnosed({1: {"pulse": 3}, 3: {"pulse": 3}}, 4000, timeout_s)
     assert found is not None
     assert found[0] == noticed_s and found[1].ranks == {1, 3}
     assert "no sign of rank 1 on a, rank 3 on b for" in found[1].message
@@ -69,15 +70,15 @@ def test_silent_ranks_are_named_though_others_move(timeout_s: float, noticed_s: 
 
 
 def test_a_machine_that_slept_accuses_nobody() -> None:
-    judge = HangDetector(60.0, interval_s=1.0, now=0.0)
-    assert judge.look(HEARTBEATS, 1.0) is None
-    assert judge.look(HEARTBEATS, 5000.0) is None  # all of us were stopped
-    assert judge.look(HEARTBEATS, 5001.0) is None
+    detector = HangDetector(60.0, interval_s=1.0, now=0.0)
+    assert detector.check(HEARTBEATS, 1.0) is None
+    assert detector.check(HEARTBEATS, 5000.0) is None  # all of us were stopped
+    assert detector.check(HEARTBEATS, 5001.0) is None
 
 
 def test_one_process_that_hangs() -> None:
     told: list[tuple[str, bool]] = []
-    watch = Watch(Ranks(), 0.5 / 60, lambda *verdict: told.append(verdict))
+    watch = Watch(Ranks(), 0.5 / 60, lambda *diagnosis: told.append(diagnosis))
     watch.tick("step 1")
     for _ in range(30):
         time.sleep(0.05)
@@ -90,6 +91,35 @@ def test_one_process_that_hangs() -> None:
     watch.close()
     ((message, speaks),) = told
     assert speaks and "it hangs at step 2, micro-batch 1 of 1; " in message
+
+
+class TwoRanks(Ranks):
+    """One of two ranks that are in one process and need no process group."""
+
+    def barrier(self) -> None:
+        pass
+
+
+def test_a_rank_that_stops_right_after_a_step_is_named_at_that_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(hang_detector, "_open_store", lambda ranks: store)
+    messages: list[str] = []
+    watches = [
+        Watch(TwoRanks(rank, 2), 2 / 60, lambda message, prints: messages.append(message))
+        for rank in (1, 0)
+    ]
+    with watches[0].patient("loading"):
+        pass
+    watches[0].tick("step 2, micro-batch 1 of 1")
+    watches[0].close()  # its threads write nothing more
+    for _ in range(600):
+        time.sleep(0.05)
+        if messages:
+            break
+    watches[1].close()
+    assert "was last at step 2, micro-batch 1 of 1; " in messages[0]
 
 
 def test_null_watches_nothing() -> None:
