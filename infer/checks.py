@@ -9,7 +9,8 @@ from typing import Final
 
 import torch
 
-from infer.network.lora import Lora, check_loras, lora_schedule
+from infer.network.lora import check_loras, lora_schedule
+from infer.options import Lora
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.families.wan import WanModel, open_wan

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from infer.checks import Checked, check_student, wanted_size
+from infer.engine_plan import EnginePlan, make_plan, out_of_memory, torch_dtype
 from infer.multi_gpu import share_tiles
 from infer.network.loading import load_network
 from infer.network.offload import Turns
-from infer.options import Options, Plan, make_plan, out_of_memory
+from infer.options import Options
 from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
@@ -50,7 +51,7 @@ class Student:
     """
 
     def __init__(
-        self, checked: Checked, plan: Plan, ranks: Ranks | None = None, quiet: bool = True
+        self, checked: Checked, plan: EnginePlan, ranks: Ranks | None = None, quiet: bool = True
     ) -> None:
         self.checked, self.plan, self.quiet = checked, plan, quiet
         self.ranks = ranks or Ranks(device=plan.device)
@@ -98,7 +99,7 @@ class Student:
         return self.parts.get(VAE, self._load_decoder)
 
     def _load_decoder(self) -> VaeDecoder:
-        vae = self.model.load_vae(self.plan.options.vae_dtype)
+        vae = self.model.load_vae(torch_dtype(self.plan.options.vae_dtype))
         return VaeDecoder(vae, DecodeSettings(compile=self.plan.compile), self.device)
 
     def release(self, part: str) -> None:
@@ -348,37 +349,26 @@ class Student:
 
 
 def load_student(
-    path: str | Path,
-    *,
-    assume_schedule: str | None = None,
-    base: str | Path | None = None,
-    quiet: bool = True,
-    **options: Any,
+    path: str | Path, options: Options | None = None, *, quiet: bool = True
 ) -> Student:
     """Loads weights, after checking that they are whole and meant for this engine.
 
     Args:
-        path: A student that ``lightx2v-sgmd export`` wrote (a folder, or a file of a transformer
-            alone), or a base model for ``loras``: in diffusers' or the original layout, or
-            ``sprites``, the bundled teacher.
-        assume_schedule: ``"sgmd"`` (four steps) or ``"sgmd:N"`` runs weights that carry no
-            schedule; a teacher is then run undistilled, without guidance.
-        base: For a file: the model whose VAE and text encoder it is run with.
-        quiet: No progress bars while weights are loaded.
-        **options: Fields of ``infer.options.Options``: ``attention``, ``dtype``, ``device``,
-            ``quantize``, ``offload``, ``max_memory_gib``, ``compile``, ``text_cache``, ``loras``
-            and so on.
+        path: A student that ``lightx2v-sgmd export`` wrote (a folder, or a file of a network
+            alone), or a base model for LoRAs: in diffusers' or the original layout, or ``sprites``,
+            the bundled teacher.
+        options: Precision, device, memory, LoRAs and so on; see ``infer.Options``.
+        quiet: Show no progress bars while weights are loaded.
 
     Raises:
-        UserError: pickles, damaged or missing files, keys that do not fit, a schedule that is
-            another or missing, an option that cannot run here.
+        UserError: the files are pickles, damaged, missing or do not fit; the schedule is missing or
+            one that this engine does not run; or an option cannot run here.
     """
-    chosen = Options(**options)
-    checked = check_student(path, assume_schedule, chosen.loras, base)
+    options = options or Options()
+    checked = check_student(path, options.assume_schedule, options.loras, options.base)
     video = checked.video
     size = (video.height, video.width, video.num_frames) if video else None
-    teacher_dtype = checked.teacher_dtype
-    plan = make_plan(checked.model, chosen, size, teacher_dtype=teacher_dtype)
+    plan = make_plan(checked.model, options, size, teacher_dtype=checked.teacher_dtype)
     return Student(checked, plan, quiet=quiet)
 
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
+from infer.options import Quantize
 from infer.vae.decoding import FRAMES_AT_ONCE, Tiling
 from infer.vae.memory import decode_gib
 from lightx2v_sgmd.families.wan import WanModel, text_dtype
@@ -26,7 +27,6 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
 GIB: Final = 2**30
-Quantize = Literal["none", "fp8", "int8", "fp8-storage"]
 
 _CONTEXT_GIB: Final = 0.8
 """What CUDA and its libraries take before the first tensor."""

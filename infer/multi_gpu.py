@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infer.options import device_of
+from infer.engine_plan import device_of
 from infer.vae.decoding import Share
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.environment import check_joining

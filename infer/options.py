@@ -1,253 +1,229 @@
-"""How a student is run: what the user may ask for, and what it comes to on this machine."""
+"""The options of a generation: the one place that names, documents and defaults them.
+
+``lightx2v-sgmd generate``, ``load_student``, ``generate`` and docs/reference/generate.md are made
+from these fields. Importing this imports no PyTorch, so that ``--help`` stays quick.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
+from lightx2v_sgmd.networks.kernel_names import Attention
+from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.untrusted.paths import path_problem
 
-from infer.memory import GIB, Quantize, Way, Work, choose_way, needed_gib
-from infer.network.lora import Lora
-from lightx2v_sgmd.families.wan import WanModel, text_dtype
-from lightx2v_sgmd.networks import attention as kernels
-from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import why_unusable
+if TYPE_CHECKING:
+    import torch
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+Quantize = Literal["none", "fp8", "int8", "fp8-storage"]
+
+_STRONGEST = 100
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file and its strength; 1 is the strength that it was trained for."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Lora:
+        """Reads ``FILE`` or ``FILE:STRENGTH``; a folder that ``export`` wrote is its file.
+
+        Raises:
+            UserError: the strength is no number.
+        """
+        if problem := path_problem(text):
+            raise UserError(f"lora: {shortened(text)} {problem}; give a .safetensors file")
+        path, colon, strength = text.rpartition(":")
+        if not colon or strength.endswith(".safetensors") or Path(text).exists():
+            return cls(_lora_file(Path(text)))
+        try:
+            number = float(strength)
+            if not -_STRONGEST <= number <= _STRONGEST:
+                raise ValueError("the network's output would not be finite")
+        except ValueError:
+            raise UserError(
+                f"lora: {shortened(strength)!r} is no strength from -{_STRONGEST} to {_STRONGEST}; "
+                "write FILE or FILE:STRENGTH, as x.safetensors:0.8"
+            ) from None
+        return cls(_lora_file(Path(path)), number)
+
+
+def _lora_file(path: Path) -> Path:
+    """The file itself, or that of an exported folder."""
+    return path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    kind: Any,
+    flag: str = "",
+    metavar: str = "",
+    least: float | None = None,
+) -> Any:
+    """A field with everything that the command line and the reference page say of it.
+
+    Args:
+        default: The default.
+        meaning: A sentence; the text of ``--help``.
+        kind: The type on the command line; ``list[str]`` may be repeated.
+        flag: The option's name if it is not the field's, such as ``--lora``.
+        metavar: The placeholder of the value.
+        least: The smallest value.
+    """
+    metadata = {"meaning": meaning, "kind": kind, "flag": flag, "metavar": metavar, "least": least}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen; every default is the fastest that is exact.
+    """The options of an engine; every default is the fastest that is exact."""
 
-    Attributes:
-        attention: ``auto``, or a kernel of ``lightx2v_sgmd.networks.attention.KERNELS``.
-        dtype: Of the transformer; default float32 on a CPU, bfloat16 on a GPU.
-        vae_dtype: Precision of the VAE; bfloat16 is faster and shows as banding. On a GPU, PyTorch
-            computes convolutions of float32 tensors in TF32, the VAE's and the patch embedding's,
-            unless ``torch.backends.cudnn.allow_tf32`` is switched off.
-        device: Default the GPU if there is one.
-        quantize: ``none``; ``fp8``: torchao, weights and activations, per row, CUDA only;
-            ``int8``: torchao, weights only; ``fp8-storage``: weights are stored in fp8 and cast
-            layer by layer.
-        offload: Blocks wait in the main memory and are fetched one ahead; CUDA only.
-        one_at_a_time: Text encoder, transformer and VAE take turns on the device.
-        tile_vae: Decode in tiles.
-        text_on_cpu: Encode text on the CPU.
-        max_memory_gib: Picks the five above, as far as they are not set, to fit. Default on a GPU
-            what is free there.
-        compile: ``torch.compile`` of the blocks; default on a GPU whose weights stay there. On a
-            CPU it gains nothing.
-        compile_cache: Where compiled kernels are kept; default ``TORCHINDUCTOR_CACHE_DIR``, or a
-            folder in the user's cache.
-        fuse_qkv: One product for query, key and value.
-        text_cache: A folder of embedded prompts (see ``infer.text``); None keeps none.
-        loras: Added to the weights.
-        merge_lora: Into them, not beside them.
-    """
-
-    attention: str = "auto"
-    dtype: torch.dtype | None = None
-    vae_dtype: torch.dtype = torch.float32
-    device: str | torch.device | None = None
-    quantize: Quantize = "none"
-    offload: bool = False
-    one_at_a_time: bool = False
-    tile_vae: bool = False
-    text_on_cpu: bool = False
-    max_memory_gib: float | None = None
-    compile: bool | None = None
-    compile_cache: Path | None = None
-    fuse_qkv: bool = True
-    text_cache: Path | None = None
-    loras: tuple[Lora, ...] = ()
-    merge_lora: bool = False
+    attention: str = option(
+        "auto",
+        "Attention kernel; auto takes the fastest exact one that works here. sage is approximate.",
+        kind=Attention,
+    )
+    dtype: Dtype | torch.dtype | None = option(
+        None, "Precision of the network; default bf16 on a GPU, fp32 on a CPU.", kind=Dtype
+    )
+    vae_dtype: Dtype | torch.dtype = option(
+        "fp32",
+        "Precision of the VAE. bf16 is faster and shows as banding. On a GPU, PyTorch runs fp32 "
+        "convolutions in TF32 by default.",
+        kind=Dtype,
+    )
+    device: str | torch.device | None = option(
+        None,
+        "Device: cpu, cuda or cuda:1; default a GPU if there is one.",
+        kind=str,
+        metavar="DEVICE",
+    )
+    quantize: Quantize = option(
+        "none",
+        "Quantisation of the network's blocks. fp8: weights and activations, GPU only. int8: "
+        "weights. fp8-storage: weights, cast back layer by layer.",
+        kind=Quantize,
+    )
+    max_memory_gib: float | None = option(
+        None,
+        "Memory limit in GiB. The next four options and --quantize are set as needed to stay below "
+        "it. Default on a GPU: the memory that is free.",
+        kind=float,
+        metavar="G",
+    )
+    offload: bool = option(
+        False,
+        "Keep the network's blocks in main memory and fetch them one ahead; GPU only.",
+        kind=bool,
+    )
+    one_at_a_time: bool = option(
+        False, "Keep only one of text encoder, network and VAE on the device at a time.", kind=bool
+    )
+    tile_vae: bool = option(False, "Decode in tiles, which needs less memory.", kind=bool)
+    text_on_cpu: bool = option(False, "Encode prompts on the CPU.", kind=bool)
+    compile: bool | None = option(
+        None,
+        "Compile the network's blocks; the first video is slower. On by default when all weights "
+        "fit on the GPU; a CPU gains nothing.",
+        kind=bool,
+    )
+    compile_cache: Path | None = option(
+        None,
+        "Folder of compiled kernels; default TORCHINDUCTOR_CACHE_DIR or the user's cache.",
+        kind=Path,
+        metavar="DIR",
+    )
+    fuse_qkv: bool = option(
+        True, "Compute queries, keys and values by one matrix product.", kind=bool
+    )
+    text_cache: Path | None = option(
+        None,
+        "Folder of text embeddings (at most 4 GiB), or none; default the user's cache. Python "
+        "keeps none by default.",
+        kind=str,
+        metavar="DIR|none",
+    )
+    base: str | Path | None = option(
+        None,
+        "Model whose VAE and text encoder are used, for weights that are a single file; default "
+        "the file's folder.",
+        kind=Path,
+        metavar="DIR",
+    )
+    loras: tuple[Lora, ...] = option(
+        (),
+        "LoRA file to add to the weights, with a strength (default 1); repeatable.",
+        kind=list[str],
+        flag="--lora",
+        metavar="FILE[:STRENGTH]",
+    )
+    merge_lora: bool = option(
+        False, "Merge LoRAs into the weights: faster, and rounded once.", kind=bool
+    )
+    assume_schedule: str | None = option(
+        None,
+        "Schedule of weights that carry none: sgmd (4 steps) or sgmd:N. A teacher runs "
+        "undistilled, without guidance.",
+        kind=str,
+        metavar="sgmd[:N]",
+    )
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the options come to.
+class GenerateOptions(Options):
+    """The options of a generation: those of the engine, and those of the videos."""
 
-    Attributes:
-        options: As asked.
-        device: Where.
-        dtype: Of the transformer.
-        text_dtype: The text encoder's precision: that of training, if the weights say it.
-        attention: The kernel.
-        way: What saves memory.
-        compile: Whether blocks are compiled.
-        fuse_qkv: Whether projections are fused.
-        limit_gib: What may be used, if there is a limit.
-        fitted: Whether the way saves more than was asked for, to stay below it.
-    """
-
-    options: Options
-    device: torch.device
-    dtype: torch.dtype
-    text_dtype: torch.dtype
-    attention: str
-    way: Way
-    compile: bool
-    fuse_qkv: bool
-    limit_gib: float | None
-    fitted: bool
-
-
-def make_plan(
-    model: WanModel,
-    options: Options,
-    size: tuple[int, int, int] | None,
-    batch: int = 1,
-    ranks: Ranks | None = None,
-    teacher_dtype: str | None = None,
-) -> Plan:
-    """Settles what is open in the options on this machine.
-
-    Args:
-        model: The model.
-        options: As asked.
-        size: Height, width and frames of the largest video; None where nothing says it yet, and
-            then memory is not planned.
-        batch: Videos denoised together.
-        ranks: The processes that share a video, and this one's device; default one.
-        teacher_dtype: What the student's teacher ran in, as its manifest says.
-
-    Raises:
-        UserError: something that was asked for cannot run here, or the memory does not suffice.
-    """
-    device = device_of(options.device) if ranks is None else ranks.device
-    together = 1 if ranks is None else ranks.size
-    dtype = options.dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    head_dim = int(model.transformer_config["attention_head_dim"])
-    kernel = kernels.choose(options.attention, device, dtype, head_dim)
-    _check_quantize(options, device)
-    if options.offload and device.type != "cuda":
-        raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
-    way = asked = Way(
-        options.quantize,
-        options.offload,
-        options.one_at_a_time,
-        options.tile_vae or together > 1,  # processes share a decode by tiles
-        options.text_on_cpu,
+    seed: int = option(
+        0,
+        "Random seed of the first video; later videos use seed+1, seed+2, ...",
+        kind=int,
+        metavar="N",
+        least=0,
     )
-    limit = _limit(options, device)
-    if limit is not None and size is not None:
-        work = Work(
-            model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
-        )
-        kinds = () if _unmerged(options) else possible_quantisations(device)
-        way = choose_way(work, limit, way, kinds, halvable=options.dtype is None)
-        dtype = torch.bfloat16 if way.half else dtype
-    moving = way.offload or way.quantize == "fp8-storage" or _unmerged(options)
-    compiled = options.compile
-    if compiled is None:
-        compiled = device.type == "cuda" and not moving and why_unusable("triton") is None
-    return Plan(
-        options,
-        device,
-        dtype,
-        text_dtype(teacher_dtype or dtype),
-        kernel,
-        way,
-        compiled,
-        # The processes exchange q, k and v one by one.
-        options.fuse_qkv and not _unmerged(options) and together == 1,
-        limit,
-        replace(way, frames_at_once=asked.frames_at_once) != asked,  # costs nothing to speak of
+    height: int | None = option(
+        None, "Height of the videos; default as trained.", kind=int, metavar="PIXELS"
+    )
+    width: int | None = option(
+        None, "Width of the videos; default as trained.", kind=int, metavar="PIXELS"
+    )
+    num_frames: int | None = option(
+        None, "Frames of the videos; default as trained.", kind=int, metavar="4k+1"
+    )
+    fps: float | None = option(
+        None,
+        "Frames per second of the mp4; default that of the teacher's videos.",
+        kind=float,
+        metavar="RATE",
+    )
+    batch_size: int | None = option(
+        None,
+        "Videos of one size that are made together; does not change them beyond rounding.",
+        kind=int,
+        flag="--batch",
+        metavar="N",
+        least=1,
+    )
+    profile: Path | None = option(
+        None,
+        "File for a trace of the run (.json or .json.gz; open it in ui.perfetto.dev).",
+        kind=Path,
+        metavar="FILE",
     )
 
 
-def device_of(device: str | torch.device | None) -> torch.device:
-    """The device meant, by default the GPU if there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device: {device!r} is no device; use cpu, cuda or cuda:1") from error
+def flag_of(name: str, flag: str = "") -> str:
+    """The option's name on the command line."""
+    return flag or "--" + name.replace("_", "-")
 
 
-def possible_quantisations(device: torch.device) -> tuple[Quantize, ...]:
-    """What can run here beside plain weights, the best first."""
-    kinds: tuple[Quantize, ...] = get_args(Quantize)
-    return tuple(k for k in kinds if k != "none" and why_not_quantize(k, device) is None)
-
-
-def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
-    """What stops a quantisation on a device, or None."""
-    if kind in ("none", "fp8-storage"):
-        return None
-    problem = why_unusable("torchao")
-    if problem is not None:
-        missing = problem == "is not installed"
-        remedy = "pip install torchao" if missing else "`lightx2v-sgmd doctor` says what mends it"
-        return f"needs the package torchao, which {problem}; {remedy}"
-    if kind == "fp8":
-        if device.type != "cuda" or not torch.cuda.is_available():
-            return f"needs a CUDA device, and this is {device.type}; int8 runs on both"
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 9):
-            have = ".".join(map(str, capability))
-            return f"needs compute capability 8.9, this GPU has {have}; use int8"
-    return None
-
-
-def _check_quantize(options: Options, device: torch.device) -> None:
-    if options.quantize not in get_args(Quantize):
-        kinds = ", ".join(get_args(Quantize))
-        raise UserError(f"quantize: {options.quantize!r} is unknown; use {kinds}")
-    reason = why_not_quantize(options.quantize, device)
-    if reason is not None:
-        raise UserError(f"quantize: {options.quantize} {reason}")
-    if options.quantize != "none" and _unmerged(options):
-        raise UserError("quantize: LoRA layers stay beside the weights; add --merge-lora")
-
-
-def _unmerged(options: Options) -> bool:
-    return bool(options.loras) and not options.merge_lora
-
-
-def _limit(options: Options, device: torch.device) -> float | None:
-    if options.max_memory_gib is not None:
-        if options.max_memory_gib <= 0:
-            raise UserError(f"max_memory_gib: {options.max_memory_gib:g} is not positive")
-        return options.max_memory_gib
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free / GIB
-    return None
-
-
-def out_of_memory(
-    model: WanModel, plan: Plan, size: tuple[int, int, int], batch: int, where: str
-) -> UserError:
-    """What is said when memory runs out: how much was needed, and what would fit."""
-    work = Work(
-        model,
-        *size,
-        batch,
-        plan.dtype.itemsize,
-        plan.device.type == "cuda",
-        teacher_dtype=str(plan.text_dtype).removeprefix("torch."),
-    )
-    stages = needed_gib(work, plan.way)
-    needed = max(stages.values())
-    height, width, num_frames = size
-    message = (
-        f"out of memory on {plan.device} ({where}): {batch} x {height}x{width}, {num_frames} "
-        f"frames needs about {needed:.3g} GiB with {plan.way.flags()}"
-    )
-    smaller = 0.7 * needed
-    try:
-        one = replace(work, batch=1)
-        way = choose_way(one, smaller, plan.way, possible_quantisations(plan.device))
-    except UserError:
-        remedy = "--batch 1, or a" if batch > 1 else "a"
-        return UserError(f"{message}; ask for {remedy} smaller or shorter video")
-    flags = ("--batch 1 with " if batch > 1 else "") + way.flags()
-    return UserError(
-        f"{message}; {flags} would do with {max(needed_gib(one, way).values()):.3g} GiB"
-    )
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The values of an option that has a few, else none."""
+    return get_args(kind) if getattr(kind, "__origin__", None) is Literal else ()

@@ -13,16 +13,36 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 import infer
-from infer import Student
+from infer import GenerateOptions, Options, Outcome, Student
 from lightx2v_sgmd.files.manifest import Manifest, Video
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from tests.tiny import WEIGHTS, make_tiny_wan
 
 
-def load_student(path: str | Path, **options: Any) -> Student:
+def load_student(path: str | Path, quiet: bool = True, **options: Any) -> Student:
     """As ``infer.load_student``, by default on the CPU."""
-    return infer.load_student(path, **{"device": "cpu", **options})
+    return infer.load_student(path, Options(**{"device": "cpu", **options}), quiet=quiet)
+
+
+def generate_files(
+    weights: str | Path,
+    prompts: Any,
+    out: str | Path,
+    cancel: Any = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Outcome:
+    """As ``infer.generate_files``, with the options as keywords."""
+    chosen = GenerateOptions(**options)
+    return infer.generate_files(weights, prompts, out, chosen, cancel=cancel, quiet=quiet)
+
+
+def generate(
+    weights: str | Path, prompts: Any, out: str | Path, quiet: bool = False, **options: Any
+) -> list[Path]:
+    """As ``infer.generate``, with the options as keywords."""
+    return infer.generate(weights, prompts, out, GenerateOptions(**options), quiet=quiet)
 
 
 def write_metadata(folder: Path, metadata: dict[str, str]) -> None:

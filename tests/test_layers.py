@@ -38,6 +38,8 @@ ROOMS = (
 )
 # Where the applications are put together.
 TOP_ROOMS = (f"{LIBRARY}.apps", f"{LIBRARY}.cli")
+# It names the options of a command and imports nothing heavy, which a test in tests/infer holds.
+OPTIONS = "infer.options"
 DEEPSPEED_HOME = f"{LIBRARY}.parallel.zero3.engines"
 # They stop at a broken optional package, unless that was hidden from them before.
 PREPARED = ("diffusers", "transformers", "accelerate", "peft")
@@ -107,7 +109,7 @@ def forbidden(item: Import) -> str | None:
     if own == LIBRARY and target in APPLICATIONS:
         if item.module != LIBRARY and not any(within(item.module, top) for top in TOP_ROOMS):
             return "the library does not know the applications"
-        if not item.lazy:
+        if not item.lazy and not within(item.target, OPTIONS):
             return "an application is imported where it is used, so that --help stays quick"
     layer = next((layer for layer in BELOW if within(item.module, layer)), None)
     if layer is not None and target == LIBRARY and not within(item.target, layer):

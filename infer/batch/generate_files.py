@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +19,9 @@ from infer.batch.sidecars import is_there, publish, sidecar
 from infer.batch.writing import Pending, writing
 from infer.checks import check_student
 from infer.engine import NETWORK, Student
+from infer.engine_plan import make_plan
 from infer.multi_gpu import check_ranks, processes
-from infer.options import Options, make_plan
+from infer.options import GenerateOptions
 from infer.result import Cancelled
 from infer.stopping import Cancel, OnStep, stoppable
 from infer.text import TEXT_ENCODER
@@ -67,15 +67,17 @@ def generate(
     weights: str | Path,
     prompts: str | Sequence[str] | Path,
     out: str | Path,
-    **options: Any,
+    options: GenerateOptions | None = None,
+    *,
+    quiet: bool = False,
 ) -> list[Path]:
-    """As ``generate_files``, for those who only want the files.
+    """Makes videos and writes them as mp4; returns the files, as ``generate_files`` does.
 
     Raises:
         UserError: see ``generate_files``.
         SomeFailed: some videos could not be made.
     """
-    outcome = generate_files(weights, prompts, out, **options)
+    outcome = generate_files(weights, prompts, out, options, quiet=quiet)
     if outcome.failed:
         raise SomeFailed(outcome)
     return outcome.files
@@ -85,41 +87,25 @@ def generate_files(
     weights: str | Path,
     prompts: str | Sequence[str] | Path,
     out: str | Path,
+    options: GenerateOptions | None = None,
     *,
-    seed: int = 0,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    fps: float | None = None,
-    batch_size: int | None = None,
-    assume_schedule: str | None = None,
-    base: str | Path | None = None,
-    profile: Path | None = None,
     cancel: Cancel | None = None,
     quiet: bool = False,
-    **options: Any,
 ) -> Outcome:
     """Makes videos and writes them as mp4.
 
-    Each video gets a sidecar (``.json``) that says what it is, and a video that is there with a
-    fitting one is not made again. Only videos and sidecars of ours are replaced. One that fails
-    does not stop the others.
+    Each video gets a sidecar (``.json``) that says what it was made from, and a video whose sidecar
+    fits is not made again. Only videos and sidecars of ours are replaced. A video that fails does
+    not stop the others.
 
     Args:
-        weights: See ``load_student``, as for ``assume_schedule``, ``base`` and ``options``.
+        weights: As for ``load_student``.
         prompts: One prompt, several, or a ``Path`` to a file of them (see ``make_requests``).
         out: A file for a single prompt (``.mp4`` is added if it has no suffix), else a folder that
             gets ``0000_<words of the prompt>.mp4`` and so on.
-        seed: Of the first video; each next one takes the next number.
-        height: In pixels; default as trained.
-        width: In pixels.
-        num_frames: ``4k + 1``.
-        fps: Default the rate of the videos that the student was trained on.
-        batch_size: Videos denoised together, of one size; does not change them beyond rounding.
-        profile: Where to write a trace of the run (Chrome's format; ``.gz`` packs it).
+        options: Sizes, seeds, precision, memory and so on; see ``infer.GenerateOptions``.
         cancel: Asked between steps and between chunks of frames whether to stop.
-        quiet: No progress bar.
-        **options: Fields of ``Options``.
+        quiet: Show no progress bar.
 
     Raises:
         UserError: what ``load_student`` and ``Student.generate`` refuse, prompts that cannot be
@@ -127,27 +113,27 @@ def generate_files(
         Cancelled: ``cancel`` said so; what was finished stays.
     """
     required("imageio_ffmpeg")
-    chosen = Options(**options)
-    if fps is not None and not 0.1 <= fps <= 1000:
-        raise UserError(f"fps: {fps:g} is not from 0.1 to 1000 frames per second")
-    requests = make_requests(prompts, seed)
+    options = options or GenerateOptions()
+    if options.fps is not None and not 0.1 <= options.fps <= 1000:
+        raise UserError(f"fps: {options.fps:g} is not from 0.1 to 1000 frames per second")
+    requests = make_requests(prompts, options.seed)
     resolved(out)
     files = output_files(requests, Path(out), alone=isinstance(prompts, str))
-    if profile is not None:
-        check_profile(profile, files)
-    refuse_sources(files, weights, base, chosen, prompts, Path(out))
-    checked = check_student(weights, assume_schedule, chosen.loras, base)
-    requests = settle(requests, checked, height, width, num_frames)
+    if options.profile is not None:
+        check_profile(options.profile, files)
+    refuse_sources(files, weights, options, prompts, Path(out))
+    checked = check_student(weights, options.assume_schedule, options.loras, options.base)
+    requests = settle(requests, checked, options.height, options.width, options.num_frames)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
-    with processes(chosen.device) as ranks:
+    with processes(options.device) as ranks:
         check_ranks(ranks, checked.model.num_heads)
         plan = make_plan(
-            checked.model, chosen, largest, batch_size or 1, ranks, checked.teacher_dtype
+            checked.model, options, largest, options.batch_size or 1, ranks, checked.teacher_dtype
         )
-        facts = Facts(checked, chosen, plan.dtype, plan.text_dtype)
+        facts = Facts(checked, options, plan.dtype, plan.text_dtype)
         silent = quiet or not ranks.first
         with output_lock(files, Path(out), ranks, quiet) as lock:
-            run = _Run(ranks, facts, fps, lock, cancel, silent)
+            run = _Run(ranks, facts, options.fps, lock, cancel, silent)
             run.look(requests, files)
             run.outcome.way = plan.way.flags()
             if run.waiting:
@@ -155,8 +141,8 @@ def generate_files(
                     note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
                 if (fault := slow_conv3d(plan.device)) is not None:
                     note(fault, run.quiet)
-                with profiled(profile if ranks.first else None):
-                    run.go(lambda: Student(checked, plan, ranks, silent), batch_size)
+                with profiled(options.profile if ranks.first else None):
+                    run.go(lambda: Student(checked, plan, ranks, silent), options.batch_size)
     run.outcome.files = [file for file in files if file in run.done]
     return run.outcome
 

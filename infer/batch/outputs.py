@@ -82,7 +82,6 @@ def check_profile(profile: Path, files: Sequence[Path]) -> None:
 def refuse_sources(
     files: Sequence[Path],
     weights: str | Path,
-    base: str | Path | None,
     options: Options,
     prompts: str | Sequence[str] | Path,
     out: Path,
@@ -92,7 +91,8 @@ def refuse_sources(
     Raises:
         UserError: the output is, holds or lies in the weights, or is a file that is read.
     """
-    folders = {"--weights": model_folder(weights), "--base": None if base is None else Path(base)}
+    base = None if options.base is None else Path(options.base)
+    folders = {"--weights": model_folder(weights), "--base": base}
     read = {f"--lora {number}": lora.path for number, lora in enumerate(options.loras, start=1)}
     if isinstance(prompts, Path):
         read["--prompts"] = prompts

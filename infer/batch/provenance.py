@@ -13,6 +13,7 @@ import torch
 
 from infer.batch.requests import Request
 from infer.checks import Checked
+from infer.engine_plan import torch_dtype
 from infer.options import Options
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.outputs import content_hashes
@@ -39,7 +40,7 @@ class Facts:
             "timesteps": checked.schedule.to_dict()["timesteps"],
             "dtype": _name(dtype),
             "text_dtype": _name(text_dtype),
-            "vae_dtype": _name(options.vae_dtype),
+            "vae_dtype": _name(torch_dtype(options.vae_dtype)),
             "quantize": options.quantize,
             "attention": options.attention,
             "tile_vae": options.tile_vae,

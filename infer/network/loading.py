@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from infer.engine_plan import EnginePlan
 from infer.multi_gpu import share_tokens
 from infer.network import blocks
 from infer.network.fused_products import fuse_products
 from infer.network.load_progress import network_bar
 from infer.network.lora import LoraUpdates, add_loras
 from infer.network.offload import HostWeights
-from infer.options import Plan
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.networks import compiling
@@ -30,7 +30,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
 
 
-def load_network(model: WanModel, plan: Plan, ranks: Ranks, quiet: bool = True) -> Any:
+def load_network(model: WanModel, plan: EnginePlan, ranks: Ranks, quiet: bool = True) -> Any:
     """Loads the transformer and prepares it; nothing of it needs gradients.
 
     With several ranks it is one network, whose tokens they share.
@@ -66,7 +66,7 @@ def load_network(model: WanModel, plan: Plan, ranks: Ranks, quiet: bool = True) 
     return network
 
 
-def _loaded(model: WanModel, plan: Plan, quiet: bool) -> Any:
+def _loaded(model: WanModel, plan: EnginePlan, quiet: bool) -> Any:
     """The transformer, each block merged, fused and quantised as soon as it is there.
 
     Blocks that will be offloaded never all meet on the device: those that are quantised come there

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from infer.options import Lora
 from lightx2v_sgmd.families.wan_keys import transformer_to_diffusers
 from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of
 from lightx2v_sgmd.networks.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError, first_line, shortened
+from lightx2v_sgmd.system.errors import UserError, first_line
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
 from lightx2v_sgmd.untrusted.fields import (
@@ -29,45 +28,6 @@ from lightx2v_sgmd.untrusted.fields import (
     optional,
 )
 from lightx2v_sgmd.untrusted.json_text import METADATA, parse_json
-from lightx2v_sgmd.untrusted.paths import path_problem
-
-_STRONGEST = 100
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA file and how much of it is added: 1 is what it was trained for."""
-
-    path: Path
-    strength: float = 1.0
-
-    @classmethod
-    def parse(cls, text: str) -> Lora:
-        """Reads ``FILE`` or ``FILE:STRENGTH``; a folder that ``export`` wrote is its file.
-
-        Raises:
-            UserError: the strength is no number.
-        """
-        if problem := path_problem(text):
-            raise UserError(f"lora: {shortened(text)} {problem}; give a .safetensors file")
-        path, colon, strength = text.rpartition(":")
-        if not colon or strength.endswith(".safetensors") or Path(text).exists():
-            return cls(_file(Path(text)))
-        try:
-            number = float(strength)
-            if not -_STRONGEST <= number <= _STRONGEST:
-                raise ValueError("the network's output would not be finite")
-        except ValueError:
-            raise UserError(
-                f"lora: {shortened(strength)!r} is no strength from -{_STRONGEST} to {_STRONGEST}; "
-                "write FILE or FILE:STRENGTH, as x.safetensors:0.8"
-            ) from None
-        return cls(_file(Path(path)), number)
-
-
-def _file(path: Path) -> Path:
-    """The file itself, or that of an exported folder."""
-    return path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
 
 
 def lora_schedule(lora: Lora) -> Schedule | None:

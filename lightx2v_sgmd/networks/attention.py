@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.networks.flash_attention4 import MODULE as FLASH4_MODULE
 from lightx2v_sgmd.networks.flash_attention4 import flash_attention_4
+from lightx2v_sgmd.networks.kernel_names import Attention
 from lightx2v_sgmd.system.errors import UserError, first_line
 from lightx2v_sgmd.system.optional_packages import prepare_libraries, why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
@@ -131,6 +132,7 @@ KERNELS: Final = {
         tolerance=0.15,
     ),
 }
+assert {"auto", *KERNELS} == {*get_args(Attention)}, "a kernel has two names"
 """The kernels by name, fastest first; ``auto`` tries the exact ones in this order."""
 
 _TRIALS: Final = ((300, 300), (300, 37))

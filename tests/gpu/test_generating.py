@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tools.gpu_check.steps.attention import sampled_error
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 PROMPT = "a red circle moving left quickly"
-TEACHER = {"assume_schedule": "sgmd"}
+TEACHER: dict[str, Any] = {"assume_schedule": "sgmd"}
 
 
 @pytest.mark.usefixtures("exact_float32")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from infer.engine_plan import make_plan, out_of_memory
 from infer.memory import Way, Work, _activations, _decoding, choose_way, needed_gib, sizes_of
-from infer.options import Options, make_plan, out_of_memory
+from infer.options import Options
 from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.profiling import peak_growth

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer import generate_files
 from infer.multi_gpu import check_ranks
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
-from tests.students import load_student
+from tests.students import generate_files, load_student
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a red circle moving left", "a blue square"]
@@ -26,7 +25,7 @@ from pathlib import Path
 import infer.vae.decoding, infer.engine
 from infer.vae.decoding import Tiling
 infer.engine.Tiling = lambda: Tiling(16, 12)  # 9 tiles of a frame of 32 x 32
-from infer import generate_files
+from infer import GenerateOptions, generate_files
 from infer.engine import Student
 real = Student.denoise
 kept = []
@@ -35,7 +34,8 @@ def denoise(self, *args):
     return kept[-1]
 Student.denoise = denoise
 weights, out = Path(sys.argv[1]), Path(sys.argv[2])
-made = generate_files(weights, json.loads(sys.argv[3]), out / "videos", seed=3, device="cpu")
+options = GenerateOptions(seed=3, device="cpu")
+made = generate_files(weights, json.loads(sys.argv[3]), out / "videos", options)
 rank = os.environ["RANK"]
 torch.save(torch.cat(kept), out / f"latents{rank}.pt")
 (out / f"outcome{rank}.json").write_text(json.dumps([[str(f) for f in made.files], made.failed]))

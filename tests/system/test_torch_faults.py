@@ -9,6 +9,7 @@ import distill.running.run
 import infer.batch.generate_files
 from lightx2v_sgmd.cli.doctor import checks as doctor
 from lightx2v_sgmd.system import torch_faults
+from tests.students import generate
 from tests.training import make_job, train
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -64,7 +65,7 @@ def test_generating_says_it_once(
         infer.batch.generate_files, "slow_conv3d", lambda device: f"slow on {device}"
     )
     for quiet, times in ((False, 1), (True, 0)):
-        infer.generate(
+        generate(
             tiny_teacher,
             ["a red circle", "a blue square"],
             tmp_path / str(quiet),

@@ -12,13 +12,13 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infer.batch.generate_files import generate_files
-from infer.network.lora import Lora as LoraFile
 from infer.network.lora import check_loras
+from infer.options import Lora as LoraFile
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import adapter_metadata
 from lightx2v_sgmd.system.errors import UserError
+from tests.students import generate_files
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_lora_checkpoint, write_manifest

@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import torch
 
+from infer.engine_plan import make_plan
 from infer.network.loading import load_network
-from infer.options import Options, make_plan
+from infer.options import Options
 from lightx2v_sgmd.families.wan import fold_text_padding, pad_text, velocity
 from lightx2v_sgmd.parallel.ranks import Ranks
 from tools.benchmarks import machines

@@ -203,8 +203,9 @@ def cold_start(args: argparse.Namespace) -> dict[str, float]:
     """Seconds from a new process to the first video, for both."""
     height, width, num_frames = args.size
     ours = (
-        "from infer import load_student; import torch, sys; "
-        f"s = load_student({str(args.weights)!r}, assume_schedule='sgmd', device={args.device!r}); "
+        "from infer import Options, load_student; import torch, sys; "
+        f"s = load_student({str(args.weights)!r}, "
+        f"Options(assume_schedule='sgmd', device={args.device!r})); "
         f"s.generate({PROMPT!r}, height={height}, width={width}, num_frames={num_frames})"
     )
     stock = (

@@ -18,8 +18,9 @@ import torch
 
 from infer.checks import Checked, engine_schedule
 from infer.engine import Student, load_student
+from infer.engine_plan import make_plan
 from infer.memory import sizes_of
-from infer.options import Options, make_plan
+from infer.options import Options
 from tools.benchmarks.peaks import peak_growth
 from tools.models.random_wan import PROMPT, RandomWan
 
@@ -95,7 +96,7 @@ class Source:
         options = {"device": self.device, "dtype": self.dtype, **options}
         if self.model is None:
             assert self.folder is not None, "a source has a folder or a model"
-            return load_student(self.folder, assume_schedule="sgmd", **options)
+            return load_student(self.folder, Options(assume_schedule="sgmd", **options))
         plan = make_plan(self.model, Options(**options), self.size)
         return Student(Checked(self.model, None, engine_schedule()), plan)
 

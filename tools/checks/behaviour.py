@@ -78,6 +78,7 @@ def record(work: Path) -> dict[str, Any]:
     import torch
 
     import lightx2v_sgmd
+    from infer import Options
 
     torch.set_num_threads(1)
     pairs = work / "pairs"
@@ -113,9 +114,8 @@ def record(work: Path) -> dict[str, Any]:
         found["exports"][f"{format_} {dtype}"] = folder_digests(out)
     found["videos"] = {}
     for name, weights in {"teacher": "sprites", "student": str(work / "diffusers_fp32")}.items():
-        student = lightx2v_sgmd.load_student(
-            weights, assume_schedule="sgmd" if name == "teacher" else None
-        )
+        assumed = "sgmd" if name == "teacher" else None
+        student = lightx2v_sgmd.load_student(weights, Options(assume_schedule=assumed))
         made = student.generate(
             ["a red circle moving left fast", "a large blue square moving up slowly"],
             [3, 4],

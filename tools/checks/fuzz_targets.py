@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from infer.batch.requests import make_requests
-from infer.network.lora import Lora
+from infer.options import Lora
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.wan import bundled_teacher
 from lightx2v_sgmd.files.manifest import read_manifest

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import infer.batch.requests
-from infer import Cancelled, SomeFailed, Student, generate, generate_files
+from infer import Cancelled, SomeFailed, Student
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
-from tests.students import load_student
+from tests.students import generate, generate_files, load_student
 
 
 def test_one_prompt_gives_one_file(shared_student: Path, tmp_path: Path) -> None:
@@ -80,11 +80,11 @@ def test_mistakes_are_found_before_weights_are_loaded(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("infer.engine.Student._load_transformer", loaded)
-    options: dict[str, object] = {"prompts": "a", "quiet": True, **change}
+    options: dict[str, Any] = {"prompts": "a", "quiet": True, **change}
     out = tmp_path / str(options.pop("out", "x.mp4"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=match):
-        generate(shared_student, options.pop("prompts"), out, **options)  # type: ignore[arg-type]
+        generate(shared_student, options.pop("prompts"), out, **options)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import infer.batch.provenance
-from infer import Lora, generate_files
+from infer import Lora
 from infer.batch.sidecars import is_there, problem, publish, sidecar
 from lightx2v_sgmd.outputs import locked_file
 from lightx2v_sgmd.system.errors import UserError
-from tests.students import make_student
+from tests.students import generate_files, make_student
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import write_checkpoint
 from weights import export

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from distill.planning.metering import fused_attention
 from infer import Lora
+from infer.engine_plan import EnginePlan
 from infer.memory import GIB, Way, Work, needed_gib, sizes_of
 from infer.network import loading
 from infer.network.loading import load_network
-from infer.options import Options, Plan
+from infer.options import Options
 from lightx2v_sgmd.families.wan import WanModel, open_wan, velocity
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.tensor_copy import PIECE_BYTES
@@ -33,10 +34,10 @@ SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 SIZE = (480, 832, 81)
 
 
-def plan_of(way: Way, **options: Any) -> Plan:
+def plan_of(way: Way, **options: Any) -> EnginePlan:
     half = torch.bfloat16
     chosen = Options(**options)
-    return Plan(chosen, DEVICE, half, half, "sdpa", way, False, not way.offload, None, False)
+    return EnginePlan(chosen, DEVICE, half, half, "sdpa", way, False, not way.offload, None, False)
 
 
 def planned(model: WanModel, way: Way) -> dict[str, float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from infer.engine import load_student
+from infer.options import Options
 from infer.result import Video
 from lightx2v_sgmd.families.wan import BUNDLED
 from tools.gpu_check.context import Context, tf32
@@ -16,12 +16,12 @@ from tools.models.random_wan import PROMPT
 
 SEED = 1
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
-    "float32, TF32 off": ({"dtype": torch.float32, "compile": False}, False),
-    "float32, as it is": ({"dtype": torch.float32, "compile": False}, True),
-    "bfloat16, eager": ({"dtype": torch.bfloat16, "compile": False}, True),
+    "float32, TF32 off": ({"dtype": "fp32", "compile": False}, False),
+    "float32, as it is": ({"dtype": "fp32", "compile": False}, True),
+    "bfloat16, eager": ({"dtype": "bf16", "compile": False}, True),
     "defaults": ({}, True),
 }
-"""Options of ``load_student``, and whether TF32 is allowed (PyTorch's default for convolutions)."""
+"""Options of the engine, and whether TF32 is allowed (PyTorch's default for convolutions)."""
 
 
 def run(context: Context, step: Step) -> None:
@@ -30,9 +30,8 @@ def run(context: Context, step: Step) -> None:
 
     def on_cpu() -> Video:
         if not reference:
-            student = load_student(
-                BUNDLED, assume_schedule="sgmd", device="cpu", dtype=torch.float32, compile=False
-            )
+            options = Options(assume_schedule="sgmd", device="cpu", dtype="fp32", compile=False)
+            student = load_student(BUNDLED, options)
             reference.append(student.generate(PROMPT, SEED))
         return reference[0]
 
@@ -41,9 +40,8 @@ def run(context: Context, step: Step) -> None:
         def measure(row: Row, options: dict[str, Any] = options, allowed: bool = allowed) -> None:
             expected = on_cpu()
             with tf32(allowed):
-                student = load_student(
-                    BUNDLED, assume_schedule="sgmd", device=context.device, **options
-                )
+                chosen = Options(assume_schedule="sgmd", device=context.device, **options)
+                student = load_student(BUNDLED, chosen)
                 made = student.generate(PROMPT, SEED)
                 again = student.generate(PROMPT, SEED)
             row |= compared(made, expected)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from infer.checks import engine_schedule
 from infer.engine import Student
-from infer.options import Options, make_plan, why_not_quantize
+from infer.engine_plan import make_plan, why_not_quantize
+from infer.options import Options
 from lightx2v_sgmd.families.wan import pad_text, velocity
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.rollout import rollout

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from infer.options import why_not_quantize
+from infer.engine_plan import why_not_quantize
 from tools.counting.bounds import machine_limits, median_seconds
 from tools.gpu_check.context import Context, tf32
 from tools.gpu_check.report import NotHere, Row, Step

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from infer.engine import Student
+from infer.engine_plan import make_plan
 from infer.memory import Work, needed_gib
-from infer.options import Options, make_plan
+from infer.options import Options
 from tools.gpu_check.context import Context
 from tools.gpu_check.report import Row, Step
 from tools.models.random_wan import PROMPT

@@ -1,0 +1,225 @@
+"""The settings that an engine runs with: its options, settled for a model and this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+
+from infer.memory import GIB, Way, Work, choose_way, needed_gib
+from infer.options import Dtype, Options, Quantize
+from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.networks import attention as kernels
+from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import why_unusable
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The settings of an engine.
+
+    Attributes:
+        options: The options that were asked for.
+        device: The device.
+        dtype: Precision of the network.
+        text_dtype: Precision of the text encoder: that of training, if the weights say it.
+        attention: The attention kernel.
+        way: The memory mode.
+        compile: True if blocks are compiled.
+        fuse_qkv: True if queries, keys and values are one product.
+        limit_gib: The memory limit, if there is one.
+        fitted: True if the memory mode saves more than was asked for, to stay below the limit.
+    """
+
+    options: Options
+    device: torch.device
+    dtype: torch.dtype
+    text_dtype: torch.dtype
+    attention: str
+    way: Way
+    compile: bool
+    fuse_qkv: bool
+    limit_gib: float | None
+    fitted: bool
+
+
+def make_plan(
+    model: WanModel,
+    options: Options,
+    size: tuple[int, int, int] | None,
+    batch: int = 1,
+    ranks: Ranks | None = None,
+    teacher_dtype: str | None = None,
+) -> EnginePlan:
+    """Settles the open options for a model on this machine.
+
+    Args:
+        model: The model.
+        options: The options that were asked for.
+        size: Height, width and frames of the largest video; None where nothing says it yet, and
+            then memory is not planned.
+        batch: Videos denoised together.
+        ranks: The processes that share a video, and this one's device; default one.
+        teacher_dtype: What the student's teacher ran in, as its manifest says.
+
+    Raises:
+        UserError: something that was asked for cannot run here, or the memory does not suffice.
+    """
+    device = device_of(options.device) if ranks is None else ranks.device
+    together = 1 if ranks is None else ranks.size
+    default = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = default if options.dtype is None else torch_dtype(options.dtype)
+    head_dim = int(model.transformer_config["attention_head_dim"])
+    kernel = kernels.choose(options.attention, device, dtype, head_dim)
+    _check_quantize(options, device)
+    if options.offload and device.type != "cuda":
+        raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
+    way = asked = Way(
+        options.quantize,
+        options.offload,
+        options.one_at_a_time,
+        options.tile_vae or together > 1,  # processes share a decode by tiles
+        options.text_on_cpu,
+    )
+    limit = _limit(options, device)
+    if limit is not None and size is not None:
+        work = Work(
+            model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
+        )
+        kinds = () if _unmerged(options) else possible_quantisations(device)
+        way = choose_way(work, limit, way, kinds, halvable=options.dtype is None)
+        dtype = torch.bfloat16 if way.half else dtype
+    moving = way.offload or way.quantize == "fp8-storage" or _unmerged(options)
+    compiled = options.compile
+    if compiled is None:
+        compiled = device.type == "cuda" and not moving and why_unusable("triton") is None
+    return EnginePlan(
+        options,
+        device,
+        dtype,
+        text_dtype(teacher_dtype or dtype),
+        kernel,
+        way,
+        compiled,
+        # The processes exchange q, k and v one by one.
+        options.fuse_qkv and not _unmerged(options) and together == 1,
+        limit,
+        replace(way, frames_at_once=asked.frames_at_once) != asked,  # costs nothing to speak of
+    )
+
+
+_DTYPES: dict[str, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+
+
+def torch_dtype(dtype: Dtype | torch.dtype) -> torch.dtype:
+    """PyTorch's type for an option's value.
+
+    Raises:
+        UserError: the name is none of bf16, fp16, fp32.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype: {dtype!r} is unknown; use {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device meant, by default the GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"device: {device!r} is no device; use cpu, cuda or cuda:1") from error
+
+
+def possible_quantisations(device: torch.device) -> tuple[Quantize, ...]:
+    """What can run here beside plain weights, the best first."""
+    kinds: tuple[Quantize, ...] = get_args(Quantize)
+    return tuple(k for k in kinds if k != "none" and why_not_quantize(k, device) is None)
+
+
+def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
+    """What stops a quantisation on a device, or None."""
+    if kind in ("none", "fp8-storage"):
+        return None
+    problem = why_unusable("torchao")
+    if problem is not None:
+        missing = problem == "is not installed"
+        remedy = "pip install torchao" if missing else "`lightx2v-sgmd doctor` says what mends it"
+        return f"needs the package torchao, which {problem}; {remedy}"
+    if kind == "fp8":
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return f"needs a CUDA device, and this is {device.type}; int8 runs on both"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 9):
+            have = ".".join(map(str, capability))
+            return f"needs compute capability 8.9, this GPU has {have}; use int8"
+    return None
+
+
+def _check_quantize(options: Options, device: torch.device) -> None:
+    if options.quantize not in get_args(Quantize):
+        kinds = ", ".join(get_args(Quantize))
+        raise UserError(f"quantize: {options.quantize!r} is unknown; use {kinds}")
+    reason = why_not_quantize(options.quantize, device)
+    if reason is not None:
+        raise UserError(f"quantize: {options.quantize} {reason}")
+    if options.quantize != "none" and _unmerged(options):
+        raise UserError("quantize: LoRA layers stay beside the weights; add --merge-lora")
+
+
+def _unmerged(options: Options) -> bool:
+    return bool(options.loras) and not options.merge_lora
+
+
+def _limit(options: Options, device: torch.device) -> float | None:
+    if options.max_memory_gib is not None:
+        if options.max_memory_gib <= 0:
+            raise UserError(f"max_memory_gib: {options.max_memory_gib:g} is not positive")
+        return options.max_memory_gib
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free / GIB
+    return None
+
+
+def out_of_memory(
+    model: WanModel, plan: EnginePlan, size: tuple[int, int, int], batch: int, where: str
+) -> UserError:
+    """What is said when memory runs out: how much was needed, and what would fit."""
+    work = Work(
+        model,
+        *size,
+        batch,
+        plan.dtype.itemsize,
+        plan.device.type == "cuda",
+        teacher_dtype=str(plan.text_dtype).removeprefix("torch."),
+    )
+    stages = needed_gib(work, plan.way)
+    needed = max(stages.values())
+    height, width, num_frames = size
+    message = (
+        f"out of memory on {plan.device} ({where}): {batch} x {height}x{width}, {num_frames} "
+        f"frames needs about {needed:.3g} GiB with {plan.way.flags()}"
+    )
+    smaller = 0.7 * needed
+    try:
+        one = replace(work, batch=1)
+        way = choose_way(one, smaller, plan.way, possible_quantisations(plan.device))
+    except UserError:
+        remedy = "--batch 1, or a" if batch > 1 else "a"
+        return UserError(f"{message}; ask for {remedy} smaller or shorter video")
+    flags = ("--batch 1 with " if batch > 1 else "") + way.flags()
+    return UserError(
+        f"{message}; {flags} would do with {max(needed_gib(one, way).values()):.3g} GiB"
+    )
