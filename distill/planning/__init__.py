@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""The memory, operations and time of a job, before it runs."""

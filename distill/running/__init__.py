@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""A run: processes, signals, checkpoints, failures."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Prompts in, mp4 files out."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""The transformer, loaded and made fast."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Latents to frames, in chunks."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Programs put together from all of the library and the applications."""

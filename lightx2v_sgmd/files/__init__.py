@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""File formats: tensors, checkpoints, manifests, prompts, videos."""

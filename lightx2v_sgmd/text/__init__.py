@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Text embeddings of prompts, kept between runs."""

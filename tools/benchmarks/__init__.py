@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Benchmarks of training, generation, decoding and export."""

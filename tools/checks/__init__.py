@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Programs that look for faults."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Costs that can be counted without a GPU."""

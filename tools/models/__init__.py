@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Models that are made here."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""The export formats, a file for each program."""

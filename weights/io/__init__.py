@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""Tensors in and out, one by one."""

@@ -1,1 +1,1 @@
-"""Room. See README.md."""
+"""The ZeRO-3 strategy on DeepSpeed."""
