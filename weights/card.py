@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd.files.dtypes import TORCH_NAMES
 from lightx2v_sgmd.files.manifest import Manifest
-from weights.export_spec import LOSSES_FILE, Item, Losses
+from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
 from weights.formats import comfyui
 from weights.formats.comfyui_workflow import TEXT_ENCODER, VAE, WORKFLOW_FILE
 from weights.formats.layouts import LORA_FILE
@@ -136,30 +136,30 @@ _STORED: Final = {
 _METRICS_ROWS: Final = 40
 
 
-def model_card(item: Item, losses: Losses | None) -> str:
+def model_card(spec: ExportSpec, losses: Losses | None) -> str:
     """The card as Markdown, with the front matter of a hub page."""
-    about = item.source.about
-    values = _values(item, about)
-    sections = [_HEAD.format(**values), _USAGE[item.format](item, values)]
-    sections += [_TABLE.format(**values), *_lost(losses), *_metrics(item.source.metrics)]
+    about = spec.source.about
+    values = _values(spec, about)
+    sections = [_HEAD.format(**values), _USAGE[spec.format](spec, values)]
+    sections += [_TABLE.format(**values), *_lost(losses), *_metrics(spec.source.metrics)]
     return "".join([*sections, _FOOT])
 
 
-def _values(item: Item, about: Manifest) -> dict[str, Any]:
+def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
     schedule = about.schedule.to_dict()
     name = str(about.method["name"])
-    stored = _STORED[item.format].format(dtype=item.dtype)
-    if item.dtype == "fp8":
+    stored = _STORED[spec.format].format(dtype=spec.dtype)
+    if spec.dtype == "fp8":
         stored = f"8-bit floats with scales in attention and feed-forward, the rest bf16 ({stored})"
     return {
-        "kind": _kind(item),
-        "trained": _trained(item.source),
+        "kind": _kind(spec),
+        "trained": _trained(spec.source),
         "method": name,
         "method_upper": name.upper(),
         "options": ", ".join(f"{k} {v}" for k, v in about.method["options"].items()),
         "count": len(about.schedule),
         "teacher": about.teacher,
-        "torch_dtype": TORCH_NAMES.get(item.dtype, "bfloat16"),
+        "torch_dtype": TORCH_NAMES.get(spec.dtype, "bfloat16"),
         "height": about.video.height,
         "width": about.video.width,
         "num_frames": about.video.num_frames,
@@ -168,16 +168,16 @@ def _values(item: Item, about: Manifest) -> dict[str, Any]:
         "base": ", ".join(map(str, schedule["base"])),
         "shift": about.schedule.shift,
         "guidance_scale": about.guidance_scale,
-        "prompts": item.source.prompts or "prompts; see the job that made it",
+        "prompts": spec.source.prompts or "prompts; see the job that made it",
         "step": about.step,
         "ema": ", moving average of the weights" if about.ema else "",
         "stored": stored,
     }
 
 
-def _kind(item: Item) -> str:
-    trained = ", trained as a LoRA" if item.source.lora is not None else ""
-    if item.format == "lora":
+def _kind(spec: ExportSpec) -> str:
+    trained = ", trained as a LoRA" if spec.source.lora is not None else ""
+    if spec.format == "lora":
         return f"{trained}, as a LoRA for its teacher"
     return f"{trained} and merged into its teacher" if trained else ""
 
@@ -192,29 +192,29 @@ def _trained(source: Source) -> str:
     )
 
 
-def _lightx2v(item: Item, values: Mapping[str, Any]) -> str:
-    job = item.out.resolve() / LIGHTX2V_FILE
+def _lightx2v(spec: ExportSpec, values: Mapping[str, Any]) -> str:
+    job = spec.out.resolve() / LIGHTX2V_FILE
     return _LIGHTX2V.format(**values, job=job, file=LIGHTX2V_FILE)
 
 
-def _comfyui(item: Item, values: Mapping[str, Any]) -> str:
+def _comfyui(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     return _COMFYUI.format(
         **values,
-        weights=f"{comfyui.stem(item)}.safetensors",
+        weights=f"{comfyui.stem(spec)}.safetensors",
         text_encoder=TEXT_ENCODER,
         vae=VAE,
         workflow=WORKFLOW_FILE,
     )
 
 
-def _lora(item: Item, values: Mapping[str, Any]) -> str:
+def _lora(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     comfyui = _COMFYUI_LORA.format(**values, file=LORA_FILE, workflow=WORKFLOW_FILE)
     diffusers = _DIFFUSERS_LORA.format(**values, file=LORA_FILE)
-    return "\n".join([diffusers, comfyui, _lightx2v(item, values)])
+    return "\n".join([diffusers, comfyui, _lightx2v(spec, values)])
 
 
-_USAGE: Final[Mapping[str, Callable[[Item, Mapping[str, Any]], str]]] = {
-    "diffusers": lambda item, values: _DIFFUSERS.format(**values),
+_USAGE: Final[Mapping[str, Callable[[ExportSpec, Mapping[str, Any]], str]]] = {
+    "diffusers": lambda spec, values: _DIFFUSERS.format(**values),
     "wan": _lightx2v,
     "comfyui": _comfyui,
     "lora": _lora,

@@ -21,7 +21,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Item:
+class ExportSpec:
     """What is to be exported, and how.
 
     Attributes:
@@ -117,24 +117,24 @@ class Format(Protocol):
         """What ``--dtype`` may be."""
         ...
 
-    def check(self, item: Item) -> None:
+    def check(self, spec: ExportSpec) -> None:
         """Raises ``UserError`` for what the program cannot express, before anything is written."""
         ...
 
-    def count(self, item: Item) -> int:
+    def count(self, spec: ExportSpec) -> int:
         """Tensors that are written, for the progress bar."""
         ...
 
-    def nbytes(self, item: Item) -> int:
+    def nbytes(self, spec: ExportSpec) -> int:
         """About what the export takes on disk."""
         ...
 
-    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; says what was lost."""
         ...
 
     def problems(
-        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """What the program would read that is not the source's: empty if all is well."""
         ...

@@ -11,7 +11,7 @@ from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
 from weights.card import model_card
-from weights.export_spec import Item, Losses
+from weights.export_spec import ExportSpec, Losses
 from weights.formats.lora import check_rank
 from weights.formats.registry import FORMATS
 from weights.io.source import Source, open_source
@@ -75,23 +75,23 @@ def export(
         before = replaceable(final, overwrite)
         chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
         refuse_overlap(final, _sources(chosen))
-        item = Item(
+        spec = ExportSpec(
             chosen, format, _dtype(chosen, format, dtype), out, max_shard_size, rank, energy
         )
         if ema and not chosen.ema:
             reason = "the run kept no moving average (train.ema is 0)"
             note(f"{reason}: exporting its last weights", quiet)
         chosen_format = FORMATS[format]
-        chosen_format.check(item)
-        _check_space(final, chosen_format.nbytes(item))
-        count = chosen_format.count(item)
+        chosen_format.check(spec)
+        _check_space(final, chosen_format.nbytes(spec))
+        count = chosen_format.count(spec)
         with appearing_export(final, chosen.path, before, lock) as folder:
             with progress(count, "writing", quiet) as bar:
-                losses = chosen_format.write(item, folder, bar.advance)
-            _finish(item, folder, losses)
+                losses = chosen_format.write(spec, folder, bar.advance)
+            _finish(spec, folder, losses)
             sync_tree(folder)
             with progress(count, "verifying", quiet) as bar:
-                problems = differences(item, folder, losses, bar.advance)
+                problems = differences(spec, folder, losses, bar.advance)
             if problems:
                 raise DiffersError(problems)
         if losses is not None:
@@ -121,15 +121,15 @@ def _dtype(source: Source, format: str, asked: str | None) -> str:
     return source.about.dtype if exported and source.adapters is None else "bf16"
 
 
-def _finish(item: Item, folder: Path, losses: Losses | None) -> None:
+def _finish(spec: ExportSpec, folder: Path, losses: Losses | None) -> None:
     """Writes what every export has beside its weights, the manifest last."""
     if losses is not None:
         losses.write(folder)
-    if item.source.job_file is not None:
-        shutil.copyfile(item.source.job_file, folder / "job.yaml")
-    card = model_card(item, losses)
+    if spec.source.job_file is not None:
+        shutil.copyfile(spec.source.job_file, folder / "job.yaml")
+    card = model_card(spec, losses)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    manifest_for(item, folder).write(folder)
+    manifest_for(spec, folder).write(folder)
 
 
 def _sources(chosen: Source) -> dict[str, Path | None]:

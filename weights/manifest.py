@@ -8,13 +8,13 @@ from pathlib import Path
 
 from lightx2v_sgmd.files.manifest import Manifest
 from lightx2v_sgmd.outputs import sha256_files
-from weights.export_spec import Item
+from weights.export_spec import ExportSpec
 
 
-def manifest_for(item: Item, folder: Path) -> Manifest:
+def manifest_for(spec: ExportSpec, folder: Path) -> Manifest:
     """The manifest of an export whose other files are all in ``folder``."""
     return replace(
-        item.source.about, dtype=item.dtype, format=item.format, sha256=hashes(folder, item.hashed)
+        spec.source.about, dtype=spec.dtype, format=spec.format, sha256=hashes(folder, spec.hashed)
     )
 
 

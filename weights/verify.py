@@ -8,7 +8,7 @@ from typing import Final
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, changed_files, read_manifest
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES, read_headers, schedule_of
 from lightx2v_sgmd.system.errors import UserError
-from weights.export_spec import Advance, Item, Losses
+from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layouts import weights_in
 from weights.formats.registry import FORMATS
 
@@ -21,7 +21,7 @@ class ExportError(RuntimeError):
 
 
 def differences(
-    item: Item, folder: Path, losses: Losses | None, advance: Advance = lambda n: None
+    spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance = lambda n: None
 ) -> list[str]:
     """What in an export is not as its source says: empty if all is well.
 
@@ -30,7 +30,7 @@ def differences(
     same with the source's: bit by bit, or within the error that the export reports.
 
     Args:
-        item: What was exported.
+        spec: What was exported.
         folder: The export.
         losses: What it reports to lose.
         advance: Told of each weight that is compared.
@@ -42,9 +42,9 @@ def differences(
     if manifest is None:
         return [f"{FILE_NAME} is missing"]
     problems = changed_files(folder, manifest.sha256)
-    if manifest.schedule != item.source.schedule:
+    if manifest.schedule != spec.source.schedule:
         problems.append(f"the schedule in {FILE_NAME} is not the source's")
-    return problems + FORMATS[item.format].problems(item, folder, losses, advance)
+    return problems + FORMATS[spec.format].problems(spec, folder, losses, advance)
 
 
 def verify(folder: str | Path) -> list[str]:

@@ -21,7 +21,7 @@ from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS
 from tests.weights.conftest import do_export, write_manifest
 from weights import ExportError, export, exporting, publishing
-from weights.export_spec import Item
+from weights.export_spec import ExportSpec
 from weights.io.source import open_source
 from weights.publishing import listing
 from weights.verify import differences
@@ -123,14 +123,14 @@ def test_an_export_that_went_wrong_does_not_appear(
 
 
 def test_every_kind_of_difference_is_found(run: Path, tmp_path: Path) -> None:
-    item = Item(open_source(run, ema=True), "diffusers", "fp32", tmp_path / "student")
+    spec = ExportSpec(open_source(run, ema=True), "diffusers", "fp32", tmp_path / "student")
 
     def problems_after(name: str, change: Any) -> list[str]:
         shutil.rmtree(tmp_path / "student", ignore_errors=True)
         out = do_export(run, tmp_path / "student")
-        assert differences(item, out, None) == []
+        assert differences(spec, out, None) == []
         change(out / name)
-        return differences(item, out, None)
+        return differences(spec, out, None)
 
     def edit(**changes: Any) -> Any:
         def change(path: Path) -> None:

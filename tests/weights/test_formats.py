@@ -20,7 +20,7 @@ from tests.tiny import WEIGHTS
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
-from weights.export_spec import Item, Losses
+from weights.export_spec import ExportSpec, Losses
 from weights.io.source import open_source
 from weights.verify import differences
 
@@ -228,12 +228,12 @@ def test_a_changed_export_is_no_source(exports: Any, tmp_path: Path) -> None:
 
 def test_fp8_beyond_its_report_is_found(exports: Any) -> None:
     out = exports("wan", "fp8")
-    item = Item(open_source(exports.run, ema=True), "wan", "fp8", out)
+    spec = ExportSpec(open_source(exports.run, ema=True), "wan", "fp8", out)
     report = json.loads((out / "losses.json").read_text())
     honest = Losses("fp8", report["forward_error"], report["layers"], {})
-    assert differences(item, out, honest) == []
+    assert differences(spec, out, honest) == []
     boasting = Losses("fp8", report["forward_error"] / 2, report["layers"], {})
-    assert any("a forward pass is off" in line for line in differences(item, out, boasting))
+    assert any("a forward pass is off" in line for line in differences(spec, out, boasting))
 
 
 def test_a_wrong_scale_is_found(exports: Any, tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_a_wrong_scale_is_found(exports: Any, tmp_path: Path) -> None:
     tensors = load_file(out / WAN)
     tensors["blocks.0.ffn.0.weight_scale"] *= 2
     save_file(tensors, out / WAN, schedule_metadata(Schedule()))
-    item = Item(open_source(exports.run, ema=True), "wan", "fp8", exports("wan", "fp8"))
+    spec = ExportSpec(open_source(exports.run, ema=True), "wan", "fp8", exports("wan", "fp8"))
     report = json.loads((out / "losses.json").read_text())
-    found = differences(item, out, Losses("fp8", report["forward_error"], report["layers"], {}))
+    found = differences(spec, out, Losses("fp8", report["forward_error"], report["layers"], {}))
     assert "blocks.0.ffn.0.weight_scale has other values" in found
 
 

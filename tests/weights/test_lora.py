@@ -17,7 +17,7 @@ from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
-from weights.export_spec import Item, Losses
+from weights.export_spec import ExportSpec, Losses
 from weights.io.adapters import factorize
 from weights.io.source import open_source
 from weights.verify import differences
@@ -203,12 +203,12 @@ def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
 
 def test_boasting_reports_are_found(exports: Any) -> None:
     out = exports(rank=8)
-    item = Item(open_source(exports.run, ema=True), "lora", "bf16", out, rank=8)
+    spec = ExportSpec(open_source(exports.run, ema=True), "lora", "bf16", out, rank=8)
     told = report_of(out)
     honest = Losses("lora", told["forward_error"], told["layers"], {})
-    assert differences(item, out, honest) == []
+    assert differences(spec, out, honest) == []
     first = next(iter(told["layers"]))
     layers = {**told["layers"], first: {"relative_error": 0.01}}
-    found = differences(item, out, Losses("lora", told["forward_error"] / 2, layers, {}))
+    found = differences(spec, out, Losses("lora", told["forward_error"] / 2, layers, {}))
     assert any(line.startswith(f"{first} is off by") for line in found)
     assert any(line.startswith("a forward pass is off by") for line in found)

@@ -51,7 +51,7 @@ def test_a_sequential_file_keeps_its_order_and_knows_its_hash(tmp_path: Path) ->
     file = TensorFile(tmp_path / "x", parts, {"format": "pt"}, sequential=True)
     with pytest.raises(AssertionError, match="^e: "):  # not its turn
         file.write("e", content["e"])
-    assert [file.write(*item) for item in content.items()] == [False, False, False, True]
+    assert [file.write(*pair) for pair in content.items()] == [False, False, False, True]
     assert file.sha256 == sha256_file(tmp_path / "x")
     assert file.size == (tmp_path / "x").stat().st_size
     header = read_header(tmp_path / "x")
@@ -115,12 +115,12 @@ def test_only_a_few_tensors_are_in_memory_at_once(
 def test_freed_memory_is_given_back_once_a_loop_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100, 300, 700, 120, 500, 700, 130])
     trimmed: list[int] = []
-    monkeypatch.setattr(heap, "_trim", lambda: lambda pad: trimmed.append(pad) or 1)
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: trimmed.append(pad) or 1)
     monkeypatch.setattr(heap, "anonymous_bytes", lambda: next(sizes) * 2**20)
-    room = heap.Room()  # 100 MiB
-    room.give_back()  # 300: no need
-    room.give_back()  # 700: grown by 600; 120 are left
+    trimmer = heap.HeapTrimmer()  # 100 MiB
+    trimmer.trim()  # 300: no need
+    trimmer.trim()  # 700: grown by 600; 120 are left
     assert trimmed == [0]
-    room.give_back()  # 500: 380 more
-    room.give_back()  # 700: 580 more; 130 are left
+    trimmer.trim()  # 500: 380 more
+    trimmer.trim()  # 700: 580 more; 130 are left
     assert trimmed == [0, 0]

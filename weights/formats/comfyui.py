@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from weights.export_spec import Advance, Item, Losses
+from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import nbytes, network_problems, write_network
@@ -22,50 +22,50 @@ class ComfyuiFormat:
 
     dtypes = ("bf16", "fp16", "fp32", "fp8")
 
-    def check(self, item: Item) -> None:
+    def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
-        check_even(item.source.schedule)
+        check_even(spec.source.schedule)
 
-    def count(self, item: Item) -> int:
+    def count(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return len(item.source.tensors.shapes)
+        return len(spec.source.tensors.shapes)
 
-    def nbytes(self, item: Item) -> int:
+    def nbytes(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return nbytes(item)
+        return nbytes(spec)
 
-    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
         from dataclasses import replace
 
-        losses = write_network(replace(item, max_shard_size=_ONE_FILE), folder, stem(item), advance)
-        for name, content in _workflows(item).items():
+        losses = write_network(replace(spec, max_shard_size=_ONE_FILE), folder, stem(spec), advance)
+        for name, content in _workflows(spec).items():
             write_json(folder / name, content)
         return losses
 
     def problems(
-        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """See ``Format``."""
         found = []
-        if not (folder / f"{stem(item)}.safetensors").is_file():
-            found.append(f"{stem(item)}.safetensors, which the workflows name, is missing")
-        for name, content in _workflows(item).items():
+        if not (folder / f"{stem(spec)}.safetensors").is_file():
+            found.append(f"{stem(spec)}.safetensors, which the workflows name, is missing")
+        for name, content in _workflows(spec).items():
             found += json_problems(folder / name, content)
-        config = item.source.model.transformer_config
-        return found + network_problems(item, folder, config, losses, advance)
+        config = spec.source.model.transformer_config
+        return found + network_problems(spec, folder, config, losses, advance)
 
 
-def stem(item: Item) -> str:
+def stem(spec: ExportSpec) -> str:
     """The name of the file: what it is made from, by which method, in how many steps."""
-    about = item.source.about
+    about = spec.source.about
     teacher = about.teacher.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Diffusers").lower()
-    name = f"{teacher}_{about.method['name']}_{len(about.schedule)}step_{item.dtype}"
+    name = f"{teacher}_{about.method['name']}_{len(about.schedule)}step_{spec.dtype}"
     return re.sub(r"[^a-z0-9._-]+", "-", name)
 
 
-def _workflows(item: Item) -> Mapping[str, Mapping[str, Any]]:
-    api = workflow(item.source.about, weights=f"{stem(item)}.safetensors")
+def _workflows(spec: ExportSpec) -> Mapping[str, Mapping[str, Any]]:
+    api = workflow(spec.source.about, weights=f"{stem(spec)}.safetensors")
     return {WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 

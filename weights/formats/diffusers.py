@@ -10,7 +10,7 @@ from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
-from weights.export_spec import Advance, Item, Losses
+from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layouts import STEM
 from weights.io.json_files import write_json
 from weights.io.network import nbytes, network_problems, write_network
@@ -22,44 +22,44 @@ class DiffusersFormat:
 
     dtypes = ("bf16", "fp16", "fp32")
 
-    def check(self, item: Item) -> None:
+    def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
-        item.source.schedule.diffusers_config()
-        shared_bytes(item.source.model)
+        spec.source.schedule.diffusers_config()
+        shared_bytes(spec.source.model)
 
-    def count(self, item: Item) -> int:
+    def count(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return len(item.source.tensors.shapes)
+        return len(spec.source.tensors.shapes)
 
-    def nbytes(self, item: Item) -> int:
+    def nbytes(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return nbytes(item) + shared_bytes(item.source.model)
+        return nbytes(spec) + shared_bytes(spec.source.model)
 
-    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
         prepare_libraries()
         from diffusers import __version__
 
-        write_shared(item.source.model, folder)
+        write_shared(spec.source.model, folder)
         (folder / "transformer").mkdir()
         config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": __version__}
-        config |= item.source.model.transformer_config
+        config |= spec.source.model.transformer_config
         write_json(folder / "transformer" / "config.json", config)
-        losses = write_network(item, folder / "transformer", STEM, advance)
-        write_scheduler(folder, item.source.schedule)
+        losses = write_network(spec, folder / "transformer", STEM, advance)
+        write_scheduler(folder, spec.source.schedule)
         return losses
 
     def problems(
-        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """See ``Format``."""
         found = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
-        found += scheduler_problems(folder, item.source.schedule)
+        found += scheduler_problems(folder, spec.source.schedule)
         try:
             config = open_wan(folder).transformer_config
         except UserError as error:
             return [*found, str(error)]
-        return found + network_problems(item, folder, config, losses, advance)
+        return found + network_problems(spec, folder, config, losses, advance)
 
 
 def write_scheduler(folder: Path, schedule: Schedule) -> None:

@@ -69,7 +69,7 @@ class Layout:
         return stored.removesuffix(".weight") + self.scales.suffix
 
 
-def sound(tensors: Tensors, name: str) -> Tensor:
+def read_finite(tensors: Tensors, name: str) -> Tensor:
     """One weight of a source.
 
     Raises:

@@ -13,7 +13,7 @@ from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
 from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_metadata, schedule_of
 from lightx2v_sgmd.files.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
-from weights.export_spec import Advance, Item, Losses
+from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.comfyui import check_even
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
@@ -28,7 +28,7 @@ from weights.io.adapters import (
     factorize,
     is_matrix,
 )
-from weights.io.heap import Room
+from weights.io.heap import HeapTrimmer
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import SLACK
 from weights.io.probe import probe
@@ -45,77 +45,77 @@ class LoraFormat:
 
     dtypes = ("bf16", "fp16", "fp32")
 
-    def check(self, item: Item) -> None:
+    def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
-        if item.rank is not None and item.energy is not None:
+        if spec.rank is not None and spec.energy is not None:
             raise UserError("rank, energy: give one of the two")
-        if item.source.adapters is not None and (item.rank or item.energy):
+        if spec.source.adapters is not None and (spec.rank or spec.energy):
             raise UserError(
                 "rank, energy: the source is adapters already, and they are exported as they are; "
                 "leave the option out"
             )
-        item.source.schedule.diffusers_config()
-        check_even(item.source.schedule)
-        whole_steps(item.source.schedule)
+        spec.source.schedule.diffusers_config()
+        check_even(spec.source.schedule)
+        whole_steps(spec.source.schedule)
 
-    def count(self, item: Item) -> int:
+    def count(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return len(item.source.tensors.shapes)
+        return len(spec.source.tensors.shapes)
 
-    def nbytes(self, item: Item) -> int:
+    def nbytes(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        total, adapters = 0, item.source.adapters
+        total, adapters = 0, spec.source.adapters
         if adapters is not None:
             infos = adapters.header.tensors.values()
-            return sum(torch.Size(i.shape).numel() for i in infos) * OPTIONS[item.dtype].itemsize
-        for name, shape in item.source.tensors.shapes.items():
+            return sum(torch.Size(i.shape).numel() for i in infos) * OPTIONS[spec.dtype].itemsize
+        for name, shape in spec.source.tensors.shapes.items():
             numel = torch.Size(shape).numel()
             if is_matrix(name, shape):
-                rank = min(*shape) if item.energy else min(*shape, item.rank or DEFAULT_RANK)
+                rank = min(*shape) if spec.energy else min(*shape, spec.rank or DEFAULT_RANK)
                 numel = sum(shape) * rank
-            total += numel * OPTIONS[item.dtype].itemsize
+            total += numel * OPTIONS[spec.dtype].itemsize
         return total
 
-    def write(self, item: Item, folder: Path, advance: Advance) -> Losses:
+    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
         """See ``Format``."""
-        teacher = teacher_tensors(item.source)
+        teacher = teacher_tensors(spec.source)
         pieces: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
-        room = Room()
-        for name in item.source.tensors.shapes:
-            written = _pieces(item, teacher, name)
+        trimmer = HeapTrimmer()
+        for name in spec.source.tensors.shapes:
+            written = _pieces(spec, teacher, name)
             pieces |= written.tensors
             if written.rank:
                 ranks[name] = written.rank
-            room.give_back()
+            trimmer.trim()
             advance(1)
-        _write_file(folder / LORA_FILE, pieces, item)
-        write_scheduler(folder, item.source.schedule)
-        for path, content in _side_files(item).items():
+        _write_file(folder / LORA_FILE, pieces, spec)
+        write_scheduler(folder, spec.source.schedule)
+        for path, content in _side_files(spec).items():
             write_json(folder / path, content)
-        return _losses(item, teacher, folder, ranks)
+        return _losses(spec, teacher, folder, ranks)
 
     def problems(
-        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """See ``Format``."""
-        found = scheduler_problems(folder, item.source.schedule)
-        for path, content in _side_files(item).items():
+        found = scheduler_problems(folder, spec.source.schedule)
+        for path, content in _side_files(spec).items():
             found += json_problems(folder / path, content)
-        teacher = teacher_tensors(item.source)
+        teacher = teacher_tensors(spec.source)
         try:
             header = read_headers([folder / LORA_FILE])
-            PortableAdapters.checked(header, item.source.tensors.shapes, LORA_FILE)
+            PortableAdapters.checked(header, spec.source.tensors.shapes, LORA_FILE)
         except UserError as error:
             return [*found, str(error)]
-        if schedule_of(header.metadata) != item.source.schedule:
+        if schedule_of(header.metadata) != spec.source.schedule:
             found.append("the weights carry another schedule than the source")
-        expected_type = FILE_NAMES[OPTIONS[item.dtype]]
+        expected_type = FILE_NAMES[OPTIONS[spec.dtype]]
         for name, info in header.tensors.items():
             if info.dtype != expected_type and not name.endswith(".alpha"):
                 found.append(f"{name} is {info.dtype}, not {expected_type}")
         assert losses is not None, "adapters always come with a report"
-        now = _losses(item, teacher, folder, {}, advance)
+        now = _losses(spec, teacher, folder, {}, advance)
         for name, values in losses.layers.items():
             off = now.layers[name]["relative_error"]
             if off > values["relative_error"] * SLACK + 1e-7:
@@ -136,66 +136,66 @@ class _Pieces:
     rank: int = 0
 
 
-def _pieces(item: Item, teacher: Tensors, name: str) -> _Pieces:
+def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
     """What the file holds of one weight."""
-    dtype = OPTIONS[item.dtype]
-    shape = item.source.tensors.shapes[name]
-    adapters = item.source.adapters
+    dtype = OPTIONS[spec.dtype]
+    shape = spec.source.tensors.shapes[name]
+    adapters = spec.source.adapters
     if not is_matrix(name, shape):
-        delta = _delta(item, teacher, name) if adapters is None else adapters.delta(name, shape)
+        delta = _delta(spec, teacher, name) if adapters is None else adapters.delta(name, shape)
         if delta is None or not delta.any():
             return _Pieces({})
-        stored = _finite(item, name, delta.to(dtype))
+        stored = _finite(spec, name, delta.to(dtype))
         return _Pieces(dict.fromkeys(difference_names(name), stored))
     if adapters is None:
-        rank = (item.rank or DEFAULT_RANK) if item.energy is None else None
-        factors = factorize(_delta(item, teacher, name), name, rank, item.energy)
+        rank = (spec.rank or DEFAULT_RANK) if spec.energy is None else None
+        factors = factorize(_delta(spec, teacher, name), name, rank, spec.energy)
     else:
         found = adapters.factors(name)
-        if found is None and not _wanted_as_zero(item, name):
+        if found is None and not _wanted_as_zero(spec, name):
             return _Pieces({})
         factors = found or Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
     up, down, alpha = factor_names(name)
     above = factors.up if alpha is not None or factors.scale == 1 else factors.up * factors.scale
     tensors = {
-        up: _finite(item, name, above.to(dtype)),
-        down: _finite(item, name, factors.down.to(dtype)),
+        up: _finite(spec, name, above.to(dtype)),
+        down: _finite(spec, name, factors.down.to(dtype)),
     }
     if alpha is not None:
         tensors[alpha] = torch.tensor(factors.scale * factors.rank)
     return _Pieces(tensors, factors.rank)
 
 
-def _wanted_as_zero(item: Item, name: str) -> bool:
+def _wanted_as_zero(spec: ExportSpec, name: str) -> bool:
     """Whether a layer without adapters needs some: diffusers wants all outside blocks, or none."""
-    adapters = item.source.adapters
+    adapters = spec.source.adapters
     assert adapters is not None, "extracted adapters are of all layers"
-    outside = [n for n in item.source.tensors.shapes if not n.startswith("blocks.")]
+    outside = [n for n in spec.source.tensors.shapes if not n.startswith("blocks.")]
     return name in outside and any(adapters.factors(n) is not None for n in outside)
 
 
-def _delta(item: Item, teacher: Tensors, name: str) -> Tensor:
+def _delta(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
     """What training changed a weight by, float32; of adapters exactly, without rounding a sum."""
-    if item.source.adapters is not None:
-        shape = item.source.tensors.shapes[name]
-        delta = item.source.adapters.delta(name, shape)
+    if spec.source.adapters is not None:
+        shape = spec.source.tensors.shapes[name]
+        delta = spec.source.adapters.delta(name, shape)
         return torch.zeros(shape) if delta is None else delta
-    return item.source.tensors.read(name).float() - teacher.read(name).float()
+    return spec.source.tensors.read(name).float() - teacher.read(name).float()
 
 
-def _finite(item: Item, name: str, tensor: Tensor) -> Tensor:
+def _finite(spec: ExportSpec, name: str, tensor: Tensor) -> Tensor:
     if not tensor.isfinite().all():
         raise UserError(
-            f"{item.source.tensors.where(name)}: {name} has values that are not finite in "
-            f"{item.dtype}: the run diverged, or fp16 is too narrow; export an earlier checkpoint, "
+            f"{spec.source.tensors.where(name)}: {name} has values that are not finite in "
+            f"{spec.dtype}: the run diverged, or fp16 is too narrow; export an earlier checkpoint, "
             "or use bf16"
         )
     return tensor
 
 
-def _write_file(path: Path, pieces: dict[str, Tensor], item: Item) -> None:
+def _write_file(path: Path, pieces: dict[str, Tensor], spec: ExportSpec) -> None:
     parts = [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in pieces.items()]
-    file = TensorFile(path, parts, schedule_metadata(item.source.schedule))
+    file = TensorFile(path, parts, schedule_metadata(spec.source.schedule))
     try:
         for name, tensor in pieces.items():
             file.write(name, tensor)
@@ -203,10 +203,10 @@ def _write_file(path: Path, pieces: dict[str, Tensor], item: Item) -> None:
         file.close()
 
 
-def _side_files(item: Item) -> dict[str, Any]:
-    job = lightx2v_job(item)
-    job["lora_configs"] = [{"path": str(item.out.resolve() / LORA_FILE), "strength": 1.0}]
-    api = workflow(item.source.about, _BASE_WEIGHTS, lora=LORA_FILE)
+def _side_files(spec: ExportSpec) -> dict[str, Any]:
+    job = lightx2v_job(spec)
+    job["lora_configs"] = [{"path": str(spec.out.resolve() / LORA_FILE), "strength": 1.0}]
+    api = workflow(spec.source.about, _BASE_WEIGHTS, lora=LORA_FILE)
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 
@@ -224,20 +224,20 @@ class _InDiffusers:
 
 
 def _losses(
-    item: Item,
+    spec: ExportSpec,
     teacher: Tensors,
     folder: Path,
     ranks: dict[str, int],
     advance: Advance = lambda n: None,
 ) -> Losses:
     """What the written file loses, measured on the file."""
-    source = item.source
+    source = spec.source
     adapters = PortableAdapters(read_headers([folder / LORA_FILE]))
     layers: dict[str, dict[str, float]] = {}
     lost = changed = 0.0
     for name, shape in source.tensors.shapes.items():
         advance(1)
-        exact = _delta(item, teacher, name)
+        exact = _delta(spec, teacher, name)
         got = adapters.delta(name, shape)
         off, size = norm(exact if got is None else got - exact), norm(exact)
         lost, changed = lost + off**2, changed + size**2

@@ -9,7 +9,7 @@ from typing import Any, Final
 from lightx2v_sgmd.families.wan import TEXT_LENGTH
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from weights.export_spec import Advance, Item, Losses
+from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layouts import STEM, weights_in
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import nbytes, network_problems, write_network
@@ -24,26 +24,26 @@ class WanFormat:
 
     dtypes = ("bf16", "fp16", "fp32", "fp8")
 
-    def check(self, item: Item) -> None:
+    def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
-        whole_steps(item.source.schedule)
+        whole_steps(spec.source.schedule)
 
-    def count(self, item: Item) -> int:
+    def count(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return len(item.source.tensors.shapes)
+        return len(spec.source.tensors.shapes)
 
-    def nbytes(self, item: Item) -> int:
+    def nbytes(self, spec: ExportSpec) -> int:
         """See ``Format``."""
-        return nbytes(item)
+        return nbytes(spec)
 
-    def write(self, item: Item, folder: Path, advance: Advance) -> Losses | None:
+    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
-        losses = write_network(item, folder, STEM, advance)
-        write_json(folder / "config.json", original_config(item.source.model.transformer_config))
-        job = lightx2v_job(item)
+        losses = write_network(spec, folder, STEM, advance)
+        write_json(folder / "config.json", original_config(spec.source.model.transformer_config))
+        job = lightx2v_job(spec)
         files = weights_in(folder, "wan")
-        place = item.out.resolve() / (files[0].name if len(files) == 1 else "")
-        if item.dtype == "fp8":
+        place = spec.out.resolve() / (files[0].name if len(files) == 1 else "")
+        if spec.dtype == "fp8":
             job |= {"dit_quantized": True, "dit_quant_scheme": "fp8-sgl"}
             job["dit_quantized_ckpt"] = str(place)
         else:
@@ -52,13 +52,13 @@ class WanFormat:
         return losses
 
     def problems(
-        self, item: Item, folder: Path, losses: Losses | None, advance: Advance
+        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """See ``Format``."""
-        config = item.source.model.transformer_config
+        config = spec.source.model.transformer_config
         found = json_problems(folder / "config.json", original_config(config))
-        found += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(item))
-        return found + network_problems(item, folder, config, losses, advance)
+        found += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
+        return found + network_problems(spec, folder, config, losses, advance)
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def whole_steps(schedule: Schedule) -> list[int]:
     return steps
 
 
-def lightx2v_job(item: Item) -> dict[str, Any]:
+def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
     """How LightX2V runs the student; the weights' place is added by the caller."""
-    video, schedule = item.source.about.video, item.source.schedule
+    video, schedule = spec.source.about.video, spec.source.schedule
     return {
         "infer_steps": len(schedule),
         "denoising_step_list": whole_steps(schedule),

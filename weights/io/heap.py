@@ -15,7 +15,7 @@ _ALLOWED: Final = 512 * 2**20
 
 
 @cache
-def _trim() -> Callable[[int], int] | None:
+def _malloc_trim() -> Callable[[int], int] | None:
     """The C library's ``malloc_trim``, where there is one (glibc)."""
     if not sys.platform.startswith("linux"):
         return None
@@ -29,22 +29,22 @@ def anonymous_bytes() -> int:
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
-class Room:
-    """Keeps a loop over large tensors from holding the room of those that are gone.
+class HeapTrimmer:
+    """Keeps a loop over large tensors from holding the memory of those that are gone.
 
-    Before 2.38 glibc does not reuse the room of an aligned block for another of its size, and
+    Before 2.38 glibc does not reuse the memory of an aligned block for another of its size, and
     torch aligns all of its tensors. In some runs a loop over the weights of a network then keeps
-    the room of every one of them, though it holds one at a time: 4.9 GiB for the 1.3B shape in 8
+    the memory of every one of them, though it holds one at a time: 4.9 GiB for the 1.3B shape in 8
     bits, where 0.5 GiB is needed.
     """
 
     def __init__(self) -> None:
-        self._last = anonymous_bytes() if _trim() else 0
+        self._last = anonymous_bytes() if _malloc_trim() else 0
 
-    def give_back(self) -> None:
+    def trim(self) -> None:
         """Returns what was freed to the system, if this loop has grown much since the last time."""
-        trim = _trim()
-        if trim is None or anonymous_bytes() < self._last + _ALLOWED:
+        malloc_trim = _malloc_trim()
+        if malloc_trim is None or anonymous_bytes() < self._last + _ALLOWED:
             return
-        trim(0)
+        malloc_trim(0)
         self._last = anonymous_bytes()

@@ -20,10 +20,10 @@ from lightx2v_sgmd.files.safetensors_files import (
 )
 from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
 from lightx2v_sgmd.system.errors import UserError
-from weights.export_spec import Advance, Item, Losses
-from weights.formats.layout import Layout, encoded, sound
+from weights.export_spec import Advance, ExportSpec, Losses
+from weights.formats.layout import Layout, encoded, read_finite
 from weights.formats.layouts import weights_in
-from weights.io.heap import Room
+from weights.io.heap import HeapTrimmer
 from weights.io.probe import probe
 from weights.io.quantize import is_quantized, relative_error
 from weights.io.tensors import read_tensor
@@ -32,17 +32,17 @@ SLACK = 1 + 1e-3
 """How much a recomputed error may exceed the reported one: sums are added in another order."""
 
 
-def nbytes(item: Item) -> int:
+def nbytes(spec: ExportSpec) -> int:
     """The size of the network's files."""
-    parts = item.layout.all_parts(item.source.tensors.shapes)
+    parts = spec.layout.all_parts(spec.source.tensors.shapes)
     return sum(part.nbytes for part in parts) + 1000 * len(parts)
 
 
-def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Losses | None:
+def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -> Losses | None:
     """Writes the network's files, one tensor in memory at a time.
 
     Args:
-        item: What is exported.
+        spec: What is exported.
         folder: Where the files go.
         stem: Of their names.
         advance: Told of each weight that is written.
@@ -50,37 +50,37 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
     Returns:
         What 8-bit storage lost; None at any other precision.
     """
-    source, layout = item.source, item.layout
+    source, layout = spec.source, spec.layout
     parts = layout.all_parts(source.tensors.shapes)
-    shards = split(parts, stem, item.max_shard_size)
+    shards = split(parts, stem, spec.max_shard_size)
     index = f"{stem}.safetensors.index.json"
     writer = ShardWriter(folder, shards, parts, schedule_metadata(source.schedule), index)
     layers: dict[str, dict[str, float]] = {}
-    room = Room()
+    trimmer = HeapTrimmer()
     try:
         for name in source.tensors.shapes:
-            exact = sound(source.tensors, name)
+            exact = read_finite(source.tensors, name)
             content = encoded(layout, name, exact)
             writer.write(content)
             if layout.scales is not None and is_quantized(name):
                 error = relative_error(layout.decode(name, content), exact)
                 layers[name] = {"relative_error": error}
-            room.give_back()
+            trimmer.trim()
             advance(1)
         writer.write(layout.markers)
-        item.hashed.update(writer.finish())
+        spec.hashed.update(writer.finish())
     finally:
         writer.close()
     if layout.scales is None:
         return None
-    header = read_headers(weights_in(folder, item.format))
+    header = read_headers(weights_in(folder, spec.format))
     forward_error = relative_error(
         probe(
             source.model,
             layout.stored_dtype,
-            lambda name: layout.decode(name, _parts(header, name, item)),
+            lambda name: layout.decode(name, _parts(header, name, spec)),
         ),
-        probe(source.model, layout.stored_dtype, lambda name: _exact(item, name)),
+        probe(source.model, layout.stored_dtype, lambda name: _exact(spec, name)),
     )
     return Losses(
         "fp8",
@@ -90,19 +90,19 @@ def write_network(item: Item, folder: Path, stem: str, advance: Advance) -> Loss
     )
 
 
-def _parts(header: Header, name: str, item: Item) -> dict[str, Tensor]:
+def _parts(header: Header, name: str, spec: ExportSpec) -> dict[str, Tensor]:
     """What the export's files hold of a weight."""
-    parts = item.layout.parts(name, item.source.tensors.shapes[name])
+    parts = spec.layout.parts(name, spec.source.tensors.shapes[name])
     return {part.name: read_tensor(header.tensors[part.name]) for part in parts}
 
 
-def _exact(item: Item, name: str) -> Tensor:
+def _exact(spec: ExportSpec, name: str) -> Tensor:
     """A weight of the source at the precision of the export, but never in 8 bits."""
-    return item.source.tensors.read(name).to(item.layout.stored_dtype(name))
+    return spec.source.tensors.read(name).to(spec.layout.stored_dtype(name))
 
 
 def network_problems(
-    item: Item, folder: Path, config: dict[str, Any], losses: Losses | None, advance: Advance
+    spec: ExportSpec, folder: Path, config: dict[str, Any], losses: Losses | None, advance: Advance
 ) -> list[str]:
     """What in the network's files is not as the source says.
 
@@ -111,18 +111,18 @@ def network_problems(
     where 8 bits lose something.
 
     Args:
-        item: What was exported.
+        spec: What was exported.
         folder: The export.
         config: The network's configuration as the export has it.
         losses: What the export reports to lose.
         advance: Told of each weight that is compared.
     """
-    source, layout = item.source, item.layout
+    source, layout = spec.source, spec.layout
     try:
-        header = read_headers(weights_in(folder, item.format))
+        header = read_headers(weights_in(folder, spec.format))
     except UserError as error:
         return [str(error)]
-    problems = _header_problems(item, header)
+    problems = _header_problems(spec, header)
     if problems:
         return problems
     if schedule_of(header.metadata) != source.schedule:
@@ -130,10 +130,10 @@ def network_problems(
     seen: set[str] = set()
 
     def compared(name: str) -> Tensor:
-        parts = _parts(header, name, item)
+        parts = _parts(header, name, spec)
         if name not in seen:
             seen.add(name)
-            problems.extend(_value_problems(item, name, parts))
+            problems.extend(_value_problems(spec, name, parts))
             advance(1)
         return layout.decode(name, parts)
 
@@ -147,7 +147,7 @@ def network_problems(
             problems.append(f"{name} has other values")
     if got is None or problems:
         return problems
-    expected = probe(source.model, layout.stored_dtype, lambda name: _exact(item, name))
+    expected = probe(source.model, layout.stored_dtype, lambda name: _exact(spec, name))
     if losses is None:
         return [] if torch.equal(got, expected) else [_off(got, expected)]
     if relative_error(got, expected) <= losses.forward_error * SLACK:
@@ -155,8 +155,8 @@ def network_problems(
     return [f"{_off(got, expected)}, but {losses.forward_error:.2%} is reported"]
 
 
-def _header_problems(item: Item, header: Header) -> list[str]:
-    expected = {part.name: part for part in item.layout.all_parts(item.source.tensors.shapes)}
+def _header_problems(spec: ExportSpec, header: Header) -> list[str]:
+    expected = {part.name: part for part in spec.layout.all_parts(spec.source.tensors.shapes)}
     found = header.tensors
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in expected]
@@ -170,8 +170,8 @@ def _header_problems(item: Item, header: Header) -> list[str]:
     return problems
 
 
-def _value_problems(item: Item, name: str, parts: Mapping[str, Tensor]) -> list[str]:
-    expected = encoded(item.layout, name, sound(item.source.tensors, name))
+def _value_problems(spec: ExportSpec, name: str, parts: Mapping[str, Tensor]) -> list[str]:
+    expected = encoded(spec.layout, name, read_finite(spec.source.tensors, name))
     return [
         f"{stored} has other values"
         for stored, got in parts.items()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import WanModel, pad_text, velocity
-from weights.io.heap import Room
+from weights.io.heap import HeapTrimmer
 
 
 def probe(
@@ -27,7 +27,7 @@ def probe(
         dtype_of: The type of each weight.
         read: Gives each weight, by diffusers' name, in that type.
     """
-    network, room = _empty(model, dtype_of), Room()
+    network, trimmer = _empty(model, dtype_of), HeapTrimmer()
     names = {
         (module, own): f"{path}.{own}".lstrip(".")
         for path, module in network.named_modules()
@@ -46,7 +46,7 @@ def probe(
                 module._parameters[own] = torch.nn.Parameter(
                     parameter.to("meta"), requires_grad=False
                 )
-        room.give_back()
+        trimmer.trim()
 
     for module in network.modules():
         if module._parameters:
