@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.model_folder import model_folder
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.wan import WanModel, normalized_latents, open_wan
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
 from lightx2v_sgmd.files.video import check_writable
@@ -73,9 +73,6 @@ def _encode(
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = model.load_vae(device=device)
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=device).view(shape)
     content = "".join(content_hashes([*files, *(file.with_suffix(".txt") for file in files)]))
     origin = {
         "model": model.path,
@@ -93,7 +90,8 @@ def _encode(
                 latents = []
                 for file in files[chosen]:
                     video = _video(file, size)[None].to(device)
-                    latents.append(((vae.encode(video).latent_dist.mode() - mean) / std).cpu())
+                    encoded = vae.encode(video).latent_dist.mode()
+                    latents.append(normalized_latents(vae, encoded).cpu())
                 write_shard(out, start // shard, torch.cat(latents), None, captions[chosen], origin)
             bar.advance(len(files[chosen]))
 

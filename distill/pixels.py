@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.wan import WanModel, vae_latents
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone
 
 # B batch, C channels, T latent frames, h, w latent height and width, D width
@@ -27,12 +27,9 @@ class PixelFeatures:
         self._vae: Any = model.load_vae(device=device)
         self._vae.eval().requires_grad_(False)
         self._vision = VisionBackbone(path, device)
-        config = self._vae.config
-        self._mean = torch.tensor(config.latents_mean, device=device).view(1, -1, 1, 1, 1)
-        self._std = torch.tensor(config.latents_std, device=device).view(1, -1, 1, 1, 1)
 
     def __call__(self, x0: Tensor, frames: Sequence[int]) -> list[Tensor]:
         """Normalised latents ``[B, C, T, h, w]`` to maps ``[B * len(frames), D, h', w']``."""
-        video = self._vae.decode(x0 * self._std + self._mean, return_dict=False)[0]
+        video = self._vae.decode(vae_latents(self._vae, x0), return_dict=False)[0]
         chosen = video[:, :, list(frames)].transpose(1, 2).flatten(0, 1)
         return self._vision.features(chosen)

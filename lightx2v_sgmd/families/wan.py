@@ -30,7 +30,13 @@ from lightx2v_sgmd.families.text_rows import (
     pad_text,
     text_dtype,
 )
-from lightx2v_sgmd.families.wan_forward import decode_latents, to_frames, vae_latents, velocity
+from lightx2v_sgmd.families.wan_forward import (
+    decode_latents,
+    normalized_latents,
+    to_frames,
+    vae_latents,
+    velocity,
+)
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import Video
@@ -54,6 +60,7 @@ __all__ = [
     "decode_latents",
     "fold_text_padding",
     "stays_float32",
+    "normalized_latents",
     "open_wan",
     "pad_text",
     "text_dtype",

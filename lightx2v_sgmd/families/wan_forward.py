@@ -49,11 +49,23 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
 
 def vae_latents(vae: Any, latents: Tensor) -> Tensor:
     """Undoes the normalisation of latents ``[B, C, T, h, w]``, in the VAE's precision."""
+    mean, std = _latent_statistics(vae, latents.device)
+    return latents.to(mean.dtype) * std + mean
+
+
+def normalized_latents(vae: Any, encoded: Tensor) -> Tensor:
+    """Normalises what the VAE encoded, ``[B, C, T, h, w]``, for the network."""
+    mean, std = _latent_statistics(vae, encoded.device)
+    return (encoded - mean) / std
+
+
+def _latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation of each latent channel, ``[1, C, 1, 1, 1]``."""
     shape = (1, -1, 1, 1, 1)
     dtype = vae.post_quant_conv.weight.dtype  # vae.dtype looks at every weight
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, dtype)
-    std = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, dtype)
-    return latents.to(dtype) * std + mean
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(device, dtype)
+    std = torch.tensor(vae.config.latents_std).view(shape).to(device, dtype)
+    return mean, std
 
 
 def to_frames(video: Tensor) -> Tensor:

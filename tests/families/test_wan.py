@@ -96,6 +96,8 @@ def test_decoding_equals_stock_diffusers(folder: Path) -> None:
     stock = pipe.video_processor.postprocess_video(video, output_type="np")
     assert ours.shape == (1, 9, 32, 32, 3)
     assert abs(ours.numpy() / 255 - stock).max() < 0.5 / 255 + 1e-6
+    normalized = wan.normalized_latents(vae, latents * std + mean)
+    torch.testing.assert_close(normalized, latents, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spoiled", ["missing", "not json", "other class"])

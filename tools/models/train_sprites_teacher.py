@@ -219,8 +219,6 @@ def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Capt
     path = args.work / "latents.pt"
     rng = np.random.default_rng(args.seed + 1)
     vae = load_vae(args.work)
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     latents: list[torch.Tensor] = []
     captions = []
     cached = torch.load(path, weights_only=True) if path.exists() else None
@@ -235,7 +233,7 @@ def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Capt
         if cached is None:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 z = vae._encode(to_model_range(torch.stack(videos))).chunk(2, dim=1)[0].float()
-            latents.append(((z - mean) / std).bfloat16())
+            latents.append(wan.normalized_latents(vae, z).bfloat16())
     if cached is None:
         cached = torch.cat(latents)
         save_atomically(cached, path)  # type: ignore[arg-type]
