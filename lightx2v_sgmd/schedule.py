@@ -6,7 +6,7 @@ the weights' metadata and the engine refuses what it would not run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,17 @@ from lightx2v_sgmd.system.errors import UserError, joined
 
 NUM_TRAIN_TIMESTEPS = 1000
 MOST_STEPS = 1000
+
+
+def even_timesteps(steps: int) -> tuple[float, ...]:
+    """Timesteps spaced evenly from 1000 down, before the shift: 1000, 750, 500, 250 for 4."""
+    return tuple(NUM_TRAIN_TIMESTEPS * (steps - i) / steps for i in range(steps))
+
+
+def evenly_spaced(timesteps: Sequence[float], tolerance: float = 1e-6) -> bool:
+    """True if unshifted timesteps are ``even_timesteps``, each to within ``tolerance``."""
+    even = even_timesteps(len(timesteps))
+    return all(abs(a - b) < tolerance for a, b in zip(timesteps, even, strict=True))
 
 
 @dataclass(frozen=True)
@@ -113,10 +124,10 @@ class Schedule:
             UserError: the steps cannot be expressed that way (not evenly spaced from 1000).
         """
         n = len(self)
-        even = [1000 * (n - i) / n for i in range(n)]
-        if any(abs(a - b) > 1e-6 for a, b in zip(self.base, even, strict=True)):
+        if not evenly_spaced(self.base):
             raise UserError(
-                f"schedule.base: diffusers' scheduler spaces steps evenly; use {even} "
+                "schedule.base: diffusers' scheduler spaces steps evenly; use "
+                f"{list(even_timesteps(n))} "
                 f"instead of {list(self.base)}"
             )
         config: dict[str, Any] = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "shift": self.shift}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
 
 
@@ -47,11 +47,18 @@ def test_contradictions_are_refused(change: dict[str, object], says: str) -> Non
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 def test_stock_scheduler_takes_our_steps(steps: int) -> None:
-    schedule = Schedule(tuple(1000 * (steps - i) / steps for i in range(steps)))
+    schedule = Schedule(even_timesteps(steps))
     stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
     stock.set_timesteps(steps)
     torch.testing.assert_close(stock.sigmas, schedule.sigmas, rtol=0, atol=1e-6)
     torch.testing.assert_close(stock.timesteps, schedule.timesteps, rtol=0, atol=1e-3)
+
+
+def test_even_steps() -> None:
+    assert even_timesteps(4) == (1000, 750, 500, 250) and even_timesteps(1) == (1000,)
+    assert evenly_spaced([1000, 750, 500, 250]) and not evenly_spaced([1000, 750, 500, 251])
+    saved = [1000, 666.667, 333.333]  # as a manifest rounds them
+    assert evenly_spaced(saved, tolerance=1e-3) and not evenly_spaced(saved)
 
 
 def test_uneven_steps_have_no_stock_form() -> None:

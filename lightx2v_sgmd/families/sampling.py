@@ -19,7 +19,7 @@ from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
 from lightx2v_sgmd.rollout import VelocityFn, rollout
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.schedule import Schedule, even_timesteps
 from lightx2v_sgmd.untrusted.configs import check_scheduler
 from lightx2v_sgmd.untrusted.json_text import read_json_object
 
@@ -35,7 +35,7 @@ def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 def teacher_schedule(shift: float = 3.0, steps: int = TEACHER_STEPS) -> Schedule:
     """The teacher's own sampling steps: evenly spaced, then shifted."""
-    return Schedule(tuple(1000 * (steps - i) / steps for i in range(steps)), shift)
+    return Schedule(even_timesteps(steps), shift)
 
 
 def teacher_shift(model: wan.WanModel) -> float:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from lightx2v_sgmd.files.yaml_loader import parse_value
+from lightx2v_sgmd.schedule import evenly_spaced
 from lightx2v_sgmd.system.errors import UserError, joined
 from lightx2v_sgmd.untrusted.paths import path_problem
 
@@ -297,8 +298,7 @@ def _value(shape: Shape, clean: Tree, key: str) -> Any:
 
 def _fixed_schedule(shift: float, base: list[float]) -> str | None:
     """The student's schedule is one of a family; see ``schedule.Schedule``."""
-    even = [1000 * (len(base) - i) / len(base) for i in range(len(base))]
-    if shift == 8 and base and all(abs(a - b) < 1e-6 for a, b in zip(base, even, strict=True)):
+    if shift == 8 and base and evenly_spaced(base):
         return None
     steps = joined([f"{timestep:g}" for timestep in base])
     return (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
@@ -75,9 +75,8 @@ def check_even(schedule: Schedule) -> None:
     Raises:
         UserError: these steps are not spaced that way.
     """
-    n = len(schedule)
-    even = [1000 * (n - i) / n for i in range(n)]
-    if any(abs(a - b) > 1e-6 for a, b in zip(schedule.base, even, strict=True)):
+    if not evenly_spaced(schedule.base):
+        even = list(even_timesteps(len(schedule)))
         raise UserError(
             f"schedule.base: ComfyUI spaces steps evenly; use {even} instead of "
             f"{list(schedule.base)}"
