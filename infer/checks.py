@@ -1,4 +1,4 @@
-"""What is looked at in a folder of weights before anything of it is loaded."""
+"""Checks of a folder of weights before anything of it is loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Checked:
 
     @property
     def video(self) -> Video | None:
-        """What they were trained for; None if nothing says so."""
+        """The size of video that the weights were trained for; None if nothing says so."""
         return self.model.video if self.manifest is None else self.manifest.video
 
     @property
@@ -50,7 +50,7 @@ class Checked:
 
     @property
     def teacher_dtype(self) -> str | None:
-        """What the teacher ran in, and with it the text encoder; None if nothing says so."""
+        """The precision of the teacher and its text encoder; None if nothing says so."""
         return None if self.manifest is None else self.manifest.teacher_dtype
 
 

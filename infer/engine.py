@@ -20,7 +20,7 @@ from infer.checks import Checked, check_student, wanted_size
 from infer.engine_plan import EnginePlan, make_plan, out_of_memory, torch_dtype
 from infer.multi_gpu import share_tiles
 from infer.network.loading import load_network
-from infer.network.offload import Turns
+from infer.network.offload import PartSwitcher
 from infer.options import Options
 from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
@@ -56,12 +56,12 @@ class Student:
         self.checked, self.plan, self.quiet = checked, plan, quiet
         self.ranks = ranks or Ranks(device=plan.device)
         self.device, self.dtype, self.attention = plan.device, plan.dtype, plan.attention
-        self.parts = Turns(plan.device, plan.way.alone)
-        text_device = torch.device("cpu") if plan.way.text_on_cpu else plan.device
+        self.parts = PartSwitcher(plan.device, plan.memory_mode.one_at_a_time)
+        text_device = torch.device("cpu") if plan.memory_mode.text_on_cpu else plan.device
         self.texts = Texts(
             self.model, text_device, plan.text_dtype, plan.options.text_cache, self.parts, quiet
         )
-        if not plan.way.alone:
+        if not plan.memory_mode.one_at_a_time:
             self.transformer  # noqa: B018  # loads it
 
     def _load_transformer(self) -> Any:
@@ -75,7 +75,7 @@ class Student:
 
     @property
     def model(self) -> WanModel:
-        """Its configuration."""
+        """The model that the student runs as: its configuration and its parts."""
         return self.checked.model
 
     @property
@@ -91,7 +91,9 @@ class Student:
     @property
     def transformer(self) -> Any:
         """The network, on its device."""
-        return self.parts.get(NETWORK, self._load_transformer, moves=not self.plan.way.offload)
+        return self.parts.get(
+            NETWORK, self._load_transformer, moves=not self.plan.memory_mode.offload
+        )
 
     @property
     def decoder(self) -> VaeDecoder:
@@ -115,7 +117,7 @@ class Student:
         return self.model.latent_shape(height, width, num_frames)
 
     def batch_for(self, size: tuple[int, int, int]) -> int:
-        """How many videos of a size (height, width, frames) are denoised together by default."""
+        """The number of videos of a size (height, width, frames) denoised together by default."""
         shape = self.latent_shape(*size)
         return max(1, min(16, _TOKENS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
 
@@ -215,13 +217,13 @@ class Student:
         """Chunks ``[B, F, H, W, 3]``."""
         height, width = self._pixels(latents)
         size = (height, width, 4 * latents.shape[2] - 3)
-        tiling = Tiling() if self.plan.way.tile_vae else None
+        tiling = Tiling() if self.plan.memory_mode.tile_vae else None
         share = share_tiles(self.ranks)
         tiles = tiling.count(height, width) if tiling is not None and share is not None else 1
         if self.ranks.rank >= tiles:
             return
         with self._memory_explained(size, len(latents), "decoding"):
-            count = self.plan.way.frames_at_once
+            count = self.plan.memory_mode.frames_at_once
             here = latents.to(self.device)
             for chunk in decode_stream(self.decoder, here, tiling, share, count):
                 yield chunk.cpu().numpy()
@@ -287,7 +289,7 @@ class Student:
             width: In pixels; default as trained.
             num_frames: ``4k + 1``; default as trained.
             batch_size: Videos denoised together; does not change them beyond rounding.
-            decode: Whether to make frames, not latents only.
+            decode: True makes frames, False latents only.
             on_step: Called after each step of each batch with its index and the latents
                 ``[B, C, T, h, w]``; it may raise to cancel.
             cancel: Asked between steps and between chunks of frames whether to stop.

@@ -7,7 +7,7 @@ from typing import get_args
 
 import torch
 
-from infer.memory import GIB, Way, Work, choose_way, needed_gib
+from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
 from infer.options import Dtype, Options, Quantize
 from lightx2v_sgmd.families.wan import WanModel, text_dtype
 from lightx2v_sgmd.networks import attention as kernels
@@ -26,7 +26,7 @@ class EnginePlan:
         dtype: Precision of the network.
         text_dtype: Precision of the text encoder: that of training, if the weights say it.
         attention: The attention kernel.
-        way: The memory mode.
+        memory_mode: The memory mode.
         compile: True if blocks are compiled.
         fuse_qkv: True if queries, keys and values are one product.
         limit_gib: The memory limit, if there is one.
@@ -38,7 +38,7 @@ class EnginePlan:
     dtype: torch.dtype
     text_dtype: torch.dtype
     attention: str
-    way: Way
+    memory_mode: MemoryMode
     compile: bool
     fuse_qkv: bool
     limit_gib: float | None
@@ -62,7 +62,7 @@ def make_plan(
             then memory is not planned.
         batch: Videos denoised together.
         ranks: The processes that share a video, and this one's device; default one.
-        teacher_dtype: What the student's teacher ran in, as its manifest says.
+        teacher_dtype: Precision of the student's teacher, as its manifest says.
 
     Raises:
         UserError: something that was asked for cannot run here, or the memory does not suffice.
@@ -76,7 +76,7 @@ def make_plan(
     _check_quantize(options, device)
     if options.offload and device.type != "cuda":
         raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
-    way = asked = Way(
+    memory_mode = asked = MemoryMode(
         options.quantize,
         options.offload,
         options.one_at_a_time,
@@ -85,13 +85,15 @@ def make_plan(
     )
     limit = _limit(options, device)
     if limit is not None and size is not None:
-        work = Work(
+        work = Workload(
             model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
         )
         kinds = () if _unmerged(options) else possible_quantisations(device)
-        way = choose_way(work, limit, way, kinds, halvable=options.dtype is None)
-        dtype = torch.bfloat16 if way.half else dtype
-    moving = way.offload or way.quantize == "fp8-storage" or _unmerged(options)
+        memory_mode = choose_memory_mode(
+            work, limit, memory_mode, kinds, halvable=options.dtype is None
+        )
+        dtype = torch.bfloat16 if memory_mode.half else dtype
+    moving = memory_mode.offload or memory_mode.quantize == "fp8-storage" or _unmerged(options)
     compiled = options.compile
     if compiled is None:
         compiled = device.type == "cuda" and not moving and why_unusable("triton") is None
@@ -101,12 +103,13 @@ def make_plan(
         dtype,
         text_dtype(teacher_dtype or dtype),
         kernel,
-        way,
+        memory_mode,
         compiled,
         # The processes exchange q, k and v one by one.
         options.fuse_qkv and not _unmerged(options) and together == 1,
         limit,
-        replace(way, frames_at_once=asked.frames_at_once) != asked,  # costs nothing to speak of
+        replace(memory_mode, frames_at_once=asked.frames_at_once)
+        != asked,  # costs nothing to speak of
     )
 
 
@@ -143,13 +146,13 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 
 def possible_quantisations(device: torch.device) -> tuple[Quantize, ...]:
-    """What can run here beside plain weights, the best first."""
+    """The quantisations that can run here, the best first."""
     kinds: tuple[Quantize, ...] = get_args(Quantize)
     return tuple(k for k in kinds if k != "none" and why_not_quantize(k, device) is None)
 
 
 def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
-    """What stops a quantisation on a device, or None."""
+    """The reason why a quantisation cannot run on a device, or None."""
     if kind in ("none", "fp8-storage"):
         return None
     problem = why_unusable("torchao")
@@ -196,8 +199,8 @@ def _limit(options: Options, device: torch.device) -> float | None:
 def out_of_memory(
     model: WanModel, plan: EnginePlan, size: tuple[int, int, int], batch: int, where: str
 ) -> UserError:
-    """What is said when memory runs out: how much was needed, and what would fit."""
-    work = Work(
+    """The error when memory runs out: how much was needed, and what would fit."""
+    work = Workload(
         model,
         *size,
         batch,
@@ -205,21 +208,23 @@ def out_of_memory(
         plan.device.type == "cuda",
         teacher_dtype=str(plan.text_dtype).removeprefix("torch."),
     )
-    stages = needed_gib(work, plan.way)
+    stages = needed_gib(work, plan.memory_mode)
     needed = max(stages.values())
     height, width, num_frames = size
     message = (
         f"out of memory on {plan.device} ({where}): {batch} x {height}x{width}, {num_frames} "
-        f"frames needs about {needed:.3g} GiB with {plan.way.flags()}"
+        f"frames needs about {needed:.3g} GiB with {plan.memory_mode.flags()}"
     )
     smaller = 0.7 * needed
     try:
         one = replace(work, batch=1)
-        way = choose_way(one, smaller, plan.way, possible_quantisations(plan.device))
+        memory_mode = choose_memory_mode(
+            one, smaller, plan.memory_mode, possible_quantisations(plan.device)
+        )
     except UserError:
         remedy = "--batch 1, or a" if batch > 1 else "a"
         return UserError(f"{message}; ask for {remedy} smaller or shorter video")
-    flags = ("--batch 1 with " if batch > 1 else "") + way.flags()
+    flags = ("--batch 1 with " if batch > 1 else "") + memory_mode.flags()
     return UserError(
-        f"{message}; {flags} would do with {max(needed_gib(one, way).values()):.3g} GiB"
+        f"{message}; {flags} would do with {max(needed_gib(one, memory_mode).values()):.3g} GiB"
     )

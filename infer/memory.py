@@ -1,4 +1,4 @@
-"""How much memory a generation needs, and the fastest way that fits into what there is.
+"""The memory that a generation needs, and the fastest memory mode that fits.
 
 The weights are counted on the meta device, where networks have shapes and no storage. What
 loading takes beside them follows from how ``infer.network.loading`` does it, block by block. What
@@ -29,7 +29,7 @@ from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transform
 GIB: Final = 2**30
 
 _CONTEXT_GIB: Final = 0.8
-"""What CUDA and its libraries take before the first tensor."""
+"""The memory that CUDA and its libraries take before the first tensor."""
 _GROUPS_AT_ONCE: Final = 3
 """Blocks on the device with group offload and a stream: the one that computes, the one before it,
 which may still be leaving, and the next one, which is coming."""
@@ -59,8 +59,8 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Way:
-    """A combination of what saves memory; each costs something, and none is the fastest.
+class MemoryMode:
+    """A combination of settings that save memory; each costs time, and none of them is the fastest.
 
     Attributes:
         quantize: ``none``; ``fp8`` (computes in it), ``int8`` and ``fp8-storage`` (store in it).
@@ -74,7 +74,7 @@ class Way:
 
     quantize: Quantize = "none"
     offload: bool = False
-    alone: bool = False
+    one_at_a_time: bool = False
     tile_vae: bool = False
     text_on_cpu: bool = False
     half: bool = False
@@ -85,7 +85,7 @@ class Way:
         flags = [
             f"--quantize {self.quantize}" if self.quantize != "none" else "",
             "--offload" if self.offload else "",
-            "--one-at-a-time" if self.alone else "",
+            "--one-at-a-time" if self.one_at_a_time else "",
             "--tile-vae" if self.tile_vae else "",
             "--text-on-cpu" if self.text_on_cpu else "",
             "--dtype bf16" if self.half else "",
@@ -94,20 +94,20 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to be computed.
+class Workload:
+    """A generation, as far as its memory depends on it.
 
     Attributes:
         model: The model.
-        height: Of the videos, in pixels.
+        height: Height of the videos in pixels.
         width: In pixels.
         num_frames: ``4k + 1``.
         batch: Videos denoised together.
-        bytes_each: Of a number in the network's precision: 2 or 4.
-        cuda: Whether the device is a GPU.
+        bytes_each: Bytes of a number in the network's precision: 2 or 4.
+        cuda: True if the device is a GPU.
         ranks: Processes that share the tokens.
-        teacher_dtype: What the student's teacher ran in, if that is known: the text encoder runs in
-            the same precision, else in the network's.
+        teacher_dtype: Precision of the student's teacher, if it is known: the text encoder runs in
+            it, otherwise in the network's.
     """
 
     model: WanModel
@@ -158,50 +158,50 @@ def _text_config(model: WanModel) -> dict[str, Any]:
     return {key: saved[key] for key in _TEXT_SIZES if key in saved}
 
 
-def needed_gib(work: Work, way: Way) -> dict[str, float]:
-    """What each stage needs at its highest, in GiB: ``load``, ``text``, ``denoise``, ``decode``.
+def needed_gib(work: Workload, memory_mode: MemoryMode) -> dict[str, float]:
+    """The peak memory of each stage in GiB: ``load``, ``text``, ``denoise``, ``decode``.
 
     ``load`` is the network's loading: text encoder and VAE, which come later, need no more than
     what they weigh.
     """
     sizes = sizes_of(work.model)
-    each = 2 if way.half else work.bytes_each
+    each = 2 if memory_mode.half else work.bytes_each
     encoder = sizes.text_encoder * _text_bytes(work, each)
     vae = sizes.vae * 4
-    linears = sizes.linears * _BYTES.get(way.quantize, each)
+    linears = sizes.linears * _BYTES.get(memory_mode.quantize, each)
     transformer = linears + sizes.rest * each
-    loading = transformer + _changing(sizes, way, each)
-    if way.offload:
-        loading = sizes.rest * each + _changing(sizes, way, each)
+    loading = transformer + _changing(sizes, memory_mode, each)
+    if memory_mode.offload:
+        loading = sizes.rest * each + _changing(sizes, memory_mode, each)
         share = sizes.block * (transformer / (sizes.linears + sizes.rest))
         transformer = _GROUPS_AT_ONCE * share + sizes.rest * each
-    encoder_here = 0 if way.text_on_cpu and work.cuda else encoder
-    resting = 0.0 if way.alone else transformer + encoder_here + vae
+    encoder_here = 0 if memory_mode.text_on_cpu and work.cuda else encoder
+    resting = 0.0 if memory_mode.one_at_a_time else transformer + encoder_here + vae
     context = _CONTEXT_GIB * GIB if work.cuda else 0.0
     stages = {
         "load": loading,
         "text": max(encoder_here, resting),
         "denoise": max(transformer, resting) + _activations(work, each),
-        "decode": max(vae, resting) + _decoding(work, way),
+        "decode": max(vae, resting) + _decoding(work, memory_mode),
     }
     return {stage: (amount + context) / GIB for stage, amount in stages.items()}
 
 
-def _text_bytes(work: Work, each: int) -> int:
+def _text_bytes(work: Workload, each: int) -> int:
     """Bytes of a number in the text encoder."""
     return text_dtype(work.teacher_dtype).itemsize if work.teacher_dtype else each
 
 
-def _changing(sizes: Sizes, way: Way, each: int) -> float:
+def _changing(sizes: Sizes, memory_mode: MemoryMode, each: int) -> float:
     """Bytes that loading takes beside the finished blocks: one block as it is in its file.
 
     torchao quantises a matrix by way of two float32 copies of it.
     """
-    copies = 2 if way.quantize in ("fp8", "int8") else 0
+    copies = 2 if memory_mode.quantize in ("fp8", "int8") else 0
     return sizes.block * each + copies * 4 * sizes.largest
 
 
-def _activations(work: Work, each: int) -> float:
+def _activations(work: Workload, each: int) -> float:
     """Bytes of one block's intermediate values: in the attention, or in the feed-forward layer."""
     config = work.model.transformer_config
     shape = work.model.latent_shape(work.height, work.width, work.num_frames)
@@ -214,39 +214,39 @@ def _activations(work: Work, each: int) -> float:
     return work.batch * tokens * per_token / work.ranks
 
 
-def _decoding(work: Work, way: Way) -> float:
+def _decoding(work: Workload, memory_mode: MemoryMode) -> float:
     """Bytes of the VAE's intermediate values and of what its convolutions remember."""
-    tiling = Tiling() if way.tile_vae else None
+    tiling = Tiling() if memory_mode.tile_vae else None
     size = (work.height, work.width, work.num_frames)
     return GIB * decode_gib(
-        work.model.vae_config, size, work.batch, way.frames_at_once, tiling, work.ranks
+        work.model.vae_config, size, work.batch, memory_mode.frames_at_once, tiling, work.ranks
     )
 
 
-def choose_way(
-    work: Work,
+def choose_memory_mode(
+    work: Workload,
     limit_gib: float,
-    asked: Way,
+    asked: MemoryMode,
     possible: tuple[Quantize, ...] = (),
     halvable: bool = False,
-) -> Way:
+) -> MemoryMode:
     """The first way that fits: exact ones before those that round the weights, fast ones first.
 
     Args:
-        work: What is to be computed.
-        limit_gib: What may be used.
-        asked: What the user asked for, which every way keeps.
+        work: The generation.
+        limit_gib: The memory that may be used.
+        asked: The memory mode that the user asked for; every other one saves at least as much.
         possible: Quantisations that can run here beside ``none``, the best first.
-        halvable: Whether float32 weights may become bfloat16.
+        halvable: True if float32 weights may become bfloat16.
 
     Raises:
         UserError: nothing fits; says how much is needed at least.
     """
-    ways = list(_ways(work, asked, possible, halvable))
-    for way in ways:
-        if max(needed_gib(work, way).values()) <= limit_gib:
-            return way
-    least = min(ways, key=lambda way: max(needed_gib(work, way).values()))
+    modes = list(_memory_modes(work, asked, possible, halvable))
+    for mode in modes:
+        if max(needed_gib(work, mode).values()) <= limit_gib:
+            return mode
+    least = min(modes, key=lambda mode: max(needed_gib(work, mode).values()))
     needed = max(needed_gib(work, least).values())
     raise UserError(
         f"max_memory_gib: {limit_gib:g} is too little for {work.height}x{work.width}, "
@@ -255,7 +255,9 @@ def choose_way(
     )
 
 
-def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool) -> Iterator[Way]:
+def _memory_modes(
+    work: Workload, asked: MemoryMode, possible: tuple[Quantize, ...], halvable: bool
+) -> Iterator[MemoryMode]:
     kinds: tuple[Quantize, ...] = ("none", *possible)
     if asked.quantize != "none":
         kinds = (asked.quantize,)
@@ -264,7 +266,7 @@ def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool
     offloads = no_yes if work.cuda else (False,)
     counts = sorted({asked.frames_at_once, 1}, reverse=True)
     # The last one changes first: what costs least is tried before what costs more.
-    for kind, half, offload, text_on_cpu, tile, alone, count in product(
+    for kind, half, offload, text_on_cpu, tile, apart, count in product(
         kinds, halves, offloads, offloads, no_yes, no_yes, counts
     ):
         yield replace(
@@ -272,7 +274,7 @@ def _ways(work: Work, asked: Way, possible: tuple[Quantize, ...], halvable: bool
             quantize=kind,
             half=half or asked.half,
             offload=offload or asked.offload,
-            alone=alone or asked.alone,
+            one_at_a_time=apart or asked.one_at_a_time,
             tile_vae=tile or asked.tile_vae,
             text_on_cpu=text_on_cpu or asked.text_on_cpu,
             frames_at_once=count,

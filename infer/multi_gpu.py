@@ -83,7 +83,7 @@ def share_tokens(network: Any, ranks: Ranks) -> None:
 
 
 def share_tiles(ranks: Ranks) -> Share | None:
-    """How the processes share a decode; the first one gets the frames."""
+    """The processes' shares of a decode; the first process gets the frames."""
     if ranks.size == 1:
         return None
 

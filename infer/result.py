@@ -1,4 +1,4 @@
-"""What the engine gives back.
+"""The result of a generation.
 
 N videos, C channels, T latent frames, h, w latent height and width, F frames, H, W pixels.
 """
@@ -23,8 +23,8 @@ class Video:
     """One generated video.
 
     Attributes:
-        prompt: What it shows.
-        seed: Of its noise.
+        prompt: The prompt.
+        seed: The seed of its noise.
         latents: ``[C, T, h, w]`` float32, normalised as the network sees them.
         frames: ``[F, H, W, 3]`` uint8; no frames if decoding was not asked for.
         fps: Frames per second.

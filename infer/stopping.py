@@ -1,4 +1,4 @@
-"""What a caller hears of a generation while it runs, and how it stops one."""
+"""Callbacks of a generation: progress for the caller, and a way to stop it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stoppable(chunks: Iterator[Frames], cancel: Cancel | None) -> Iterator[Frame
 
 
 def reporter(bar: Bar, on_step: OnStep | None, cancel: Cancel | None) -> OnStep:
-    """What the rollout calls after each step: moves the bar, tells the caller, asks it."""
+    """The rollout's callback after each step: it moves the bar, tells the caller and asks it."""
 
     def report(step: int, x_t: Tensor) -> None:
         bar.advance(x_t.shape[0])

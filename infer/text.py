@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infer.network.load_progress import encoder_bar
-from infer.network.offload import Turns
+from infer.network.offload import PartSwitcher
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel
 from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.outputs import appearing, clean_temporaries
@@ -57,12 +57,12 @@ class Texts:
         device: torch.device,
         dtype: torch.dtype,
         cache: Path | None = None,
-        parts: Turns | None = None,
+        parts: PartSwitcher | None = None,
         quiet: bool = True,
     ) -> None:
         self.model, self.device, self.dtype, self.quiet = model, device, dtype, quiet
         self.cache = None if cache is None else cache / encoder_identity(model, dtype)
-        self._parts = parts or Turns(device, alternate=False)
+        self._parts = parts or PartSwitcher(device, alternate=False)
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""

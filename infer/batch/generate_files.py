@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infer.batch.outputs import check_own, check_profile, output_files, output_lock, refuse_sources
 from infer.batch.profiling import profiled
-from infer.batch.provenance import Facts
+from infer.batch.provenance import Provenance
 from infer.batch.requests import Request, batches, make_requests, settle
 from infer.batch.sidecars import is_there, publish, sidecar
 from infer.batch.writing import Pending, writing
@@ -36,22 +36,22 @@ from lightx2v_sgmd.system.torch_faults import slow_conv3d
 
 @dataclass
 class Outcome:
-    """What a run made.
+    """The result of a run.
 
     Attributes:
         files: The videos that are whole, in the order of the prompts.
-        skipped: How many of them were there before.
+        skipped: The number of them that were there before.
         failed: Name and reason of each one that could not be made.
         timings: Wall time in seconds by stage: ``load``, ``text``, ``denoise``, ``decode``, and
             ``write``, which counts only what decoding did not overlap.
-        way: The options that the memory plan settled on.
+        memory_mode: The options that the memory plan settled on.
     """
 
     files: list[Path] = field(default_factory=list)
     skipped: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
-    way: str = ""
+    memory_mode: str = ""
 
 
 class SomeFailed(RuntimeError):
@@ -130,15 +130,15 @@ def generate_files(
         plan = make_plan(
             checked.model, options, largest, options.batch_size or 1, ranks, checked.teacher_dtype
         )
-        facts = Facts(checked, options, plan.dtype, plan.text_dtype)
+        provenance = Provenance(checked, options, plan.dtype, plan.text_dtype)
         silent = quiet or not ranks.first
         with output_lock(files, Path(out), ranks, quiet) as lock:
-            run = _Run(ranks, facts, options.fps, lock, cancel, silent)
+            run = _Run(ranks, provenance, options.fps, lock, cancel, silent)
             run.look(requests, files)
-            run.outcome.way = plan.way.flags()
+            run.outcome.memory_mode = plan.memory_mode.flags()
             if run.waiting:
                 if plan.fitted:
-                    note(f"to fit into the memory: {plan.way.flags()}", run.quiet)
+                    note(f"to fit into the memory: {plan.memory_mode.flags()}", run.quiet)
                 if (fault := slow_conv3d(plan.device)) is not None:
                     note(fault, run.quiet)
                 with profiled(options.profile if ranks.first else None):
@@ -153,13 +153,13 @@ class _Run:
     def __init__(
         self,
         ranks: Ranks,
-        facts: Facts,
+        provenance: Provenance,
         fps: float | None,
         lock: OutputLock | None,
         cancel: Cancel | None,
         quiet: bool,
     ) -> None:
-        self.ranks, self.facts, self.fps = ranks, facts, facts.fps(fps)
+        self.ranks, self.provenance, self.fps = ranks, provenance, provenance.fps(fps)
         self.lock, self.cancel, self.quiet = lock, cancel, quiet
         self.outcome = Outcome()
         self.waiting: list[Request] = []
@@ -176,7 +176,7 @@ class _Run:
             return {
                 request.name
                 for request, file in zip(requests, files, strict=True)
-                if sidecar(file).exists() and is_there(file, self.facts.of(request, self.fps))
+                if sidecar(file).exists() and is_there(file, self.provenance.of(request, self.fps))
             }
 
         there = self.ranks.once(whole)
@@ -189,7 +189,7 @@ class _Run:
     def go(self, load: Callable[[], Student], batch_size: int | None) -> None:
         start = time.perf_counter()
         if self.ranks.first:
-            self.facts.start()
+            self.provenance.start()
         student = load()
         timings = self.outcome.timings
         timings["load"] = time.perf_counter() - start
@@ -265,10 +265,10 @@ class _Run:
         def appear(temporary: Path) -> None:
             assert self.lock is not None, "the first process has the lock"
             self.lock.check()
-            facts = self.facts.of(request, self.fps)
+            provenance = self.provenance.of(request, self.fps)
             # In a folder somebody may make this very file as a single one: it has its own lock.
             with self.lock.also(file):
-                publish(temporary, file, facts)
+                publish(temporary, file, provenance)
 
         with writing(file, self.fps, appear) as pending:
             for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Where the videos of a call go, and everything about it that can be refused before work."""
+"""The output files of a call, and everything about them that can be refused before work."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def profiled(path: Path | None) -> Iterator[None]:
     """Records what PyTorch does in a block, on the CPU and on a GPU, and writes it by rename.
 
     Args:
-        path: Of the trace; ``.gz`` at its end packs it; None records nothing.
+        path: File of the trace; ``.gz`` at its end compresses it; None records nothing.
     """
     if path is None:
         yield

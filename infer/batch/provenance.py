@@ -1,4 +1,4 @@
-"""What a video is made from: weights, adapters, options, prompt, version. A sidecar says it."""
+"""The provenance of a video: weights, adapters, options, prompt, version. A sidecar says it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_files
 
 
-class Facts:
-    """What sidecars of one call say.
+class Provenance:
+    """The provenance of the videos of one call, as their sidecars say it.
 
     Args:
         checked: The weights.
@@ -58,7 +58,7 @@ class Facts:
         self._weights.start()
 
     def of(self, request: Request, fps: float) -> dict[str, Any]:
-        """What the sidecar of a video says.
+        """The content of a video's sidecar.
 
         Raises:
             UserError: the weights have changed since they were first looked at.

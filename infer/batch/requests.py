@@ -1,4 +1,4 @@
-"""What is to be made: prompts with their seeds, sizes and names, from a file or from a caller."""
+"""Requests: prompts with their seeds, sizes and names, from a file or from a caller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightx2v_sgmd.system.errors import UserError, short_line
 
 _KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
 MOST_VIDEOS: Final = 100_000
-"""Of one command; a benchmark such as VBench asks for 5,000."""
+"""The most videos of one command; a benchmark such as VBench asks for 5,000."""
 _NAME_BYTES: Final = 200
 """Longest name of a video in bytes; while it is written its file has a longer one."""
 _SHOWN: Final = 10
@@ -29,9 +29,9 @@ class Request:
     """One video to make.
 
     Attributes:
-        prompt: What it shows.
-        seed: Of its noise.
-        name: Of its file, without the suffix.
+        prompt: The prompt.
+        seed: The seed of its noise.
+        name: The name of its file, without the suffix.
         height: In pixels; None: as trained, or as the caller says for all.
         width: In pixels.
         num_frames: ``4k + 1``.
@@ -54,12 +54,12 @@ class Request:
 
 
 def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Request]:
-    """What to make of one prompt, several, or a file of them.
+    """The requests of one prompt, of several, or of a file of them.
 
     Args:
         prompts: A ``Path`` is a file: ``.txt``, ``.csv``, or ``.jsonl`` whose lines may also have
             ``seed``, ``height``, ``width``, ``num_frames`` and ``name``.
-        seed: Of the first; each next one takes the next number unless its line has one.
+        seed: The first video's; later videos use seed+1, seed+2, ... unless their line has one.
 
     Raises:
         UserError: no prompts, or lines that cannot be used, all of them named.

@@ -28,14 +28,14 @@ def sidecar(video: Path) -> Path:
     return video.with_suffix(".json")
 
 
-def is_there(video: Path, facts: Mapping[str, Any]) -> bool:
-    """True if a video is there as its sidecar says, and made from the same facts."""
+def is_there(video: Path, provenance: Mapping[str, Any]) -> bool:
+    """True if a video is there as its sidecar says, and made from the same provenance."""
     saved = _read(sidecar(video))
-    return saved is not None and _facts(saved) == dict(facts) and _fits(video, saved)
+    return saved is not None and _provenance(saved) == dict(provenance) and _fits(video, saved)
 
 
 def problem(video: Path) -> str | None:
-    """What stands where a video and its sidecar would go and is not ours; None if nothing does."""
+    """The problem with a place for a video and its sidecar if something else is there."""
     path = sidecar(video)
     saved = _read(path) if os.path.lexists(path) else {}
     if saved is None:
@@ -45,13 +45,13 @@ def problem(video: Path) -> str | None:
     return None
 
 
-def publish(temporary: Path, video: Path, facts: Mapping[str, Any]) -> None:
+def publish(temporary: Path, video: Path, provenance: Mapping[str, Any]) -> None:
     """Makes a video appear with its sidecar; replaces only our own.
 
     Args:
         temporary: The finished video, under another name.
-        video: Where it goes.
-        facts: What it was made from.
+        video: The video's file.
+        provenance: The weights, options and prompt that it was made from.
 
     Raises:
         UserError: something else has appeared there.
@@ -62,14 +62,14 @@ def publish(temporary: Path, video: Path, facts: Mapping[str, Any]) -> None:
     saved = {
         "made_by": MADE_BY,
         "format_version": FORMAT_VERSION,
-        **facts,
+        **provenance,
         "bytes": temporary.stat().st_size,
         "sha256": content_hash(temporary),
     }
     text = json.dumps({**saved, "checksum": _checksum(saved)}, indent=2, ensure_ascii=False)
     path = sidecar(video)
     try:
-        video.unlink(missing_ok=True)  # ours, of other facts
+        video.unlink(missing_ok=True)  # ours, made from something else
         write_text(path, text + "\n", replace=os.path.lexists(path))
         rename_new(temporary, video)
         sync_folder(video.parent)
@@ -98,7 +98,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return saved if checksum == _checksum(saved) else None
 
 
-def _facts(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(saved: Mapping[str, Any]) -> dict[str, Any]:
     own = ("made_by", "format_version", "bytes", "sha256")
     return {key: value for key, value in saved.items() if key not in own}
 

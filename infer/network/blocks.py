@@ -1,4 +1,4 @@
-"""What is done to the transformer's blocks, to each one as soon as its weights are loaded.
+"""Changes to the transformer's blocks, made to each one as soon as its weights are loaded.
 
 So memory never holds the whole network twice, nor the whole of it in more bits than it is run in.
 """

@@ -64,7 +64,7 @@ class OnednnProduct(nn.Module):
 
     Args:
         linear: The layer, whose weights it takes.
-        rows: How many rows its inputs usually have.
+        rows: The usual number of rows of its inputs.
         gelu: True if the tanh form of GELU follows.
         packed: True if the weights go to oneDNN's own layout.
     """

@@ -37,7 +37,7 @@ def load_network(model: WanModel, plan: EnginePlan, ranks: Ranks, quiet: bool = 
 
     Args:
         model: The model.
-        plan: How it is run.
+        plan: The engine's settings.
         ranks: The processes that share a video.
         quiet: No progress bar.
 
@@ -50,18 +50,18 @@ def load_network(model: WanModel, plan: EnginePlan, ranks: Ranks, quiet: bool = 
     unmerged = plan.options.loras and not plan.options.merge_lora
     if unmerged:
         add_loras(network, plan.options.loras)
-        if not plan.way.offload:
+        if not plan.memory_mode.offload:
             network.to(plan.device)
     network.eval().requires_grad_(False)
     fuse_passes(network)
     kernels.apply(network, plan.attention)
     share_tokens(network, ranks)
-    if plan.way.quantize == "none" and not unmerged:
+    if plan.memory_mode.quantize == "none" and not unmerged:
         fuse_products(network, plan.device, plan.compile)
     if plan.compile:
-        # What ranks tell one another inside a block cannot be compiled.
+        # The ranks' communication inside a block cannot be compiled.
         compile_blocks(network, plan.options.compile_cache, ranks.first, whole=ranks.size == 1)
-    if plan.way.offload:
+    if plan.memory_mode.offload:
         offload(network, plan.device)
     return network
 
@@ -72,9 +72,9 @@ def _loaded(model: WanModel, plan: EnginePlan, quiet: bool) -> Any:
     Blocks that will be offloaded never all meet on the device: those that are quantised come there
     one by one and go to the main memory.
     """
-    options, kind = plan.options, plan.way.quantize
+    options, kind = plan.options, plan.memory_mode.quantize
     updates = LoraUpdates(options.loras) if options.merge_lora and options.loras else None
-    on_device = kind in ("fp8", "int8") or not plan.way.offload
+    on_device = kind in ("fp8", "int8") or not plan.memory_mode.offload
     where = plan.device if on_device else torch.device("cpu")
 
     def prepare(name: str, part: Any) -> None:
@@ -87,7 +87,7 @@ def _loaded(model: WanModel, plan: EnginePlan, quiet: bool) -> Any:
                 blocks.quantize(part, kind)
             elif kind == "fp8-storage":
                 blocks.store_in_fp8(part, plan.dtype)
-            if plan.way.offload:
+            if plan.memory_mode.offload:
                 part.to("cpu")
                 # diffusers takes pinned weights as they are and would copy others.
                 HostWeights(part).to_host()

@@ -128,7 +128,7 @@ _SETTINGS: Mapping[str, Field] = {
 
 
 def _settings(lora: Lora) -> dict[str, Any] | None:
-    """What a file under diffusers' names says of rank, alpha and layers, under PEFT's names.
+    """The rank, alpha and layers of a file under diffusers' names, under PEFT's names.
 
     Other files have their alphas as tensors, which ``_read`` multiplies in.
     """
@@ -199,7 +199,7 @@ def add_loras(network: Any, loras: Sequence[Lora]) -> None:
 
 
 class LoraUpdates:
-    """What LoRA files add to weights, merged into one part of a network at a time.
+    """The updates of LoRA files, merged into one part of a network at a time.
 
     Merged, nothing is computed twice, and the network can be fused and quantised. The sum is
     made in float32 and rounded to the network's precision once.
@@ -246,7 +246,7 @@ class LoraUpdates:
 
 
 def _scale(told: dict[str, Any] | None, layer: str, rank: int) -> float:
-    """How much a layer's product counts: alpha over the rank, 1 where the file says nothing."""
+    """The scale of a layer's product: alpha over the rank, 1 where the file says nothing."""
     if told is None:
         return 1.0
     from peft.utils.other import get_pattern_key

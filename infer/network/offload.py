@@ -19,7 +19,7 @@ _SPARED_BYTES: Final = 4 * 2**30
 """Host memory that waiting parts leave to everything else."""
 
 
-class Turns:
+class PartSwitcher:
     """The text encoder, the network and the VAE, each loaded when first asked for.
 
     Where they take turns, asking for one sends the others away. From a GPU a part goes to pinned
@@ -28,7 +28,7 @@ class Turns:
     needed after all; so are all parts on a CPU, where a second copy would save nothing.
 
     Args:
-        device: Where the parts compute.
+        device: The device that the parts compute on.
         alternate: True if they take turns; else all of them stay.
     """
 

@@ -33,7 +33,7 @@ COMPILED_FROM: Final = 256 * 256
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How a VAE decodes. No setting changes the frames beyond rounding.
+    """Settings of a VAE's decode. No setting changes the frames beyond rounding.
 
     Attributes:
         channels_last: Compute in the memory layout ``channels_last_3d``, which convolutions read
@@ -54,7 +54,7 @@ class VaeDecoder(nn.Module):
 
     Attributes:
         config: The VAE's configuration.
-        settings: How it decodes.
+        settings: The settings of the decode.
         post_quant_conv: The VAE's layer of that name.
     """
 

@@ -37,7 +37,7 @@ class Tiling:
     stride: int = 192
 
     def count(self, height: int, width: int) -> int:
-        """How many tiles a frame of that size has."""
+        """The number of tiles of a frame of that size."""
         if not self.needed(height, width):
             return 1
         return -(-height // self.stride) * -(-width // self.stride)
@@ -51,7 +51,7 @@ class Tiling:
         return rows * columns
 
     def needed(self, height: int, width: int) -> bool:
-        """Whether a frame of that size is more than one tile."""
+        """True if a frame of that size is more than one tile."""
         return height > self.size or width > self.size
 
 
@@ -59,7 +59,7 @@ _PIXELS_AT_ONCE: Final = 256 * 256
 
 
 def videos_at_once(height: int, width: int) -> int:
-    """How many videos of that size are decoded together: small ones alone keep no machine busy."""
+    """The number of videos of that size decoded together: a small one keeps no machine busy."""
     return max(1, _PIXELS_AT_ONCE // (height * width))
 
 
@@ -76,8 +76,8 @@ class Share:
     """This process's part of a decode that several do together.
 
     Attributes:
-        rank: Which of them it is.
-        size: How many they are; tile ``i`` is decoded by process ``i % size``.
+        rank: The index of this process.
+        size: The number of processes; tile ``i`` is decoded by process ``i % size``.
         gather: Brings the tiles together.
     """
 

@@ -1,4 +1,4 @@
-"""What Wan's VAE computes between its convolutions, in as few passes over memory as possible.
+"""The operations of Wan's VAE between its convolutions, in few passes over memory.
 
 Every operation works on rows: a tensor ``[B, C, T, H, W]`` seen as ``[B, N, C]``, where
 N = T * H * W. This view exists in both memory layouts, so nothing is copied for it.

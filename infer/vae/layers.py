@@ -24,7 +24,7 @@ Caches = dict["CausalConvolution", Tensor]
 
 @dataclass(frozen=True)
 class Target:
-    """Where a decoder's weights are put.
+    """The device, precision and layout of a decoder's weights.
 
     Attributes:
         device: The device that decodes.

@@ -127,6 +127,6 @@ def _print(outcome: Any, as_json: bool) -> None:
         "skipped": outcome.skipped,
         "failed": [{"name": name, "reason": reason} for name, reason in outcome.failed],
         "timings": {stage: round(seconds, 4) for stage, seconds in outcome.timings.items()},
-        "options": outcome.way,
+        "options": outcome.memory_mode,
     }
     print(json.dumps(result, indent=2), flush=True)

@@ -26,8 +26,8 @@ def job_command() -> None:
 def show_command(job: JobFile, settings: Settings = None, as_json: Json = False) -> None:
     """Print the whole job, with every default, and say where each value comes from.
 
-    The files that it is based on (`base: OTHER.yaml`) are merged in: the output can be mailed and
-    run alone.
+    The files that it is based on (`base: OTHER.yaml`) are merged in: the output runs alone on
+    this machine; paths of data are absolute in it.
     """
     from lightx2v_sgmd.files.yaml_loader import parse_tree
     from lightx2v_sgmd.job.schema import load_job_with_origins

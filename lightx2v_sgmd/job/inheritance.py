@@ -18,6 +18,7 @@ from lightx2v_sgmd.untrusted.paths import path_problem
 
 BASE: Final = "base"
 _MAX_LEVELS: Final = 8
+_DEFAULT_METHOD: Final = "sgmd"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _merged(base: JobTree, own: JobTree) -> JobTree:
     tree, origins, folders = dict(base.tree), dict(base.origins), dict(base.folders)
     method, inherited = own.tree.get("method"), tree.get("method")
     if isinstance(method, Mapping) and isinstance(inherited, Mapping):
-        if method.get("name", inherited.get("name")) != inherited.get("name"):
+        before = inherited.get("name", _DEFAULT_METHOD)
+        if method.get("name", before) != before:
             del tree["method"]
             _forget("method", origins, folders)
     _merge_into(tree, own.tree, "", origins, folders)

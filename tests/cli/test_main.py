@@ -93,7 +93,12 @@ def test_a_mistake_in_the_job_is_found_before_the_application_is_loaded(
 
 def outcome_of(files: list[Path], **changes: Any) -> SimpleNamespace:
     """What ``infer.generate_files`` answers."""
-    usual = {"skipped": 0, "failed": [], "timings": {"denoise": 1.23456}, "way": "the defaults"}
+    usual = {
+        "skipped": 0,
+        "failed": [],
+        "timings": {"denoise": 1.23456},
+        "memory_mode": "the defaults",
+    }
     return SimpleNamespace(**{"files": files, **usual, **changes})
 
 

@@ -10,7 +10,15 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from infer.engine_plan import make_plan, out_of_memory
-from infer.memory import Way, Work, _activations, _decoding, choose_way, needed_gib, sizes_of
+from infer.memory import (
+    MemoryMode,
+    Workload,
+    _activations,
+    _decoding,
+    choose_memory_mode,
+    needed_gib,
+    sizes_of,
+)
 from infer.options import Options
 from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.system.errors import UserError
@@ -20,8 +28,10 @@ BIG = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
-def work(hub_id: str = BIG, size: tuple[int, int, int] = (480, 832, 81), batch: int = 1) -> Work:
-    return Work(open_wan(hub_id), *size, batch=batch, bytes_each=2, cuda=True)
+def work(
+    hub_id: str = BIG, size: tuple[int, int, int] = (480, 832, 81), batch: int = 1
+) -> Workload:
+    return Workload(open_wan(hub_id), *size, batch=batch, bytes_each=2, cuda=True)
 
 
 def test_the_parts_of_wan_14b_are_counted() -> None:
@@ -36,47 +46,49 @@ def test_the_parts_of_wan_14b_are_counted() -> None:
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [
-        (140, Way()),
-        (40, Way(alone=True)),
-        (24, Way(offload=True)),
-        (16, Way(offload=True, alone=True)),
-        (8.5, Way(offload=True, alone=True, text_on_cpu=True, frames_at_once=1)),
+        (140, MemoryMode()),
+        (40, MemoryMode(one_at_a_time=True)),
+        (24, MemoryMode(offload=True)),
+        (16, MemoryMode(offload=True, one_at_a_time=True)),
+        (8.5, MemoryMode(offload=True, one_at_a_time=True, text_on_cpu=True, frames_at_once=1)),
     ],
 )
-def test_14b_fits_into(limit: float, expected: Way) -> None:
-    way = choose_way(work(), limit, Way(), ("fp8", "int8", "fp8-storage"))
-    assert way == expected
-    assert max(needed_gib(work(), way).values()) <= limit
+def test_14b_fits_into(limit: float, expected: MemoryMode) -> None:
+    memory_mode = choose_memory_mode(work(), limit, MemoryMode(), ("fp8", "int8", "fp8-storage"))
+    assert memory_mode == expected
+    assert max(needed_gib(work(), memory_mode).values()) <= limit
 
 
 def test_every_saving_saves() -> None:
-    usual = needed_gib(work(), Way())
+    usual = needed_gib(work(), MemoryMode())
     for change, stage in (
-        (Way(quantize="fp8"), "denoise"),
-        (Way(offload=True), "denoise"),
-        (Way(alone=True), "denoise"),
-        (Way(tile_vae=True), "decode"),
-        (Way(text_on_cpu=True), "text"),
+        (MemoryMode(quantize="fp8"), "denoise"),
+        (MemoryMode(offload=True), "denoise"),
+        (MemoryMode(one_at_a_time=True), "denoise"),
+        (MemoryMode(tile_vae=True), "decode"),
+        (MemoryMode(text_on_cpu=True), "text"),
     ):
         assert needed_gib(work(), change)[stage] < usual[stage] - 1, change
-    assert max(needed_gib(work(SMALL), Way()).values()) < max(usual.values()) - 20
-    assert needed_gib(work(batch=2), Way())["denoise"] > usual["denoise"] + 3
+    assert max(needed_gib(work(SMALL), MemoryMode()).values()) < max(usual.values()) - 20
+    assert needed_gib(work(batch=2), MemoryMode())["denoise"] > usual["denoise"] + 3
 
 
 def test_what_was_asked_for_stays() -> None:
-    asked = Way(quantize="fp8", tile_vae=True)
-    assert choose_way(work(), 80, asked, ("int8",)) == asked
-    way = choose_way(work(), 16, asked, ())
-    assert way.quantize == "fp8" and way.tile_vae
+    asked = MemoryMode(quantize="fp8", tile_vae=True)
+    assert choose_memory_mode(work(), 80, asked, ("int8",)) == asked
+    memory_mode = choose_memory_mode(work(), 16, asked, ())
+    assert memory_mode.quantize == "fp8" and memory_mode.tile_vae
 
 
 def test_rounding_comes_after_everything_exact() -> None:
     """Four videos at once, whose intermediate values are what cannot be saved."""
-    exact = Way("none", True, True, True, True)
+    exact = MemoryMode("none", True, True, True, True)
     least = max(needed_gib(work(batch=4), exact).values())
-    assert choose_way(work(batch=4), least, Way(), ("fp8-storage",)).quantize == "none"
-    way = choose_way(work(batch=4), least - 0.5, Way(), ("fp8-storage",))
-    assert way.quantize == "fp8-storage"
+    assert (
+        choose_memory_mode(work(batch=4), least, MemoryMode(), ("fp8-storage",)).quantize == "none"
+    )
+    memory_mode = choose_memory_mode(work(batch=4), least - 0.5, MemoryMode(), ("fp8-storage",))
+    assert memory_mode.quantize == "fp8-storage"
 
 
 def test_too_little_says_how_much() -> None:
@@ -85,22 +97,26 @@ def test_too_little_says_how_much() -> None:
         match=r"max_memory_gib: 3 is too little for 480x832, 81 frames: "
         r"\d\.\d\d GiB are needed at least \(with .*--offload",
     ):
-        choose_way(work(), 3, Way(), ())
-    small = Work(open_wan("sprites"), 32, 32, 9, 1, 4, cuda=False)
+        choose_memory_mode(work(), 3, MemoryMode(), ())
+    small = Workload(open_wan("sprites"), 32, 32, 9, 1, 4, cuda=False)
     with pytest.raises(UserError, match=r"frames: 0\.0\d+ GiB are needed"):
-        choose_way(small, 0.001, Way(), ())
+        choose_memory_mode(small, 0.001, MemoryMode(), ())
 
 
 def test_on_a_cpu_the_weights_may_become_bfloat16() -> None:
     model, size = open_wan(BIG), (480, 832, 81)
     asked = replace(work(), bytes_each=4, cuda=False)
-    least = max(needed_gib(asked, Way(alone=True, tile_vae=True)).values())
+    least = max(needed_gib(asked, MemoryMode(one_at_a_time=True, tile_vae=True)).values())
     cpu = torch.device("cpu")
     plan = make_plan(model, Options(device=cpu, max_memory_gib=0.8 * least), size)
-    assert plan.dtype == torch.bfloat16 and plan.way.half and plan.way.quantize == "none"
+    assert (
+        plan.dtype == torch.bfloat16
+        and plan.memory_mode.half
+        and plan.memory_mode.quantize == "none"
+    )
     assert plan.fitted and not make_plan(model, Options(device=cpu, tile_vae=True), size).fitted
     kept = Options(device=cpu, max_memory_gib=0.8 * least, dtype=torch.float32)
-    assert make_plan(model, kept, size).way.quantize != "none"
+    assert make_plan(model, kept, size).memory_mode.quantize != "none"
     with pytest.raises(UserError, match="too little"):
         make_plan(model, Options(device=cpu, max_memory_gib=1), size)
 
@@ -122,7 +138,7 @@ def test_the_denoising_formula(heads: int, ffn: int, dtype: torch.dtype) -> None
     ).to(dtype)
     config = dict(network.config)
     model = WanModel("x", config, {}, open_wan("sprites").source)
-    asked = Work(model, 256, 256, 17, 1, dtype.itemsize, cuda=False)
+    asked = Workload(model, 256, 256, 17, 1, dtype.itemsize, cuda=False)
     x_t = torch.zeros(1, 16, 5, 32, 32, dtype=dtype)
     text = torch.zeros(1, 16, 64, dtype=dtype)
     with torch.no_grad():
@@ -131,8 +147,8 @@ def test_the_denoising_formula(heads: int, ffn: int, dtype: torch.dtype) -> None
 
 
 def test_tiles_are_a_way_to_decode_in_less_memory() -> None:
-    asked, tiles = work(size=(720, 1280, 81)), Way(tile_vae=True)
-    assert _decoding(asked, tiles) < 0.3 * _decoding(asked, Way())
-    assert _decoding(asked, Way(frames_at_once=1)) < 0.8 * _decoding(asked, Way())
+    asked, tiles = work(size=(720, 1280, 81)), MemoryMode(tile_vae=True)
+    assert _decoding(asked, tiles) < 0.3 * _decoding(asked, MemoryMode())
+    assert _decoding(asked, MemoryMode(frames_at_once=1)) < 0.8 * _decoding(asked, MemoryMode())
     small = replace(asked, height=256, width=256)
-    assert _decoding(small, tiles) == _decoding(small, Way())
+    assert _decoding(small, tiles) == _decoding(small, MemoryMode())

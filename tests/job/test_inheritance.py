@@ -54,6 +54,10 @@ def test_another_method_begins_afresh_and_the_same_one_does_not(tmp_path: Path) 
     assert read_job_tree(write(tmp_path, "b.yaml", other)).tree["method"] == {"name": "dmd2"}
     merged = read_job_tree(write(tmp_path, "c.yaml", same)).tree["method"]
     assert merged == {"name": "sgmd", "lambda": 0.5, "weighting": "paper"}
+    # A method without a name is sgmd.
+    write(tmp_path, "a.yaml", "method: {lambda: 0.5}\n")
+    named = read_job_tree(write(tmp_path, "d.yaml", "base: a.yaml\nmethod: {name: sgmd}\n"))
+    assert named.tree["method"] == {"name": "sgmd", "lambda": 0.5}
 
 
 def test_a_shipped_job_is_a_base_from_any_folder(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def our_side(student: Student, size: Size) -> Side:
         return encoder + _bytes(student.transformer, student.decoder)
 
     plan = student.plan
-    about = {"attention": student.attention, "quantize": plan.way.quantize}
+    about = {"attention": student.attention, "quantize": plan.memory_mode.quantize}
     return Side("ours", run, inside, weights, about | {"compiled": plan.compile})
 
 

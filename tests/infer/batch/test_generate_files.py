@@ -120,8 +120,8 @@ def test_a_file_of_requests_is_made_and_gone_on_with(
     names = ["red one", "0001_a_blue_square", "0002_a_red_circle_moving_left", "last"]
     assert [file.stem for file in made.files] == names and (made.skipped, made.failed) == (0, [])
     assert set(made.timings) == {"load", "text", "denoise", "decode", "write"}
-    facts = [json.loads(file.with_suffix(".json").read_text()) for file in made.files]
-    assert [fact["seed"] for fact in facts] == [7, 101, 7, 103]
+    provenance = [json.loads(file.with_suffix(".json").read_text()) for file in made.files]
+    assert [fact["seed"] for fact in provenance] == [7, 101, 7, 103]
     shapes = [read_video(file)[0].shape[:3] for file in made.files]
     assert shapes == [(9, 32, 32), (5, 32, 32), (9, 48, 32), (9, 32, 32)]
 

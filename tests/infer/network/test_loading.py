@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from distill.planning.metering import fused_attention
 from infer import Lora
 from infer.engine_plan import EnginePlan
-from infer.memory import GIB, Way, Work, needed_gib, sizes_of
+from infer.memory import GIB, MemoryMode, Workload, needed_gib, sizes_of
 from infer.network import loading
 from infer.network.loading import load_network
 from infer.options import Options
@@ -34,21 +34,25 @@ SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 SIZE = (480, 832, 81)
 
 
-def plan_of(way: Way, **options: Any) -> EnginePlan:
+def plan_of(memory_mode: MemoryMode, **options: Any) -> EnginePlan:
     half = torch.bfloat16
     chosen = Options(**options)
-    return EnginePlan(chosen, DEVICE, half, half, "sdpa", way, False, not way.offload, None, False)
+    return EnginePlan(
+        chosen, DEVICE, half, half, "sdpa", memory_mode, False, not memory_mode.offload, None, False
+    )
 
 
-def planned(model: WanModel, way: Way) -> dict[str, float]:
+def planned(model: WanModel, memory_mode: MemoryMode) -> dict[str, float]:
     """The plan's figures without what CUDA itself takes."""
-    stages = needed_gib(Work(model, *SIZE, batch=1, bytes_each=2, cuda=True), way)
+    stages = needed_gib(Workload(model, *SIZE, batch=1, bytes_each=2, cuda=True), memory_mode)
     return {stage: gib - 0.8 for stage, gib in stages.items()}
 
 
-def load(model: WanModel, way: Way, meter: DeviceMeter, **options: Any) -> tuple[Any, float, float]:
+def load(
+    model: WanModel, memory_mode: MemoryMode, meter: DeviceMeter, **options: Any
+) -> tuple[Any, float, float]:
     """A network, and what it weighs and took at most on its device, in GiB."""
-    made = load_network(model, plan_of(way, **options), Ranks(device=DEVICE))
+    made = load_network(model, plan_of(memory_mode, **options), Ranks(device=DEVICE))
     return made, meter.live["meta"] / GIB, meter.peak["meta"] / GIB
 
 
@@ -61,17 +65,17 @@ def test_loading_takes_the_weights_and_one_block(
     if kind in ("int8", "fp8"):
         api = pytest.importorskip("torchao.quantization.quant_api")
         monkeypatch.setattr(api, "_check_hardware_support", lambda granularity: None)
-    model, way = open_wan(hub_id), Way(quantize=kind)
+    model, memory_mode = open_wan(hub_id), MemoryMode(quantize=kind)
     sizes = sizes_of(model)
     block = 2 * sizes.block / GIB
     with metered(monkeypatch, "F32") as meter:
-        _, weights, peak = load(model, way, meter)
+        _, weights, peak = load(model, memory_mode, meter)
     expected = (sizes.linears * (2 if kind == "none" else 1) + 2 * sizes.rest) / GIB
     assert weights == pytest.approx(expected, rel=0.03)
     assert weights < peak
-    # torchao makes float32 copies of a matrix on its way.
+    # torchao makes float32 copies of a matrix on its memory_mode.
     assert peak - weights < (1.25 if kind in ("none", "fp8-storage") else 2.6) * block
-    assert planned(model, way)["load"] == pytest.approx(peak, rel=0.1)
+    assert planned(model, memory_mode)["load"] == pytest.approx(peak, rel=0.1)
     assert meter.peak["cpu"] <= 2 * PIECE_BYTES
 
 
@@ -85,12 +89,21 @@ def test_a_quantised_14b_loads_on_a_24_gib_card(monkeypatch: pytest.MonkeyPatch)
     }
     monkeypatch.setattr("infer.network.lora._read", lambda lora: (factors, {}))
     monkeypatch.setattr("infer.network.lora._settings", lambda lora: None)
-    model, way = open_wan(BIG), Way(quantize="fp8-storage", alone=True)
+    model, memory_mode = open_wan(BIG), MemoryMode(quantize="fp8-storage", one_at_a_time=True)
     with metered(monkeypatch, "F32") as meter:
-        _, weights, peak = load(model, way, meter, loras=(Lora(Path("x")),), merge_lora=True)
+        _, weights, peak = load(
+            model, memory_mode, meter, loras=(Lora(Path("x")),), merge_lora=True
+        )
     assert weights < 14 and peak < 15.5
-    assert planned(model, way)["load"] == pytest.approx(peak, rel=0.1)
-    assert max(planned(model, Way(quantize="fp8-storage", alone=True, tile_vae=True)).values()) < 23
+    assert planned(model, memory_mode)["load"] == pytest.approx(peak, rel=0.1)
+    assert (
+        max(
+            planned(
+                model, MemoryMode(quantize="fp8-storage", one_at_a_time=True, tile_vae=True)
+            ).values()
+        )
+        < 23
+    )
 
 
 def test_what_is_offloaded_never_meets_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +112,7 @@ def test_what_is_offloaded_never_meets_on_the_device(monkeypatch: pytest.MonkeyP
     model = open_wan(SMALL)
     model.transformer_config["num_layers"] = 2
     with metered(monkeypatch) as meter:
-        made, _, peak = load(model, Way(offload=True), meter)
+        made, _, peak = load(model, MemoryMode(offload=True), meter)
     assert made.blocks[1].attn1.to_q.weight.device.type == "cpu"
     assert peak < 0.01
     sizes = sizes_of(model)
@@ -111,7 +124,7 @@ def test_what_is_offloaded_never_meets_on_the_device(monkeypatch: pytest.MonkeyP
 def test_denoising_takes_what_the_plan_says(hub_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_wan(hub_id)
     with metered(monkeypatch) as meter:
-        made, weights, _ = load(model, Way(alone=True), meter)
+        made, weights, _ = load(model, MemoryMode(one_at_a_time=True), meter)
         x_t = torch.empty(1, *model.latent_shape(*SIZE), device=DEVICE, dtype=torch.bfloat16)
         text = torch.empty(1, 64, model.text_dim, device=DEVICE, dtype=torch.bfloat16)
         meter.start()
@@ -119,7 +132,7 @@ def test_denoising_takes_what_the_plan_says(hub_id: str, monkeypatch: pytest.Mon
             velocity(made, x_t, torch.empty(1, device=DEVICE), text)
     peak = meter.peak["meta"] / GIB
     assert peak - weights > 1
-    assert planned(model, Way(alone=True))["denoise"] == pytest.approx(peak, rel=0.1)
+    assert planned(model, MemoryMode(one_at_a_time=True))["denoise"] == pytest.approx(peak, rel=0.1)
 
 
 def test_long_loads_show_how_far_they_are(
@@ -127,14 +140,14 @@ def test_long_loads_show_how_far_they_are(
 ) -> None:
     for hub_id, said in ((SMALL, True), ("sprites", False)):
         with metered(monkeypatch):
-            load_network(open_wan(hub_id), plan_of(Way()), Ranks(device=DEVICE), quiet=False)
+            load_network(open_wan(hub_id), plan_of(MemoryMode()), Ranks(device=DEVICE), quiet=False)
         lines = capsys.readouterr().err.splitlines()
         assert bool(lines) == said
         if said:
             assert lines[0].startswith("loading the network 1/31")
             assert lines[-1].startswith("loading the network 31/31  took")
     with metered(monkeypatch):
-        load_network(open_wan(SMALL), plan_of(Way()), Ranks(device=DEVICE))
+        load_network(open_wan(SMALL), plan_of(MemoryMode()), Ranks(device=DEVICE))
     assert capsys.readouterr().err == ""
 
 

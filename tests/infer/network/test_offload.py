@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from infer.network import offload
-from infer.network.offload import HostWeights, Turns, weight_bytes
+from infer.network.offload import HostWeights, PartSwitcher, weight_bytes
 from lightx2v_sgmd.families.wan import open_wan
 from tests.infer.metering import DeviceMeter
 from tests.students import load_student
@@ -19,9 +19,9 @@ from tests.students import load_student
 CPU = torch.device("cpu")
 
 
-def as_a_gpu(device: torch.device = CPU) -> Turns:
+def as_a_gpu(device: torch.device = CPU) -> PartSwitcher:
     """Parts are kept when they leave, as on a GPU."""
-    parts = Turns(device, alternate=True)
+    parts = PartSwitcher(device, alternate=True)
     parts._keeps = True
     return parts
 
@@ -92,7 +92,7 @@ def test_what_is_released_or_has_no_room_is_dropped(monkeypatch: pytest.MonkeyPa
 
 def test_parts_that_do_not_alternate_stay() -> None:
     log: list[str] = []
-    parts = Turns(CPU, alternate=False)
+    parts = PartSwitcher(CPU, alternate=False)
     for name in "abab":
         parts.get(name, loads(log, name))
         parts.release(name)

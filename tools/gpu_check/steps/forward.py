@@ -159,7 +159,7 @@ def prepared(context: Context, variant: Variant) -> tuple[Denoise, Row, Callable
         "attention": student.attention,
         "compiled": student.plan.compile,
         "dtype": str(student.dtype),
-        "memory_mode": student.plan.way.flags(),
+        "memory_mode": student.plan.memory_mode.flags(),
     }
 
     def denoise(on_step: Any) -> Tensor:

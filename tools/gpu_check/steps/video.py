@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from infer.engine import Student
 from infer.engine_plan import make_plan
-from infer.memory import Work, needed_gib
+from infer.memory import Workload, needed_gib
 from infer.options import Options
 from tools.gpu_check.context import Context
 from tools.gpu_check.report import Row, Step
@@ -51,15 +51,15 @@ def two_videos(context: Context, row: Row) -> None:
         "load_s": time.perf_counter() - start,
         "attention": plan.attention,
         "compiled": plan.compile,
-        "memory_mode": plan.way.flags(),
+        "memory_mode": plan.memory_mode.flags(),
     }
     for name in ("first", "second"):
         student.context, student.peaks = context, {}
         made = student.generate(PROMPT, 0, height=height, width=width, num_frames=frames)
         row[name] = {**made.timings, "total": sum(made.timings.values())}
     row["s"] = row["second"]["total"]
-    work = Work(model, height, width, frames, 1, plan.dtype.itemsize, context.cuda)
-    row["needed_gib"] = needed_gib(work, plan.way)
+    work = Workload(model, height, width, frames, 1, plan.dtype.itemsize, context.cuda)
+    row["needed_gib"] = needed_gib(work, plan.memory_mode)
     if context.cuda:
         beside = context.beside_pytorch_gib()
         row["beside_pytorch_gib"] = beside
