@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from weights.formats.layout import Layout
-from weights.formats.layouts import layout_for
 from weights.io.source import Source
 from weights.io.tensors import FileTensors
+
+if TYPE_CHECKING:
+    from weights.formats.base import Format
 
 LOSSES_FILE: Final = "losses.json"
 """What an export loses against its source, layer by layer; absent where nothing is lost."""
@@ -26,7 +28,7 @@ class ExportSpec:
 
     Attributes:
         source: The student.
-        format: A key of ``weights.formats.registry.FORMATS``.
+        format: The format to write.
         dtype: A key of ``DTYPES``, or ``fp8``.
         out: Where the export will be, for files that name their own place.
         max_shard_size: Of each weights file, such as ``5GB``.
@@ -37,7 +39,7 @@ class ExportSpec:
     """
 
     source: Source
-    format: str
+    format: Format
     dtype: str
     out: Path
     max_shard_size: str = "5GB"
@@ -51,7 +53,7 @@ class ExportSpec:
         tensors = self.source.tensors
         converted = isinstance(tensors, FileTensors) and not self.is_checkpoint
         keep = tensors if converted and self.dtype == self.source.about.dtype else None
-        return layout_for(self.format, self.dtype, keep)
+        return self.format.layout(self.dtype, keep)
 
     @property
     def is_checkpoint(self) -> bool:
@@ -107,34 +109,3 @@ class Losses:
                 "norms, modulation and the patch embedding)"
             )
         return line
-
-
-class Format(Protocol):
-    """A program's format."""
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """What ``--dtype`` may be."""
-        ...
-
-    def check(self, spec: ExportSpec) -> None:
-        """Raises ``UserError`` for what the program cannot express, before anything is written."""
-        ...
-
-    def count(self, spec: ExportSpec) -> int:
-        """Tensors that are written, for the progress bar."""
-        ...
-
-    def nbytes(self, spec: ExportSpec) -> int:
-        """About what the export takes on disk."""
-        ...
-
-    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
-        """Writes weights and configurations into an empty folder; says what was lost."""
-        ...
-
-    def problems(
-        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
-    ) -> list[str]:
-        """What the program would read that is not the source's: empty if all is well."""
-        ...

@@ -12,10 +12,12 @@ from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
 from weights.card import model_card
 from weights.export_spec import ExportSpec, Losses
+from weights.formats.base import Format
 from weights.formats.lora import check_rank
-from weights.formats.registry import FORMATS
-from weights.io.source import Source, open_source
+from weights.formats.registry import FORMATS, format_named
+from weights.io.source import Source
 from weights.manifest import manifest_for
+from weights.opening import open_source
 from weights.publishing import (
     DiffersError,
     appearing_export,
@@ -65,7 +67,8 @@ def export(
             folder that the message names; ``out`` is as it was.
     """
     out = Path(out)
-    _check_options(format, dtype, rank, energy)
+    chosen_format = format_named(format)
+    _check_options(chosen_format, dtype, rank, energy)
     final = resolved(out)
     check_new_folder(final)
     refuse_overlap(final, {"the source": Path(source)})
@@ -75,13 +78,11 @@ def export(
         before = replaceable(final, overwrite)
         chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
         refuse_overlap(final, _sources(chosen))
-        spec = ExportSpec(
-            chosen, format, _dtype(chosen, format, dtype), out, max_shard_size, rank, energy
-        )
+        precision = _dtype(chosen, dtype)
+        spec = ExportSpec(chosen, chosen_format, precision, out, max_shard_size, rank, energy)
         if ema and not chosen.ema:
             reason = "the run kept no moving average (train.ema is 0)"
             note(f"{reason}: exporting its last weights", quiet)
-        chosen_format = FORMATS[format]
         chosen_format.check(spec)
         _check_space(final, chosen_format.nbytes(spec))
         count = chosen_format.count(spec)
@@ -99,21 +100,28 @@ def export(
     return out
 
 
-def _check_options(format: str, dtype: str | None, rank: int | None, energy: float | None) -> None:
-    if format not in FORMATS:
-        raise UserError(f"format: {format!r} is unknown; use {', '.join(FORMATS)}")
-    if dtype is not None and dtype not in FORMATS[format].dtypes:
-        every = {name: kinds.dtypes for name, kinds in FORMATS.items()}
-        taking = [name for name, dtypes in every.items() if dtype in dtypes]
-        known = f"{format} has {', '.join(every[format])}"
-        remedy = f"--format {' or '.join(taking)} takes {dtype}" if taking else "use one of these"
-        raise UserError(f"dtype: {dtype!r} will not do, {known}; {remedy}")
-    if format != "lora" and (rank is not None or energy is not None):
-        raise UserError("rank, energy: belong to --format lora; leave them out")
+def _check_options(
+    format: Format, dtype: str | None, rank: int | None, energy: float | None
+) -> None:
+    """Raises ``UserError`` for options that the format does not take."""
+    if dtype is not None and dtype not in format.dtypes:
+        others = [other.name for other in FORMATS.values() if dtype in other.dtypes]
+        remedy = f", or --format {' or '.join(others)}" if others else ""
+        raise UserError(
+            f"dtype: --format {format.name} does not support {dtype!r}; "
+            f"use {_alternatives(format.dtypes)}{remedy}"
+        )
+    if not format.holds_adapters and (rank is not None or energy is not None):
+        taking = " or ".join(other.name for other in FORMATS.values() if other.holds_adapters)
+        raise UserError(f"rank, energy: belong to --format {taking}; leave them out")
     check_rank(rank, energy)
 
 
-def _dtype(source: Source, format: str, asked: str | None) -> str:
+def _alternatives(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _dtype(source: Source, asked: str | None) -> str:
     """The precision: as asked, or of exported weights their own, or bf16."""
     if asked is not None:
         return asked

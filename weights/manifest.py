@@ -14,7 +14,10 @@ from weights.export_spec import ExportSpec
 def manifest_for(spec: ExportSpec, folder: Path) -> Manifest:
     """The manifest of an export whose other files are all in ``folder``."""
     return replace(
-        spec.source.about, dtype=spec.dtype, format=spec.format, sha256=hashes(folder, spec.hashed)
+        spec.source.about,
+        dtype=spec.dtype,
+        format=spec.format.name,
+        sha256=hashes(folder, spec.hashed),
     )
 
 

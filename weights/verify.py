@@ -9,8 +9,7 @@ from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, changed_files, rea
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES, read_headers, schedule_of
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
-from weights.formats.layouts import weights_in
-from weights.formats.registry import FORMATS
+from weights.formats.registry import format_named
 
 _DANGEROUS: Final = (*PICKLE_SUFFIXES, ".safetensors", ".py", ".index.json")
 """What programs would load or run if it lay among the weights."""
@@ -44,7 +43,7 @@ def differences(
     problems = changed_files(folder, manifest.sha256)
     if manifest.schedule != spec.source.schedule:
         problems.append(f"the schedule in {FILE_NAME} is not the source's")
-    return problems + FORMATS[spec.format].problems(spec, folder, losses, advance)
+    return problems + spec.format.problems(spec, folder, losses, advance)
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -94,7 +93,7 @@ def _strangers(folder: Path, manifest: Manifest) -> list[str]:
 def _weights_problems(folder: Path, manifest: Manifest) -> list[str]:
     """Whether the weights' headers are sound and carry the manifest's schedule."""
     try:
-        header = read_headers(weights_in(folder, manifest.format))
+        header = read_headers(format_named(manifest.format).weight_files(folder))
         carried = schedule_of(header.metadata)
     except UserError as error:
         return [str(error)]

@@ -29,7 +29,7 @@ from tests.weights.conftest import (
     write_manifest,
 )
 from weights import DTYPES, export
-from weights.io.source import open_source
+from weights.opening import open_source
 
 
 def test_engine_diffusers_and_the_trained_weights_agree(

@@ -22,7 +22,8 @@ from tests.tiny import WEIGHTS
 from tests.weights.conftest import do_export, write_manifest
 from weights import ExportError, export, exporting, publishing
 from weights.export_spec import ExportSpec
-from weights.io.source import open_source
+from weights.formats.registry import FORMATS
+from weights.opening import open_source
 from weights.publishing import listing
 from weights.verify import differences
 
@@ -123,7 +124,9 @@ def test_an_export_that_went_wrong_does_not_appear(
 
 
 def test_every_kind_of_difference_is_found(run: Path, tmp_path: Path) -> None:
-    spec = ExportSpec(open_source(run, ema=True), "diffusers", "fp32", tmp_path / "student")
+    spec = ExportSpec(
+        open_source(run, ema=True), FORMATS["diffusers"], "fp32", tmp_path / "student"
+    )
 
     def problems_after(name: str, change: Any) -> list[str]:
         shutil.rmtree(tmp_path / "student", ignore_errors=True)
@@ -198,9 +201,12 @@ def test_values_beyond_fp16_are_refused(run: Path, tmp_path: Path) -> None:
         ({"format": "gguf"}, "format: 'gguf' is unknown; use diffusers, wan, comfyui, lora"),
         (
             {"dtype": "fp8"},
-            "dtype: 'fp8' .* diffusers has bf16, .*--format wan or comfyui takes fp8",
+            "dtype: --format diffusers does not support 'fp8'; .*, or --format wan or comfyui",
         ),
-        ({"dtype": "int4"}, "dtype: 'int4' will not do, .*; use one of these"),
+        (
+            {"dtype": "int4"},
+            "dtype: --format diffusers does not support 'int4'; use bf16, fp16 or fp32$",
+        ),
         ({"source": "nowhere"}, "nowhere: is no folder"),
         ({"source": "teacher"}, "has no checkpoints"),
     ],

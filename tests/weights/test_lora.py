@@ -18,8 +18,9 @@ from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
 from weights.export_spec import ExportSpec, Losses
+from weights.formats.registry import FORMATS
 from weights.io.adapters import factorize
-from weights.io.source import open_source
+from weights.opening import open_source
 from weights.verify import differences
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -203,7 +204,7 @@ def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
 
 def test_boasting_reports_are_found(exports: Any) -> None:
     out = exports(rank=8)
-    spec = ExportSpec(open_source(exports.run, ema=True), "lora", "bf16", out, rank=8)
+    spec = ExportSpec(open_source(exports.run, ema=True), FORMATS["lora"], "bf16", out, rank=8)
     told = report_of(out)
     honest = Losses("lora", told["forward_error"], told["layers"], {})
     assert differences(spec, out, honest) == []

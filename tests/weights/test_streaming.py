@@ -18,7 +18,8 @@ from lightx2v_sgmd.outputs import sha256_file
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export
-from weights.io import heap, network, source, tensors
+from weights.io import heap, network, tensors
+from weights.opening import open_source
 
 
 def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_only_a_few_tensors_are_in_memory_at_once(
         monkeypatch.setattr(module, "read_tensor", counted)
     gc.collect()
     export(tmp_path / "run", format, tmp_path / "out", dtype=dtype, quiet=True)
-    opened: Any = source.open_source(tmp_path / "run", ema=True).tensors
+    opened: Any = open_source(tmp_path / "run", ema=True).tensors
     sizes = [4 * torch.Size(shape).numel() for shape in opened.shapes.values()]
     assert 0 < most <= 4 * max(sizes) < sum(sizes) / 4
 

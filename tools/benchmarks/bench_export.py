@@ -102,14 +102,15 @@ def make_export(folder: Path, teacher: Path) -> Path:
         return folder
     from lightx2v_sgmd.files.manifest import Manifest, Video
     from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
-    from weights.formats.layouts import STEM, layout_for
+    from weights.formats.base import STEM
+    from weights.formats.registry import FORMATS
     from weights.io.tensors import network_shapes
 
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     shapes = network_shapes(open_wan(teacher))
-    layout = layout_for("wan", "bf16")
+    layout = FORMATS["wan"].layout("bf16")
     parts = layout.all_parts(shapes)
     index = f"{STEM}.safetensors.index.json"
     shards = split(parts, STEM, "5GB")

@@ -25,7 +25,8 @@ from typing import Any
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.system.errors import UserError
 from weights import verify
-from weights.formats.layouts import LORA_FILE, weights_in
+from weights.formats.lora import LORA_FILE
+from weights.formats.registry import FORMATS
 from weights.formats.wan import LIGHTX2V_FILE
 
 ABSENT = (
@@ -37,10 +38,10 @@ ABSENT = (
 def here(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The export's LightX2V job, with the weights' place as it is now."""
     job: dict[str, Any] = json.loads((folder / LIGHTX2V_FILE).read_text(encoding="utf-8"))
-    if manifest.format == "lora":
+    if FORMATS[manifest.format].holds_adapters:
         job["lora_configs"] = [{"path": str(folder / LORA_FILE), "strength": 1.0}]
         return job
-    files = weights_in(folder, "wan")
+    files = FORMATS["wan"].weight_files(folder)
     key = "dit_quantized_ckpt" if manifest.dtype == "fp8" else "dit_original_ckpt"
     job[key] = str(files[0] if len(files) == 1 else folder)
     return job
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         problems = verify(folder)
         manifest = read_manifest(folder)
         assert manifest is not None, folder
-        if manifest.format not in ("wan", "lora"):
+        if not (folder / LIGHTX2V_FILE).is_file():
             raise UserError(f"{folder}: is laid out for {manifest.format}; use --format wan")
         if not options.model_path.is_dir():
             raise UserError(f"--model-path: {options.model_path} is no folder")

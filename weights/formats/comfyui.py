@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
+from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
-from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
+from weights.formats.base import NetworkFormat
+from weights.formats.comfyui_workflow import (
+    TEXT_ENCODER,
+    VAE,
+    WORKFLOW_API_FILE,
+    WORKFLOW_FILE,
+    to_ui,
+    workflow,
+)
+from weights.formats.layout import Layout
 from weights.io.json_files import json_problems, write_json
-from weights.io.network import nbytes, network_problems, write_network
+from weights.io.network import network_problems, write_network
+from weights.io.quantize import COMFYUI, FP8
+
+PREFIX: Final = "model.diffusion_model."
+"""The prefix that ComfyUI's Load Diffusion Model strips (docs/decisions/006-comfyui-names.md)."""
 
 _ONE_FILE: Final = "1000000GB"
+_USAGE: Final = """\
+## ComfyUI
+
+Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
+(`{text_encoder}`) into `models/text_encoders` and its VAE (`{vae}`) into
+`models/vae`, and open `{workflow}`: shift {shift:g}, euler, simple, {count} steps, cfg 1.
+`workflow_api.json` is the same for the HTTP API.
+"""
 
 
-class ComfyuiFormat:
-    """See the module."""
+class ComfyuiFormat(NetworkFormat):
+    """The network in one file under the original names behind a prefix, with workflows."""
 
+    name = "comfyui"
     dtypes = ("bf16", "fp16", "fp32", "fp8")
+    stored_as = "{dtype}, original names behind ComfyUI's prefix"
 
     def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
         check_even(spec.source.schedule)
 
-    def count(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
-        return len(spec.source.tensors.shapes)
-
-    def nbytes(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
-        return nbytes(spec)
-
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
-        from dataclasses import replace
-
         losses = write_network(replace(spec, max_shard_size=_ONE_FILE), folder, stem(spec), advance)
         for name, content in _workflows(spec).items():
             write_json(folder / name, content)
@@ -54,6 +72,40 @@ class ComfyuiFormat:
             found += json_problems(folder / name, content)
         config = spec.source.model.transformer_config
         return found + network_problems(spec, folder, config, losses, advance)
+
+    def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
+        """How ComfyUI runs the file."""
+        return _USAGE.format(
+            **values,
+            weights=f"{stem(spec)}.safetensors",
+            text_encoder=TEXT_ENCODER,
+            vae=VAE,
+            workflow=WORKFLOW_FILE,
+        )
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The one safetensors file of the folder."""
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            raise UserError(f"{folder}: holds {len(files)} safetensors files, a comfyui export one")
+        return files
+
+    def stored_names(self, header: Header | None = None) -> Callable[[str], str]:
+        """The original names behind ComfyUI's prefix, or behind the one that files have."""
+        prefix, suffix = PREFIX, "head.modulation"
+        for name in header.tensors if header is not None else ():
+            if name.endswith(suffix):
+                prefix = name.removesuffix(suffix)
+                break
+        return lambda name: prefix + transformer_to_original(name)
+
+    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+        """The layout in one type, or with ComfyUI's scales for 8-bit matrices."""
+        if dtype != "fp8":
+            return super().layout_in(dtype, main)
+        # Two elements ask ComfyUI to multiply at full precision, with the weights scaled back.
+        markers = {f"{PREFIX}scaled_fp8": torch.zeros(2).to(FP8)}
+        return Layout(self.stored_names(), lambda name: main, COMFYUI, markers)
 
 
 def stem(spec: ExportSpec) -> str:

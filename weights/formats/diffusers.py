@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.files.safetensors_files import weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from weights.export_spec import Advance, ExportSpec, Losses
-from weights.formats.layouts import STEM
+from weights.formats.base import STEM, NetworkFormat
+from weights.formats.layout import Layout
 from weights.io.json_files import write_json
 from weights.io.network import nbytes, network_problems, write_network
 from weights.io.shared import SHARED, shared_bytes, write_shared
 
+_USAGE: Final = """\
+## diffusers
 
-class DiffusersFormat:
-    """See the module."""
+```python
+import torch
+from diffusers import WanPipeline
 
+pipe = WanPipeline.from_pretrained("THIS_FOLDER", torch_dtype=torch.{torch_dtype})
+video = pipe(
+    "a prompt",
+    height={height},
+    width={width},
+    num_frames={num_frames},
+    num_inference_steps={count},
+    guidance_scale=1.0,
+).frames[0]
+```
+
+## lightx2v-sgmd, with the fastest attention kernel of the machine
+
+```
+lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out video.mp4
+```
+"""
+
+
+class DiffusersFormat(NetworkFormat):
+    """A folder of a whole pipeline, under diffusers' names."""
+
+    name = "diffusers"
     dtypes = ("bf16", "fp16", "fp32")
+    stored_as = "{dtype}; layers that diffusers keeps in float32 are float32"
 
     def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
         spec.source.schedule.diffusers_config()
         shared_bytes(spec.source.model)
-
-    def count(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
-        return len(spec.source.tensors.shapes)
 
     def nbytes(self, spec: ExportSpec) -> int:
         """See ``Format``."""
@@ -60,6 +87,30 @@ class DiffusersFormat:
         except UserError as error:
             return [*found, str(error)]
         return found + network_problems(spec, folder, config, losses, advance)
+
+    def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
+        """How diffusers and ``lightx2v-sgmd generate`` run the folder."""
+        return _USAGE.format(**values)
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The files in ``transformer/``, as its index lists them."""
+        return weight_files(folder / "transformer", STEM)
+
+    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+        """The layout in which the weights that diffusers keeps in float32 stay float32."""
+        return Layout(str, lambda name: torch.float32 if stays_float32(name) else main)
+
+    def open_model(self, folder: Path, teacher: Callable[[], WanModel]) -> WanModel:
+        """The configuration in the folder itself: the export is a whole model."""
+        return open_wan(folder)
+
+
+def stays_float32(name: str) -> bool:
+    """True if diffusers computes with a weight in float32 whatever the rest is in."""
+    prepare_libraries()
+    from diffusers import WanTransformer3DModel
+
+    return not set(WanTransformer3DModel._keep_in_fp32_modules).isdisjoint(name.split("."))
 
 
 def write_scheduler(folder: Path, schedule: Schedule) -> None:

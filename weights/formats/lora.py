@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,16 +10,22 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
-from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_metadata, schedule_of
+from lightx2v_sgmd.files.safetensors_files import (
+    Header,
+    read_headers,
+    schedule_metadata,
+    schedule_of,
+)
 from lightx2v_sgmd.files.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
+from weights.formats.base import Format
 from weights.formats.comfyui import check_even
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
-from weights.formats.layouts import LORA_FILE
-from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, whole_steps
+from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, lightx2v_usage, whole_steps
 from weights.io.adapters import (
     Factors,
     PortableAdapters,
@@ -33,17 +40,55 @@ from weights.io.json_files import json_problems, write_json
 from weights.io.network import SLACK
 from weights.io.probe import probe
 from weights.io.quantize import norm, relative_error
-from weights.io.source import teacher_tensors
-from weights.io.tensors import MergedTensors, Tensors
+from weights.io.source import model_tensors, teacher_tensors
+from weights.io.tensors import MergedTensors, Tensors, network_shapes
 
+LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 DEFAULT_RANK: Final = 64
 _BASE_WEIGHTS: Final = "wan2.1_t2v_14B_bf16.safetensors"
 
 
-class LoraFormat:
-    """See the module."""
+_DIFFUSERS_USAGE: Final = """\
+## diffusers
 
+```python
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+pipe = WanPipeline.from_pretrained("{teacher}", torch_dtype=torch.bfloat16)
+pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+    "THIS_FOLDER", subfolder="scheduler"
+)
+pipe.load_lora_weights("THIS_FOLDER", weight_name="{file}")
+video = pipe(
+    "a prompt",
+    height={height},
+    width={width},
+    num_frames={num_frames},
+    num_inference_steps={count},
+    guidance_scale=1.0,
+).frames[0]
+```
+
+diffusers applies the linear layers and their biases, and skips the changes of norms, modulation and
+the patch embedding that the file has too (`.diff`, `.diff_m`).
+"""
+_COMFYUI_USAGE: Final = """\
+## ComfyUI
+
+Put `{file}` into `ComfyUI/models/loras`, the teacher into `models/diffusion_models` and its text
+encoder and VAE as usual, and open `{workflow}`: shift {shift:g}, euler, simple, {count} steps,
+cfg 1. `workflow_api.json` is the same for the HTTP API.
+"""
+
+
+class LoraFormat(Format):
+    """Adapters under portable names, with configurations for the three programs."""
+
+    name = "lora"
     dtypes = ("bf16", "fp16", "fp32")
+    stored_as = "{dtype} adapters, portable names"
+    holds_adapters = True
 
     def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
@@ -57,10 +102,6 @@ class LoraFormat:
         spec.source.schedule.diffusers_config()
         check_even(spec.source.schedule)
         whole_steps(spec.source.schedule)
-
-    def count(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
-        return len(spec.source.tensors.shapes)
 
     def nbytes(self, spec: ExportSpec) -> int:
         """See ``Format``."""
@@ -128,6 +169,23 @@ class LoraFormat:
                 f"{losses.forward_error:.2%} is reported"
             )
         return found
+
+    def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
+        """How diffusers, ComfyUI and LightX2V apply the adapters."""
+        diffusers = _DIFFUSERS_USAGE.format(**values, file=LORA_FILE)
+        comfyui = _COMFYUI_USAGE.format(**values, file=LORA_FILE, workflow=WORKFLOW_FILE)
+        return "\n".join([diffusers, comfyui, lightx2v_usage(values)])
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The one file of adapters."""
+        return [folder / LORA_FILE]
+
+    def open_tensors(
+        self, folder: Path, header: Header, model: WanModel
+    ) -> tuple[Tensors, PortableAdapters]:
+        """The teacher's weights with the adapters merged into them, and the adapters."""
+        adapters = PortableAdapters.checked(header, network_shapes(model), str(folder))
+        return MergedTensors(model_tensors(model), adapters), adapters
 
 
 @dataclass(frozen=True)

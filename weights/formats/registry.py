@@ -1,18 +1,27 @@
-"""The formats that exports are written in."""
+"""The formats that exports are written in, by name."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from weights.export_spec import Format
+from lightx2v_sgmd.system.errors import UserError
+from weights.formats.base import Format
 from weights.formats.comfyui import ComfyuiFormat
 from weights.formats.diffusers import DiffusersFormat
 from weights.formats.lora import LoraFormat
 from weights.formats.wan import WanFormat
 
-FORMATS: Final[dict[str, Format]] = {
-    "diffusers": DiffusersFormat(),
-    "wan": WanFormat(),
-    "comfyui": ComfyuiFormat(),
-    "lora": LoraFormat(),
-}
+_ALL: Final[tuple[Format, ...]] = (DiffusersFormat(), WanFormat(), ComfyuiFormat(), LoraFormat())
+
+FORMATS: Final[dict[str, Format]] = {format.name: format for format in _ALL}
+
+
+def format_named(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in FORMATS:
+        raise UserError(f"format: {name!r} is unknown; use {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from lightx2v_sgmd.families.wan import TEXT_LENGTH
+from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.files.safetensors_files import Header, weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
-from weights.formats.layouts import STEM, weights_in
+from weights.formats.base import STEM, NetworkFormat
+from weights.formats.layout import Layout
 from weights.io.json_files import json_problems, write_json
-from weights.io.network import nbytes, network_problems, write_network
+from weights.io.network import network_problems, write_network
+from weights.io.quantize import LIGHTX2V
 
 LIGHTX2V_FILE: Final = "lightx2v.json"
 _TEXT_DIM: Final = 4096
 _PATCH: Final = (1, 2, 2)
 
 
-class WanFormat:
-    """See the module."""
+_USAGE: Final = """\
+## LightX2V
 
+```
+python -m lightx2v.infer --model_cls wan2.1_distill --task t2v \\
+    --model_path /path/to/Wan2.1-T2V --config_json THIS_FOLDER/{file} \\
+    --prompt "a prompt" --negative_prompt "" --save_result_path video.mp4
+```
+
+`/path/to/Wan2.1-T2V` is the original folder of the teacher, for its text encoder and VAE. Do not
+put these weights into it: LightX2V would mix the two. `{file}` holds the steps, turns guidance
+off, and names the weights by their path: change that path if you move this folder.
+"""
+
+
+class WanFormat(NetworkFormat):
+    """The network under the original names, with configurations for LightX2V and the original."""
+
+    name = "wan"
     dtypes = ("bf16", "fp16", "fp32", "fp8")
+    stored_as = "{dtype}, original names"
 
     def check(self, spec: ExportSpec) -> None:
         """See ``Format``."""
         whole_steps(spec.source.schedule)
-
-    def count(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
-        return len(spec.source.tensors.shapes)
-
-    def nbytes(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
-        return nbytes(spec)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """See ``Format``."""
         losses = write_network(spec, folder, STEM, advance)
         write_json(folder / "config.json", original_config(spec.source.model.transformer_config))
         job = lightx2v_job(spec)
-        files = weights_in(folder, "wan")
+        files = self.weight_files(folder)
         place = spec.out.resolve() / (files[0].name if len(files) == 1 else "")
         if spec.dtype == "fp8":
             job |= {"dit_quantized": True, "dit_quant_scheme": "fp8-sgl"}
@@ -59,6 +74,28 @@ class WanFormat:
         found = json_problems(folder / "config.json", original_config(config))
         found += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
         return found + network_problems(spec, folder, config, losses, advance)
+
+    def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
+        """How LightX2V runs the folder."""
+        return lightx2v_usage(values)
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The files at the top of the folder, as their index lists them."""
+        return weight_files(folder, STEM)
+
+    def stored_names(self, header: Header | None = None) -> Callable[[str], str]:
+        """The original names."""
+        return transformer_to_original
+
+    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+        """The layout in one type, or with LightX2V's scales for 8-bit matrices."""
+        scales = LIGHTX2V if dtype == "fp8" else None
+        return Layout(self.stored_names(), lambda name: main, scales)
+
+
+def lightx2v_usage(values: Mapping[str, Any]) -> str:
+    """The model card's section on LightX2V, from the card's values."""
+    return _USAGE.format(**values, file=LIGHTX2V_FILE)
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout, encoded, read_finite
-from weights.formats.layouts import weights_in
 from weights.io.heap import HeapTrimmer
 from weights.io.probe import probe
 from weights.io.quantize import is_quantized, relative_error
@@ -73,7 +72,7 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
         writer.close()
     if layout.scales is None:
         return None
-    header = read_headers(weights_in(folder, spec.format))
+    header = read_headers(spec.format.weight_files(folder))
     forward_error = relative_error(
         probe(
             source.model,
@@ -119,7 +118,7 @@ def network_problems(
     """
     source, layout = spec.source, spec.layout
     try:
-        header = read_headers(weights_in(folder, spec.format))
+        header = read_headers(spec.format.weight_files(folder))
     except UserError as error:
         return [str(error)]
     problems = _header_problems(spec, header)

@@ -1,0 +1,137 @@
+"""The class that every export format derives from: everything in which formats differ.
+
+A format is one file with one class. ``weights.formats.registry`` lists them, and nothing outside
+this folder compares a format's name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import torch
+
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.dtypes import OPTIONS
+from lightx2v_sgmd.files.safetensors_files import Header
+from weights.export_spec import Advance, ExportSpec, Losses
+from weights.formats.layout import Layout
+from weights.io.adapters import PortableAdapters
+from weights.io.network import nbytes
+from weights.io.tensors import FileTensors, Tensors, network_shapes
+
+STEM: Final = "diffusion_pytorch_model"
+"""The start of the names of weight files that diffusers and the original code look for."""
+
+
+class Format(ABC):
+    """A program's file layout, and how exports in it are written, read, verified and described.
+
+    Attributes:
+        name: The value of ``--format``, and of ``format`` in the manifest.
+        dtypes: The values of ``--dtype`` that the program can read.
+        stored_as: The model card's words for how tensors are stored; ``{dtype}`` is filled in.
+        holds_adapters: True if the files hold adapters and not the whole network. Only such a
+            format takes ``--rank`` and ``--energy``.
+    """
+
+    name: ClassVar[str]
+    dtypes: ClassVar[tuple[str, ...]]
+    stored_as: ClassVar[str]
+    holds_adapters: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, spec: ExportSpec) -> None:
+        """Raises ``UserError`` for what the program cannot express, before anything is written."""
+
+    def count(self, spec: ExportSpec) -> int:
+        """The number of tensors that are written, for the progress bar."""
+        return len(spec.source.tensors.shapes)
+
+    def nbytes(self, spec: ExportSpec) -> int:
+        """The approximate size of the export on disk, in bytes."""
+        return nbytes(spec)
+
+    @abstractmethod
+    def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
+        """Writes weights and configurations into an empty folder; returns what was lost."""
+
+    @abstractmethod
+    def problems(
+        self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
+    ) -> list[str]:
+        """Lists what the program would read that differs from the source; empty if nothing does."""
+
+    @abstractmethod
+    def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
+        """The model card's section that says how each program runs the export.
+
+        Args:
+            spec: The export.
+            values: The card's values by name, such as ``count`` and ``height``.
+        """
+
+    @abstractmethod
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The weight files of an export in this format.
+
+        Raises:
+            UserError: they are missing, or not as the format has them.
+        """
+
+    def layout(self, dtype: str, keep: Tensors | None = None) -> Layout:
+        """The names and types under which a whole network is stored.
+
+        Args:
+            dtype: One of ``dtypes``. The layers of ``fp8`` that are not quantized are bf16.
+            keep: Weights that have this precision already: each keeps the type in which it is
+                stored, so that changing formats back and forth changes no bit.
+        """
+        raise NotImplementedError(f"{self.name} does not store a whole network")
+
+    def open_model(self, folder: Path, teacher: Callable[[], WanModel]) -> WanModel:
+        """The configuration of an export's network; most formats leave it to the teacher's."""
+        return teacher()
+
+    @abstractmethod
+    def open_tensors(
+        self, folder: Path, header: Header, model: WanModel
+    ) -> tuple[Tensors, PortableAdapters | None]:
+        """The weights of an export, checked against the network, and its adapters if it has any."""
+
+
+class NetworkFormat(Format):
+    """A format that stores the whole network."""
+
+    def stored_names(self, header: Header | None = None) -> Callable[[str], str]:
+        """A function from diffusers' name of a weight to the format's.
+
+        Args:
+            header: The files that are read, for a format that is found with several prefixes.
+        """
+        return str
+
+    def layout(self, dtype: str, keep: Tensors | None = None) -> Layout:
+        """The names and types under which the network is stored; see ``Format.layout``."""
+        if keep is not None:
+            return Layout(self.stored_names(), keep.dtype)
+        main = torch.bfloat16 if dtype == "fp8" else OPTIONS[dtype]
+        return self.layout_in(dtype, main)
+
+    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+        """The layout at a precision.
+
+        Args:
+            dtype: One of ``dtypes``.
+            main: The torch type of what is not quantized.
+        """
+        return Layout(self.stored_names(), lambda name: main)
+
+    def open_tensors(
+        self, folder: Path, header: Header, model: WanModel
+    ) -> tuple[Tensors, PortableAdapters | None]:
+        """The network's weights, checked against its configuration."""
+        shapes = network_shapes(model)
+        return FileTensors.checked(header, shapes, self.stored_names(header), str(folder)), None

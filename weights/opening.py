@@ -1,0 +1,112 @@
+"""Opens what is to be exported: a run, a checkpoint, or weights that were exported before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
+from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
+from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_of
+from lightx2v_sgmd.files.student_weights import has_average
+from lightx2v_sgmd.files.yaml_loader import parse_value
+from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
+from lightx2v_sgmd.untrusted.reading import read_file
+from weights.formats.registry import format_named
+from weights.io.source import Source, student_tensors, teacher_of
+
+
+def open_source(
+    path: str | Path, ema: bool, on_damage: Callable[[str], None] | None = None
+) -> Source:
+    """Checks a run folder, a checkpoint folder or an exported folder, and the teacher it names.
+
+    Args:
+        path: The folder.
+        ema: Prefer the moving average where there is one.
+        on_damage: Told of each damaged checkpoint of a run that is passed over.
+
+    Raises:
+        UserError: no whole checkpoint, a damaged file, keys that do not fit the teacher's network,
+            a schedule that is not the job's, or a teacher that is not there.
+    """
+    path = Path(path)
+    if (path / FILE_NAME).is_file():
+        return _exported(path)
+    checkpoint = find_checkpoint(path, on_damage)
+    job_file = checkpoint / "job.yaml"
+    job = load_job(job_file)
+    averaged = ema and has_average(checkpoint)
+    step = int(read_trainer_state(checkpoint)["step"])
+    model = open_wan(job.teacher.path, job.teacher.base)
+    about = _about(job, step, averaged, model.fps)
+    tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
+    if carried is not None and carried != job.schedule:
+        raise UserError(
+            f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
+            f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
+        )
+    run = checkpoint.parent.parent
+    return Source(checkpoint, tensors, model, about, job_file, _metrics(run), adapters)
+
+
+def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
+    method = parse_value(job.to_yaml(), "the job")["method"]
+    return Manifest(
+        method={"name": method.pop("name"), "options": method},
+        teacher=job.teacher.path,
+        teacher_dtype=job.teacher.dtype,
+        schedule=job.schedule,
+        guidance_scale=job.teacher.guidance_scale,
+        video=Video(job.video.height, job.video.width, job.video.num_frames, fps),
+        step=step,
+        ema=averaged,
+        dtype="fp32",
+    )
+
+
+def _exported(folder: Path) -> Source:
+    """An exported folder, whole and unchanged."""
+    about = read_manifest(folder)
+    assert about is not None, folder
+    if about.dtype == "fp8":
+        raise UserError(
+            f"{folder}: holds 8-bit weights, which have lost precision; export from the run, or "
+            "from a bf16 export"
+        )
+    changed = changed_files(folder, about.sha256)
+    if changed:
+        raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")
+    written_in = format_named(about.format)
+    header = read_headers(written_in.weight_files(folder))
+    job_file = folder / "job.yaml"
+    model = written_in.open_model(folder, lambda: teacher_of(about, job_file))
+    tensors, adapters = written_in.open_tensors(folder, header, model)
+    if schedule_of(header.metadata) != about.schedule:
+        raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
+    return Source(
+        folder,
+        tensors,
+        model,
+        replace(about, sha256={}),
+        job_file if job_file.is_file() else None,
+        _metrics(folder),
+        adapters,
+    )
+
+
+def _metrics(folder: Path) -> Mapping[str, Any] | None:
+    """What an evaluation left beside the weights or in the run."""
+    path = folder / "metrics.json"
+    try:
+        content = parse_json(read_file(path, RECORD.size), RECORD)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not readable JSON; evaluate again or remove it") from error
+    return content if isinstance(content, dict) else None
