@@ -1,4 +1,4 @@
-"""One export: what, in which layout, and what it loses."""
+"""The description of one export, and of what it loses."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from weights.formats.base import Format
 
 LOSSES_FILE: Final = "losses.json"
-"""What an export loses against its source, layer by layer; absent where nothing is lost."""
+"""The file with an export's errors layer by layer; absent where nothing is lost."""
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What is to be exported, and how.
+    """The student to export, and how to write it.
 
     Attributes:
         source: The student.
         format: The format to write.
         dtype: A key of ``DTYPES``, or ``fp8``.
-        out: Where the export will be, for files that name their own place.
-        max_shard_size: Of each weights file, such as ``5GB``.
-        rank: Of extracted adapters, or None.
+        out: The folder of the finished export, for files that name their own path.
+        max_shard_size: The largest size of a weights file, such as ``5GB``.
+        rank: The rank of extracted adapters, or None.
         energy: The share of each layer's change that extracted adapters hold, or None.
         hashed: The sha256 of files that were hashed while others were written, by path; filled as
             they are.
@@ -57,13 +57,13 @@ class ExportSpec:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the source is training's, or else weights that were exported before."""
+        """True for a checkpoint, False for weights that were exported before."""
         return (self.source.path / "trainer.json").is_file()
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What an export loses, as shares of what it stands for.
+    """The errors of an export, relative to what it represents.
 
     Attributes:
         kind: ``fp8`` or ``lora``.

@@ -51,8 +51,8 @@ def export(
         out: A folder that does not exist yet, or is empty.
         dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8`` (wan and comfyui). None: bf16 of a run, and
             of exported weights the precision that they have.
-        ema: Takes the moving average if the run kept one, else the last weights.
-        rank: Of adapters that are extracted (lora).
+        ema: Export the EMA weights if the run has them; False exports the last step.
+        rank: The rank of extracted adapters (lora); 64 by default.
         energy: Instead of a rank: the share in (0, 1] of each layer's change that they hold.
         max_shard_size: The largest weights file of diffusers and wan, such as ``5GB``.
         overwrite: Replaces an export of ours, whole and unchanged, with no other file in it.
@@ -141,7 +141,7 @@ def _finish(spec: ExportSpec, folder: Path, losses: Losses | None) -> None:
 
 
 def _sources(chosen: Source) -> dict[str, Path | None]:
-    """What an export reads, so that it does not write there."""
+    """The paths that an export reads, so that it does not write there."""
     root = Path(chosen.model.source.root)
     teacher = Path(chosen.about.teacher)
     sources = {"the source": chosen.path, "the model": root, "the teacher": teacher}

@@ -1,4 +1,4 @@
-"""What an export says about itself, gathered from its source."""
+"""Makes the manifest of an export from its source and its files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hashes(folder: Path, known: Mapping[Path, str]) -> dict[str, str]:
 
     Args:
         folder: The export.
-        known: What is known already, by path.
+        known: The hashes that are known already, by path.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     rest = [path for path in files if path not in known]

@@ -28,8 +28,8 @@ def open_source(
 
     Args:
         path: The folder.
-        ema: Prefer the moving average where there is one.
-        on_damage: Told of each damaged checkpoint of a run that is passed over.
+        ema: True to take the EMA weights if the run has them.
+        on_damage: Called with a message for each damaged checkpoint that is skipped.
 
     Raises:
         UserError: no whole checkpoint, a damaged file, keys that do not fit the teacher's network,
@@ -101,7 +101,7 @@ def _exported(folder: Path) -> Source:
 
 
 def _metrics(folder: Path) -> Mapping[str, Any] | None:
-    """What an evaluation left beside the weights or in the run."""
+    """The results that an evaluation wrote beside the weights or in the run, if any."""
     path = folder / "metrics.json"
     try:
         content = parse_json(read_file(path, RECORD.size), RECORD)

@@ -1,4 +1,4 @@
-"""How an export appears: by rename, beside nothing that is not an export of ours."""
+"""Publishes an export by rename, and replaces nothing but an unchanged export."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Listing = dict[str, tuple[int, int, int]]
 
 
 class DiffersError(Exception):
-    """What was written is not what it should be."""
+    """Raised when the written files differ from what they should hold."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems[:8]))
 
 
 def replaceable(out: Path, overwrite: bool) -> Listing | None:
-    """What an export may replace in ``out``: None if nothing is there.
+    """The files that an export may replace in ``out``; None if nothing is there.
 
     Args:
         out: The output.
@@ -88,7 +88,7 @@ def _some(names: list[str]) -> str:
 
 
 def listing(folder: Path) -> Listing:
-    """What is in a folder, without reading it."""
+    """The names of everything in a folder, without reading the files."""
     found: Listing = {}
     for path in folder.rglob("*"):
         about = path.lstat()
@@ -111,7 +111,7 @@ def appearing_export(
     Args:
         out: Where the export appears.
         source: The folder that is read.
-        before: What it may replace, of ``replaceable``.
+        before: The result of ``replaceable``.
         lock: The lock on ``out``.
 
     Raises:

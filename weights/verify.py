@@ -12,27 +12,27 @@ from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.registry import format_named
 
 _DANGEROUS: Final = (*PICKLE_SUFFIXES, ".safetensors", ".py", ".index.json")
-"""What programs would load or run if it lay among the weights."""
+"""Endings of files that a program would load or run if they lay among the weights."""
 
 
 class ExportError(RuntimeError):
-    """An export is not what it should be; the message says what differs."""
+    """Raised for an export that differs from its source; the message says how."""
 
 
 def differences(
     spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance = lambda n: None
 ) -> list[str]:
-    """What in an export is not as its source says: empty if all is well.
+    """Lists what in an export differs from its source; the list is empty if nothing does.
 
     Compared are the hashes, the schedule in all its places, the keys, shapes, types and values of
     the weights, and one forward pass of the real network with the export's weights against the
     same with the source's: bit by bit, or within the error that the export reports.
 
     Args:
-        spec: What was exported.
+        spec: The export that was asked for.
         folder: The export.
-        losses: What it reports to lose.
-        advance: Told of each weight that is compared.
+        losses: The losses that the export reports.
+        advance: Called after each weight that is compared.
     """
     try:
         manifest = read_manifest(folder)
@@ -47,7 +47,7 @@ def differences(
 
 
 def verify(folder: str | Path) -> list[str]:
-    """What in an exported folder is not as its manifest says: empty if all is well.
+    """Lists what in an exported folder differs from its manifest; empty if nothing does.
 
     Needs nothing but the folder: no source, no teacher, no network.
 
@@ -70,7 +70,7 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def _inside(folder: Path, name: str) -> bool:
-    """Whether a listed name stays below the folder, links followed."""
+    """True if a listed name stays below the folder, links followed."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not name:
         return False
@@ -91,7 +91,7 @@ def _strangers(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _weights_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Whether the weights' headers are sound and carry the manifest's schedule."""
+    """Lists faults of the weights' headers, and a schedule that is not the manifest's."""
     try:
         header = read_headers(format_named(manifest.format).weight_files(folder))
         carried = schedule_of(header.metadata)

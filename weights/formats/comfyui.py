@@ -51,11 +51,11 @@ class ComfyuiFormat(NetworkFormat):
     stored_as = "{dtype}, original names behind ComfyUI's prefix"
 
     def check(self, spec: ExportSpec) -> None:
-        """See ``Format``."""
+        """Refuses what the program cannot express; see ``Format.check``."""
         check_even(spec.source.schedule)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
-        """See ``Format``."""
+        """Writes weights and configurations into an empty folder; returns what was lost."""
         losses = write_network(replace(spec, max_shard_size=_ONE_FILE), folder, stem(spec), advance)
         for name, content in _workflows(spec).items():
             write_json(folder / name, content)
@@ -64,7 +64,7 @@ class ComfyuiFormat(NetworkFormat):
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
-        """See ``Format``."""
+        """Lists what the program would read that differs from the source."""
         found = []
         if not (folder / f"{stem(spec)}.safetensors").is_file():
             found.append(f"{stem(spec)}.safetensors, which the workflows name, is missing")
@@ -74,7 +74,7 @@ class ComfyuiFormat(NetworkFormat):
         return found + network_problems(spec, folder, config, losses, advance)
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
-        """How ComfyUI runs the file."""
+        """The model card's section on ComfyUI."""
         return _USAGE.format(
             **values,
             weights=f"{stem(spec)}.safetensors",

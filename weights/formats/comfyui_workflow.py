@@ -105,15 +105,15 @@ def to_ui(api: Mapping[str, Any]) -> dict[str, Any]:
     """The same workflow as ComfyUI's editor saves it (version 0.4)."""
     links: list[list[Any]] = []
     nodes: dict[str, dict[str, Any]] = {}
-    for place, (key, node) in enumerate(api.items()):
+    for order, (key, node) in enumerate(api.items()):
         wires, settings, outputs = _NODES[node["class_type"]]
         nodes[key] = {
             "id": int(key),
             "type": node["class_type"],
-            "pos": [40 + 360 * (place // 3), 40 + 280 * (place % 3)],
+            "pos": [40 + 360 * (order // 3), 40 + 280 * (order % 3)],
             "size": [330, 240],
             "flags": {},
-            "order": place,
+            "order": order,
             "mode": 0,
             "inputs": [{"name": n, "type": kind, "link": None} for n, kind in wires.items()],
             "outputs": [{"name": kind, "type": kind, "links": []} for kind in outputs],

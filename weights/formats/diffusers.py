@@ -54,16 +54,16 @@ class DiffusersFormat(NetworkFormat):
     stored_as = "{dtype}; layers that diffusers keeps in float32 are float32"
 
     def check(self, spec: ExportSpec) -> None:
-        """See ``Format``."""
+        """Refuses what the program cannot express; see ``Format.check``."""
         spec.source.schedule.diffusers_config()
         shared_bytes(spec.source.model)
 
     def nbytes(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
+        """The approximate size of the export on disk, in bytes."""
         return nbytes(spec) + shared_bytes(spec.source.model)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
-        """See ``Format``."""
+        """Writes weights and configurations into an empty folder; returns what was lost."""
         prepare_libraries()
         from diffusers import __version__
 
@@ -79,7 +79,7 @@ class DiffusersFormat(NetworkFormat):
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
-        """See ``Format``."""
+        """Lists what the program would read that differs from the source."""
         found = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
         found += scheduler_problems(folder, spec.source.schedule)
         try:
@@ -121,7 +121,7 @@ def write_scheduler(folder: Path, schedule: Schedule) -> None:
 
 
 def scheduler_problems(folder: Path, schedule: Schedule) -> list[str]:
-    """Whether diffusers' scheduler takes the student's steps from the exported configuration."""
+    """Lists the timesteps of diffusers' scheduler if they are not the student's."""
     prepare_libraries()
     from diffusers import FlowMatchEulerDiscreteScheduler
 

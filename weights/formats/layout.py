@@ -1,4 +1,4 @@
-"""How a program wants a network's weights: their names, their types, and what is stored in 8 bits.
+"""The names and types under which a program stores a network, and which weights have 8 bits.
 
 A layout turns each of the network's weights into what is stored of it, and back. Export, read-back
 and re-export use the same two functions, so none of them can drift from the others.
@@ -35,7 +35,7 @@ class Layout:
     markers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def parts(self, name: str, shape: tuple[int, ...]) -> list[Part]:
-        """What is stored of a weight."""
+        """The tensors that are stored for a weight."""
         stored = self.stored_name(name)
         if self.scales is None or not is_quantized(name):
             return [Part(stored, self.stored_dtype(name), shape)]
@@ -43,7 +43,7 @@ class Layout:
         return [Part(stored, FP8, shape), scale]
 
     def all_parts(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
-        """What is stored of a network, in its order; markers last."""
+        """The tensors that are stored for a network, in its order; markers last."""
         parts = [part for name, shape in shapes.items() for part in self.parts(name, shape)]
         marked = [Part(n, t.dtype, tuple(t.shape)) for n, t in self.markers.items()]
         return [*parts, *marked]
@@ -85,13 +85,13 @@ def read_finite(tensors: Tensors, name: str) -> Tensor:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether every value is; the extremes tell it several times faster than looking at each."""
+    """True if every value is finite; testing the extremes is several times faster than all."""
     values = tensor if tensor.dtype.itemsize > 1 else tensor.float()
     return all(extreme.isfinite().item() for extreme in values.aminmax())
 
 
 def encoded(layout: Layout, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """What a layout stores of a weight.
+    """The tensors that a layout stores for a weight.
 
     Raises:
         UserError: a value is too large for fp16.

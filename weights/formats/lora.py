@@ -91,7 +91,7 @@ class LoraFormat(Format):
     holds_adapters = True
 
     def check(self, spec: ExportSpec) -> None:
-        """See ``Format``."""
+        """Refuses what the program cannot express; see ``Format.check``."""
         if spec.rank is not None and spec.energy is not None:
             raise UserError("rank, energy: give one of the two")
         if spec.source.adapters is not None and (spec.rank or spec.energy):
@@ -104,7 +104,7 @@ class LoraFormat(Format):
         whole_steps(spec.source.schedule)
 
     def nbytes(self, spec: ExportSpec) -> int:
-        """See ``Format``."""
+        """The approximate size of the export on disk, in bytes."""
         total, adapters = 0, spec.source.adapters
         if adapters is not None:
             infos = adapters.header.tensors.values()
@@ -118,7 +118,7 @@ class LoraFormat(Format):
         return total
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
-        """See ``Format``."""
+        """Writes weights and configurations into an empty folder; returns what was lost."""
         teacher = teacher_tensors(spec.source)
         pieces: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
@@ -139,7 +139,7 @@ class LoraFormat(Format):
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
-        """See ``Format``."""
+        """Lists what the program would read that differs from the source."""
         found = scheduler_problems(folder, spec.source.schedule)
         for path, content in _side_files(spec).items():
             found += json_problems(folder / path, content)
@@ -171,7 +171,7 @@ class LoraFormat(Format):
         return found
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
-        """How diffusers, ComfyUI and LightX2V apply the adapters."""
+        """The model card's sections on diffusers, ComfyUI and LightX2V."""
         diffusers = _DIFFUSERS_USAGE.format(**values, file=LORA_FILE)
         comfyui = _COMFYUI_USAGE.format(**values, file=LORA_FILE, workflow=WORKFLOW_FILE)
         return "\n".join([diffusers, comfyui, lightx2v_usage(values)])
@@ -195,7 +195,7 @@ class _Pieces:
 
 
 def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
-    """What the file holds of one weight."""
+    """The tensors that the file holds for one weight."""
     dtype = OPTIONS[spec.dtype]
     shape = spec.source.tensors.shapes[name]
     adapters = spec.source.adapters
@@ -225,7 +225,7 @@ def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
 
 
 def _wanted_as_zero(spec: ExportSpec, name: str) -> bool:
-    """Whether a layer without adapters needs some: diffusers wants all outside blocks, or none."""
+    """True if a layer needs zero adapters: diffusers wants all outside blocks, or none."""
     adapters = spec.source.adapters
     assert adapters is not None, "extracted adapters are of all layers"
     outside = [n for n in spec.source.tensors.shapes if not n.startswith("blocks.")]
@@ -233,7 +233,7 @@ def _wanted_as_zero(spec: ExportSpec, name: str) -> bool:
 
 
 def _delta(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
-    """What training changed a weight by, float32; of adapters exactly, without rounding a sum."""
+    """The change of a weight by training, float32; exact for adapters, with no rounded sum."""
     if spec.source.adapters is not None:
         shape = spec.source.tensors.shapes[name]
         delta = spec.source.adapters.delta(name, shape)
@@ -288,7 +288,7 @@ def _losses(
     ranks: dict[str, int],
     advance: Advance = lambda n: None,
 ) -> Losses:
-    """What the written file loses, measured on the file."""
+    """The losses of the written file, measured on the file."""
     source = spec.source
     adapters = PortableAdapters(read_headers([folder / LORA_FILE]))
     layers: dict[str, dict[str, float]] = {}

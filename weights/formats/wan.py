@@ -48,35 +48,35 @@ class WanFormat(NetworkFormat):
     stored_as = "{dtype}, original names"
 
     def check(self, spec: ExportSpec) -> None:
-        """See ``Format``."""
+        """Refuses what the program cannot express; see ``Format.check``."""
         whole_steps(spec.source.schedule)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
-        """See ``Format``."""
+        """Writes weights and configurations into an empty folder; returns what was lost."""
         losses = write_network(spec, folder, STEM, advance)
         write_json(folder / "config.json", original_config(spec.source.model.transformer_config))
         job = lightx2v_job(spec)
         files = self.weight_files(folder)
-        place = spec.out.resolve() / (files[0].name if len(files) == 1 else "")
+        location = spec.out.resolve() / (files[0].name if len(files) == 1 else "")
         if spec.dtype == "fp8":
             job |= {"dit_quantized": True, "dit_quant_scheme": "fp8-sgl"}
-            job["dit_quantized_ckpt"] = str(place)
+            job["dit_quantized_ckpt"] = str(location)
         else:
-            job["dit_original_ckpt"] = str(place)
+            job["dit_original_ckpt"] = str(location)
         write_json(folder / LIGHTX2V_FILE, job)
         return losses
 
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
-        """See ``Format``."""
+        """Lists what the program would read that differs from the source."""
         config = spec.source.model.transformer_config
         found = json_problems(folder / "config.json", original_config(config))
         found += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
         return found + network_problems(spec, folder, config, losses, advance)
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
-        """How LightX2V runs the folder."""
+        """The model card's section on LightX2V."""
         return lightx2v_usage(values)
 
     def weight_files(self, folder: Path) -> list[Path]:
@@ -138,7 +138,7 @@ def whole_steps(schedule: Schedule) -> list[int]:
 
 
 def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
-    """How LightX2V runs the student; the weights' place is added by the caller."""
+    """LightX2V's configuration for the student; the caller adds the path of the weights."""
     video, schedule = spec.source.about.video, spec.source.schedule
     return {
         "infer_steps": len(schedule),

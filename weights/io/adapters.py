@@ -61,7 +61,7 @@ class Factors:
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight (diffusers' name) is a linear layer's; modulation tables are none."""
+    """True if a weight (diffusers' name) is a linear layer's; modulation tables are not."""
     return name.endswith(".weight") and len(shape) == 2
 
 
@@ -76,7 +76,7 @@ def factorize(
 
     Args:
         delta: ``[out, in]`` float32.
-        name: Of the weight; seeds the randomized SVD.
+        name: The weight's name; it seeds the randomized SVD.
         rank: The rank, or None.
         energy: The share of the squared Frobenius norm to hold, or None.
     """
@@ -124,7 +124,7 @@ def factor_names(name: str) -> tuple[str, str, str | None]:
 
 
 def difference_names(name: str) -> list[str]:
-    """The names under which the difference of a weight that is no matrix is stored."""
+    """The names under which the difference of a weight that is not a matrix is stored."""
     layer = layer_of(name)
     if name.endswith("scale_shift_table"):
         return [f"{layer.removesuffix('.modulation')}.diff_m", f"{layer}.diff"]
@@ -132,7 +132,7 @@ def difference_names(name: str) -> list[str]:
 
 
 def diffusers_takes(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether ``load_lora_weights`` applies what a file has for a weight.
+    """True if ``load_lora_weights`` applies what a file has for a weight.
 
     It takes linear layers with their biases, and skips norms, modulation and convolutions.
     """
@@ -173,7 +173,7 @@ class PortableAdapters:
         return cls(header)
 
     def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        """See ``weights.io.tensors.Adapters``."""
+        """The tensor that is added to a weight, float32; None if there is none."""
         if is_matrix(name, shape):
             factors = self.factors(name)
             return None if factors is None else factors.product()
@@ -191,7 +191,7 @@ class PortableAdapters:
         return Factors(self._read(up), lowered, scale)
 
     def where(self) -> str:
-        """See ``weights.io.tensors.Adapters``."""
+        """The file of the adapters, for messages."""
         return str(next(iter(self.header.tensors.values())).file)
 
     def _read(self, name: str) -> Tensor:
@@ -203,7 +203,7 @@ class TrainedAdapters:
     """The adapters of a checkpoint; nothing of it is loaded yet.
 
     Attributes:
-        header: Of its file, with the names of ``lightx2v_sgmd.networks.adapters``.
+        header: The header of its file, with the names of ``lightx2v_sgmd.networks.adapters``.
         lora: How they were trained.
     """
 
@@ -222,7 +222,7 @@ class TrainedAdapters:
         return cls(header, lora)
 
     def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        """See ``weights.io.tensors.Adapters``."""
+        """The tensor that is added to a weight, float32; None if there is none."""
         factors = self.factors(name)
         return None if factors is None else factors.product()
 
@@ -235,5 +235,5 @@ class TrainedAdapters:
         return Factors(read_tensor(up), read_tensor(down), self.lora.scale)
 
     def where(self) -> str:
-        """See ``weights.io.tensors.Adapters``."""
+        """The file of the adapters, for messages."""
         return str(next(iter(self.header.tensors.values())).file)

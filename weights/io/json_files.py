@@ -17,7 +17,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_problems(path: Path, expected: Mapping[str, Any]) -> list[str]:
-    """What in a JSON file is not as expected; more than that may be in it."""
+    """Lists the values of a JSON file that are not as expected; other keys are allowed."""
     try:
         content = parse_json(read_file(path, CONFIG.size), CONFIG)
         return [

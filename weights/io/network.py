@@ -28,7 +28,7 @@ from weights.io.quantize import is_quantized, relative_error
 from weights.io.tensors import read_tensor
 
 SLACK = 1 + 1e-3
-"""How much a recomputed error may exceed the reported one: sums are added in another order."""
+"""The factor by which a recomputed error may exceed the reported one: sums change in order."""
 
 
 def nbytes(spec: ExportSpec) -> int:
@@ -41,10 +41,10 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
     """Writes the network's files, one tensor in memory at a time.
 
     Args:
-        spec: What is exported.
+        spec: The export to write.
         folder: Where the files go.
-        stem: Of their names.
-        advance: Told of each weight that is written.
+        stem: The start of their names.
+        advance: Called after each weight that is written.
 
     Returns:
         What 8-bit storage lost; None at any other precision.
@@ -90,7 +90,7 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
 
 
 def _parts(header: Header, name: str, spec: ExportSpec) -> dict[str, Tensor]:
-    """What the export's files hold of a weight."""
+    """The tensors that the export's files hold for a weight."""
     parts = spec.layout.parts(name, spec.source.tensors.shapes[name])
     return {part.name: read_tensor(header.tensors[part.name]) for part in parts}
 
@@ -103,18 +103,18 @@ def _exact(spec: ExportSpec, name: str) -> Tensor:
 def network_problems(
     spec: ExportSpec, folder: Path, config: dict[str, Any], losses: Losses | None, advance: Advance
 ) -> list[str]:
-    """What in the network's files is not as the source says.
+    """Lists what in the network's files differs from the source.
 
     Keys, shapes, types and the schedule are compared first, then every tensor, bit by bit, with
     what the source gives now, and one forward pass: bit by bit too, or against the reported error
     where 8 bits lose something.
 
     Args:
-        spec: What was exported.
+        spec: The export that was written.
         folder: The export.
         config: The network's configuration as the export has it.
-        losses: What the export reports to lose.
-        advance: Told of each weight that is compared.
+        losses: The losses that the export reports.
+        advance: Called after each weight that is compared.
     """
     source, layout = spec.source, spec.layout
     try:

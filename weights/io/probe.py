@@ -23,7 +23,7 @@ def probe(
     of torch's own alignment, so that the kernels add in the same order.
 
     Args:
-        model: What to build the network from.
+        model: The model whose network is built.
         dtype_of: The type of each weight.
         read: Gives each weight, by diffusers' name, in that type.
     """

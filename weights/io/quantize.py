@@ -27,16 +27,16 @@ _MATRICES: Final = re.compile(
 
 
 def is_quantized(name: str) -> bool:
-    """Whether fp8 exports store this weight (diffusers' name) in 8 bits."""
+    """True if fp8 exports store this weight (diffusers' name) in 8 bits."""
     return _MATRICES.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class Scales:
-    """How a program wants scales.
+    """The form in which a program reads scales.
 
     Attributes:
-        suffix: Of the scale's name, after the layer's.
+        suffix: The end of a scale's name, after the layer's name.
         per_channel: One for each output channel, ``[out, 1]``, or one for the matrix, ``[]``.
     """
 
@@ -58,7 +58,7 @@ class Scales:
 
 
 def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
-    """What a program computes with: float32."""
+    """The weight that a program computes with, float32."""
     return stored.float() * scale
 
 

@@ -1,4 +1,4 @@
-"""What a student shares with its teacher: the VAE, the text encoder and the tokenizer.
+"""Copies the parts that a student shares with its teacher: VAE, text encoder and tokenizer.
 
 They go into diffusers exports unchanged: copied where the teacher is in that layout, under
 diffusers' names, tensor by tensor, where it is in the original one.
@@ -27,7 +27,7 @@ _STEMS: Final = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 def shared_bytes(model: WanModel) -> int:
-    """What the shared parts take on disk.
+    """The size of the shared parts on disk, in bytes.
 
     Raises:
         UserError: a part is not on this machine and cannot be fetched, or is damaged.
@@ -106,5 +106,5 @@ def _tokenizer_class(model: WanModel) -> str:
 
 
 def _not_copied(folder: str, names: list[str]) -> list[str]:
-    """Of a teacher's part: pickles, code and caches stay behind."""
+    """The files that are not copied from a teacher's folder: pickles, code and caches."""
     return [n for n in names if n.startswith(".") or Path(n).suffix in (*PICKLE_SUFFIXES, ".py")]

@@ -30,9 +30,9 @@ class Source:
         path: The checkpoint or the exported folder that holds it.
         tensors: Its weights.
         model: Its network's configuration.
-        about: What it says about itself. ``dtype`` is how it is stored; ``sha256`` is empty.
+        about: Its manifest. ``dtype`` is how it is stored; ``sha256`` is empty.
         job_file: The job that made it, if it is there.
-        metrics: Of its evaluation, if it has been evaluated.
+        metrics: The results of its evaluation, if it has been evaluated.
         adapters: The adapters that it was made of, None for a student trained in full.
     """
 
@@ -46,18 +46,18 @@ class Source:
 
     @property
     def lora(self) -> Lora | None:
-        """How its adapters were trained; None if all weights were, or if nothing says so."""
+        """The settings of its adapters; None if all weights were trained, or if no job is there."""
         student = self._job_section("student")
         return Lora(**student["lora"]) if student.get("train") == "lora" else None
 
     @property
     def step(self) -> int:
-        """Iterations behind it."""
+        """The number of iterations it was trained for."""
         return self.about.step
 
     @property
     def ema(self) -> bool:
-        """Whether it is the moving average."""
+        """True if these are the EMA weights."""
         return self.about.ema
 
     @property
@@ -67,7 +67,7 @@ class Source:
 
     @property
     def prompts(self) -> str | None:
-        """What it was trained on, as its job names it."""
+        """The value of ``data.prompts`` in its job, if the job is there."""
         prompts = self._job_section("data").get("prompts")
         return None if prompts is None else str(prompts)
 

@@ -50,8 +50,8 @@ class FileTensors:
     """Weights in safetensors files, under any names.
 
     Attributes:
-        header: Of the files.
-        shapes: What they hold, by diffusers' names, in the network's order.
+        header: The header of the files.
+        shapes: The shapes by diffusers' names, in the network's order.
         stored_name: From diffusers' names to those in the files.
     """
 
@@ -76,15 +76,15 @@ class FileTensors:
         return cls(header, shapes, stored_name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """See ``Tensors``."""
+        """The type in which a weight is stored."""
         return TORCH_TYPES[self.header.tensors[self.stored_name(name)].dtype]
 
     def read(self, name: str) -> Tensor:
-        """See ``Tensors``."""
+        """One weight, in the type in which it is stored."""
         return read_tensor(self.header.tensors[self.stored_name(name)])
 
     def where(self, name: str) -> str:
-        """See ``Tensors``."""
+        """The file that holds a weight, for messages."""
         return str(self.header.tensors[self.stored_name(name)].file)
 
 
@@ -96,23 +96,23 @@ class ReaderTensors:
     shapes: Mapping[str, tuple[int, ...]]
 
     def dtype(self, name: str) -> torch.dtype:
-        """See ``Tensors``."""
+        """The type in which a weight is stored."""
         return TORCH_TYPES[self.reader.header.tensors[name].dtype]
 
     def read(self, name: str) -> Tensor:
-        """See ``Tensors``."""
+        """One weight, in the type in which it is stored."""
         return self.reader.tensor(name)
 
     def where(self, name: str) -> str:
-        """See ``Tensors``."""
+        """The file that holds a weight, for messages."""
         return str(self.reader.header.tensors[name].file)
 
 
 class Adapters(Protocol):
-    """What a LoRA adds to a network's weights."""
+    """The changes that a LoRA makes to a network's weights."""
 
     def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        """What is added to a weight, float32; None if nothing is."""
+        """The tensor that is added to a weight, float32; None if there is none."""
         ...
 
     def where(self) -> str:
@@ -132,21 +132,21 @@ class MergedTensors:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See ``Tensors``."""
+        """Every weight's shape, in the network's order."""
         return self.base.shapes
 
     def dtype(self, name: str) -> torch.dtype:
-        """See ``Tensors``."""
+        """The type in which a weight is stored."""
         return torch.float32
 
     def read(self, name: str) -> Tensor:
-        """See ``Tensors``."""
+        """One weight, in the type in which it is stored."""
         base = self.base.read(name).float()
         delta = self.adapters.delta(name, self.shapes[name])
         return base if delta is None else base + delta
 
     def where(self, name: str) -> str:
-        """See ``Tensors``."""
+        """The file that holds a weight, for messages."""
         return self.adapters.where()
 
 
