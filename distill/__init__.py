@@ -16,7 +16,7 @@ def distill(job: Job, *, resume: str = "auto", nproc: int = 1, quiet: bool = Fal
     ``deepspeed``) has started.
 
     Args:
-        job: What to train.
+        job: The job to train.
         resume: ``auto`` goes on from the newest whole checkpoint in the job's ``output.dir``, if
             there is one; ``never`` refuses a folder that holds a run; a path goes on from that
             run or checkpoint.

@@ -42,10 +42,10 @@ def build_trainer(
     """Loads everything; ``strategy.close`` of the trainer lets go of it.
 
     Args:
-        job: What to train.
-        model: Its teacher.
-        prompts: Of the job.
-        latents: Of ``open_latents``.
+        job: The job to train.
+        model: The teacher.
+        prompts: The prompts of the job.
+        latents: The latents that ``open_latents`` gave.
         ranks: The processes of the run.
         start: The state to take up.
         quiet: Show no progress.

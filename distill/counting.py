@@ -57,7 +57,7 @@ class PassCounter:
 
     def _forward(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._rows["forwards"][role] += len(kwargs["hidden_states"])
-        # Its first block runs in this forward; when it runs again that is a recomputation.
+        # The first block runs in this forward; when it runs again, that is a recomputation.
         self._rows["recomputed"][role] -= len(kwargs["hidden_states"])
 
     def _block(self, role: str, module: nn.Module, args: Any) -> None:
@@ -88,11 +88,11 @@ class PassCounter:
 
 
 def _share(trained: Sequence[nn.Parameter], network: nn.Module) -> float:
-    """How many numbers are trained for each one of the network itself."""
+    """The share of numbers that are trained for each one of the network itself."""
     own = sum(_numel(p) for name, p in network.named_parameters() if not is_adapter(name))
     return sum(map(_numel, trained)) / own
 
 
 def _numel(weight: nn.Parameter) -> int:
-    """Of the whole tensor, of which ZeRO-3 may hold a shard here."""
+    """The size of the whole tensor, of which ZeRO-3 may hold a shard here."""
     return int(getattr(weight, "ds_numel", weight.numel()))

@@ -1,4 +1,4 @@
-"""What an iteration is trained on: prompts, and everything random, as pure functions of the seed.
+"""The data of an iteration: prompts, and everything random, as pure functions of the seed.
 
 Each random number has a generator of its own, seeded by its purpose and by its sample. So a
 batch does not depend on how many processes share it, and a resumed run needs no generator state.
@@ -66,8 +66,8 @@ class Batch:
         sigma: ``[B]``, score times.
         text: ``[B, S, D]``.
         negative_text: ``[B, S, D]``, what guidance leads away from.
-        prompts: Which prompts these are.
-        samples: Their numbers in the global batch.
+        prompts: Indices of the prompts.
+        samples: Indices in the global batch.
         real: ``[B, C, T, h, w]``, latents of real videos, for methods that read them.
     """
 
@@ -91,10 +91,10 @@ class PairBatch:
         sigma: ``[B]``, where between the two the student starts.
         discriminator_noise: ``[B, C, T, h, w]``, of the discriminator's input.
         discriminator_sigma: ``[B]``, its times.
-        frames: Which frames a pixel discriminator sees.
+        frames: Indices of the frames that a pixel discriminator sees.
         text: ``[B, S, D]``.
-        prompts: Which pairs these are.
-        samples: Their numbers in the global batch.
+        prompts: Indices of the pairs.
+        samples: Indices in the global batch.
     """
 
     x0: Tensor
@@ -173,7 +173,7 @@ class Batches:
         Args:
             batch_index: Index of the global batch in the run.
             micro: Number of the slice among those that are accumulated.
-            frames: How many frames of a video to draw for a pixel discriminator.
+            frames: Number of frames of a video for a pixel discriminator.
         """
         train = self.job.train
         samples, prompts = self._slice(batch_index, micro)
@@ -195,7 +195,7 @@ class Batches:
         )
 
     def _slice(self, batch_index: int, micro: int) -> tuple[range, tuple[int, ...]]:
-        """Which samples of a global batch are this rank's, and their prompts."""
+        """This rank's samples of a global batch, and the indices of their prompts."""
         size = self.job.train.micro_batch
         first = (micro * self.ranks.data_size + self.ranks.data_rank) * size
         samples = range(first, first + size)
@@ -230,7 +230,7 @@ class Batches:
         return torch.stack(rows).to(self.ranks.device)
 
     def _prompt(self, position: int) -> int:
-        """Which prompt the run's sample number ``position`` gets; every epoch is shuffled anew."""
+        """The prompt of the run's sample at ``position``; every epoch is shuffled anew."""
         epoch, place = divmod(position, len(self.rows))
         return _permutation(self.job.train.seed, epoch, len(self.rows))[place]
 

@@ -35,9 +35,9 @@ class SampleInfo:
     """One sample of the global batch.
 
     Attributes:
-        sample: Its index there.
+        sample: The index of the sample there.
         prompt: The index of its prompt.
-        sigma: Its score time.
+        sigma: The score time of the sample.
     """
 
     sample: int

@@ -31,7 +31,7 @@ from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
 @dataclass(frozen=True)
 class PairPlan:
-    """How many pairs a folder gets, and which of them this machine makes.
+    """The number of pairs that a folder gets, and the share of them that this machine makes.
 
     Attributes:
         count: Pairs of the whole folder; with fewer prompts than pairs, prompts repeat.
@@ -80,7 +80,7 @@ def collect_pairs(
     Args:
         job: Names the teacher, its guidance, the size of the videos and the prompts.
         out: The folder of pairs.
-        plan: Their number, and which of them this machine makes.
+        plan: The number of pairs, and this machine's share.
         prompts: A prompt file, or a shipped model's name, instead of the job's prompts.
         quiet: Show no progress.
 

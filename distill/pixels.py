@@ -20,7 +20,7 @@ class PixelFeatures:
     Args:
         model: Whose VAE decodes.
         path: The vision encoder's folder.
-        device: Where both run.
+        device: The device of both.
     """
 
     def __init__(self, model: WanModel, path: str, device: torch.device) -> None:

@@ -55,7 +55,7 @@ def loss_sample(
         strategy: The networks.
         batch: The micro-batch.
         x0: The student's rollout.
-        x_t: Its noised form.
+        x_t: The noised rollout.
         velocity: The fake score's velocity at ``x_t``.
         x_real: The guided teacher's data prediction, if the update needs the teacher.
         update: As for ``Strategy.logits``; None gives no discriminator.

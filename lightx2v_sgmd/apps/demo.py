@@ -43,7 +43,7 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
+    """The result of the demo.
 
     Attributes:
         out: The folder.
@@ -66,8 +66,8 @@ def run_demo(
     Interrupted, it goes on from the last checkpoint when it is started again.
 
     Args:
-        out: Where everything goes.
-        seed: Of the training and of the videos.
+        out: The folder for everything.
+        seed: Random seed of training and generation.
         quiet: No progress.
         prompts: Held-out captions to measure on.
         overrides: Changes to the shipped job, as for ``distill --set``.
@@ -111,7 +111,7 @@ def _run_demo(
     metrics: dict[str, Any] = {name: summarise(row, rows["teacher"]) for name, row in rows.items()}
     metrics["gap_closed"] = gap_closed(metrics)
     distill_s = sum(line["seconds"] for line in trace)
-    # What an interrupted run had already trained counts, too.
+    # Iterations that an interrupted run had already trained count, too.
     rest_s = time.monotonic() - start - waited_s
     metrics["seconds"] = {
         "distill": round(distill_s, 1),

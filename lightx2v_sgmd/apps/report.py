@@ -23,7 +23,7 @@ class Example:
     Attributes:
         prompt: The caption.
         videos: mp4 files by row name (``teacher``, ``undistilled``, ``student``).
-        right: Whether each is right on everything.
+        right: True for each that is right on everything.
     """
 
     prompt: str
@@ -36,7 +36,7 @@ class Curve:
     """A line of a plot, ready for SVG.
 
     Attributes:
-        title: What it shows.
+        title: The title.
         points: SVG coordinates of the raw values and of their running mean.
         smooth: The same for the mean over a twentieth of the run.
         ticks: ``(x or y, label)`` for the ends of the value axis.
@@ -63,8 +63,8 @@ def write_report(
         path: The html file.
         metrics: The content of ``metrics.json``.
         trace: The lines of ``metrics.jsonl``.
-        examples: What to show.
-        job: What was trained.
+        examples: The examples to show.
+        job: The job that was trained.
     """
     from jinja2 import Environment, select_autoescape
 

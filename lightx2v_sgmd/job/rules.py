@@ -80,10 +80,10 @@ def checked(
 
     Args:
         kind: The job's class.
-        tree: What the file and the overrides say.
-        origins: Where each key was set (``file:line`` or ``--set``), for the messages.
+        tree: The values of the file and the overrides.
+        origins: The place that set each key (``file:line`` or ``--set``), for the messages.
         source: The file, for keys that were set nowhere.
-        rules: What must hold over several values.
+        rules: The rules over several values.
         choices: For sections that may be of several classes: which one a section's content means;
             it raises UserError if none, and None means the default.
 
@@ -204,7 +204,7 @@ def _nearest(path: str, known: list[str]) -> str:
 
 
 def _origin(key: str, origins: dict[str, str], source: str) -> str:
-    """Where a key was set, or else something below it, or else the nearest section above it."""
+    """The place that set a key, or else a key below it, or the nearest section above it."""
     if key not in origins:
         key = next((other for other in origins if other.startswith(f"{key}.")), key)
     while key and key not in origins:

@@ -9,7 +9,7 @@ from lightx2v_sgmd.job.schema import Job
 
 DEFAULT = "default"
 _COLUMN = 44
-"""Where the comments begin, unless a value is longer."""
+"""The column of the comments, unless a value is longer."""
 
 
 def annotated_yaml(job: Job, origins: Mapping[str, str]) -> str:

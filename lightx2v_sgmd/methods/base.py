@@ -50,7 +50,7 @@ class Sample:
         sigma: Score times.
         x_t: ``add_noise(x0, noise, sigma)``.
         velocity_fake: The fake score's velocity at ``x_t``.
-        x_fake: Its data prediction.
+        x_fake: The fake score's data prediction.
         x_real: The guided teacher's data prediction at ``x_t``; None in a fake-score update on a
             rollout of its own, which needs no teacher.
         discriminate: The discriminator, for methods that have that role.
@@ -120,8 +120,8 @@ class Stage:
 
     Attributes:
         method: The method.
-        iterations: How many iterations it has; None is all that are left.
-        lr_factor: What the student's learning rate is multiplied by.
+        iterations: Number of iterations; None is all that are left.
+        lr_factor: Factor of the student's learning rate.
     """
 
     method: Method
@@ -264,7 +264,7 @@ def stage_at(method: Method, iteration: int) -> Stage:
 
 
 def pair_iterations(method: Method, iterations: int) -> int:
-    """How many of a run's first iterations train on ODE pairs."""
+    """The number of a run's first iterations that train on ODE pairs."""
     count = 0
     for stage in method.stages:
         if not isinstance(stage.method, PairMethod):

@@ -154,7 +154,7 @@ def disk_speed(path: Path, total: int) -> float:
 
 
 def nbytes_of(source: Path) -> int:
-    """What a bf16 export of a source is about as large as."""
+    """The approximate size of a bf16 export of a source."""
     total = sum(path.stat().st_size for path in source.rglob("*.safetensors"))
     return max(BLOCK, total // 2 if (source / "checkpoints").is_dir() else total)
 

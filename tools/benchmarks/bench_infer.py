@@ -59,8 +59,8 @@ class Report:
     """The JSON, replaced whole after every row.
 
     Args:
-        path: Its file.
-        content: What is known before the first row.
+        path: The file.
+        content: The content before the first row.
         budget_s: Seconds since the start after which nothing new begins; None is no limit.
     """
 
@@ -305,7 +305,7 @@ def arguments() -> argparse.Namespace:
 
 
 def source_of(args: argparse.Namespace, device: torch.device) -> Source:
-    """Where the weights come from; sets ``args.size``."""
+    """The source of the weights; sets ``args.size``."""
     dtype = DTYPES[args.dtype] if args.dtype else None
     if args.random:
         model = open_random_wan(args.random, device)

@@ -102,9 +102,9 @@ class Report:
     """The JSON, written anew whenever something was measured.
 
     Args:
-        path: Where to; None writes nothing.
+        path: The file; None writes nothing.
         first: True if this process writes.
-        content: What is known before any measurement.
+        content: The content before any measurement.
     """
 
     def __init__(self, path: Path | None, first: bool, content: dict[str, Any]) -> None:

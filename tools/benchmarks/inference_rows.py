@@ -61,9 +61,9 @@ class Side:
     Attributes:
         name: ``ours`` or ``stock``.
         run: Makes so many videos.
-        inside: Where its networks' time is noted.
+        inside: The record of its networks' time.
         weights: Bytes of its networks.
-        about: What it is, for the report.
+        about: A description for the report.
     """
 
     name: str
@@ -75,14 +75,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights come from.
+    """The source of the weights.
 
     Attributes:
         folder: A student's folder, or None.
         model: A model with random weights instead, or None.
         size: Height, width and frames.
-        device: Where to compute.
-        dtype: Of the network; None is the engine's default.
+        device: The device to compute on.
+        dtype: Precision of the network; None is the engine's default.
     """
 
     folder: Path | None

@@ -1,4 +1,4 @@
-"""What benchmarks and checks write down about the machine that they ran on.
+"""The description of a machine that benchmarks and checks write down.
 
 Importing this imports no PyTorch: the GPU check describes machines on which that fails.
 """

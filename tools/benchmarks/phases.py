@@ -1,4 +1,4 @@
-"""Where a training iteration's time goes, phase by phase."""
+"""The time of a training iteration, phase by phase."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def kernel_intervals(profile: Any) -> tuple[list[Interval], list[Interval]]:
-    """Of a profile of GPUs: when NCCL's kernels ran, and when others did, in seconds."""
+    """The intervals in seconds of NCCL's kernels and of all others, from a profile of GPUs."""
     of_nccl: list[Interval] = []
     of_others: list[Interval] = []
     for event in profile.profiler.kineto_results.events():

@@ -46,7 +46,7 @@ PEAK_TFLOPS = {
 
 
 def gpu_peak_tflops(name: str) -> float | None:
-    """What a GPU of that name can do at best; None if it is not a known one."""
+    """The peak of a GPU by its name; None if it is not a known one."""
     return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
 
@@ -54,7 +54,7 @@ class TrainingBench:
     """One method's trainer and what was measured of it.
 
     Args:
-        job: What to train.
+        job: The job to train.
         model: The job's teacher; a ``RandomWan`` is trained on random text embeddings, too.
         ranks: The processes of the run.
         alone: True if no other trainer is in this process, so that memory is this one's.
@@ -145,7 +145,7 @@ class TrainingBench:
         return time.perf_counter() - start
 
     def report(self, peak_tflops: float | None) -> dict[str, Any]:
-        """What was measured so far, of all ranks on average."""
+        """The measurements so far, averaged over all ranks."""
         job, count = self.job, len(self.seconds)
         result: dict[str, Any] = {
             "method": job.method.name,
@@ -180,7 +180,7 @@ class TrainingBench:
         return result
 
     def planned_memory(self) -> dict[str, Any]:
-        """What the plan says of a rank's memory in an iteration, in GiB."""
+        """The plan's memory of a rank in an iteration, in GiB."""
         meter = Meter(self.model, self._text_rows(), on_gpu=self._cuda)
         memory = rank_memory(self.job, meter, self.ranks.size)
         phases = {name: sum(p.values()) for name, p in memory.phases.items() if name != "samples"}

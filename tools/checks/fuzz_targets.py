@@ -1,4 +1,4 @@
-"""What is fuzzed: every parser of strangers' files, each as a function of bytes.
+"""The fuzz targets: every parser of strangers' files, each as a function of bytes.
 
 A target returns for any bytes, or raises ``UserError``; anything else is a defect. ``seeds`` gives
 for each target small inputs to start from, among them those that once were answered badly.
@@ -58,7 +58,7 @@ def job(data: bytes) -> None:
 
 
 def setting(data: bytes) -> None:
-    """What stands behind ``--set``."""
+    """The text after ``--set``."""
     text = data.replace(b"\0", b" ").decode("utf-8", "surrogateescape")
     load_job(_file("good.yaml", JOB.encode()), [text])
 
@@ -81,7 +81,7 @@ def prompts_txt(data: bytes) -> None:
 
 
 def lora_option(data: bytes) -> None:
-    """What stands behind ``--lora``."""
+    """The text after ``--lora``."""
     Lora.parse(data.replace(b"\0", b" ").decode("utf-8", "surrogateescape"))
 
 
@@ -103,13 +103,13 @@ def torch_file(data: bytes) -> None:
 
 
 def shard_index(data: bytes) -> None:
-    """Which shard has which tensor."""
+    """The index that says which shard has which tensor."""
     _file("model.safetensors.index.json", data)
     weight_files(folder(), "model")
 
 
 def manifest(data: bytes) -> None:
-    """What exported weights say about themselves."""
+    """The manifest of exported weights."""
     _file("lightx2v_sgmd.json", data)
     read_manifest(folder())
 

@@ -61,13 +61,13 @@ LIMIT_S = 180.0
 
 @dataclass
 class Stress:
-    """What was done and found.
+    """The record of a stress run.
 
     Attributes:
-        work: Where.
+        work: The folder to work in.
         random: Decides what is done and when.
-        ends: How commands ended, by kind.
-        problems: What was wrong.
+        ends: Number of commands by the kind of their end.
+        problems: The faults that were found.
     """
 
     work: Path

@@ -39,18 +39,18 @@ TESTS: Final = (
     "tests/parallel/zero3/test_strategy.py",
     "tests/parallel/zero3/test_prefetch.py",
 )
-"""What uses PyTorch beyond plain arithmetic: kernels, compilers, hooks, processes, models."""
+"""The tests of kernels, compilers, hooks, processes and models, which depend on PyTorch."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a release did.
+    """The result of a release.
 
     Attributes:
         release: As it was asked for.
-        passed: Whether every test passed.
+        passed: True if every test passed.
         summary: The last line of pytest, or what went wrong before it.
-        minutes: Of the tests alone.
+        minutes: The time of the tests alone.
     """
 
     release: str
@@ -60,7 +60,7 @@ class Result:
 
 
 def requirement(release: str) -> str:
-    """What pip is asked for: ``2.11`` is the newest 2.11.x, ``2.11.0`` is that one."""
+    """The requirement for pip: ``2.11`` is the newest 2.11.x, ``2.11.0`` is that one."""
     if not re.fullmatch(r"\d+\.\d+(\.\d+)?", release):
         raise SystemExit(f"error: {release!r} is no release of PyTorch; write 2.11 or 2.11.0")
     return f"torch=={release}" + (".*" if release.count(".") == 1 else "")

@@ -1,4 +1,4 @@
-"""What bounds a stage of the engine: arithmetic, bandwidth or launching operations.
+"""The bounds of a stage of the engine: arithmetic, bandwidth or launching operations.
 
 The machine's own limits are measured in the same run: a large matrix product, a large copy, and
 the time of an operation on four numbers. ``tools.benchmarks.bench_infer`` writes both sides into
@@ -20,7 +20,7 @@ from lightx2v_sgmd.families.wan import pad_text, velocity
 
 
 def median_seconds(work: Callable[[], Any], device: torch.device, repetitions: int = 15) -> float:
-    """Of a call, the GPU's work included, after three to warm up."""
+    """The median time of a call, the GPU's work included, after three to warm up."""
 
     def once() -> float:
         if device.type == "cuda":

@@ -86,7 +86,7 @@ class PassCounter(TorchDispatchMode):
             name = operation.__name__
             self.launches[name] += 1
             given = [t for t in tensors if t is not None]
-            # What it changes is also read, unless it is another tensor than the first.
+            # A tensor that is changed is also read, unless it is another one than the first.
             self.bytes[name] += sum(map(size, given)) + (size(given[0]) if writes == 0 else 0)
 
         return counted
@@ -124,7 +124,7 @@ def size(tensor: Tensor) -> int:
 def count_decodes(
     height: int, width: int, num_frames: int, frames_at_once: tuple[int, ...] = (1, 2, 4)
 ) -> dict[str, dict[str, Any]]:
-    """What decoding a video costs with Wan2.1's VAE, by who decodes and how.
+    """The cost of decoding a video with Wan2.1's VAE, for each decoder and setting.
 
     Args:
         height: In pixels.

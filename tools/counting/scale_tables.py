@@ -26,7 +26,7 @@ GPUS = (8, 16, 32, 64)
 DEGREES = (1, 2, 4, 8)
 BATCH = 32
 PAPER_S = {"forward": 5.0, "short backward": 15.0, "long backward": 30.0, "iteration": 77.5}
-"""Of arXiv 2605.30116, on 32 H100 with a batch of 32."""
+"""The times of arXiv 2605.30116, on 32 H100 with a batch of 32."""
 
 _TABLE = re.compile(r"<!-- table (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 

@@ -33,7 +33,7 @@ _OTHER_WORK = ("mm", "linear", "convolution", "scaled_dot_product", "gelu_produc
 
 @dataclass
 class Traffic:
-    """What one forward pass moves beside its products and attention.
+    """The bytes that one forward pass moves beside its products and attention.
 
     Attributes:
         gigabytes: Read and written, in 10^9 bytes.

@@ -54,7 +54,7 @@ class Cost:
 
     Attributes:
         name: Whose.
-        forwards: Of all networks.
+        forwards: Forward passes of all networks.
         short: Backward passes of an update that involve its own network alone.
         long: Those of the student that lead through another network.
         by_role: Forwards by role; empty in the paper's counts.
@@ -166,7 +166,7 @@ def report(paper: Sequence[Cost], ours: Sequence[Cost]) -> str:
 
 
 def ratios(costs: Sequence[Cost]) -> dict[str, float]:
-    """How much dearer DMD2's iteration is than SGMD's, if both are there."""
+    """The ratio of DMD2's cost to SGMD's, if both are there."""
     by_name = {cost.name: cost for cost in costs}
     if not {"sgmd", "dmd2"} <= by_name.keys():
         return {}

@@ -37,14 +37,14 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Fit:
-    """Where an objective's optimisation ended.
+    """The end of an objective's optimisation.
 
     Attributes:
-        objective: Its name.
+        objective: Name of the objective.
         m: Half the distance between the two modes.
-        s: Their common standard deviation.
+        s: The common standard deviation.
         value: The objective there.
-        gradient: Its derivatives in m and s there; near zero at an optimum.
+        gradient: The derivatives in m and s there; near zero at an optimum.
         low_density_mass: The fit's mass where the target's density is low.
         valley_density: The fit's density at 0, between its modes.
     """

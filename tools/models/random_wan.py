@@ -37,7 +37,7 @@ class RandomWan(WanModel):
     """An opened model whose networks get random weights: every role starts from the same ones.
 
     Attributes:
-        device: Where the weights are made.
+        device: The device that the weights are made on.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -52,7 +52,7 @@ class RandomWan(WanModel):
 
         Args:
             dtype: The precision of the weights.
-            device: Where they are made; default the model's.
+            device: The device that they are made on; default the model's.
             on_part: Called with each part that has its weights: "" and the network when all but its
                 blocks have them, then each block with its name.
         """
@@ -104,7 +104,7 @@ class RandomTensors:
 
     Args:
         shapes: By name.
-        device: Where they are made.
+        device: The device that they are made on.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
@@ -175,7 +175,7 @@ def open_random_wan(path: str, device: torch.device) -> RandomWan:
 
     Args:
         path: A name of ``SHAPES``, a hub id of Wan2.1, ``sprites`` or a folder.
-        device: Where the weights are made.
+        device: The device that the weights are made on.
     """
     model = open_wan(SHAPES.get(path, path))
     return RandomWan(**vars(model), device=device)

@@ -41,10 +41,10 @@ class RunsFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison made.
+    """The result of a comparison.
 
     Attributes:
-        out: Its folder.
+        out: The folder of the comparison.
         results: The content of ``results.json``.
     """
 
@@ -75,17 +75,17 @@ def compare(
 
     Args:
         job_file: The job; a method's own settings come from the job beside it (``make_plan``).
-        out: Where everything goes.
+        out: The folder for everything.
         methods: Names; the job's own method if there are none.
-        seeds: How many, counting up from the job's ``train.seed``.
+        seeds: Number of seeds, counting up from the job's ``train.seed``.
         overrides: Changes to every job, as for ``distill --set``.
         method_overrides: ``METHOD:KEY=VALUE``, changes to one method's job.
         sweep: ``KEY=A,B,C``, a row for each value.
-        settings: How much is measured.
+        settings: The amount of measuring.
         every: Iterations between snapshots; a tenth of the run by default.
         workers: Runs side by side.
         nproc: Processes of each run, as for ``distill``.
-        compute: What the budget of equal compute counts: ``forwards`` or CPU ``seconds``.
+        compute: The unit of the budget of equal compute: ``forwards`` or CPU ``seconds``.
         report_only: Run nothing; sum up what there is in ``out``, whatever else is asked for.
         quiet: Show nothing.
 

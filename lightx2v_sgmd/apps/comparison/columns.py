@@ -13,11 +13,11 @@ class Column:
 
     Attributes:
         key: In a row's measurements, or in its ``cost``.
-        title: Its head.
+        title: The head of the column.
         digits: After the point.
         meaning: For people who see it for the first time.
         better: ``up``, ``down`` or, where neither is, the empty text.
-        captions: Whether it needs captions that can be checked in the frames.
+        captions: True if it needs captions that can be checked in the frames.
     """
 
     key: str
@@ -146,7 +146,7 @@ def table(results: dict[str, Any], part: str) -> tuple[list[str], list[list[str]
     """Heads and rows of a table, as text.
 
     Args:
-        results: Of ``build_results``.
+        results: The results of ``build_results``.
         part: ``equal_iterations``, ``equal_compute`` or ``cost``.
     """
     columns = table_columns(results, part)
@@ -211,7 +211,7 @@ NO_CAPTIONS = (
 
 
 def budget_text(results: dict[str, Any]) -> str:
-    """What equal compute means here."""
+    """The meaning of equal compute in these results."""
     compute = results["compute"]
     unit = "CPU seconds" if compute["unit"] == "seconds" else "forward equivalents"
     amount = f"{compute['budget']:,.0f}".replace(",", " ")
@@ -223,7 +223,7 @@ def budget_text(results: dict[str, Any]) -> str:
 
 
 def missing_text(results: dict[str, Any]) -> str:
-    """Which rows stand on fewer seeds than the others; empty if none does."""
+    """The rows that stand on fewer seeds than the others; empty if none does."""
     asked = len(results["seeds"])
     short = {
         name: len(row["seeds"])

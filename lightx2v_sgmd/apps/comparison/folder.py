@@ -14,13 +14,13 @@ from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
 REPORT: Final = ("results.json", "table.md", "report.html", "contact_sheet.png")
 FOLDERS: Final = ("jobs", "measured/*/*", "teacher/*", "videos/*/*", "runs/*/*/snapshots")
-"""Where files appear by rename."""
+"""The folders in which files appear by rename."""
 HIDDEN: Final = ".lightx2v-sgmd."
-"""How the names of locks and records begin."""
+"""The beginning of the names of locks and records."""
 
 
 def inputs(job: Job) -> dict[str, str]:
-    """What all videos are made from, by content: the teacher's weights and the prompts."""
+    """The inputs of all videos, by content: the teacher's weights and the prompts."""
     model = open_wan(job.teacher.path, job.teacher.base)
     found = {"teacher": weights_digest(model, "transformer", "vae")}
     prompts = Path(job.data.prompts)
@@ -30,7 +30,7 @@ def inputs(job: Job) -> dict[str, str]:
 
 
 def written_files(out: Path) -> WrittenFiles:
-    """What comparisons have written into a folder; all of it if there was no record yet."""
+    """The files that comparisons have written into a folder; all of them without a record."""
     written = WrittenFiles(out)
     if written.is_empty():
         there = [out / name for name in ("comparison.json", *REPORT)]

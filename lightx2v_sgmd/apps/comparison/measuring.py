@@ -1,4 +1,4 @@
-"""What is measured of a set of videos, and how it is kept: raw, so that tables need no videos.
+"""Measurements of a set of videos, stored raw, so that tables need no videos.
 
 Legend: N videos, F frames, H height, W width, D features.
 """
@@ -34,7 +34,7 @@ class Measured:
         dynamic: ``[N]``, whether each is dynamic by VBench's rule.
         verdicts: ``[N]`` against the captions; None where captions cannot be checked in frames.
         distances: For each prompt that has several videos, their mean pairwise distance.
-        seconds: What sampling and measuring took.
+        seconds: The time of sampling and measuring.
     """
 
     nfe: int
@@ -76,7 +76,7 @@ def measure_videos(
         fps: Frames per second.
         nfe: Network evaluations for one video.
         groups: Videos of one prompt each, ``[K, F, H, W, 3]``.
-        seconds: What sampling took.
+        seconds: The time of sampling.
     """
     fields = [optical_flow.flow(video) for video in videos]
     verdicts = None
@@ -125,7 +125,7 @@ def statistics(video: Videos, field: optical_flow.Array) -> list[float]:
 
     Args:
         video: ``[F, H, W, 3]``.
-        field: Its flow.
+        field: The optical flow.
     """
     values = video.astype(np.float32) / 255
     edges = [np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]

@@ -32,7 +32,7 @@ Where an image is flat, flow is what smoothing makes of the surroundings: around
 an even background it would be six times the motion that there is.
 """
 NEAR: Final = 1 / 16
-"""How far "near" is, as a share of the shorter side."""
+"""The distance that counts as near, as a share of the shorter side."""
 TOP_SHARE: Final = 0.05
 """Dynamic degree looks at the pixels that move most."""
 THRESHOLD: Final = 6.0 / 256
@@ -56,7 +56,7 @@ def flow(video: NDArray[np.uint8]) -> Array:
     if factor > 1:
         size = (video.shape[2] * factor, video.shape[1] * factor)
         grey = [cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in grey]
-    # Of OpenCV's three presets the one that is nearest to the truth on small, slow sprites.
+    # The one of OpenCV's three presets that is nearest to the truth on small, slow sprites.
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     if factor == 1:
         dis.setFinestScale(1)  # its own 2 works on quarter-sized frames: 20% off on slow motion
@@ -89,7 +89,7 @@ def is_dynamic(video: NDArray[np.uint8], fps: float) -> bool:
 
     Args:
         video: ``[F, H, W, 3]`` RGB.
-        fps: Of the video.
+        fps: Frames per second of the video.
     """
     frames = video[:: max(1, round(fps / FPS))]
     if len(frames) < 2:

@@ -15,7 +15,7 @@ from lightx2v_sgmd.files.video import contact_sheet, read_video
 from lightx2v_sgmd.outputs import WrittenFiles
 
 _MOST_BYTES: Final = 40 * 2**20
-"""Of videos in the page; with large ones, fewer prompts are shown."""
+"""The most bytes of videos in the page; with large ones, fewer prompts are shown."""
 _SHEET_PROMPTS: Final = 4
 _SHEET_SIZE: Final = 96
 
@@ -25,7 +25,7 @@ def write_page(plan: Plan, results: dict[str, Any], written: WrittenFiles) -> No
 
     Args:
         plan: The comparison.
-        results: Of ``tables.build_results``.
+        results: The results of ``tables.build_results``.
         written: The comparison's files.
     """
     from jinja2 import Environment, select_autoescape
@@ -74,7 +74,7 @@ def _table(results: dict[str, Any], part: str) -> dict[str, Any]:
             continue
         printed = {row[0]: row[index] for row in rows}
         winner = printed[min(far, key=lambda name: far[name])].split(" ")[0]
-        # What is printed as the same is as good.
+        # Values that are printed alike are equally good.
         best |= {(name, index) for name in far if printed[name].split(" ")[0] == winner}
     return {"part": part, "heads": heads, "rows": rows, "best": best}
 
@@ -114,7 +114,7 @@ def _videos(plan: Plan) -> dict[str, list[Path]]:
 
 
 def _examples(plan: Plan, videos: dict[str, list[Path]]) -> list[dict[str, Any]]:
-    """What is shown of each prompt: videos, and whether each is right where that is known."""
+    """The videos of each prompt, and for each if it is right where that is known."""
     texts = _prompts(plan)
     right = {row: _right(plan, row) for row in videos}
     examples: list[dict[str, Any]] = []

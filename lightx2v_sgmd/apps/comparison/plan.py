@@ -1,4 +1,4 @@
-"""What a comparison is made of: a job for each trained row, the seeds, what is measured, the files.
+"""The plan of a comparison: a job for each trained row, seeds, measurements and files.
 
 OUT/
 comparison.json              what this folder compares
@@ -47,14 +47,14 @@ _OURS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """The amount of measuring.
 
     Attributes:
         prompts: Videos of a full measurement.
         curve_prompts: Videos of a snapshot's.
         every: Iterations between snapshots.
         groups: Prompts of which several videos are made, for the diversity.
-        copies: How many.
+        copies: The number of videos of each of them.
         shown: Prompts whose videos are kept.
     """
 
@@ -71,10 +71,10 @@ class Plan:
     """A comparison, checked.
 
     Attributes:
-        out: Its folder.
+        out: The folder of the comparison.
         jobs: The trained rows' jobs by label, with the first seed.
-        seeds: Of every row.
-        settings: What is measured.
+        seeds: The seeds of every row.
+        settings: The amount of measuring.
     """
 
     out: Path
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def checkable(self) -> bool:
-        """Whether the captions are the sprite world's, whose claims can be checked in frames."""
+        """True if the captions are the sprite world's, whose claims can be checked in frames."""
         return _checkable(self.job)
 
     @property
@@ -103,7 +103,7 @@ class Plan:
         return [*range(every, last, every), last]
 
     def job_file(self, label: str) -> Path:
-        """Where a row's job is written."""
+        """The file of a row's job."""
         return self.out / "jobs" / f"{file_name(label)}.yaml"
 
     def run(self, label: str, seed: int) -> Path:
@@ -288,7 +288,7 @@ def _fitting(settings: Settings, base: Job, every: int) -> Settings:
 
 
 def _shared(job: Job) -> dict[str, Any]:
-    """What all rows agree in: equal iterations of equal batches, one teacher, one kind of video."""
+    """The values that all rows share: iterations, batches, teacher and kind of video."""
     return {
         key: value
         for key, value in _comparable(job).items()
@@ -404,7 +404,7 @@ def saved_plan(out: str | Path, methods: Sequence[str] = ()) -> Plan:
 
     Args:
         out: The folder.
-        methods: Which; all of them if there are none.
+        methods: The methods; all of them if none is given.
 
     Raises:
         UserError: it holds no comparison, or none of these methods.
@@ -432,7 +432,7 @@ def plan_of(out: Path, label: str | None, seed: int) -> Plan:
     Args:
         out: The folder.
         label: A trained row; None for the teacher's, which take any job.
-        seed: Of the row.
+        seed: The seed of the row.
     """
     saved = read_saved(out / "comparison.json")
     settings = Settings(**saved["settings"])

@@ -30,7 +30,7 @@ class Line:
 
     Attributes:
         label: The row.
-        colour: Of the line.
+        colour: Colour of the line.
         points: SVG coordinates of the means.
         band: SVG coordinates of the area within the spread; empty for one seed.
         dots: The means one by one.
@@ -48,11 +48,11 @@ class Plot:
     """A plot.
 
     Attributes:
-        title: What it shows.
+        title: The title.
         lines: The trained rows.
         levels: ``(y, label)`` of the teacher and of the undistilled steps.
         x_ticks, y_ticks: ``(coordinate, label)``.
-        x_label: What is along the bottom.
+        x_label: Label of the horizontal axis.
     """
 
     title: str
@@ -67,10 +67,10 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
     """A column against compute, for every trained row; None if there is nothing to draw.
 
     Args:
-        results: Of ``build_results``.
-        column: What is drawn.
+        results: The results of ``build_results``.
+        column: The column that is drawn.
         unit: ``forwards`` or ``seconds``.
-        log: Whether the height is logarithmic.
+        log: True if the vertical axis is logarithmic.
     """
     rows = {
         label: [point for point in row["curve"] if column.key in point]
@@ -103,7 +103,7 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
 
 
 def _extent(value: dict[str, Any], log: bool) -> tuple[float, ...]:
-    """What a point takes up: its mean and spread."""
+    """The range of a point: its mean and spread."""
     mean, spread = value["mean"], value["std"] or 0.0
     ends = (mean - spread, mean, mean + spread)
     return tuple(end for end in ends if end > 0) if log else ends

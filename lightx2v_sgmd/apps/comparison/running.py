@@ -28,7 +28,7 @@ def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dic
     Args:
         pool: Runs them.
         tasks: In the order in which they start.
-        label: What to call all of it.
+        label: The name of all of it.
         quiet: Show nothing.
 
     Returns:
@@ -69,7 +69,7 @@ def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dic
 
 
 class Tally:
-    """How much of some tasks is done, and whose work it is.
+    """The progress of some tasks, and the processes that make it.
 
     A run that goes on after it was killed first goes back to its checkpoint, and another process
     may work in the same folder: neither tells how fast this one is.
@@ -110,7 +110,7 @@ class Pool:
 
     Args:
         plan: The comparison.
-        workers: How many tasks run side by side; each gets its share of the cores.
+        workers: Number of tasks that run side by side; each gets its share of the cores.
         nproc: Processes of each training run.
     """
 

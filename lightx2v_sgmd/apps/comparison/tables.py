@@ -18,12 +18,12 @@ from lightx2v_sgmd.apps.sprites.measure import frechet_distance, gaussian_distan
 from lightx2v_sgmd.untrusted.json_text import read_log
 
 COUNTS: Final = ("forwards", "recomputed", "backwards", "weight_backwards")
-"""What a run counts in each iteration, by role, in passes of one sample."""
+"""The counts of a run in each iteration, by role, in passes of one sample."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run's iterations cost.
+    """The cost of a run's iterations.
 
     Attributes:
         lines: The run's ``metrics.jsonl``.
@@ -85,8 +85,8 @@ class Reference:
 
         Args:
             measured: The set.
-            seed: Its noise's.
-            is_teacher: Whether it is the teacher's own.
+            seed: The seed of its noise.
+            is_teacher: True if it is the teacher's own.
         """
         others = [m for number, m in self.teacher.items() if number != seed]
         pool = others or list(self.teacher.values())

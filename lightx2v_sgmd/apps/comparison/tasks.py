@@ -19,7 +19,7 @@ class Task:
 
     Attributes:
         row: ``teacher``, which includes its undistilled steps, or a trained row's label.
-        seed: Of training and of the videos.
+        seed: Seed of training and of the videos.
         step: None to train and measure what comes of it; otherwise to measure this snapshot in
             full.
     """
@@ -61,7 +61,7 @@ def outputs(plan: Plan, task: Task) -> list[Path]:
 
 
 def is_done(plan: Plan, task: Task) -> bool:
-    """Whether all that a task makes is there."""
+    """True if all that a task makes is there."""
     return all(path.is_file() for path in outputs(plan, task))
 
 
@@ -76,7 +76,7 @@ def units(plan: Plan, task: Task) -> int:
 
 
 def units_done(plan: Plan, task: Task) -> int:
-    """How much of it is on the disk."""
+    """The amount of a task that is on the disk."""
     if is_done(plan, task):
         return units(plan, task)
     if task.row == TEACHER:
@@ -114,7 +114,7 @@ def _sampling_units(plan: Plan, nfe: int, videos: int) -> int:
 
 
 def teacher_folder(plan: Plan, seed: int) -> Path:
-    """Where the teacher's videos are kept."""
+    """The folder of the teacher's videos."""
     return plan.out / "teacher" / f"seed_{seed}"
 
 
@@ -122,12 +122,12 @@ TEACHER_BATCH = 16
 
 
 def teacher_batches(plan: Plan) -> int:
-    """How many files the teacher's videos of one seed are in."""
+    """The number of files of the teacher's videos of one seed."""
     settings = plan.settings
     videos = settings.prompts + settings.groups * (settings.copies - 1)
     return -(-videos // TEACHER_BATCH)
 
 
 def log_file(plan: Plan, task: Task) -> Path:
-    """What a task's process says."""
+    """The log of a task's process."""
     return plan.out / "logs" / f"{file_name(task.name)}.log"

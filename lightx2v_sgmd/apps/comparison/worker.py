@@ -114,7 +114,7 @@ def collect(run: Path, steps: Collection[int], keep: int) -> None:
     Args:
         run: The run folder.
         steps: The snapshots that are wanted.
-        keep: How many checkpoints stay, the newest.
+        keep: Number of checkpoints that stay, the newest.
     """
     for checkpoint in store.checkpoints(run):
         target = run / "snapshots" / checkpoint.name

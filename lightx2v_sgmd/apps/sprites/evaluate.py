@@ -45,7 +45,7 @@ Sampler = Callable[[Sequence[str], Sequence[int]], Videos]
 
 
 def is_held_out(caption: world.Caption) -> bool:
-    """Whether a caption belongs to the third that distillation never sees (by its text's hash)."""
+    """True if a caption is of the third that distillation never sees (by its text's hash)."""
     return hashlib.blake2b(caption.text().encode()).digest()[0] % 3 == 0
 
 

@@ -43,7 +43,7 @@ class Track:
     Attributes:
         colour, shape, direction, speed: The named attributes.
         velocity: Pixels per frame, ``(x, y)``.
-        pixels_per_frame: Its length.
+        pixels_per_frame: Length of the motion.
         area: Median coverage in pixels.
         start: First centroid in pixels, ``(x, y)``.
         steady: Straight, of one size and shape, present in every frame, in one piece.
@@ -62,7 +62,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a video shows.
+    """The measured content of a video.
 
     Attributes:
         tracks: The objects, largest first.
@@ -115,7 +115,7 @@ FEATURES: Final[dict[str, float]] = {
     "fit_triangle": 0.11,
     "change": 0.005,
 }
-"""What the Frechet distance compares, and the unit of each.
+"""The features of the Frechet distance, and the unit of each.
 
 The units are the standard deviations over videos of the world; what is constant there (no stray
 pixels, no wobble) takes the size of a defect that one sees, and counts for three of them at most,
@@ -345,7 +345,7 @@ class Scores:
         pixels_per_frame: Mean measured speed.
         entropy: Mean over the attributes of the entropy (in units of the uniform law's) of the
             values taken where captions leave the attribute open.
-        prompts: How many videos.
+        prompts: Number of videos.
     """
 
     colour: float

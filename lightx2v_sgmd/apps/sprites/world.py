@@ -64,7 +64,7 @@ _EXTENT: Final[dict[str, tuple[float, float, float, float]]] = {
 
 @dataclass(frozen=True)
 class ObjectCaption:
-    """What a caption says of one object; ``None`` leaves the attribute open."""
+    """A caption's words on one object; ``None`` leaves the attribute open."""
 
     colour: str | None = None
     shape: str | None = None
@@ -178,7 +178,7 @@ def sample_sprites(rng: np.random.Generator, caption: Caption) -> tuple[Sprite, 
         if obj.colour is None:
             values["colour"] = free.pop()
         decided.append(values)
-    # Where and how fast: rejection sampling, so the joint law stays uniform where it is allowed.
+    # Place and speed by rejection sampling, so the joint law stays uniform where it is allowed.
     for _ in range(1_000):
         placed = [_place(rng, values, count=64) for values in decided]
         free_of_contact = _clearance(decided, placed) >= GAP
