@@ -1,1 +1,1 @@
-"""File formats: tensors, checkpoints, manifests, prompts, videos."""
+"""Readers and writers of files: weights, checkpoints, prompts, videos and YAML. See README.md."""

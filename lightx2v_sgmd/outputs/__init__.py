@@ -1,9 +1,6 @@
-"""Safe outputs: what every command does before it writes, while it writes and when it is done.
+"""Safe outputs: every command checks, locks, writes and records its outputs through this folder.
 
-``overlap`` refuses an output that is, holds or lies in a source. ``lock`` keeps a second process
-away. ``writer`` makes files and folders appear by rename and cleans up after dead processes.
-``record`` remembers what was written, so that only that is replaced. ``content`` tells one file
-from another. See docs/decisions/016-outputs.md.
+See README.md, and docs/decisions/016-outputs.md for the reasons.
 """
 
 from lightx2v_sgmd.outputs.content import content_hash, content_hashes, sha256_file, sha256_files

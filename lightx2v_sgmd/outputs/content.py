@@ -1,9 +1,8 @@
-"""Fast and exact answers to "is this the same file?": sha256, remembered while a file is unchanged.
+"""Content hashes of files (sha256), with a cache for files that do not change.
 
-A file's hash is kept in the user's cache under its device, inode, size, modification time and
-change time, all of which a file that was written to or put in its place differs in. A file that
-changed within the last two seconds is not remembered: a change right after might have the same
-times.
+The cache's key is a file's device, inode, size, modification time and change time; a file that is
+written to or replaced differs in at least one of them. A file that changed within the last two
+seconds is not cached, because a later change could have the same times.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from lightx2v_sgmd.untrusted.reading import open_file
 
 _SETTLED_NS: Final = 2 * 10**9
 _SMALL: Final = 1 << 20
-"""Files up to this size are read rather than remembered."""
+"""Files up to this size are read rather than cached."""
 
 
 def content_hash(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
+    """Returns the sha256 of a file's content in hexadecimal, from the cache if it is there."""
     before = path.stat()
     remembered = None if before.st_size <= _SMALL else _remembered(before)
     if remembered is not None and remembered.is_file():
@@ -69,7 +68,7 @@ def _in_parallel(hash_of: Callable[[Path], str], paths: Sequence[Path]) -> list[
 
 
 def _remembered(about: os.stat_result) -> Path | None:
-    """Where the hash of a file with these properties would be kept."""
+    """Returns the cache file for the hash of a file with these properties."""
     key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
     name = hashlib.sha256(repr(key).encode()).hexdigest()
     folder = cache_folder("hashes")

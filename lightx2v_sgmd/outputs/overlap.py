@@ -1,4 +1,4 @@
-"""Refusals before work: an output that is, holds or lies in what is read."""
+"""Checks of an output's path before any work: its name, and its overlap with what is read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightx2v_sgmd.untrusted.paths import path_problem
 
 
 def resolved(out: str | Path, label: str = "--out") -> Path:
-    """An output's real path: absolute, links followed, ``..`` taken out.
+    """Returns an output's real path: absolute, without links and without ``..``.
 
     Args:
-        out: It need not exist.
-        label: What a message calls it.
+        out: The output, which need not exist.
+        label: The name of the option, for messages.
 
     Raises:
-        UserError: no file system takes such a path.
+        UserError: no file system accepts such a path.
     """
     if problem := path_problem(out, spare=0):
         raise UserError(f"{label}: {problem}; choose another name")
@@ -32,11 +32,11 @@ def check_new_folder(out: Path, label: str = "--out") -> None:
     """Refuses a folder that cannot be made to appear by rename.
 
     Args:
-        out: As ``resolved`` gives it.
-        label: What a message calls it.
+        out: The output, from ``resolved``.
+        label: The name of the option, for messages.
 
     Raises:
-        UserError: it is the current folder, a disk's root, or a mount point.
+        UserError: the output is the current folder, a disk's root, or a mount point.
     """
     if out == Path.cwd():
         raise UserError(f"{label}: {out} is the folder that this command runs in; name a new one")
@@ -51,13 +51,13 @@ def refuse_overlap(out: Path, sources: Mapping[str, Path | None], label: str = "
     make no difference: paths are compared by their inodes as well.
 
     Args:
-        out: As ``resolved`` gives it.
-        sources: What is read, under the name that a message uses; None and what does not exist
-            are left out.
-        label: What a message calls the output.
+        out: The output, from ``resolved``.
+        sources: The paths that are read, by the names that a message uses; None and paths that do
+            not exist are left out.
+        label: The name of the output's option, for messages.
 
     Raises:
-        UserError: says which source.
+        UserError: the output overlaps a source, which the message names.
     """
     for name, source in sources.items():
         if source is None or not os.path.lexists(source):

@@ -1,7 +1,8 @@
-"""Which process wrote something, and whether that process still runs.
+"""Identifies the process that wrote a file, and tells whether that process still runs.
 
-A process number says little: two containers have the same ones, and a machine uses them again. So
-an owner is its machine (boot id), its process namespace, its number there and its start time.
+A process number alone is ambiguous: two containers use the same numbers, and a machine reuses them.
+So an owner consists of its machine (boot id), its process namespace, its number there and its start
+time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 
 class Life(Enum):
-    """What can be said of an owner from here."""
+    """The states of an owner, as far as this process can tell."""
 
     runs = "runs"
     dead = "dead"
@@ -25,27 +26,27 @@ class Life(Enum):
 
 @dataclass(frozen=True)
 class Owner:
-    """A process.
+    """A process that owns a lock or a temporary file.
 
     Attributes:
-        host: The machine's name, for people.
-        place: Digest of boot id and process namespace: where ``pid`` means something.
-        pid: The process number there.
-        start: When it started, in the kernel's ticks since boot; 0 if the system does not say.
+        host: The machine's name, for messages.
+        namespace: A digest of boot id and process namespace, in which ``pid`` is unique.
+        pid: The process number.
+        start: The start time, in the kernel's ticks since boot; 0 if the system does not tell.
     """
 
     host: str
-    place: str
+    namespace: str
     pid: int
     start: int
 
     def life(self) -> Life:
-        """What can be said of the process from here: it runs, it is dead, or nothing."""
-        if self.place != here().place:
+        """Returns whether the process runs or is dead, or that this cannot be told from here."""
+        if self.namespace != here().namespace:
             return Life.unknown
-        found = _stat(self.pid)
-        if found is not None:
-            runs = found.state not in "ZX" and (not self.start or found.start == self.start)
+        now = _stat(self.pid)
+        if now is not None:
+            runs = now.state not in "ZX" and (not self.start or now.start == self.start)
             return Life.runs if runs else Life.dead
         try:
             os.kill(self.pid, 0)
@@ -57,9 +58,9 @@ class Owner:
         return Life.runs
 
     def parent(self) -> int | None:
-        """The number of the process that started it, or of the one that took its place."""
-        found = _stat(self.pid) if self.place == here().place else None
-        return None if found is None else found.parent
+        """Returns the number of the parent process, or None if it cannot be told."""
+        now = _stat(self.pid) if self.namespace == here().namespace else None
+        return None if now is None else now.parent
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,27 @@ class _Stat:
 
 
 def here() -> Owner:
-    """This process."""
+    """Returns this process as an owner."""
     return _here(os.getpid())  # the number is an argument, so that a fork is another owner
 
 
 @functools.cache
 def _here(pid: int) -> Owner:
     own = _stat(pid)
-    return Owner(socket.gethostname(), _place(), pid, 0 if own is None else own.start)
+    return Owner(socket.gethostname(), _namespace(), pid, 0 if own is None else own.start)
 
 
-def _place() -> str:
+def _namespace() -> str:
     boot = _text("/proc/sys/kernel/random/boot_id") or f"host {socket.gethostname()}"
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        own = os.readlink("/proc/self/ns/pid")
     except OSError:
-        namespace = ""
-    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:12]
+        own = ""
+    return hashlib.sha256(f"{boot} {own}".encode()).hexdigest()[:12]
 
 
 def _stat(pid: int) -> _Stat | None:
-    """State, parent and start time from ``/proc``; None where there is no such file."""
+    """Reads state, parent and start time from ``/proc``; None if there is no such file."""
     text = _text(f"/proc/{pid}/stat")
     if not text:
         return None

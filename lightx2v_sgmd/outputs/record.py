@@ -1,7 +1,7 @@
-"""What a command has written into a folder, so that it replaces only that.
+"""The record of the files that commands have written into a folder: only those are replaced.
 
-``.lightx2v-sgmd.written.json`` holds each file's sha256, noted before the file has its name: a
-process that is killed between the two leaves a file that is known, or none.
+``.lightx2v-sgmd.written.json`` holds the sha256 of each file. A hash is recorded before the file
+gets its name, so a process that is killed in between leaves a file that is in the record, or none.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FORMAT_VERSION: Final = 1
 
 
 class WrittenFiles:
-    """The files that commands have written into a folder; whoever has its lock may change them.
+    """The files that commands have written into a folder; the holder of its lock may change them.
 
     Args:
-        folder: The output.
+        folder: The output folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,13 +35,13 @@ class WrittenFiles:
         self._hashes: dict[str, list[str]] = _read(self.file)
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises if a file that is to be written is there and was not written by us.
+        """Raises if a file that is to be written exists and was not written by this program.
 
         Args:
             names: Paths below the folder.
 
         Raises:
-            UserError: names such files.
+            UserError: there are such files; the message names them.
         """
         foreign = [name for name in names if not self.is_own(name)]
         if foreign:
@@ -53,34 +53,36 @@ class WrittenFiles:
 
     @contextmanager
     def appearing(self, name: str) -> Iterator[Path]:
-        """Gives a name to write a file to, which then becomes ``name``; see ``writer.appearing``.
+        """Yields a temporary path to write a file to, which then becomes ``name``.
+
+        See ``writer.appearing``.
 
         Raises:
-            UserError: a file of that name is there that is not ours.
+            UserError: a file of that name exists that this program did not write.
         """
         path = self.folder / name
         with appearing(path, suffix=path.suffix) as temporary:
             yield temporary
             digest = sha256_file(temporary)
             self.check([name])
-            self._note(name, [*self._hashes.get(name, []), digest])
-        self._note(name, [digest])
+            self._add(name, [*self._hashes.get(name, []), digest])
+        self._add(name, [digest])
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a text file."""
+        """Writes a text file and records it."""
         with self.appearing(name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def is_empty(self) -> bool:
-        """True if nothing has been noted yet."""
+        """Returns True if the record has no files."""
         return not self._hashes
 
     def adopt(self, name: str) -> None:
-        """Notes a file as ours that was written before there was a record."""
-        self._note(name, [sha256_file(self.folder / name)])
+        """Records a file that was written before there was a record."""
+        self._add(name, [sha256_file(self.folder / name)])
 
     def is_own(self, name: str) -> bool:
-        """True if nothing has that name, or a file as it was written."""
+        """Returns True if the name is free, or its file is as this program wrote it."""
         path = self.folder / name
         if not os.path.lexists(path):
             return True
@@ -88,7 +90,7 @@ class WrittenFiles:
             return False
         return sha256_file(path) in self._hashes.get(name, [])
 
-    def _note(self, name: str, hashes: list[str]) -> None:
+    def _add(self, name: str, hashes: list[str]) -> None:
         self._hashes[name] = hashes[-3:]
         content = {"format_version": FORMAT_VERSION, "sha256": self._hashes}
         write_text(self.file, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -1,8 +1,9 @@
-"""Files and folders that appear complete or not at all, under names that tell their writer.
+"""The one writer of files and folders: they appear complete or not at all.
 
-A temporary lies beside what it becomes: ``.NAME.PID-START-PLACE-N.KIND``, where PID, START and
-PLACE are its owner's (``owner``). The next process that has the output's lock removes what dead
-processes have left; what belongs to a living one stays.
+A temporary lies beside the output that it will become. Its name is
+``.NAME.PID-START-NAMESPACE-N.KIND``, in which PID, START and NAMESPACE identify its writer (see
+``owner``). The next process that holds the output's lock removes the temporaries of dead processes
+and keeps those of living ones.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any, Final
 from lightx2v_sgmd.outputs.owner import Life, Owner, here
 
 ELSEWHERE_S: Final = 3600.0
-"""A temporary from another machine is a dead process's when nobody has touched it for so long."""
+"""Seconds without a change after which a temporary of another machine counts as abandoned."""
 
 _LONGEST: Final = 255
-"""Bytes of a file name that every usual file system takes."""
+"""Bytes of a file name that every usual file system accepts."""
 _NAME: Final = re.compile(
-    r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<start>\d+)-(?P<place>[0-9a-f]{12})-\d+"
+    r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<start>\d+)-(?P<namespace>[0-9a-f]{12})-\d+"
     r"\.(?P<kind>new|old)(?:\.\w+)?",
     re.DOTALL,
 )
@@ -41,20 +42,20 @@ _UNSUPPORTED: Final = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 def temporary_path(path: Path, kind: str = "new", suffix: str = "") -> Path:
-    """A fresh name beside ``path`` that says who writes there.
+    """Returns a new path beside ``path`` whose name identifies this process.
 
     Args:
-        path: What the temporary will become.
-        kind: ``new``, or ``old`` for what is being replaced.
-        suffix: The name's last part, for programs that go by it.
+        path: The output that the temporary will become.
+        kind: ``new``, or ``old`` for an output that is being replaced.
+        suffix: The end of the name, for programs that go by it.
     """
     owner = here()
-    end = f".{owner.pid}-{owner.start}-{owner.place}-{next(_numbers)}.{kind}{suffix}"
+    end = f".{owner.pid}-{owner.start}-{owner.namespace}-{next(_numbers)}.{kind}{suffix}"
     return path.with_name(f".{short_name(path.name)}{end}")
 
 
 def short_name(name: str) -> str:
-    """A name cut so that the rest of a temporary's or a lock's name fits behind it."""
+    """Cuts a name so that the rest of a temporary's or a lock's name fits behind it."""
     most = _LONGEST - 130
     encoded = os.fsencode(name)
     if len(encoded) <= most:
@@ -64,7 +65,7 @@ def short_name(name: str) -> str:
 
 
 def temporaries(folder: Path, name: str | None = None) -> Iterator[tuple[Path, str, Owner]]:
-    """Temporaries in a folder, of one name or of all, with their kind and owner."""
+    """Lists the temporaries in a folder, of one name or of all, with their kind and owner."""
     try:
         entries = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -72,31 +73,31 @@ def temporaries(folder: Path, name: str | None = None) -> Iterator[tuple[Path, s
     for entry in entries:
         match = _NAME.fullmatch(entry)
         if match and (name is None or match["name"] == short_name(name)):
-            owner = Owner("", match["place"], int(match["pid"]), int(match["start"]))
+            owner = Owner("", match["namespace"], int(match["pid"]), int(match["start"]))
             yield folder / entry, match["kind"], owner
 
 
 def is_abandoned(path: Path, owner: Owner) -> bool:
-    """True if the process that wrote a temporary is gone."""
+    """Returns True if the process that wrote a temporary is gone."""
     life = owner.life()
     if life is not Life.unknown:
         return life is Life.dead
     try:
         newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
-    except OSError:  # it goes away while we look
+    except OSError:  # it is removed meanwhile
         return False
     return time.time() - newest > ELSEWHERE_S
 
 
 def clean_temporaries(folder: Path, name: str | None = None) -> list[Path]:
-    """Removes what dead processes left half-written in a folder.
+    """Removes the temporaries that dead processes left in a folder.
 
     Args:
-        folder: Where to look; not below it.
-        name: Only temporaries of this output; None for those of all.
+        folder: The folder; folders in it are not searched.
+        name: The output whose temporaries are removed; None for every output.
 
     Returns:
-        What was removed.
+        The paths that were removed.
     """
     removed = []
     for path, kind, owner in temporaries(folder, name):
@@ -121,19 +122,19 @@ def appearing(
     suffix: str = "",
     publish: Callable[[Path], None] | None = None,
 ) -> Iterator[Path]:
-    """Gives a name to write a file to, which becomes ``path`` when the block ends well.
+    """Yields a temporary path to write a file to, which becomes ``path`` when the block ends.
 
-    The file is on the disk before it has its name. After an exception nothing of it is left.
+    The file is on the disk before it gets its name. After an exception nothing of it is left.
 
     Args:
-        path: The file; missing folders are made.
+        path: The file; missing folders are created.
         replace: True if a file of that name may be replaced. The caller must have made sure that
-            it is its own.
-        suffix: The temporary name's last part.
+            the file is its own.
+        suffix: The end of the temporary name.
         publish: Gives the finished file its name in another way.
 
     Raises:
-        FileExistsError: something has that name, and ``replace`` is not given.
+        FileExistsError: the name is taken, and ``replace`` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path, suffix=suffix)
@@ -192,7 +193,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a file to a name of the caller's own, and replaces a file of that name."""
+    """Renames a file, and replaces a file that has the new name; the caller must own both."""
     os.rename(source, target)
 
 
@@ -201,7 +202,7 @@ def set_aside(path: Path, name: Callable[[int], str]) -> Path:
 
     Args:
         path: The file or folder.
-        name: Gives the name to try first (of 1), then the next (of 2), and so on.
+        name: Returns the first name to try for 1, the second one for 2, and so on.
 
     Returns:
         The new path.
@@ -216,14 +217,14 @@ def set_aside(path: Path, name: Callable[[int], str]) -> Path:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Renames a file or a folder to a name that is free, or to that of an empty folder.
+    """Renames a file or a folder to a free name, or to the name of an empty folder.
 
     Raises:
-        FileExistsError: something has that name.
-        OSError: ENOTEMPTY, too, if a folder of that name holds something.
+        FileExistsError: the name is taken.
+        OSError: another failure; ENOTEMPTY if a folder of that name holds something.
     """
     if source.is_dir() and not source.is_symlink():
-        # rename() replaces an empty folder and refuses any other, which is all that is wanted.
+        # rename() replaces an empty folder and refuses any other.
         os.rename(source, target)
         return
     if _renameat2(source, target, _NOREPLACE):
@@ -240,12 +241,12 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swaps two names at once; False if the system or the file system cannot."""
+    """Swaps two names in one step; returns False if the system or the file system cannot."""
     return _renameat2(first, second, _EXCHANGE)
 
 
 def _renameat2(source: Path, target: Path, flag: int) -> bool:
-    """One call of the kernel's; False where there is no such call.
+    """Calls the kernel's ``renameat2``; returns False if there is no such call.
 
     Raises:
         OSError: the rename failed.
@@ -278,11 +279,11 @@ def remove_files(folder: Path, names: Iterable[str]) -> list[str]:
     """Removes the named files of a folder, then the folder, unless something else is in it.
 
     Args:
-        folder: Not a link.
+        folder: The folder, which must not be a link.
         names: Paths below it.
 
     Returns:
-        What is left because it was not named; then the folder stays as well.
+        The paths that are left because they were not named; then the folder is left as well.
     """
     real = folder.resolve()
     for name in names:

@@ -1,1 +1,1 @@
-"""Reading what strangers made: model folders and the files in them. See README.md."""
+"""Readers of files that strangers made: model folders, adapters, prompts and jobs. See README.md."""

@@ -382,7 +382,7 @@ def test_an_export_that_died_while_it_replaced_another_is_ended(world: Path) -> 
     from lightx2v_sgmd.outputs.owner import here
     from weights.publishing import finish_replacing
 
-    dead = f"{2**22 + 7}-1-{here().place}-0"
+    dead = f"{2**22 + 7}-1-{here().namespace}-0"
     before = tree(world / "student")
     (world / "student").rename(world / f".student.{dead}.old")
     finish_replacing(world / "student")

@@ -222,7 +222,7 @@ def test_the_lock_is_kept_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_dead_processes_left_below_goes_too(tmp_path: Path) -> None:
-    dead = f".00.mp4.{2**22 + 9}-1-{here().place}-0.new.mp4"
+    dead = f".00.mp4.{2**22 + 9}-1-{here().namespace}-0.new.mp4"
     for place in ("samples/step_000005", "other/step_000005"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / dead).write_text("half")
@@ -273,9 +273,9 @@ while done < 5:
     ("owner", "life"),
     [
         (lambda own: own, Life.runs),
-        (lambda own: Owner(own.host, own.place, own.pid, own.start + 1), Life.dead),
+        (lambda own: Owner(own.host, own.namespace, own.pid, own.start + 1), Life.dead),
         (lambda own: Owner(own.host, "f" * 12, own.pid, own.start), Life.unknown),
-        (lambda own: Owner(own.host, own.place, 2**22 + 5, 1), Life.dead),
+        (lambda own: Owner(own.host, own.namespace, 2**22 + 5, 1), Life.dead),
     ],
 )
 def test_whether_a_process_runs(owner: Callable[[Owner], Owner], life: Life) -> None:

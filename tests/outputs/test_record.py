@@ -31,7 +31,7 @@ def test_a_kill_between_note_and_file_leaves_a_file_that_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     WrittenFiles(tmp_path).write_text("a.txt", "one")
-    real = WrittenFiles._note
+    real = WrittenFiles._add
     notes: list[str] = []
 
     def note(self: WrittenFiles, name: str, hashes: list[str]) -> None:
@@ -39,7 +39,7 @@ def test_a_kill_between_note_and_file_leaves_a_file_that_is_known(
         notes.append(name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(WrittenFiles, "_note", note)
+    monkeypatch.setattr(WrittenFiles, "_add", note)
     with pytest.raises(KeyboardInterrupt):
         WrittenFiles(tmp_path).write_text("a.txt", "two")
     monkeypatch.undo()
