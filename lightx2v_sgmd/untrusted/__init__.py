@@ -1,1 +1,1 @@
-"""Readers of files that strangers made: model folders, adapters, prompts and jobs. See README.md."""
+"""Readers of what strangers made: model folders, adapters, prompts and jobs. See README.md."""

@@ -1,7 +1,7 @@
-"""Networks from configurations that were checked, given the arguments that they know and no others.
+"""Builds networks from checked configurations, with the arguments that ``configs.py`` knows alone.
 
-transformers takes any key of a configuration as an attribute; some name files, adapters or kernels
-that it would fetch. So only what ``configs.py`` has limits for is handed on.
+transformers takes any key of a configuration as an attribute; some keys name files, adapters or
+kernels that it would fetch. So only keys that have limits in ``configs.py`` are passed on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightx2v_sgmd.untrusted.fields import Field
 
 
 def build_transformer(config: Mapping[str, Any]) -> Any:
-    """A ``WanTransformer3DModel``; with random weights, or none on the meta device.
+    """Builds a ``WanTransformer3DModel`` with random weights, or none on the meta device.
 
     Raises:
         UserError: the configuration contradicts itself.
@@ -28,7 +28,7 @@ def build_transformer(config: Mapping[str, Any]) -> Any:
 
 
 def build_vae(config: Mapping[str, Any]) -> Any:
-    """An ``AutoencoderKLWan``; raises as ``build_transformer``."""
+    """Builds an ``AutoencoderKLWan``; raises as ``build_transformer``."""
     prepare_libraries()
     from diffusers import AutoencoderKLWan
 
@@ -36,7 +36,7 @@ def build_vae(config: Mapping[str, Any]) -> Any:
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
-    """A ``UMT5EncoderModel``; raises as ``build_transformer``."""
+    """Builds a ``UMT5EncoderModel``; raises as ``build_transformer``."""
     prepare_libraries()
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -65,7 +65,7 @@ _VISION_TEXTS: Final = ("hidden_act", "activation_function", "model_type")
 
 
 def vision_config(config: Mapping[str, Any]) -> Any:
-    """The transformers configuration of a vision encoder that ``check_vision_encoder`` accepted.
+    """Builds the configuration of a vision encoder that ``check_vision_encoder`` accepted.
 
     Raises:
         UserError: the configuration contradicts itself.
@@ -83,10 +83,10 @@ def vision_config(config: Mapping[str, Any]) -> Any:
 
 
 def build_vision_encoder(config: Any, state: dict[str, Any]) -> Any:
-    """The model of a ``vision_config`` with weights that were read already; fetches nothing.
+    """Builds the model of a ``vision_config`` from weights that were read; fetches nothing.
 
     Raises:
-        UserError: the weights do not fit, or some of a layer are missing.
+        UserError: the weights do not fit, or a layer lacks some.
     """
     prepare_libraries()
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -109,7 +109,7 @@ def build_vision_encoder(config: Any, state: dict[str, Any]) -> Any:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes and switches of a configuration: no names of files, repositories or kernels."""
+    """Returns a configuration's sizes and switches, without names of files or kernels."""
     plain: dict[str, Any] = {}
     for key, value in config.items():
         if key.startswith("_") or key in ("id2label", "label2id", "quantization_config"):

@@ -1,4 +1,4 @@
-"""What the configurations of a model may say: sizes with room above every published model.
+"""The limits of a model's configurations: sizes well above those of every published model.
 
 The largest published sizes, for comparison: Wan2.1-14B has 40 layers and a width of 5,120, the
 VAE of Wan2.2 a width of 256 times 4, umT5-XXL 256,384 tokens, 24 layers and a width of 4,096,
@@ -102,7 +102,7 @@ TEXT_ENCODER: Final[Mapping[str, Field]] = MappingProxyType(
     }
 )
 _WEIGHTS_MOST: Final = 2**34
-"""Numbers of one weight: umT5-XXL's embedding has 2^30."""
+"""The most elements of one weight: umT5-XXL's embedding has 2^30."""
 
 SCHEDULER: Final[Mapping[str, Field]] = MappingProxyType(
     {
@@ -147,7 +147,7 @@ VISION_TYPES: Final = frozenset(
         "vit_msn",
     }
 )
-"""Model types of transformers whose layers give tokens or a map of one width."""
+"""Model types of transformers whose layers return tokens or a map of one width."""
 VISION: Final[Mapping[str, Field]] = MappingProxyType(
     {
         "hidden_size": Whole(1, 2**14),
@@ -179,7 +179,7 @@ def refuse_code(config: Mapping[str, Any]) -> None:
     """Raises if a configuration asks for a class that is not the libraries' own.
 
     Raises:
-        UserError: it does; says under which key.
+        UserError: the configuration does; the message names the key.
     """
     for key in _CODE_KEYS:
         if config.get(key):
@@ -198,10 +198,10 @@ def refuse_code(config: Mapping[str, Any]) -> None:
 
 
 def check_class(config: Mapping[str, Any], key: str, known: tuple[str, ...]) -> None:
-    """Raises unless a configuration's class, where it names one, is a known one.
+    """Raises if a configuration names a class that is not known.
 
     Raises:
-        UserError: names the class and those that are known.
+        UserError: the class is not known; the message names the known ones.
     """
     named = config.get(key)
     names = named if isinstance(named, list) else [named]
@@ -211,13 +211,13 @@ def check_class(config: Mapping[str, Any], key: str, known: tuple[str, ...]) -> 
 
 
 def check_transformer(config: Mapping[str, Any]) -> None:
-    """Refuses sizes that are none, and models that are not text-to-video.
+    """Refuses a transformer with sizes out of range, or one that is not text-to-video.
 
     Args:
-        config: Arguments of ``WanTransformer3DModel``.
+        config: The arguments of ``WanTransformer3DModel``.
 
     Raises:
-        UserError: names the key, its value and the limits.
+        UserError: a value is refused; the message names the key, the value and the limits.
     """
     refuse_code(config)
     _refuse(first_problem(config, TRANSFORMER, _TRANSFORMER_NEEDED))
@@ -232,7 +232,7 @@ def check_transformer(config: Mapping[str, Any]) -> None:
 
 
 def check_vae(config: Mapping[str, Any]) -> None:
-    """The same for the arguments of ``AutoencoderKLWan``; raises the same."""
+    """Checks the arguments of ``AutoencoderKLWan``; raises as ``check_transformer``."""
     refuse_code(config)
     check_class(config, "_class_name", ("AutoencoderKLWan",))
     _refuse(first_problem(config, VAE))
@@ -251,7 +251,7 @@ def check_vae(config: Mapping[str, Any]) -> None:
 
 
 def check_text_encoder(config: Mapping[str, Any]) -> None:
-    """The same for the arguments of ``UMT5Config``; raises the same."""
+    """Checks the arguments of ``UMT5Config``; raises as ``check_transformer``."""
     refuse_code(config)
     check_class(config, "architectures", ("UMT5EncoderModel", "UMT5ForConditionalGeneration"))
     _refuse(first_problem(config, TEXT_ENCODER))
@@ -264,7 +264,7 @@ def check_text_encoder(config: Mapping[str, Any]) -> None:
 
 
 def check_vision_encoder(config: Mapping[str, Any]) -> None:
-    """The same for the ``config.json`` of a transformers vision encoder; raises the same."""
+    """Checks a vision encoder's ``config.json``; raises as ``check_transformer``."""
     refuse_code(config)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in VISION_TYPES:
@@ -288,7 +288,7 @@ def check_vision_encoder(config: Mapping[str, Any]) -> None:
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:
-    """The same for ``scheduler_config.json``; raises the same."""
+    """Checks ``scheduler_config.json``; raises as ``check_transformer``."""
     refuse_code(config)
     named = config.get("_class_name")
     if named is not None and not (
@@ -298,14 +298,14 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     _refuse(first_problem(config, SCHEDULER))
 
 
-def check_video(facts: Mapping[str, Any]) -> None:
-    """The same for ``video.json``, the size, length and frame rate that a model was made for."""
-    refuse_code(facts)
-    _refuse(first_problem(facts, VIDEO, frozenset(VIDEO)))
+def check_video(video: Mapping[str, Any]) -> None:
+    """Checks ``video.json``, the size, length and frame rate that a model was made for."""
+    refuse_code(video)
+    _refuse(first_problem(video, VIDEO, frozenset(VIDEO)))
 
 
 def check_model_index(index: Mapping[str, Any]) -> None:
-    """The same for ``model_index.json``, which names the library and the class of each part."""
+    """Checks ``model_index.json``, which names the library and the class of each part."""
     refuse_code(index)
     for key, value in index.items():
         pair = isinstance(value, list) and len(value) == 2

@@ -12,15 +12,15 @@ from lightx2v_sgmd.system.errors import shortened
 
 
 class Field(Protocol):
-    """One value of a configuration."""
+    """A kind of value of a configuration."""
 
     @property
     def wanted(self) -> str:
-        """What it must be, for messages."""
+        """The description of the values that are allowed, for messages."""
         ...
 
     def allows(self, value: Any) -> bool:
-        """True if the value may be used."""
+        """Returns True if the value is allowed."""
         ...
 
 
@@ -126,7 +126,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Null:
-    """Nothing at all."""
+    """The value null."""
 
     wanted: str = "null"
 
@@ -171,7 +171,7 @@ _LAYER: Final = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.[A-Za-z0-9_]+)*")
 
 
 def optional(kind: Field) -> Either:
-    """The kind, or null."""
+    """Returns the kind that also allows null."""
     return Either((kind, Null()))
 
 
@@ -189,12 +189,12 @@ def shown(value: Any) -> str:
 def first_problem(
     config: Mapping[str, Any], fields: Mapping[str, Field], needed: frozenset[str] = frozenset()
 ) -> str | None:
-    """What is wrong with a configuration's first unusable value; None if all can be used.
+    """Describes the first value of a configuration that is not allowed; None if all are.
 
     Args:
-        config: The configuration; keys that ``fields`` does not have are passed over.
-        fields: What each value must be.
-        needed: Keys that must be there.
+        config: The configuration; keys that ``fields`` does not have are ignored.
+        fields: The kind of each value.
+        needed: The keys that must exist.
     """
     for key, kind in fields.items():
         if key not in config and key in needed:

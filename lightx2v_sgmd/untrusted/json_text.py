@@ -12,18 +12,18 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.reading import read_file, read_limited
 
 MAX_DIGITS: Final = 40
-"""Digits of a number; a float in full precision has 25 characters."""
+"""The most digits of a number; a float in full precision has 25 characters."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a JSON text may be.
+    """The limits of a JSON text.
 
     Attributes:
-        size: In bytes.
-        values: Objects, lists, keys and values together.
-        depth: Objects and lists within one another.
-        unique: True if an object may name no key twice.
+        size: The most bytes.
+        values: The most objects, lists, keys and values together.
+        depth: The most objects and lists within one another.
+        unique: True if no object may have a key twice.
     """
 
     size: int
@@ -33,26 +33,26 @@ class Limits:
 
 
 CONFIG: Final = Limits(size=1_000_000, values=100_000)
-"""A model's configuration: a few kilobytes, or 1,000 labels."""
+"""Limits of a model's configuration: a few kilobytes, or 1,000 labels."""
 LINE: Final = Limits(size=200_000, values=1_000, depth=8)
-"""A line of a prompt file."""
+"""Limits of a line of a prompt file or a log."""
 METADATA: Final = Limits(size=1_000_000, values=50_000)
-"""What the header of a weights file says about itself."""
+"""Limits of the metadata in the header of a weights file."""
 INDEX: Final = Limits(size=16_000_000, values=200_000, depth=4, unique=True)
-"""Which shard has which tensor."""
+"""Limits of the index that says which shard has which tensor."""
 RECORD: Final = Limits(size=16_000_000, values=500_000)
-"""A file that this program wrote, such as a manifest."""
+"""Limits of a file that this program wrote, such as a manifest."""
 MEASURED: Final = Limits(size=1_000_000_000, values=50_000_000)
-"""Values measured on each of many videos."""
+"""Limits of values that were measured on each of many videos."""
 LOG_BYTES: Final = 4_000_000_000
-"""Size of a log with one line of JSON for each iteration."""
+"""The most bytes of a log that has one line of JSON for each iteration."""
 
 
 def parse_json(text: bytes | str, limits: Limits) -> Any:
-    """What a JSON text says.
+    """Parses a JSON text.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or beyond the limits; the message is a short reason.
+        ValueError: the text is not JSON, not UTF-8, or beyond the limits; the message is a reason.
     """
     if len(text) > limits.size:
         raise ValueError(f"it has more than the {limits.size:,} bytes that are read")
@@ -79,10 +79,10 @@ def parse_json(text: bytes | str, limits: Limits) -> Any:
 
 
 def read_json_file(path: Path, limits: Limits = CONFIG, remedy: str = "copy it again") -> Any:
-    """What a JSON file says.
+    """Reads and parses a JSON file.
 
     Raises:
-        UserError: it is missing, unreadable or not such JSON; the message names file and remedy.
+        UserError: the file is missing, unreadable or not such JSON; the message has a remedy.
     """
     text = read_bytes(path, limits, remedy)
     try:
@@ -103,12 +103,17 @@ def read_record(path: Path, limits: Limits = RECORD) -> Any:
 
 
 def read_log(path: Path) -> list[Any]:
-    """Reads a file of this program's that has one JSON value in each line; raises as above."""
+    """Reads a file of this program's that has one JSON value in each line.
+
+    Raises:
+        UserError: the file cannot be read.
+        ValueError: a line is not such JSON.
+    """
     return [parse_json(line, LINE) for line in read_limited(path, LOG_BYTES).splitlines()]
 
 
 def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:
-    """A file's content; raises as ``read_json_file`` if it cannot be read or is too large."""
+    """Reads a file within a limit; raises as ``read_json_file`` if it cannot."""
     try:
         text = read_file(path, limits.size)
     except OSError as error:
@@ -121,7 +126,7 @@ def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:
 def read_json_object(
     path: Path, limits: Limits = CONFIG, remedy: str = "copy it again"
 ) -> dict[str, Any]:
-    """As ``read_json_file``, of a file that holds an object; raises the same if it does not."""
+    """Reads a JSON file that holds an object; raises as ``read_json_file`` if it does not."""
     content = read_json_file(path, limits, remedy)
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object; {remedy}")
@@ -129,7 +134,7 @@ def read_json_object(
 
 
 def deeper_than(content: Any, depth: int) -> bool:
-    """True if lists and dicts are within one another more than ``depth`` deep."""
+    """Returns True if lists and dicts are nested more than ``depth`` deep."""
     level = [content]
     for _ in range(depth + 1):
         level = [

@@ -1,8 +1,8 @@
-"""Tokenizers from strangers: checked, then loaded from a private copy of what was checked.
+"""Loads tokenizers from strangers: the files are checked, copied, and loaded from the copy.
 
-``AutoTokenizer`` would take a class's name, files and code from the folder. Here the class is one
-of a few of transformers' own, the files are copied after a look, and of ``tokenizer_config.json``
-only known keys are copied.
+``AutoTokenizer`` would take the name of a class, files and code from the folder. Here the class is
+one of a few of transformers' own, only checked files are copied, and only known keys of
+``tokenizer_config.json`` are copied.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _REMEDY: Final = "copy the tokenizer again"
 
 
 class _Token:
-    """A token: its text, or its text with how it is found."""
+    """A token: its text, or its text with the rules for matching it."""
 
     wanted = "a token of at most 200 characters"
 
@@ -99,10 +99,10 @@ _CONFIG: Final[Mapping[str, Field]] = {
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder; runs no code of it, and fetches nothing.
+    """Loads the tokenizer of a folder; runs no code of the folder, and fetches nothing.
 
     Raises:
-        UserError: it is of a class that is not known, is damaged, or is beyond the limits.
+        UserError: the tokenizer's class is not known, or it is damaged or beyond the limits.
     """
     name, config = _config(folder)
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as temporary:
@@ -135,7 +135,7 @@ def _unusable(folder: Path, error: BaseException) -> UserError:
 
 
 def _config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The name of the class and what of ``tokenizer_config.json`` it is given."""
+    """Returns the name of the class, and the values of ``tokenizer_config.json`` that it gets."""
     path = folder / "tokenizer_config.json"
     saved = read_json_object(path, remedy=_REMEDY)
     named = saved.get("tokenizer_class")
@@ -176,7 +176,7 @@ def _copy_vocabulary(folder: Path, copy: Path) -> None:
 
 
 def _copy_tokens(folder: Path, copy: Path) -> None:
-    """The small files in which older versions keep special and added tokens."""
+    """Copies the small files in which older versions store special and added tokens."""
     for name, known, kind in (
         ("special_tokens_map.json", {*_TOKENS_BY_NAME, "additional_special_tokens"}, None),
         ("added_tokens.json", None, Whole(0, 2**20)),

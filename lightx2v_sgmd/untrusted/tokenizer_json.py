@@ -1,7 +1,7 @@
-"""What a ``tokenizer.json`` may hold: known steps, patterns that end, texts that stay small.
+"""Checks a ``tokenizer.json``: known steps, known patterns, and texts that stay small.
 
-The file is a program of the ``tokenizers`` library: it may name a regular expression that takes
-for ever, or replacements that double a text thirty times.
+The file is a program for the ``tokenizers`` library: it could name a regular expression that never
+ends, or replacements that double a text thirty times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATTERNS: Final = frozenset(
         r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     }
 )
-"""The expressions of published tokenizers; whether another one ends in time nobody can tell."""
+"""The expressions of published tokenizers; any other one could take too long."""
 
 _STEPS: Final[Mapping[str, frozenset[str]]] = {
     "normalizer": frozenset(
@@ -62,7 +62,7 @@ _CHARSMAP_TEXT: Final = 256
 
 @dataclass(frozen=True)
 class Text:
-    """Text of at most ``length`` characters."""
+    """A text of at most ``length`` characters."""
 
     length: int
 
@@ -77,10 +77,10 @@ class Text:
 
 
 def check_tokenizer_json(content: Any) -> None:
-    """Refuses what no published tokenizer has.
+    """Refuses a file with anything that no published tokenizer has.
 
     Raises:
-        UserError: says what.
+        UserError: the file is refused; the message names the reason.
     """
     if not isinstance(content, dict):
         raise UserError("is not a JSON object")
@@ -117,9 +117,9 @@ def _check_model(model: Any) -> None:
     if not isinstance(vocabulary, list | dict) or not 0 < len(vocabulary) <= _TOKENS_MOST:
         raise UserError(f"its vocabulary has not 1 to {_TOKENS_MOST} tokens")
     if isinstance(vocabulary, dict):
-        sound = all(type(n) is int and 0 <= n < _TOKENS_MOST for n in vocabulary.values())
+        valid = all(type(n) is int and 0 <= n < _TOKENS_MOST for n in vocabulary.values())
     else:
-        sound = all(
+        valid = all(
             isinstance(row, list)
             and len(row) == 2
             and isinstance(row[0], str)
@@ -127,7 +127,7 @@ def _check_model(model: Any) -> None:
             and -1e9 <= row[1] <= 1e9
             for row in vocabulary
         )
-    if not sound:
+    if not valid:
         raise UserError("its vocabulary has an entry that is no token")
     unknown = model.get("unk_id")
     if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(vocabulary)):
@@ -135,7 +135,7 @@ def _check_model(model: Any) -> None:
 
 
 def _steps(part: str, step: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """A step and, of a sequence, those in it."""
+    """Yields a step and, if it is a sequence, the steps in it."""
     if step is None:
         return
     if not isinstance(step, dict) or depth > 4:
@@ -180,7 +180,7 @@ def _check_step(part: str, step: Mapping[str, Any]) -> None:
 
 
 def _check_charsmap(text: Any) -> None:
-    """The replacements of a SentencePiece model: a trie, then texts that end with a zero byte."""
+    """Checks a SentencePiece model's replacements: a trie, then texts that end with a zero byte."""
     if text is None or text == "":
         return
     if not Text(_CHARSMAP_BYTES).allows(text):
@@ -200,7 +200,7 @@ def _check_template(step: Mapping[str, Any]) -> None:
     special = step.get("special_tokens", {})
     sizes = [len(step[key]) for key in ("single", "pair") if isinstance(step.get(key), list)]
     if not isinstance(special, dict) or len(special) > _TEMPLATE_MOST:
-        raise UserError("its template has no sound special_tokens")
+        raise UserError("its template has no valid special_tokens")
     for token in special.values():
         ids = token.get("ids") if isinstance(token, dict) else None
         if not isinstance(ids, list):
