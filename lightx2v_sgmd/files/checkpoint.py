@@ -8,7 +8,7 @@
                                    weights, or the adapters that were trained, rank and alpha in
                                    the metadata too
         student_ema.safetensors    the moving average, if one is kept
-                                   (both in several files if they are large: see ``weightfiles``)
+                                   (both in several files if large: see ``student_weights``)
         state/ROLE.RRRRR-of-NNNNN.safetensors    each rank's slices of what else training needs
 
 Frozen weights are not in it. Every file is on the disk before the rename.

@@ -1,7 +1,7 @@
 """Safetensors files from strangers: what a file claims is checked before anything is loaded.
 
 Only the header is read, so a 28 GB folder is checked in milliseconds. Pickles are refused: loading
-one can run any code. (``torchfiles`` opens those of the original release, with care.)
+one can run any code. (``torch_files`` opens those of the original release, with care.)
 """
 
 from __future__ import annotations
