@@ -113,7 +113,7 @@ class Role:
 class Data:
     """The training data: prompts, and for a few methods latents."""
 
-    # A .txt, .jsonl or .csv file , relative to the job file (from --set: to the
+    # A .txt, .jsonl or .csv file, relative to the job file (from --set: to the
     # current folder), "sprites" for the captions of the bundled world, or "latents" for those of
     # the latents below.
     prompts: Annotated[str, Field(min_length=1)]
