@@ -1,4 +1,4 @@
-"""Rectified-flow algebra. The convention, stated once: sigma = 0 is data, sigma = 1 is noise.
+"""Rectified-flow algebra with one convention: sigma = 0 is data, sigma = 1 is noise.
 
 A noisy state is ``x_t = (1 - sigma) * x0 + sigma * noise`` and a network predicts the velocity
 ``v = noise - x0``. In the papers' notation alpha_t = 1 - sigma and sigma_t = sigma; the timestep
@@ -19,18 +19,18 @@ def per_sample(sigma: Tensor, like: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The forward process, ``(1 - sigma) x0 + sigma noise`` (arXiv 2605.30116, Eq. 5)."""
+    """Computes the forward process, ``(1 - sigma) x0 + sigma noise`` (arXiv 2605.30116, Eq. 5)."""
     s = per_sample(sigma, x0)
     return (1 - s) * x0 + s * noise
 
 
 def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The data prediction that a velocity implies: ``x_t - sigma v``."""
+    """Computes the data prediction of a velocity, ``x_t - sigma v``."""
     return x_t - per_sample(sigma, x_t) * velocity
 
 
 def euler_to(x_t: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """An Euler step of the probability flow from ``sigma`` to ``next_sigma``, by a data prediction.
+    """Takes an Euler step of the probability flow to ``next_sigma`` with a data prediction.
 
     ``x_t + (next_sigma - sigma) v`` with ``v = (x_t - x0) / sigma``; sigma is above 0.
     """
@@ -39,7 +39,7 @@ def euler_to(x_t: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tens
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance in the form of Ho and Salimans: ``uncond + scale (cond - uncond)``.
+    """Applies guidance in the form of Ho and Salimans, ``uncond + scale (cond - uncond)``.
 
     Scale 1 is no guidance. The pseudocode of arXiv 2605.30116 (App. B) writes
     ``cond + s (cond - uncond)``, which is this with ``scale = s + 1``.
@@ -48,13 +48,13 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 
 def score_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """The score that a data prediction implies, ``((1 - sigma) x0 - x_t) / sigma^2`` (Eq. 2, 3)."""
+    """Computes the score of a data prediction, ``((1 - sigma) x0 - x_t) / sigma^2`` (Eq. 2, 3)."""
     s = per_sample(sigma, x_t)
     return ((1 - s) * x0 - x_t) / s**2
 
 
 def fisher_weight(sigma: Tensor) -> Tensor:
-    """The paper's c(t) = alpha^2 / sigma^4 (Eq. 10): turns data residuals into score residuals.
+    """Computes c(t) = alpha^2 / sigma^4 (Eq. 10), which turns data into score residuals.
 
     It is 6e6 at sigma = 0.02 and 0.02 at sigma = 0.9: see ``objectives.paper_weight``.
     """
@@ -67,10 +67,13 @@ def shift_sigma(u: Tensor, shift: float) -> Tensor:
 
 
 def sample_score_sigmas(u: Tensor, shift: float, low: float, high: float) -> Tensor:
-    """Score-matching times: uniform ``u`` in [0, 1), shifted, then clamped to ``[low, high]``."""
+    """Shifts uniform ``u`` in [0, 1) to score times and clamps them to ``[low, high]``."""
     return torch.clamp(shift_sigma(u, shift), low, high)
 
 
 def cubic_sigmas(u: Tensor, low: float, high: float) -> Tensor:
-    """Times near noise, ``1 - u^3`` for uniform ``u``, clamped (arXiv 2507.18569, Sec. 4.2.1)."""
+    """Maps uniform ``u`` to times near noise, ``1 - u^3``, and clamps them.
+
+    The map is that of arXiv 2507.18569, Sec. 4.2.1.
+    """
     return torch.clamp(1 - u**3, low, high)

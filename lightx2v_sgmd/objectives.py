@@ -1,8 +1,9 @@
 """Losses of score distillation, as pure functions of tensors.
 
-Each returns ``[B]``, the mean over a sample's elements; the caller averages over the batch.
-Data predictions: ``x_fake`` by the fake score at ``x_t``, ``x_real`` by the guided teacher at
-``sg[x_t]`` (``sg``: stop-gradient). Equation numbers are those of SGMD, arXiv 2605.30116.
+Each loss returns ``[B]``, the mean over a sample's elements; the caller averages over the batch.
+The data predictions are ``x_fake``, by the fake score at ``x_t``, and ``x_real``, by the guided
+teacher at ``sg[x_t]`` (``sg``: stop-gradient). Equation numbers are those of SGMD (arXiv
+2605.30116).
 
 The paper writes sums over elements; means only rescale every term of an update alike.
 """
@@ -16,18 +17,18 @@ from torch import Tensor, relu
 from lightx2v_sgmd.flow import fisher_weight
 
 Weighting = Literal["paper", "normalized"]
-"""Of a term in data predictions: by c(t) clamped, or by ``1 / mean |x0 - x_real|`` per sample."""
+"""Weighting of a term in data predictions: clamped c(t), or ``1 / mean |x0 - x_real|``."""
 
 # B batch, then any latent dimensions
 
 
 def mean_per_sample(values: Tensor) -> Tensor:
-    """``[B, ...]`` to ``[B]``."""
+    """Averages ``[B, ...]`` over all but the first dimension, to ``[B]``."""
     return values.flatten(1).mean(1)
 
 
 def fisher(x_fake: Tensor, x_real: Tensor, weight: Tensor) -> Tensor:
-    """Teacher stop-gradient Fisher, ``weight/2 |x_fake - sg[x_real]|^2`` (Eq. 13).
+    """Computes the Fisher term with a fixed teacher, ``weight/2 |x_fake - sg[x_real]|^2`` (Eq. 13).
 
     Gradient: through ``x_fake`` only.
     """
@@ -35,7 +36,7 @@ def fisher(x_fake: Tensor, x_real: Tensor, weight: Tensor) -> Tensor:
 
 
 def implicit(x0: Tensor, x_fake: Tensor, x_real: Tensor, weight: Tensor) -> Tensor:
-    """SIM's implicit term L2, ``weight <x_fake - x_real, x0 - x_fake>`` (Eq. 10).
+    """Computes SIM's implicit term L2, ``weight <x_fake - x_real, x0 - x_fake>`` (Eq. 10).
 
     Gradient: through every argument that carries one; the weight carries none.
     """
@@ -43,10 +44,11 @@ def implicit(x0: Tensor, x_fake: Tensor, x_real: Tensor, weight: Tensor) -> Tens
 
 
 def distribution_matching(x0: Tensor, x_fake: Tensor, x_real: Tensor, floor: float) -> Tensor:
-    """DMD's surrogate, ``|x0 - sg[x0 - g]|^2 / 2`` with ``g = (x_fake - x_real) / normaliser``.
+    """Computes DMD's surrogate, ``|x0 - sg[x0 - g]|^2 / 2``.
 
-    Its gradient at ``x0`` is ``g`` (arXiv 2311.18828, Eq. 7 and 8) and there is no other; its value
-    is ``|g|^2 / 2``. The normaliser is of each sample, see ``normalized_weight``.
+    With ``g = (x_fake - x_real) / normaliser``, its gradient at ``x0`` is ``g`` (arXiv 2311.18828,
+    Eq. 7 and 8), there is no other gradient, and its value is ``|g|^2 / 2``. Each sample has
+    its own normaliser, see ``normalized_weight``.
     """
     weight = normalized_weight(x0, x_real, floor)
     g = (x_fake - x_real).detach() * weight.view(-1, *([1] * (x0.ndim - 1)))
@@ -54,37 +56,41 @@ def distribution_matching(x0: Tensor, x_fake: Tensor, x_real: Tensor, floor: flo
 
 
 def hinge(on_fake: Tensor, on_real: Tensor) -> Tensor:
-    """The discriminator's hinge loss of logits ``[B, L]`` (arXiv 2507.18569, Eq. 8)."""
+    """Computes the discriminator's hinge loss of logits ``[B, L]`` (arXiv 2507.18569, Eq. 8)."""
     return relu(1 + on_fake).mean(1) + relu(1 - on_real).mean(1)
 
 
 def negative_residual(x0: Tensor, x_fake: Tensor) -> Tensor:
-    """NR, ``-1/2 |sg[x0] - x_fake|^2`` (Eq. 18); gradient through ``x_fake`` only (Eq. 19, 20)."""
+    """Computes NR, ``-1/2 |sg[x0] - x_fake|^2`` (Eq. 18).
+
+    Gradient: through ``x_fake`` only (Eq. 19, 20).
+    """
     return -residual_contraction(x0, x_fake)
 
 
 def residual_contraction(x0: Tensor, x_fake: Tensor) -> Tensor:
-    """RC, ``+1/2 |sg[x0] - x_fake|^2`` (Eq. 18); gradient through ``x_fake`` only."""
+    """Computes RC, ``+1/2 |sg[x0] - x_fake|^2`` (Eq. 18); gradient through ``x_fake`` only."""
     return 0.5 * mean_per_sample((x0.detach() - x_fake) ** 2)
 
 
 def velocity_matching(velocity: Tensor, noise: Tensor, x0: Tensor) -> Tensor:
-    """Flow matching on generated data, ``|v - (noise - sg[x0])|^2``; gradient through ``velocity``.
+    """Computes the flow-matching loss on generated data, ``|v - (noise - sg[x0])|^2``.
 
-    It equals ``2 RC / sigma^2``: the data residual is sigma times the velocity residual.
+    Gradient: through ``velocity`` only. The loss equals ``2 RC / sigma^2``: the data
+    residual is sigma times the velocity residual.
     """
     return mean_per_sample((velocity - (noise - x0.detach())) ** 2)
 
 
 def paper_weight(sigma: Tensor, max_weight: float) -> Tensor:
-    """c(t) of Eq. 10 clamped from above: unclamped, rare small sigmas (6e6 at 0.02) rule."""
+    """Computes c(t) of Eq. 10, clamped from above: small sigmas (6e6 at 0.02) would dominate."""
     return fisher_weight(sigma).clamp(max=max_weight)
 
 
 def normalized_weight(x0: Tensor, x_real: Tensor, floor: float = 1e-5) -> Tensor:
-    """``1 / mean |x0 - x_real|`` per sample, without gradient: DMD's normaliser (arXiv 2311.18828).
+    """Computes DMD's normaliser ``1 / mean |x0 - x_real|`` per sample (arXiv 2311.18828).
 
-    The denominator is clamped at ``floor``, never a result repaired afterwards.
+    It carries no gradient. The denominator is clamped at ``floor``.
     """
     return 1 / mean_per_sample((x0 - x_real).detach().abs()).clamp(min=floor)
 
@@ -92,7 +98,7 @@ def normalized_weight(x0: Tensor, x_real: Tensor, floor: float = 1e-5) -> Tensor
 def term_weight(
     x0: Tensor, x_real: Tensor, sigma: Tensor, weighting: Weighting, max_weight: float
 ) -> Tensor:
-    """The weight ``[B]`` of a term in data predictions, under either weighting."""
+    """Computes the weight ``[B]`` of a term in data predictions, under either weighting."""
     if weighting == "paper":
         return paper_weight(sigma, max_weight)
     return normalized_weight(x0, x_real)

@@ -1,6 +1,6 @@
-"""The few-step Euler rollout of a student: training's backward simulation and inference's sampler.
+"""The few-step Euler rollout of a student, for training and for inference.
 
-Both use this one function, so a student is run exactly as it was trained.
+Both use this one function, so a student runs exactly as it was trained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightx2v_sgmd.schedule import Schedule
 # B batch, then any latent dimensions
 
 VelocityFn = Callable[[Tensor, Tensor], Tensor]
-"""``(x_t [B, ...], sigma [B]) -> velocity [B, ...]``."""
+"""A function ``(x_t [B, ...], sigma [B]) -> velocity [B, ...]``."""
 
 
 def rollout(
@@ -26,7 +26,7 @@ def rollout(
     exit_step: int | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Runs the student from noise, in float32.
+    """Runs the student from noise; states are float32.
 
     With ``exit_step`` this is training's stochastic gradient truncation (arXiv 2605.30116,
     Sec. 4.1, after Self-Forcing): the steps before it run without gradient, and the data

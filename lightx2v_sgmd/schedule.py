@@ -1,4 +1,4 @@
-"""The few steps of a student: one object for training and inference, saved with the weights.
+"""The schedule of a student's few steps, for training and inference, saved with the weights.
 
 Weights distilled on one list of timesteps give blur on another, so the schedule travels inside
 the weights' metadata and the engine refuses what it would not run.
@@ -34,7 +34,9 @@ def evenly_spaced(timesteps: Sequence[float], tolerance: float = 1e-6) -> bool:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Timesteps ``1000, 960, 888.889, 727.273``: flow shift 8 of ``1000, 750, 500, 250``.
+    """A student's steps; by default 1000, 960, 888.889 and 727.273.
+
+    The default is flow shift 8 of ``1000, 750, 500, 250``.
 
     Args:
         base: Unshifted timesteps in (0, 1000], falling.
@@ -65,20 +67,20 @@ class Schedule:
 
     @cached_property
     def sigmas(self) -> Tensor:
-        """``[n + 1]`` float32: the noise level before each step, then 0."""
+        """The noise level before each step, then 0: ``[n + 1]`` float32."""
         u = torch.tensor(self.base, dtype=torch.float64) / NUM_TRAIN_TIMESTEPS
         return torch.cat([shift_sigma(u, self.shift), torch.zeros(1)]).float()
 
     @property
     def timesteps(self) -> Tensor:
-        """``[n]`` float32: what the network is given at each step."""
+        """The timestep that the network takes at each step: ``[n]`` float32."""
         return self.sigmas[:-1] * NUM_TRAIN_TIMESTEPS
 
     def __len__(self) -> int:
         return len(self.base)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that is saved with weights (``lightx2v_sgmd.json`` and safetensors metadata)."""
+        """Makes the form that is saved with weights (manifest and safetensors metadata)."""
         return {
             "timesteps": [_short(t) for t in self.timesteps.tolist()],
             "shift": self.shift,
@@ -115,10 +117,10 @@ class Schedule:
         return schedule
 
     def diffusers_config(self) -> dict[str, Any]:
-        """Arguments with which stock ``FlowMatchEulerDiscreteScheduler`` takes these steps.
+        """Makes arguments with which stock ``FlowMatchEulerDiscreteScheduler`` takes these steps.
 
         The scheduler spaces its sigmas evenly between shifted ends, then stretches the last one to
-        ``shift_terminal``; the shift below makes the inner ones fall on ours.
+        ``shift_terminal``; the shift below makes the inner ones equal to ours.
 
         Raises:
             UserError: the steps cannot be expressed that way (not evenly spaced from 1000).

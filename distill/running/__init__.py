@@ -1,1 +1,1 @@
-"""A run: processes, signals, checkpoints, failures."""
+"""Runs a job in one or several processes: start, stop, save, resume and report."""

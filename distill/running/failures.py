@@ -1,8 +1,7 @@
-"""A run that stopped at a number that is not one: the state that it leaves, and its replay.
+"""Saves the state of a run whose loss or gradient is not finite, and replays its last update.
 
-RUN/failed/step_000012/    as a checkpoint: the weights of all roles before the update that
-broke, which has changed none
-failure.json           which update, loss terms, videos, prompts and score times
+The folder ``RUN/failed/step_000012/`` is a checkpoint with all weights before the update that
+broke. Its ``failure.json`` has the update, its loss terms, videos, prompts and score times.
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record
 
 FILE = "failure.json"
-_REMEDY = "lower the learning rates or leave out what broke it, and go on from the last checkpoint"
+_REMEDY = (
+    "lower the learning rates or remove the prompts that broke it, and resume from the last "
+    "checkpoint"
+)
 
 
 def save_failed_state(error: NotFiniteError, saver: Saver, prompts: Sequence[str]) -> UserError:
-    """Saves the state; all ranks call it. Returns what to tell the user."""
-    found = {video.prompt for videos in error.videos.values() for video in videos}
+    """Saves the state and returns the error for the user; all ranks call it."""
+    indices = {video.prompt for videos in error.videos.values() for video in videos}
     content = {
         **error.to_dict(),
-        "captions": {prompt: prompts[prompt] for prompt in sorted(found)},
+        "captions": {prompt: prompts[prompt] for prompt in sorted(indices)},
         "processes": saver.strategy.ranks.size,
     }
     name = store.checkpoint_name(error.index.iteration + 1)
@@ -42,25 +44,25 @@ def save_failed_state(error: NotFiniteError, saver: Saver, prompts: Sequence[str
         text = json.dumps(content, indent=2) + "\n"
         saver.write(folder, error.index.iteration, {FILE: text})
     except UserError as problem:
-        return UserError(f"{error}; its state is not kept ({problem}); {_REMEDY}")
+        return UserError(f"{error}; its state could not be saved ({problem}); {_REMEDY}")
     return UserError(
-        f"{error}; `lightx2v-sgmd replay-failure {folder}` repeats that update; {_REMEDY}"
+        f"{error}; `lightx2v-sgmd replay-failure {folder}` repeats the update; {_REMEDY}"
     )
 
 
 def replay(folder: Path, launched: bool) -> NotFiniteError | None:
-    """Runs the update again that a run stopped at; changes nothing.
+    """Runs the update again at which a run stopped; changes no files.
 
     Args:
-        folder: ``RUN/failed/step_N``.
-        launched: Whether this is one of several processes; then the job's own strategy is used,
+        folder: The folder ``RUN/failed/step_N``.
+        launched: True if this is one of several processes. Then the job's own strategy is used;
             otherwise one process holds everything.
 
     Returns:
-        What is not finite, or None if everything is.
+        The error that names the term, or None if everything is finite.
 
     Raises:
-        UserError: the folder is damaged or no such state.
+        UserError: the folder is damaged or not a failed state.
     """
     failure = _read(folder)
     index = UpdateIndex(failure["iteration"], failure["update"], failure["batch_index"])
@@ -72,7 +74,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
     if prompts_digest(prompts) != state["prompts_sha256"]:
-        raise UserError(f"data.prompts: {job.data.prompts} is not what it was; set it back")
+        raise UserError(f"data.prompts: {job.data.prompts} has changed since the run; restore it")
     ranks = connect(job.parallel.strategy, training_device())
     ranks = replace(ranks, share=job.parallel.sequence)
     job = _with_accumulation(job, state["global_batch"], ranks.data_size)
@@ -88,20 +90,20 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What ``failure.json`` says, after a check of every file."""
+    """Reads ``failure.json`` after a check of every file."""
     store.verify(folder)
     path = folder / FILE
     try:
         failure: dict[str, Any] = read_record(path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: is missing; name a folder RUN/failed/step_N that a failed run has left"
+            f"{path}: is missing; name a folder RUN/failed/step_N that a failed run wrote"
         ) from error
     return failure
 
 
 def _with_accumulation(job: Job, global_batch: int, data_ranks: int) -> Job:
-    """The job with as many micro-batches as make the same global batch on these processes."""
+    """Sets the accumulation that gives the same global batch on these processes."""
     count, rest = divmod(global_batch, job.train.micro_batch * data_ranks)
     if rest:
         raise UserError(
@@ -112,7 +114,7 @@ def _with_accumulation(job: Job, global_batch: int, data_ranks: int) -> Job:
 
 
 def _micro_batches(job: Job, failure: dict[str, Any], launched: bool) -> Sequence[int]:
-    """The micro-batches that broke; all where that is not known, or where ranks share the work."""
+    """Lists the micro-batches that broke; all if that is unknown or if ranks share the work."""
     size = job.train.micro_batch
-    found = {video["sample"] // size for videos in failure["videos"].values() for video in videos}
-    return range(job.train.accumulation) if launched or not found else sorted(found)
+    broken = {video["sample"] // size for videos in failure["videos"].values() for video in videos}
+    return range(job.train.accumulation) if launched or not broken else sorted(broken)

@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine, and being one of them.
+"""Starts the processes of a run on this machine, and runs as one of them.
 
 ``torchrun`` would do, but it turns a rank's exit code into 1, prints a page for one failing rank,
 and kills ranks that are still saving 30 s after a SIGTERM. So the ranks are plain subprocesses
@@ -28,11 +28,11 @@ from lightx2v_sgmd.system.errors import RunError, UserError
 
 _POLL_S = 0.05
 _GRACE_S = 10.0
-"""How long ranks have to leave by themselves after one has failed."""
+"""Time that ranks have to end by themselves after one has failed."""
 
 
 def launch(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
-    """Runs the job here, in new processes, or as part of a launcher's run; see ``distill``."""
+    """Runs the job in this process, in new processes, or as a rank of a launcher's run."""
     launched = "RANK" in os.environ
     if nproc > 1 and not launched:
         if job.parallel.strategy == "local":
@@ -44,23 +44,23 @@ def launch(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     if nproc > 1 and nproc != int(os.environ.get("LOCAL_WORLD_SIZE", nproc)):
         raise UserError(
             f"--nproc: {nproc} is not the {os.environ['LOCAL_WORLD_SIZE']} processes that the "
-            "launcher started here; leave it out"
+            "launcher started here; leave --nproc out"
         )
     from distill.running.run import run
 
     try:
-        # stdout is for results; libraries chatter.
+        # stdout is for results only, and libraries print to it.
         with contextlib.redirect_stdout(sys.stderr), interruptible():
             return run(job, resume, quiet)
     except UserError:
-        # A machine's other ranks have the same to say; one line is enough.
+        # A machine's other ranks have the same error; one line is enough.
         if launched and int(os.environ.get("LOCAL_RANK", "0")) > 0 and VARIABLE not in os.environ:
             raise SystemExit(2) from None
         raise
 
 
 def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
-    """Starts the ranks, passes signals on to them, and fails as they do, once."""
+    """Starts the ranks, passes signals on to them, and raises their error once."""
     store = host_store()
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as folder:
         job_file = Path(folder) / "job.yaml"
@@ -81,7 +81,7 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
                 subprocess.Popen(
                     command,
                     env={**shared, **own},
-                    stdin=subprocess.PIPE,  # closed when this process is gone: see _follow_parent
+                    stdin=subprocess.PIPE,  # it closes when this process ends, see _follow_parent
                     start_new_session=True,  # so that Ctrl-C reaches them through us, once
                 )
             )
@@ -90,10 +90,10 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
         for process in ranks:
             assert process.stdin is not None
             process.stdin.close()
-        found = [read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
+        written = [read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
     if first is None:
         return job.output.dir
-    reports = [report for report in found if report is not None]
+    reports = [report for report in written if report is not None]
     for report in reports:
         if report.code == 2:
             raise UserError(report.error)
@@ -101,15 +101,15 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
         raise KeyboardInterrupt
     if codes[first] < 0:
         name = signal.Signals(-codes[first]).name
-        cause = ", which is what a full memory does" if name == "SIGKILL" else ""
+        cause = ", as happens when memory is full" if name == "SIGKILL" else ""
         raise RunError(
-            f"rank {first} of {nproc} was ended by {name}{cause}; the same command goes on from "
-            "the last checkpoint"
+            f"rank {first} of {nproc} was ended by {name}{cause}; run the same command again "
+            "to resume from the last checkpoint"
         )
     if reports:
         raise RunError(reports[0].error)
     raise RuntimeError(
-        f"rank {first} of {nproc} failed with exit code {codes[first]}; what it said is above"
+        f"rank {first} of {nproc} failed with exit code {codes[first]}; its error is printed above"
     )
 
 
@@ -125,7 +125,7 @@ def _environment(nproc: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        # torch's name for "no rank opens that port, they all connect to it".
+        # This tells torch that no rank opens that port and that all connect to it.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 
@@ -151,15 +151,15 @@ def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[i
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
-    """Exit codes of all ranks, and which failed first.
+    """Waits for all ranks; returns their exit codes and the rank that failed first.
 
-    When one has, the others get a little time and are then ended.
+    When one has failed, the others get a little time and are then killed.
     """
     first, failed_at = None, 0.0
     while True:
         codes = [rank.poll() for rank in ranks]
         if first is None and any(codes):
-            # Of several, the one that was killed: the others fail of its absence.
+            # If several failed, the killed one is first: the others fail because it is gone.
             failed = [rank for rank, code in enumerate(codes) if code]
             first = min(failed, key=lambda rank: codes[rank] or 0)
             failed_at = time.monotonic()
@@ -173,13 +173,13 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
 
 
 def _follow_parent() -> None:
-    """Asks this rank to stop when the process that started it is gone."""
+    """Stops this rank when the process that started it has ended."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> int:
-    """A rank's life: ``JOB.yaml RESUME QUIET``; leaves the user's error in a file."""
+    """Runs a rank with the arguments ``JOB.yaml RESUME QUIET``; writes a user error to a file."""
     job_file, resume, quiet = arguments
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    # Without the interpreter's shutdown: the thread above is inside a read that nothing ends.
+    # This skips the interpreter's shutdown: the thread above is in a read that never returns.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""What happens around the iterations: metrics, sample videos, and what the run ran on."""
+"""Records a run: metrics, sample videos, and a description of machine and packages."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _PACKAGES = ("lightx2v-sgmd", "torch", "diffusers", "transformers", "safetensors
 class Recorder:
     """Writes ``metrics.jsonl`` and ``tensorboard/``.
 
-    Lines of steps that a resumed run will do again are moved away first (``runfolder``).
+    Lines of steps that a resumed run will do again are moved away first (``run_folder``).
 
     Args:
         run: The run folder.
-        step: Iterations done.
+        step: Number of iterations done.
         quiet: Show nothing.
     """
 
@@ -83,7 +83,7 @@ class Recorder:
 
 
 def _tensorboard(folder: Path, step: int, quiet: bool) -> Any:
-    """A writer of TensorBoard's files; None, and a note, where TensorBoard cannot be imported."""
+    """Opens a writer of TensorBoard files; prints a note and returns None if that fails."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except Exception as error:  # a broken package fails in any way
@@ -99,7 +99,7 @@ def _tensorboard(folder: Path, step: int, quiet: bool) -> Any:
 def metrics_line(
     result: Iteration, seconds: float, cost: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """What ``metrics.jsonl`` says of an iteration: each loss term under its own name."""
+    """Makes an iteration's line of ``metrics.jsonl``, with each loss term under its own name."""
     return {
         "step": result.step,
         **result.losses,
@@ -113,7 +113,7 @@ def metrics_line(
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this process has held on its device."""
+    """Reads the peak memory of this process on its device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -129,25 +129,25 @@ def write_samples(
     step: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Writes a few videos of the student, its average if one is kept, under ``samples/``.
+    """Writes a few videos of the student, or of its EMA weights, under ``samples/``.
 
-    Prompts and noise are the same all through a run. All ranks call it; the first one writes. Once
-    ``stop`` says so on any rank, the rest are left out.
+    Prompts and noise are the same throughout a run. All ranks call it; the first one writes. Once
+    ``stop`` returns True on any rank, the remaining videos are left out.
     """
     count = min(SAMPLE_VIDEOS, len(batches.rows))
     text, _ = batches.texts(range(count))
     noise = batches.sample_noise(count)
     latents = []
 
-    def look(step: int = 0, x_t: Tensor | None = None) -> None:
+    def check_stop(step: int = 0, x_t: Tensor | None = None) -> None:
         if strategy.ranks.any(stop()):
             raise Stopped
 
     with contextlib.suppress(Stopped), strategy.averaged_student():
-        look()
+        check_stop()
         for i in range(count):
             student = partial(strategy.velocity, STUDENT, text=text[i : i + 1])
-            latents.append(rollout(student, noise[i : i + 1], job.schedule, on_step=look))
+            latents.append(rollout(student, noise[i : i + 1], job.schedule, on_step=check_stop))
     if len(latents) < count:
         return
 
@@ -161,14 +161,14 @@ def write_samples(
             try:
                 with written.appearing(f"samples/step_{step:06d}/{index:02d}.mp4") as path:
                     write_video(frames, path, model.fps)
-            except (UserError, OSError) as error:  # no reason to end a run
-                note(f"a sample is not written: {error}")
+            except (UserError, OSError) as error:  # training goes on
+                note(f"a sample video was not written: {error}")
 
     strategy.ranks.once(write)
 
 
 def environment(strategy: str, ranks: Ranks) -> dict[str, Any]:
-    """What a run ran on."""
+    """Describes the machine, packages and processes of a run."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -189,7 +189,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, if it is one."""
+    """Finds the commit of the checkout that this package runs from; None without a checkout."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

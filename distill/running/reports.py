@@ -1,4 +1,4 @@
-"""What a rank says at its end, to the process that started it or to the user."""
+"""Reports of failed ranks, for the process that started them or for the user."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from pathlib import Path
 from lightx2v_sgmd.untrusted.json_text import read_record
 
 VARIABLE = "LIGHTX2V_SGMD_REPORT"
-"""Tells a rank that ``launch`` has started where to leave its report."""
+"""Environment variable with the file for the report of a rank that ``launch`` started."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Why a rank has failed, in a line, and its exit code."""
+    """The error of a failed rank in one line, and its exit code."""
 
     error: str
     code: int
 
 
 def write_report(report: Report) -> None:
-    """Leaves it for the process that started this one."""
+    """Writes a report for the process that started this one."""
     text = json.dumps({"error": report.error, "code": report.code})
     Path(os.environ[VARIABLE]).write_text(text, encoding="utf-8")
 
 
 def read_report(path: Path) -> Report | None:
-    """A rank's, if it has left one."""
+    """Reads a rank's report; None if it wrote none."""
     return Report(**read_record(path)) if path.is_file() else None
 
 
 def give_up(run: Path, rank: int, message: str, speak: bool) -> None:
-    """Ends this process, from a thread: the main one is in a call that nothing ends.
+    """Ends this process from a thread, because the main one is in a call that never returns.
 
-    Where each thread was goes to ``RUN/failed/stacks_rank_00000.txt``.
+    The stack of each thread is written to ``RUN/failed/stacks_rank_00000.txt``.
     """
     try:
         (run / "failed").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""One run in this process, which may be one of several: set up, train, leave a run folder."""
+"""Runs a job in this process, which may be one of several, and writes its run folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     """Trains to the job's last iteration.
 
     Args:
-        job: What to train.
+        job: The job to train.
         resume: ``auto``, ``never`` or a path; see ``saving.choose_checkpoint``.
         quiet: Show nothing.
 
@@ -65,10 +65,10 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         The run folder.
 
     Raises:
-        UserError: something in the job or on this machine is in the way.
-        KeyboardInterrupt: it was asked to stop, and has saved.
+        UserError: the job or this machine has a problem.
+        KeyboardInterrupt: the run was asked to stop, and has saved.
     """
-    # First what needs no weights and no other process.
+    # Checks that need no weights and no other process come first.
     check_output(job, resume)
     model = open_wan(job.teacher.path, job.teacher.base)
     check_against_model(job, model)
@@ -85,10 +85,10 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
         with run_lock(job.output.dir, ranks, quiet) as lock:
             done = _run(job, model, prompts, latents, ranks, resume, quiet, lock)
     except UserError:
-        disconnect(job.parallel.strategy)  # all ranks have it
+        disconnect(job.parallel.strategy)  # all ranks raise it
         raise
     if done < job.train.iterations:
-        note(f"stopped after step {done}; the same command goes on from there", quiet)
+        note(f"stopped after step {done}; run the same command again to resume", quiet)
         raise KeyboardInterrupt
     return job.output.dir
 
@@ -103,13 +103,13 @@ def _run(
     quiet: bool,
     lock: OutputLock | None,
 ) -> int:
-    """The run, in a folder that is ours alone; returns how many iterations are done."""
+    """Runs in a folder that this run has locked; returns the number of iterations done."""
     timeout = job.parallel.timeout_minutes
     teacher = ranks.once(lambda: weights_digest(model, "transformer"))
     state = trainer_state(job, prompts, ranks, teacher)
     start = ranks.once(lambda: _prepare(job, model, state, ranks, resume, quiet))
     if start.step >= job.train.iterations:
-        note(f"{job.output.dir} has all {start.step} iterations already", quiet)
+        note(f"{job.output.dir} already has all {start.step} iterations", quiet)
         disconnect(job.parallel.strategy)
         return start.step
     watch = Watch(ranks, timeout, partial(give_up, job.output.dir, ranks.rank))
@@ -129,10 +129,10 @@ def _run(
 
 @contextmanager
 def _watching(watch: Watch) -> Iterator[None]:
-    """Inside, a failure of this rank is told to the others, and one of theirs is named."""
+    """Inside, the others learn of a failure of this rank, and a failure of theirs is named."""
     try:
         yield
-    except UserError:  # all ranks have it
+    except UserError:  # all ranks raise it
         raise
     except Exception as error:
         # gloo raises plain RuntimeErrors, whose text begins with the name of its source file.
@@ -150,14 +150,14 @@ def _watching(watch: Watch) -> Iterator[None]:
 def _prepare(
     job: Job, model: WanModel, state: dict[str, Any], ranks: Ranks, resume: str, quiet: bool
 ) -> StartingPoint:
-    """Decides where to begin and makes the run folder, before anything is loaded."""
+    """Chooses the starting point and makes the run folder, before anything is loaded."""
     folder = job.output.dir
     check_own(folder)
-    chosen = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
+    checkpoint = choose_checkpoint(resume, folder, partial(note, quiet=quiet))
     start = StartingPoint()
-    if chosen is not None:
-        start = check_same_run(chosen, job, state)
-        note(f"going on from {chosen}", quiet)
+    if checkpoint is not None:
+        start = check_same_run(checkpoint, job, state)
+        note(f"resuming from {checkpoint}", quiet)
     check_space(folder, sum(checkpoint_parts(job, model)))
     write_about(folder, job, environment(job.parallel.strategy, ranks), quiet)
     return start
@@ -172,11 +172,11 @@ def _train(
     quiet: bool,
     watch: Watch,
 ) -> int:
-    """Runs iterations, with what happens after each; returns how many are done."""
+    """Runs iterations, with logging and saving after each; returns how many are done."""
     strategy: Strategy = trainer.strategy  # without listeners: samples are not an iteration
     train, ranks = job.train, strategy.ranks
     counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
-    recorders: list[Recorder] = []  # the first rank's; the others have none
+    recorders: list[Recorder] = []  # only the first rank has one
     done = saved = start.step
     ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step, quiet)))
     sampling = ranks.once(partial(_can_write_samples, quiet))
@@ -221,7 +221,7 @@ def _can_write_samples(quiet: bool) -> bool:
 
 
 def _overdue(train: Train, seconds: float) -> bool:
-    """Whether the last checkpoint is too long ago by this rank's clock; the first rank's counts."""
+    """True if a checkpoint is due by this rank's clock; the first rank decides for all."""
     return train.checkpoint_minutes is not None and seconds >= 60 * train.checkpoint_minutes
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what of it may be replaced, and its log after a kill."""
+"""A run's folder: its owner, the files that may be replaced, and the repair of its log."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ from lightx2v_sgmd.untrusted.reading import read_file
 
 METRICS: Final = "metrics.jsonl"
 SUPERSEDED: Final = "metrics.superseded.jsonl"
-"""Lines of the log that a resumed run does again, and what of it cannot be read."""
+"""Log for lines that a resumed run writes again, and for lines that cannot be read."""
 _OWN: Final = ("job.yaml", "environment.json", METRICS, "checkpoints", "samples", "failed")
 _ENVIRONMENT: Final = {"python", "packages", "strategy", "processes"}
 
 
 def check_output(job: Job, resume: str) -> None:
-    """Refuses an output.dir that would harm what is read.
+    """Refuses an output.dir that would harm the files that a run reads.
 
     Raises:
-        UserError: it is, holds or lies in the teacher, the latents, or another run that is resumed.
+        UserError: it is, contains or lies in the teacher, the latents, or another run that is
+            resumed.
     """
     out = resolved(job.output.dir, "output.dir")
     sources: dict[str, Path | None] = {"teacher.path": model_folder(job.teacher.path)}
@@ -57,10 +58,10 @@ def check_output(job: Job, resume: str) -> None:
 
 @contextmanager
 def run_lock(run: Path, ranks: Ranks, quiet: bool) -> Iterator[OutputLock | None]:
-    """The first rank locks the run folder, for all; the others have None.
+    """Locks the run folder on the first rank, for all ranks; the others get None.
 
     Raises:
-        UserError: another run is in that folder; all ranks have it.
+        UserError: another run uses that folder; all ranks raise it.
     """
     context = locked_folder(resolved(run, "output.dir"), "distill", quiet, ["samples/*"])
     taken: list[OutputLock] = []
@@ -78,19 +79,19 @@ def run_lock(run: Path, ranks: Ranks, quiet: bool) -> Iterator[OutputLock | None
 
 
 def check_own(run: Path) -> None:
-    """Refuses a folder that has files of a run's names and is not a run.
+    """Refuses a folder that is not a run but has files with the names of a run's files.
 
-    Files of other names may be in it: they are not touched.
+    Files with other names may be in it: they are not touched.
 
     Raises:
-        UserError: names such a file.
+        UserError: there are such files; the message names them.
     """
     taken = [name for name in _OWN if os.path.lexists(run / name)]
     if not taken or _is_run(run):
         return
     raise UserError(
-        f"output.dir: {run} holds {', '.join(taken[:3])}, but is not a training run of ours; move "
-        "that away or choose another output.dir"
+        f"output.dir: {run} contains {', '.join(taken[:3])}, but it is not a training run; "
+        "move these files away or choose another output.dir"
     )
 
 
@@ -109,7 +110,7 @@ def _is_run(run: Path) -> bool:
 
 
 def write_about(run: Path, job: Job, environment: dict[str, Any], quiet: bool) -> None:
-    """Writes what was trained, and on what; a ``job.yaml`` that somebody has edited is kept.
+    """Writes ``job.yaml`` and ``environment.json``; an edited file is renamed, not replaced.
 
     Raises:
         UserError: something cannot be written.
@@ -120,34 +121,34 @@ def write_about(run: Path, job: Job, environment: dict[str, Any], quiet: bool) -
         for name, text in (("environment.json", seen), ("job.yaml", job.to_yaml())):
             _set_aside(written, name, text, quiet)
             written.write_text(name, text)
-        (run / "checkpoints").mkdir(exist_ok=True)  # last: before it, the folder is known as a run
+        (run / "checkpoints").mkdir(exist_ok=True)  # last: the folder is then already a run
     except OSError as error:
         raise UserError(disk_problem(error, run)) from error
 
 
 def _set_aside(written: WrittenFiles, name: str, text: str, quiet: bool) -> None:
-    """Renames a file that is not as it was written, unless it says the same."""
+    """Renames a file that was edited, unless its content is the same."""
     path = written.folder / name
     if not os.path.lexists(path) or written.is_own(name):
         return
     if path.is_file() and read_file(path, len(text) * 4) == text.encode():
         written.adopt(name)
         return
-    if name == "environment.json" and written.is_empty():  # of a version that kept no record
+    if name == "environment.json" and written.is_empty():  # from a version that wrote no record
         written.adopt(name)
         return
     edited = set_aside(path, lambda number: f"{path.stem}.edited{number}{path.suffix}")
-    note(f"{path}: is not as it was written; it is kept as {edited.name}", quiet)
+    note(f"{path}: has been edited; it is now {edited.name}", quiet)
 
 
 def repair_log(run: Path, step: int) -> None:
-    """Keeps a log's lines up to a step; everything else goes to ``metrics.superseded.jsonl``.
+    """Moves a log's lines after a step to ``metrics.superseded.jsonl``.
 
-    A last line that was cut off, in whatever bytes, and lines that are no JSON are among that.
+    A last line that was cut off and lines that are not JSON are moved too.
 
     Args:
         run: The run folder.
-        step: Iterations done.
+        step: Number of iterations done.
     """
     path = run / METRICS
     try:
@@ -156,16 +157,16 @@ def repair_log(run: Path, step: int) -> None:
         return
     if len(content) > LOG_BYTES:
         raise UserError(f"{path}: is larger than {LOG_BYTES:,} bytes; move it away")
-    kept: list[bytes] = []
+    current: list[bytes] = []
     superseded: list[bytes] = []
     for line in content.splitlines():
-        (kept if _is_before(line, step) else superseded).append(line + b"\n")
+        (current if _is_before(line, step) else superseded).append(line + b"\n")
     if not superseded and content.endswith(b"\n"):
         return
     if superseded:
         append(run / SUPERSEDED, b"".join(superseded))
     with appearing(path) as temporary:
-        temporary.write_bytes(b"".join(kept))
+        temporary.write_bytes(b"".join(current))
 
 
 def _is_before(line: bytes, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Saving a run's state and taking it up again."""
+"""Saves a run's state and chooses the state that a run resumes from."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
 
-# Where the run goes, how far, and how it is spread: these may change between two parts of a run.
-# The batch is compared as a whole, the prompts by content.
+# Keys that may change between two parts of a run: its folder, its length and its layout. The batch
+# is compared as a whole, the prompts by content.
 _FREE = (
     "output.",
     "parallel.",
@@ -51,13 +51,13 @@ _FREE = (
 def trainer_state(
     job: Job, prompts: list[str], ranks: Ranks, teacher_sha256: str | None = None
 ) -> dict[str, Any]:
-    """What a resumed run must agree with, beside its job.
+    """Collects the facts that a resumed run must share, beside its job.
 
     Args:
         job: The job.
-        prompts: That it is trained on.
+        prompts: The prompts that it trains on.
         ranks: The processes.
-        teacher_sha256: Of the teacher's network, of ``identity.weights_digest``.
+        teacher_sha256: Hash of the teacher's network, from ``weights_digest``.
     """
     teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
     return {
@@ -73,10 +73,10 @@ class Saver:
     """Writes the checkpoints of a run.
 
     Attributes:
-        job: Saved with them.
-        strategy: What is saved.
-        state: Of ``trainer_state``.
-        lock: The run folder's, on the first rank.
+        job: The job, which is saved too.
+        strategy: The networks and optimizers to save.
+        state: The result of ``trainer_state``.
+        lock: The run folder's lock, on the first rank.
     """
 
     job: Job
@@ -85,14 +85,14 @@ class Saver:
     lock: OutputLock | None = None
 
     def save(self, step: int, partial_iteration: Iteration | None = None) -> None:
-        """Makes the checkpoint of a step appear, then removes the oldest. All ranks call it.
+        """Writes the checkpoint of a step, then removes the oldest ones. All ranks call it.
 
         Args:
-            step: Iterations done.
-            partial_iteration: What is done of the next one.
+            step: Number of iterations done.
+            partial_iteration: The finished part of the next iteration.
 
         Raises:
-            UserError: something could not be written; the checkpoints before are as they were.
+            UserError: a file could not be written; earlier checkpoints are unchanged.
         """
         run = self.job.output.dir
         final = run / "checkpoints" / store.checkpoint_name(step)
@@ -100,7 +100,7 @@ class Saver:
 
         def prune() -> None:
             for folder in store.prune(run, self.job.train.keep_checkpoints):
-                note(f"{folder}: is kept, since it holds files that are not of a checkpoint")
+                note(f"{folder}: was not removed, because it contains other files too")
 
         self.strategy.ranks.once(lambda: _guarded(prune, final))
 
@@ -111,16 +111,16 @@ class Saver:
         texts: Mapping[str, str],
         partial_iteration: Iteration | None = None,
     ) -> None:
-        """Makes a folder with the state appear, whole. All ranks call it.
+        """Writes a folder with the state; it appears complete or not at all. All ranks call it.
 
         Args:
             final: The folder.
-            step: Iterations done.
-            texts: More files, by name.
-            partial_iteration: What is done of the next iteration.
+            step: Number of iterations done.
+            texts: Contents of more files, by name.
+            partial_iteration: The finished part of the next iteration.
 
         Raises:
-            UserError: something could not be written; nothing has appeared.
+            UserError: a file could not be written; the folder does not exist.
         """
         ranks, pending = self.strategy.ranks, store.PendingCheckpoint(final)
         try:
@@ -140,7 +140,7 @@ class Saver:
             raise
 
     def _checked(self, action: Callable[[], None]) -> Callable[[], None]:
-        """The action, after a look whether the run folder is still this run's."""
+        """Wraps an action: it first checks that the run folder is still this run's."""
 
         def act() -> None:
             if self.lock is not None:
@@ -182,7 +182,7 @@ class Saver:
     def _write_weights(
         self, pending: store.PendingCheckpoint, metadata: Mapping[str, str]
     ) -> dict[str, store.Entry]:
-        """Writes this rank's files of weights; takes part in every gather even if it cannot."""
+        """Writes this rank's files of weights; joins every gather even if writing fails."""
         ranks, shapes = self.strategy.ranks, self.strategy.shapes
         most = sys.maxsize if self.job.student.adapters else student_weights.MOST
         networks: dict[bool, list[WeightFile]] = {}
@@ -199,10 +199,10 @@ class Saver:
             ]
             try:
                 for averaged, files in networks.items():
-                    place = {name: file for file in files for name in file.shapes}
-                    to = {name: file.rank for name, file in place.items()}
+                    file_of = {name: file for file in files for name in file.shapes}
+                    to = {name: file.rank for name, file in file_of.items()}
                     for name, tensor in self.strategy.whole_tensors(STUDENT, averaged, to):
-                        feeds[place[name].name].put((name, tensor))
+                        feeds[file_of[name].name].put((name, tensor))
             finally:
                 for feed in feeds.values():
                     feed.put(None)
@@ -215,7 +215,7 @@ class Saver:
 
 
 Feed = Queue[tuple[str, Tensor] | None]
-"""Weights for a file, as they come, and None at the end."""
+"""Queue of the weights for a file, with None at the end."""
 
 
 def _write_fed(
@@ -225,7 +225,7 @@ def _write_fed(
     try:
         return pending.write_tensors(file.name, file.shapes, tensors, metadata)
     finally:
-        for _ in tensors:  # what cannot be written: the other ranks send on until the end
+        for _ in tensors:  # after a failed write, the other ranks still send until the end
             pass
 
 
@@ -243,11 +243,12 @@ def _raise_or(problem: str | None, entries: dict[str, store.Entry]) -> dict[str,
 
 
 def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
-    """By role, how often its weights' size is in a checkpoint, in float32.
+    """Counts the float32 copies of each role's weights in a checkpoint.
 
-    First in files of whole weights, then in slices, each rank its own.
+    The first number counts files of whole weights, the second slices, of which each rank writes its
+    own.
     """
-    # The student and its average; two moments of it, and the fake score with its own.
+    # The student and its EMA weights; its two moments; the fake score and its two moments.
     copies = {STUDENT: (1 + (job.train.ema > 0), 2)}
     if FAKE_SCORE in job.method.roles:
         copies[FAKE_SCORE] = (0, 3)
@@ -255,9 +256,9 @@ def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
 
 
 def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
-    """Bytes of a checkpoint: of the files of whole weights, and of the slices.
+    """Computes a checkpoint's bytes in files of whole weights and in slices.
 
-    To a percent; a discriminator's heads are less than that.
+    They are exact to a percent; a discriminator's heads are less than that.
     """
     adapters = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
     whole = slices = 0
@@ -271,10 +272,10 @@ def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
 
 
 def check_space(run: Path, needed: int) -> None:
-    """Raises if the disk has no room for one checkpoint.
+    """Checks that the disk has space for one checkpoint.
 
     Raises:
-        UserError: says how much is missing.
+        UserError: it has not; the message says how much a checkpoint takes.
     """
     free = free_bytes(run)
     if free < needed:
@@ -285,44 +286,44 @@ def check_space(run: Path, needed: int) -> None:
 
 
 def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Path | None:
-    """The whole checkpoint to go on from, or None to start anew.
+    """Chooses the complete checkpoint to resume from, or None to start from the beginning.
 
-    A damaged checkpoint of the run is set aside, as ``NAME.damaged``, if one before it is whole.
+    A damaged checkpoint of the run is renamed to ``NAME.damaged`` if an earlier one is complete.
 
     Args:
         resume: ``auto``, ``never`` or the path of a run or a checkpoint.
-        run: Where this run goes; its lock is held.
-        note: Takes what the user should know.
+        run: The folder of this run, which this process has locked.
+        note: Function that shows the user a line.
 
     Raises:
-        UserError: there is nothing to go on from, or something in the way; nothing was changed.
+        UserError: there is nothing to resume from, or the folder is in use; nothing was changed.
     """
     for left in store.remove_leftovers(run):
-        note(f"{left}: is not of a checkpoint; it is kept")
+        note(f"{left}: is not part of a checkpoint and was not removed")
     mine = store.checkpoints(run)
     started = bool(mine) or (run / "metrics.jsonl").exists()
     if resume == "never" or (resume != "auto" and not _inside(Path(resume), run)):
         if started:
             raise UserError(
-                f"output.dir: {run} holds a run already; resume it (--resume auto), choose another "
-                "output.dir or remove that folder"
+                f"output.dir: {run} already contains a run; resume it (--resume auto), "
+                "choose another output.dir or remove that folder"
             )
     if resume == "never":
         return None
     if resume != "auto":
-        chosen = store.find_checkpoint(Path(resume))
-        newer = [f for f in mine if store.step_of(f) > store.step_of(chosen)]
-        if newer and _inside(chosen, run):
+        checkpoint = store.find_checkpoint(Path(resume))
+        newer = [f for f in mine if store.step_of(f) > store.step_of(checkpoint)]
+        if newer and _inside(checkpoint, run):
             raise UserError(
-                f"--resume: {run} has {newer[0].name}, which is newer than {chosen.name}; remove "
-                "the newer ones, or choose another output.dir"
+                f"--resume: {run} has {newer[0].name}, which is newer than {checkpoint.name}; "
+                "remove the newer ones, or choose another output.dir"
             )
-        return chosen
+        return checkpoint
     return _newest_whole(mine, note)
 
 
 def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint, with the damaged ones after it set aside."""
+    """Finds the newest complete checkpoint and renames the damaged ones after it."""
     damaged: dict[Path, str] = {}
     for folder in mine:
         try:
@@ -332,12 +333,12 @@ def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
             continue
         for wrong, reason in damaged.items():
             set_aside(wrong, partial(_damaged_name, wrong.name))
-            note(f"{reason}; going on from the one before it")
+            note(f"{reason}; resuming from the checkpoint before it")
         return folder
     if damaged:
         raise UserError(
-            f"{next(iter(damaged.values()))}; there is no whole one before it, and nothing was "
-            "changed: choose another output.dir to start anew"
+            f"{next(iter(damaged.values()))}; there is no complete checkpoint before it, and "
+            "nothing was changed; choose another output.dir to start again"
         )
     return None
 
@@ -351,23 +352,26 @@ def _inside(path: Path, run: Path) -> bool:
 
 
 def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> StartingPoint:
-    """Where this job goes on from a checkpoint.
+    """Finds the point at which this job resumes from a checkpoint.
 
     Raises:
-        UserError: the job differs in something that changes the result; names the first such key.
+        UserError: the job differs in a key that changes the result; the message names the first.
     """
     saved = store.read_trainer_state(folder)
-    remedy = "set it back, or start anew with another output.dir"
+    remedy = "restore it, or start again with another output.dir"
     ours = _flat(parse_value(job.to_yaml(), "the job"))
     theirs = _flat(read_tree(folder / "job.yaml")[0])
     for key in [*ours, *(key for key in theirs if key not in ours)]:
         if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
             continue
         raise UserError(
-            f"{key}: {ours.get(key)} is not the {theirs.get(key)} of {folder}; {remedy}"
+            f"{key}: the job says {ours.get(key)}, but checkpoint {folder} was trained with "
+            f"{theirs.get(key)}; {remedy}"
         )
     if saved.get("prompts_sha256") != state["prompts_sha256"]:
-        raise UserError(f"data.prompts: the prompts are not those of {folder}; {remedy}")
+        raise UserError(
+            f"data.prompts: the prompts are not those that {folder} was trained with; {remedy}"
+        )
     before, now = saved.get("teacher_sha256"), state.get("teacher_sha256")
     if before is not None and now is not None and before != now:
         raise UserError(
@@ -379,7 +383,7 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
         raise UserError(
             f"train.micro_batch: with train.accumulation and the number of processes it makes a "
             f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
-            f"{folder}; {remedy}, or start anew with another output.dir"
+            f"{folder}; {remedy}, or start again with another output.dir"
         )
     # Checkpoints of version 0.1 call it "begun".
     partial = saved.get("partial_iteration", saved.get("begun"))
@@ -389,7 +393,7 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
 
 
 def _same_batch(job: Job, saved: int, ours: int) -> str:
-    """What makes the global batch that was saved."""
+    """Says which settings give the global batch of the checkpoint."""
     train = job.train
     processes = ours // (train.micro_batch * train.accumulation)  # those of one video count as one
     if saved % processes:

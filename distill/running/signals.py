@@ -1,4 +1,4 @@
-"""Being told to stop: by Ctrl-C, by a scheduler, by a launcher."""
+"""Handles requests to stop: Ctrl-C and the signals of schedulers and launchers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, Final
 from lightx2v_sgmd.system.console import note
 
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks a run to save and leave; schedulers announce the end of a job by the last."""
+"""Signals that ask a run to save and end; schedulers announce a job's end by the last one."""
 
 _PATIENCE_S: Final = 10.0
-"""How long what is interrupted may take to come to an end."""
+"""Time that interrupted code has to end."""
 
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[bool]:
-    """Inside, signals go to these handlers; gives whether they do.
+    """Inside, signals go to these handlers; gives True if they do.
 
-    They cannot outside of the main thread: whoever runs us there handles signals.
+    Outside the main thread they cannot: there, the calling program handles signals.
     """
     before = {}
     try:
@@ -40,10 +40,10 @@ def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[bool]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, every one of ``STOPPING`` raises KeyboardInterrupt: there is nothing to save yet.
+    """Inside, every one of ``STOPPING`` raises KeyboardInterrupt; nothing is saved.
 
     Python does that between two of its own instructions. A call that waits for other machines has
-    none for minutes: if the block has not come to an end by then, the process does (exit code 130).
+    none for minutes: if the block does not end soon, the process does (exit code 130).
     """
     with handling(dict.fromkeys(STOPPING, signal.default_int_handler)) as able:
         if not able:
@@ -53,7 +53,7 @@ def interruptible() -> Iterator[None]:
         os.set_blocking(writing, False)
         over = threading.Event()
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        thread = threading.Thread(target=_see_to_it, args=(reading, over), daemon=True)
+        thread = threading.Thread(target=_end_if_ignored, args=(reading, over), daemon=True)
         thread.start()
         try:
             yield
@@ -63,12 +63,12 @@ def interruptible() -> Iterator[None]:
             os.close(writing)  # ends the thread
 
 
-def _see_to_it(reading: int, over: threading.Event) -> None:
-    """Reads the numbers of signals as they come, and ends the process if one has no effect."""
+def _end_if_ignored(reading: int, over: threading.Event) -> None:
+    """Reads signal numbers as they come, and ends the process if one has no effect."""
     with open(reading, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
             asked = number[0] in STOPPING
-            # Another handler is there once there is something to save.
+            # Another handler is set once there is something to save.
             if asked and signal.getsignal(number[0]) is signal.default_int_handler:
                 if not over.wait(_PATIENCE_S):
                     os._exit(130)
@@ -78,8 +78,8 @@ def _see_to_it(reading: int, over: threading.Event) -> None:
 def stop_on_signal(quiet: bool) -> Iterator[Callable[[], bool]]:
     """Inside, the first signal asks to stop, and a Ctrl-C after it stops at once.
 
-    Another SIGTERM changes nothing: schedulers and launchers send several, and SIGKILL when their
-    patience is over. Gives a function that says whether to stop.
+    Another SIGTERM changes nothing: schedulers and launchers send several, and SIGKILL at the end.
+    Gives a function that returns True if the run is asked to stop.
     """
     asked = False
 
@@ -87,7 +87,7 @@ def stop_on_signal(quiet: bool) -> Iterator[Callable[[], bool]]:
         nonlocal asked
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not asked:
-            note("stopping, with a checkpoint; Ctrl-C again stops at once", quiet)
+            note("stopping after saving a checkpoint; press Ctrl-C again to stop at once", quiet)
         asked = True
 
     with handling(dict.fromkeys(STOPPING, ask)):

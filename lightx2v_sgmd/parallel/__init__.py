@@ -1,6 +1,6 @@
-"""Strategies: how networks are laid out over processes.
+"""Strategies lay out networks over the processes of a run.
 
-Only ``deepspeed_engines`` imports deepspeed.
+Only ``zero3`` imports deepspeed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def training_device() -> torch.device:
-    """This process's GPU, or the CPU where there is none."""
+    """Chooses this process's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -64,12 +64,12 @@ def connect(strategy: str, device: torch.device, timeout_minutes: float | None =
 
     Args:
         strategy: ``local`` or ``zero3``.
-        device: Of this process.
-        timeout_minutes: How long to wait for the others; None is torch's default.
+        device: The device of this process.
+        timeout_minutes: Longest wait for the others; None is torch's default.
 
     Raises:
         UserError: the strategy cannot run here, or not on so many processes.
-        RunError: some of the others have not come.
+        RunError: some of the others have not joined in time.
     """
     if strategy == "zero3":
         from lightx2v_sgmd.parallel.zero3 import engines
@@ -87,7 +87,7 @@ def check_offload(layout: Parallel, device: torch.device) -> None:
     """Checks, without any other process, that this machine can offload as a job says.
 
     Raises:
-        UserError: it cannot.
+        UserError: this machine cannot.
     """
     if layout.offload_dir is not None:
         from lightx2v_sgmd.parallel.zero3 import engines
@@ -111,10 +111,10 @@ def open_strategy(
     Args:
         strategy: ``local`` or ``zero3``.
         model: The teacher that student and fake score start from.
-        settings: Of the job.
-        ranks: Of ``connect``.
-        fold_text: Whether the networks attend once to all padding rows of the text; for small
-            models on a CPU (see ``wan.fold_text_padding``).
+        settings: The job's settings.
+        ranks: The processes, from ``connect``.
+        fold_text: Let the networks attend once to all padding rows of the text; for small models
+            on a CPU (see ``wan.fold_text_padding``).
     """
     if strategy == "zero3":
         from lightx2v_sgmd.parallel.zero3.strategy import Zero3

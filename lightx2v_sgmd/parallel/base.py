@@ -1,4 +1,4 @@
-"""What a strategy is: it owns networks, optimizers and their layout over processes.
+"""A strategy owns networks, optimizers and their layout over processes.
 
 The training loop says what is computed in terms of roles; a strategy says where. A new strategy is
 one module with one class, named in ``parallel.open_strategy``.
@@ -32,22 +32,22 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
 ScoreLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(x0, x_t, velocity of the fake score at x_t) -> scalar``, the first two as given to it."""
+"""A loss ``(x0, x_t, velocity of the fake score at x_t) -> scalar``."""
 
 
 DISCRIMINATOR_BETAS = (0.0, 0.99)
-"""Of the heads' AdamW (arXiv 2507.18569, App. B.5)."""
+"""Betas of the discriminator's AdamW (arXiv 2507.18569, App. B.5)."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """A discriminator's heads.
+    """The shape of a discriminator's heads.
 
     Attributes:
-        every: One on each so many teacher blocks.
-        channels: Inside a head.
-        seed: Of their initial weights.
-        frame_widths: Of the pixel backbone's layers; empty if there is none.
+        every: Number of teacher blocks for each head.
+        channels: Channels inside a head.
+        seed: Random seed of the heads' initial weights.
+        frame_widths: Widths of the vision encoder's layers; empty if there is no encoder.
     """
 
     every: int
@@ -57,7 +57,7 @@ class HeadSettings:
 
     @classmethod
     def of(cls, job: Job) -> HeadSettings | None:
-        """Those of a job; None if its method trains no discriminator."""
+        """Reads them from a job; None if its method trains no discriminator."""
         heads, pixels = job.method.discriminator, job.method.pixel_discriminator
         if heads is None:
             return None
@@ -67,24 +67,24 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class StrategySettings:
-    """What a strategy needs to know of a job.
+    """The settings of a job that a strategy needs.
 
     Attributes:
-        optimizers: By trained role, the student's first.
+        optimizers: The optimizer of each trained role, the student's first.
         clip: Largest norm of a role's gradient.
         micro_batch: Videos per rank and forward pass.
         accumulation: Micro-batches per update.
         ema: Decay of the student's moving average; 0 keeps none.
-        dtype: The teacher's weights, and what the trained networks compute in. Their master
-            weights are float32 always.
-        offload: What lives in CPU memory: ``none``, ``optimizer``, ``all``, or ``nvme``: all, the
-            optimizer's in files.
-        offload_dir: Of these files.
-        checkpointing: Which activations are computed again in the backward pass.
+        dtype: Element type of the teacher's weights and of the trained networks' computation. The
+            master weights are always float32.
+        offload: The state in CPU memory: ``none``, ``optimizer``, ``all``, or ``nvme``, which is
+            all of it, with the optimizer's state in files.
+        offload_dir: Folder of these files.
+        checkpointing: The activations that are computed again in the backward pass.
         compile: ``auto``, ``always`` or ``never``: see ``compiler.compiles``.
-        heads: Of the discriminator, if the method trains one.
-        adapters: By role, those that are trained in place of the network's own weights.
-        seed: Of the adapters' first values.
+        heads: Heads of the discriminator, if the method trains one.
+        adapters: The adapters of each role that trains them in place of its network's weights.
+        seed: Random seed of the adapters' initial values.
     """
 
     optimizers: Mapping[str, Optimizer]
@@ -110,7 +110,7 @@ class StrategySettings:
 
     @classmethod
     def of(cls, job: Job) -> StrategySettings:
-        """Those of a job."""
+        """Reads them from a job."""
         heads = HeadSettings.of(job)
         optimizers = {STUDENT: job.student.optimizer, FAKE_SCORE: job.fake_score.optimizer}
         if job.method.discriminator is not None:
@@ -134,24 +134,24 @@ class StrategySettings:
         )
 
     def adapter_seed(self, role: str) -> int:
-        """Of a role's adapters: no two roles start from the same."""
+        """The random seed of a role's adapters; it differs from role to role."""
         return self.seed ^ zlib.crc32(role.encode())
 
 
 class FakeScoreQuery(Protocol):
-    """The fake score at one x_t, asked by one of the two updates or by both, in this order."""
+    """The fake score at one x_t, for one of the two updates or for both, in this order."""
 
     def generator_gradient(
         self, loss: ScoreLoss, through: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The loss's gradient with respect to x0 and x_t.
+        """Computes the loss's gradient with respect to x0 and x_t.
 
-        None where the loss does not depend on it. No weights receive anything, the fake score's,
-        the teacher's and the discriminator's included.
+        An entry is None if the loss does not depend on it. No weights receive a gradient: not the
+        fake score's, nor the teacher's, nor the discriminator's.
 
         Args:
-            loss: May call ``velocity`` of the teacher and ``logits``.
-            through: Whether the velocity that it is given carries gradient to x_t.
+            loss: The loss; it may call ``velocity`` of the teacher and ``logits``.
+            through: Let the velocity that the loss takes carry gradient to x_t.
         """
         ...
 
@@ -161,14 +161,14 @@ class FakeScoreQuery(Protocol):
 
 
 class Strategy(Protocol):
-    """Networks, optimizers and their layout.
+    """Networks, optimizers and their layout over processes.
 
     Attributes:
-        settings: Of the job.
+        settings: The job's settings.
         ranks: This process and the others.
-        networks: Each role's module, to look at (hooks, names); forwards go through ``velocity``.
+        networks: Each role's module, for hooks and names only; forwards go through ``velocity``.
         shapes: The shape of each of the student's trained weights: all of the network's under
-            diffusers' names, or its adapters' (see ``models.adapters``).
+            diffusers' names, or its adapters' (see ``networks.adapters``).
         trained: The roles that are trained, the student first.
     """
 
@@ -179,38 +179,38 @@ class Strategy(Protocol):
     shapes: Mapping[str, torch.Size]
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """A role's velocity ``[B, C, T, h, w]``; ``sigma`` ``[B]``, ``text`` ``[B, S, D]``."""
+        """Computes a role's velocity ``[B, C, T, h, w]``; sigma is ``[B]``, text ``[B, S, D]``."""
         ...
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> FakeScoreQuery:
-        """The fake score at ``x_t``; neither tensor carries gradient out of the query."""
+        """Prepares the fake score at ``x_t``; neither tensor carries gradient out of the query."""
         ...
 
     def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
-        """The discriminator's logits ``[B, L]``, by heads on the frozen teacher's blocks.
+        """Computes the discriminator's logits ``[B, L]`` by heads on the frozen teacher's blocks.
 
         Args:
             x_t: ``[B, C, T, h, w]``.
             sigma: ``[B]``.
             text: ``[B, S, D]``.
-            update: Whether gradient goes to the heads and to nothing else; otherwise to ``x_t``
-                and to nothing else, in a loss of ``generator_gradient``.
+            update: If True, only the heads receive gradient; if False, only ``x_t`` does, in a
+                loss of ``generator_gradient``.
         """
         ...
 
     def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
-        """The discriminator's logits ``[N, L]`` by heads on a vision encoder's layers.
+        """Computes the discriminator's logits ``[N, L]`` by heads on a vision encoder's layers.
 
         Args:
-            features: Maps ``[N, D, h, w]``.
-            update: As for ``logits``.
+            features: Feature maps ``[N, D, h, w]``.
+            update: The same as in ``logits``.
         """
         ...
 
     def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
-        """The gradient with respect to ``x0`` of a loss that may call ``logits``.
+        """Computes the gradient with respect to ``x0`` of a loss that may call ``logits``.
 
-        No weights receive anything.
+        No weights receive a gradient.
         """
         ...
 
@@ -219,52 +219,57 @@ class Strategy(Protocol):
         ...
 
     def gradient_norm(self, role: str) -> float:
-        """The norm that ``step`` would give, after the last backward pass; changes nothing."""
+        """Computes the norm that ``step`` would return, and changes nothing."""
         ...
 
     def step(self, role: str, lr: float) -> float:
-        """Clips, updates a role's weights and forgets the gradient.
+        """Clips the gradient, updates a role's weights and clears the gradient.
 
         Returns:
-            The gradient's norm over all ranks before clipping. If it is not finite the weights
+            The gradient's norm over all ranks before clipping. If it is not finite, the weights
             stay as they are.
         """
         ...
 
     def update_average(self) -> None:
-        """Moves the student's average: ``decay * average + (1 - decay) * student``."""
+        """Updates the EMA weights: ``decay * average + (1 - decay) * student``."""
         ...
 
     def averaged_student(self) -> AbstractContextManager[None]:
-        """Inside, the student's velocity is that of its moving average, if one is kept."""
+        """Inside, the student's velocity is that of its EMA weights, if the run has them."""
         ...
 
     def whole_tensors(
         self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """A role's trained weights, float32 on the CPU, one by one, in the order of ``shapes``.
+        """Gives a role's trained weights, float32 on the CPU, in the order of ``shapes``.
 
-        A collective: every rank runs it to its end.
+        This is a collective: every rank runs it to its end.
 
         Args:
-            role: Whose.
-            averaged: The student's moving average.
-            to: The one rank that gets a weight, by its name; by default all get all.
+            role: The role.
+            averaged: Give the student's EMA weights.
+            to: The one rank that gets each weight; by default all ranks get all weights.
         """
         ...
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
-        """This rank's slices of what resuming needs beyond the student's weights.
+        """Copies this rank's slices of the state that resuming needs beyond the student's weights.
 
-        Flat float32 tensors on the CPU: ``{weight}/exp_avg``, ``{weight}/exp_avg_sq`` and, for
-        other roles than the student, ``{weight}/master``. See ``shards``.
+        These are flat float32 tensors on the CPU: ``{weight}/exp_avg``, ``{weight}/exp_avg_sq``
+        and, for other roles than the student, ``{weight}/master``. See ``shards``.
         """
         ...
 
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
-        """Takes up the state of a checkpoint folder that so many updates of each role led to."""
+        """Loads the state of a checkpoint folder.
+
+        Args:
+            checkpoint: The folder.
+            updates: Number of updates of each role that led to the state.
+        """
         ...
 
     def close(self) -> None:
-        """Lets go of networks and processes; nothing else may be called after it."""
+        """Releases networks and processes; nothing else may be called after it."""
         ...

@@ -1,4 +1,4 @@
-"""The discriminator's parts that every strategy shares: heads, and features of the teacher."""
+"""Discriminator heads and teacher features, for every strategy."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
 def backbone_features(
     network: Any, velocity: Callable[[], Tensor], x_t: Tensor, settings: HeadSettings
 ) -> list[Tensor]:
-    """Block outputs ``[B, D, T, H, W]`` of one forward; whole where ranks share the tokens.
+    """Runs a network and returns block outputs ``[B, D, T, H, W]``, whole on every rank.
 
     Args:
-        network: Whose blocks.
-        velocity: Runs it at ``x_t``.
-        x_t: ``[B, C, T, h, w]``, for the number of patches.
-        settings: Which blocks.
+        network: The network with the blocks.
+        velocity: Function that runs the network at ``x_t``.
+        x_t: The input ``[B, C, T, h, w]``; its size gives the number of patches.
+        settings: Names the blocks that have heads.
     """
-    with capture_blocks(network, settings.every) as found:
+    with capture_blocks(network, settings.every) as blocks:
         velocity()
     frames, height, width = (
         length // patch
@@ -52,5 +52,6 @@ def backbone_features(
     )
     count = frames * height * width
     return [
-        as_volume(whole_tokens(network, tokens, count), (frames, height, width)) for tokens in found
+        as_volume(whole_tokens(network, tokens, count), (frames, height, width))
+        for tokens in blocks
     ]

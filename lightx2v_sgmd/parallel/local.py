@@ -1,4 +1,4 @@
-"""One process that holds everything."""
+"""The strategy ``local``: one process holds everything."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lightx2v_sgmd.system.compilers import compiles
 
 
 class Local:
-    """All networks on one device, the weights that are trained in float32.
+    """All networks on one device, the trained weights in float32.
 
     Networks that are trained by adapters have the teacher's own weights, not copies of them.
 
@@ -43,10 +43,10 @@ class Local:
     its inputs, the fake score's own to its weights.
 
     Args:
-        model: The teacher that all start from.
-        settings: Of the job.
-        device: Where to compute.
-        fold_text: Whether the networks attend once to all padding rows of the text.
+        model: The teacher that all networks start from.
+        settings: The job's settings.
+        device: The device to compute on.
+        fold_text: Let the networks attend once to all padding rows of the text.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class Local:
         self._average = [p.detach().clone() for p in self._weights[STUDENT] if settings.ema]
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """A role's velocity; the trained roles' under autocast if the job computes in bfloat16."""
+        """Computes a role's velocity; trained roles run under autocast in bfloat16 jobs."""
         dtype = self.settings.dtype
         mixed = role in self.trained and dtype != torch.float32
         with torch.autocast(x_t.device.type, dtype, enabled=mixed):
             return wan.velocity(self.networks[role], x_t, sigma, text, dtype)
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _SharedForward:
-        """Runs the fake score when first asked."""
+        """Prepares the fake score, which runs at the first request."""
         return _SharedForward(self, x0, x_t, sigma, text)
 
     def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
-        """By heads on the teacher's blocks."""
+        """Computes logits by heads on the teacher's blocks."""
         assert self.settings.heads is not None, "the method has no discriminator"
         with torch.set_grad_enabled(not update):
             velocity = partial(self.velocity, TEACHER, x_t, sigma, text)
@@ -120,12 +120,12 @@ class Local:
         return logits
 
     def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
-        """By heads on a vision encoder's layers."""
+        """Computes logits by heads on a vision encoder's layers."""
         logits: Tensor = self.networks[PIXEL_DISCRIMINATOR](features)
         return logits
 
     def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
-        """At a leaf copy."""
+        """Computes the gradient at a leaf copy of ``x0``."""
         leaf = x0.detach().requires_grad_()
         return torch.autograd.grad(loss(leaf), leaf)[0]
 
@@ -134,14 +134,14 @@ class Local:
         torch.autograd.backward(loss / self.settings.accumulation, inputs=self._weights[role])
 
     def gradient_norm(self, role: str) -> float:
-        """Over all weights."""
+        """Computes the norm over all weights of a role."""
         return float(_norm(self._gradients(role)))
 
     def _gradients(self, role: str) -> list[Tensor]:
         return [p.grad for p in self._weights[role] if p.grad is not None]
 
     def step(self, role: str, lr: float) -> float:
-        """Clips as DeepSpeed does, ``g / max(1, (|g| + 1e-6) / clip)``, and updates."""
+        """Clips as DeepSpeed does, ``g / max(1, (|g| + 1e-6) / clip)``, and updates the weights."""
         gradients = self._gradients(role)
         norm = _norm(gradients)
         if norm.isfinite():
@@ -156,13 +156,13 @@ class Local:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """``decay * average + (1 - decay) * student``."""
+        """Updates the EMA weights, ``decay * average + (1 - decay) * student``."""
         if self._average:
             torch._foreach_lerp_(self._average, self._weights[STUDENT], 1 - self.settings.ema)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
-        """Swaps the average in."""
+        """Swaps the EMA weights in."""
         trained = [p.data for p in self._weights[STUDENT]]
         for p, averaged in zip(self._weights[STUDENT], self._average, strict=False):
             p.data = averaged
@@ -175,13 +175,13 @@ class Local:
     def whole_tensors(
         self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The weights as they are."""
+        """Gives each weight, which is whole here."""
         values = self._average if averaged else self._weights[role]
         for name, value in zip(self._named[role], values, strict=True):
             yield name, value.detach().float().cpu()
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
-        """All of the state: the one slice of the one rank."""
+        """Copies all of the state: the only slice of the only rank."""
         slices = {}
         for name, p in self._named[role].items():
             state = self._optimizers[role].state[p]
@@ -194,7 +194,7 @@ class Local:
 
     @torch.no_grad()
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
-        """Reads weights, average and optimizer state."""
+        """Reads weights, EMA weights and optimizer state."""
         student = WholeTensors(student_files(checkpoint))
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
@@ -216,13 +216,13 @@ class Local:
                 value.copy_(average.read(name, 0, value.numel()).view_as(value))
 
     def close(self) -> None:
-        """Lets go of the networks."""
+        """Releases the networks."""
         self.networks = {}
         self._named, self._weights, self._optimizers, self._average = {}, {}, {}, []
 
 
 def _with_adapters(teacher: Any, settings: StrategySettings, role: str) -> Any:
-    """A network that shares the teacher's weights and has adapters of its own."""
+    """Builds a network that shares the teacher's weights and has adapters of its own."""
     shared: dict[int, Any] = {id(p): p for p in teacher.parameters()}
     network = copy.deepcopy(teacher, shared)
     seed = settings.adapter_seed(role)
@@ -236,7 +236,7 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 
 class _SharedForward:
-    """The fake score at a leaf copy of x_t; one graph serves both backwards if both are asked."""
+    """The fake score at a leaf copy of x_t; one graph serves both backward passes."""
 
     def __init__(self, local: Local, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
         self._local = local

@@ -1,6 +1,6 @@
-"""What stays float32 in a network that computes in bfloat16.
+"""Keeps some weights of a network float32 while the rest computes in bfloat16.
 
-diffusers names it (``_keep_in_fp32_modules``): Wan's embedding of the time, the tables that are
+diffusers names them (``_keep_in_fp32_modules``): Wan's embedding of the time, the tables that are
 added to it and the norms, a few thousandths of all weights.
 """
 
@@ -17,10 +17,10 @@ from lightx2v_sgmd.families import wan
 
 
 def keep_in_float32(network: Any) -> None:
-    """Of a network that was built in shards, still without values."""
-    kept = wan.stays_float32(network)
+    """Makes these weights float32 in a network that was built in shards, before it has values."""
+    stays_float32 = wan.stays_float32(network)
     for name, p in network.named_parameters():
-        if kept(name):
+        if stays_float32(name):
             p.data = p.data.float()
             p.ds_tensor.data = p.ds_tensor.data.float()
 
@@ -44,7 +44,7 @@ def _normalized(norm: nn.RMSNorm, x: Tensor) -> Tensor:
 
 
 def by_precision(weights: dict[str, Any]) -> list[dict[str, Any]]:
-    """The weights of each precision, lowest first: what DeepSpeed can lay side by side."""
+    """Groups weights by precision, lowest first; DeepSpeed can lay out one group in one tensor."""
     groups: dict[torch.dtype, dict[str, Any]] = {}
     for name, p in weights.items():
         groups.setdefault(p.dtype, {})[name] = p
@@ -52,13 +52,13 @@ def by_precision(weights: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def of_mixed_precision(optimizer: Any) -> Any:
-    """DeepSpeed's ZeRO-3 optimizer for weights of more than one precision.
+    """Derives a ZeRO-3 optimizer for weights of more than one precision from DeepSpeed's.
 
-    DeepSpeed's own lays all shards side by side in one tensor, and takes what is offloaded for the
-    precision of the first weight. Gradients travel in the first group's precision.
+    DeepSpeed's own lays all shards side by side in one tensor, and gives offloaded weights the
+    precision of the first one. Gradients travel in the first group's precision.
 
     Args:
-        optimizer: The class.
+        optimizer: DeepSpeed's class.
 
     Returns:
         A class for optimizers with a group of weights for each precision, the lowest first.

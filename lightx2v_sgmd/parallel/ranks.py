@@ -1,4 +1,4 @@
-"""The processes of a run: who this one is, and the few things they tell one another."""
+"""The processes of a run: the rank of this one, and the few values that they exchange."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the run's processes. With one process nothing is communicated.
+    """This process among the run's processes; a single process communicates nothing.
 
     Attributes:
-        rank: From 0.
-        size: How many there are.
-        device: Where this process computes.
-        share: How many neighbouring processes share one video's tokens; divides ``size``.
+        rank: This process's number, from 0.
+        size: Number of processes.
+        device: The device that this process computes on.
+        share: Number of neighbouring processes that share one video's tokens (the sequence
+            degree); it divides ``size``.
     """
 
     rank: int = 0
@@ -33,26 +34,26 @@ class Ranks:
 
     @property
     def data_rank(self) -> int:
-        """Which part of the global batch this process works on, with those it shares it with."""
+        """Index of this process's part of the global batch, equal for ranks that share a video."""
         return self.rank // self.share
 
     @property
     def data_size(self) -> int:
-        """How many parts the global batch has."""
+        """Number of parts of the global batch."""
         return self.size // self.share
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """True on the process that writes the files that a run writes once."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Waits for all."""
+        """Waits for all processes."""
         if self.size > 1:
             dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's ``value`` (anything that pickles), in the order of ranks, on all."""
+        """Collects every process's ``value`` (it must pickle), in the order of ranks, on all."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -60,10 +61,10 @@ class Ranks:
         return values
 
     def once(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives on the first process, on all.
+        """Runs ``action`` on the first process and returns its result on all.
 
         Raises:
-            UserError: on all, if it does on the first.
+            UserError: ``action`` raised one on the first process; all processes raise it.
         """
         value: Any = None
         problem: str | None = None
@@ -78,10 +79,10 @@ class Ranks:
         return shared[0]
 
     def each(self, action: Callable[[], T]) -> list[T]:
-        """What ``action`` gives on each process, on all.
+        """Runs ``action`` on each process and returns all results on all.
 
         Raises:
-            UserError: on all, if it does on any.
+            UserError: ``action`` raised one on some process; all processes raise it.
         """
         value: Any = None
         problem: str | None = None
@@ -96,13 +97,13 @@ class Ranks:
         return [value for value, _ in outcomes]
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any process, on all."""
+        """Returns True on all processes if ``flag`` is set on any."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on all."""
+        """Adds up ``values`` over all processes, on all."""
         if self.size > 1:
             values = values.to(self.device, copy=True)
             dist.all_reduce(values)

@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: a store of keys that a launcher or the first of them keeps."""
+"""Joins the processes of a run through a key-value store of the launcher or of rank 0."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightx2v_sgmd.system.errors import RunError
 
 
 def host_store() -> Any:
-    """A store on this machine for processes that this one starts; has its ``port`` from now on.
+    """Opens a store on this machine for processes that this one starts, and holds its ``port``.
 
-    A port that is only picked for them may be taken before one of them opens it.
+    Another program could take a port that is only chosen for them before they open it.
     """
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
@@ -24,22 +24,23 @@ def host_store() -> Any:
 def join(backend: str, timeout_minutes: float) -> None:
     """Joins the processes that the environment describes (torch's ``env://``).
 
-    Collectives get longer than the watch does, so that it is the watch that ends a standstill.
+    Collectives have a longer timeout than the hang detector, so that the detector ends a
+    standstill.
 
     Raises:
-        RunError: some have not come in time; names them.
+        RunError: some have not joined in time; the message names them.
     """
     timeout = timedelta(minutes=timeout_minutes)
     check_joining()
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore("lightx2v-sgmd/join", store)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise RunError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: no meeting at {place} "
-            f"within {timeout_minutes:g} min; start the same command on every machine, with an "
-            "address of the first one that all of them reach"
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: could not join the others "
+            f"at {address} within {timeout_minutes:g} min; start the same command on every "
+            "machine, with an address of the first one that all of them reach"
         ) from error
     keys = [f"here/{number}" for number in range(size)]
     store.set(keys[rank], "")
@@ -48,7 +49,7 @@ def join(backend: str, timeout_minutes: float) -> None:
     except dist.DistStoreError as error:
         missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
         raise RunError(
-            f"rank {', '.join(missing)} of {size} has not come to {place} within "
+            f"rank {', '.join(missing)} of {size} has not joined at {address} within "
             f"{timeout_minutes:g} min; start the same command on every machine"
         ) from error
     dist.init_process_group(

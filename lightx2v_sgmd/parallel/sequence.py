@@ -29,16 +29,16 @@ class Group(Protocol):
     """The ranks that share a video: a ``ProcessGroup``, or on the meta device only its size."""
 
     def rank(self) -> int:
-        """This rank's place in it."""
+        """This rank's index in the group."""
         ...
 
     def size(self) -> int:
-        """How many share the video."""
+        """Number of ranks that share the video."""
         ...
 
 
 def sequence_degrees(heads: int, ranks: int = 0) -> list[int]:
-    """Every degree that divides the heads and, if given, the number of ranks."""
+    """Lists every degree that divides the heads and, if given, the number of ranks."""
     return [degree for degree in range(1, heads + 1) if math.gcd(heads, ranks) % degree == 0]
 
 
@@ -48,11 +48,12 @@ def check_degree(degree: int, heads: int, model: str, ranks: int = 0) -> None:
     Args:
         degree: Ranks that share one video.
         heads: Attention heads of the network.
-        model: Its name, for the message.
-        ranks: Of the whole run; 0 if that is not known yet.
+        model: The network's name, for the message.
+        ranks: Number of ranks of the run; 0 if it is not known yet.
 
     Raises:
-        UserError: the degree does not divide the heads or the ranks; lists the degrees that do.
+        UserError: the degree does not divide the heads or the ranks; the message lists those that
+            do.
     """
     if heads % degree:
         problem = f"does not divide the {heads} attention heads of {model}"
@@ -66,9 +67,9 @@ def check_degree(degree: int, heads: int, model: str, ranks: int = 0) -> None:
 
 
 def open_sequence_group(degree: int) -> dist.ProcessGroup:
-    """This rank's group: ranks ``k * degree`` to ``(k + 1) * degree - 1`` share video ``k``.
+    """Opens this rank's group: ranks ``k * degree`` to ``(k + 1) * degree - 1`` share video ``k``.
 
-    A collective over all ranks of the run, whose number ``degree`` divides.
+    This is a collective over all ranks of the run, whose number ``degree`` divides.
     """
     group: dist.ProcessGroup
     group, _ = dist.new_subgroups(group_size=degree)  # type: ignore[no-untyped-call]
@@ -83,15 +84,15 @@ def enable_sequence_parallel(network: Any, group: Group) -> None:
 
     Gradients. Each rank's weights receive ``P`` times the part of the gradient that comes through
     its own tokens, so the **mean** over the group is the gradient of the loss. ZeRO and DDP
-    average over all ranks: there nothing is left to do, and the loss must not be multiplied by the
-    group's size. Whoever sums over ranks divides by P. The gradient with respect to the network's
+    average over all ranks, so nothing is left to do, and the loss must not be multiplied by the
+    group's size. Code that sums over ranks divides by P. The gradient with respect to the network's
     inputs arrives on every rank whole and in its true scale.
 
     Args:
-        network: With the weights of all ranks equal, or sharded by ZeRO-3 (before or after its
-            engine is made). Its text padding may be folded.
-        group: From ``open_sequence_group``; its size divides the heads. A group of one changes
-            nothing.
+        network: The network. Its weights are equal on all ranks, or sharded by ZeRO-3 (before or
+            after its engine is made). Its text padding may be folded.
+        group: The group, from ``open_sequence_group``; its size divides the heads. A group of one
+            changes nothing.
 
     Raises:
         UserError: the size does not divide the heads.
@@ -114,9 +115,9 @@ def enable_sequence_parallel(network: Any, group: Group) -> None:
 
 
 def whole_tokens(network: Any, tokens_BsD: Tensor, length: int) -> Tensor:
-    """A block's output of all ranks of the network's group, ``[B, S, D]``, S being ``length``.
+    """Gathers a block's output from the network's group, ``[B, S, D]`` with S = ``length``.
 
-    Gradients are those of ``enable_sequence_parallel``: every rank computes the same loss of it.
+    Gradients are those of ``enable_sequence_parallel``: every rank computes the same loss.
     """
     group = getattr(network, "sequence_group", None)
     if group is None:
@@ -133,15 +134,17 @@ class _Split:
         self._length = 0  # S of the forward under way
 
     def share_inputs(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Notes which inputs want a gradient: each rank's tokens give a part of it."""
+        """Marks the inputs that need a gradient: each rank's tokens give a part of it."""
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         if timestep.ndim != 1:
-            raise UserError("parallel.sequence: needs one timestep a video, not one a token; use 1")
+            raise UserError(
+                "parallel.sequence: needs one timestep for each video, not for each token; use 1"
+            )
         shared = partial(_shared, group=self.group)
         return tuple(map(shared, args)), {key: shared(value) for key, value in kwargs.items()}
 
     def split_rotary(self, module: Any, args: Any, output: Any) -> tuple[Tensor, Tensor, int]:
-        """The tables ``[1, S, 1, D]`` become ``[1, s, 1, D]``, and S travels with them.
+        """Cuts the tables ``[1, S, 1, D]`` to ``[1, s, 1, D]``, and lets S travel with them.
 
         A block recomputed in the backward pass must not ask this object, which may have seen
         another video since.
@@ -151,16 +154,16 @@ class _Split:
         return self._own(cos, 1), self._own(sin, 1), self._length
 
     def split_tokens(self, module: Any, args: Any, output: Tensor) -> Tensor:
-        """Patches ``[B, ND, T, h, w]`` become ``[B, ND, s]``, which the network flattens anyway."""
+        """Cuts patches ``[B, ND, T, h, w]`` to ``[B, ND, s]``; the network flattens them anyway."""
         return self._own(output.flatten(2), 2)
 
     def gather_tokens(self, module: Any, args: Any, output: Tensor) -> Tensor:
-        """``[B, s, K]`` becomes ``[B, S, K]``."""
+        """Gathers ``[B, s, K]`` to ``[B, S, K]``."""
         parts: Tensor = _Gather.apply(output, self.group)  # type: ignore[no-untyped-call]
         return parts.transpose(0, 1).flatten(1, 2)[:, : self._length]
 
     def _own(self, x: Tensor, dim: int) -> Tensor:
-        """This rank's share along ``dim``, zeros where the tokens end."""
+        """Takes this rank's share along ``dim``, with zeros after the last token."""
         count = -(-x.shape[dim] // self.group.size())
         start = min(self.group.rank() * count, x.shape[dim])
         own = x.narrow(dim, start, min(count, x.shape[dim] - start))
@@ -191,7 +194,7 @@ class UlyssesSelfAttention:
         attention_mask: None = None,
         rotary_emb: tuple[Tensor, Tensor, int] | None = None,
     ) -> Tensor:
-        """``hidden_states [B, s, ND]`` to ``[B, s, ND]``; ``rotary_emb`` from ``_Split``."""
+        """Maps ``hidden_states [B, s, ND]`` to its like; ``rotary_emb`` is from ``_Split``."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         assert rotary_emb is not None, "self-attention comes with its rotary tables"
@@ -209,13 +212,13 @@ class UlyssesSelfAttention:
         return projected
 
     def _all_tokens(self, x_BsND: Tensor, length: int) -> Tensor:
-        """All heads of own tokens to all tokens ``[B, S, n, D]`` of own heads."""
+        """Trades all heads of own tokens for all tokens ``[B, S, n, D]`` of own heads."""
         by_rank = _unflatten(x_BsND, 2, self.group.size()).permute(2, 0, 1, 3, 4)
         exchanged = _exchange(by_rank, self.group)  # P B s n D
         return exchanged.transpose(0, 1).flatten(1, 2)[:, :length]
 
     def _all_heads(self, x_BSnD: Tensor, count: int) -> Tensor:
-        """All tokens of own heads to all heads of the ``count`` own tokens ``[B, s, N, D]``."""
+        """Trades all tokens of own heads for all heads of ``count`` own tokens ``[B, s, N, D]``."""
         size = self.group.size()
         padded = _lengthened(x_BSnD, 1, size * count)
         exchanged = _exchange(_unflatten(padded, 1, size).transpose(0, 1), self.group)
@@ -223,7 +226,7 @@ class UlyssesSelfAttention:
 
 
 def _lengthened(x: Tensor, dim: int, length: int) -> Tensor:
-    """With zeros at the end of a dimension, as it is if it has that length."""
+    """Pads a dimension with zeros at its end to ``length``."""
     missing = length - x.shape[dim]
     return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing)) if missing else x
 
@@ -258,7 +261,7 @@ def _exchange(x: Tensor, group: Group) -> Tensor:
 
 
 class _Shared(torch.autograd.Function):
-    """An input of all ranks; the mean of their gradients, see ``_Gather``, is the whole one."""
+    """An input that all ranks have; its gradient is the mean of theirs, see ``_Gather``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -287,7 +290,7 @@ class _Exchange(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """``[B, s, K]`` of each rank to ``[P, B, s, K]`` on all.
+    """Gathers ``[B, s, K]`` of each rank to ``[P, B, s, K]`` on all.
 
     All ranks compute the same loss, so each has the gradient already and takes its own part of it,
     times P: that is what makes a mean over ranks, as ZeRO takes it, the gradient of the loss.
@@ -309,6 +312,6 @@ class _Gather(torch.autograd.Function):
 def _all_to_all(x: Tensor, group: Group) -> Tensor:
     x = x.contiguous()
     received = torch.empty_like(x)
-    if not x.is_meta:  # a plan's network, of which there are no other ranks
+    if not x.is_meta:  # the network of a plan, which has no other ranks
         dist.all_to_all_single(received, x, group=group)
     return received

@@ -1,4 +1,4 @@
-"""Slices of flattened tensors in safetensors files: how state is saved so that any layout reads it.
+"""Slices of flattened tensors in safetensors files, which any number of processes can read.
 
 Process ``r`` of ``n`` owns elements ``[r k, (r + 1) k)`` of each flattened tensor, ``k`` being the
 number of elements over ``n``, rounded up. A run saved on 32 processes resumes on 16, or on one.
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def owned(numel: int, rank: int, size: int) -> tuple[int, int]:
-    """First and last (exclusive) flat element that a process owns; equal if it owns none."""
+    """Computes the first and last (exclusive) flat element of a process; equal if it has none."""
     count = -(-numel // size)
     return min(rank * count, numel), min((rank + 1) * count, numel)
 
@@ -50,9 +50,9 @@ def fill_shards(
 
     Args:
         held: The network's weights.
-        whole: The file; has them all.
-        ranks: Of the run.
-        copies: This rank's slices of the others' weights, in the same order.
+        whole: The file, which has all of them.
+        ranks: The processes of the run.
+        copies: This rank's slices of the other networks' weights, in the same order.
     """
     for (name, p), *slices in zip(held.items(), *copies, strict=True):
         values = whole.read(name, *owned(p.ds_numel, ranks.rank, ranks.size))
@@ -63,7 +63,7 @@ def fill_shards(
 def share_frozen(network: nn.Module, teacher: nn.Module) -> None:
     """Lets a network with frozen weights read them from the teacher's shards.
 
-    Each network still gathers for itself: only what is never written is shared.
+    Each network still gathers for itself; only frozen weights are shared.
     """
     held: dict[str, Any] = dict(teacher.named_parameters())
     named: dict[str, Any] = dict(network.named_parameters())
@@ -72,10 +72,10 @@ def share_frozen(network: nn.Module, teacher: nn.Module) -> None:
 
 
 class SlicedTensors:
-    """Reads back what the processes of some run, whatever their number, saved of a role.
+    """Reads a role's state that a run on any number of processes saved.
 
     Args:
-        files: ``{role}.*.safetensors``, in the order of ranks.
+        files: The files ``{role}.*.safetensors``, in the order of ranks.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -83,7 +83,7 @@ class SlicedTensors:
         self._open: dict[Path, Any] = {}
 
     def read(self, name: str, numel: int, start: int, stop: int) -> Tensor:
-        """Elements ``[start, stop)`` of a tensor of ``numel`` elements."""
+        """Reads elements ``[start, stop)`` of a tensor of ``numel`` elements."""
         parts = [torch.zeros(0)]
         for rank, file in enumerate(self._files):
             low, high = owned(numel, rank, len(self._files))

@@ -1,1 +1,1 @@
-"""The ZeRO-3 strategy on DeepSpeed."""
+"""DeepSpeed ZeRO-3: networks, gradients and optimizer state sharded over all ranks."""

@@ -25,7 +25,8 @@ def waits_named() -> Iterator[None]:
     """Inside, a wait for a build prints the lock's path and age, once, and how to end the wait."""
     from torch.utils import cpp_extension
 
-    usual: Any = cpp_extension.FileBaton
+    extensions: Any = cpp_extension
+    usual: Any = extensions.FileBaton
 
     class NamedBaton(usual):  # type: ignore[misc]
         def wait(self) -> None:
@@ -37,11 +38,11 @@ def waits_named() -> Iterator[None]:
             finally:
                 timer.cancel()
 
-    cpp_extension.FileBaton = NamedBaton  # type: ignore[misc]
+    extensions.FileBaton = NamedBaton
     try:
         yield
     finally:
-        cpp_extension.FileBaton = usual  # type: ignore[misc]
+        extensions.FileBaton = usual
 
 
 def _name(lock: str) -> None:

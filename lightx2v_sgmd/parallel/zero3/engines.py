@@ -1,6 +1,6 @@
-"""DeepSpeed's part: joining the processes, networks in shards, and their engines.
+"""Joins the processes, builds networks in shards, and makes DeepSpeed's engines.
 
-The only module that imports deepspeed.
+This folder is the only one that imports deepspeed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _ALONE = "LIGHTX2V_SGMD_ALONE"
 
 
 def check_offload(directory: Path, device: torch.device) -> None:
-    """Whether ``parallel.offload: nvme`` can work here; see ``nvme.check_offload_dir``."""
+    """Checks that ``parallel.offload: nvme`` can work here; see ``nvme.check_offload_dir``."""
     try:
         from deepspeed.git_version_info import installed_ops
     except Exception:  # a broken package fails in any way
-        return  # ``connect`` will say it
+        return  # ``connect`` will report it
     check_offload_dir(directory, bool(installed_ops.get("async_io")), device)
 
 
@@ -48,7 +48,7 @@ def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks
 
     Raises:
         UserError: DeepSpeed is missing, or the compiler that it needs on a CPU.
-        RunError: not all processes have come in time.
+        RunError: not all processes have joined in time.
     """
     try:
         import deepspeed
@@ -77,7 +77,7 @@ def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks
 
 
 def disconnect() -> None:
-    """Leaves the run's processes, all together."""
+    """Leaves the process group; all processes leave together."""
     if dist.is_initialized():
         import deepspeed
 
@@ -91,19 +91,19 @@ def disconnect() -> None:
 def deepspeed_config(
     settings: StrategySettings, trained: bool, on_gpu: bool, swap_folder: Path | None
 ) -> dict[str, Any]:
-    """The configuration of one network's engine.
+    """Makes the configuration of one network's engine.
 
     Args:
-        settings: Of the job.
-        trained: Whether the network has an optimizer.
-        on_gpu: Where the run computes.
-        swap_folder: Takes the optimizer's state, if it is kept in files.
+        settings: The job's settings.
+        trained: True if the network has an optimizer.
+        on_gpu: True if the run computes on GPUs.
+        swap_folder: Folder for the optimizer's state, if that is in files.
     """
     zero: dict[str, Any] = {
         "stage": 3,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "memory_efficient_linear": False,  # see ``_keep_no_gathered_weights``
+        "memory_efficient_linear": False,  # see ``_save_no_gathered_weights``
     }
     host = {"device": "cpu", "pin_memory": on_gpu}
     if trained and settings.offload in ("optimizer", "all"):
@@ -123,7 +123,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": settings.dtype == torch.bfloat16},
-        # Of several micro-batches; a single one's gradient is as exact as its backward pass.
+        # For several micro-batches; a single one's gradient is as exact as its backward pass.
         "data_types": {"grad_accum_dtype": "fp32" if settings.accumulation > 1 else None},
         "steps_per_print": sys.maxsize,
     }
@@ -132,17 +132,18 @@ def deepspeed_config(
 def make_engine(
     network: nn.Module, optimizer: torch.optim.Optimizer | None, config: dict[str, Any]
 ) -> Any:
-    """A network's engine.
+    """Makes a network's engine.
 
     Args:
-        network: In shards, or small enough to be made into shards now.
-        optimizer: With a group of weights for each precision; None for a frozen network.
-        config: Of ``deepspeed_config``.
+        network: The network, in shards, or small enough to be cut into shards now.
+        optimizer: Its optimizer, with a group of weights for each precision; None for a frozen
+            network.
+        config: The configuration, from ``deepspeed_config``.
     """
     import deepspeed
     from deepspeed.runtime.zero import stage3
 
-    _keep_no_gathered_weights(network)
+    _save_no_gathered_weights(network)
     usual = stage3.DeepSpeedZeroOptimizer_Stage3
     stage3.DeepSpeedZeroOptimizer_Stage3 = of_mixed_precision(usual)
     try:
@@ -153,8 +154,8 @@ def make_engine(
     return engine
 
 
-def _keep_no_gathered_weights(network: nn.Module) -> None:
-    """Lets linear layers keep the weight for their backward pass, not the numbers gathered for it.
+def _save_no_gathered_weights(network: nn.Module) -> None:
+    """Lets linear layers save the sharded weight for the backward pass, not a gathered copy.
 
     DeepSpeed would do so for the whole process, by another ``torch.nn.functional.linear``, which
     rounds before it adds the bias.
@@ -167,13 +168,13 @@ def _keep_no_gathered_weights(network: nn.Module) -> None:
 
 
 def _linear(layer: nn.Linear, function: Callable[..., Tensor], x: Tensor) -> Tensor:
-    # As torch's own: what lies in one piece is multiplied and shifted in one operation.
+    # As in torch: a contiguous input is multiplied and shifted in one operation.
     rows = x.flatten(0, -2) if x.is_contiguous() else x
     return function(rows, layer.weight, layer.bias).view(*x.shape[:-1], layer.out_features)
 
 
 def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
-    """The network with random weights, each rank holding its shard of each."""
+    """Builds the network with random weights, of which each rank holds its shard."""
     import deepspeed
 
     prepare_libraries()

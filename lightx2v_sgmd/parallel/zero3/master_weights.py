@@ -1,6 +1,6 @@
-"""A trained role's float32 weights and Adam's state, wherever DeepSpeed keeps them.
+"""A trained role's float32 master weights and Adam's state, wherever DeepSpeed has them.
 
-DeepSpeed keeps them as a few flat tensors, one for each group of weights; a group's flat tensor is
+DeepSpeed stores them as a few flat tensors, one for each group of weights; a group's flat tensor is
 this rank's slices of its weights, end to end. Offloaded to a disk the flat tensors are empty, but
 for the time in which their group is swapped in. One group at a time fits into the buffers.
 """
@@ -20,13 +20,13 @@ Part = tuple[str, Any, Tensor]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Masters:
-    """Of one role.
+class MasterWeights:
+    """The master weights of one role.
 
     Args:
         sharded: DeepSpeed's ZeRO-3 optimizer.
-        adam: The one that it wraps.
-        named: The role's trained weights.
+        adam: The optimizer that it wraps.
+        named: The role's trained weights, by name.
     """
 
     def __init__(self, sharded: Any, adam: torch.optim.AdamW, named: Mapping[str, Any]) -> None:
@@ -34,22 +34,22 @@ class Masters:
         self._names = {p: name for name, p in named.items()}
 
     def flats(self, write: bool = False) -> Iterator[Tensor]:
-        """Each group's weights, there until the next is asked for.
+        """Gives each group's master weights, valid until the next group is requested.
 
         Args:
-            write: Whether to keep what is written into them and into the moments.
+            write: Keep changes to these weights and to the moments.
         """
         for group, _ in enumerate(self._sharded.fp16_groups):
             with self._swapped_in(group, write):
                 yield self._sharded.fp32_partitioned_groups_flat[group]
 
     def parts(self, write: bool = False) -> Iterator[Part]:
-        """Each weight's part of them, in the order of the trained weights."""
+        """Gives each weight's part of them, in the order of the trained weights."""
         for group, flat in enumerate(self.flats(write)):
             yield from self.split(group, flat)
 
     def split(self, group: int, flat: Tensor) -> Iterator[Part]:
-        """The parts of a tensor that is laid out as a group's."""
+        """Gives each weight's part of a tensor that is laid out like a group's master weights."""
         offset = 0
         for p in self._sharded.fp16_groups[group]:
             count = p.partition_numel()
@@ -57,17 +57,19 @@ class Masters:
             offset += count
 
     def moments(self, flat: Tensor, start: bool = False) -> dict[str, Tensor]:
-        """Adam's state of a group that ``flats`` has just given; zeros before the first update.
+        """Reads Adam's state of the group that ``flats`` gave last; zeros before the first update.
 
         Args:
-            flat: The group's weights.
-            start: Whether Adam is to go on from these tensors.
+            flat: The group's master weights.
+            start: Let Adam continue from these tensors.
         """
         state = self._adam.state[flat]
-        found = {kind: state[kind] if kind in state else torch.zeros_like(flat) for kind in MOMENTS}
+        moments = {
+            kind: state[kind] if kind in state else torch.zeros_like(flat) for kind in MOMENTS
+        }
         if start:
-            state.update(found)
-        return found
+            state.update(moments)
+        return moments
 
     def set_updates(self, flat: Tensor, count: int) -> None:
         """Tells Adam how many updates led to a group's state."""
@@ -75,7 +77,7 @@ class Masters:
         self._adam.state[flat]["step"] = torch.tensor(float(count), device=flat.device)
 
     def publish(self) -> None:
-        """Lets the network see what was written into its master weights."""
+        """Copies the master weights into the network."""
         self._sharded.checkpoint_event_prologue()
         for group, _ in enumerate(self.flats()):
             self._sharded._reassign_or_swap_out_partitioned_parameters(group)
@@ -90,7 +92,7 @@ class Masters:
         try:
             yield
         finally:
-            # Not by the swap-out that ends an update: it forgets gradients that wait in memory.
+            # The swap-out that ends an update would drop gradients that wait in memory.
             if write:
                 self._sharded._writeback_swap_state(group, True, False)
             else:

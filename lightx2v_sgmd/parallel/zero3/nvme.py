@@ -1,4 +1,4 @@
-"""What keeping optimizer state in files needs: a disk that can take it, and a folder of one's own.
+"""Optimizer state in files: a check of the disk, a folder for each process, checked I/O.
 
 DeepSpeed reads and writes the files, past the page cache and asynchronously (Linux' libaio).
 """
@@ -22,11 +22,11 @@ from lightx2v_sgmd.system.compilers import libaio_problem
 from lightx2v_sgmd.system.errors import RunError, UserError
 
 SUB_GROUP = 100_000_000
-"""Numbers of a rank that are in memory at once to be updated; a weight is never split."""
+"""Number of a rank's weights that are in memory at once for an update; no tensor is split."""
 BUFFERS = 4
-"""Float32 buffers of such a group: master weights, gradient and Adam's two moments."""
+"""Number of float32 buffers for such a group: masters, gradient and Adam's two moments."""
 BLOCK = 1024**2
-"""Bytes of a read or write. Groups of fewer bytes than this stay in memory."""
+"""Size of a read or write in bytes. Groups of fewer bytes stay in memory."""
 
 _PREFIX = "lightx2v-sgmd-"
 _SECTOR, _PAGE = 512, 4096
@@ -35,15 +35,15 @@ _UNREAD = 0x7FC5_A5A5
 
 
 def check_offload_dir(directory: Path, built: bool, device: torch.device) -> None:
-    """Whether files in ``directory`` can hold the optimizer state.
+    """Checks that files in ``directory`` can hold the optimizer state.
 
     Args:
-        directory: Made if it is not there.
-        built: Whether DeepSpeed brings its I/O operations compiled.
-        device: Of this process.
+        directory: The folder; it is made if it does not exist.
+        built: True if DeepSpeed was installed with its I/O operations compiled.
+        device: The device of this process.
 
     Raises:
-        UserError: they cannot, or nothing here can do asynchronous I/O.
+        UserError: the folder cannot hold it, or nothing here can do asynchronous I/O.
     """
     if not built:
         if problem := libaio_problem():
@@ -53,9 +53,9 @@ def check_offload_dir(directory: Path, built: bool, device: torch.device) -> Non
 
             if CUDA_HOME is None:
                 raise UserError(
-                    "parallel.offload: nvme on a GPU needs the CUDA toolkit, for DeepSpeed builds "
-                    "its I/O against it, and there is none; install it, set CUDA_HOME, or use "
-                    "offload: all"
+                    "parallel.offload: nvme on a GPU needs the CUDA toolkit, because DeepSpeed "
+                    "builds its I/O with it, but it is not installed; install it, set CUDA_HOME, "
+                    "or use offload: all"
                 )
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -69,12 +69,12 @@ def check_offload_dir(directory: Path, built: bool, device: torch.device) -> Non
 
 
 class SwapFolder:
-    """This process's own folder in ``directory``; it goes with the process, or at ``close``.
+    """This process's own folder in ``directory``, removed at ``close`` or with the process.
 
-    What killed processes have left there is removed: a living one holds a lock.
+    Folders that killed processes left there are removed too: a living process holds a lock.
 
     Args:
-        directory: Several runs and ranks may have it.
+        directory: The parent folder, which several runs and ranks may share.
 
     Attributes:
         path: The folder.
@@ -91,14 +91,14 @@ class SwapFolder:
 
 
 class CheckedFiles:
-    """DeepSpeed's I/O handle, with failures told.
+    """DeepSpeed's I/O handle, which raises an error when a read or write fails.
 
-    DeepSpeed 0.19 tells nobody of a read or write that the kernel refuses: the memory or the file
+    DeepSpeed 0.19 does not report a read or write that the kernel refuses: the memory or the file
     is as it was before, and training would go on with it. The kernel refuses memory that does not
     begin at a disk sector, which a weight's gradient inside its group's buffer often does not.
 
     Args:
-        handle: Of ``deepspeed.ops.aio``.
+        handle: The handle, from ``deepspeed.ops.aio``.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -110,7 +110,7 @@ class CheckedFiles:
         return getattr(self._handle, name)
 
     def async_pread(self, buffer: Tensor, path: str, offset: int) -> int:
-        """Begins to read a file into float32 numbers."""
+        """Starts to read a file into a float32 tensor."""
         target = buffer if _is_aligned(buffer) else torch.empty_like(buffer)
         for mark in _marks(target):
             mark.fill_(_UNREAD)
@@ -118,13 +118,13 @@ class CheckedFiles:
         return int(self._handle.async_pread(target, path, offset))
 
     def async_pwrite(self, buffer: Tensor, path: str, offset: int) -> int:
-        """Begins to write them to a file."""
+        """Starts to write a float32 tensor to a file."""
         source = buffer if _is_aligned(buffer) else buffer.clone()
         self._writes.append((path, source))
         return int(self._handle.async_pwrite(source, path, offset))
 
     def wait(self) -> int:
-        """Ends what has begun, and says how many it was.
+        """Waits for all reads and writes and returns their number.
 
         Raises:
             RunError: one of them has failed.
@@ -134,7 +134,7 @@ class CheckedFiles:
         writes, self._writes = self._writes, []
         for path, buffer, target in reads:
             if any(bool((mark == _UNREAD).any()) for mark in _marks(target)):
-                raise RunError(f"parallel.offload_dir: reading {path} failed; look at the disk")
+                raise RunError(f"parallel.offload_dir: reading {path} failed; check the disk")
             if target is not buffer:
                 buffer.copy_(target)
         for path, source in writes:
@@ -143,10 +143,10 @@ class CheckedFiles:
 
 
 def check_written(path: Path, size: int) -> None:
-    """Whether a file has as many bytes as were to be written.
+    """Checks that a file has as many bytes as were to be written.
 
     Raises:
-        RunError: it has not.
+        RunError: the file has another size.
     """
     found = path.stat().st_size if path.is_file() else 0
     if found != size:
@@ -157,7 +157,7 @@ def check_written(path: Path, size: int) -> None:
 
 
 def check_swapping(swapper: Any) -> None:
-    """Lets DeepSpeed's optimizer swapper tell failures; those of its first writes at once."""
+    """Lets DeepSpeed's optimizer swapper report failures, and checks its first writes."""
     for info in swapper.swap_params_info.values():
         size = 4 * swapper._io_aligned_numel(info.numel())
         for path in info.get_swap_paths():
@@ -171,7 +171,7 @@ def _is_aligned(numbers: Tensor) -> bool:
 
 
 def _marks(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """One number of each page, and the last."""
+    """Views one number of each page, and the last number."""
     bits = numbers.view(torch.int32)
     return bits[:: _PAGE // 4], bits[-1:]
 

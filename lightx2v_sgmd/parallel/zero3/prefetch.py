@@ -1,4 +1,4 @@
-"""DeepSpeed's prefetching when one network runs in several kinds of passes.
+"""Prefetching of weights by DeepSpeed for a network that runs in several kinds of passes.
 
 DeepSpeed records the order in which a network's modules run, from one forward to the next, and
 gathers the weights of what comes next while a module computes. It holds one recording, of one
@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 Kind = tuple[bool, bool, bool, str]
-"""Gradient at all, to the weights, to the inputs; and what else sets a pass apart."""
+"""Gradient at all, to the weights, to the inputs; and a label for any other difference."""
 
 
 class PrefetchByPass:
-    """One of DeepSpeed's coordinators of parameters for each kind of pass of a network.
+    """One of DeepSpeed's parameter coordinators for each kind of pass of a network.
 
-    A coordinator is the recording and all bookkeeping of a pass. They share the registry of weights
-    that are under way, as they share the weights. A forward must not begin before the backward pass
-    of the same network's last forward has ended, which holds for DeepSpeed anyway.
+    A coordinator has the recording and all bookkeeping of a pass. Coordinators share the weights
+    and the registry of weights that are being gathered. A forward must not begin before the
+    backward pass of the same network's last forward has ended, which DeepSpeed requires anyway.
 
     Args:
-        engine: Of ``deepspeed.initialize``, at stage 3.
+        engine: The engine, from ``deepspeed.initialize`` at stage 3.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -38,12 +38,12 @@ class PrefetchByPass:
         self._label = ""
         self._unused: Any = self._offload.param_coordinator
         self.coordinators: dict[Kind, Any] = {}
-        # Before DeepSpeed's own, which begins or ends a recording.
+        # It runs before DeepSpeed's own hook, which begins or ends a recording.
         self._network.register_forward_pre_hook(self._choose, with_kwargs=True, prepend=True)
 
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
-        """Inside, forwards begin passes of another kind: their backward runs other modules."""
+        """Inside, forwards are passes of another kind, whose backward pass runs other modules."""
         before, self._label = self._label, label
         try:
             yield
@@ -73,6 +73,6 @@ class PrefetchByPass:
             max_available_parameters_in_numel=offload._max_available_parameters_in_numel,
             allgather_stream=offload._DeepSpeedZeRoOffload__allgather_stream,
             inflight_param_registry=self._network.ds_inflight_param_registry,
-            prefetch_nvme=False,  # parameters are never in files: see ``deepspeed_config``
+            prefetch_nvme=False,  # parameters are never in files, see ``deepspeed_config``
             timers=offload.timers,
         )

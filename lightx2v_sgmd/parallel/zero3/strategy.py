@@ -1,10 +1,10 @@
-"""DeepSpeed ZeRO-3: the trained networks and the frozen teacher, each sharded over all ranks.
+"""The strategy ``zero3``: each network, trained or frozen, is sharded over all ranks.
 
-What keeps the two updates apart (the isolation tests break it and look):
+Two rules separate the two updates (the isolation tests break each and see the effect):
 
 - the generator's gradient is taken by ``autograd.grad`` at the fake score's inputs, through its
   module with its weights frozen. A backward pass through the engine would reduce gradients into
-  the fake score's next update, and nothing would complain;
+  the fake score's next update, without any error;
 - so the fake score runs twice: weights gathered for one backward pass are gone for the next.
 """
 
@@ -53,7 +53,7 @@ from lightx2v_sgmd.parallel.zero3.engines import (
     disconnect,
     make_engine,
 )
-from lightx2v_sgmd.parallel.zero3.master_weights import Masters
+from lightx2v_sgmd.parallel.zero3.master_weights import MasterWeights
 from lightx2v_sgmd.parallel.zero3.nvme import SwapFolder, check_swapping
 from lightx2v_sgmd.parallel.zero3.prefetch import PrefetchByPass
 from lightx2v_sgmd.system.compilers import compiles
@@ -127,7 +127,7 @@ class Zero3:
             self._average = [flat.detach().clone() for flat in self._masters(STUDENT).flats()]
 
     def _read_teacher(self, teacher: nn.Module, whole: WholeTensors) -> None:
-        """For itself, and for the master weights of all that start as it."""
+        """Reads the teacher, also into the master weights of all networks that start from it."""
         roles = [
             role
             for role in self.trained
@@ -154,7 +154,7 @@ class Zero3:
         masters.publish()
 
     def _config(self, role: str) -> dict[str, Any]:
-        # Files of a folder each, for DeepSpeed names them within one engine.
+        # A folder for each role: DeepSpeed's file names are unique in one engine only.
         folder = None if self._swap is None else self._swap.path / role
         trained, on_gpu = role in self.trained, self.ranks.device.type == "cuda"
         return deepspeed_config(self.settings, trained, on_gpu, folder)
@@ -181,21 +181,21 @@ class Zero3:
         return engine
 
     def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """A role's velocity, the trained ones' through their engines."""
+        """Computes a role's velocity; trained roles run through their engines."""
         if role == TEACHER:  # its engine takes no part in a backward pass, its module does
             return self.inner_velocity(role, x_t, sigma, text)
         return wan.velocity(self._engines[role], x_t, sigma, text)
 
     def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _TwoForwards:
-        """Runs the fake score once for each update."""
+        """Prepares the fake score, which runs once for each update."""
         return _TwoForwards(self, x0, x_t, sigma, text)
 
     def inner_velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """A role's velocity past its engine's gradient hooks."""
+        """Computes a role's velocity without its engine's gradient hooks."""
         return wan.velocity(self._engines[role].module, x_t, sigma, text)
 
     def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
-        """By heads on the teacher's blocks; through their engine if they are to learn."""
+        """Computes logits by heads on the teacher's blocks; in an update, through their engine."""
         assert self.settings.heads is not None, "the method has no discriminator"
         with torch.set_grad_enabled(not update), self._prefetch[TEACHER].labelled("features"):
             velocity = partial(self.inner_velocity, TEACHER, x_t, sigma, text)
@@ -205,20 +205,20 @@ class Zero3:
         return logits
 
     def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
-        """By heads on a vision encoder's layers; through their engine if they are to learn."""
+        """Computes logits by heads on a vision encoder; in an update, through their engine."""
         role = PIXEL_DISCRIMINATOR
         logits: Tensor = (self._engines[role] if update else self.networks[role])(features)
         return logits
 
     def gradient(self, loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
-        """At a leaf copy, the heads frozen."""
+        """Computes the gradient at a leaf copy of ``x0``, with the heads frozen."""
         leaf = x0.detach().requires_grad_()
         with self.frozen(*(role for role in self.trained if role != STUDENT)):
             return torch.autograd.grad(loss(leaf), leaf)[0]
 
     @contextmanager
     def frozen(self, *roles: str) -> Iterator[None]:
-        """Inside, these roles' weights ask for no gradient."""
+        """Inside, these roles' weights require no gradient."""
         weights = [p for role in roles for p in self._named[role].values()]
         for p in weights:
             p.requires_grad_(False)
@@ -229,7 +229,7 @@ class Zero3:
                 p.requires_grad_(True)
 
     def backward(self, role: str, loss: Tensor) -> None:
-        """Reduces and keeps a micro-batch's gradient; DeepSpeed divides by the accumulation."""
+        """Reduces and adds a micro-batch's gradient; DeepSpeed divides by the accumulation."""
         engine = self._engines[role]
         engine.backward(loss)
         self._micro[role] += 1
@@ -237,13 +237,13 @@ class Zero3:
             engine.step()  # only counts the micro-batch
 
     def gradient_norm(self, role: str) -> float:
-        """As DeepSpeed's step takes it: it masks a norm that is not finite to -1."""
+        """Computes the norm as DeepSpeed's step does, which masks one that is not finite to -1."""
         groups = torch.stack([n.float() for n in self._engines[role].optimizer._get_norm_groups()])
         invalid = bool((groups < 0).any())
         return float("nan") if invalid else float(torch.linalg.vector_norm(groups))
 
     def step(self, role: str, lr: float) -> float:
-        """Clips and updates; DeepSpeed leaves the weights alone if the norm is not finite."""
+        """Clips and updates; DeepSpeed skips the update if the norm is not finite."""
         engine = self._engines[role]
         self._micro[role] = 0
         for group in self._optimizers[role].param_groups:
@@ -255,14 +255,14 @@ class Zero3:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """``decay * average + (1 - decay) * student``, each rank its slices."""
+        """Updates this rank's EMA weights, ``decay * average + (1 - decay) * student``."""
         if self._average:
             for average, flat in zip(self._average, self._masters(STUDENT).flats(), strict=True):
                 average.lerp_(flat, 1 - self.settings.ema)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
-        """Swaps the average into the student's master weights."""
+        """Swaps the EMA weights into the student's master weights."""
         if not self._average:
             yield
             return
@@ -274,14 +274,14 @@ class Zero3:
 
     @torch.no_grad()
     def _exchange_average(self) -> None:
-        """With the student's master weights, piece by piece: there may be no room for a copy."""
+        """Swaps EMA and master weights piece by piece: a copy may not fit in memory."""
         masters = self._masters(STUDENT)
         for average, flat in zip(self._average, masters.flats(write=True), strict=True):
             pieces = (torch.split(numbers, _PIECE) for numbers in (average, flat))
             for ours, theirs in zip(*pieces, strict=True):
-                kept = ours.clone()
+                before = ours.clone()
                 ours.copy_(theirs)
-                theirs.copy_(kept)
+                theirs.copy_(before)
         masters.publish()
 
     def whole_tensors(
@@ -302,7 +302,7 @@ class Zero3:
                 yield name, torch.cat(slices)[: p.ds_numel].view(p.ds_shape).cpu()
 
     def save_slices(self, role: str) -> dict[str, Tensor]:
-        """This rank's part of the state, without padding."""
+        """Copies this rank's part of the state, without padding."""
         masters, slices = self._masters(role), {}
         for group, flat in enumerate(masters.flats()):
             flats = masters.moments(flat)
@@ -311,13 +311,13 @@ class Zero3:
             for kind, values in flats.items():
                 for name, p, part in masters.split(group, values):
                     start, stop = self._owned(p)
-                    # A copy: the group's buffers are the next one's.
+                    # A copy, because the next group uses the same buffers.
                     slices[f"{name}/{kind}"] = part.detach()[: stop - start].to("cpu", copy=True)
         return slices
 
     @torch.no_grad()
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
-        """Reads this rank's part of weights, average and optimizer state."""
+        """Reads this rank's part of weights, EMA weights and optimizer state."""
         student = WholeTensors(student_files(checkpoint))
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
@@ -340,7 +340,7 @@ class Zero3:
                 put(part, average.read(name, *self._owned(p)))
 
     def close(self) -> None:
-        """Lets go of the engines and leaves the process group, without which exit aborts."""
+        """Releases the engines and leaves the process group; without that, the exit aborts."""
         for engine in self._engines.values():
             engine.destroy()
         self._engines, self._optimizers, self._average = {}, {}, []
@@ -350,9 +350,9 @@ class Zero3:
             self._swap.close()
         disconnect()
 
-    def _masters(self, role: str) -> Masters:
+    def _masters(self, role: str) -> MasterWeights:
         sharded = self._engines[role].optimizer
-        return Masters(sharded, self._optimizers[role], self._named[role])
+        return MasterWeights(sharded, self._optimizers[role], self._named[role])
 
     def _averaged_parts(self) -> Iterator[tuple[str, Any, Tensor]]:
         masters = self._masters(STUDENT)
@@ -364,7 +364,7 @@ class Zero3:
 
 
 class _TwoForwards:
-    """The fake score at x_t: its module, frozen, for the generator; its engine for itself."""
+    """The fake score at x_t: the frozen module serves the generator, the engine its own update."""
 
     def __init__(self, zero3: Zero3, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
         self._zero3 = zero3

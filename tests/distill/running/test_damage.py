@@ -66,7 +66,7 @@ def test_a_changed_file_is_found_and_the_checkpoint_before_it_is_used(
     assert choose_checkpoint("auto", run, notes.append) == older, what
     (line,) = notes
     assert "\n" not in line and line.startswith(str(newest)), line
-    assert line.endswith("; going on from the one before it")
+    assert line.endswith("; resuming from the checkpoint before it")
     assert store.checkpoints(run) == [older]
     assert (run / "checkpoints" / f"{newest.name}.damaged").is_dir()
 

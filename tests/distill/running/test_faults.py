@@ -58,6 +58,6 @@ def test_a_killed_rank_is_named_at_once(tiny_teacher: Path, tmp_path: Path) -> N
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert time.monotonic() - began < 30
-    assert "error: rank 1 of 2 was ended by SIGKILL, which is what a full memory does" in err
+    assert "error: rank 1 of 2 was ended by SIGKILL, as happens when memory is full" in err
     assert "Traceback" not in err
     assert store.checkpoints(tmp_path / "run") == []

@@ -121,7 +121,7 @@ def test_another_global_batch_is_refused_with_what_to_set(
     job = job_of(layout, tiny_teacher, tmp_path)
     job = replace(job, train=replace(job.train, micro_batch=micro_batch))
     ranks = Ranks(size=LAYOUTS[layout][0])
-    with pytest.raises(UserError, match=f"not the 4 of .*; {remedy}, or start anew with") as error:
+    with pytest.raises(UserError, match=f"not the 4 of .*; {remedy}, or start again with") as error:
         check_same_run(folder, job, trainer_state(job, load_prompts(job), ranks))
     assert "\n" not in str(error.value)
 
@@ -129,5 +129,5 @@ def test_another_global_batch_is_refused_with_what_to_set(
 def test_more_processes_than_videos(tiny_teacher: Path, straight: dict[str, Path]) -> None:
     folder = straight["two ranks"] / "checkpoints" / checkpoint_name(RESUMED_AT)
     job = job_of("two ranks", tiny_teacher, straight["two ranks"].parent)
-    with pytest.raises(UserError, match="; the number of processes must divide 4, or start anew"):
+    with pytest.raises(UserError, match="; the number of processes must divide 4, or start again"):
         check_same_run(folder, job, trainer_state(job, load_prompts(job), Ranks(size=3)))

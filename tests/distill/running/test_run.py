@@ -101,7 +101,7 @@ def test_a_finished_run_has_nothing_to_do(
     before = (finished.output.dir / "metrics.jsonl").stat().st_mtime_ns
     assert distill(finished) == finished.output.dir
     assert (finished.output.dir / "metrics.jsonl").stat().st_mtime_ns == before
-    assert "has all 6 iterations already" in capsys.readouterr().err
+    assert "already has all 6 iterations" in capsys.readouterr().err
 
 
 def test_a_run_can_be_made_longer(finished: Job, tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_a_run_can_be_made_longer(finished: Job, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("teacher.guidance_scale=3", r"teacher.guidance_scale: 3.0 is not the 8.0 of"),
-        ("train.ema=0.5", r"train.ema: 0.5 is not the 0.9 of"),
+        ("teacher.guidance_scale=3", r"teacher.guidance_scale: the job says 3.0, but .* with 8.0"),
+        ("train.ema=0.5", r"train.ema: the job says 0.5, but .* with 0.9"),
         ("train.micro_batch=3", r"train.micro_batch: .*global batch of 3, not the 2 of"),
-        ("method.lambda=0.3", r"method.lambda: 0.3 is not the 0.1 of"),
+        ("method.lambda=0.3", r"method.lambda: the job says 0.3, but .* with 0.1"),
     ],
 )
 def test_resuming_another_job_is_refused(
@@ -130,7 +130,7 @@ def test_resuming_another_job_is_refused(
 def test_resuming_with_other_prompts_is_refused(finished: Job, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("circle\n")
     job = copy(finished, tmp_path, f"data.prompts={tmp_path / 'other.txt'}")
-    with pytest.raises(UserError, match="data.prompts: the prompts are not those of"):
+    with pytest.raises(UserError, match="data.prompts: the prompts are not those that"):
         distill(job, quiet=True)
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_set_aside(
 
 
 def test_never_and_paths(finished: Job, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a run already; resume it"):
+    with pytest.raises(UserError, match="already contains a run; resume it"):
         distill(finished, resume="never", quiet=True)
     job = load_job(finished.output.dir / "job.yaml", [f"output.dir={tmp_path / 'new'}"])
     with pytest.raises(UserError, match="nowhere: is no folder"):

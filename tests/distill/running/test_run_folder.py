@@ -100,7 +100,7 @@ def test_a_newer_version_is_not_damage(run: Path) -> None:
 def test_nothing_is_set_aside_when_nothing_is_whole(run: Path) -> None:
     for folder in store.checkpoints(run):
         flip(folder / "student.safetensors")
-    refused(run, "step_000002.*there is no whole one before it, and nothing was changed")
+    refused(run, "step_000002.*there is no complete checkpoint before it, and nothing was changed")
 
 
 def test_what_was_set_aside_before_stays(run: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_half_written_checkpoint_goes_and_foreign_files_in_it_stay(run: Path) 
     said: list[str] = []
     choose_checkpoint("auto", run, said.append)
     assert [p.name for p in partial.iterdir()] == ["notes.txt"]
-    assert said == [f"{partial}/notes.txt: is not of a checkpoint; it is kept"]
+    assert said == [f"{partial}/notes.txt: is not part of a checkpoint and was not removed"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_somebodys_folder_is_no_run(tmp_path: Path, tiny_teacher: Path, name: st
     job = make_job(tiny_teacher, tmp_path)
     job.output.dir.mkdir()
     (job.output.dir / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {name}, but is not a training run of ours"):
+    with pytest.raises(UserError, match=f"contains {name}, but it is not a training run"):
         distill(job, quiet=True)
     assert content(job.output.dir) == {name: b"mine"}
 

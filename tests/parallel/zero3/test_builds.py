@@ -6,11 +6,14 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.utils import cpp_extension
 
 from lightx2v_sgmd.parallel.zero3 import builds
+
+extensions: Any = cpp_extension
 
 
 def test_a_lock_that_a_killed_build_left_is_named(
@@ -22,7 +25,7 @@ def test_a_lock_that_a_killed_build_left_is_named(
     lock.touch()
     os.utime(lock, (time.time() - 7200, time.time() - 7200))
     with builds.waits_named():
-        baton = cpp_extension.FileBaton(str(lock))
+        baton = extensions.FileBaton(str(lock))
     assert not baton.try_acquire()
     waiting = threading.Thread(target=baton.wait, daemon=True)
     waiting.start()
@@ -41,7 +44,7 @@ def test_a_wait_that_ends_soon_is_not_mentioned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with builds.waits_named():
-        baton = cpp_extension.FileBaton(str(tmp_path / "lock"))
+        baton = extensions.FileBaton(str(tmp_path / "lock"))
     baton.wait()
     assert capsys.readouterr().err == ""
-    assert type(cpp_extension.FileBaton(str(tmp_path / "lock"))) is not type(baton)
+    assert type(extensions.FileBaton(str(tmp_path / "lock"))) is not type(baton)

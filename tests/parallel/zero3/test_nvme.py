@@ -242,7 +242,7 @@ def test_failed_reads_and_writes_are_told(tmp_path: Path, monkeypatch: pytest.Mo
         assert checked.wait() == 1 and torch.equal(part, values)
     monkeypatch.setattr(handle, "async_pread", lambda *_: 0)
     checked.async_pread(part, path, 0)
-    with pytest.raises(RunError, match=r"reading .*state\.swp failed; look at the disk"):
+    with pytest.raises(RunError, match=r"reading .*state\.swp failed; check the disk"):
         checked.wait()
     monkeypatch.setattr(handle, "async_pwrite", lambda _, path, offset: 0)
     checked.async_pwrite(buffer, path, 0)
