@@ -17,7 +17,8 @@ from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.text.embeddings import encode_prompts, longest
+from lightx2v_sgmd.text.cache import longest
+from lightx2v_sgmd.text.encoding import encode_prompts
 
 
 @dataclass(frozen=True)

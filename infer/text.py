@@ -1,33 +1,26 @@
-"""Prompts to what the network reads: umT5 when it must, a cache on disk when it can.
+"""Text embeddings for generation: from the cache if it has them, else from the text encoder.
 
 The encoder of Wan2.1 has 5.7 billion parameters, so loading it takes longer than a 4-step video.
-What it gives for a prompt is kept in ``DIR/<encoder>/<sha256 of the prompt>.safetensors``. Prompts
-themselves are not written.
+``lightx2v_sgmd.text.cache`` says how embeddings are stored.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from infer.network.load_progress import encoder_bar
 from infer.network.offload import PartSwitcher
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel
-from lightx2v_sgmd.files.safetensors_files import open_tensors
-from lightx2v_sgmd.outputs import appearing, clean_temporaries
+from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
+from lightx2v_sgmd.text.cache import EmbeddingCache, is_embedding, prune_entries
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 
 # S text tokens, D text width
@@ -36,7 +29,6 @@ TEXT_ENCODER: Final = "text_encoder"
 """The encoder's name among the parts that take turns."""
 CACHE_BYTES: Final = 4 * 2**30
 """A cache larger than this loses the entries that were used longest ago."""
-_ENTRY: Final = re.compile(r"[0-9a-f]{24}/[0-9a-f]{64}\.safetensors")
 
 
 class Texts:
@@ -61,12 +53,14 @@ class Texts:
         quiet: bool = True,
     ) -> None:
         self.model, self.device, self.dtype, self.quiet = model, device, dtype, quiet
-        self.cache = None if cache is None else cache / encoder_identity(model, dtype)
+        self.cache = (
+            None if cache is None else EmbeddingCache(cache / encoder_identity(model, dtype))
+        )
         self._parts = parts or PartSwitcher(device, alternate=False)
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
-        # Each by itself: padding would change the last bits with the company that a prompt keeps.
+        # Each by itself: padding would change the last bits with the other prompts.
         known: dict[str, tuple[Tensor, str]] = {}
         for prompt in dict.fromkeys(prompts):
             known[prompt] = self._read(prompt) or self._compute(prompt)
@@ -104,57 +98,24 @@ class Texts:
             f"cut off: {lost[:80]!r}{' ...' if len(lost) > 80 else ''}"
         )
 
-    def _file(self, prompt: str) -> Path | None:
-        if self.cache is None:
-            return None
-        return self.cache / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
-
     def _read(self, prompt: str) -> tuple[Tensor, str] | None:
-        """What the cache has for a prompt; a file that cannot be read counts as absent."""
-        file = self._file(prompt)
-        if file is None or not file.is_file():
+        """The cached embedding of a prompt, and the note if the prompt is cut."""
+        saved = None if self.cache is None else self.cache.read(prompt)
+        if saved is None or saved[0].dtype != self.dtype or not is_embedding(self.model, saved[0]):
             return None
-        try:
-            with open_tensors(file) as saved:
-                rows, cut = saved.get_tensor("rows"), (saved.metadata() or {}).get("cut", "")
-        except (SafetensorError, OSError, UserError):
-            return None
-        if rows.ndim != 2 or rows.shape[1] != self.model.text_dim:
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(file)  # used now: the last to be pruned
-        return rows, cut
+        row, metadata = saved
+        if "cut" not in metadata and len(prompt.encode()) + 2 > self.model.text_length:
+            return None  # ``embed`` does not note what is cut: only the tokenizer tells
+        return row, metadata.get("cut", "")
 
-    def _write(self, prompt: str, rows: Tensor, cut: str) -> None:
-        file = self._file(prompt)
-        if file is None:
+    def _write(self, prompt: str, row: Tensor, cut: str) -> None:
+        if self.cache is None:
             return
         try:
-            with appearing(file, suffix=".safetensors") as temporary:
-                save_file({"rows": rows.contiguous()}, temporary, metadata={"cut": cut})
-            clean_temporaries(file.parent)
-            prune(file.parent.parent, CACHE_BYTES)
+            self.cache.write_entry(prompt, row, {"cut": cut})
+            clean_temporaries(self.cache.folder)
+            prune_entries(self.cache.folder.parent, CACHE_BYTES)
         except (OSError, SafetensorError) as error:
             # A cache is no reason to fail: say it once and go on without.
-            note(f"the text cache {self.cache} cannot be written: {error}")
+            note(f"the text cache {self.cache.folder} cannot be written: {error}")
             self.cache = None
-
-
-def prune(folder: Path, limit: int) -> None:
-    """Removes the entries used longest ago until the folder has at most ``limit`` bytes.
-
-    Entries are told by their names, which are hashes: other files may lie in the same folder.
-    """
-    entries = []
-    for file in folder.glob("*/*.safetensors"):
-        if not _ENTRY.fullmatch(f"{file.parent.name}/{file.name}"):
-            continue
-        with contextlib.suppress(OSError):  # another process may be pruning, too
-            stat = file.stat()
-            entries.append((stat.st_mtime, stat.st_size, file))
-    total = sum(size for _, size, _ in entries)
-    for _, size, file in sorted(entries):
-        if total <= limit:
-            return
-        file.unlink(missing_ok=True)
-        total -= size

@@ -21,7 +21,7 @@ from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import STEMS, student_files
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
-from lightx2v_sgmd.text.embeddings import encode_prompts
+from lightx2v_sgmd.text.encoding import encode_prompts
 from tests.parallel.ranks import run_ranks
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]

@@ -46,7 +46,7 @@ def embed_command(
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
-    from lightx2v_sgmd.text.embeddings import embed
+    from lightx2v_sgmd.text.encoding import embed
 
     check_writable(cache, folder=True)
     out = resolved(cache, "data.embeddings")

@@ -193,7 +193,7 @@ def test_heads_are_on_the_papers_layers() -> None:
 
 
 def test_a_folder_that_is_no_encoder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="method.vision_encoder: .* is no folder with"):
+    with pytest.raises(UserError, match="method.vision_encoder: .* is not a folder with"):
         vision_widths(str(tmp_path))
 
 

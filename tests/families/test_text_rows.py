@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.sampling import VideoSampler
-from lightx2v_sgmd.families.wan import open_wan, text_dtype
+from lightx2v_sgmd.families.wan import TextEncoder, open_wan, text_dtype
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.text.embeddings import embed, encode_prompts
+from lightx2v_sgmd.text.encoding import embed, encode_prompts
 from tests.students import load_student, make_student
 
 PROMPTS = ["a red circle moving left", "a", "a blue square and a red circle moving right slowly"]
@@ -61,6 +63,37 @@ def test_every_caller_has_the_same_rows(folder: Path, tmp_path: Path, name: str)
     ):
         for got, wanted in zip(rows, expected, strict=True):
             assert got.dtype == dtype and torch.equal(got, wanted)
+
+
+def test_embed_and_generate_share_a_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = in_generation(folder, "float32", tmp_path / "generate")
+    model, f32 = open_wan(folder), torch.float32
+    embed(model, PROMPTS, Ranks(), f32, tmp_path / "embed", quiet=True)
+    (entry, *_) = (tmp_path / "generate").glob("*/*.safetensors")
+    save_file({"rows": torch.zeros(2, model.text_dim)}, tmp_path / entry.name)  # as once written
+    old = tmp_path / "old" / entry.parent.name / entry.name
+    old.parent.mkdir(parents=True)
+    shutil.move(tmp_path / entry.name, old)
+    for got, wanted in zip(in_generation(folder, "float32", old.parents[1]), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+    def refuse(self: object, prompts: object) -> None:
+        raise AssertionError(f"encoded {prompts}")
+
+    monkeypatch.setattr(TextEncoder, "encode", refuse)
+    for rows in (
+        in_generation(folder, "float32", tmp_path / "embed"),
+        in_training(folder, f32, tmp_path / "generate"),
+        in_training(folder, f32, tmp_path / "old"),
+    ):
+        for got, wanted in zip(rows, expected, strict=True):
+            assert torch.equal(got, wanted)
+    assert embed(model, PROMPTS, Ranks(), f32, tmp_path / "generate", quiet=True).encoded == 0
+    assert len(list((tmp_path / "generate").glob("*/rows_*"))) == 1  # what pruning keeps
+    with pytest.raises(AssertionError, match="encoded"):
+        in_generation(folder, "bfloat16", tmp_path / "embed")
 
 
 def test_caches_tell_the_precisions_apart(folder: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer.text import Texts, prune
+from infer.text import Texts
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel, open_wan
+from lightx2v_sgmd.text.cache import prune_entries
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 from tests.students import load_student
 
@@ -90,6 +91,6 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
         path = folder / f"{name * 64}.safetensors"
         path.write_bytes(b"0" * 100)
         os.utime(path, (1000 - age, 1000 - age))
-    prune(tmp_path, 250)
+    prune_entries(tmp_path, 250)
     assert {path.stem[0] for path in folder.iterdir()} == {"c", "d", "m"}
     assert (tmp_path / "wan" / "model.safetensors").exists()

@@ -43,7 +43,7 @@ from lightx2v_sgmd.parallel import (
 )
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
-from lightx2v_sgmd.text.embeddings import encode_prompts
+from lightx2v_sgmd.text.encoding import encode_prompts
 
 FORWARD_S, SHORT_S, LONG_S = 5.0, 15.0, 30.0
 

@@ -15,7 +15,7 @@ from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.text.embeddings import prompt_key
+from lightx2v_sgmd.text.cache import prompt_key
 from tests.parallel.ranks import run_ranks
 from tests.training import PROMPTS, make_job, needs_deepspeed
 

@@ -20,8 +20,9 @@ from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.wan import TextEncoder, open_wan
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.text import embeddings
-from lightx2v_sgmd.text.embeddings import CachedRows, embed, encode_prompts, longest, prompt_key
+from lightx2v_sgmd.text import encoding
+from lightx2v_sgmd.text.cache import CachedRows, longest, prompt_key
+from lightx2v_sgmd.text.encoding import embed, encode_prompts
 from tests.parallel.ranks import run_ranks
 from tests.training import PROMPTS, job_file, make_job, read_trace
 
@@ -101,7 +102,7 @@ def test_an_altered_encoder_or_prompt_gets_rows_of_its_own(
 def test_an_interrupted_run_loses_nothing(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
 ) -> None:
-    monkeypatch.setattr(embeddings, "SHARD_ROWS", 32)
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 32)
     model = open_wan(tiny_teacher)
     expected = encode_prompts(model, MANY, Ranks(), F32, None)
     original = TextEncoder.encode
@@ -195,7 +196,7 @@ def test_no_encoder_and_rows_of_two_are_refused(own_teacher: Path, tmp_path: Pat
 def test_a_folder_that_not_all_see(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings.EmbeddingCache, "write", lambda self, rows: len(rows))
+    monkeypatch.setattr(encoding.EmbeddingCache, "write", lambda self, rows: len(rows))
     with pytest.raises(UserError, match="lacks 4 of 4 prompts .* all processes see"):
         encode(tiny_teacher, tmp_path)
 

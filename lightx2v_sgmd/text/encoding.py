@@ -1,34 +1,22 @@
-"""Text embeddings of a job's prompts, and the folder that keeps them between runs.
-
-    CACHE/<encoder>/encoder.json
-    CACHE/<encoder>/rows_<digest>.safetensors    tensors ``[S, D]`` under the prompts' sha256
-
-A row is found by its encoder (weights, tokenizer, precision) and its prompt, so an altered one
-never gets another's. Shards appear by rename and belong to nobody: what a killed run had written
-counts, several processes may write at once, and several jobs may share a folder.
-"""
+"""Encodes the prompts of a job, on all ranks, with or without a cache of embeddings."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import WanModel
-from lightx2v_sgmd.files.safetensors_files import open_tensors
-from lightx2v_sgmd.outputs import appearing, clean_temporaries, write_text
+from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import Bar, note, progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
+from lightx2v_sgmd.text.cache import ABOUT_FILE, EmbeddingCache, is_embedding, prompt_key
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity, encoder_kind
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
@@ -39,7 +27,6 @@ CHUNK = 16
 """Prompts of a chunk, which is what the ranks share out."""
 SHARD_ROWS = 256
 """Rows of a shard, which is what a killed process loses at most."""
-_ABOUT = "encoder.json"
 
 
 def encode_prompts(
@@ -126,18 +113,19 @@ def fill(
     ranks: Ranks,
     quiet: bool,
 ) -> int:
-    """Encodes this rank's share of what a cache lacks; returns how many rows it wrote.
+    """Encodes this rank's share of what a cache lacks; returns how many prompts it encoded.
 
     The chunks are those of the whole list, so that the ranks agree on them.
     """
     missing = set(store.missing(prompts))
     chunks = _chunks(prompts)
+    clean_temporaries(store.folder)
+    missing -= _copy_entries(store, model, dtype, chunks[ranks.rank :: ranks.size], missing)
     own = [
         index
         for index in range(ranks.rank, len(chunks), ranks.size)
         if not missing.isdisjoint(chunks[index])
     ]
-    clean_temporaries(store.folder)
     if not own:
         return 0
     count = 0
@@ -155,6 +143,28 @@ def fill(
     finally:  # also when interrupted
         count += store.write(waiting)
     return count
+
+
+def _copy_entries(
+    store: EmbeddingCache,
+    model: WanModel,
+    dtype: torch.dtype,
+    chunks: Sequence[Sequence[str]],
+    missing: set[str],
+) -> set[str]:
+    """Copies what ``generate`` wrote of the missing prompts into shards; returns these prompts."""
+    copied: set[str] = set()
+    for start in range(0, len(chunks), SHARD_ROWS // CHUNK):
+        rows = {}
+        for prompt in (p for chunk in chunks[start : start + SHARD_ROWS // CHUNK] for p in chunk):
+            saved = store.read(prompt) if prompt in missing else None
+            if saved is not None and saved[0].dtype == dtype and is_embedding(model, saved[0]):
+                rows[prompt_key(prompt)] = saved[0]
+                copied.add(prompt)
+        if rows:
+            store.describe(model, dtype)
+            store.write(rows)
+    return copied
 
 
 def _chunks(prompts: Sequence[str]) -> list[Sequence[str]]:
@@ -200,7 +210,7 @@ def _folder_name(
         return encoder_identity(model, dtype)
     kind, root = encoder_kind(model, dtype), model.source.root
     found = {}
-    for file in sorted(cache.glob(f"*/{_ABOUT}")):
+    for file in sorted(cache.glob(f"*/{ABOUT_FILE}")):
         about = _read_about(file)
         if about.get("kind") == kind and not EmbeddingCache(file.parent).missing(prompts):
             found[file.parent.name] = str(about.get("model"))
@@ -228,101 +238,3 @@ def _read_about(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
-
-
-def prompt_key(prompt: str) -> str:
-    """A prompt's name in a shard."""
-    return hashlib.sha256(prompt.encode()).hexdigest()
-
-
-class EmbeddingCache:
-    """One encoder's rows in a cache, as they are when it is made. A damaged shard is as none."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._places: dict[str, Path] = {}
-        for file in sorted(folder.glob("rows_*.safetensors")):
-            try:
-                with open_tensors(file) as shard:
-                    self._places |= dict.fromkeys(shard.keys(), file)
-            except (OSError, SafetensorError, UserError):
-                continue
-
-    def missing(self, prompts: Sequence[str]) -> list[str]:
-        """Those that it has no rows of."""
-        return [prompt for prompt in prompts if prompt_key(prompt) not in self._places]
-
-    def rows(self, prompts: Sequence[str]) -> CachedRows:
-        """Their rows, read when asked for.
-
-        Raises:
-            UserError: some are missing.
-        """
-        if missing := self.missing(prompts):
-            raise UserError(
-                f"data.embeddings: {self.folder} lacks {len(missing)} of {len(prompts)} prompts "
-                "that were just written; the folder must be one that all processes see"
-            )
-        keys = [prompt_key(prompt) for prompt in prompts]
-        return CachedRows(keys, {key: self._places[key] for key in keys})
-
-    def describe(self, model: WanModel, dtype: torch.dtype) -> None:
-        """Notes whose rows these are, for machines that have no encoder."""
-        about = {
-            "model": model.source.root,
-            "dtype": str(dtype),
-            "kind": encoder_kind(model, dtype),
-        }
-        write_text(self.folder / _ABOUT, json.dumps(about, indent=2) + "\n")
-
-    def write(self, rows: dict[str, Tensor]) -> int:
-        """Writes a shard whole or not at all; returns how many rows it has."""
-        if not rows:
-            return 0
-        digest = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:24]
-        file = self.folder / f"rows_{digest}.safetensors"
-        with appearing(file, suffix=".safetensors") as temporary:
-            save_file({key: row.contiguous() for key, row in rows.items()}, temporary)
-        return len(rows)
-
-
-class CachedRows(Sequence[Tensor]):
-    """Rows of a cache, in the order of the prompts; nothing is read before it is asked for."""
-
-    def __init__(self, keys: Sequence[str], places: dict[str, Path]) -> None:
-        self._keys, self._places = keys, places
-        self._open: dict[Path, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # handles do not travel between processes
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> CachedRows: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | CachedRows:
-        if isinstance(index, slice):
-            return CachedRows(self._keys[index], self._places)
-        key = self._keys[index]
-        row: Tensor = self._shard(key).get_tensor(key)
-        return row
-
-    def longest(self) -> int:
-        """Text tokens of the longest; reads no rows."""
-        return max(int(self._shard(key).get_slice(key).get_shape()[0]) for key in self._keys)
-
-    def _shard(self, key: str) -> Any:
-        file = self._places[key]
-        if file not in self._open:
-            self._open[file] = open_tensors(file)
-        return self._open[file]
-
-
-def longest(rows: Sequence[Tensor]) -> int:
-    """Text tokens of the longest row."""
-    return rows.longest() if isinstance(rows, CachedRows) else max(map(len, rows))

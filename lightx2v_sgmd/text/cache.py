@@ -1,0 +1,195 @@
+"""The cache of text embeddings that training, ``embed`` and ``generate`` share.
+
+    CACHE/<encoder>/encoder.json
+    CACHE/<encoder>/rows_<digest>.safetensors    many prompts; written by ``embed`` and training
+    CACHE/<encoder>/<key>.safetensors            one prompt; written by ``generate``
+
+A tensor ``[S, D]`` is stored under the sha256 of its prompt in both kinds of files. The folder's
+name is a fingerprint of the encoder: weights, tokenizer and precision. So a changed encoder or
+prompt never gets the embedding of another one. Prompts themselves are not written.
+
+Files appear by rename and belong to nobody: what a killed process had written counts, several
+processes may write at once, and several jobs may share a folder. ``prune_entries`` removes entries
+only. Training therefore copies the entries that it needs into a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, overload
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.safetensors_files import open_tensors
+from lightx2v_sgmd.outputs import appearing, write_text
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.encoder_fingerprint import encoder_kind
+
+# S text tokens, D text width
+
+ABOUT_FILE: Final = "encoder.json"
+"""The file that describes the encoder of a folder."""
+_ENTRY: Final = re.compile(r"[0-9a-f]{24}/[0-9a-f]{64}\.safetensors")
+
+
+def prompt_key(prompt: str) -> str:
+    """The name of a prompt in the cache: its sha256."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+class EmbeddingCache:
+    """The embeddings of one encoder; the shards are listed once, when the object is made.
+
+    A damaged file counts as absent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Path] = {}
+        for file in sorted(folder.glob("rows_*.safetensors")):
+            try:
+                with open_tensors(file) as shard:
+                    self._files |= dict.fromkeys(shard.keys(), file)
+            except (OSError, SafetensorError, UserError):
+                continue
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that no shard has an embedding of."""
+        return [prompt for prompt in prompts if prompt_key(prompt) not in self._files]
+
+    def rows(self, prompts: Sequence[str]) -> CachedRows:
+        """The embeddings of the prompts, each read when it is asked for.
+
+        Raises:
+            UserError: embeddings are missing.
+        """
+        if missing := self.missing(prompts):
+            raise UserError(
+                f"data.embeddings: {self.folder} lacks {len(missing)} of {len(prompts)} prompts "
+                "that were just written; the folder must be one that all processes see"
+            )
+        keys = [prompt_key(prompt) for prompt in prompts]
+        return CachedRows(keys, {key: self._files[key] for key in keys})
+
+    def describe(self, model: WanModel, dtype: torch.dtype) -> None:
+        """Writes which encoder made the embeddings, for machines that have no encoder."""
+        about = {
+            "model": model.source.root,
+            "dtype": str(dtype),
+            "kind": encoder_kind(model, dtype),
+        }
+        write_text(self.folder / ABOUT_FILE, json.dumps(about, indent=2) + "\n")
+
+    def write(self, rows: dict[str, Tensor]) -> int:
+        """Writes a shard of embeddings, by key; returns how many it has."""
+        if not rows:
+            return 0
+        digest = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:24]
+        file = self.folder / f"rows_{digest}.safetensors"
+        with appearing(file, suffix=".safetensors") as temporary:
+            save_file({key: row.contiguous() for key, row in rows.items()}, temporary)
+        return len(rows)
+
+    def read(self, prompt: str) -> tuple[Tensor, dict[str, str]] | None:
+        """The embedding of one prompt, and the metadata of its file; None if there is none."""
+        key = prompt_key(prompt)
+        entry = self.entry_file(prompt)
+        for file in (entry, self._files.get(key)):
+            if file is None or not file.is_file():
+                continue
+            try:
+                with open_tensors(file) as saved:
+                    row, metadata = saved.get_tensor(key), dict(saved.metadata() or {})
+            except (SafetensorError, OSError, UserError):
+                continue
+            if file == entry:
+                with contextlib.suppress(OSError):
+                    os.utime(file)  # entries used longest ago are removed first
+            return row, metadata
+        return None
+
+    def entry_file(self, prompt: str) -> Path:
+        """The file that has one prompt's embedding alone."""
+        return self.folder / f"{prompt_key(prompt)}.safetensors"
+
+    def write_entry(self, prompt: str, row: Tensor, metadata: dict[str, str]) -> None:
+        """Writes the embedding of one prompt to a file of its own."""
+        with appearing(self.entry_file(prompt), suffix=".safetensors") as temporary:
+            save_file({prompt_key(prompt): row.contiguous()}, temporary, metadata=metadata)
+
+
+class CachedRows(Sequence[Tensor]):
+    """Cached embeddings in the order of the prompts; each is read when it is asked for."""
+
+    def __init__(self, keys: Sequence[str], files: dict[str, Path]) -> None:
+        self._keys, self._files = keys, files
+        self._open: dict[Path, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # handles do not travel between processes
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> CachedRows: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | CachedRows:
+        if isinstance(index, slice):
+            return CachedRows(self._keys[index], self._files)
+        key = self._keys[index]
+        row: Tensor = self._shard(key).get_tensor(key)
+        return row
+
+    def longest(self) -> int:
+        """The number of text tokens of the longest embedding; reads only headers."""
+        return max(int(self._shard(key).get_slice(key).get_shape()[0]) for key in self._keys)
+
+    def _shard(self, key: str) -> Any:
+        file = self._files[key]
+        if file not in self._open:
+            self._open[file] = open_tensors(file)
+        return self._open[file]
+
+
+def is_embedding(model: WanModel, row: Tensor) -> bool:
+    """True if a tensor has the shape of an embedding for this model."""
+    return row.ndim == 2 and row.shape[1] == model.text_dim
+
+
+def longest(rows: Sequence[Tensor]) -> int:
+    """The number of text tokens of the longest embedding."""
+    return rows.longest() if isinstance(rows, CachedRows) else max(map(len, rows))
+
+
+def prune_entries(folder: Path, limit: int) -> None:
+    """Removes the entries used longest ago until they have at most ``limit`` bytes together.
+
+    Shards and other files in the same folder stay.
+    """
+    entries = []
+    for file in folder.glob("*/*.safetensors"):
+        if not _ENTRY.fullmatch(f"{file.parent.name}/{file.name}"):
+            continue
+        with contextlib.suppress(OSError):  # another process may be pruning, too
+            stat = file.stat()
+            entries.append((stat.st_mtime, stat.st_size, file))
+    total = sum(size for _, size, _ in entries)
+    for _, size, file in sorted(entries):
+        if total <= limit:
+            return
+        file.unlink(missing_ok=True)
+        total -= size
