@@ -28,19 +28,19 @@ from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 TEXT_ENCODER: Final = "text_encoder"
 """The encoder's name among the parts that take turns."""
 CACHE_BYTES: Final = 4 * 2**30
-"""A cache larger than this loses the entries that were used longest ago."""
+"""Size limit of the cache; above it the entries used longest ago are removed."""
 
 
 class Texts:
     """Encodes prompts, one at a time, with the encoder loaded when first needed.
 
     Args:
-        model: Whose encoder to use.
-        device: Where it computes.
-        dtype: Its precision, from ``text_dtype``.
-        cache: A folder that keeps embeddings.
+        model: The model whose encoder is used.
+        device: The device of the encoder.
+        dtype: The precision of the encoder, from ``text_dtype``.
+        cache: A folder of cached embeddings; None to store nothing.
         parts: Holds the encoder; other parts may have to leave the device for it.
-        quiet: No progress bar while it is loaded.
+        quiet: True to show no progress bar while the encoder is loaded.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Texts:
             )
 
     def _cut(self, prompt: str, tokenizer: Any) -> str:
-        """What is said of a prompt that is too long, or ""."""
+        """The note about a prompt that is too long; "" if it is not."""
         limit = self.model.text_length
         # A token stands for one byte at least; the first space and the end are tokens, too.
         if len(prompt.encode()) + 2 <= limit:

@@ -1,7 +1,7 @@
 """Samples a model at any size, on any steps, with or without guidance; weights can be exchanged.
 
-For measuring: teachers, their undistilled steps, and the snapshots of a run, all by one code. Users
-run students with ``infer``, which checks weights and chooses kernels.
+Measurements of teachers, of their undistilled steps and of a run's snapshots use this one sampler.
+Users run students with ``infer``, which checks weights and chooses kernels.
 
 Legend: C channels, T latent frames, h, w latent height and width, F, H, W video.
 """
@@ -52,15 +52,15 @@ class VideoSampler:
     """Samples a network of one model.
 
     Args:
-        model: Whose network, VAE and text encoder to use.
-        schedule: The steps.
-        size: Height and width in pixels, number of frames.
-        guidance_scale: In the form of Ho and Salimans; 1 runs no unconditional pass.
-        negative_prompt: What guidance moves away from.
-        batch: Videos that run together.
+        model: The model whose network, VAE and text encoder are used.
+        schedule: The steps of the sampler.
+        size: Height and width in pixels, and the number of frames.
+        guidance_scale: Guidance in the form of Ho and Salimans; 1 runs no unconditional pass.
+        negative_prompt: The prompt that guidance moves away from.
+        batch: Number of videos that run together.
         on_batch: Called with the number of videos done after each batch.
-        device: Where to sample; noise is drawn on the CPU all the same.
-        dtype: What the network and the text encoder run in: the teacher's precision.
+        device: The device of the networks; noise is always drawn on the CPU.
+        dtype: The teacher's precision, for the network and the text encoder.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class VideoSampler:
 
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
-        """What the network makes of ``noise [B, C, T, h, w]``, all of it as one batch."""
+        """Samples latents from ``noise [B, C, T, h, w]`` as one batch."""
         self._encode(prompts)
         return rollout(self._velocity(prompts), noise.to(self.device), self.schedule)
 
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Makes the embeddings that are missing; the encoder, often the largest part, is let go."""
+        """Encodes the missing prompts, then frees the encoder, which is often the largest part."""
         missing = [
             text
             for text in dict.fromkeys([*prompts, self.negative_prompt])

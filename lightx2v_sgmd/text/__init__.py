@@ -1,1 +1,1 @@
-"""Text embeddings of prompts, kept between runs."""
+"""Text embeddings of prompts: their encoding, their cache and the encoder's fingerprint."""

@@ -1,4 +1,4 @@
-"""Which text encoder a model has: what tells embeddings of one from those of another."""
+"""A fingerprint of a model's text encoder, which keeps embeddings of two encoders apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.outputs import content_hashes
 
 _PROGRAMS: Final = (".py", ".pyc", ".so")
-"""Files that no tokenizer here is made of."""
+"""Suffixes of program files, which are no part of a tokenizer."""
 
 
 def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
@@ -27,7 +27,7 @@ def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
 def weights_digest(model: WanModel, *parts: Part) -> str:
     """Names the weights of a model's parts and the transformer's configuration: every byte counts.
 
-    The hashes of large files are kept (``outputs.content``), so that they are read once.
+    ``outputs.content`` stores the hashes of large files, so that each file is read once.
     """
     digest = hashlib.sha256(json.dumps(model.transformer_config, sort_keys=True).encode())
     files = [file for part in parts for file in model.source.files(part)]
@@ -47,10 +47,10 @@ def encoder_files(model: WanModel) -> list[Path]:
 
 
 def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
-    """Names what decides an embedding: the encoder's weights, its tokenizer and the precision.
+    """A name for what decides an embedding: the encoder's weights, its tokenizer and the precision.
 
-    Every byte counts. The hashes of large files are kept (``outputs.content``), so that 11 GB are
-    read once and not at every start.
+    Every byte counts. ``outputs.content`` stores the hashes of large files, so that 11 GB are read
+    once and not at every start.
     """
     digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
     digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())

@@ -24,9 +24,9 @@ from lightx2v_sgmd.untrusted.reading import read_file
 # S text tokens, D text width
 
 CHUNK = 16
-"""Prompts of a chunk, which is what the ranks share out."""
+"""Number of prompts in a chunk; the ranks divide the work by chunks."""
 SHARD_ROWS = 256
-"""Rows of a shard, which is what a killed process loses at most."""
+"""Number of embeddings in a shard; a killed process loses at most that many."""
 
 
 def encode_prompts(
@@ -37,21 +37,21 @@ def encode_prompts(
     cache: Path | None,
     quiet: bool = True,
 ) -> Sequence[Tensor]:
-    """Text embeddings ``[S_i, D]`` of the prompts, on the CPU; the encoder is let go of.
+    """Text embeddings ``[S_i, D]`` of the prompts, on the CPU; the encoder is freed afterwards.
 
     The ranks share the work. With a cache that has all prompts no encoder is loaded, and rows are
     read when asked for.
 
     Args:
-        model: Whose encoder to use.
-        prompts: As they are trained on.
+        model: The model whose encoder is used.
+        prompts: The prompts of the training.
         ranks: The processes of the run.
         dtype: The encoder's precision, from ``text_dtype``.
-        cache: A folder that keeps the embeddings, one that all ranks see.
-        quiet: Show nothing.
+        cache: A folder for the embeddings that all ranks see; None to store nothing.
+        quiet: True to show no progress.
 
     Raises:
-        UserError: neither the cache nor the encoder has what is needed.
+        UserError: the cache lacks prompts and the encoder is missing.
     """
     if cache is None:
         chunks = _chunks(list(dict.fromkeys(prompts)))
@@ -65,7 +65,7 @@ def encode_prompts(
         return [by_prompt[prompt] for prompt in prompts]
     name = ranks.once(lambda: _folder_name(model, dtype, cache, prompts, quiet))
     store = EmbeddingCache(cache / name)
-    # One rank looks, for all: a shard that appears meanwhile must not send them separate ways.
+    # One rank looks for all of them, so that a shard that appears meanwhile cannot divide them.
     if ranks.once(lambda: len(store.missing(prompts))):
         ranks.each(lambda: fill(store, model, prompts, dtype, ranks, quiet))
     return ranks.each(lambda: EmbeddingCache(cache / name).rows(prompts))[ranks.rank]
@@ -73,12 +73,12 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class Filled:
-    """What ``embed`` did.
+    """The result of ``embed``.
 
     Attributes:
-        folder: The encoder's, in the cache.
-        prompts: Of the job, the negative one included.
-        encoded: By this process; the others were there.
+        folder: The folder of the encoder in the cache.
+        prompts: Number of different prompts of the job, with the negative prompt.
+        encoded: Number of prompts that this process encoded; the others were in the cache.
     """
 
     folder: Path
@@ -94,10 +94,10 @@ def embed(
     cache: Path,
     quiet: bool = False,
 ) -> Filled:
-    """Completes a cache. The ranks need not know of each other: each does its part of the prompts.
+    """Completes a cache; each rank encodes its part of the prompts without the others.
 
     Raises:
-        UserError: the encoder is needed and not there.
+        UserError: the encoder is needed but missing.
     """
     prompts = list(dict.fromkeys(prompts))
     store = EmbeddingCache(cache / _folder_name(model, dtype, cache, prompts, quiet))
@@ -201,10 +201,10 @@ def _encoded(
 def _folder_name(
     model: WanModel, dtype: torch.dtype, cache: Path, prompts: Sequence[str], quiet: bool
 ) -> str:
-    """The encoder's folder; without its weights, the one in the cache that has all prompts.
+    """The encoder's folder in the cache; without its weights, the folder that has all prompts.
 
     Raises:
-        UserError: the weights are not here, and the cache has several encoders of that kind.
+        UserError: the encoder's weights are missing, and several folders of the cache match.
     """
     if model.source.has("text_encoder"):
         return encoder_identity(model, dtype)
