@@ -28,7 +28,7 @@ Parts = dict[str, int]
 BUCKET = 500_000_000
 """Numbers in DeepSpeed's buffer for gradients (``reduce_bucket_size``), of each trained role."""
 PREFETCH = 50_000_000
-"""Numbers of weights that are gathered together (``stage3_prefetch_bucket_size``)."""
+"""Number of weights that are gathered together (``stage3_prefetch_bucket_size``)."""
 GATHERED = 1_000_000_000 + PREFETCH
 """Most numbers of gathered weights: ``stage3_max_live_parameters`` and what comes next."""
 WHOLE = 100_000
@@ -44,14 +44,14 @@ TEXT_ENCODER = "text encoder"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the rank that has most.
+    """The memory of the rank that needs most, in bytes.
 
     Attributes:
-        always: From the first iteration's end on.
-        phases: What each adds while it lasts.
-        host: In CPU memory, of a rank, by offloading.
-        start: Of the text encoder, which is gone before the networks come.
-        disk: In files, of a rank, by offloading.
+        always: Parts that stay in memory after the first iteration.
+        phases: The parts that each phase adds while it lasts.
+        host: Parts that offloading puts into CPU memory, of a rank.
+        start: Bytes of the text encoder, which is freed before the networks are loaded.
+        disk: Parts that offloading puts into files, of a rank.
     """
 
     always: Parts
@@ -69,20 +69,20 @@ class Memory:
 
     @property
     def components(self) -> Parts:
-        """All that is there in that phase."""
+        """The parts in memory during the peak phase."""
         if self.peak_phase == TEXT_ENCODER:
             return {TEXT_ENCODER: self.start}
         return self.always | self.phases[self.peak_phase]
 
     @property
     def peak(self) -> int:
-        """Their sum."""
+        """The memory of the peak phase in bytes: the sum of its components."""
         return sum(self.components.values())
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many numbers a network's weights are, in its small tensors and in its largest."""
+    """The number of a network's weights: all, those in small tensors, and the largest tensor."""
 
     count: int
     small: int
@@ -90,12 +90,12 @@ class Weights:
 
     @classmethod
     def of(cls, sizes: Sequence[int]) -> Weights:
-        """Of tensors of so many numbers each."""
+        """Counts tensors of the given sizes."""
         return cls(sum(sizes), sum(n for n in sizes if n <= WHOLE), max(sizes))
 
 
 class Meter:
-    """What can be measured of a model without its weights; each thing once.
+    """Measures a model without its weights, and remembers each result.
 
     Args:
         model: The teacher.
@@ -115,7 +115,7 @@ class Meter:
         self.text_encoder = _text_encoder_weights(model)
 
     def trained(self, job: Job) -> dict[str, Weights]:
-        """What is trained of the student and, if the method has one, of the fake score."""
+        """The trained weights of the student and, if the method has one, of the fake score."""
         found = {}
         for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
             lora = settings.adapters
@@ -127,12 +127,12 @@ class Meter:
         return found
 
     def shares(self, job: Job) -> dict[str, float]:
-        """By role, numbers that are trained for each one of the network."""
+        """The share of the network's weights that is trained, by role."""
         trained = self.trained(job)
         return {role: weights.count / self.weights.count for role, weights in trained.items()}
 
     def latents(self, job: Job) -> tuple[int, int, int, int]:
-        """``(C, T, h, w)`` of a job's videos."""
+        """The latent shape ``(C, T, h, w)`` of a job's videos."""
         return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
 
     def passes(

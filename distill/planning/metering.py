@@ -32,11 +32,11 @@ from lightx2v_sgmd.untrusted.building import build_vae
 
 
 class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that operations inside it made and that still live.
+    """Counts the bytes of living tensors that operations inside it made.
 
     Attributes:
-        live: Now.
-        peak: The most so far.
+        live: Bytes now.
+        peak: The most bytes so far.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class _Attention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Bytes beyond the weights, of one rank.
+    """The memory of a pass on one rank, without the weights, in bytes.
 
     Attributes:
         forward: Peak of a forward without gradient.
@@ -138,16 +138,16 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Pass:
-    """What to meter.
+    """A pass to meter.
 
     Attributes:
         latents: ``(C, T, h, w)`` of a video.
-        batch: Videos in a pass.
-        dtype: Of weights and activations.
+        batch: Number of videos in the pass.
+        dtype: The precision of weights and activations.
         text_rows: Text rows of a video that the network attends to.
         checkpointing: What is computed again in the backward pass.
-        degree: Ranks that share the tokens.
-        keeping: Whether to meter ``backward_keeping``.
+        degree: Number of ranks that share the tokens.
+        keeping: True to meter ``backward_keeping``.
         adapters: Those that are trained, or None if all weights are.
         compiled: True if a compiler made the passes between the products.
     """
@@ -232,7 +232,7 @@ def _forward(run: Callable[[Tensor], Tensor], x_t: Tensor) -> int:
 def _training(
     run: Callable[[Tensor], Tensor], x_t: Tensor, network: Any, keep: bool
 ) -> tuple[int, int]:
-    """What a forward keeps, and the peak of it and its backward pass."""
+    """Bytes that a forward pass keeps, and the peak of forward and backward pass."""
 
     def drop(p: Tensor) -> None:
         p.grad = None

@@ -45,15 +45,15 @@ MORE_GPUS = 1024
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job would run on.
+    """The GPUs that a job would run on.
 
     Attributes:
-        gpus: Of all nodes.
-        memory_gib: Of a GPU.
-        node_gpus: GPUs of a node.
-        peak_flops: Operations per second that a GPU could do at best.
-        mfu: The share of them that training reaches, communication included.
-        reserve_gib: Of a GPU's memory, what the plan leaves for what it does not count: the CUDA
+        gpus: Number of GPUs on all nodes.
+        memory_gib: Memory of a GPU.
+        node_gpus: Number of GPUs on a node.
+        peak_flops: Peak operations per second of a GPU.
+        mfu: The share of the peak that training reaches, communication included.
+        reserve_gib: Memory of a GPU that stays free for what the plan does not count: the CUDA
             context, NCCL's buffers, fragmentation. An allowance, not a measurement.
     """
 
@@ -67,13 +67,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Preemption:
-    """What it takes to stop a run in the middle and lose nothing.
+    """The cost of stopping a run in the middle of an iteration without losing work.
 
     Attributes:
-        longest: What is computed between two looks for a request to stop, at most.
-        seconds: Of that, at the machine's MFU.
-        checkpoint_bytes: That are written then, by all ranks together.
-        rank_bytes: By the rank that writes most.
+        longest: The longest work between two checks for a request to stop.
+        seconds: The time of that work, at the machine's MFU.
+        checkpoint_bytes: Bytes of the checkpoint that all ranks together then write.
+        rank_bytes: Bytes that the rank with the largest part writes.
     """
 
     longest: str
@@ -84,21 +84,21 @@ class Preemption:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job needs on a machine.
+    """The needs of a job on a machine.
 
     Attributes:
         job: The job.
         machine: The machine.
-        tokens: Patches of a video.
-        tokens_per_rank: With sequence parallelism, the largest share of them.
-        global_batch: Videos of an update.
-        parameters: Of one network.
-        memory: Of a rank.
-        activations: Of a forward and backward pass, in bytes, with and without checkpointing.
-        passes: By role.
-        forward: Operations of a forward of one video.
-        traffic: Of a GPU in an iteration.
-        preemption: Of a run that is told to stop.
+        tokens: Number of patches of a video.
+        tokens_per_rank: The largest share of the tokens that a rank has (sequence parallelism).
+        global_batch: Number of videos of an update.
+        parameters: Number of parameters of one network.
+        memory: The memory of a rank.
+        activations: Bytes of a forward and backward pass, with and without checkpointing.
+        passes: The passes of an iteration, by role.
+        forward: The operations of a forward pass of one video.
+        traffic: The traffic of a GPU in an iteration.
+        preemption: The cost of stopping the run early.
     """
 
     job: Job
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def flops(self) -> dict[str, float]:
-        """Operations of an iteration by role, of all GPUs."""
+        """The operations of an iteration on all GPUs, by role."""
         return {
             role: self.global_batch * passes.operations(self.forward)
             for role, passes in self.passes.items()
@@ -124,13 +124,13 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of an iteration, at the machine's MFU."""
+        """The time of an iteration, at the machine's MFU."""
         per_second = self.machine.gpus * self.machine.mfu * self.machine.peak_flops
         return sum(self.flops.values()) / per_second
 
     @property
     def gpu_hours(self) -> float:
-        """Of the whole run."""
+        """The GPU-hours of the whole run."""
         return self.seconds * self.job.train.iterations * self.machine.gpus / 3600
 
     @property
@@ -140,16 +140,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """True if the job fits on the given GPUs."""
         return self.memory_gib <= self.machine.memory_gib
 
     def per_node(self, parts: dict[str, int]) -> dict[str, float]:
-        """A rank's parts, in GiB of a whole node."""
+        """The memory of all ranks of a node in GiB, by part."""
         ranks = min(self.machine.gpus, self.machine.node_gpus)
         return {name: ranks * value for name, value in _gib(parts).items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON; memory in GiB, traffic in bytes."""
+        """The whole plan for JSON; memory in GiB, traffic in bytes."""
         job = self.job
         return {
             "model": job.teacher.path,
@@ -196,7 +196,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
         job: The job.
         model: Its opened teacher.
         machine: Where it would run.
-        meter: What was measured of the model before.
+        meter: A meter with earlier measurements of the model, which are used again.
 
     Raises:
         UserError: the job cannot run there, whatever the memory.
