@@ -21,7 +21,7 @@ from lightx2v_sgmd.families.wan import TextEncoder, open_wan
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text import encoding
-from lightx2v_sgmd.text.cache import CachedRows, longest, prompt_key
+from lightx2v_sgmd.text.cache import CachedRows, EmbeddingCache, longest, prompt_key
 from lightx2v_sgmd.text.encoding import embed, encode_prompts
 from tests.parallel.ranks import run_ranks
 from tests.training import PROMPTS, job_file, make_job, read_trace
@@ -196,7 +196,7 @@ def test_no_encoder_and_rows_of_two_are_refused(own_teacher: Path, tmp_path: Pat
 def test_a_folder_that_not_all_see(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding.EmbeddingCache, "write", lambda self, rows: len(rows))
+    monkeypatch.setattr(EmbeddingCache, "write", lambda self, rows: len(rows))
     with pytest.raises(UserError, match="lacks 4 of 4 prompts .* all processes see"):
         encode(tiny_teacher, tmp_path)
 
