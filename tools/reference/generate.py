@@ -6,16 +6,15 @@ python -m tools.reference.generate --check    # says if it is out of date
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Any
 
 from infer.options import GenerateOptions, Options, choices_of, flag_of
+from tools.reference.pages import FOLDER, write
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "generate.md"
+PAGE = FOLDER / "generate.md"
 INTRODUCTION = """\
 # The options of generate
 
@@ -68,21 +67,5 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the page, or checks it; the exit code is 1 if it is out of date."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    args = parser.parse_args(arguments)
-    text = page()
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    if args.check:
-        print(f"{PAGE} is out of date; run python -m tools.reference.generate")
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(PAGE, page(), __doc__))

@@ -6,7 +6,6 @@ python -m tools.reference.job --check    # says if it is out of date
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 import sys
@@ -24,8 +23,9 @@ from lightx2v_sgmd.files.yaml_loader import dump_tree
 from lightx2v_sgmd.job.rules import yaml_name
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods import REGISTRY
+from tools.reference.pages import FOLDER, write
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "job.md"
+PAGE = FOLDER / "job.md"
 INTRODUCTION = """\
 # The job
 
@@ -181,21 +181,5 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the page, or checks it; the exit code is 1 if it is out of date."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    args = parser.parse_args(arguments)
-    text = page()
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    if args.check:
-        print(f"{PAGE} is out of date; run python -m tools.reference.job")
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(PAGE, page(), __doc__))
