@@ -151,7 +151,7 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
     measuring_s = 1.2 * (2 * TEACHER_STEPS + 8) * prompts / batch * forward_s
     note(
         f"This trains for about {duration(training_s)} and measures for about "
-        f"{duration(measuring_s)} on this machine. Ctrl-C stops it; the same command goes on.",
+        f"{duration(measuring_s)} on this machine. Ctrl-C stops it; run it again to resume.",
     )
 
 
