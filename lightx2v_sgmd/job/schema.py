@@ -234,12 +234,6 @@ class Job:
     parallel: Parallel = Parallel()
     output: Output
 
-    @property
-    def method_options(self) -> dict[str, Any]:
-        """The method's options under their YAML keys; its name is not one of them."""
-        tree = TypeAdapter(Job).dump_python(self, mode="json")["method"]
-        return {yaml_name(key): value for key, value in tree.items() if key != "name"}
-
     def to_yaml(self, width: int = 100) -> str:
         """The resolved job, every default written out; ``load_job`` reads it back unchanged."""
         tree = TypeAdapter(Job).dump_python(self, mode="json")
