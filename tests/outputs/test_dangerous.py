@@ -258,9 +258,9 @@ TABLE: list[tuple[str, Callable[[Path], None], str]] = [
     ("distill job.yaml --quiet --set output.dir=.", NOTHING, "output.dir: .* holds teacher.path"),
     (DISTILL.format("teacher"), NOTHING, "output.dir: .* is teacher.path"),
     (DISTILL.format("teacher/run"), NOTHING, "output.dir: .* lies in teacher.path"),
-    (DISTILL.format("app"), put("app/job.yaml"), "holds job.yaml, but is not a training run"),
-    (DISTILL.format("app"), put("app/metrics.jsonl"), "holds metrics.jsonl, but is not"),
-    (DISTILL.format("app"), put("app/environment.json", "{}"), "holds environment.json, but"),
+    (DISTILL.format("app"), put("app/job.yaml"), "contains job.yaml, but it is not a training run"),
+    (DISTILL.format("app"), put("app/metrics.jsonl"), "contains metrics.jsonl, but it is not"),
+    (DISTILL.format("app"), put("app/environment.json", "{}"), "contains environment.json, but"),
     (DISTILL.format("notes/thesis.txt"), NOTHING, "is a file, not a folder"),
     (f"{DISTILL.format('run/again')} --resume run", NOTHING, "output.dir: .* lies in --resume"),
     # compare, embed, demo
@@ -274,7 +274,11 @@ TABLE: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     ("demo --quiet --out demo", put("demo/report.html"), "report.html would be replaced"),
     ("demo --quiet --out demo", put("demo/student/thesis.txt"), "holds thesis.txt and is not an"),
-    ("demo --quiet --out demo", put("demo/run/job.yaml"), "holds job.yaml, but is not a training"),
+    (
+        "demo --quiet --out demo",
+        put("demo/run/job.yaml"),
+        "contains job.yaml, but it is not a training",
+    ),
     ("demo --quiet --out demo", edited_report, "metrics.json would be replaced"),
     ("demo --quiet --out demo", edited_demo_student, "README.md has changed since"),
 ]
