@@ -88,8 +88,9 @@ def growth(folder: Path) -> list[tuple[float, float]]:
 @pytest.mark.slow
 def test_a_rank_takes_its_share_and_little_more(tmp_path: Path) -> None:
     for one, three in run_ranks(2, growth, tmp_path, timeout_s=1800):
-        assert 0.45 < one < 0.5 * 1.2
-        assert 1.45 < three < 1.5 * 1.2
+        # Memory that was freed before may be used again, so a rank may grow by less than its share.
+        assert 0.35 < one < 0.5 * 1.2
+        assert 1.3 < three < 1.5 * 1.2
 
 
 def reads(teacher: Path, folder: Path, dtype: str) -> dict[str, int]:

@@ -44,7 +44,9 @@ EVERYTHING = """
 import json, sys
 from pathlib import Path
 import lightx2v_sgmd
-from lightx2v_sgmd import UserError, doctor, load_job
+from lightx2v_sgmd import UserError, load_job
+from lightx2v_sgmd.cli.doctor import checks as doctor
+from infer import Options
 job, out = sys.argv[1:]
 run = lightx2v_sgmd.distill(load_job(job, ["train.iterations=1"]))
 weights = lightx2v_sgmd.export(run, "diffusers", out)
@@ -54,7 +56,7 @@ for attempt in (
     lambda: lightx2v_sgmd.generate(weights, "a red circle", Path(out) / "video.mp4"),
     lambda: lightx2v_sgmd.distill(load_job(job, ["parallel.strategy=zero3", "output.dir=zero3"])),
     lambda: lightx2v_sgmd.distill(load_job(job, ["student.train=lora", "output.dir=lora"])),
-    lambda: lightx2v_sgmd.load_student(weights, quantize="int8"),
+    lambda: lightx2v_sgmd.load_student(weights, Options(quantize="int8")),
     lambda: __import__("lightx2v_sgmd.apps.demo"),
 ):
     try:

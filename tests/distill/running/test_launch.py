@@ -148,6 +148,6 @@ def test_a_signal_while_another_host_does_not_come(tiny_teacher: Path, tmp_path:
     }
     job = job_file(tiny_teacher, tmp_path)
     process = start(job, "--set", "parallel.strategy=zero3", **waiting)
-    meeting.wait(["lightx2v-sgmd/meet/here/1"])
+    meeting.wait(["lightx2v-sgmd/join/here/1"])
     preempt(process)
     assert not (tmp_path / "run").exists()
