@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import math
 import os
@@ -72,6 +73,7 @@ def growth(folder: Path) -> list[tuple[float, float]]:
     }
     small = replace(model, transformer_config=model.transformer_config | {"num_layers": 1})
     build_sharded(small, config)  # what DeepSpeed takes once
+    gc.collect()  # the small network is in reference cycles; freed later, it would hide growth
     networks: list[Any] = []
     before, found = resident(), []
     for count in (1, 3):
@@ -88,9 +90,8 @@ def growth(folder: Path) -> list[tuple[float, float]]:
 @pytest.mark.slow
 def test_a_rank_takes_its_share_and_little_more(tmp_path: Path) -> None:
     for one, three in run_ranks(2, growth, tmp_path, timeout_s=1800):
-        # Memory that was freed before may be used again, so a rank may grow by less than its share.
-        assert 0.35 < one < 0.5 * 1.2
-        assert 1.3 < three < 1.5 * 1.2
+        assert 0.45 < one < 0.5 * 1.2
+        assert 1.45 < three < 1.5 * 1.2
 
 
 def reads(teacher: Path, folder: Path, dtype: str) -> dict[str, int]:
