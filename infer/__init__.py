@@ -5,8 +5,9 @@ Everything is loaded on first use, so that ``infer.options`` can be imported wit
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from lightx2v_sgmd.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from infer.batch.generate_files import Outcome, SomeFailed, generate, generate_files
@@ -44,14 +45,4 @@ _HOMES: Final = {
     "load_student": "infer.engine",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

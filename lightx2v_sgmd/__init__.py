@@ -11,8 +11,9 @@ Everything below is loaded on first use, so ``import lightx2v_sgmd`` is quick an
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from lightx2v_sgmd.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from distill import distill
@@ -35,14 +36,4 @@ _HOMES: Final = {
     "load_student": "infer",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())
