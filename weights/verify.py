@@ -56,7 +56,7 @@ def verify(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder; name one that `lightx2v-sgmd export` wrote")
+        raise UserError(f"{folder}: no such folder; name one that `lightx2v-sgmd export` wrote")
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(

@@ -91,14 +91,13 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
 
 def _read(folder: Path) -> dict[str, Any]:
     """Reads ``failure.json`` after a check of every file."""
-    store.verify(folder)
     path = folder / FILE
-    try:
-        failure: dict[str, Any] = read_record(path)
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise UserError(
-            f"{path}: is missing; name a folder RUN/failed/step_N that a failed run wrote"
-        ) from error
+            f"{path}: no such file; name a folder RUN/failed/step_N that a failed run wrote"
+        )
+    store.verify(folder)
+    failure: dict[str, Any] = read_record(path)
     return failure
 
 

@@ -127,7 +127,7 @@ def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) 
         verify(path)
         return path
     if not path.is_dir():
-        raise UserError(f"{path}: is no folder; name a run folder or one of its checkpoints")
+        raise UserError(f"{path}: no such folder; name a run folder or one of its checkpoints")
     damaged = []
     for folder in checkpoints(path):
         try:

@@ -119,7 +119,7 @@ def test_a_cut_file_and_a_missing_manifest_are_found(tmp_path: Path) -> None:
 def test_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoints"):
         store.find_checkpoint(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         store.find_checkpoint(tmp_path / "nowhere")
 
 

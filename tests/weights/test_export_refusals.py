@@ -207,7 +207,7 @@ def test_values_beyond_fp16_are_refused(run: Path, tmp_path: Path) -> None:
             {"dtype": "int4"},
             "dtype: --format diffusers does not support 'int4'; use bf16, fp16 or fp32$",
         ),
-        ({"source": "nowhere"}, "nowhere: is no folder"),
+        ({"source": "nowhere"}, "nowhere: no such folder"),
         ({"source": "teacher"}, "has no checkpoints"),
     ],
 )

@@ -111,7 +111,7 @@ def test_what_is_no_export_is_the_users_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    for path, match in (("empty", "has no lightx2v_sgmd.json"), ("none", "is no folder")):
+    for path, match in (("empty", "has no lightx2v_sgmd.json"), ("none", "no such folder")):
         with pytest.raises(UserError, match=match):
             verify(tmp_path / path)
         assert run_cli(["weights", "verify", str(tmp_path / path)]) == 2

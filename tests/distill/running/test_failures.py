@@ -103,4 +103,4 @@ def test_what_is_no_failed_state_is_refused(
     job = make_job(tiny_teacher, tmp_path, "train.iterations=1")
     folder = store.find_checkpoint(distill(job, quiet=True))
     assert run_cli(["replay-failure", str(folder)]) == 2
-    assert "failure.json: is missing; name a folder RUN/failed/step_N" in capsys.readouterr().err
+    assert "failure.json: no such file; name a folder RUN/failed/step_N" in capsys.readouterr().err

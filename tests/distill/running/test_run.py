@@ -152,7 +152,7 @@ def test_never_and_paths(finished: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already contains a run; resume it"):
         distill(finished, resume="never", quiet=True)
     job = load_job(finished.output.dir / "job.yaml", [f"output.dir={tmp_path / 'new'}"])
-    with pytest.raises(UserError, match="nowhere: is no folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         distill(job, resume=str(tmp_path / "nowhere"), quiet=True)
     distill(job, resume=str(finished.output.dir / "checkpoints" / "step_000004"), quiet=True)
     assert read_trace(tmp_path / "new") == read_trace(finished.output.dir)[4:]
