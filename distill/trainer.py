@@ -22,7 +22,13 @@ from distill.observed import Listener, Observed, Stopped
 from distill.pixels import PixelFeatures
 from distill.predictions import loss_sample, student_x0, teacher_x0
 from distill.pretraining import add_pair_gradients
-from distill.updates import Iteration, learning_rate_factor
+from distill.updates import (
+    Iteration,
+    batches_per_iteration,
+    first_batch,
+    first_update,
+    learning_rate_factor,
+)
 from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import PairMethod, stage_at
@@ -115,12 +121,11 @@ class Trainer:
 
     def updates(self, iteration: int) -> list[tuple[int, Update]]:
         """The updates of an iteration: the index of the batch that each uses, and its gradients."""
-        method = self.job.method
-        own_rollouts = method.fake_score_updates if method.fresh_rollouts else 0
-        first = iteration * (1 + own_rollouts)
-        stage = stage_at(method, iteration).method
+        first = first_batch(self.job.method, iteration)
+        stage = stage_at(self.job.method, iteration).method
         if isinstance(stage, PairMethod):
             return [(first, partial(add_pair_gradients, self, stage, batch_index=first))]
+        own_rollouts = batches_per_iteration(stage) - 1
         works = [self.add_gradients, *[self.add_fake_score_gradients] * own_rollouts]
         return [
             (first + number, partial(work, batch_index=first + number, iteration=iteration))
@@ -196,7 +201,9 @@ class Trainer:
         """Adds a micro-batch's gradient to the fake score, on a rollout of its own."""
         batch = self.batches.micro_batch(batch_index, micro)
         method = stage_at(self.job.method, iteration).method
-        exit_step = self.batches.exit_step(batch_index)
+        exit_step = len(self.job.schedule) - 1
+        if not method.whole_rollouts:
+            exit_step = self.batches.exit_step(batch_index)
         with torch.no_grad():
             x0 = student_x0(self.strategy, batch, self.job.schedule, exit_step)
         x_t = add_noise(x0, batch.score_noise, batch.sigma)
@@ -226,7 +233,8 @@ class Trainer:
 
     def _step(self, role: str, result: Iteration, index: UpdateIndex) -> None:
         """Updates a role and records the norm of its gradient."""
-        factor = learning_rate_factor(index.iteration, self.job.train)
+        first = first_update(self.job.method, role)
+        factor = learning_rate_factor(index.iteration, self.job.train, first)
         if role == STUDENT:
             factor *= stage_at(self.job.method, index.iteration).lr_factor
         result.lr[role] = self.strategy.settings.optimizers[role].lr * factor

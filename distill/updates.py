@@ -10,11 +10,46 @@ from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, PIXEL_DISCRIMINATOR, STUDENT
 
 
-def learning_rate_factor(iteration: int, train: Train) -> float:
-    """Linear warm-up, flat, then linear to zero over the last ``train.decay`` iterations."""
-    warm = (iteration + 1) / max(1, train.warmup)
+def learning_rate_factor(iteration: int, train: Train, first: int = 0) -> float:
+    """Linear warm-up, flat, then linear to zero over the last ``train.decay`` iterations.
+
+    Args:
+        iteration: The iteration, counted from 0.
+        train: The job's settings.
+        first: The first iteration that updates the role, where its warm-up begins.
+    """
+    warm = (iteration - first + 1) / max(1, train.warmup)
     cold = (train.iterations - iteration) / max(1, train.decay)
     return min(1.0, warm, cold)
+
+
+def first_update(method: Method, role: str) -> int:
+    """The first iteration that updates a role; a later stage may be the first that does."""
+    first = 0
+    for stage in method.stages:
+        if role in stage.method.roles or stage.iterations is None:
+            break
+        first += stage.iterations
+    return first
+
+
+def first_batch(method: Method, iteration: int) -> int:
+    """The index in the run of the first global batch that an iteration uses.
+
+    An iteration uses one batch for the student, and one for each update of the fake score on a
+    rollout of its own. Each stage counts its own, so that no batch of prompts is skipped.
+    """
+    index, left = 0, iteration
+    for stage in method.stages:
+        count = left if stage.iterations is None else min(left, stage.iterations)
+        index += count * batches_per_iteration(stage.method)
+        left -= count
+    return index + left * batches_per_iteration(method.stages[-1].method)
+
+
+def batches_per_iteration(method: Method) -> int:
+    """The number of global batches that an iteration of a stage's method uses."""
+    return 1 + (method.fake_score_updates if method.fresh_rollouts else 0)
 
 
 def updates_done(method: Method, step: int) -> dict[str, int]:

@@ -151,7 +151,7 @@ def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
         fake_score = forward()
     if method.fresh_rollouts:
         updates = method.fake_score_updates
-        student = student.blend(forward((steps + 1) / 2, (steps + 1) / 2), 1, updates)
+        student = student.blend(forward(_own_steps(job), _own_steps(job)), 1, updates)
         update = training_pass(again, weights=shares[FAKE_SCORE])
         fake_score = fake_score.blend(update, 1, updates)
     else:
@@ -176,7 +176,8 @@ def stop_intervals(
     guided = _guided(job)
     own = method.fake_score_updates if method.fresh_rollouts else 0
     generator = training_pass(again, weights=0) if method.through_fake_score else forward()
-    found = {"a step of the rollout": ((len(job.schedule) + 1) / 2 * (1 + own), forward())}
+    rollouts = (len(job.schedule) + 1) / 2 + own * _own_steps(job)
+    found = {"a step of the rollout": (rollouts, forward())}
     if method.through_teacher:
         generator += forward(guided, 1) + Passes(backwards=guided, backward_calls=1)
     else:
@@ -189,6 +190,12 @@ def stop_intervals(
     found["an update of the fake score"] = (own or 1, update)
     found["the student's backward pass"] = (1, training_pass(again, 0, shares[STUDENT]))
     return found
+
+
+def _own_steps(job: Job) -> float:
+    """The mean number of steps of a rollout that is the fake score's own."""
+    steps = len(job.schedule)
+    return steps if job.method.whole_rollouts else (steps + 1) / 2
 
 
 def _guided(job: Job) -> int:

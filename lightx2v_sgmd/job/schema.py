@@ -153,8 +153,8 @@ class Train:
     clip: Annotated[float, Field(gt=0)] = 1.0
     # Decay of the student's moving average, which is what gets exported; 0 keeps none.
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Iterations over which the learning rate rises to its value: with beta1 = 0 the first steps
-    # would otherwise be as large as the sign of the gradient.
+    # Iterations over which a network's learning rate rises to its value, from its first update on:
+    # with beta1 = 0 the first steps would otherwise be as large as the sign of the gradient.
     warmup: Annotated[int, Field(ge=0, le=10**9)] = 10
     # Last iterations over which the learning rate falls linearly to zero, which settles the
     # student; 0 keeps it constant, as the paper does.

@@ -3,7 +3,9 @@
 Fake score and teacher each take a small step along their probability flow, from x_t to
 ``t - delta``; a discriminator with heads on the frozen teacher's blocks tells the two apart there,
 and the student, reached through the fake score and x_t, makes them alike. Hinge losses (Eq. 7, 8),
-guidance drawn anew each iteration, one fake-score update for one generator update (TTUR 1).
+guidance drawn anew each iteration, one fake-score update for one generator update (TTUR 1). The
+fake score learns from whole rollouts, and score times are uniform (Alg. 1, lines 9 and 18): the
+shipped jobs have ``train.score_shift: 1.0``.
 """
 
 from __future__ import annotations
@@ -38,6 +40,14 @@ class ADM(Method):
     @property
     def fresh_rollouts(self) -> bool:
         """Every fake-score update draws a rollout of its own, a single one too."""
+        return True
+
+    @property
+    def whole_rollouts(self) -> bool:
+        """The fake score learns videos of all steps (Alg. 1, line 9).
+
+        Only the student's own update ends at a random step (line 15).
+        """
         return True
 
     def generator_losses(self, sample: Sample) -> Losses:

@@ -165,6 +165,14 @@ class Method:
         return self.fake_score_updates > 1
 
     @property
+    def whole_rollouts(self) -> bool:
+        """True if the fake score's own rollouts run all steps.
+
+        Otherwise they end at a random step, like the student's.
+        """
+        return False
+
+    @property
     def through_fake_score(self) -> bool:
         """True if the generator's gradient flows through the fake score at x_t."""
         return True

@@ -65,6 +65,11 @@ class DMDX(Method):
         return self.adm.fresh_rollouts
 
     @property
+    def whole_rollouts(self) -> bool:
+        """True if the fake score's rollouts of the second stage run all steps."""
+        return self.adm.whole_rollouts
+
+    @property
     def guidance_range(self) -> tuple[float, float] | None:
         """The second stage's range of guidance."""
         return self.adm.guidance_range

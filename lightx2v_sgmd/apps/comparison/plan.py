@@ -37,6 +37,8 @@ TEACHER, UNDISTILLED = "teacher", "undistilled"
 FORMAT_VERSION = 1
 SHARED = ("teacher", "schedule", "data", "video", "train", "parallel", "output")
 """Sections that every row takes from the job that was named; the others are the method's own."""
+_METHODS_OWN = ("score_shift",)
+"""Keys of the section ``train`` that belong to the method: ADM's score times are uniform."""
 _OURS = {
     "output.dir": "runs go below --out",
     "train.checkpoint_every": "--every says when snapshots are taken",
@@ -255,7 +257,10 @@ def _method_sections(job_file: Path, base: Job, method: str) -> list[str]:
         return [f"method={json.dumps({'name': method})}"]
     load_job(beside)  # so that its mistakes are told under its own name
     tree = read_job_tree(beside).tree
-    return [f"{key}={json.dumps(part)}" for key, part in tree.items() if key not in SHARED]
+    own = {key: part for key, part in tree.items() if key not in SHARED}
+    train = tree.get("train", {})
+    own |= {f"train.{key}": train[key] for key in _METHODS_OWN if key in train}
+    return [f"{key}={json.dumps(part)}" for key, part in own.items()]
 
 
 def _checkable(job: Job) -> bool:

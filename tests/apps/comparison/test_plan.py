@@ -56,6 +56,18 @@ def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_brings_its_score_times(job: Path, tmp_path: Path) -> None:
+    """ADM's are uniform in its paper; a setting of the command still comes before the job's."""
+    adm = "method: {name: adm}\ntrain: {score_shift: 1.0, iterations: 99}\nbase: base_sgmd.yaml\n"
+    job.with_name("base_adm.yaml").write_text(adm)
+    methods = ["sgmd", "dmd2", "adm"]
+    plan = make_plan(job, tmp_path / "out", methods=methods)
+    assert [each.train.score_shift for each in plan.jobs.values()] == [5.0, 5.0, 1.0]
+    assert {each.train.iterations for each in plan.jobs.values()} == {5}
+    plan = make_plan(job, tmp_path / "out", methods=methods, overrides=["train.score_shift=3"])
+    assert {each.train.score_shift for each in plan.jobs.values()} == {3.0}
+
+
 def test_only_a_shipped_models_captions_of_the_world_are_checked(job: Path, tmp_path: Path) -> None:
     shipped = make_plan(job, tmp_path / "out", overrides=["data.prompts=sprites"])
     assert shipped.checkable and shipped.settings.prompts == Settings().prompts
