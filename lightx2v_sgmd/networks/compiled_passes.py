@@ -42,7 +42,9 @@ class Passes:
         def compiled(function: Callable[..., Any]) -> Any:
             # Code of its own: the compiler counts how often it compiled one, whichever the network.
             own = FunctionType(function.__code__.replace(), function.__globals__)
-            return partial(_exactly, torch.compile(own, backend=backend, dynamic=False))
+            options = _options() if backend == "inductor" else None
+            graph = torch.compile(own, backend=backend, dynamic=False, options=options)
+            return partial(_exactly, graph)
 
         self.modulate = compiled(_modulate)
         self.gate = compiled(_gate)
@@ -84,6 +86,19 @@ def use_passes(network: Any, passes: Any) -> None:
             block.norm2.forward = partial(_layer_normalised, passes, block.norm2)
         block.forward = MethodType(partial(_forward, passes), block)
         mark_attention(block)
+
+
+def _options() -> dict[str, Any]:
+    """Settings of the compiler that gradients need.
+
+    From PyTorch 2.10 on, one kernel of a GPU sums a norm's gradients over tokens and over channels.
+    For modulated norms of 4,096 tokens and more its sums over tokens have a wrong shape or, without
+    an error, wrong numbers (pytorch/pytorch issues 178080 and 193061).
+    """
+    from torch._inductor import config
+
+    known = hasattr(config.triton, "mix_order_reduction")
+    return {"triton.mix_order_reduction": False} if known else {}
 
 
 def _prepare_compiler() -> None:

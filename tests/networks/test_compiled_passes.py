@@ -201,3 +201,48 @@ def test_the_job_decides(
         compiles("always", gpu)
     with pytest.raises(UserError, match="use auto, always or never"):
         load_job(job_file(tiny_teacher, tmp_path), ["parallel.compile=yes"])
+
+
+def test_gradients_are_not_summed_by_a_kernel_that_gets_them_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def compile_(function: Any, **settings: Any) -> Any:
+        asked.append(settings["options"])
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    compiled_passes.Passes()
+    known = hasattr(torch._inductor.config.triton, "mix_order_reduction")
+    assert asked == [{"triton.mix_order_reduction": False} if known else {}] * 6
+
+
+@pytest.mark.gpu
+def test_gradients_over_many_tokens_are_the_plain_ones() -> None:
+    """Sums over so many tokens were wrong in some releases of PyTorch's compiler."""
+    source, (tokens, width) = torch.Generator("cuda").manual_seed(0), (16_384, 512)
+
+    def numbers(*size: int) -> Tensor:
+        return torch.randn(size, device="cuda", generator=source).requires_grad_()
+
+    x, change = numbers(1, tokens, width), numbers(1, tokens, width)
+    row, vector = numbers(1, 1, width), numbers(width)
+    passes, eps = compiled_passes.Passes(), 1e-6
+    cases: dict[str, tuple[Any, ...]] = {
+        "modulate": (x, row, numbers(1, 1, width), eps),
+        "gate": (x, change, row),
+        "add_and_modulate": (x, change, row, numbers(1, 1, width), eps),
+        "layer_norm": (x, vector, numbers(width), eps),
+        "rms_norm": (x, vector, eps),
+    }
+    for name, inputs in cases.items():
+        leaves = [each for each in inputs if isinstance(each, Tensor)]
+        gradients = []
+        for function in (getattr(passes, name), getattr(compiled_passes, f"_{name}")):
+            out = function(*inputs)
+            out = torch.cat(out) if isinstance(out, tuple) else out
+            weights = torch.linspace(-1, 1, out.numel(), device="cuda").view_as(out)
+            gradients.append(torch.autograd.grad((out * weights).sum(), leaves))
+        for ours, plain in zip(*gradients, strict=True):
+            assert ((ours - plain).norm() / plain.norm()) < 1e-4, name
