@@ -5,7 +5,7 @@ So memory never holds the whole network twice, nor the whole of it in more bits 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -28,7 +28,7 @@ def quantize(block: Any, kind: str) -> None:
     """Quantises a block's matrices with torchao, on the device that they are on.
 
     ``fp8``: weights and, as they come, activations, one scale per row. ``int8``: weights only, one
-    scale per row.
+    scale per row. Rows of zeros, of weights or of activations, stay zeros.
     """
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
@@ -39,11 +39,26 @@ def quantize(block: Any, kind: str) -> None:
 
     if kind == "fp8":
         config: Any = Float8DynamicActivationFloat8WeightConfig(
-            granularity=PerRow(), set_inductor_config=False
+            granularity=PerRow(), set_inductor_config=False, activation_value_lb=_SMALLEST
         )
     else:
         config = Int8WeightOnlyConfig(set_inductor_config=False)
     quantize_(block, config)
+    if kind == "fp8":
+        for weight in block.parameters():
+            _mend_rows_of_zeros(weight)
+
+
+_SMALLEST: Final = 1e-12
+"""The least that the largest number of a row counts as: torchao divides by it."""
+
+
+def _mend_rows_of_zeros(weight: Any) -> None:
+    """Torchao gives a row of zeros the scale 0, and 0 / 0 as its numbers."""
+    if hasattr(weight, "qdata") and hasattr(weight, "scale"):
+        empty = weight.scale == 0
+        weight.qdata.view(torch.uint8).masked_fill_(empty, 0)
+        weight.scale.masked_fill_(empty, 1.0)
 
 
 def store_in_fp8(block: Any, compute_dtype: torch.dtype) -> None:

@@ -139,6 +139,8 @@ def one_variant(context: Context, variant: Variant, row: Row, stock: Path) -> No
         torch.save(first[0], stock)
     elif stock.is_file():
         row["difference_to_stock"] = velocity_difference(context, first[0], stock)
+    if not first[0].isfinite().all():
+        raise ArithmeticError("the network gave numbers that are not finite")
     if variant.table:
         row |= kernel_table(context, short)
 
