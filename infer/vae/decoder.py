@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from infer.vae.kernels import EAGER, Kernels, compiled, rows
+from infer.vae.kernels import EAGER, Kernels, fused, rows
 from infer.vae.layers import (
     Attention,
     Caches,
@@ -79,8 +79,7 @@ class VaeDecoder(nn.Module):
         target = Target(device, layout)
         self.kernels: Kernels = EAGER
         if settings.compile:
-            # oneDNN adds a bias inside the convolution, cuDNN in a pass of its own.
-            self.kernels = compiled(adds_bias=device.type != "cpu")
+            self.kernels = fused(device.type)
         decoder, mid = vae.decoder, vae.decoder.mid_block
         self.post_quant_conv = Convolution(vae.post_quant_conv, target)
         self.conv_in = CausalConvolution(decoder.conv_in, target)

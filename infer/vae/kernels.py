@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_EPS: Final = 1e-12
+EPS: Final = 1e-12
 """The smallest length that diffusers' ``WanRMS_norm`` divides by."""
 
 
@@ -36,7 +36,7 @@ def norm(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None = None) -> N
     if bias is not None:
         x = x + bias
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    torch.div(x, length.clamp_min_(_EPS), out=out)
+    torch.div(x, length.clamp_min_(EPS), out=out)
     out.mul_(gamma)
 
 
@@ -58,7 +58,7 @@ def fused_norm_silu(x: Tensor, gamma: Tensor, out: Tensor, bias: Tensor | None =
     y = x.float()
     if bias is not None:
         y = y + bias
-    length = y.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPS)
+    length = y.square().sum(-1, keepdim=True).sqrt().clamp_min(EPS)
     out.copy_(F.silu(y / length * gamma))
 
 
@@ -87,13 +87,21 @@ EAGER: Final = Kernels(norm_silu, add)
 
 
 @lru_cache(maxsize=2)
-def compiled(adds_bias: bool) -> Kernels:
-    """The operations compiled to one kernel each, for any number of positions.
+def fused(device_type: str) -> Kernels:
+    """The operations as one kernel each, for any number of positions.
 
-    There is one graph per number of channels. Beyond PyTorch's limit of graphs the operations run
-    uncompiled, so no size of video is an error.
+    On a GPU they are Triton's. Elsewhere PyTorch's compiler makes them, one graph per number of
+    channels; beyond its limit of graphs they run uncompiled, so no size of video is an error.
+
+    Args:
+        device_type: ``cuda`` or ``cpu``.
     """
-    return Kernels(_compile(fused_norm_silu), _compile(fused_add), adds_bias)
+    if device_type == "cuda":
+        from infer.vae import triton_kernels
+
+        # cuDNN adds a bias in a pass of its own, oneDNN inside the convolution.
+        return Kernels(triton_kernels.norm_silu, triton_kernels.add, adds_bias=True)
+    return Kernels(_compile(fused_norm_silu), _compile(fused_add))
 
 
 def _compile(operation: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from torch._inductor.utils import run_and_get_code
 from infer.vae.kernels import (
     Kernels,
     add,
-    compiled,
+    fused,
     fused_add,
     fused_norm_silu,
     norm_silu,
@@ -68,8 +68,8 @@ def test_the_compiler_makes_one_kernel_for_any_number_of_frames(
 ) -> None:
     """The count of the decode's passes takes a fused operation for one kernel."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compiled.cache_clear()
-    kernels: Kernels = compiled(adds_bias=True)
+    fused.cache_clear()
+    kernels: Kernels = fused("cpu")
     gamma, bias = torch.randn(16), torch.randn(16)
 
     def run(frames: int) -> None:
@@ -86,3 +86,29 @@ def test_the_compiler_makes_one_kernel_for_any_number_of_frames(
     run(2)
     run(7)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [96, 384])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tritons_kernels_compute_what_the_plain_operations_do(
+    dtype: torch.dtype, channels: int
+) -> None:
+    source = torch.Generator().manual_seed(channels)
+    size = (2, channels, 3, 9, 7)
+    x = torch.randn(size, generator=source).to("cuda", dtype, memory_format=LAYOUTS[1])
+    x[:, :, 0, 0, 0] = 0
+    gamma, bias = torch.rand(channels, device="cuda"), torch.randn(channels).to("cuda", dtype)
+    whole = torch.full((2, channels, 5, 9, 7), 7.0, device="cuda", dtype=dtype)
+    whole = whole.contiguous(memory_format=LAYOUTS[1])
+    kernels, rounding = fused("cuda"), 2 * torch.finfo(dtype).eps
+    for addend in (None, bias):
+        kernels.norm_silu(rows(x), gamma, rows(whole[:, :, 2:]), addend)
+        exact = expected(x.cpu(), gamma.cpu(), None if addend is None else addend.cpu())
+        close = torch.isclose(whole[:, :, 2:].float().cpu(), exact, rtol=rounding, atol=1e-6)
+        assert close.all()
+        assert (whole[:, :, :2] == 7).all()
+        total = x.clone()
+        kernels.add(rows(total), rows(x), addend)
+        added = 2 * x.double() + (0 if addend is None else addend.double().view(-1, 1, 1, 1))
+        assert torch.isclose(total.double(), added, rtol=rounding, atol=1e-6).all()
