@@ -42,7 +42,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=list(STEPS),
         metavar="STEP",
-        help="steps to run; default all, listed below",
+        help="steps to run, in this order; default all, listed below",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="ROW",
+        help="rows to measure, such as 'engine, fp8'; default all of a step",
     )
     parser.add_argument(
         "--shape", choices=SIZES, default="14b", help="network to measure; default 14b"
@@ -103,7 +110,7 @@ def main(words: list[str] | None = None) -> int:
         return refuse("PyTorch sees no CUDA GPU here; --shape sprites rehearses on a CPU")
     try:
         size = tuple(args.size) if args.size else None
-        report = begin(args.out, args.budget, args.shape, size, args.steps, start)
+        report = begin(args.out, args.budget, args.shape, size, args.steps, start, args.rows)
     except OSError as error:
         return refuse(f"--out: {args.out} cannot be written: {error.strerror}; name another folder")
     report.data["device"] = "cuda" if gpu else "cpu"

@@ -84,7 +84,7 @@ class Context:
     @property
     def compile_s(self) -> float:
         """An estimate of the seconds that compiling a block takes."""
-        return 35.0 if self.cuda else 25.0
+        return 15.0 if self.cuda else 25.0
 
     def sync(self) -> None:
         """Waits for the GPU."""

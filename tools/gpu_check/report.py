@@ -108,10 +108,13 @@ class Step:
 
         Returns:
             The row: with ``took_s`` if it was measured, else with ``error``, ``skipped`` or
-            ``unavailable``, which say why not.
+            ``unavailable``, which say why not; empty if nobody asked for it.
         """
         if label in self.rows:
             return self.rows[label]
+        wanted = self.report.data.get("rows", [])
+        if wanted and label not in wanted:
+            return {}
         row = self.rows[label] = {}
         left = self.report.left()
         if left < expected_s:

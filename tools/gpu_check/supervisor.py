@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.gpu_check.report import FILE, FORMAT, GRACE_S, Report, say
-from tools.gpu_check.steps import SIZES, STEPS
+from tools.gpu_check.steps import SIZES
 from tools.gpu_check.worker import LOST, unfinished
 
 POLL_S = 0.25
@@ -30,6 +31,7 @@ def begin(
     size: tuple[int, int, int] | None,
     wanted: list[str],
     start: float | None = None,
+    rows: Sequence[str] = (),
 ) -> Report:
     """An empty report.
 
@@ -38,8 +40,9 @@ def begin(
         budget_s: When everything stops.
         shape: A name of ``SIZES``.
         size: Height, width and frames; default the shape's.
-        wanted: Names of steps.
+        wanted: Names of steps, in the order in which they run.
         start: When the budget began, by ``time.monotonic``; default now.
+        rows: Labels of the rows to measure; default all.
     """
     start = time.monotonic() if start is None else start
     out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +54,8 @@ def begin(
         "shape": shape,
         "size": list(size or SIZES[shape]),
         "device": "cpu",
-        "wanted": [name for name in STEPS if name in wanted],
+        "wanted": list(dict.fromkeys(wanted)),
+        "rows": list(rows),
         "clock": {"start": start, "budget_s": budget_s},
         "elapsed_s": 0.0,
         "steps": {},

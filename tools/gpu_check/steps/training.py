@@ -61,6 +61,7 @@ def one_strategy(context: Context, strategy: str, step: Step, row: Row) -> None:
         row["machine"] = report.get("machine", {})
         for result in report.get("methods", [])[:1]:
             row |= {"iteration_s" if key == "seconds" else key: result[key] for key in result}
+    failure = row.get("failed", failure)
     if failure:
         raise RuntimeError(failure)
 

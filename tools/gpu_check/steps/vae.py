@@ -66,7 +66,8 @@ _CONTIGUOUS = DecodeSettings(channels_last=False, compile=True)
 VARIANTS = (
     Variant("stock diffusers", None),
     Variant("engine, as it comes", table=True),
-    Variant("engine, bfloat16", dtype=torch.bfloat16, table=True),
+    Variant("engine, float16", dtype=torch.float16, table=True),
+    Variant("engine, bfloat16", dtype=torch.bfloat16),
     Variant("engine, not compiled", _EAGER),
     Variant("engine, not channels last", _CONTIGUOUS),
     Variant("engine, TF32 off", tf32=False),
