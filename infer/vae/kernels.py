@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightx2v_sgmd.system.console import note
+
 EPS: Final = 1e-12
 """The smallest length that diffusers' ``WanRMS_norm`` divides by."""
 
@@ -86,6 +88,37 @@ class Kernels:
 EAGER: Final = Kernels(norm_silu, add)
 
 
+class OrPlain:
+    """A fast operation, or the plain one from the moment that the fast one cannot be built here.
+
+    A kernel that cannot be built has changed nothing.
+
+    Args:
+        fast: The operation.
+        plain: The slower one, which gives the same.
+    """
+
+    def __init__(self, fast: Callable[..., None], plain: Callable[..., None]) -> None:
+        self.fast, self.plain = fast, plain
+        self.failed = False
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Runs the operation."""
+        if not self.failed:
+            try:
+                return self.fast(*tensors)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self.failed = True
+                reason = (str(error).strip().splitlines() or [""])[0][:160]
+                note(
+                    f"decode: a kernel could not be built ({type(error).__name__}: {reason}); "
+                    "going on without it, which is slower and gives the same"
+                )
+        return self.plain(*tensors)
+
+
 @lru_cache(maxsize=2)
 def fused(device_type: str) -> Kernels:
     """The operations as one kernel each, for any number of positions.
@@ -100,7 +133,11 @@ def fused(device_type: str) -> Kernels:
         from infer.vae import triton_kernels
 
         # cuDNN adds a bias in a pass of its own, oneDNN inside the convolution.
-        return Kernels(triton_kernels.norm_silu, triton_kernels.add, adds_bias=True)
+        return Kernels(
+            OrPlain(triton_kernels.norm_silu, norm_silu),
+            OrPlain(triton_kernels.add, add),
+            adds_bias=True,
+        )
     return Kernels(_compile(fused_norm_silu), _compile(fused_add))
 
 

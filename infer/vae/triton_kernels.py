@@ -8,7 +8,7 @@ B batch, N = T * H * W positions, C channels.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -23,13 +23,13 @@ _NUMBERS_AT_ONCE: Final = 4096
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _norm_silu(
-    x: Any,
-    gamma: Any,
-    bias: Any,
-    out: Any,
-    positions: Any,
-    x_stride: Any,
-    out_stride: Any,
+    x: tl.tensor,
+    gamma: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    positions: tl.tensor,
+    x_stride: tl.tensor,
+    out_stride: tl.tensor,
     eps: tl.constexpr,
     channels: tl.constexpr,
     with_bias: tl.constexpr,
@@ -54,12 +54,12 @@ def _norm_silu(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add(
-    x: Any,
-    y: Any,
-    bias: Any,
-    positions: Any,
-    x_stride: Any,
-    y_stride: Any,
+    x: tl.tensor,
+    y: tl.tensor,
+    bias: tl.tensor,
+    positions: tl.tensor,
+    x_stride: tl.tensor,
+    y_stride: tl.tensor,
     channels: tl.constexpr,
     with_bias: tl.constexpr,
     block: tl.constexpr,

@@ -19,7 +19,7 @@ from infer.memory import GIB
 from lightx2v_sgmd.families.wan import TEXT_LENGTH
 from tools.models.random_wan import RandomWan, open_random_wan
 
-DEFAULT_FLOPS = {"cuda": 500e12, "cpu": 50e9}
+DEFAULT_FLOPS = {"cuda": 700e12, "cpu": 50e9}
 """A matrix rate to estimate by while none was measured."""
 
 
@@ -79,7 +79,7 @@ class Context:
         """An estimate of one forward's seconds, for the clock alone."""
         work = self.operations.linear + self.operations.attention
         rate = self.limits.get("flops") or DEFAULT_FLOPS[self.device.type]
-        return work / (0.6 * rate)
+        return work / (0.75 * rate)
 
     @property
     def compile_s(self) -> float:

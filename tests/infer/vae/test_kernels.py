@@ -12,6 +12,7 @@ from torch._inductor.utils import run_and_get_code
 
 from infer.vae.kernels import (
     Kernels,
+    OrPlain,
     add,
     fused,
     fused_add,
@@ -112,3 +113,16 @@ def test_tritons_kernels_compute_what_the_plain_operations_do(
         kernels.add(rows(total), rows(x), addend)
         added = 2 * x.double() + (0 if addend is None else addend.double().view(-1, 1, 1, 1))
         assert torch.isclose(total.double(), added, rtol=rounding, atol=1e-6).all()
+
+
+def test_a_kernel_that_cannot_be_built_is_done_without(capsys: pytest.CaptureFixture[str]) -> None:
+    def unbuildable(*tensors: Tensor | None) -> None:
+        raise RuntimeError("Failed to find C compiler\nmore")
+
+    operation = OrPlain(unbuildable, add)
+    x = torch.ones(1, 2, 3)
+    operation(x, torch.ones(1, 2, 3))
+    operation(x, torch.ones(1, 2, 3))
+    assert torch.equal(x, torch.full((1, 2, 3), 3.0))
+    said = capsys.readouterr().err
+    assert said.count("a kernel could not be built (RuntimeError: Failed to find C compiler)") == 1

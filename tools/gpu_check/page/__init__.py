@@ -85,12 +85,20 @@ def merged(reports: list[dict[str, Any]], paths: list[Path]) -> dict[str, Any]:
             after = step.get("rows", {})
             kept = {label: row for label, row in before.items() if "took_s" in row}
             newer = {
-                label: row
+                label: _if_finite(row)
                 for label, row in after.items()
                 if "skipped" not in row or label not in kept
             }
             steps[name] = {**step, "rows": {**kept, **newer}}
     return {**whole, "steps": steps}
+
+
+def _if_finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row; without its figures, which then say nothing, if its network gave no real numbers."""
+    if row.get("difference_to_stock") not in ("nan", "inf"):
+        return row
+    error = f"the network gave numbers that are not finite, in {row['ms']:.0f} ms a forward"
+    return {"error": error, "took_s": row["took_s"]}
 
 
 def _gpu_name(data: dict[str, Any]) -> str:

@@ -49,11 +49,11 @@ STEPS = {
         _step("limits", "the ceilings: copies and matrix products", (8, 8, 5), module="limits"),
         _step("attention", "every attention kernel", (30, 25, 3), (10, 10, 3)),
         _step("bundled", "the bundled teacher against the CPU", (60, 60, 8), (15, 15, 8)),
-        _step("forward", "one forward of the network", (240, 150, 45), (40, 25, 20)),
-        _step("vae", "the VAE's decode", (60, 60, 8), (15, 15, 3)),
-        _step("video", "a whole video by stage", (90, 60, 5), (60, 45, 5)),
-        _step("training", "training iterations", (220, 220, 120), (90, 90, 30)),
-        _step("tests", "the GPU tests", (90, 90, 15), (30, 30, 5), module="gpu_tests"),
+        _step("forward", "one forward of the network", (130, 100, 45), (30, 25, 20)),
+        _step("vae", "the VAE's decode", (110, 110, 8), (15, 15, 3)),
+        _step("video", "a whole video by stage", (75, 60, 5), (55, 45, 5)),
+        _step("training", "training iterations", (260, 260, 120), (125, 125, 30)),
+        _step("tests", "the GPU tests", (90, 90, 15), (40, 30, 5), module="gpu_tests"),
         _step("kernels", "a forward with each attention kernel", (200, 120, 40), (60, 40, 30)),
     )
 }
