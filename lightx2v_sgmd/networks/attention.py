@@ -7,6 +7,7 @@ Approximate kernels are used only when they are asked for by name.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ class _Known:
         approximate: Difference from exact attention; "" for exact kernels.
         tolerance: Largest error of the trial.
         cudnn: Least version of cuDNN, as ``torch.backends.cudnn.version`` gives it.
+        instead: A module that has the same kernel where ``module`` is not installed.
     """
 
     backend: str
@@ -67,6 +69,7 @@ class _Known:
     approximate: str = ""
     tolerance: float = 0.03
     cudnn: int = 0
+    instead: str = ""
 
 
 KERNELS: Final = {
@@ -84,9 +87,10 @@ KERNELS: Final = {
         "flash_attn_interface",
         "FlashAttention 3",
         (9, 0),
-        "build it from github.com/Dao-AILab/flash-attention, folder hopper/",
+        "pip install fa3-fwd, or build it: github.com/Dao-AILab/flash-attention, folder hopper",
         half_only=True,
         auto_from=(9, 0),
+        instead="fa3_fwd_interface",  # its forward pass alone, as a wheel
     ),
     "sdpa-cudnn": _Known(
         "_native_cudnn",
@@ -222,6 +226,8 @@ def apply(network: ModelMixin, kernel: str) -> None:
                 backend
             )
         return
+    if kernel == "flash3":
+        _lend_flash3()
     with attention_backend("native"), no_warnings("diffusers.models.modeling_utils"):
         network.set_attention_backend(backend)
 
@@ -247,6 +253,16 @@ def attend(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value, backend=AttentionBackendName(backend)
         )
     return result
+
+
+def _lend_flash3() -> None:
+    """Gives diffusers' dispatcher the wheel's FlashAttention 3 where its usual package is not."""
+    from diffusers.models import attention_dispatch
+
+    if not attention_dispatch._CAN_USE_FLASH_ATTN_3:
+        wheel = importlib.import_module(KERNELS["flash3"].instead)
+        attention_dispatch.flash_attn_3_func = wheel.flash_attn_func
+        attention_dispatch._CAN_USE_FLASH_ATTN_3 = True
 
 
 def _lend_flash4() -> None:
@@ -282,7 +298,7 @@ def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | N
     if device.type == "cuda" and known.capability is not None:
         if not torch.cuda.is_available():
             return "PyTorch sees no CUDA device"
-        problem = None if known.module is None else _unusable(known.module)
+        problem = _problem(known)
         if problem == "is not installed":
             return f"{known.package} is not installed ({known.install})"
         capability = torch.cuda.get_device_capability(device)
@@ -295,8 +311,18 @@ def _why_not(known: _Known, device: torch.device, dtype: torch.dtype) -> str | N
             return f"{known.package} is right from cuDNN {need} on, and this is {have}"
     if known.half_only and dtype not in (torch.bfloat16, torch.float16):
         return f"{known.package} runs in bfloat16 and float16, not in {dtype}"
-    problem = None if known.module is None else _unusable(known.module)
+    problem = _problem(known)
     return None if problem is None else f"{known.package} {problem}"
+
+
+def _problem(known: _Known) -> str | None:
+    """The problem of a kernel's package, or None; any package that has the kernel will do."""
+    if known.module is None:
+        return None
+    problem = _unusable(known.module)
+    if problem == "is not installed" and known.instead:
+        problem = _unusable(known.instead)
+    return problem
 
 
 def _unusable(module: str) -> str | None:
@@ -348,6 +374,8 @@ def _asked_directly(backend: str) -> Iterator[None]:
         _lend_flash4()
         yield
         return
+    if backend == KERNELS["flash3"].backend:
+        _lend_flash3()
     with attention_backend(backend), warnings.catch_warnings():
         # PyTorch explains at length in warnings why a kernel of its own cannot run.
         warnings.simplefilter("ignore")

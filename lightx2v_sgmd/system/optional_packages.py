@@ -49,6 +49,7 @@ that are imported only when used (DeepSpeed, OpenCV, ffmpeg, TensorBoard) are no
 _DISTRIBUTIONS: Final = {
     "cv2": "opencv-python-headless",
     "flash_attn": "flash-attn",
+    "fa3_fwd_interface": "fa3-fwd",
     "flash_attn_interface": "flash-attn-3",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "torch_xla": "torch-xla",

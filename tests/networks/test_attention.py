@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,3 +254,29 @@ def test_folded_text_keeps_its_mask(tmp_path: Path, fold_first: bool) -> None:
             step(network)
         got = velocity(network, x_t, sigma, text)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_the_wheel_of_flash3_does_where_the_usual_package_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = pretend_gpu(monkeypatch, (9, 0))
+    missing = {"flash_attn_interface", "fa3_fwd_interface"}
+    problem = "is not installed"
+    monkeypatch.setattr(
+        attention, "_unusable", lambda module: problem if module in missing else None
+    )
+    monkeypatch.setattr(attention, "_trial", lambda *args: None)
+    with pytest.raises(UserError, match=r"FlashAttention 3 is not installed \(pip install fa3-fwd"):
+        attention.choose("flash3", device, torch.bfloat16, 128)
+    missing.remove("fa3_fwd_interface")
+    assert attention.choose("auto", device, torch.bfloat16, 128) == "flash3"
+
+    wheel = types.ModuleType("fa3_fwd_interface")
+    wheel.flash_attn_func = lambda *args, **options: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", wheel)
+    monkeypatch.setattr(attention_dispatch, "_CAN_USE_FLASH_ATTN_3", False)
+    monkeypatch.setattr(attention_dispatch, "flash_attn_3_func", None)
+    attention._lend_flash3()
+    assert attention_dispatch.flash_attn_3_func is wheel.flash_attn_func
+    with attention._asked_directly("_flash_3"):  # diffusers takes it for installed now
+        pass
