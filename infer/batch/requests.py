@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from infer.checks import Checked, wanted_size
 from infer.engine import seed_list
-from lightx2v_sgmd.files.prompts import parse_line, prompt_problem, read_prompts, text_lines
+from lightx2v_sgmd.files.prompts import jsonl_rows, prompt_problem, read_prompts
 from lightx2v_sgmd.system.errors import UserError, short_line
 
 _KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
@@ -32,10 +32,10 @@ class Request:
         prompt: The prompt.
         seed: The seed of its noise.
         name: The name of its file, without the suffix.
-        height: In pixels; None: as trained, or as the caller says for all.
-        width: In pixels.
-        num_frames: ``4k + 1``.
-        where: ``FILE:LINE``, or "".
+        height: Height in pixels; None: as trained, or as the caller says for all.
+        width: Width in pixels.
+        num_frames: Number of frames, ``4k + 1``.
+        where: ``FILE:LINE`` of the prompt, or "".
     """
 
     prompt: str
@@ -65,27 +65,24 @@ def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Reques
         UserError: no prompts, or lines that cannot be used, all of them named.
     """
     if isinstance(prompts, Path) and prompts.suffix.lower() == ".jsonl":
-        found = _read_jsonl(prompts, seed)
-    else:
-        texts = list(read_prompts(prompts)) if isinstance(prompts, Path) else prompts
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if len(texts) > MOST_VIDEOS:
-            where = f"{prompts}: " if isinstance(prompts, Path) else "prompts: "
-            raise UserError(
-                f"{where}asks for {len(texts):,} videos, and at most {MOST_VIDEOS:,} are made by "
-                "one command; split it"
-            )
-        if not texts or not all(text.strip() for text in texts):
-            raise UserError("prompt: is empty; say what the video shows")
-        for text in texts:
-            if problem := prompt_problem(text):
-                raise UserError(f"prompt: {problem}; shorten or mend it")
-        numbers = seed_list(seed, len(texts))
-        found = [
-            Request(text, number, _default_name(index, text))
-            for index, (text, number) in enumerate(zip(texts, numbers, strict=True))
-        ]
-    return found
+        return _read_jsonl(prompts, seed)
+    texts = list(read_prompts(prompts)) if isinstance(prompts, Path) else prompts
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if len(texts) > MOST_VIDEOS:
+        where = f"{prompts}: " if isinstance(prompts, Path) else "prompts: "
+        raise UserError(
+            f"{where}asks for {len(texts):,} videos, and at most {MOST_VIDEOS:,} are made by "
+            "one command; split it"
+        )
+    if not texts or not all(text.strip() for text in texts):
+        raise UserError("prompt: is empty; say what the video shows")
+    for text in texts:
+        if problem := prompt_problem(text):
+            raise UserError(f"prompt: {problem}; shorten or mend it")
+    return [
+        Request(text, number, _default_name(index, text))
+        for index, (text, number) in enumerate(zip(texts, seed_list(seed, len(texts)), strict=True))
+    ]
 
 
 def settle(
@@ -136,20 +133,20 @@ def slug(prompt: str) -> str:
 
 
 def _read_jsonl(path: Path, seed: int) -> list[Request]:
-    found: list[Request] = []
+    requests: list[Request] = []
     problems: list[str] = []
     names: dict[str, str] = {}
-    for number, line in text_lines(path, MOST_VIDEOS):
-        if not line.strip():
-            continue
+    for number, row in jsonl_rows(path, MOST_VIDEOS):
         where = f"{path}:{number}"
-        index = len(found) + len(problems)
+        index = len(requests) + len(problems)
         try:
-            request = _parse(line, where, index, seed + index, hints=len(problems) < _SHOWN)
+            if isinstance(row, UserError):
+                raise row
+            request = _request(row, where, index, seed + index, hints=len(problems) < _SHOWN)
             if request.name in names:
                 raise UserError(f"name: {request.name!r} is also that of {names[request.name]}")
             names[request.name] = where
-            found.append(request)
+            requests.append(request)
         except UserError as error:
             problems.append(f"{where}: {error}")
     if problems:
@@ -157,20 +154,12 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
         if len(problems) > _SHOWN:
             shown.append(f"{path}: and {len(problems) - _SHOWN} more")
         raise UserError("\n".join(shown))
-    if not found:
+    if not requests:
         raise UserError(f"{path}: holds no prompts; write at least one")
-    return found
+    return requests
 
 
-def _parse(line: str, where: str, index: int, seed: int, *, hints: bool) -> Request:
-    row = parse_line(line)
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise UserError('has no prompt; write {"prompt": "..."}')
-    prompt = row["prompt"].strip()
-    if not prompt:
-        raise UserError('has no prompt; write {"prompt": "..."}')
-    if problem := prompt_problem(prompt):
-        raise UserError(f"the prompt {problem}; shorten or mend it")
+def _request(row: dict[str, Any], where: str, index: int, seed: int, *, hints: bool) -> Request:
     for key in row:
         if key not in _KEYS:
             key = key[:60]
@@ -181,7 +170,7 @@ def _parse(line: str, where: str, index: int, seed: int, *, hints: bool) -> Requ
     own_seed = numbers.pop("seed")
     if own_seed is not None and not 0 <= own_seed < 2**63:
         raise UserError(f"seed: {own_seed} is outside 0 ... 2^63 - 1")
-    name = row.get("name", _default_name(index, prompt))
+    name = row.get("name", _default_name(index, row["prompt"]))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
             f"name: {short_line(repr(name), 120)} is no file name; use letters, digits, spaces, "
@@ -193,7 +182,7 @@ def _parse(line: str, where: str, index: int, seed: int, *, hints: bool) -> Requ
             "shorten it"
         )
     return Request(
-        prompt,
+        row["prompt"],
         seed if own_seed is None else own_seed,
         name.removesuffix(".mp4"),
         numbers["height"],

@@ -48,7 +48,7 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def text_lines(
+def _text_lines(
     path: Path, most: int = MOST_LINES, newline: str = "\n"
 ) -> Iterator[tuple[int, str]]:
     """The numbered lines of a prompt file (from 1), one in memory at a time.
@@ -74,31 +74,52 @@ def text_lines(
         raise
 
 
-def parse_line(line: str) -> Any:
-    """What a line of a ``.jsonl`` file says.
+def jsonl_rows(
+    path: Path, most: int = MOST_LINES
+) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """The numbered lines of a ``.jsonl`` file that are not blank, parsed.
+
+    A line is an object with a checked and stripped ``prompt``, and whatever other keys it has. For
+    a line that is not, the error is given, not raised, so that the caller can name several.
+
+    Args:
+        path: The file.
+        most: Lines that it may have.
 
     Raises:
-        UserError: it is not JSON, or larger than any line of prompts.
+        UserError: it is missing, too large, unreadable or not UTF-8.
     """
+    for number, line in _text_lines(path, most):
+        if line.strip():
+            try:
+                yield number, _parse_line(line)
+            except UserError as error:
+                yield number, error
+
+
+def _parse_line(line: str) -> dict[str, Any]:
     # Most lines are so simple, and a million of them take four seconds by way of a parser.
-    if (found := _SIMPLE.fullmatch(line)) and len(line) <= LINE.size:
-        return {"prompt": found[1]}
-    try:
-        return parse_json(line, LINE)
-    except ValueError as error:
-        raise UserError(f'is not JSON ({error}); write {{"prompt": "..."}}') from None
+    if (simple := _SIMPLE.fullmatch(line)) and len(line) <= LINE.size:
+        row: Any = {"prompt": simple[1]}
+    else:
+        try:
+            row = parse_json(line, LINE)
+        except ValueError as error:
+            raise UserError(f'is not JSON ({error}); write {{"prompt": "..."}}') from None
+    row = row if isinstance(row, dict) else {}
+    return row | {"prompt": _checked(row.get("prompt"), 'write {"prompt": "..."}')}
 
 
 def prompt_problem(prompt: str) -> str | None:
-    """What is wrong with a prompt's text; None if it can be embedded."""
+    """The reason why a prompt's text cannot be embedded; None if it can."""
     return text_problem(prompt, MOST_CHARACTERS)
 
 
 def _txt(path: Path) -> Iterator[str]:
-    for number, line in text_lines(path):
+    for number, line in _text_lines(path):
         prompt = line.strip()
         if prompt and not prompt.startswith("#"):
-            yield _checked(prompt, path, number, "write one a line")
+            yield _located(prompt, path, number, "write one a line")
 
 
 def _simple_jsonl(path: Path) -> list[str] | None:
@@ -120,19 +141,14 @@ def _jsonl(path: Path) -> Iterator[str]:
     if (prompts := _simple_jsonl(path)) is not None:
         yield from prompts
         return
-    for number, line in text_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = parse_line(line)
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        yield _checked(prompt, path, number, 'write {"prompt": "..."}')
+    for number, row in jsonl_rows(path):
+        if isinstance(row, UserError):
+            raise UserError(f"{path}:{number}: {row}")
+        yield row["prompt"]
 
 
 def _csv(path: Path) -> Iterator[str]:
-    rows = csv.reader((line for _, line in text_lines(path, newline="")), strict=True)
+    rows = csv.reader((line for _, line in _text_lines(path, newline="")), strict=True)
     line = 1  # where the row begins; quoted text may run over several
     try:
         names = next(rows, None)
@@ -148,15 +164,22 @@ def _csv(path: Path) -> Iterator[str]:
         for row in rows:
             if row:
                 prompt = row[column] if column < len(row) else None
-                yield _checked(prompt, path, line, "fill the column prompt")
+                yield _located(prompt, path, line, "fill the column prompt")
             line = rows.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{line}: is not CSV ({error}); quote the text") from None
 
 
-def _checked(prompt: object, path: Path, line: int, remedy: str) -> str:
+def _located(prompt: str | None, path: Path, line: int, remedy: str) -> str:
+    try:
+        return _checked(prompt, remedy)
+    except UserError as error:
+        raise UserError(f"{path}:{line}: {error}") from None
+
+
+def _checked(prompt: object, remedy: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"{path}:{line}: has no prompt; {remedy}")
+        raise UserError(f"has no prompt; {remedy}")
     if problem := prompt_problem(prompt):
-        raise UserError(f"{path}:{line}: the prompt {problem}; shorten or mend it")
+        raise UserError(f"the prompt {problem}; shorten or mend it")
     return prompt.strip()
