@@ -112,5 +112,5 @@ def _embeddings(
 
 def _worth_folding(model: WanModel, rows: Sequence[Tensor], ranks: Ranks) -> bool:
     """On a CPU, if the network is wide enough to carry the padding weights (see ``wan``)."""
-    width = model.num_heads * int(model.transformer_config["attention_head_dim"])
+    width = model.width
     return ranks.device.type == "cpu" and longest(rows) + 1 <= width

@@ -15,14 +15,15 @@ import torch
 
 from distill.data import load_prompts, prompts_digest
 from lightx2v_sgmd.families.model_folder import model_folder
-from lightx2v_sgmd.families.sampling import TEACHER_STEPS, VideoSampler, noise_for, teacher_schedule
-from lightx2v_sgmd.families.sampling import teacher_shift as shift_of
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.job.schema import LATENTS, Data, Job
 from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved
+from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
+from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, teacher_schedule
+from lightx2v_sgmd.sampling.teacher_steps import teacher_shift as shift_of
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import shipped_model

@@ -31,6 +31,7 @@ from lightx2v_sgmd.families.wan import WanModel, fold_text_padding, pad_text, ve
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.sampling.sampler import noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
@@ -127,7 +128,7 @@ class Student:
         It is what diffusers draws from the same generator; drawn on the CPU, so that every machine
         starts from the same noise.
         """
-        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+        return noise_for(seed, shape)[0]
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
@@ -176,10 +177,9 @@ class Student:
         """
         if self.device.type != "cpu" or self.attention != "sdpa":
             return self.transformer
-        config = self.model.transformer_config
         if self.plan.compile:
             text_rows += _TEXT_ROWS
-        if text_rows <= self.model.num_heads * int(config["attention_head_dim"]):
+        if text_rows <= self.model.width:
             fold_text_padding(self.transformer)
         elif getattr(self.transformer, "text_padding_is_folded", False):
             self.parts.drop(NETWORK)

@@ -22,6 +22,7 @@ from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.text.cache import EmbeddingCache, is_embedding, prune_entries
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
+from lightx2v_sgmd.text.encoding import encode_each
 
 # S text tokens, D text width
 
@@ -60,22 +61,23 @@ class Texts:
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
         """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
-        # Each by itself: padding would change the last bits with the other prompts.
-        known: dict[str, tuple[Tensor, str]] = {}
-        for prompt in dict.fromkeys(prompts):
-            known[prompt] = self._read(prompt) or self._compute(prompt)
+        known = {
+            prompt: saved
+            for prompt in dict.fromkeys(prompts)
+            if (saved := self._read(prompt)) is not None
+        }
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        if missing:
+            encoder = self._parts.get(
+                TEXT_ENCODER, self._load, moves=self.device == self._parts.device
+            )
+            for prompt, row in zip(missing, encode_each(encoder, missing), strict=True):
+                known[prompt] = row, self._cut(prompt, encoder.tokenizer)
+                self._write(prompt, *known[prompt])
         for number, prompt in enumerate(prompts, start=1):
             if known[prompt][1]:
                 note(f"prompt {number} {known[prompt][1]}", quiet)
         return [known[prompt][0] for prompt in prompts]
-
-    def _compute(self, prompt: str) -> tuple[Tensor, str]:
-        shared = self.device == self._parts.device
-        encoder = self._parts.get(TEXT_ENCODER, self._load, moves=shared)
-        cut = self._cut(prompt, encoder.tokenizer)
-        rows = encoder.encode([prompt])[0].cpu()
-        self._write(prompt, rows, cut)
-        return rows, cut
 
     def _load(self) -> TextEncoder:
         with no_library_bars(), encoder_bar(self.model, self.quiet) as bar:

@@ -33,6 +33,7 @@ ROOMS = (
     "families",
     "parallel",
     "text",
+    "sampling",
     "apps",
     "cli",
 )

@@ -16,7 +16,7 @@ def network_bar(model: WanModel, quiet: bool) -> AbstractContextManager[Bar]:
     """A bar for loading the transformer, one step for each block and one for the rest."""
     config = model.transformer_config
     layers = int(config["num_layers"])
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    width = model.width
     parameters = layers * width * (8 * width + 2 * int(config["ffn_dim"]))
     return progress(1 + layers, "loading the network", quiet or parameters < _SHOWN_FROM)
 

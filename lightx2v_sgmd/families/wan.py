@@ -107,6 +107,11 @@ class WanModel:
         return int(self.transformer_config["num_attention_heads"])
 
     @property
+    def width(self) -> int:
+        """Number of channels of a token in the transformer."""
+        return self.num_heads * int(self.transformer_config["attention_head_dim"])
+
+    @property
     def text_dim(self) -> int:
         """Width of a text row."""
         return int(self.transformer_config["text_dim"])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.wan import TextEncoder, WanModel
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import Bar, note, progress
@@ -191,11 +191,17 @@ def _encoded(
         encoder = model.load_text_encoder(dtype, device)
     left = sum(map(len, chunks))
     for index in own:
-        rows = [row.cpu() for row in encoder.encode(chunks[index])]
+        rows = list(encode_each(encoder, chunks[index]))
         step = min(left, ranks * len(rows))
         left -= step
         bar.advance(step)
         yield index, rows
+
+
+def encode_each(encoder: TextEncoder, prompts: Sequence[str]) -> Iterator[Tensor]:
+    """Each prompt's embedding ``[S_i, D]`` on the CPU, as soon as it is computed."""
+    for prompt in prompts:
+        yield encoder.encode([prompt])[0].cpu()
 
 
 def _folder_name(

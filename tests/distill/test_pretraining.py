@@ -13,7 +13,6 @@ from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionMo
 from distill import distill
 from distill.updates import updates_done
 from lightx2v_sgmd.cli.main import run as run_cli
-from lightx2v_sgmd.families.sampling import VideoSampler, teacher_schedule
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, shard_path
 from lightx2v_sgmd.files.video import write_video
@@ -21,6 +20,8 @@ from lightx2v_sgmd.flow import cubic_sigmas
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, captured_layers, vision_widths
+from lightx2v_sgmd.sampling.sampler import VideoSampler
+from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import assert_same_run, job_file, needs_deepspeed, read_trace, train, weights_of
 

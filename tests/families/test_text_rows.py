@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.sampling import VideoSampler
 from lightx2v_sgmd.families.wan import TextEncoder, open_wan, text_dtype
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoding import embed, encode_prompts

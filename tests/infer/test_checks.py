@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from infer.checks import check_student
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.families.sampling import VideoSampler, noise_for
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.students import load_student, manifest_of, write_metadata

@@ -146,8 +146,8 @@ def open_teacher(folder: str) -> None:
     """As training does."""
     import torch
 
-    from lightx2v_sgmd.families.sampling import teacher_shift
     from lightx2v_sgmd.families.wan import open_wan
+    from lightx2v_sgmd.sampling.teacher_steps import teacher_shift
 
     model = open_wan(folder)
     teacher_shift(model)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan, file_name
-from lightx2v_sgmd.families.sampling import TEACHER_STEPS
+from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS
 
 
 @dataclass(frozen=True)

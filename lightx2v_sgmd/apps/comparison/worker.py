@@ -26,7 +26,6 @@ from lightx2v_sgmd.apps.comparison.measuring import Videos
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan, plan_of
 from lightx2v_sgmd.apps.comparison.tasks import TEACHER_BATCH, Task, teacher_folder
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.families.sampling import VideoSampler, teacher_schedule, teacher_shift
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.dtypes import torch_type

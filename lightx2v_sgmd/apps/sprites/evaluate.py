@@ -24,7 +24,8 @@ from lightx2v_sgmd.apps.sprites.measure import (
     score,
 )
 from lightx2v_sgmd.families import wan
-from lightx2v_sgmd.families.sampling import TEACHER_STEPS, Videos, VideoSampler, teacher_schedule
+from lightx2v_sgmd.sampling.sampler import Videos, VideoSampler
+from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, teacher_schedule
 from lightx2v_sgmd.schedule import Schedule
 
 __all__ = [

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from lightx2v_sgmd.apps.comparison import measuring, worker
 from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan, write_plan
 from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
-from lightx2v_sgmd.families.sampling import VideoSampler
 from lightx2v_sgmd.files.checkpoint import checkpoints
 from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.sampling.sampler import VideoSampler
 from tests.tiny import WEIGHTS
 from tests.training import job_file
 

@@ -1,7 +1,7 @@
 """Samples a model at any size, on any steps, with or without guidance; weights can be exchanged.
 
-Measurements of teachers, of their undistilled steps and of a run's snapshots use this one sampler.
-Users run students with ``infer``, which checks weights and chooses kernels.
+Measurements of teachers, of their undistilled steps and of a run's snapshots use this sampler, and
+so does the collection of ODE pairs.
 
 Legend: C channels, T latent frames, h, w latent height and width, F, H, W video.
 """
@@ -18,34 +18,17 @@ from numpy.typing import NDArray
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
+from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import VelocityFn, rollout
-from lightx2v_sgmd.schedule import Schedule, even_timesteps
-from lightx2v_sgmd.untrusted.configs import check_scheduler
-from lightx2v_sgmd.untrusted.json_text import read_json_object
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.text.encoding import encode_prompts
 
 Videos = NDArray[np.uint8]
-
-TEACHER_STEPS = 50
 
 
 def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     """The noise ``[1, C, T, h, w]`` of one video, the same wherever it is made."""
     return torch.randn(1, *shape, generator=torch.Generator("cpu").manual_seed(seed))
-
-
-def teacher_schedule(shift: float = 3.0, steps: int = TEACHER_STEPS) -> Schedule:
-    """The teacher's own sampling steps: evenly spaced, then shifted."""
-    return Schedule(even_timesteps(steps), shift)
-
-
-def teacher_shift(model: wan.WanModel) -> float:
-    """The flow shift that a model's own scheduler names, or Wan's 3 for 480p."""
-    path = Path(model.path) / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        return 3.0
-    config = read_json_object(path)
-    check_scheduler(config)
-    return float(config.get("flow_shift") or config.get("shift") or 3.0)
 
 
 class VideoSampler:
@@ -105,9 +88,9 @@ class VideoSampler:
         self._encode(prompts)
         videos = []
         for start in range(0, len(prompts), self.batch):
-            chosen = slice(start, start + self.batch)
-            noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[chosen]])
-            latents = self.latents(prompts[chosen], noise)
+            these = slice(start, start + self.batch)
+            noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[these]])
+            latents = self.latents(prompts[these], noise)
             videos.append(wan.decode_latents(self.vae, latents).cpu().numpy())
             if self.on_batch is not None:
                 self.on_batch(len(noise))
@@ -128,11 +111,11 @@ class VideoSampler:
         ]
         if not missing:
             return
-        encoder = self.model.load_text_encoder(wan.text_dtype(self.dtype), self.device)
-        self._rows |= zip(missing, encoder.encode(missing), strict=True)
+        dtype = wan.text_dtype(self.dtype)
+        rows = encode_prompts(self.model, missing, Ranks(device=self.device), dtype, cache=None)
+        self._rows |= zip(missing, (row.to(self.device) for row in rows), strict=True)
         longest = max(len(row) for row in self._rows.values()) + 1
-        width = self.model.num_heads * int(self.model.transformer_config["attention_head_dim"])
-        if self.device.type == "cpu" and longest <= width:
+        if self.device.type == "cpu" and longest <= self.model.width:
             wan.fold_text_padding(self.transformer)
 
     def _velocity(self, prompts: Sequence[str]) -> VelocityFn:

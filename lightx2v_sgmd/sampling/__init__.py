@@ -1,0 +1,1 @@
+"""Samples any model on any steps, for measurements and ODE pairs; the README says more."""
