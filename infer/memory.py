@@ -3,7 +3,8 @@
 The weights are counted on the meta device, where networks have shapes and no storage. What
 loading takes beside them follows from how ``infer.network.loading`` does it, block by block. What
 the computation needs beside them is a formula whose factors PyTorch's profiler measured on
-diffusers' classes; ``tests/infer/test_memory.py`` measures it again.
+diffusers' classes; ``tests/infer/test_memory.py`` measures it again, and compares it with the meter
+that plans training. docs/decisions/024 says why generation does not use that meter.
 
 B batch, S tokens of a video, D network width, F its feed-forward width, H, W pixels.
 """
@@ -39,15 +40,15 @@ _TEXT_SIZES: Final = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "voc
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a model's parts.
+    """Numbers of parameters of a model's parts.
 
     Attributes:
-        linears: In the matrices of the transformer's blocks, which can be quantised.
-        rest: The transformer's others.
-        block: One block, all of it.
-        largest: The largest matrix of a block.
-        text_encoder: The text encoder.
-        vae: The VAE.
+        linears: Parameters in the matrices of the transformer's blocks, which can be quantised.
+        rest: The transformer's other parameters.
+        block: Parameters of one block.
+        largest: Parameters of the largest matrix of a block.
+        text_encoder: Parameters of the text encoder.
+        vae: Parameters of the VAE.
     """
 
     linears: int
@@ -65,7 +66,8 @@ class MemoryMode:
     Attributes:
         quantize: ``none``; ``fp8`` (computes in it), ``int8`` and ``fp8-storage`` (store in it).
         offload: The blocks' weights wait in the main memory and are fetched one ahead.
-        alone: Only the part that computes is on the device: text encoder, transformer or VAE.
+        one_at_a_time: Only the part that computes is on the device: text encoder, transformer or
+            VAE.
         tile_vae: The VAE decodes tiles.
         text_on_cpu: The text encoder computes on the CPU.
         half: bfloat16 weights on a CPU, where float32 is the default.
@@ -100,9 +102,9 @@ class Workload:
     Attributes:
         model: The model.
         height: Height of the videos in pixels.
-        width: In pixels.
-        num_frames: ``4k + 1``.
-        batch: Videos denoised together.
+        width: Width of the videos in pixels.
+        num_frames: Number of frames, ``4k + 1``.
+        batch: Number of videos denoised together.
         bytes_each: Bytes of a number in the network's precision: 2 or 4.
         cuda: True if the device is a GPU.
         ranks: Processes that share the tokens.
@@ -207,7 +209,7 @@ def _activations(work: Workload, each: int) -> float:
     shape = work.model.latent_shape(work.height, work.width, work.num_frames)
     patch_t, patch_h, patch_w = config["patch_size"]
     tokens = shape[1] * shape[2] * shape[3] / float(patch_t * patch_h * patch_w)
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    width = work.model.width
     attention = width * (18 + 4 * each)  # some of it is float32 whatever the precision
     forward = each * (2 * int(config["ffn_dim"]) + 5.5 * width)
     per_token: float = max(attention, forward)
@@ -230,7 +232,7 @@ def choose_memory_mode(
     possible: tuple[Quantize, ...] = (),
     halvable: bool = False,
 ) -> MemoryMode:
-    """The first way that fits: exact ones before those that round the weights, fast ones first.
+    """The first memory mode that fits: exact ones before those that round weights, fast ones first.
 
     Args:
         work: The generation.

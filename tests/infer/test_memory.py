@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from distill.planning.metering import Pass, meter_forward
 from infer.engine_plan import make_plan, out_of_memory
 from infer.memory import (
     MemoryMode,
@@ -20,7 +21,7 @@ from infer.memory import (
     sizes_of,
 )
 from infer.options import Options
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel, open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.profiling import peak_growth
 
@@ -144,6 +145,17 @@ def test_the_denoising_formula(heads: int, ffn: int, dtype: torch.dtype) -> None
     with torch.no_grad():
         got = peak_growth(lambda: network(x_t, torch.tensor([500.0]), text))
     assert 0.7 < _activations(asked, dtype.itemsize) / got < 1.5
+
+
+@pytest.mark.parametrize(("hub_id", "dtype"), [(BIG, torch.bfloat16), (SMALL, torch.float32)])
+def test_the_formula_bounds_what_the_plan_of_training_meters(
+    hub_id: str, dtype: torch.dtype
+) -> None:
+    """Decision 024: generation has no time to meter, so its formula is held to the meter here."""
+    asked = replace(work(hub_id), bytes_each=dtype.itemsize)
+    latents = asked.model.latent_shape(asked.height, asked.width, asked.num_frames)
+    metered = meter_forward(asked.model, Pass(latents, 1, dtype, TEXT_LENGTH, False))
+    assert 1 <= _activations(asked, dtype.itemsize) / metered < 1.25
 
 
 def test_tiles_are_a_way_to_decode_in_less_memory() -> None:
