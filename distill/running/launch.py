@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,10 +20,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distill.running.reports import VARIABLE, Report, read_report, write_report
-from distill.running.signals import STOPPING, handling, interruptible
+from distill.running.signals import STOPPING, interruptible
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel.rendezvous import host_store
 from lightx2v_sgmd.system.errors import RunError, UserError
+from lightx2v_sgmd.system.processes import (
+    follow_parent,
+    handling,
+    leave,
+    process_environment,
+    release,
+    start_module,
+)
 
 _POLL_S = 0.05
 _GRACE_S = 10.0
@@ -65,31 +72,16 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as folder:
         job_file = Path(folder) / "job.yaml"
         job_file.write_text(job.to_yaml(), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "distill.running.launch",
-            str(job_file),
-            resume,
-            str(int(quiet)),
-        ]
+        arguments = [str(job_file), resume, str(int(quiet))]
         shared = _environment(nproc, store.port)
         ranks = []
         for rank in range(nproc):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: f"{folder}/{rank}.json"}
-            ranks.append(
-                subprocess.Popen(
-                    command,
-                    env={**shared, **own},
-                    stdin=subprocess.PIPE,  # it closes when this process ends, see _follow_parent
-                    start_new_session=True,  # so that Ctrl-C reaches them through us, once
-                )
-            )
+            ranks.append(start_module("distill.running.launch", arguments, {**shared, **own}))
         with _passing_on_signals(ranks) as signalled:
             codes, first = _wait(ranks)
         for process in ranks:
-            assert process.stdin is not None
-            process.stdin.close()
+            release(process)
         written = [read_report(Path(folder) / f"{rank}.json") for rank in range(nproc)]
     if first is None:
         return job.output.dir
@@ -114,13 +106,8 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
 
 
 def _environment(nproc: int, port: int) -> dict[str, str]:
-    home = str(Path(__file__).resolve().parents[2])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = max(1, (os.cpu_count() or 1) // nproc)
     return {
-        "OMP_NUM_THREADS": str(threads),
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
+        **process_environment(nproc),
         "WORLD_SIZE": str(nproc),
         "LOCAL_WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
@@ -172,16 +159,10 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
         time.sleep(_POLL_S)
 
 
-def _follow_parent() -> None:
-    """Stops this rank when the process that started it has ended."""
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def main(arguments: list[str]) -> int:
     """Runs a rank with the arguments ``JOB.yaml RESUME QUIET``; writes a user error to a file."""
     job_file, resume, quiet = arguments
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    follow_parent()
     try:
         launch(load_job(job_file), resume, 1, quiet == "1")
     except (UserError, RunError) as error:
@@ -197,8 +178,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    # This skips the interpreter's shutdown: the thread above is in a read that never returns.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(main(sys.argv[1:]))

@@ -5,37 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.processes import handling
 
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that ask a run to save and end; schedulers announce a job's end by the last one."""
 
 _PATIENCE_S: Final = 10.0
 """Time that interrupted code has to end."""
-
-
-@contextmanager
-def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[bool]:
-    """Inside, signals go to these handlers; gives True if they do.
-
-    Outside the main thread they cannot: there, the calling program handles signals.
-    """
-    before = {}
-    try:
-        for number, handler in handlers.items():
-            before[number] = signal.signal(number, handler)
-    except ValueError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Final
 
 from lightx2v_sgmd.apps.comparison import tasks as work
 from lightx2v_sgmd.apps.comparison.plan import Plan
 from lightx2v_sgmd.apps.comparison.tasks import Task
 from lightx2v_sgmd.system.console import note, progress
+from lightx2v_sgmd.system.processes import handling, process_environment, release, start_module
 
+_WORKER: Final = "lightx2v_sgmd.apps.comparison.worker"
 _POLL_S = 0.1
 _LOOK_S = 2.0
 """Between looks at how far the running tasks are."""
@@ -118,29 +117,15 @@ class Pool:
         self.plan, self.workers, self.nproc = plan, workers, nproc
         self.running: dict[Task, subprocess.Popen[bytes]] = {}
         self.stopped = 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        home = str(Path(__file__).resolve().parents[3])
-        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.environment = {
-            "OMP_NUM_THREADS": str(max(1, (cores or 1) // (workers * nproc))),
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-        }
+        self.environment = process_environment(workers * nproc)
 
     def start(self, task: Task) -> None:
         """Starts a task's process; what it says goes to its log."""
         log = work.log_file(self.plan, task)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lightx2v_sgmd.apps.comparison.worker"]
+        arguments = [str(self.plan.out), task.to_json(), str(self.nproc)]
         with log.open("wb") as file:
-            self.running[task] = subprocess.Popen(
-                [*command, str(self.plan.out), task.to_json(), str(self.nproc)],
-                env=self.environment,
-                stdin=subprocess.PIPE,  # closed when this process is gone, which ends the worker
-                stdout=file,
-                stderr=file,
-                start_new_session=True,  # so that Ctrl-C reaches it through us, once
-            )
+            self.running[task] = start_module(_WORKER, arguments, self.environment, file)
 
     def ended(self) -> Iterator[tuple[Task, str | None]]:
         """Tasks whose process is over, and what was wrong if it failed."""
@@ -149,8 +134,7 @@ class Pool:
             if code is None:
                 continue
             del self.running[task]
-            assert process.stdin is not None, "opened as a pipe"
-            process.stdin.close()
+            release(process)
             if code == 0 and work.is_done(self.plan, task):
                 yield task, None
             else:
@@ -181,14 +165,10 @@ def _stopping_on_signal(pool: Pool, quiet: bool) -> Iterator[None]:
         if pool.stopped == 1:
             note("stopping, the runs save where they are; again to stop at once", quiet)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, receive)
-    try:
-        yield
-    finally:
-        for process in pool.running.values():  # an error of ours leaves no orphans
-            process.terminate()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), receive)
+    with handling(handlers):
+        try:
+            yield
+        finally:
+            for process in pool.running.values():  # an error of ours leaves no orphans
+                process.terminate()

@@ -33,7 +33,10 @@ from lightx2v_sgmd.files.student_weights import STEMS, has_average, student_file
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
+from lightx2v_sgmd.sampling.sampler import VideoSampler
+from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule, teacher_shift
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.processes import follow_parent, leave
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
 _TOKENS_AT_ONCE = 2**15
@@ -281,12 +284,6 @@ class Bench:
             write_video(large, folder / f"{index:02d}.mp4", self.fps)
 
 
-def _follow_parent() -> None:
-    """Asks this process to stop when the one that started it is gone."""
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -297,7 +294,7 @@ def main(arguments: Sequence[str]) -> int:
     nproc = int(arguments[2]) if len(arguments) > 2 else 1
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    follow_parent()
     import cv2
 
     cv2.setNumThreads(torch.get_num_threads())
@@ -316,8 +313,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    # Without the interpreter's shutdown: the thread that follows the parent reads without end.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(main(sys.argv[1:]))
