@@ -78,6 +78,8 @@ setup(
         "rich>=13.8",
         "imageio>=2.36",
         "imageio-ffmpeg>=0.5",
+        # Draws the plots of reports.
+        "matplotlib>=3.10",
         "pillow>=10",
         # Headless: no window is ever opened, and the other build needs libGL, which servers lack.
         "opencv-python-headless>=4.10",
@@ -96,8 +98,6 @@ setup(
             # Sphinx and these two build the documentation.
             "furo>=2025.9",
             "hypothesis>=6.100",
-            # Draws the figures of tools/figures.
-            "matplotlib>=3.10",
             "mypy>=1.15",
             "myst-parser>=5",
             "peft>=0.17",

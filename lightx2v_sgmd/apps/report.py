@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lightx2v_sgmd.apps.pages import COLOURS, empty_figure, figure_uri, render_page, video_uri
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import write_text
 
-WIDTH, HEIGHT, MARGIN = 420, 150, 34
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -23,31 +23,12 @@ class Example:
     Attributes:
         prompt: The caption.
         videos: mp4 files by row name (``teacher``, ``undistilled``, ``student``).
-        right: True for each that is right on everything.
+        right: True for each video that is right on everything.
     """
 
     prompt: str
     videos: dict[str, Path]
     right: dict[str, bool]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line of a plot, ready for SVG.
-
-    Attributes:
-        title: The title.
-        points: SVG coordinates of the raw values and of their running mean.
-        smooth: The same for the mean over a twentieth of the run.
-        ticks: ``(x or y, label)`` for the ends of the value axis.
-        last_step: The step at the right end.
-    """
-
-    title: str
-    points: str
-    smooth: str
-    ticks: tuple[tuple[float, str], ...]
-    last_step: int
 
 
 def write_report(
@@ -66,79 +47,66 @@ def write_report(
         examples: The examples to show.
         job: The job that was trained.
     """
-    from jinja2 import Environment, select_autoescape
-
-    template = files("lightx2v_sgmd").joinpath("assets/report.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=select_autoescape(default=True)).from_string(template)
     shown = [
         {
             "prompt": example.prompt,
-            "videos": {name: _data_uri(video) for name, video in example.videos.items()},
+            "videos": {name: video_uri(video) for name, video in example.videos.items()},
             "right": example.right,
         }
         for example in examples
     ]
-    html = page.render(
-        m=metrics, examples=shown, curves=_curves(trace), job=job, job_yaml=job.to_yaml()
+    curves = [
+        {"title": title, "image": figure_uri(_curve(*series))}
+        for title, series in _series(trace).items()
+    ]
+    html = render_page(
+        "report.html.j2", m=metrics, examples=shown, curves=curves, job=job, job_yaml=job.to_yaml()
     )
     write_text(path, html)
     return path
 
 
-def _data_uri(video: Path) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode("ascii")
-
-
-def _curves(trace: Sequence[dict[str, Any]]) -> list[Curve]:
-    """The loss terms and gradient norms of a run, as far as it has them."""
-    if not trace:
-        return []
+def _series(trace: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of the loss terms and gradient norms that a run has, by title."""
     titles = {
         "fisher": "Fisher: distance from the fake score to the teacher",
         "nr": "NR: the student follows the fake score (negative by design)",
         "rc": "RC: the fake score follows the student",
     }
-    series = {title: [_number(line.get(key)) for line in trace] for key, title in titles.items()}
+    values = {title: [_number(line.get(key)) for line in trace] for key, title in titles.items()}
     for role in ("student", "fake_score"):
         title = f"Gradient norm of the {role.replace('_', ' ')}, before clipping"
-        series[title] = [_number(line.get("grad_norm", {}).get(role)) for line in trace]
+        values[title] = [_number(line.get("grad_norm", {}).get(role)) for line in trace]
     steps = [int(line["step"]) for line in trace]
-    return [
-        _curve(title, steps, values)
-        for title, values in series.items()
-        if any(math.isfinite(v) for v in values)
-    ]
+    series = {}
+    for title, numbers in values.items():
+        finite = [(s, v) for s, v in zip(steps, numbers, strict=True) if math.isfinite(v)]
+        if finite:
+            series[title] = ([s for s, _ in finite], [v for _, v in finite])
+    return series
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Curve:
-    kept = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
-    ordered = sorted(v for _, v in kept)
+def running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, over a twentieth of all values."""
+    window = max(1, len(values) // 20)
+    near = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
+    return [sum(some) / len(some) for some in near]
+
+
+def _curve(steps: Sequence[int], values: Sequence[float]) -> Figure:
+    """Each iteration's value in a thin line, and the running mean in a thick one."""
+    figure = empty_figure(4.3, 1.6)
+    (axes,) = figure.axes
+    axes.plot(steps, values, color="#b9c7e4", linewidth=0.6)
+    axes.plot(steps, running_mean(values), color=COLOURS[0], linewidth=1.4)
+    axes.set_xlabel("iteration")
+    ordered = sorted(values)
     # The scale leaves out the outermost hundredth, so that one spike does not flatten the rest.
-    low = ordered[int(0.01 * (len(ordered) - 1))]
-    high = ordered[int(0.99 * (len(ordered) - 1))]
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
-    window = max(1, len(kept) // 20)
-    means = []
-    for index in range(len(kept)):
-        near = [v for _, v in kept[max(0, index - window + 1) : index + 1]]
-        means.append((kept[index][0], sum(near) / len(near)))
-
-    def svg(points: Sequence[tuple[int, float]]) -> str:
-        last = max(1, steps[-1])
-        return " ".join(
-            f"{MARGIN + (WIDTH - MARGIN) * s / last:.1f},{_height(v, low, high):.1f}"
-            for s, v in points
-        )
-
-    ticks = tuple((_height(v, low, high), f"{v:.3g}") for v in (low, high))
-    return Curve(title, svg(kept), svg(means), ticks, steps[-1])
-
-
-def _height(value: float, low: float, high: float) -> float:
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
-    return 8 + (HEIGHT - 24) * (1 - share)
+    low, high = (ordered[int(share * (len(ordered) - 1))] for share in (0.01, 0.99))
+    if high > low:
+        axes.set_ylim(low, high)
+    return figure

@@ -50,8 +50,10 @@ def test_metrics_keep_the_contract(short_demo: DemoResult) -> None:
 def test_the_report_is_one_page_that_needs_no_network(short_demo: DemoResult) -> None:
     page = (short_demo.out / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 12 and all(s.startswith("data:video/mp4;base64,") for s in sources)
-    assert "{{" not in page and page.count("<svg") >= 5
+    videos = [s for s in sources if s.startswith("data:video/mp4;base64,")]
+    plots = [s for s in sources if s.startswith("data:image/svg+xml;base64")]
+    assert len(videos) == 12 and len(plots) == 5 and len(sources) == 17
+    assert "{{" not in page and "{%" not in page
     first_prompt = re.search(r'<div class="clip"><p>([^<]+)</p>', page)
     assert first_prompt is not None and "moving" in first_prompt[1]
 

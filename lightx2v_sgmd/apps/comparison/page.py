@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.apps.comparison import columns, measuring
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
-from lightx2v_sgmd.apps.comparison.plots import COLOURS, Plot, plot
+from lightx2v_sgmd.apps.comparison.plots import UNITS, plot, plot_title
 from lightx2v_sgmd.apps.comparison.tables import seeds_done
+from lightx2v_sgmd.apps.pages import COLOURS, figure_uri, render_page, video_uri
 from lightx2v_sgmd.files.video import contact_sheet, read_video
 from lightx2v_sgmd.outputs import WrittenFiles
 
 _MOST_BYTES: Final = 40 * 2**20
 """The most bytes of videos in the page; with large ones, fewer prompts are shown."""
+_PLOTTED: Final = ("frechet", "all_attributes", "motion", "optflow", "coverage")
+"""Columns that are drawn against compute."""
 _SHEET_PROMPTS: Final = 4
 _SHEET_SIZE: Final = 96
 
@@ -28,14 +29,9 @@ def write_page(plan: Plan, results: dict[str, Any], written: WrittenFiles) -> No
         results: The results of ``tables.build_results``.
         written: The comparison's files.
     """
-    from jinja2 import Environment, select_autoescape
-
-    template = files("lightx2v_sgmd").joinpath("assets/comparison.html.j2")
-    page = Environment(
-        autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True
-    ).from_string(template.read_text(encoding="utf-8"))
     videos = _videos(plan)
-    html = page.render(
+    html = render_page(
+        "comparison.html.j2",
         r=results,
         tables=[
             _table(results, part)
@@ -93,14 +89,23 @@ def _badness(
     return abs(mean - target["mean"]) if target is not None else None
 
 
-def _plots(results: dict[str, Any]) -> list[Plot]:
+def _plots(results: dict[str, Any]) -> list[dict[str, str]]:
     unit = results["compute"]["unit"]
-    drawn = [
-        plot(results, column, unit, log=column.key == "frechet")
-        for column in columns.shown(results, columns.QUALITY)
-        if column.key in ("frechet", "all_attributes", "motion", "optflow", "coverage")
-    ]
-    return [item for item in drawn if item is not None]
+    drawn = []
+    for column in columns.shown(results, columns.QUALITY):
+        if column.key not in _PLOTTED:
+            continue
+        figure = plot(results, column, unit, log=column.key == "frechet")
+        if figure is not None:
+            title = plot_title(column)
+            drawn.append(
+                {
+                    "title": title,
+                    "text": f"{title} against {UNITS[unit]}",
+                    "image": figure_uri(figure),
+                }
+            )
+    return drawn
 
 
 def _videos(plan: Plan) -> dict[str, list[Path]]:
@@ -126,7 +131,7 @@ def _examples(plan: Plan, videos: dict[str, list[Path]]) -> list[dict[str, Any]]
             break
         shown = {
             row: {
-                "uri": "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode(),
+                "uri": video_uri(path),
                 "right": right[row][index] if right[row] else None,
             }
             for row, path in clips.items()

@@ -178,11 +178,28 @@ def test_tables_and_curves_say_what_the_results_say(plan: Plan) -> None:
     )
     optflow = next(column for column in QUALITY if column.key == "optflow")
     drawn = plot(results, optflow, "forwards")
-    assert drawn is not None and [line.label for line in drawn.lines] == ["sgmd", "dmd2"]
-    sgmd, dmd2 = (line.dots for line in drawn.lines)
-    assert len(sgmd) == 6 and sgmd[0] == dmd2[0]  # undistilled, then five snapshots
-    assert sgmd[-1][0] == dmd2[2][0]  # 100 forwards, both
-    assert sgmd[0][1] < sgmd[-1][1]  # from 3 down, and SVG's y grows downwards
+    assert drawn is not None
+    (axes,) = drawn.axes
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.get_lines()}
+    assert list(lines) == ["sgmd", "dmd2", "_teacher", "_undistilled"]
+    sgmd, dmd2 = lines["sgmd"], lines["dmd2"]
+    assert len(sgmd) == 6 and (sgmd[0] == dmd2[0]).all()  # undistilled, then five snapshots
+    assert sgmd[-1][0] == dmd2[2][0] == 100
+    assert sgmd[0][1] > sgmd[-1][1]
+    assert len(axes.collections) == 2, "a shade for each row"
+    assert axes.get_xlabel() == "forward equivalents of one sample"
+
+
+def test_a_logarithmic_plot_leaves_out_what_has_no_logarithm(plan: Plan) -> None:
+    results = tables.build_results(plan, "forwards", {})
+    optflow = next(column for column in QUALITY if column.key == "optflow")
+    results["rows"]["teacher"]["curve"][0]["optflow"]["mean"] = 0.0
+    drawn = plot(results, optflow, "seconds", log=True)
+    assert drawn is not None
+    (axes,) = drawn.axes
+    assert axes.get_yscale() == "log" and axes.get_xlabel() == "CPU seconds"
+    assert "_teacher" not in [line.get_label() for line in axes.get_lines()]
+    assert axes.get_ylim()[0] > 0
 
 
 def test_text_of_a_value() -> None:
