@@ -18,7 +18,7 @@ from lightx2v_sgmd.families.wan import WanModel, normalized_latents, open_wan
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
 from lightx2v_sgmd.files.video import check_writable
-from lightx2v_sgmd.job.schema import Job, Video
+from lightx2v_sgmd.job.schema import Job, VideoSize
 from lightx2v_sgmd.outputs import content_hashes, locked_folder, refuse_overlap, resolved
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError, short_line
@@ -66,7 +66,7 @@ def _encode(
     model: WanModel,
     files: Sequence[Path],
     captions: Sequence[str],
-    size: Video,
+    size: VideoSize,
     out: Path,
     shard: int,
     quiet: bool,
@@ -96,7 +96,7 @@ def _encode(
             bar.advance(len(files[chosen]))
 
 
-def _video(file: Path, size: Video) -> Tensor:
+def _video(file: Path, size: VideoSize) -> Tensor:
     """The first frames of a video, ``[3, F, H, W]`` in [-1, 1].
 
     Raises:

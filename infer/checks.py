@@ -15,7 +15,7 @@ from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.files.dtypes import RUN_TYPES
-from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, read_manifest
+from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.safetensors_files import (
     PICKLE_SUFFIXES,
     Header,
@@ -39,7 +39,7 @@ class Checked:
     schedule: Schedule
 
     @property
-    def video(self) -> Video | None:
+    def video(self) -> VideoFacts | None:
         """The size of video that the weights were trained for; None if nothing says so."""
         return self.model.video if self.manifest is None else self.manifest.video
 

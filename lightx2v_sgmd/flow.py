@@ -47,12 +47,6 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def score_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """Computes the score of a data prediction, ``((1 - sigma) x0 - x_t) / sigma^2`` (Eq. 2, 3)."""
-    s = per_sample(sigma, x_t)
-    return ((1 - s) * x0 - x_t) / s**2
-
-
 def fisher_weight(sigma: Tensor) -> Tensor:
     """Computes c(t) = alpha^2 / sigma^4 (Eq. 10), which turns data into score residuals.
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import infer
 from infer import GenerateOptions, Options, Outcome, Student
-from lightx2v_sgmd.files.manifest import Manifest, Video
+from lightx2v_sgmd.files.manifest import Manifest, VideoFacts
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from tests.tiny import WEIGHTS, make_tiny_wan
@@ -57,7 +57,7 @@ def manifest_of(schedule: Schedule) -> Manifest:
         teacher="tiny",
         schedule=schedule,
         guidance_scale=3.0,
-        video=Video(32, 32, 9, 8.0),
+        video=VideoFacts(32, 32, 9, 8.0),
         step=7,
         ema=False,
         dtype="fp32",

@@ -22,7 +22,8 @@ def test_score_difference_is_the_weighted_x0_difference() -> None:
     generator = torch.Generator().manual_seed(0)
     x_t, a, b = torch.randn(3, 5, 7, generator=generator, dtype=torch.float64)
     sigma = torch.rand(5, generator=generator, dtype=torch.float64)
-    scores = flow.score_from_x0(x_t, a, sigma) - flow.score_from_x0(x_t, b, sigma)
+    score_a, score_b = (((1 - sigma[:, None]) * x0 - x_t) / sigma[:, None] ** 2 for x0 in (a, b))
+    scores = score_a - score_b  # Eq. 2 and 3
     expected = flow.fisher_weight(sigma) * ((a - b) ** 2).sum(1)
     torch.testing.assert_close((scores**2).sum(1), expected, rtol=1e-12, atol=0)
 

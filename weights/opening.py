@@ -9,7 +9,13 @@ from typing import Any
 
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
-from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, Video, changed_files, read_manifest
+from lightx2v_sgmd.files.manifest import (
+    FILE_NAME,
+    Manifest,
+    VideoFacts,
+    changed_files,
+    read_manifest,
+)
 from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import has_average
 from lightx2v_sgmd.files.yaml_loader import parse_value
@@ -63,7 +69,7 @@ def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
         teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,
-        video=Video(job.video.height, job.video.width, job.video.num_frames, fps),
+        video=VideoFacts(job.video.height, job.video.width, job.video.num_frames, fps),
         step=step,
         ema=averaged,
         dtype="fp32",

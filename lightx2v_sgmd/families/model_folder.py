@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.files.manifest import Video
+from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import shipped_model
@@ -25,7 +25,7 @@ def model_folder(path: str | Path) -> Path:
     return shipped_model(str(path)) or Path(path)
 
 
-def read_video_facts(folder: Path) -> Video | None:
+def read_video_facts(folder: Path) -> VideoFacts | None:
     """The size, length and frame rate that a model was made for; None without ``video.json``.
 
     Raises:
@@ -39,7 +39,7 @@ def read_video_facts(folder: Path) -> Video | None:
         check_video(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Video(
+    return VideoFacts(
         height=content["height"],
         width=content["width"],
         num_frames=content["num_frames"],

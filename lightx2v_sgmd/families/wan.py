@@ -39,7 +39,7 @@ from lightx2v_sgmd.families.wan_forward import (
 )
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
-from lightx2v_sgmd.files.manifest import Video
+from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
@@ -94,7 +94,7 @@ class WanModel:
     vae_config: dict[str, Any]
     source: Source
     text_encoder_config: dict[str, Any] | None = None
-    video: Video | None = None
+    video: VideoFacts | None = None
 
     @property
     def fps(self) -> float:

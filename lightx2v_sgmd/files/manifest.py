@@ -25,7 +25,7 @@ _MOST_BYTES: Final = 100_000_000
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoFacts:
     """Size in pixels, number of frames and frames per second that the student was trained for."""
 
     height: int
@@ -58,7 +58,7 @@ class Manifest:
     teacher: str
     schedule: Schedule
     guidance_scale: float
-    video: Video
+    video: VideoFacts
     step: int
     ema: bool
     dtype: str
@@ -135,9 +135,9 @@ def _known(key: str, saved: Any, values: tuple[str, ...]) -> str:
     return str(saved)
 
 
-def _video(saved: Mapping[str, Any]) -> Video:
+def _video(saved: Mapping[str, Any]) -> VideoFacts:
     height, width, num_frames = (int(saved[k]) for k in ("height", "width", "num_frames"))
-    video = Video(height, width, num_frames, float(saved["fps"]))
+    video = VideoFacts(height, width, num_frames, float(saved["fps"]))
     largest = {"height": 2**15, "width": 2**15, "num_frames": 2**16, "fps": 1000.0}
     for name, most in largest.items():
         if not 0 < getattr(video, name) <= most:

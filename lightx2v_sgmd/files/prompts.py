@@ -100,13 +100,13 @@ def jsonl_rows(
 def _parse_line(line: str) -> dict[str, Any]:
     # Most lines are so simple, and a million of them take four seconds by way of a parser.
     if (simple := _SIMPLE.fullmatch(line)) and len(line) <= LINE.size:
-        row: Any = {"prompt": simple[1]}
+        parsed: Any = {"prompt": simple[1]}
     else:
         try:
-            row = parse_json(line, LINE)
+            parsed = parse_json(line, LINE)
         except ValueError as error:
             raise UserError(f'is not JSON ({error}); write {{"prompt": "..."}}') from None
-    row = row if isinstance(row, dict) else {}
+    row: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     return row | {"prompt": _checked(row.get("prompt"), 'write {"prompt": "..."}')}
 
 

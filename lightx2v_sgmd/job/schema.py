@@ -127,7 +127,7 @@ class Data:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Video:
+class VideoSize:
     """The size of the videos that the student learns to make."""
 
     # Height in pixels, divisible by 16 (the VAE's 8 times the network's patch of 2).
@@ -229,7 +229,7 @@ class Job:
     # The student's steps, fixed: base [1000, 750, 500, 250] under shift 8.
     schedule: Schedule = field(default_factory=Schedule)
     data: Data
-    video: Video
+    video: VideoSize
     train: Train
     parallel: Parallel = Parallel()
     output: Output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from lightx2v_sgmd.apps.report import _curve, _series, running_mean
 
 
 def test_a_series_is_what_a_run_has_and_is_finite() -> None:
-    trace = [
+    trace: list[dict[str, Any]] = [
         {"step": 1, "fisher": 2.0, "nr": math.nan, "grad_norm": {"student": 0.5}},
         {"step": 2, "fisher": math.inf, "nr": None, "grad_norm": {"student": 0.25}},
         {"step": 3, "fisher": 1.0, "grad_norm": {}},
@@ -37,4 +38,4 @@ def test_a_spike_does_not_flatten_a_curve() -> None:
     low, high = axes.get_ylim()
     assert low == pytest.approx(1.0, abs=0.05) and high < 4
     thin, thick = axes.get_lines()
-    assert len(thin.get_xydata()) == len(thick.get_xydata()) == 200
+    assert len(thin.get_xdata()) == len(thick.get_xdata()) == 200

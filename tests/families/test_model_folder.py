@@ -8,7 +8,7 @@ import pytest
 
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE, shipped_prompts
 from lightx2v_sgmd.families.wan import WAN_FPS, bundled_teacher, open_wan
-from lightx2v_sgmd.files.manifest import Video
+from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.system.errors import UserError
 from tools.models.train_sprites_teacher import write_facts
 
@@ -27,7 +27,7 @@ def test_a_folder_says_what_its_model_was_made_for(tiny_teacher: Path, tmp_path:
     facts = {"height": 48, "width": 32, "num_frames": 5, "fps": 12}
     (folder / VIDEO_FILE).write_text(json.dumps(facts))
     model = open_wan(folder)
-    assert model.video == Video(48, 32, 5, 12.0) and model.fps == 12.0
+    assert model.video == VideoFacts(48, 32, 5, 12.0) and model.fps == 12.0
     (folder / VIDEO_FILE).write_text(json.dumps({**facts, "fps": 0}))
     with pytest.raises(UserError, match=r"video\.json: fps is 0, not a number from 0\.1"):
         open_wan(folder)

@@ -100,7 +100,7 @@ def make_export(folder: Path, teacher: Path) -> Path:
     """Exported weights, bf16, as ``--format wan`` writes them."""
     if folder.exists():
         return folder
-    from lightx2v_sgmd.files.manifest import Manifest, Video
+    from lightx2v_sgmd.files.manifest import Manifest, VideoFacts
     from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
     from weights.formats.base import STEM
     from weights.formats.registry import FORMATS
@@ -125,7 +125,7 @@ def make_export(folder: Path, teacher: Path) -> Path:
         teacher=str(teacher),
         schedule=Schedule(),
         guidance_scale=5.0,
-        video=Video(480, 832, 81, 16.0),
+        video=VideoFacts(480, 832, 81, 16.0),
         step=20,
         ema=False,
         dtype="bf16",

@@ -3,7 +3,8 @@
 A caption names an object ("a red circle moving left quickly"), or two joined by "and". Each has a
 colour, a shape, a direction and a speed; a caption may leave any of them open, and then the world
 draws it uniformly. Start positions, sizes, headings (within 12 degrees of the named axis) and exact
-speeds are never named: they vary from video to video. The bundled teacher is held to one object.
+speeds are never named: they vary from video to video. The bundled teacher was trained with both
+kinds of captions and is held to one object (docs/decisions/003).
 
 Legend: F frames, H height, W width; positions in pixels (x right, y down), speeds in pixels/frame.
 """
@@ -11,7 +12,7 @@ Legend: F frames, H height, W width; positions in pixels (x right, y down), spee
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -275,23 +276,3 @@ def sample_video(
     caption = caption or sample_caption(rng)
     sprites = sample_sprites(rng, caption)
     return caption, sprites, render(sprites)
-
-
-def wrong_caption(caption: Caption) -> Caption:
-    """The caption with every named attribute of every object changed to another value."""
-    objects = []
-    names = list(COLOURS)
-    for obj in caption.objects:
-        changed = {}
-        for name, value in obj.named().items():
-            options = OPTIONS[name]
-            # Two colours on: the other object of the video may carry the next one.
-            step = 1
-            if name == "colour":
-                used = {o.colour for o in caption.objects}
-                step = next(
-                    k for k in range(1, 6) if names[(names.index(value) + k) % 6] not in used
-                )
-            changed[name] = options[(options.index(value) + step) % len(options)]
-        objects.append(replace(obj, **changed))
-    return Caption(tuple(objects))

@@ -1,5 +1,7 @@
 """Measuring: truth scores 1, a wrong caption 0, and each kind of defect is seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -24,18 +26,47 @@ def draw(count: int, seed: int = 0) -> list[tuple[world.Caption, Video]]:
     return [(caption, video) for caption, _, video in videos]
 
 
+def wrong_caption(caption: world.Caption) -> world.Caption:
+    """The caption with every named attribute of every object changed to another value."""
+    objects = []
+    names = list(world.COLOURS)
+    for obj in caption.objects:
+        changed = {}
+        for name, value in obj.named().items():
+            options = world.OPTIONS[name]
+            # Two colours on: the other object of the video may carry the next one.
+            step = 1
+            if name == "colour":
+                used = {o.colour for o in caption.objects}
+                step = next(
+                    k for k in range(1, 6) if names[(names.index(value) + k) % 6] not in used
+                )
+            changed[name] = options[(options.index(value) + step) % len(options)]
+        objects.append(replace(obj, **changed))
+    return world.Caption(tuple(objects))
+
+
+def test_wrong_captions_share_nothing() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        caption = world.sample_caption(rng, p_two=0.5)
+        for right, wrong in zip(caption.objects, wrong_caption(caption).objects, strict=True):
+            assert right.named().keys() == wrong.named().keys()
+            assert all(wrong.named()[k] != v for k, v in right.named().items())
+
+
 def test_ground_truth_scores_one_and_wrong_captions_zero() -> None:
     drawn = [(caption, measure(video)) for caption, video in draw(150)]
     truth = score([judge(m, caption) for caption, m in drawn])
     assert (truth.colour, truth.shape, truth.direction, truth.speed) == (1, 1, 1, 1)
     assert truth.all_attributes == 1 and truth.entropy > 0.97
     wrong = [
-        judge(m, world.wrong_caption(caption))
+        judge(m, wrong_caption(caption))
         for caption, m in drawn
         if any(o.named() for o in caption.objects)
     ]
     assert not any(v.all_attributes for v in wrong)
-    one_object = [judge(m, world.wrong_caption(c)) for c, m in drawn if len(c.objects) == 1]
+    one_object = [judge(m, wrong_caption(c)) for c, m in drawn if len(c.objects) == 1]
     alone = score(one_object)
     assert (alone.colour, alone.shape, alone.direction, alone.speed) == (0, 0, 0, 0)
 

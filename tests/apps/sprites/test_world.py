@@ -41,15 +41,6 @@ def test_sprites_fit_their_caption_and_the_frame() -> None:
         assert np.abs(border - world.BACKGROUND).max() < 0.75  # a ramp may touch it, a body not
 
 
-def test_wrong_captions_share_nothing() -> None:
-    rng = np.random.default_rng(2)
-    for _ in range(100):
-        caption = world.sample_caption(rng, p_two=0.5)
-        for right, wrong in zip(caption.objects, world.wrong_caption(caption).objects, strict=True):
-            assert right.named().keys() == wrong.named().keys()
-            assert all(wrong.named()[k] != v for k, v in right.named().items())
-
-
 def test_shapes_have_the_area_of_their_circle() -> None:
     grid = np.arange(-12, 12, 0.1, dtype=np.float32)
     for shape in world.SHAPES:
