@@ -118,8 +118,12 @@ class TrainingBench:
     def profile(self, trace: Path | None) -> None:
         """Runs one more iteration under torch's profiler.
 
-        It gives the share of communication alone on GPUs, and the peak of memory on a CPU.
+        It gives the share of communication alone on GPUs, and the peak of memory on a CPU. One
+        process on a GPU does not communicate, so nothing is run unless a trace is asked for.
         """
+        if self._cuda and self.ranks.size == 1 and trace is None:
+            self.exposed_share = 0.0
+            return
         activity = torch.profiler.ProfilerActivity
         measured = dict(self.phases.seconds)
         held = 0 if self._cuda else live_bytes()

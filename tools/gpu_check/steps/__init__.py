@@ -52,7 +52,7 @@ STEPS = {
         _step("forward", "one forward of the network", (130, 100, 45), (30, 25, 20)),
         _step("vae", "the VAE's decode", (110, 110, 8), (15, 15, 3)),
         _step("video", "a whole video by stage", (75, 60, 5), (55, 45, 5)),
-        _step("training", "training iterations", (260, 260, 120), (125, 125, 30)),
+        _step("training", "training iterations", (220, 220, 120), (105, 105, 30)),
         _step("tests", "the GPU tests", (90, 90, 15), (40, 30, 5), module="gpu_tests"),
         _step("kernels", "a forward with each attention kernel", (200, 120, 40), (60, 40, 30)),
     )
