@@ -1,7 +1,7 @@
 """``lightx2v-sgmd compare``: several methods on one teacher, several seeds each, one report.
 
-``plan`` says what there is to do, ``running`` does it in processes (``worker``), ``measuring`` and
-``opticalflow`` look at videos, ``tables`` and ``columns`` sum up, ``page`` writes the report.
+``plan`` says what there is to do, ``running`` does it in processes (``worker``), ``measuring``
+measures videos, ``tables`` and ``columns`` sum up, ``page`` writes the report.
 """
 
 from __future__ import annotations

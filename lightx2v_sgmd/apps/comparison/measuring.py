@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.comparison import optical_flow
+from lightx2v_sgmd.apps.measures import optical_flow
+from lightx2v_sgmd.apps.measures.diversity import pairwise_distance
 from lightx2v_sgmd.apps.sprites import measure as sprites
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.outputs import write_text
@@ -100,21 +101,6 @@ def measure_videos(
 def replace_seconds(measured: Measured, seconds: float) -> Measured:
     """The same with the time that all of it took."""
     return replace(measured, seconds=round(seconds, 2))
-
-
-def pairwise_distance(videos: Videos) -> float:
-    """Mean over pairs of the root mean square difference of all pixel values, 0 to 1.
-
-    Args:
-        videos: ``[K, F, H, W, 3]``.
-    """
-    values = videos.reshape(len(videos), -1).astype(np.float64) / 255
-    distances = [
-        float(np.sqrt(((values[i] - values[j]) ** 2).mean()))
-        for i in range(len(values))
-        for j in range(i)
-    ]
-    return float(np.mean(distances)) if distances else 0.0
 
 
 def statistics(video: Videos, field: optical_flow.Array) -> list[float]:

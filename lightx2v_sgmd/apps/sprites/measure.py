@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.system.optional_packages import required
 
@@ -399,21 +400,3 @@ def frechet_distance(first: Array, second: Array) -> float:
         second: ``[M, D]``.
     """
     return gaussian_distance(first, second, np.array(list(FEATURES.values())))
-
-
-def gaussian_distance(first: Array, second: Array, units: NDArray[np.float64]) -> float:
-    """Frechet distance of two sets of features taken as Gaussians (FID's formula, 1706.08500).
-
-    Args:
-        first: ``[N, D]``.
-        second: ``[M, D]``.
-        units: ``[D]``, what each feature is divided by.
-    """
-    a, b = first.astype(np.float64) / units, second.astype(np.float64) / units
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # The trace of the square root of cov_a cov_b, through a symmetric product.
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ cov_b @ root), 0, None)).sum()
-    distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    return float(max(distance, 0.0))

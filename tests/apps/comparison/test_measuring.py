@@ -5,29 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lightx2v_sgmd.apps.comparison import measuring
-from lightx2v_sgmd.apps.comparison.measuring import measure_videos, pairwise_distance
+from lightx2v_sgmd.apps.comparison.measuring import measure_videos
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
-from tests.apps.comparison.test_optical_flow import moving_texture
+from tests.apps.measures.test_optical_flow import moving_texture
 
 
 def sprite_videos(count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     videos = [world.sample_video(rng, caption)[2] for caption in held_out_captions(count)]
     return (np.stack(videos) * 255).round().astype(np.uint8)
-
-
-def test_distance_of_videos_is_a_root_mean_square_in_units_of_the_range() -> None:
-    videos = np.zeros((3, 5, 4, 4, 3), np.uint8)
-    videos[1] = 51  # a fifth of 255 everywhere
-    videos[2, :, :, :2] = 102  # two fifths in half of the pixels
-    first, second = 0.2, 0.4 * 0.5**0.5
-    third = 0.2  # 51 everywhere, up or down
-    assert pairwise_distance(videos) == pytest.approx((first + second + third) / 3)
-    assert pairwise_distance(videos[:1]) == 0
 
 
 def test_measurements_survive_the_disk(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lightx2v_sgmd.apps.comparison.columns import QUALITY, markdown, table, text
 from lightx2v_sgmd.apps.comparison.measuring import Measured
 from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan
 from lightx2v_sgmd.apps.comparison.plots import plot
-from lightx2v_sgmd.apps.sprites.measure import gaussian_distance
+from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
 from tests.training import job_file
 
 

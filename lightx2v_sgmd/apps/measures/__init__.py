@@ -1,0 +1,1 @@
+"""Measures of videos and of sets of videos; the README says which."""
