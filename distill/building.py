@@ -106,7 +106,7 @@ def _embeddings(
 ) -> Sequence[Tensor]:
     """The prompts' embeddings and, last, the negative prompt's."""
     dtype = text_dtype(job.teacher.dtype)
-    wanted = [*prompts, job.teacher.negative_prompt]
+    wanted = [*prompts, model.negative_prompt_for(job.teacher.negative_prompt)]
     return encode_prompts(model, wanted, ranks, dtype, job.data.embeddings, quiet)
 
 

@@ -175,10 +175,10 @@ class Observed(Strategy):
         with self.event("step", role):
             return self.inner.step(role, lr)
 
-    def update_average(self) -> None:
+    def update_average(self, decay: float) -> None:
         """See ``Strategy``."""
         with self.event("average", STUDENT):
-            self.inner.update_average()
+            self.inner.update_average(decay)
 
     def gradient_norm(self, role: str) -> float:
         """See ``Strategy``."""

@@ -111,20 +111,21 @@ def collect_pairs(
 def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet: bool) -> None:
     model = open_wan(job.teacher.path, job.teacher.base)
     schedule = teacher_schedule(shift_of(model), plan.steps)
+    negative_prompt = model.negative_prompt_for(job.teacher.negative_prompt)
     size = (job.video.height, job.video.width, job.video.num_frames)
     sampler = VideoSampler(
         model,
         schedule,
         size,
         job.teacher.guidance_scale,
-        job.teacher.negative_prompt,
+        negative_prompt,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=torch_type(job.teacher.dtype),
     )
     origin = {
         "teacher": job.teacher.path,
         "guidance_scale": job.teacher.guidance_scale,
-        "negative_prompt": job.teacher.negative_prompt,
+        "negative_prompt": negative_prompt,
         "schedule": schedule.to_dict(),
         "count": plan.count,
         "shard": plan.shard,

@@ -24,6 +24,7 @@ from distill.predictions import loss_sample, student_x0, teacher_x0
 from distill.pretraining import add_pair_gradients
 from distill.updates import (
     Iteration,
+    average_decay,
     batches_per_iteration,
     first_batch,
     first_update,
@@ -115,7 +116,7 @@ class Trainer:
             for role in trained:
                 self._step(role, result, index)
             result.done, self.partial_iteration = number + 1, result
-        self.strategy.update_average()
+        self.strategy.update_average(average_decay(result.step, self.job.train))
         self.partial_iteration = None
         return result
 

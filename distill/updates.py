@@ -1,4 +1,4 @@
-"""The learning rate of each iteration, and the record of what an iteration did."""
+"""The learning rate and EMA decay of each iteration, and the record of what it did."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def learning_rate_factor(iteration: int, train: Train, first: int = 0) -> float:
     warm = (iteration - first + 1) / max(1, train.warmup)
     cold = (train.iterations - iteration) / max(1, train.decay)
     return min(1.0, warm, cold)
+
+
+def average_decay(step: int, train: Train) -> float:
+    """The decay of the moving average after iteration ``step``, which counts from 1.
+
+    It is 0 up to ``train.ema_start``, where the average equals the student, and ``train.ema`` after
+    it. So an average that begins late holds none of the undistilled weights.
+    """
+    return train.ema if step > train.ema_start else 0.0
 
 
 def first_update(method: Method, role: str) -> int:

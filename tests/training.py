@@ -26,7 +26,7 @@ from tests.parallel.ranks import run_ranks
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]
 BASE = """
-teacher: {{path: {teacher}, guidance_scale: 8.0}}
+teacher: {{path: {teacher}, guidance_scale: 8.0, negative_prompt: ""}}
 student: {{optimizer: {{lr: 1.0e-4}}}}
 fake_score: {{optimizer: {{lr: 1.0e-4}}}}
 data: {{prompts: prompts.txt}}
@@ -54,7 +54,11 @@ def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") 
     ranks = ranks or Ranks()
     model = open_wan(job.teacher.path, job.teacher.base)
     *rows, negative = encode_prompts(
-        model, [*load_prompts(job), job.teacher.negative_prompt], ranks, torch.float32, None
+        model,
+        [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)],
+        ranks,
+        torch.float32,
+        None,
     )
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask

@@ -179,7 +179,8 @@ def _measure(
     with progress(evaluations, "sampling", quiet) as bar:
 
         def sample_teacher(schedule: Schedule, scale: float) -> Row:
-            sampler = TeacherSampler(model, schedule, scale, job.teacher.negative_prompt)
+            negative = model.negative_prompt_for(job.teacher.negative_prompt)
+            sampler = TeacherSampler(model, schedule, scale, negative)
             sampler.on_batch = lambda done: bar.advance(done * sampler.nfe)
             return evaluate(sampler, sampler.nfe, captions, seeds)
 

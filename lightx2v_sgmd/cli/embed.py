@@ -51,8 +51,9 @@ def embed_command(
     check_writable(cache, folder=True)
     out = resolved(cache, "data.embeddings")
     refuse_overlap(out, {"teacher.path": model_folder(checked.teacher.path)}, "data.embeddings")
-    prompts = [*load_prompts(checked), checked.teacher.negative_prompt]
     model = open_wan(checked.teacher.path, checked.teacher.base)
+    negative = model.negative_prompt_for(checked.teacher.negative_prompt)
+    prompts = [*load_prompts(checked), negative]
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
     ranks = Ranks(rank, size, training_device())
     # The first process has the lock for all: a launcher ends the others with it.

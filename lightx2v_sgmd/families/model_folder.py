@@ -1,7 +1,8 @@
 """Reads what a model's folder says about its videos and prompts, beside the weights.
 
-``video.json`` holds the size, length and frame rate that the model was made for, and
-``prompts.txt`` the prompts that a student of it can be trained on. Both files are optional.
+``video.json`` holds the size, length and frame rate that the model was made for and, optionally,
+the prompt that guidance leads away from (``negative_prompt``). ``prompts.txt`` has the prompts that
+a student of it can be trained on. Both files are optional.
 """
 
 from __future__ import annotations
@@ -25,26 +26,31 @@ def model_folder(path: str | Path) -> Path:
     return shipped_model(str(path)) or Path(path)
 
 
-def read_video_facts(folder: Path) -> VideoFacts | None:
-    """The size, length and frame rate that a model was made for; None without ``video.json``.
+def read_video_facts(folder: Path) -> tuple[VideoFacts | None, str | None]:
+    """What ``video.json`` says.
+
+    Returns:
+        The size, length and frame rate that the model was made for, None without the file; and the
+        negative prompt, None if the file names none.
 
     Raises:
         UserError: the file is damaged, or a value in it is out of range.
     """
     path = folder / VIDEO_FILE
     if not path.is_file():
-        return None
+        return None, None
     content = read_json_object(path, remedy="copy the model again")
     try:
         check_video(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return VideoFacts(
+    video = VideoFacts(
         height=content["height"],
         width=content["width"],
         num_frames=content["num_frames"],
         fps=float(content["fps"]),
     )
+    return video, content.get("negative_prompt")
 
 
 def shipped_prompts(name: str) -> list[str] | None:

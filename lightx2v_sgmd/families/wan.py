@@ -38,6 +38,7 @@ from lightx2v_sgmd.families.wan_forward import (
     velocity,
 )
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import check_keys
@@ -87,6 +88,8 @@ class WanModel:
         text_encoder_config: Arguments of ``UMT5Config``; None if the model's own file has them.
         video: The size, length and frame rate that it was made for; None if its folder does not
             say.
+        negative_prompt: The prompt that its authors guide away from: that of Wan's own sampler,
+            unless the model's ``video.json`` names another.
     """
 
     path: str
@@ -95,6 +98,11 @@ class WanModel:
     source: Source
     text_encoder_config: dict[str, Any] | None = None
     video: VideoFacts | None = None
+    negative_prompt: str = NEGATIVE_PROMPT
+
+    def negative_prompt_for(self, asked: str | None) -> str:
+        """The negative prompt that a job asks for; None asks for the authors' own."""
+        return self.negative_prompt if asked is None else asked
 
     @property
     def fps(self) -> float:
@@ -336,7 +344,9 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         if base is not None:
             raise UserError(f"{path} is not a file of weights; leave out teacher.base")
         source, config = find_source(str(model_folder(path)))
-        return replace(_opened(source, config), video=read_video_facts(Path(source.root)))
+        video, negative = read_video_facts(Path(source.root))
+        model = replace(_opened(source, config), video=video)
+        return model if negative is None else replace(model, negative_prompt=negative)
     except UserError as error:
         raise UserError(f"teacher.path: {error}") from error
 

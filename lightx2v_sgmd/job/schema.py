@@ -44,8 +44,10 @@ class Teacher:
     # Type of the teacher's weights and of the trained networks' computation; master weights,
     # schedules and losses are float32 always. bfloat16 halves the teacher's memory.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # Prompt that guidance leads away from; "" is the unconditional prediction.
-    negative_prompt: Annotated[str, Field(max_length=MOST_CHARACTERS)] = ""
+    # Prompt that guidance leads away from, in training, in ODE pairs and where the teacher is
+    # measured. null is the one that the teacher's authors use: for Wan2.1 their own list of
+    # defects, for the bundled teacher "". "" is the unconditional prediction.
+    negative_prompt: Annotated[str, Field(max_length=MOST_CHARACTERS)] | None = None
     # Model whose VAE, text encoder and tokenizer go with a single file of weights; null looks in
     # the file's own folder.
     base: str | None = None
@@ -153,6 +155,9 @@ class Train:
     clip: Annotated[float, Field(gt=0)] = 1.0
     # Decay of the student's moving average, which is what gets exported; 0 keeps none.
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Iteration after which the moving average begins; until then it equals the student. A late
+    # start keeps the undistilled weights out of what is exported.
+    ema_start: Annotated[int, Field(ge=0, le=10**9)] = 0
     # Iterations over which a network's learning rate rises to its value, from its first update on:
     # with beta1 = 0 the first steps would otherwise be as large as the sign of the gradient.
     warmup: Annotated[int, Field(ge=0, le=10**9)] = 10

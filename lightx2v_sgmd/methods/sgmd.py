@@ -24,11 +24,20 @@ class SGMD(Method):
     lambda_: Annotated[float, Field(ge=0)] = 0.1
     # Weights of the terms. "paper": Fisher by c(t) = (1 - sigma)^2 / sigma^4, clamped, both
     # potentials unweighted. "normalized", as in the authors' public code: Fisher over mean |x0 -
-    # x_real| of each sample, NR over sigma, and the fake score by velocity matching, which AdamW
-    # hardly tells from RC.
+    # x_real| of each sample, NR over sigma, and the fake score by velocity matching, which is RC
+    # over sigma^2: the same at one sigma to AdamW, but small sigmas weigh more.
     weighting: objectives.Weighting = "normalized"
     # Clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
     max_weight: Annotated[float, Field(gt=0)] = 1.0
+    # Rollout of the fake score's update. "shared": the generator's, on the same x_t (the paper's
+    # Alg. 1). "fresh": one of its own, after the student's update, as in the authors' public code;
+    # an iteration then costs more.
+    fake_score_rollout: Literal["shared", "fresh"] = "shared"
+
+    @property
+    def fresh_rollouts(self) -> bool:
+        """True if the fake score's update draws a rollout of its own."""
+        return self.fake_score_rollout == "fresh"
 
     def generator_losses(self, sample: Sample) -> Losses:
         """Fisher and lambda NR; the gradient reaches the student through ``x_fake`` alone."""

@@ -231,8 +231,12 @@ class Strategy(Protocol):
         """
         ...
 
-    def update_average(self) -> None:
-        """Updates the EMA weights: ``decay * average + (1 - decay) * student``."""
+    def update_average(self, decay: float) -> None:
+        """Updates the EMA weights: ``decay * average + (1 - decay) * student``.
+
+        Args:
+            decay: Decay of this update; 0 makes the average equal to the student.
+        """
         ...
 
     def averaged_student(self) -> AbstractContextManager[None]:

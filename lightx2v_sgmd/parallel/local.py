@@ -155,10 +155,10 @@ class Local:
         return float(norm)
 
     @torch.no_grad()
-    def update_average(self) -> None:
+    def update_average(self, decay: float) -> None:
         """Updates the EMA weights, ``decay * average + (1 - decay) * student``."""
         if self._average:
-            torch._foreach_lerp_(self._average, self._weights[STUDENT], 1 - self.settings.ema)
+            torch._foreach_lerp_(self._average, self._weights[STUDENT], 1 - decay)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from lightx2v_sgmd.untrusted.fields import (
     Null,
     Real,
     Several,
+    Text,
     Whole,
     first_problem,
     optional,
@@ -118,6 +119,7 @@ VIDEO: Final[Mapping[str, Field]] = MappingProxyType(
         "width": Whole(1, 2**14),
         "num_frames": Whole(1, 2**14),
         "fps": Real(0.1, 1000),
+        "negative_prompt": Text(20_000),
     }
 )
 
@@ -299,9 +301,9 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
 
 
 def check_video(video: Mapping[str, Any]) -> None:
-    """Checks ``video.json``, the size, length and frame rate that a model was made for."""
+    """Checks ``video.json``: size, length and frame rate, and optionally a negative prompt."""
     refuse_code(video)
-    _refuse(first_problem(video, VIDEO, frozenset(VIDEO)))
+    _refuse(first_problem(video, VIDEO, frozenset(VIDEO) - {"negative_prompt"}))
 
 
 def check_model_index(index: Mapping[str, Any]) -> None:

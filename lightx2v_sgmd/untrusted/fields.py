@@ -86,6 +86,22 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text of at most ``most`` characters."""
+
+    most: int
+
+    @property
+    def wanted(self) -> str:
+        """See ``Field``."""
+        return f"a text of at most {self.most} characters"
+
+    def allows(self, value: Any) -> bool:
+        """See ``Field``."""
+        return isinstance(value, str) and len(value) <= self.most
+
+
+@dataclass(frozen=True)
 class Several:
     """A list of ``low`` to ``high`` values of one kind."""
 

@@ -25,6 +25,7 @@ HEADS = Discriminator(head_every=1, head_channels=32)
 METHODS: list[Any] = [
     SGMD(),
     SGMD(weighting="paper"),
+    SGMD(fake_score_rollout="fresh"),
     TSGFisher(fake_score_updates=2),
     TSGSIM(),
     SiD(),
@@ -36,7 +37,8 @@ METHODS: list[Any] = [
 
 
 def name_of(method: Any) -> str:
-    return f"{method.name}-{getattr(method, 'form', '')}{getattr(method, 'gan_weight', '')}"
+    options = ("form", "gan_weight", "fake_score_rollout")
+    return f"{method.name}-{''.join(str(getattr(method, name, '')) for name in options)}"
 
 
 def trainer_for(method: Any, teacher: Path, folder: Path, *settings: str) -> Trainer:
@@ -183,6 +185,13 @@ def test_what_sgmd_costs(tiny_teacher: Path, tmp_path: Path) -> None:
     again = passes(SGMD(), tiny_teacher, tmp_path, "parallel.gradient_checkpointing=true")
     assert again["recomputed"] == {STUDENT: 1, FAKE_SCORE: 2, TEACHER: 0}
     assert again["forward_equivalents"] == 13  # 13.5 with the mean exit step
+
+
+def test_what_sgmd_costs_as_the_public_trainer_runs_it(tiny_teacher: Path, tmp_path: Path) -> None:
+    """A second rollout for the fake score, whose one forward is then its own."""
+    counts = passes(SGMD(fake_score_rollout="fresh"), tiny_teacher, tmp_path)
+    assert counts["forwards"] == {STUDENT: 2 + 2, FAKE_SCORE: 1 + 1, TEACHER: 2}
+    assert counts["weight_backwards"] == {STUDENT: 1, FAKE_SCORE: 1, TEACHER: 0}
 
 
 def test_what_dmd2_costs(tiny_teacher: Path, tmp_path: Path) -> None:

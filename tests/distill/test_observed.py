@@ -64,7 +64,7 @@ def test_a_pass_that_fails_does_not_hide_later_ones(tiny_teacher: Path, tmp_path
     with pytest.raises(AttributeError):
         strategy.velocity("nobody", None, None, None)
     assert recorder.ended == []
-    strategy.update_average()
+    strategy.update_average(0.9)
     assert recorder.ended == [Event("average", "student")]  # not nested in the one that failed
 
 

@@ -77,6 +77,22 @@ def test_both_gradients_are_taken_before_either_step(
     assert calls == [*micro, *micro, "step student", "step fake_score", "update_average"]
 
 
+def test_the_average_is_the_student_until_it_begins(tiny_teacher: Path, tmp_path: Path) -> None:
+    settings = ("train.ema=0.75", "train.ema_start=2")
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    strategy = trainer.strategy
+    expected: dict[str, Tensor] = {}
+    for iteration in range(4):
+        trainer.iterate(iteration)
+        for name, now in strategy.whole_tensors(STUDENT):
+            late = iteration + 1 > 2
+            expected[name] = 0.75 * expected[name] + 0.25 * now if late else now.clone()
+        for name, averaged in strategy.whole_tensors(STUDENT, averaged=True):
+            exact = iteration < 2
+            tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-5, "atol": 1e-6}
+            torch.testing.assert_close(averaged, expected[name], **tolerance)
+
+
 def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_job(tiny_teacher, tmp_path))
     batch = trainer.batches.micro_batch(0, 0)

@@ -8,6 +8,7 @@ import pytest
 
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE, shipped_prompts
 from lightx2v_sgmd.families.wan import WAN_FPS, bundled_teacher, open_wan
+from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.system.errors import UserError
 from tools.models.train_sprites_teacher import write_facts
@@ -28,6 +29,15 @@ def test_a_folder_says_what_its_model_was_made_for(tiny_teacher: Path, tmp_path:
     (folder / VIDEO_FILE).write_text(json.dumps(facts))
     model = open_wan(folder)
     assert model.video == VideoFacts(48, 32, 5, 12.0) and model.fps == 12.0
+    assert model.negative_prompt == plain.negative_prompt == NEGATIVE_PROMPT
+    (folder / VIDEO_FILE).write_text(json.dumps({**facts, "negative_prompt": "blur"}))
+    model = open_wan(folder)
+    assert model.negative_prompt_for(None) == "blur" and model.negative_prompt_for("") == ""
+    (folder / VIDEO_FILE).write_text(json.dumps({**facts, "negative_prompt": 3}))
+    with pytest.raises(
+        UserError, match=r"video\.json: negative_prompt is 3, not a text of at most"
+    ):
+        open_wan(folder)
     (folder / VIDEO_FILE).write_text(json.dumps({**facts, "fps": 0}))
     with pytest.raises(UserError, match=r"video\.json: fps is 0, not a number from 0\.1"):
         open_wan(folder)

@@ -101,7 +101,7 @@ def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path, train: str) 
         with torch.no_grad():
             for p in trained_parameters(local.networks[STUDENT]).values():
                 p += torch.randn(p.shape, generator=draw)  # type: ignore[misc]
-        local.update_average()
+        local.update_average(0.75)
         for name, now in local.whole_tensors(STUDENT):
             expected[name] = 0.75 * expected[name] + 0.25 * now
     for name, averaged in local.whole_tensors(STUDENT, averaged=True):

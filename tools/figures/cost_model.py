@@ -98,7 +98,7 @@ class EveryExit(Batches):
 def count(job: Job) -> Cost:
     """Runs an iteration for each step of the schedule and counts the networks' passes."""
     ranks, model = Ranks(), open_wan(job.teacher.path, job.teacher.base)
-    texts = [*load_prompts(job), job.teacher.negative_prompt]
+    texts = [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)]
     *rows, negative = encode_prompts(model, texts, ranks, torch.float32, None)
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     strategy = open_strategy("local", model, StrategySettings.of(job), ranks, fold_text=False)

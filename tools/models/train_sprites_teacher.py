@@ -377,12 +377,13 @@ def export(args: argparse.Namespace) -> None:
 
 
 def write_facts(folder: Path) -> None:
-    """Writes the size, length and frame rate of the world's videos, and captions to train on."""
+    """Writes what the world's videos are like, the negative prompt, and captions to train on."""
     video = {
         "height": world.SIZE,
         "width": world.SIZE,
         "num_frames": world.NUM_FRAMES,
         "fps": world.FPS,
+        "negative_prompt": "",
     }
     (folder / VIDEO_FILE).write_text(json.dumps(video, indent=2) + "\n")
     (folder / PROMPTS_FILE).write_text("\n".join(training_captions(CAPTIONS)) + "\n")

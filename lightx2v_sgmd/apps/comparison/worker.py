@@ -205,7 +205,7 @@ class Bench:
             job.schedule if few_steps else teacher_schedule(teacher_shift(model)),
             size,
             1.0 if few_steps else job.teacher.guidance_scale,
-            job.teacher.negative_prompt,
+            model.negative_prompt_for(job.teacher.negative_prompt),
             batch=max(1, min(TEACHER_BATCH, _TOKENS_AT_ONCE // (frames * height * width))),
             device="cuda" if torch.cuda.is_available() else "cpu",
             dtype=torch_type(job.teacher.dtype),

@@ -254,11 +254,11 @@ class Zero3:
         return float(engine.get_global_grad_norm())
 
     @torch.no_grad()
-    def update_average(self) -> None:
+    def update_average(self, decay: float) -> None:
         """Updates this rank's EMA weights, ``decay * average + (1 - decay) * student``."""
         if self._average:
             for average, flat in zip(self._average, self._masters(STUDENT).flats(), strict=True):
-                average.lerp_(flat, 1 - self.settings.ema)
+                average.lerp_(flat, 1 - decay)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:

@@ -1,0 +1,222 @@
+"""The Wan jobs: every value is the one that its source gives, and names that source.
+
+The sources are arXiv 2605.30116 ("the paper"), the authors' public trainer in ModelTC/LightX2V at
+f8aee98 and GoatWu/Self-Forcing-Plus at 7087227; the tables below were read off them by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.updates import average_decay
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.job.inheritance import read_job_tree
+from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.system.resources import config_path, shipped_jobs
+
+PAPER_JOB, PUBLIC_JOB = "wan2.1_t2v_14b_sgmd.yaml", "wan2.1_t2v_14b_sgmd_public.yaml"
+WAN_JOBS = [name for name in shipped_jobs() if name.startswith("wan")]
+
+ADAMW = {"lr": 1e-6, "betas": [0.0, 0.999]}
+PAPER: dict[str, Any] = {
+    "teacher.path": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "student.train": "full",
+    **{f"student.optimizer.{key}": value for key, value in ADAMW.items()},
+    "fake_score.train": "full",
+    **{f"fake_score.optimizer.{key}": value for key, value in ADAMW.items()},
+    "method.name": "sgmd",
+    "method.lambda": 0.1,
+    "schedule.base": [1000, 750, 500, 250],
+    "schedule.shift": 8.0,
+    "video.height": 480,
+    "video.width": 832,
+    "video.num_frames": 81,
+    "train.iterations": 300,
+    "parallel.strategy": "zero3",
+    "parallel.gradient_checkpointing": True,
+}
+"""What the paper says: Sec. 4.1, Table 2 and Alg. 1."""
+OPEN: dict[str, Any] = {
+    "teacher.guidance_scale": 5.0,
+    "teacher.negative_prompt": None,
+    "teacher.dtype": "bfloat16",
+    "student.optimizer.eps": 1e-8,
+    "student.optimizer.weight_decay": 0.01,
+    "fake_score.optimizer.eps": 1e-8,
+    "fake_score.optimizer.weight_decay": 0.01,
+    "method.weighting": "normalized",
+    "data.prompts": "prompts/examples.txt",
+    "train.micro_batch": 1,
+    "train.accumulation": 8,
+    "train.clip": 10.0,
+    "train.ema": 0.99,
+    "train.ema_start": 200,
+    "train.warmup": 0,
+    "train.score_shift": 8.0,
+    "train.sigma_min": 0.02,
+    "train.sigma_max": 0.98,
+    "train.seed": 0,
+    "train.checkpoint_every": 100,
+    "train.sample_every": 100,
+    "parallel.sequence": 8,
+    "parallel.offload": "none",
+    "output.dir": "runs/wan2.1_t2v_14b_sgmd",
+}
+"""What the paper leaves open, with the reason beside each in the job."""
+LIGHTX2V: dict[str, Any] = {
+    "teacher.path": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "teacher.guidance_scale": 3.0,
+    "teacher.negative_prompt": None,
+    "teacher.dtype": "bfloat16",
+    "student.train": "full",
+    "student.optimizer.lr": 2e-6,
+    "fake_score.train": "full",
+    "fake_score.optimizer.lr": 4e-7,
+    **{
+        f"{role}.optimizer.{key}": value
+        for role in ("student", "fake_score")
+        for key, value in (("betas", [0.0, 0.999]), ("eps", 1e-8), ("weight_decay", 0.01))
+    },
+    "method.lambda": 0.1,  # fake_correction_weight
+    "method.weighting": "normalized",
+    "method.fake_score_rollout": "fresh",
+    "schedule.base": [1000, 750, 500, 250],
+    "video.height": 480,
+    "video.width": 832,
+    "video.num_frames": 81,
+    "train.iterations": 5000,
+    "train.micro_batch": 1,
+    "train.accumulation": 4,
+    "train.clip": 10.0,
+    "train.ema": 0.0,
+    "train.warmup": 0,
+    "train.score_shift": 5.0,
+    "train.sigma_min": 0.02,
+    "train.sigma_max": 0.98,
+    "train.checkpoint_every": 100,
+    "parallel.sequence": 1,
+    "parallel.gradient_checkpointing": True,
+}
+"""lightx2v_train/configs/train/sgmd/wan2_1_t2v_14b_sgmd.yaml and trainers/sgmd.py."""
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A job's values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def differences(stated: dict[str, Any], table: dict[str, Any]) -> set[str]:
+    """The keys in which a job differs from a table."""
+    missing = object()
+    keys = stated.keys() | table.keys()
+    return {key for key in keys if stated.get(key, missing) != table.get(key, missing)}
+
+
+def resolved(name: str) -> dict[str, Any]:
+    return leaves(yaml.safe_load(load_job(config_path(name)).to_yaml()))
+
+
+def test_every_value_of_the_14b_job_is_in_the_table() -> None:
+    assert not PAPER.keys() & OPEN.keys()
+    stated = leaves(read_job_tree(config_path(PAPER_JOB)).tree)
+    assert differences(stated, PAPER | OPEN) == set()
+
+
+def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
+    """What the file does not state is about this machine or is off."""
+    silent = {key: value for key, value in resolved(PAPER_JOB).items() if key not in PAPER | OPEN}
+    assert silent == {
+        "teacher.base": None,
+        "student.lora": None,
+        "fake_score.lora": None,
+        "method.max_weight": 1.0,
+        "method.fake_score_rollout": "shared",
+        "schedule.solver": "euler",
+        "data.embeddings": None,
+        "data.latents": None,
+        "train.decay": 0,
+        "train.checkpoint_minutes": None,
+        "train.keep_checkpoints": 2,
+        "parallel.offload_dir": None,
+        "parallel.compile": "auto",
+        "parallel.timeout_minutes": 10.0,
+    }
+
+
+@pytest.mark.parametrize("key", sorted(PAPER | OPEN))
+def test_another_value_is_noticed(key: str) -> None:
+    stated = leaves(read_job_tree(config_path(PAPER_JOB)).tree)
+    value = stated[key]
+    others = {bool: not value, str: f"{value}x", type(None): "", list: [1]}
+    stated[key] = others.get(type(value), value * 1.01 if isinstance(value, float) else 7)
+    assert differences(stated, PAPER | OPEN) == {key}
+
+
+def test_the_papers_batch_is_32_on_its_32_gpus() -> None:
+    job = load_job(config_path(PAPER_JOB))
+    groups = 32 // job.parallel.sequence
+    assert groups * job.train.micro_batch * job.train.accumulation == 32
+    assert job.schedule.timesteps.tolist() == pytest.approx([1000, 960, 889, 727], abs=0.5)
+
+
+def test_the_public_job_has_the_public_trainers_values() -> None:
+    values = resolved(PUBLIC_JOB)
+    assert differences({key: values[key] for key in LIGHTX2V}, LIGHTX2V) == set()
+    assert values["schedule.shift"] == 8.0  # theirs is 5: the one value that we cannot run
+    assert load_job(config_path(PUBLIC_JOB)).method.fresh_rollouts
+
+
+def test_wan_jobs_guide_away_from_wans_own_negative_prompt() -> None:
+    assert NEGATIVE_PROMPT.startswith("色调艳丽") and NEGATIVE_PROMPT.endswith("，倒着走")
+    assert len(NEGATIVE_PROMPT) == 137 and NEGATIVE_PROMPT.count("，") == 27
+    for name in shipped_jobs():
+        job = load_job(config_path(name))
+        used = open_wan(job.teacher.path).negative_prompt_for(job.teacher.negative_prompt)
+        assert used == (NEGATIVE_PROMPT if name in WAN_JOBS else ""), name
+    assert open_wan("sprites").negative_prompt_for(None) == ""
+
+
+def undistilled_share(job: Job, step: int) -> float:
+    """The weight of the teacher's own weights in the moving average after ``step`` iterations."""
+    share = 1.0
+    for done in range(1, step + 1):
+        share *= average_decay(done, job.train)
+    return share
+
+
+@pytest.mark.parametrize("name", WAN_JOBS)
+def test_what_a_wan_job_exports_is_the_student(name: str) -> None:
+    job = load_job(config_path(name))
+    last = min(job.train.iterations, 1000)
+    shares = {step: undistilled_share(job, step) for step in range(100, last + 1, 100)}
+    assert max(shares.values()) <= 0.01, shares
+
+
+SOURCE = re.compile(r"paper|arXiv|LightX2V|Self-Forcing|\bWan\b|\bours\b")
+
+
+@pytest.mark.parametrize("name", WAN_JOBS)
+def test_every_value_of_a_wan_job_names_its_source(name: str) -> None:
+    """In a comment behind it or in the lines right above; a method's name is the file's."""
+    above = ""
+    for line in Path(config_path(name)).read_text(encoding="utf-8").splitlines():
+        content, _, comment = line.partition("#")
+        if not content.strip():
+            above = f"{above} {comment}" if comment else ""
+            continue
+        value = content.partition(":")[2].strip()
+        if value and content.split(":")[0].strip() not in ("base", "name"):
+            assert SOURCE.search(f"{above} {comment}"), f"{name}: {line}"
+        above = ""
