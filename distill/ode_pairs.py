@@ -22,9 +22,13 @@ from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.job.schema import LATENTS, Data, Job
 from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
-from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, teacher_schedule
-from lightx2v_sgmd.sampling.teacher_steps import teacher_shift as shift_of
-from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.sampling.teacher_steps import (
+    TEACHER_STEPS,
+    SolverName,
+    solver_text,
+    teacher_solver,
+)
+from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import shipped_model
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
@@ -37,6 +41,8 @@ class PairPlan:
     Attributes:
         count: Pairs of the whole folder; with fewer prompts than pairs, prompts repeat.
         steps: Steps of the teacher's sampler.
+        solver: Its solver; None is the one that the teacher's authors use.
+        shift: Its flow shift; None is the one that the teacher's authors use.
         shard: Pairs in one file.
         part: Number of this machine's part, from 1.
         parts: Number of machines that share the work.
@@ -44,6 +50,8 @@ class PairPlan:
 
     count: int = 1024
     steps: int = TEACHER_STEPS
+    solver: SolverName | None = None
+    shift: float | None = None
     shard: int = 64
     part: int = 1
     parts: int = 1
@@ -110,7 +118,7 @@ def collect_pairs(
 
 def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet: bool) -> None:
     model = open_wan(job.teacher.path, job.teacher.base)
-    schedule = teacher_schedule(shift_of(model), plan.steps)
+    schedule = teacher_solver(model, plan.solver, plan.shift, plan.steps)
     negative_prompt = model.negative_prompt_for(job.teacher.negative_prompt)
     size = (job.video.height, job.video.width, job.video.num_frames)
     sampler = VideoSampler(
@@ -134,6 +142,8 @@ def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet:
         "prompts": prompts_digest(prompts),
     }
     check_origin(out, origin)
+    scale = job.teacher.guidance_scale
+    note(f"the teacher samples with {solver_text(schedule)}, guidance {scale:g}", quiet)
     shards = plan.shards()
     missing = [(index, numbers) for index, numbers in shards if not shard_path(out, index).exists()]
     total = sum(len(numbers) for _, numbers in shards)

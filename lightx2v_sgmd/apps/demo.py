@@ -25,13 +25,12 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     gap_closed,
     held_out_captions,
     summarise,
-    teacher_schedule,
 )
 from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.sampling.teacher_steps import Solver, teacher_solver
 from lightx2v_sgmd.system.console import duration, note, progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
@@ -178,13 +177,13 @@ def _measure(
     evaluations = len(captions) * (2 * TEACHER_STEPS + 2 * len(job.schedule))
     with progress(evaluations, "sampling", quiet) as bar:
 
-        def sample_teacher(schedule: Schedule, scale: float) -> Row:
+        def sample_teacher(schedule: Solver, scale: float) -> Row:
             negative = model.negative_prompt_for(job.teacher.negative_prompt)
             sampler = TeacherSampler(model, schedule, scale, negative)
             sampler.on_batch = lambda done: bar.advance(done * sampler.nfe)
             return evaluate(sampler, sampler.nfe, captions, seeds)
 
-        rows["teacher"] = sample_teacher(teacher_schedule(), guidance)
+        rows["teacher"] = sample_teacher(teacher_solver(model), guidance)
         rows["undistilled"] = sample_teacher(job.schedule, 1.0)
 
         def sample_student(texts: Sequence[str], numbers: Sequence[int]) -> Videos:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Quiet, Settings, print_result
+from lightx2v_sgmd.cli.options import (
+    PROG,
+    JobFile,
+    Json,
+    Quiet,
+    Settings,
+    Solver,
+    print_result,
+    solver_name,
+)
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -33,6 +42,22 @@ def collect_pairs_command(
             min=1, metavar="N", help="Number of steps of the teacher's sampler; default 50."
         ),
     ] = None,
+    solver: Annotated[
+        Solver,
+        typer.Option(
+            help="Solver of the teacher's sampler; auto is the one that its authors use: UniPC for "
+            "Wan, Euler for the bundled teacher."
+        ),
+    ] = Solver.auto,
+    shift: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="S",
+            help="Flow shift of the teacher's sampler; default that of its authors: 5 for "
+            "Wan2.1-14B, 8 for 1.3B, 3 for the bundled teacher.",
+        ),
+    ] = None,
     shard: Annotated[int, typer.Option(min=1, metavar="N", help="Number of pairs in a file.")] = 64,
     part: Annotated[
         str,
@@ -54,7 +79,8 @@ def collect_pairs_command(
 ) -> None:
     """Sample pairs of noise and latents from a job's teacher.
 
-    The job names the teacher, its guidance, the size of the videos and the prompts. The methods
+    The job names the teacher, its guidance, the size of the videos and the prompts. The teacher
+    samples as its authors do, unless an option says otherwise. The methods
     adp and dmdx train on the pairs (data.latents). If the command is interrupted, run it again to
     make the files that are missing; existing files are never replaced.
     """
@@ -66,7 +92,9 @@ def collect_pairs_command(
     from distill.running.signals import interruptible
 
     number, parts = parse_part(part)
-    plan = PairPlan(count, steps or PairPlan.steps, shard, number, parts)
+    plan = PairPlan(
+        count, steps or PairPlan.steps, solver_name(solver), shift, shard, number, parts
+    )
     with interruptible():
         folder = collect_pairs(checked, out, plan, prompts, quiet)
     print_result({"pairs": str(folder)}, str(folder), as_json)

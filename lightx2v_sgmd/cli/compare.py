@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lightx2v_sgmd.cli.options import PROG, Json, Quiet
+from lightx2v_sgmd.cli.options import PROG, Json, Quiet, Solver, solver_name
 from lightx2v_sgmd.system.errors import short_line
 
 EXAMPLES = (
@@ -77,10 +77,26 @@ def compare_command(
         int,
         typer.Option(
             metavar="N",
-            help="Number of videos per row and seed: held-out captions for the bundled "
-            "world, otherwise the job's first prompts.",
+            help="Number of evaluation prompts, each with one video per row and seed; at most as "
+            "many as there are.",
         ),
     ] = 200,
+    evaluation_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts to measure on (.txt, .jsonl or .csv), none of them a training prompt. "
+            "Default: held-out captions for the bundled world, otherwise "
+            "configs/prompts/evaluation.txt.",
+        ),
+    ] = None,
+    teacher_solver: Annotated[
+        Solver,
+        typer.Option(
+            help="Solver of the teacher's row; auto is the one that its authors use: UniPC for "
+            "Wan, Euler for the bundled teacher."
+        ),
+    ] = Solver.auto,
     curve_prompts: Annotated[
         int, typer.Option(metavar="N", help="Number of videos per snapshot, for the curves.")
     ] = 100,
@@ -129,7 +145,12 @@ def compare_command(
             overrides=settings or (),
             method_overrides=method_settings or (),
             sweep=sweep,
-            settings=Settings(prompts=prompts, curve_prompts=curve_prompts),
+            settings=Settings(
+                prompts=prompts,
+                curve_prompts=curve_prompts,
+                evaluation=None if evaluation_prompts is None else str(evaluation_prompts),
+                solver=solver_name(teacher_solver),
+            ),
             every=every,
             workers=workers,
             nproc=nproc,

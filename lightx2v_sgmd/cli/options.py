@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +20,21 @@ Settings = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on stdout.")]
+
+
+class Solver(StrEnum):
+    """The solver of a teacher's sampler."""
+
+    auto = "auto"
+    unipc = "unipc"
+    euler = "euler"
+
+
+def solver_name(solver: Solver) -> Literal["unipc", "euler"] | None:
+    """The name of a chosen solver; None for ``auto``, the one that the teacher's authors use."""
+    names: dict[Solver, Literal["unipc", "euler"] | None]
+    names = {Solver.auto: None, Solver.unipc: "unipc", Solver.euler: "euler"}
+    return names[solver]
 
 
 def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -5,7 +5,8 @@ The source is https://github.com/Wan-Video/Wan2.1 at commit 9737cba, in the file
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 NEGATIVE_PROMPT: Final = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，"
@@ -19,3 +20,21 @@ NEGATIVE_PROMPT: Final = (
 It is ``sample_neg_prompt`` of ``wan/configs/shared_config.py``, exactly. It names bright colours,
 overexposure, stillness, blur, subtitles, deformed limbs, walking backwards and the like.
 """
+
+DEFAULT_SHIFT: Final = 5.0
+"""Flow shift of Wan's text-to-video sampler (``generate.py``, ``sample_shift``)."""
+SHIFT_BY_SIZE: Final[Mapping[tuple[int, int], float]] = {(40, 40): 5.0, (30, 12): 8.0}
+"""Flow shift by number of blocks and of attention heads: of 14B and of 1.3B.
+
+14B has the default of ``generate.py``; for 1.3B the README recommends 8, with guidance 6.
+"""
+
+
+def shift_of_network(config: Mapping[str, Any]) -> float | None:
+    """The flow shift with which Wan's authors sample a network; None for one that is not theirs.
+
+    Args:
+        config: The arguments of ``WanTransformer3DModel``.
+    """
+    size = config.get("num_layers"), config.get("num_attention_heads")
+    return SHIFT_BY_SIZE.get(size)  # type: ignore[arg-type]

@@ -44,7 +44,9 @@ def as_volume(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
 class Head(nn.Module):
     """One head: pairs of a 3x3x3 convolution and a 3x3 convolution of stride 2, then logits.
 
-    Each convolution is followed by GroupNorm of 32 groups and SiLU (App. B.2).
+    App. B.2 lists the layers of a block once: both convolutions, GroupNorm of 32 groups and SiLU.
+    The project's own choices are a norm and SiLU after each convolution, two blocks, 64 channels,
+    and one logit for each place by a 1x1 convolution.
 
     Args:
         width: Width of the backbone's blocks.

@@ -20,7 +20,8 @@ from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import VelocityFn, rollout
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.sampling.teacher_steps import Solver
+from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.text.encoding import encode_prompts
 
 Videos = NDArray[np.uint8]
@@ -36,7 +37,7 @@ class VideoSampler:
 
     Args:
         model: The model whose network, VAE and text encoder are used.
-        schedule: The steps of the sampler.
+        schedule: The steps of the sampler: a schedule for Euler, or UniPC.
         size: Height and width in pixels, and the number of frames.
         guidance_scale: Guidance in the form of Ho and Salimans; 1 runs no unconditional pass.
         negative_prompt: The prompt that guidance moves away from.
@@ -49,7 +50,7 @@ class VideoSampler:
     def __init__(
         self,
         model: wan.WanModel,
-        schedule: Schedule,
+        schedule: Solver,
         size: tuple[int, int, int],
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
@@ -100,7 +101,10 @@ class VideoSampler:
     def latents(self, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
         """Samples latents from ``noise [B, C, T, h, w]`` as one batch."""
         self._encode(prompts)
-        return rollout(self._velocity(prompts), noise.to(self.device), self.schedule)
+        velocity, noise = self._velocity(prompts), noise.to(self.device)
+        if isinstance(self.schedule, UniPC):
+            return self.schedule.run(velocity, noise)
+        return rollout(velocity, noise, self.schedule)
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Encodes the missing prompts, then frees the encoder, which is often the largest part."""

@@ -22,6 +22,7 @@ from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, captured_layers, vision_widths
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule
+from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import assert_same_run, job_file, needs_deepspeed, read_trace, train, weights_of
 
@@ -88,6 +89,19 @@ def test_pairs_are_the_teachers_samples(tiny_teacher: Path, pairs: Path) -> None
     made = sampler.latents(folder.prompts[4:], folder.read("noise", [4, 5]))
     torch.testing.assert_close(folder.read("x0", [4, 5]), made)
     assert not torch.equal(folder.read("noise", [0]), folder.read("noise", [4]))
+
+
+def test_pairs_by_another_solver_are_its_samples_and_say_so(
+    tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collect(tiny_teacher, tmp_path, tmp_path / "pairs", "--solver", "unipc", "--shift", "5")
+    said = capsys.readouterr().err
+    assert "the teacher samples with UniPC, 2 steps, shift 5, guidance 8" in said
+    folder = LatentFolder(tmp_path / "pairs")
+    assert folder.origin["schedule"] == {"solver": "unipc", "shift": 5.0, "steps": 2}
+    sampler = VideoSampler(open_wan(str(tiny_teacher)), UniPC(5.0, 2), (32, 32, 5), 8.0)
+    made = sampler.latents(folder.prompts[4:], folder.read("noise", [4, 5]))
+    torch.testing.assert_close(folder.read("x0", [4, 5]), made)
 
 
 def test_collecting_goes_on_where_it_stopped(

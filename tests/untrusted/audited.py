@@ -147,10 +147,10 @@ def open_teacher(folder: str) -> None:
     import torch
 
     from lightx2v_sgmd.families.wan import open_wan
-    from lightx2v_sgmd.sampling.teacher_steps import teacher_shift
+    from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 
     model = open_wan(folder)
-    teacher_shift(model)
+    teacher_solver(model)
     model.load_vae()
     model.load_text_encoder(torch.float32).encode(["a red circle"])
     model.load_transformer()

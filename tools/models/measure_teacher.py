@@ -24,11 +24,11 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     evaluate,
     held_out_captions,
     summarise,
-    teacher_schedule,
 )
 from lightx2v_sgmd.apps.sprites.measure import judge, measure, score
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.files.video import contact_sheet
+from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
 from tools.models.train_sprites_teacher import to_model_range
@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompts", type=int, default=240)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--solver", choices=["unipc", "euler"], help="default the teacher's own")
     parser.add_argument("--seed", type=int, default=900_000)
     parser.add_argument("--notes", type=Path, help="text for the card's section on the training")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
@@ -152,12 +153,16 @@ def main() -> int:
     captions = held_out_captions(args.prompts, seed=args.seed)
     seeds = list(range(args.seed, args.seed + args.prompts))
     rows: dict[str, Row] = {}
+    solver = teacher_solver(model, args.solver)
+    print(f"teacher: {solver_text(solver)}, guidance {args.guidance:g}")
     for name, schedule, scale in (
-        ("teacher", teacher_schedule(), args.guidance),
+        ("teacher", solver, args.guidance),
         ("undistilled", Schedule(), 1.0),
     ):
         with progress(args.prompts, f"sampling {name}") as bar:
-            sampler = TeacherSampler(model, schedule, scale, on_batch=bar.advance)
+            sampler = TeacherSampler(
+                model, schedule, scale, model.negative_prompt, on_batch=bar.advance
+            )
             rows[name] = evaluate(sampler, sampler.nfe, captions, seeds)
     figures: dict[str, Any] = {k: summarise(row, rows["teacher"]) for k, row in rows.items()}
     expected = world_speed(captions, args.seed)

@@ -35,15 +35,17 @@ QUALITY = (
         2,
         "quality: how far the videos, as a crowd, are from the teacher's. The Frechet distance "
         "between features measured in the frames (on the sprite world: positions, sizes, colours, "
-        "speeds, defects; elsewhere: simple statistics of pixels and flow). Smaller is better; the "
-        "teacher's own row says how far two samples of it are apart",
+        "speeds, defects; elsewhere: simple statistics of pixels and flow). It is not FVD, whose "
+        "features are a network's. Smaller is better; the teacher's own row says how far two "
+        "samples of it are apart",
         "down",
     ),
     Column(
         "all_attributes",
         "all right",
         3,
-        "semantic: share of videos that are clean and right on everything that the caption names",
+        "semantic: share of videos that are clean and right on everything that the caption names, "
+        "checked in the frames; it stands in for VBench's scores",
         "up",
         captions=True,
     ),
@@ -59,21 +61,25 @@ QUALITY = (
         "optflow",
         "OptFlow",
         4,
-        "mean absolute optical flow over frames and pixels, in pixels per frame (OpenCV's DIS)",
+        "mean absolute optical flow over frames and pixels, in pixels per frame. Approximate: "
+        "OpenCV's DIS in place of the paper's UniMatch. Masked: flow counts as zero where the "
+        "picture is flat (less than 8 grey levels of contrast nearby), which lowers it on videos "
+        "with smooth areas",
     ),
     Column(
         "dyndeg",
         "DynDeg",
         3,
-        "dynamic degree as in VBench: share of videos in which the fastest twentieth of the pixels "
-        "moves by more than 6 pixels per frame of 256 (0.75 of 32) in a quarter of the frames",
+        "dynamic degree by VBench's rule: share of videos in which the fastest twentieth of the "
+        "pixels moves by more than 6 pixels per frame of 256 (0.75 of 32) in a quarter of the "
+        "frames. Approximate and masked: on the flow of OptFlow in place of RAFT's",
     ),
     Column(
         "diversity",
         "diversity",
         4,
         "mean distance (root mean square over pixels, 0 to 1) between videos of one prompt from "
-        "different noise",
+        "different noise; pixels stand in for the LPIPS of the ADM paper",
     ),
     Column(
         "coverage",
@@ -176,7 +182,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"{results['iterations']} iterations of batch {results['batch']}, {seeds} "
         f"seed{'s' if seeds > 1 else ''}, {results['prompts']} prompts. Mean ± standard deviation "
-        "over seeds; the seeds of teacher and undistilled are of sampling only.",
+        "over seeds; the seeds of teacher and undistilled are of sampling only. "
+        f"{results['about']}",
         "",
         "## At equal iterations",
         "",

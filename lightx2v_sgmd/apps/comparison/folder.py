@@ -19,13 +19,20 @@ HIDDEN: Final = ".lightx2v-sgmd."
 """The beginning of the names of locks and records."""
 
 
-def inputs(job: Job) -> dict[str, str]:
-    """The inputs of all videos, by content: the teacher's weights and the prompts."""
+def inputs(job: Job, evaluation: str | None) -> dict[str, str]:
+    """The inputs of all videos, by content: the teacher's weights and the prompts.
+
+    Args:
+        job: Any of the compared jobs.
+        evaluation: The file of the prompts that videos are made from, if it is a file.
+    """
     model = open_wan(job.teacher.path, job.teacher.base)
     found = {"teacher": weights_digest(model, "transformer", "vae")}
     prompts = Path(job.data.prompts)
     if prompts.is_file():
         found["prompts"] = content_hash(prompts)
+    if evaluation is not None:
+        found["evaluation"] = content_hash(Path(evaluation))
     return found
 
 

@@ -148,14 +148,7 @@ def _right(plan: Plan, row: str) -> list[bool]:
 
 
 def _prompts(plan: Plan) -> list[str]:
-    if plan.checkable:
-        from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
-
-        return [caption.text() for caption in held_out_captions(plan.settings.shown)]
-    from lightx2v_sgmd.files.prompts import read_prompts
-
-    every = list(dict.fromkeys(read_prompts(plan.job.data.prompts)))
-    return every[: plan.settings.shown]
+    return plan.evaluation_prompts[: plan.settings.shown]
 
 
 def _write_sheet(plan: Plan, written: WrittenFiles, videos: dict[str, list[Path]]) -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,14 @@ from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import refuse_overlap, resolved
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.sampling.teacher_steps import SolverName, solver_text, teacher_solver
+from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.system.resources import config_path
 from lightx2v_sgmd.untrusted.json_text import read_record
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
+EVALUATION_PROMPTS = "prompts/evaluation.txt"
+"""The shipped file of prompts that no shipped job trains on."""
 FORMAT_VERSION = 1
 SHARED = ("teacher", "schedule", "data", "video", "train", "parallel", "output")
 """Sections that every row takes from the job that was named; the others are the method's own."""
@@ -58,6 +62,9 @@ class Settings:
         groups: Prompts of which several videos are made, for the diversity.
         copies: The number of videos of each of them.
         shown: Prompts whose videos are kept.
+        evaluation: The file of prompts that videos are made from; None stands for the bundled
+            world's held-out captions.
+        solver: The teacher's solver, ``unipc`` or ``euler``; None is that of its authors.
     """
 
     prompts: int = 200
@@ -66,6 +73,8 @@ class Settings:
     groups: int = 24
     copies: int = 4
     shown: int = 8
+    evaluation: str | None = None
+    solver: SolverName | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,43 @@ class Plan:
     def rows(self) -> tuple[str, ...]:
         """Every row of the tables."""
         return (TEACHER, UNDISTILLED, *self.jobs)
+
+    @property
+    def evaluation_prompts(self) -> list[str]:
+        """The prompts that videos are made from, none of which any row has trained on."""
+        count, file = self.settings.prompts, self.settings.evaluation
+        if self.on_captions:
+            from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
+
+            return [caption.text() for caption in held_out_captions(count)]
+        # Without a file, an earlier version made the comparison, on training prompts.
+        return _prompts_of(self.job.data.prompts if file is None else file)[:count]
+
+    @property
+    def on_captions(self) -> bool:
+        """True if videos are made from the sprite world's held-out captions."""
+        return self.settings.evaluation is None and self.checkable
+
+    def about_prompts(self) -> str:
+        """A sentence on the prompts that videos are made from."""
+        if self.on_captions:
+            return "The prompts are captions of the bundled world that training never saw."
+        if self.settings.evaluation is None:
+            return "The prompts are training prompts: an earlier version made this comparison."
+        file = Path(self.settings.evaluation).name
+        return f"The prompts are from {file}, and no row trained on any of them."
+
+    def about_teacher(self) -> str:
+        """A sentence on how the teacher's row is sampled."""
+        teacher = self.job.teacher
+        model = open_wan(teacher.path, teacher.base)
+        negative = model.negative_prompt_for(teacher.negative_prompt)
+        own = "its authors'" if negative == model.negative_prompt else "the job's"
+        return (
+            f"The teacher samples with {solver_text(teacher_solver(model, self.settings.solver))}, "
+            f"guidance {teacher.guidance_scale:g} and "
+            f"{f'{own} negative prompt' if negative else 'no negative prompt'}."
+        )
 
     def snapshots(self) -> list[int]:
         """The iterations after which weights are kept, the last one included."""
@@ -178,6 +224,7 @@ def make_plan(
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
     settings = _fitting(settings, base, every)
+    _refuse_training_prompts(settings, jobs)
     first = base.train.seed
     plan = Plan(out, jobs, tuple(range(first, first + seeds)), settings)
     _check_shared(plan)
@@ -269,27 +316,60 @@ def _checkable(job: Job) -> bool:
     return prompts is not None and all(map(world.is_caption, prompts))
 
 
+def _prompts_of(file: str) -> list[str]:
+    """The prompts of a file, each once."""
+    from lightx2v_sgmd.files.prompts import read_prompts
+
+    return list(dict.fromkeys(read_prompts(file)))
+
+
 def _fitting(settings: Settings, base: Job, every: int) -> Settings:
-    """The settings as far as there are prompts and iterations."""
+    """The settings as far as there are prompts and iterations, with the file of the prompts."""
     if settings.prompts < 2:
         raise UserError(f"--prompts: {settings.prompts} is too few; use 2 or more")
     if every < 1:
         raise UserError(f"--every: {every} is too few; use 1 or more")
-    count = settings.prompts
-    if not _checkable(base):
-        from lightx2v_sgmd.files.prompts import read_prompts
-
-        count = min(count, len(dict.fromkeys(read_prompts(base.data.prompts))))
+    count, evaluation = settings.prompts, settings.evaluation
+    if evaluation is None and not _checkable(base):
+        evaluation = str(config_path(EVALUATION_PROMPTS))
+    if evaluation is not None:
+        evaluation = str(Path(evaluation).absolute())
+        try:
+            found = len(_prompts_of(evaluation))
+        except UserError as error:
+            raise UserError(f"--evaluation-prompts: {error}") from error
+        count = min(count, found)
         if count < 2:
-            raise UserError(f"data.prompts: {base.data.prompts} has {count} prompt; give 2 or more")
-    return Settings(
+            raise UserError(
+                f"--evaluation-prompts: {evaluation} has {found} prompt; give 2 or more"
+            )
+    return replace(
+        settings,
         prompts=count,
         curve_prompts=min(settings.curve_prompts, count),
         every=min(every, base.train.iterations),
         groups=min(settings.groups, count),
-        copies=settings.copies,
         shown=min(settings.shown, count),
+        evaluation=evaluation,
     )
+
+
+def _refuse_training_prompts(settings: Settings, jobs: Mapping[str, Job]) -> None:
+    """Refuses evaluation prompts that a row trains on."""
+    if settings.evaluation is None:
+        return  # held-out captions are none of the world's training captions
+    from distill.data import load_prompts
+
+    wanted = _prompts_of(settings.evaluation)
+    for label, job in jobs.items():
+        trained = set(load_prompts(job))
+        both = [prompt for prompt in wanted if prompt in trained]
+        if both:
+            raise UserError(
+                f"--evaluation-prompts: {settings.evaluation} has {len(both)} of {label}'s "
+                f'training prompts (data.prompts), "{shortened(both[0], 60)}" among them; remove '
+                "them, or name a file of other prompts"
+            )
 
 
 def _shared(job: Job) -> dict[str, Any]:
@@ -341,14 +421,20 @@ def _check_same_comparison(plan: Plan) -> None:
         return
     saved = read_saved(path)
     remedy = "set it back, or name another --out"
+    # A comparison of an earlier version knows fewer settings; the new ones have their defaults.
+    before_settings = {**asdict(Settings()), **saved["settings"]}
+    options = {"evaluation": "evaluation-prompts", "solver": "teacher-solver"}
     for key, value in asdict(plan.settings).items():
-        if saved["settings"].get(key) != value:
+        if before_settings[key] != value:
+            ours, theirs = (
+                "default" if each is None else each for each in (value, before_settings[key])
+            )
             raise UserError(
-                f"--{key.replace('_', '-')}: {value} is not the {saved['settings'].get(key)} of "
-                f"the comparison in {plan.out}; {remedy}"
+                f"--{options.get(key, key.replace('_', '-'))}: {ours} is not the {theirs} of the "
+                f"comparison in {plan.out}; {remedy}"
             )
     before = saved.get("inputs")
-    if before is not None and before != inputs(plan.job):
+    if before is not None and before != inputs(plan.job, plan.settings.evaluation):
         raise UserError(
             f"--out: the teacher's weights or the prompts are not those of the comparison in "
             f"{plan.out}; {remedy}"
@@ -393,8 +479,9 @@ def write_plan(plan: Plan) -> None:
     rows |= {label: _comparable(job) for label, job in plan.jobs.items()}
     content = {
         "format_version": FORMAT_VERSION,
-        "inputs": inputs(plan.job),
+        "inputs": inputs(plan.job, plan.settings.evaluation),
         "settings": asdict(plan.settings),
+        "about": f"{plan.about_teacher()} {plan.about_prompts()}",
         "shared": _shared(plan.job),
         "rows": rows,
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import Measured
-from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
+from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan, read_saved
 from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance, score
 from lightx2v_sgmd.untrusted.json_text import read_log
@@ -206,6 +206,7 @@ def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, 
     return {
         "format_version": 1,
         "teacher": plan.job.teacher.path,
+        "about": _about(plan),
         "captions_checkable": reference.checkable,
         "iterations": plan.job.train.iterations,
         "batch": plan.job.train.micro_batch * plan.job.train.accumulation,
@@ -220,6 +221,13 @@ def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, 
         "rows": rows,
         "failures": failures,
     }
+
+
+def _about(plan: Plan) -> str:
+    """How teacher and prompts were chosen, as it was when the comparison was begun."""
+    path = plan.out / "comparison.json"
+    saved = read_saved(path) if path.is_file() else {}
+    return str(saved.get("about", plan.about_prompts()))
 
 
 def _trained_row(

@@ -34,7 +34,7 @@ from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.sampling.sampler import VideoSampler
-from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule, teacher_shift
+from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.processes import follow_parent, leave
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
@@ -151,16 +151,11 @@ class Bench:
         self.plan, self.seed = plan, seed
         self.settings, self.job = plan.settings, plan.job
         self.captions: list[world.Caption] | None = None
-        if plan.checkable:
+        if plan.on_captions:
             from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
 
             self.captions = held_out_captions(self.settings.prompts)
-            self.prompts = [caption.text() for caption in self.captions]
-        else:
-            from lightx2v_sgmd.files.prompts import read_prompts
-
-            every = list(dict.fromkeys(read_prompts(self.job.data.prompts)))
-            self.prompts = every[: self.settings.prompts]
+        self.prompts = plan.evaluation_prompts
         self.fps = open_wan(self.job.teacher.path, self.job.teacher.base).fps
         self._student: VideoSampler | None = None
 
@@ -202,7 +197,7 @@ class Bench:
         _, frames, height, width = model.latent_shape(*size)
         return VideoSampler(
             model,
-            job.schedule if few_steps else teacher_schedule(teacher_shift(model)),
+            job.schedule if few_steps else teacher_solver(model, self.settings.solver),
             size,
             1.0 if few_steps else job.teacher.guidance_scale,
             model.negative_prompt_for(job.teacher.negative_prompt),

@@ -25,8 +25,7 @@ from lightx2v_sgmd.apps.sprites.measure import (
 )
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.sampling.sampler import Videos, VideoSampler
-from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, teacher_schedule
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, Solver, teacher_schedule
 
 __all__ = [
     "TEACHER_STEPS",
@@ -72,7 +71,7 @@ class TeacherSampler(VideoSampler):
     def __init__(
         self,
         model: wan.WanModel,
-        schedule: Schedule,
+        schedule: Solver,
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
         batch: int = 32,

@@ -28,7 +28,7 @@ PATIENCE_S = 900.0
 def command(job: Path, out: Path) -> list[str]:
     return [
         *("compare", str(job), "--sweep", "method.lambda=0.1,0.5", "--seeds", "2"),
-        *("--out", str(out), "--workers", "2", "--every", "15"),
+        *("--out", str(out), "--workers", "2", "--every", "15", "--prompts", "4"),
         *("--set", f"train.iterations={ITERATIONS}"),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from lightx2v_sgmd.apps.comparison.plan import (
     write_plan,
 )
 from lightx2v_sgmd.families.model_folder import shipped_prompts
+from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
 from tests.training import PROMPTS, job_file
 
 
@@ -52,7 +55,7 @@ def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
     assert (sgmd.student.optimizer.lr, tsg_sim.student.optimizer.lr) == (1e-4, 5e-5)
     assert tsg_sim.fake_score == sgmd.fake_score
     assert plan.rows == ("teacher", "undistilled", "sgmd", "dmd2", "tsg_sim")
-    assert plan.settings.prompts == len(PROMPTS) and not plan.checkable
+    assert plan.settings.prompts == 64 and not plan.checkable
     assert not (tmp_path / "out").exists()
 
 
@@ -74,6 +77,66 @@ def test_only_a_shipped_models_captions_of_the_world_are_checked(job: Path, tmp_
     copy = tmp_path / "copy.txt"
     copy.write_text("\n".join(shipped_prompts("sprites") or []))
     assert not make_plan(job, tmp_path / "out", overrides=[f"data.prompts={copy}"]).checkable
+
+
+def test_no_row_is_measured_on_its_training_prompts(job: Path, tmp_path: Path) -> None:
+    shipped = config_path("prompts/evaluation.txt")
+    plan = make_plan(job, tmp_path / "out")
+    assert plan.settings.evaluation == str(shipped)
+    assert plan.evaluation_prompts == read_prompts(shipped) and not plan.on_captions
+    assert not {*plan.evaluation_prompts} & {*read_prompts(config_path("prompts/examples.txt"))}
+    assert plan.about_prompts() == (
+        "The prompts are from evaluation.txt, and no row trained on any of them."
+    )
+    sprites = make_plan(config_path("sprites_sgmd.yaml"), tmp_path / "out")
+    assert sprites.on_captions and sprites.settings.evaluation is None
+    assert not {*sprites.evaluation_prompts} & {*(shipped_prompts("sprites") or [])}
+
+    own = tmp_path / "own.txt"
+    own.write_text("a dog\na cat\n")
+    settings = Settings(evaluation=str(own))
+    assert make_plan(job, tmp_path / "out", settings=settings).evaluation_prompts == [
+        "a dog",
+        "a cat",
+    ]
+    own.write_text(f"a dog\n{PROMPTS[0]}\n")
+    with pytest.raises(
+        UserError, match=r"own\.txt has 1 of sgmd's training prompts .* remove them"
+    ):
+        make_plan(job, tmp_path / "out", settings=settings)
+    with pytest.raises(UserError, match="--evaluation-prompts: .*missing"):
+        missing = Settings(evaluation=str(tmp_path / "missing.txt"))
+        make_plan(job, tmp_path / "out", settings=missing)
+
+
+def test_the_teachers_row_says_how_it_is_sampled(job: Path, tmp_path: Path) -> None:
+    wan = ["teacher.path=Wan-AI/Wan2.1-T2V-14B-Diffusers", "teacher.guidance_scale=5"]
+    for override, prompt in (
+        ("null", "its authors' negative prompt"),
+        ('""', "no negative prompt"),
+    ):
+        overrides = [*wan, f"teacher.negative_prompt={override}"]
+        plan = make_plan(job, tmp_path / "out", overrides=overrides)
+        assert plan.about_teacher() == (
+            f"The teacher samples with UniPC, 50 steps, shift 5, guidance 5 and {prompt}."
+        )
+    euler = replace(plan, settings=replace(plan.settings, solver="euler"))
+    assert "with Euler, 50 steps, shift 5, guidance 5" in euler.about_teacher()
+
+
+def test_a_comparison_of_an_earlier_version_goes_on(job: Path, tmp_path: Path) -> None:
+    """It knows neither of the later settings; on the bundled world they are what they were."""
+    overrides = ["data.prompts=sprites"]
+    plan = make_plan(job, tmp_path / "out", overrides=overrides)
+    write_plan(plan)
+    path = plan.out / "comparison.json"
+    saved = json.loads(path.read_text())
+    for key in ("evaluation", "solver"):
+        del saved["settings"][key]
+    path.write_text(json.dumps(saved))
+    assert make_plan(job, tmp_path / "out", overrides=overrides) == plan
+    with pytest.raises(UserError, match="--teacher-solver: euler is not the default"):
+        make_plan(job, plan.out, overrides=overrides, settings=Settings(solver="euler"))
 
 
 def test_a_sweep_has_a_row_for_each_value(job: Path, tmp_path: Path) -> None:

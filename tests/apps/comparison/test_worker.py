@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lightx2v_sgmd.apps.comparison import measuring, worker
-from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan, write_plan
+from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, make_plan, write_plan
 from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
 from lightx2v_sgmd.files.checkpoint import checkpoints
 from lightx2v_sgmd.files.student_weights import student_files
@@ -29,6 +29,7 @@ def trained(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
         folder / "out",
         seeds=2,
         overrides=["train.iterations=3", "train.micro_batch=1"],
+        settings=Settings(prompts=4),
         every=1,
     )
     write_plan(plan)
