@@ -35,6 +35,16 @@ def check_own(path: Path, mark: str) -> None:
         )
 
 
+def check_new(path: Path) -> None:
+    """Ends the program with exit code 2 if an output that is never replaced is there already.
+
+    Args:
+        path: A file, or a folder, which may be there if it is empty.
+    """
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        _refuse(f"{path}: is there already and is not replaced; move it or name a new one")
+
+
 @contextmanager
 def replacing_own(path: Path, mark: str) -> Iterator[Path]:
     """Gives a path to write to, which becomes ``path`` in one step; checks as ``check_own``."""

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.own_files import check_own, write_own
+
 METHODS = ("sgmd", "sgmd_lora", "dmd2", "tsg_fisher", "tsg_sim", "sid", "adm", "adp", "dmdx")
 SMALL = (
     "train.iterations=3",
@@ -38,6 +40,8 @@ EXPORTS = (
     ("comfyui", "fp8"),
     ("lora", "bf16"),
 )
+MARK = '"lora bf16": {'
+"""Text that every record holds, and other files do not."""
 NOT_COMPARED = ("seconds", "cpu_seconds", "peak_memory_gib")
 """Keys of ``metrics.jsonl`` that differ from run to run."""
 
@@ -155,10 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write the record to")
     parser.add_argument("--against", type=Path, help="record to compare with")
     args = parser.parse_args(arguments)
+    if args.out is not None:
+        check_own(args.out, MARK)
     with tempfile.TemporaryDirectory() as work:
         found = record(Path(work))
     if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_own(args.out, json.dumps(found, indent=1) + "\n", MARK)
     if args.against is None:
         return 0
     lines = differences(json.loads(args.against.read_text()), json.loads(json.dumps(found)))

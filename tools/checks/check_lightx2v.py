@@ -24,6 +24,7 @@ from typing import Any
 
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.system.errors import UserError
+from tools.own_files import check_new
 from weights import verify
 from weights.formats.lora import LORA_FILE
 from weights.formats.registry import FORMATS
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--video", type=Path)
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
+    if options.video is not None:
+        check_new(options.video)
     try:
         problems = verify(folder)
         manifest = read_manifest(folder)

@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+from tools.gpu_check.report import MARK
 from tools.gpu_check.steps import SIZES, STEPS
+from tools.own_files import write_own
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "gpu.md"
 
@@ -127,8 +129,7 @@ def write_page(reports: list[Path], out: Path) -> int:
         text = page_of(reports)
     except PageError as error:
         return refuse(str(error))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_own(out, text, MARK)
     print(out)
     return 0
 

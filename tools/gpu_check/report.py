@@ -21,6 +21,8 @@ from lightx2v_sgmd.outputs import write_text
 
 FILE = "gpu_check.json"
 FORMAT = 1
+MARK = "python -m tools.gpu_check"
+"""Text that every report and every page holds."""
 GRACE_S = 30.0
 """A row is stopped after three times its expected time and this."""
 Row = dict[str, Any]

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_check.report import FILE, FORMAT, GRACE_S, Report, say
+from tools.gpu_check.report import FILE, FORMAT, GRACE_S, MARK, Report, say
 from tools.gpu_check.steps import SIZES
 from tools.gpu_check.worker import LOST, unfinished
+from tools.own_files import check_new, check_own
 
+WRITTEN = ("gpu_check.log", "tests_*.log", "stock_*.pt")
+"""What a check writes and removes beside its report."""
 POLL_S = 0.25
 STOPPED = -int(signal.SIGALRM)
 WORKER = "tools.gpu_check.worker"
@@ -36,21 +39,29 @@ def begin(
     """An empty report.
 
     Args:
-        out: Its folder; what was in its file is replaced.
+        out: Its folder; an earlier report in it is replaced, and nothing else.
         budget_s: When everything stops.
         shape: A name of ``SIZES``.
         size: Height, width and frames; default the shape's.
         wanted: Names of steps, in the order in which they run.
         start: When the budget began, by ``time.monotonic``; default now.
         rows: Labels of the rows to measure; default all.
+
+    Raises:
+        SystemExit: the folder has files that no check wrote and that this one would replace.
     """
+    check_own(out / FILE, MARK)
+    if not (out / FILE).exists():
+        for pattern in WRITTEN:
+            for path in out.glob(pattern):
+                check_new(path)
     start = time.monotonic() if start is None else start
     out.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {
         "format": FORMAT,
         "commit": _commit(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "command": " ".join(["python -m tools.gpu_check", *sys.argv[1:]]),
+        "command": " ".join([MARK, *sys.argv[1:]]),
         "shape": shape,
         "size": list(size or SIZES[shape]),
         "device": "cpu",

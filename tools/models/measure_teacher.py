@@ -28,13 +28,17 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
 from lightx2v_sgmd.apps.sprites.measure import judge, measure, score
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.files.video import contact_sheet
+from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.system.errors import UserError
 from tools.models.train_sprites_teacher import to_model_range
-from tools.own_files import write_own
+from tools.own_files import check_own, write_own
 
 BARS = {"colour": 0.98, "shape": 0.95, "direction": 0.95, "speed": 0.90}
+SAMPLED = ("teacher", "undistilled")
+"""What is sampled: the teacher's 50 steps with guidance, and the student's four without."""
 VAE_DECIBELS, VAE_ATTRIBUTES, GAP, MOTION = 28.0, 0.99, 0.25, 0.10
 
 
@@ -87,6 +91,7 @@ def bars_met(figures: dict[str, Any]) -> dict[str, bool]:
 
 
 TITLE = "# The bundled teacher: sprites"
+FIGURES_MARK = '"speed_ratio"'
 
 
 def card(figures: dict[str, Any], guidance: float, notes: str) -> str:
@@ -149,16 +154,23 @@ def main() -> int:
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     parser.add_argument("--write-anyway", action="store_true")
     args = parser.parse_args()
+    check_own(args.folder / "README.md", TITLE)
+    check_own(args.folder / "measured.json", FIGURES_MARK)
+    sheets = None
+    if args.sheets is not None:
+        sheets = WrittenFiles(args.sheets)
+        try:
+            sheets.check(f"{name}.png" for name in SAMPLED)
+        except UserError as error:
+            parser.error(str(error))
     model = wan.open_wan(args.folder)
     captions = held_out_captions(args.prompts, seed=args.seed)
     seeds = list(range(args.seed, args.seed + args.prompts))
     rows: dict[str, Row] = {}
     solver = teacher_solver(model, args.solver)
     print(f"teacher: {solver_text(solver)}, guidance {args.guidance:g}")
-    for name, schedule, scale in (
-        ("teacher", solver, args.guidance),
-        ("undistilled", Schedule(), 1.0),
-    ):
+    settings = ((solver, args.guidance), (Schedule(), 1.0))
+    for name, (schedule, scale) in zip(SAMPLED, settings, strict=True):
         with progress(args.prompts, f"sampling {name}") as bar:
             sampler = TeacherSampler(
                 model, schedule, scale, model.negative_prompt, on_batch=bar.advance
@@ -172,17 +184,18 @@ def main() -> int:
     for bar_name, ok in met.items():
         print(f"{'met   ' if ok else 'MISSED'}  {bar_name}")
     print(json.dumps(figures, indent=2))
-    if args.sheets:
+    if sheets is not None:
         texts = [c.text() for c in captions[:16]]
         for name, row in rows.items():
-            contact_sheet(list(row.videos[:16]), args.sheets / f"{name}.png", captions=texts)
+            with sheets.appearing(f"{name}.png") as temporary:
+                contact_sheet(list(row.videos[:16]), temporary, captions=texts)
     if all(met.values()) or args.write_anyway:
         notes = (
             args.notes.read_text() if args.notes else "See `tools/models/train_sprites_teacher.py`."
         )
         write_own(args.folder / "README.md", card(figures, args.guidance, notes), TITLE)
         text = json.dumps(figures, indent=2) + "\n"
-        write_own(args.folder / "measured.json", text, '"speed_ratio"')
+        write_own(args.folder / "measured.json", text, FIGURES_MARK)
     return 0 if all(met.values()) else 1
 
 

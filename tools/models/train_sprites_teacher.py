@@ -34,6 +34,7 @@ from lightx2v_sgmd.flow import add_noise, shift_sigma
 from lightx2v_sgmd.outputs import appearing
 from tools.benchmarks.muon import Muon
 from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
+from tools.own_files import check_new
 
 # B batch, C channels, T latent frames, F video frames, H, W, S text tokens, D text width
 
@@ -362,6 +363,7 @@ def train_dit(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes the folder: transformer and text encoder in bf16, VAE in float32."""
+    check_new(args.out)
     name = "dit_done.pt" if (args.work / "dit_done.pt").exists() else "dit.pt"
     model = Teacher()
     model.load_state_dict(torch.load(args.work / name, weights_only=True)["ema"])
@@ -405,7 +407,7 @@ def main() -> None:
     dit.add_argument("--init-from", type=Path, help="dit.pt of an earlier run to start from")
     dit.add_argument("--lr", type=float, default=0.01, help="of Muon")
     out = stages.add_parser("export", help="write the model folder")
-    out.add_argument("--out", type=Path, required=True)
+    out.add_argument("--out", type=Path, required=True, help="new or empty")
     for stage in (vae, dit, out):
         stage.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
         stage.add_argument("--seed", type=int, default=0)
