@@ -8,12 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.system.errors import UserError, joined
-from lightx2v_sgmd.untrusted.json_text import LINE, parse_json
+from lightx2v_sgmd.untrusted.json_text import LINE, Limits, parse_json
 from lightx2v_sgmd.untrusted.paths import text_problem
 from lightx2v_sgmd.untrusted.reading import decode_text, read_limited
 
@@ -23,8 +24,20 @@ MOST_BYTES: Final = 100_000_000
 """Largest prompt file: half a million long prompts."""
 MOST_LINES: Final = 2_000_000
 """Most lines of a prompt file; the largest published collection has 1.7 million."""
+_CHUNK_LINES: Final = 2_000
+"""Lines of a ``.jsonl`` file that are parsed together."""
+_CHUNK: Final = Limits(size=1_000_000, values=1_000_000, depth=1_000_000)
+"""Limits of them together; how deep JSON may be nested is limited by Python's parser as well."""
 _SIMPLE: Final = re.compile(r'\{"prompt": ?"([^"\\\x00-\x1f]*)"\}\n?')
-_SIMPLE_LINES: Final = re.compile(r'^\{"prompt": ?"([^"\\\x00-\x1f]*)"\}$', re.MULTILINE)
+_SIMPLE_LINES: Final = re.compile(
+    r'^\{"prompt": ?"'
+    r'([^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*)'
+    r'"\}$',
+    re.MULTILINE,
+)
+"""Lines with a prompt alone, whose text may have JSON's escapes."""
+MOST_ODD: Final = 250_000
+"""Most other lines of a ``.jsonl`` file: they take ten times as long."""
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -122,9 +135,31 @@ def _txt(path: Path) -> Iterator[str]:
             yield _located(prompt, path, number, "write one a line")
 
 
-def _simple_jsonl(path: Path) -> list[str] | None:
-    """Reads a file whose every line is ``{"prompt": "..."}``, without an escape; else None."""
-    content = read_limited(path, MOST_BYTES)
+def _jsonl(path: Path) -> Iterator[str]:
+    # Millions of lines take seconds one by one.
+    if (prompts := _plain_prompts(read_limited(path, MOST_BYTES))) is not None:
+        yield from prompts
+        return
+    lines, odd = _text_lines(path), 0
+    while chunk := list(islice(lines, _CHUNK_LINES)):
+        rows = [row for _, line in chunk if (row := line.strip())]
+        texts = _SIMPLE_LINES.findall("\n".join(rows))
+        odd += len(rows) - len(texts)
+        if odd > MOST_ODD:
+            raise UserError(
+                f"{path}: has more than {MOST_ODD:,} lines with other keys than prompt; leave "
+                "them out or split the file"
+            )
+        if (prompts := _prompts_of(rows, texts)) is not None:
+            yield from prompts
+            continue
+        for number, line in chunk:
+            if line.strip():
+                yield _prompt_of(line, path, number)
+
+
+def _plain_prompts(content: bytes) -> list[str] | None:
+    """The prompts of a file whose every line is ``{"prompt": "..."}``, without an escape."""
     lines = content.count(b"\n") + (not content.endswith(b"\n"))
     if b"\\" in content or lines > MOST_LINES:
         return None
@@ -136,15 +171,39 @@ def _simple_jsonl(path: Path) -> list[str] | None:
     return prompts if whole else None
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    # Millions of lines take seconds one by one.
-    if (prompts := _simple_jsonl(path)) is not None:
-        yield from prompts
-        return
-    for number, row in jsonl_rows(path):
-        if isinstance(row, UserError):
-            raise UserError(f"{path}:{number}: {row}")
-        yield row["prompt"]
+def _prompts_of(rows: Sequence[str], texts: Sequence[str]) -> list[str] | None:
+    """The prompts of lines, which are parsed together.
+
+    Args:
+        rows: The lines.
+        texts: The prompts of those with a prompt alone, as they are written there.
+
+    Returns:
+        None if the lines are to be read one by one: one of them has a mistake, which is then named,
+        or they are long.
+    """
+    try:
+        if len(texts) == len(rows):  # what is escaped is text all the same, and no quote is bare
+            prompts = [text.strip() for text in parse_json('["' + '","'.join(texts) + '"]', _CHUNK)]
+        else:
+            if not all(row[0] == "{" and row[-1] == "}" for row in rows):
+                return None
+            content = parse_json(f"[{','.join(rows)}]", _CHUNK)
+            prompts = [row["prompt"].strip() for row in content]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    longest = max(map(len, prompts), default=0)
+    if len(prompts) != len(rows) or not all(prompts) or longest > MOST_CHARACTERS:
+        return None
+    return None if text_problem("".join(prompts), MOST_BYTES) else prompts
+
+
+def _prompt_of(line: str, path: Path, number: int) -> str:
+    try:
+        prompt: str = _parse_line(line)["prompt"]
+    except UserError as error:
+        raise UserError(f"{path}:{number}: {error}") from None
+    return prompt
 
 
 def _csv(path: Path) -> Iterator[str]:

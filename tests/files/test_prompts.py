@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.files.prompts import MOST_LINES, read_prompts
+from lightx2v_sgmd.files.prompts import MOST_LINES, MOST_ODD, read_prompts
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 
@@ -27,6 +27,16 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
             "a.jsonl",
             '{"prompt": "one", "id": 3}\n\n{"prompt": "t\u2028wo"}\n',
             ["one", "t\u2028wo"],
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a \\"b\\""}\r\n{"prompt":"\\ud83d\\ude00 \\u00e9"}\n',
+            ['a "b"', "\U0001f600 é"],
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "{", "x": [[{}]]}\n  {"n": "},{", "prompt": " two "}\n{"prompt": "c"}',
+            ["{", "two", "c"],
         ),
         (
             "a.csv",
@@ -65,6 +75,17 @@ def test_prompts_are_read(tmp_path: Path, name: str, content: str, prompts: list
         ("a.jsonl", "[" * 500, ":1: is not JSON ("),
         ("a.jsonl", '{"prompt": "a", "seed": ' + "9" * 5_000 + "}", ":1: is not JSON (a number"),
         ("a.jsonl", '{"prompt": "a \\ud800"}', ":1: the prompt holds half a character (U+D800)"),
+        ("a.jsonl", '{"prompt": "a"},{"prompt": "b"}\n', ":1: is not JSON (Extra data"),
+        (
+            "a.jsonl",
+            '{"prompt": "a"\n"x": 1}\n{"prompt": "b"}, {"prompt": "c"}',
+            ":1: is not JSON (",
+        ),
+        ("a.jsonl", '{"prompt": "a\\n"}\n{"prompt": "\\udc00"}\n', ":2: the prompt holds half"),
+        ("a.jsonl", '{"prompt": "a\\n"}\n{"prompt": "\\u0000"}\n', ":2: the prompt holds a zero"),
+        ("a.jsonl", '{"prompt": "a\\n"}\n{"prompt": "\\n"}\n', ":2: has no prompt"),
+        ("a.jsonl", '{"prompt": "a", "x": 1}\n{"prompt": ["b"]}\n', ":2: has no prompt"),
+        ("a.jsonl", '{"prompt": "a\\n"}\n' * 3000 + '{"prompt": 1}', ":3001: has no prompt"),
         ("prompts", "one\n", ": no suffix is no kind of prompt file; use .txt, .jsonl, .csv"),
     ],
 )
@@ -82,6 +103,12 @@ def test_a_bad_file_is_one_line_that_names_it(
 def test_a_file_of_empty_lines_is_refused_before_it_is_split(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path, f"a.{suffix}", b"\n" * (MOST_LINES + 1))
     with pytest.raises(UserError, match="has more than the 2,000,000 lines that are read"):
+        read_prompts(path)
+
+
+def test_lines_with_other_keys_are_bounded(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", '{"prompt": "a", "x": 1}\n' * (MOST_ODD + 1))
+    with pytest.raises(UserError, match="more than 250,000 lines with other keys than prompt"):
         read_prompts(path)
 
 
