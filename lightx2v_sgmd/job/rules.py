@@ -100,6 +100,7 @@ def checked(
             tree = {**tree, name: None}
             chosen_kinds[name] = choose(None)
     shape = Shape(kind, chosen_kinds)
+    tree = _without_leftovers(shape, tree, origins, problems)
     clean = _known_part(shape, kind, tree, "", problems, known_keys(shape, kind))
     plain = {name: value for name, value in clean.items() if name not in choices}
     result = _validated(kind, plain, "", problems)
@@ -115,6 +116,49 @@ def checked(
         raise UserError("\n".join(lines))
     assert result is not None, "no problem and no job"
     return replace(result, **chosen)  # type: ignore[type-var]
+
+
+def _without_leftovers(
+    shape: Shape, tree: Tree, origins: dict[str, str], problems: list[tuple[str, str]]
+) -> Tree:
+    """The tree less the options of another choice than the section's ``name``.
+
+    They are there if the name alone was replaced, by ``--set`` or in a file with a ``base``. One
+    problem names all of them.
+    """
+    for section, chosen in shape.chosen.items():
+        content = tree.get(section)
+        if not isinstance(content, dict) or f"{section}.name" not in origins:
+            continue
+        own = shape.hints(chosen)
+        by = _file(origins[f"{section}.name"])
+        left = [
+            key
+            for key in content
+            if key not in own and _file(_origin(f"{section}.{key}", origins, by)) != by
+        ]
+        if not left:
+            continue
+        name = content["name"]
+        remedy = f"{section}: {{name: {name}}}"
+        if by == "--set":
+            remedy = f'--set "{section}={{name: {name}}}"'
+        there = _file(_origin(f"{section}.{left[0]}", origins, by))
+        problems.append(
+            (
+                f"{section}.name",
+                f"{name} has no {joined(left)}, which {there} sets for another {section}; replace "
+                f"the whole section: {remedy}",
+            )
+        )
+        tree = {**tree, section: {key: content[key] for key in content if key not in left}}
+    return tree
+
+
+def _file(origin: str) -> str:
+    """The file of ``FILE:LINE``; another origin as it is."""
+    file, colon, line = origin.rpartition(":")
+    return file if colon and line.isdecimal() else origin
 
 
 def _validated(kind: type[T], clean: Any, prefix: str, problems: list[tuple[str, str]]) -> T | None:

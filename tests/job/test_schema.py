@@ -192,6 +192,18 @@ def test_a_bad_value_is_one_line(file: Path, override: str, message: str) -> Non
     assert message in "\n".join(mistakes(file, override))
 
 
+def test_the_options_of_another_method_are_one_line(tmp_path: Path, file: Path) -> None:
+    based = tmp_path / "based.yaml"
+    based.write_text(f"base: {file.name}\nmethod: {{name: dmd2, gan_weight: 0.0, floor: 1.0e-4}}\n")
+    line = mistake(based, "method.name=sid")
+    assert "--set: method.name: sid has no gan_weight, floor, which" in line
+    assert line.endswith('replace the whole section: --set "method={name: sid}"')
+    assert load_job(based, ["method={name: sid}"]).method.name == "sid"
+    # What was written for the method itself is a mistake of its own.
+    lines = mistakes(based, "method.name=sid", "method.gan_weight=1")
+    assert len(lines) == 2 and "method.gan_weight: unknown key" in lines[1]
+
+
 @pytest.mark.parametrize("override", ["schedule.shift=5", "schedule.base=[1000, 400]"])
 def test_another_schedule_is_refused_with_the_reason(file: Path, override: str) -> None:
     line = mistake(file, override)
