@@ -61,7 +61,7 @@ setup(
         "weights": ["py.typed"],
     },
     cmdclass={"build_py": BuildWithConfigs},
-    entry_points={"console_scripts": ["lightx2v-sgmd = lightx2v_sgmd.cli.main:main"]},
+    entry_points={"console_scripts": ["lightx2v-sgmd = lightx2v_sgmd.__main__:main"]},
     # constraints.txt locks what the tests run with; tools/checks/test_versions.py tries the oldest
     # and the newest torch and transformers named here.
     install_requires=[

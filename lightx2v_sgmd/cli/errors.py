@@ -28,6 +28,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else PROG
         message = " ".join(error.format_message().split()).rstrip(".")
+        message = message.replace(": Value error, ", ": ", 1)  # pydantic's words for a bad choice
         return [short_line(f"{message}; see {command} --help")], 2
     cause: BaseException | None = error
     while cause is not None:

@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lightx2v_sgmd import __version__
+from lightx2v_sgmd.__main__ import INTERRUPTED, leave_interrupted
 from lightx2v_sgmd.cli import (
     collect_pairs,
     compare,
@@ -101,7 +102,10 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A locale without the letters of a prompt or a path is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    code = run(sys.argv[1:] if args is None else args)
+    if code == INTERRUPTED:
+        leave_interrupted()
+    sys.exit(code)
 
 
 def _start_with_docstrings(args: list[str]) -> NoReturn:
@@ -124,7 +128,7 @@ def run(args: list[str]) -> int:
         )
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if state.debug:
             traceback.print_exc()

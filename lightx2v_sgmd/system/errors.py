@@ -33,7 +33,7 @@ class RunError(RuntimeError):
 
 def short_lines(message: str) -> list[str]:
     """Cuts a message for the terminal: at most 20 lines, each made by ``short_line``."""
-    lines = [line for line in message[: 2**20].splitlines() if line.strip()] or [""]
+    lines = [line for line in message[: 2**20].split("\n") if line.strip()] or [""]
     shown = [short_line(line) for line in lines[:_LINES]]
     if len(lines) > _LINES:
         shown.append(f"... and {len(lines) - _LINES} more mistakes; mend these first")

@@ -23,6 +23,8 @@ def path_problem(path: str | Path, spare: int = _SPARE_BYTES) -> str | None:
         return "is empty"
     if "\0" in text:
         return "holds a zero byte, which no file name may"
+    if "\n" in text:
+        return "holds a line break"
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:

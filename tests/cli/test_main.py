@@ -225,7 +225,10 @@ def test_doctor_prints_text_or_json(
         (["distill", "x", "--foo"], "No such option: --foo; see lightx2v-sgmd distill --help"),
         (["distill", "x", "--nproc", "0"], "Invalid value for '--nproc'"),
         (["generate", "--weights", "w"], "Missing option '--out'"),
-        (["generate", "--attention", "magic"], "Invalid value for '--attention'"),
+        (
+            ["generate", "--attention", "magic"],
+            "Invalid value for '--attention': 'magic' is",
+        ),
         (["distill", "nowhere.yaml"], "nowhere.yaml: no such file; the shipped jobs are in "),
     ],
 )
@@ -287,6 +290,33 @@ def test_errors_that_are_the_users_to_mend(
 def test_an_interruption_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "distill", "distill", KeyboardInterrupt())
     assert run(["distill", SPRITES]) == 130
+
+
+INTERRUPTED_IN = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            exec("raise KeyboardInterrupt")
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["job", "show", "{job}"]
+from lightx2v_sgmd.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "lightx2v_sgmd.job.schema"])
+def test_an_interruption_is_one_line_while_modules_are_imported(module: str) -> None:
+    code = INTERRUPTED_IN.format(module=module, job=SPRITES)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; run the same command again\n"
+
+
+def test_a_name_with_odd_line_ends_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["job", "show", "a\x0bb\u2028c\x85.yaml"]) == 2
+    (line, empty) = capsys.readouterr().err.split("\n")
+    assert "a\\x0bb\\u2028c\\x85.yaml" in line and not empty
 
 
 def test_our_failure_is_one_line_that_names_the_traceback(
