@@ -6,6 +6,7 @@ F frames, H height, W width; a video is uint8 RGB ``[F, H, W, 3]``.
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,9 +82,20 @@ def video_writer(
         try:
             written, _ = imageio_ffmpeg.count_frames_and_secs(str(temporary))
         except RuntimeError as error:
+            _refuse_full_disk(temporary.parent)
             raise OSError(errno.EIO, "ffmpeg did not finish the file") from error
         if written != encoder.frames:
+            _refuse_full_disk(temporary.parent)
             raise OSError(errno.EIO, f"ffmpeg wrote {written} of {encoder.frames} frames")
+
+
+def _refuse_full_disk(folder: Path) -> None:
+    """Raises what the system says if no megabyte can be written to a folder."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        left = memoryview(bytes(2**20))
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
 
 
 class _Encoder:
@@ -114,6 +126,7 @@ class _Encoder:
             "quality": None,
             "pixelformat": "yuv420p" if even else "yuv444p",
             "macro_block_size": 1,
+            "ffmpeg_log_level": "quiet",  # its failures are told in one line
             "output_params": ["-crf", str(CRF), "-movflags", "+faststart"],
         }
         return imageio.get_writer(self.path, **options)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, read_video, write_video
 from lightx2v_sgmd.system.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def moving_square(frames: int, height: int, width: int) -> np.ndarray:
@@ -135,3 +138,28 @@ def test_a_contact_sheet_shows_every_video(tmp_path: Path) -> None:
 def test_other_arrays_are_our_mistake(tmp_path: Path, frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match="not uint8"):
         write_video(frames, tmp_path / "a.mp4", 8)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=4k tmpfs "$1" || exit 77
+"$2" -c "
+import numpy
+from lightx2v_sgmd.files.video import write_video
+frames = numpy.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), numpy.uint8)
+write_video(frames, '$1/a.mp4', 8)
+" 2>&1
+ls -A "$1"
+"""
+
+
+def test_a_disk_that_is_full_is_told_as_such_and_ffmpeg_is_quiet(tmp_path: Path) -> None:
+    command = ["unshare", "-rm", "sh", "-c", FULL_DISK, "sh", str(tmp_path), sys.executable]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no mounts without privileges here: {done.stderr.strip()}")
+    assert (
+        "a.mp4: cannot be written: no space left on the disk"
+        in done.stdout.strip().splitlines()[-1]
+    )
+    assert "[out#" not in done.stdout
