@@ -6,7 +6,8 @@ The encoder of Wan2.1 has 5.7 billion parameters, so loading it takes longer tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,12 +73,17 @@ class Texts:
                 TEXT_ENCODER, self._load, moves=self.device == self._parts.device
             )
             for prompt, row in zip(missing, encode_each(encoder, missing), strict=True):
-                known[prompt] = row, self._cut(prompt, encoder.tokenizer)
+                known[prompt] = row, self._cut(prompt, lambda: encoder.tokenizer)
                 self._write(prompt, *known[prompt])
         for number, prompt in enumerate(prompts, start=1):
             if known[prompt][1]:
                 note(f"prompt {number} {known[prompt][1]}", quiet)
         return [known[prompt][0] for prompt in prompts]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The tokenizer, for prompts whose embeddings are cached."""
+        return self.model.load_tokenizer()
 
     def _load(self) -> TextEncoder:
         with no_library_bars(), encoder_bar(self.model, self.quiet) as bar:
@@ -85,12 +91,13 @@ class Texts:
                 self.dtype, self.device, lambda name, part: bar.advance()
             )
 
-    def _cut(self, prompt: str, tokenizer: Any) -> str:
+    def _cut(self, prompt: str, load_tokenizer: Callable[[], Any]) -> str:
         """The note about a prompt that is too long; "" if it is not."""
         limit = self.model.text_length
         # A token stands for one byte at least; the first space and the end are tokens, too.
         if len(prompt.encode()) + 2 <= limit:
             return ""
+        tokenizer = load_tokenizer()
         tokens = tokenizer(" ".join(prompt.split()), verbose=False).input_ids
         if len(tokens) <= limit:
             return ""
@@ -106,9 +113,9 @@ class Texts:
         if saved is None or saved[0].dtype != self.dtype or not is_embedding(self.model, saved[0]):
             return None
         row, metadata = saved
-        if "cut" not in metadata and len(prompt.encode()) + 2 > self.model.text_length:
-            return None  # ``embed`` does not note what is cut: only the tokenizer tells
-        return row, metadata.get("cut", "")
+        if "cut" not in metadata:  # training and ``embed`` do not note it, but a tokenizer tells
+            return row, self._cut(prompt, lambda: self._tokenizer)
+        return row, metadata["cut"]
 
     def _write(self, prompt: str, row: Tensor, cut: str) -> None:
         if self.cache is None:

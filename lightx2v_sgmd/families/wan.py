@@ -234,7 +234,7 @@ class WanModel:
             on_part: As for ``load_transformer``; the encoder's blocks are its layers.
         """
         config = self.full_text_encoder_config()
-        tokenizer = load_tokenizer(self.source.tokenizer())
+        tokenizer = self.load_tokenizer()
         with _empty_weights():
             network = build_text_encoder(config)
         network.set_input_embeddings(network.shared)
@@ -246,6 +246,10 @@ class WanModel:
         filled.requires_grad_(False)
         filled.set_input_embeddings(filled.shared)
         return TextEncoder(tokenizer, filled)
+
+    def load_tokenizer(self) -> Any:
+        """Loads the tokenizer alone; raises as ``load_transformer``."""
+        return load_tokenizer(self.source.tokenizer())
 
     def full_text_encoder_config(self) -> dict[str, Any]:
         """The arguments of ``UMT5Config``.

@@ -9,8 +9,10 @@ import torch
 
 from infer.text import Texts
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel, open_wan
+from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.text.cache import prune_entries
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
+from lightx2v_sgmd.text.encoding import embed
 from tests.students import load_student
 
 CPU = torch.device("cpu")
@@ -46,6 +48,24 @@ def test_a_cached_prompt_is_still_cut_aloud(
         load_student(shared_student, text_cache=tmp_path).encode(["a " * 511 + "red circle"])
         said = capsys.readouterr().err
         assert "prompt 1 has 514 tokens, the model reads 512; cut off: 'red circle'" in said
+
+
+def test_a_long_prompt_that_embed_wrote_needs_no_encoder(
+    shared_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts = ["a " * 511 + "red circle", "a " * 500 + "red circle"]
+    model = open_wan(shared_student)
+    embed(model, prompts, Ranks(), torch.float32, tmp_path, quiet=True)
+    plain = load_student(shared_student).encode(prompts)
+    capsys.readouterr()
+    monkeypatch.setattr(WanModel, "load_text_encoder", refuse)
+    found = Texts(model, CPU, torch.float32, tmp_path).encode(prompts)
+    assert [row.shape for row in found] == [row.shape for row in plain]
+    said = capsys.readouterr().err
+    assert "prompt 1 has 514 tokens" in said and "prompt 2" not in said
 
 
 def test_a_damaged_entry_is_computed_again(shared_student: Path, tmp_path: Path) -> None:
