@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.model_folder import model_folder
+from distill.model_checks import teacher_sources
 from lightx2v_sgmd.families.wan import WanModel, normalized_latents, open_wan
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
@@ -52,7 +52,7 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
     if not files:
         raise UserError(f"{videos}: has no .mp4 files; name a folder of NAME.mp4 and NAME.txt")
     folder = resolved(out)
-    refuse_overlap(folder, {"the model": model_folder(job.teacher.path), "VIDEOS": videos})
+    refuse_overlap(folder, {**teacher_sources(job), "VIDEOS": videos})
     captions = [_caption(file.with_suffix(".txt")) for file in files]
     check_writable(out, folder=True)
     model = open_wan(job.teacher.path, job.teacher.base)

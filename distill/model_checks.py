@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import check_adapters
@@ -20,3 +23,22 @@ def check_against_model(job: Job, model: WanModel) -> None:
     for name, role in (("student", job.student), ("fake_score", job.fake_score)):
         if role.adapters is not None:
             check_adapters(role.adapters, model, name)
+
+
+def teacher_sources(job: Job) -> dict[str, Path | None]:
+    """The files of a job's teacher by their keys, for ``refuse_overlap``."""
+    base = job.teacher.base
+    return {
+        "teacher.path": model_folder(job.teacher.path),
+        "teacher.base": None if base is None else Path(base),
+    }
+
+
+def job_sources(job: Job) -> dict[str, Path | None]:
+    """Everything that the training of a job reads, by its keys, for ``refuse_overlap``."""
+    pixels = job.method.pixel_discriminator
+    return {
+        **teacher_sources(job),
+        "data.latents": job.data.latents,
+        "method.vision_encoder": None if pixels is None else Path(pixels.vision_encoder),
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from distill.data import load_prompts, prompts_digest
-from lightx2v_sgmd.families.model_folder import model_folder
+from distill.model_checks import teacher_sources
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
@@ -106,7 +106,7 @@ def collect_pairs(
     if job.data.prompts == LATENTS:
         raise UserError("--prompts: the job's prompts are those of the pairs; give a file")
     folder = resolved(out)
-    refuse_overlap(folder, {"the teacher": model_folder(job.teacher.path)})
+    refuse_overlap(folder, teacher_sources(job))
     check_writable(out, folder=True)
     # Several machines may fill one folder, so each part has a lock of its own.
     part = folder / f"part_{plan.part}_of_{plan.parts}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.families.model_folder import model_folder
+from distill.model_checks import job_sources
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.checkpoint import disk_problem
 from lightx2v_sgmd.files.video import check_writable
@@ -39,18 +39,16 @@ _ENVIRONMENT: Final = {"python", "packages", "strategy", "processes"}
 
 
 def check_output(job: Job, resume: str) -> None:
-    """Refuses an output.dir that would harm the files that a run reads.
+    """Refuses an output.dir or data.embeddings that would harm the files that a run reads.
 
     Raises:
-        UserError: it is, contains or lies in the teacher, the latents, or another run that is
-            resumed.
+        UserError: it is, contains or lies in the teacher, the latents, the vision encoder, or
+            another run that is resumed.
     """
     out = resolved(job.output.dir, "output.dir")
-    sources: dict[str, Path | None] = {"teacher.path": model_folder(job.teacher.path)}
-    if job.teacher.base is not None:
-        sources["teacher.base"] = Path(job.teacher.base)
-    if job.data.latents is not None:
-        sources["data.latents"] = Path(job.data.latents)
+    sources = job_sources(job)
+    if job.data.embeddings is not None:
+        refuse_overlap(resolved(job.data.embeddings, "data.embeddings"), sources, "data.embeddings")
     if resume not in ("auto", "never") and not Path(resume).resolve().is_relative_to(out):
         sources["--resume"] = Path(resume)
     refuse_overlap(out, sources, "output.dir")

@@ -40,8 +40,8 @@ def embed_command(
             "--set data.embeddings=embeddings, and train with the same setting"
         )
     from distill.data import load_prompts
+    from distill.model_checks import job_sources
     from distill.running.signals import interruptible
-    from lightx2v_sgmd.families.model_folder import model_folder
     from lightx2v_sgmd.families.wan import open_wan, text_dtype
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
@@ -50,7 +50,7 @@ def embed_command(
 
     check_writable(cache, folder=True)
     out = resolved(cache, "data.embeddings")
-    refuse_overlap(out, {"teacher.path": model_folder(checked.teacher.path)}, "data.embeddings")
+    refuse_overlap(out, job_sources(checked), "data.embeddings")
     model = open_wan(checked.teacher.path, checked.teacher.base)
     negative = model.negative_prompt_for(checked.teacher.negative_prompt)
     prompts = [*load_prompts(checked), negative]

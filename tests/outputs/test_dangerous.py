@@ -272,6 +272,43 @@ TABLE: list[tuple[str, Callable[[Path], None], str]] = [
         NOTHING,
         "data.embeddings: .* lies in teacher.path",
     ),
+    (
+        "embed job.yaml --quiet --set teacher.base=notes --set data.embeddings=notes/cache",
+        NOTHING,
+        "data.embeddings: .* lies in teacher.base",
+    ),
+    (
+        f"{DISTILL.format('new_run')} --set data.embeddings=teacher/cache",
+        NOTHING,
+        "data.embeddings: .* lies in teacher.path",
+    ),
+    (
+        f"{DISTILL.format('notes')} --set teacher.base=notes",
+        NOTHING,
+        "output.dir: .* is teacher.base",
+    ),
+    (
+        "collect-pairs job.yaml --quiet --count 1 --out teacher/pairs",
+        NOTHING,
+        "lies in teacher.path",
+    ),
+    (
+        "collect-pairs job.yaml --quiet --count 1 --out notes --set teacher.base=notes",
+        NOTHING,
+        "is teacher.base",
+    ),
+    (
+        "encode-videos clips --job job.yaml --quiet --out notes/x --set teacher.base=notes",
+        put("clips/a.mp4"),
+        "lies in teacher.base",
+    ),
+    (
+        "compare job.yaml --quiet --out notes/cmp --set teacher.base=notes",
+        NOTHING,
+        "lies in teacher.base",
+    ),
+    (f"{GENERATE} --prompt a --out a\\nb.mp4", NOTHING, "holds a line break"),
+    (EXPORT.format("run", "a\\nb"), NOTHING, "holds a line break"),
     ("demo --quiet --out demo", put("demo/report.html"), "report.html would be replaced"),
     ("demo --quiet --out demo", put("demo/student/thesis.txt"), "holds thesis.txt and is not an"),
     (
@@ -296,7 +333,7 @@ def test_a_dangerous_output_is_refused(
 ) -> None:
     prepare(world)
     before = tree(world.parent)
-    code = run_cli(command.split())
+    code = run_cli([word.replace("\\n", "\n") for word in command.split()])
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2, line
     assert line.startswith("error: ") and len(line.replace(str(world), "")) < 300

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash, locked_file
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
@@ -29,11 +29,26 @@ def inputs(job: Job, evaluation: str | None) -> dict[str, str]:
     model = open_wan(job.teacher.path, job.teacher.base)
     found = {"teacher": weights_digest(model, "transformer", "vae")}
     prompts = Path(job.data.prompts)
-    if prompts.is_file():
+    if job.data.prompts == LATENTS:
+        from distill.data import prompts_digest
+
+        found["prompts"] = prompts_digest(captions(job))
+    elif prompts.is_file():
         found["prompts"] = content_hash(prompts)
     if evaluation is not None:
         found["evaluation"] = content_hash(Path(evaluation))
     return found
+
+
+def captions(job: Job) -> list[str]:
+    """The different prompts of a job, in order, from its file, its model or its latents.
+
+    Raises:
+        UserError: the prompts cannot be read.
+    """
+    from distill.data import load_prompts
+
+    return list(dict.fromkeys(load_prompts(job)))
 
 
 def written_files(out: Path) -> WrittenFiles:

@@ -217,9 +217,10 @@ def make_plan(
             except UserError as error:
                 lines = [f"{method}: {line}" for line in str(error).splitlines()]
                 raise UserError("\n".join(lines)) from error
-    refuse_overlap(resolved(out), {"teacher.path": Path(base.teacher.path)})
-    from distill.model_checks import check_against_model
+    from distill.model_checks import check_against_model, job_sources
 
+    for job in jobs.values():
+        refuse_overlap(resolved(out), job_sources(job))
     check_against_model(base, open_wan(base.teacher.path, base.teacher.base))
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightx2v_sgmd.apps.comparison.folder import captions, inputs
 from lightx2v_sgmd.apps.comparison.plan import (
     Plan,
     Settings,
@@ -18,6 +20,7 @@ from lightx2v_sgmd.apps.comparison.plan import (
     write_plan,
 )
 from lightx2v_sgmd.families.model_folder import shipped_prompts
+from lightx2v_sgmd.files.latents import write_shard
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
@@ -172,6 +175,17 @@ def test_a_report_needs_the_folder_alone(job: Path, tmp_path: Path) -> None:
     assert list(saved_plan(plan.out, ["dmd2"]).jobs) == ["dmd2"]
     with pytest.raises(UserError, match="sid is not in the comparison"):
         saved_plan(plan.out, ["sid"])
+
+
+def test_captions_may_come_from_latents(job: Path, tmp_path: Path) -> None:
+    x0 = torch.zeros(3, 16, 2, 4, 4)
+    write_shard(tmp_path / "latents", 0, x0, None, ["a circle", "a square", "a circle"], {"of": 1})
+    settings = [f"data.latents={tmp_path / 'latents'}", "data.prompts=latents"]
+    plan = make_plan(job, tmp_path / "out", overrides=settings)
+    assert captions(plan.job) == ["a circle", "a square"]
+    before = inputs(plan.job)["prompts"]
+    write_shard(tmp_path / "latents", 1, x0[:1], None, ["a star"], {"of": 1})
+    assert inputs(plan.job)["prompts"] != before
 
 
 def refused(job: Path, out: Path, text: str, **options: object) -> None:
