@@ -17,7 +17,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from lightx2v_sgmd import __version__
-from lightx2v_sgmd.__main__ import INTERRUPTED, leave_interrupted
 from lightx2v_sgmd.cli import (
     collect_pairs,
     compare,
@@ -37,6 +36,7 @@ from lightx2v_sgmd.cli.errors import explain, save_traceback
 from lightx2v_sgmd.cli.options import PROG
 from lightx2v_sgmd.system.environment import check_environment
 from lightx2v_sgmd.system.errors import RunError
+from lightx2v_sgmd.system.interruption import INTERRUPTED, leave_interrupted
 
 app = typer.Typer(
     name=PROG, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False

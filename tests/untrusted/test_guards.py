@@ -66,6 +66,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("infer/network/lora.py", "load_file"): "after read_header",
     ("lightx2v_sgmd/system/lazy.py", "import_module"): "names of a table of the package itself",
     ("lightx2v_sgmd/cli/doctor/checks.py", "import_module"): "names of its own table",
+    ("lightx2v_sgmd/networks/attention.py", "import_module"): "a wheel that its table names",
     ("lightx2v_sgmd/networks/flash_attention4.py", "import_module"): "one installed package",
     (
         "lightx2v_sgmd/system/optional_packages.py",

@@ -183,9 +183,9 @@ def test_captions_may_come_from_latents(job: Path, tmp_path: Path) -> None:
     settings = [f"data.latents={tmp_path / 'latents'}", "data.prompts=latents"]
     plan = make_plan(job, tmp_path / "out", overrides=settings)
     assert captions(plan.job) == ["a circle", "a square"]
-    before = inputs(plan.job)["prompts"]
+    before = inputs(plan.job, None)["prompts"]
     write_shard(tmp_path / "latents", 1, x0[:1], None, ["a star"], {"of": 1})
-    assert inputs(plan.job)["prompts"] != before
+    assert inputs(plan.job, None)["prompts"] != before
 
 
 def refused(job: Path, out: Path, text: str, **options: object) -> None:
