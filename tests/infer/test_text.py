@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,6 @@ import torch
 from infer.text import Texts
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel, open_wan
 from lightx2v_sgmd.parallel import Ranks
-from lightx2v_sgmd.text.cache import prune_entries
-from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 from lightx2v_sgmd.text.encoding import embed
 from tests.students import load_student
 
@@ -85,32 +81,3 @@ def test_a_cache_that_cannot_be_written_only_warns(
     texts = Texts(open_wan(shared_student), CPU, torch.float32, tmp_path / "file")
     assert len(texts.encode(PROMPTS)) == 3
     assert capsys.readouterr().err.count("cannot be written") == 1
-
-
-def test_the_key_tells_encoders_apart(student: Path, tmp_path: Path) -> None:
-    before = encoder_identity(open_wan(student), torch.float32)
-    assert encoder_identity(open_wan(student), torch.bfloat16) != before
-    moved = tmp_path / "moved"
-    shutil.copytree(student, moved)
-    assert encoder_identity(open_wan(moved), torch.float32) == before
-    weights = moved / "text_encoder" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(bytes(content))
-    assert encoder_identity(open_wan(moved), torch.float32) != before
-
-
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    folder = tmp_path / ("e" * 24)
-    folder.mkdir()
-    (tmp_path / "wan").mkdir()
-    for weights in (tmp_path / "wan" / "model.safetensors", folder / "mine.safetensors"):
-        weights.write_bytes(b"0" * 1000)  # not of a cache
-        os.utime(weights, (0, 0))
-    for age, name in enumerate("dcba"):
-        path = folder / f"{name * 64}.safetensors"
-        path.write_bytes(b"0" * 100)
-        os.utime(path, (1000 - age, 1000 - age))
-    prune_entries(tmp_path, 250)
-    assert {path.stem[0] for path in folder.iterdir()} == {"c", "d", "m"}
-    assert (tmp_path / "wan" / "model.safetensors").exists()

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from lightx2v_sgmd.job.inheritance import read_job_tree
-from lightx2v_sgmd.job.schema import load_job, load_job_with_origins
-from lightx2v_sgmd.job.show import annotated_yaml, leaf_origins
+from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.methods.dmd2 import DMD2
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
@@ -122,29 +121,6 @@ def test_shipped_jobs_say_what_differs() -> None:
         lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
         assert (lines[0].startswith("base: ")) == (name not in FULL), name
         assert name in FULL or len(lines) <= 17, name
-
-
-@pytest.mark.parametrize("name", shipped_jobs())
-def test_what_is_shown_is_the_job_and_says_where_it_comes_from(name: str, tmp_path: Path) -> None:
-    job, origins = load_job_with_origins(config_path(name), ["train.seed=7"])
-    shown = annotated_yaml(job, origins)
-    assert load_job(write(tmp_path, "shown.yaml", shown)) == job
-    assert yaml.safe_load(shown)["train"]["seed"] == 7
-    (seed,) = [line for line in shown.splitlines() if line.startswith("  seed: ")]
-    assert seed.endswith("# --set")
-    places = leaf_origins(job, origins)
-    assert places["train.clip"] != "default" and places["train.keep_checkpoints"] == "default"
-    assert places["train.clip"].startswith(str(config_path(name).parent))
-    if name not in FULL:
-        assert name in places["output.dir"] and name not in places["train.clip"]
-
-
-def test_a_text_of_several_lines_is_shown_whole(tmp_path: Path) -> None:
-    prompt = json.dumps("first\nsecond # not a comment")
-    settings = [f"teacher.negative_prompt={prompt}", "output.dir='a # b'"]
-    job, origins = load_job_with_origins(config_path("sprites_sgmd.yaml"), settings)
-    shown = annotated_yaml(job, origins)
-    assert load_job(write(tmp_path, "shown.yaml", shown)) == job
 
 
 def test_the_resolved_jobs_are_what_they_were() -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.system.caches import cache_folder
-
 ROOT = Path(__file__).resolve().parents[2]
 HOMELESS = """
 import os, pwd, sys
@@ -106,17 +104,3 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-
-
-def test_a_cache_needs_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder("text") == tmp_path / "lightx2v-sgmd" / "text"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder("text") == tmp_path / ".cache" / "lightx2v-sgmd" / "text"
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    assert cache_folder("text") is None

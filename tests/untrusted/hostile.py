@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pickle
@@ -14,7 +13,25 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from tests.untrusted.damage import (
+    TOKENIZER,
+    TOKENS,
+    RunsCode,
+    both,
+    charsmap,
+    deeply,
+    header,
+    instead,
+    link,
+    many_tensors,
+    put,
+    step,
+    torch_archive,
+    with_metadata,
+    write,
+)
 
 Base = Literal["teacher", "original", "vision", "export", "lora", "run"]
 CODE = "import os\nos.system('touch executed')\nclass Evil: pass\n"
@@ -38,136 +55,11 @@ class Hostile:
     refused: bool = True
 
 
-def put(file: str, **changes: Any) -> Callable[[Path], None]:
-    """Changes keys of a JSON object; a key of ``None`` stays as null."""
-
-    def damage(folder: Path) -> None:
-        path = folder / file
-        content = json.loads(path.read_text()) if path.is_file() else {}
-        path.write_text(json.dumps({**content, **changes}))
-
-    return damage
-
-
-def write(file: str, content: str | bytes) -> Callable[[Path], None]:
-    """Writes a file."""
-
-    def damage(folder: Path) -> None:
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return damage
-
-
-def deeply(file: str, *keys: str, value: Any) -> Callable[[Path], None]:
-    """Changes a value below keys of a JSON object."""
-
-    def damage(folder: Path) -> None:
-        path = folder / file
-        content = inner = json.loads(path.read_text())
-        for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = value
-        path.write_text(json.dumps(content))
-
-    return damage
-
-
-def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Several changes."""
-
-    def damage(folder: Path) -> None:
-        for one in damages:
-            one(folder)
-
-    return damage
-
-
-def header(file: str, content: bytes | dict[str, Any], data: bytes = b"") -> Any:
-    """Writes a safetensors file with that header."""
-    text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return write(file, struct.pack("<Q", len(text)) + text + data)
-
-
-def many_tensors(file: str, count: int) -> Any:
-    """Writes a header of so many empty tensors."""
-    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    text = "{" + ",".join(f'"t{i}":{entry}' for i in range(count)) + "}"
-    return header(file, text.encode())
-
-
-def with_metadata(file: str, key: str, text: str) -> Callable[[Path], None]:
-    """Puts a text into the metadata of a safetensors file."""
-
-    def damage(folder: Path) -> None:
-        path = folder / file
-        raw = path.read_bytes()
-        length = struct.unpack("<Q", raw[:8])[0]
-        content = json.loads(raw[8 : 8 + length])
-        content["__metadata__"] = {**content.get("__metadata__", {}), key: text}
-        new = json.dumps(content).encode()
-        path.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
-
-    return damage
-
-
-def instead(old: str, new: str, content: bytes) -> Callable[[Path], None]:
-    """Puts a file in another one's place."""
-
-    def damage(folder: Path) -> None:
-        (folder / old).unlink()
-        (folder / new).write_bytes(content)
-
-    return damage
-
-
-def link(file: str, target: str) -> Callable[[Path], None]:
-    """Puts a link in a file's place."""
-
-    def damage(folder: Path) -> None:
-        path = folder / file
-        path.unlink(missing_ok=True)
-        os.symlink(target, path)
-
-    return damage
-
-
-class _Runs:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch executed",)
-
-
-def torch_archive(compress: int = zipfile.ZIP_STORED, size: int = 0) -> bytes:
-    """A file as ``torch.save`` writes it, whose pickle runs a program."""
-    import io
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compress) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"a": _Runs()}))
-        archive.writestr("archive/version", "3\n")
-        if size:
-            archive.writestr("archive/data/0", b"\0" * size)
-    return buffer.getvalue()
-
-
 TRANSFORMER, VAE, TEXT = (f"{p}/config.json" for p in ("transformer", "vae", "text_encoder"))
-TOKENIZER, TOKENS = "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
 AUTO_MAP = {key: "evil.Evil" for key in ("AutoConfig", "AutoModel", "AutoTokenizer")}
 TOKENIZER_MAP = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-
-
-def step(part: str, **content: Any) -> Callable[[Path], None]:
-    """Puts a step into a tokenizer."""
-    return deeply(TOKENIZER, part, value=content)
-
-
-def charsmap(content: bytes) -> Callable[[Path], None]:
-    """Puts a table of replacements into a tokenizer."""
-    text = base64.b64encode(content).decode()
-    return step("normalizer", type="Precompiled", precompiled_charsmap=text)
 
 
 def _kinds(base: Base, refused: bool, **kinds: Callable[[Path], None]) -> list[Hostile]:
@@ -356,7 +248,7 @@ WEIGHT_FILES = _kinds(
     index_numbers=write(INDEX, '{"weight_map": {"a": 1, "b": []}}'),
     index_values=write(INDEX, '{"weight_map": {' + '"a": "b",' * 400_000 + '"a": "b"}}'),
     pickle_in_its_place=instead(
-        WEIGHTS, "transformer/diffusion_pytorch_model.bin", pickle.dumps(_Runs())
+        WEIGHTS, "transformer/diffusion_pytorch_model.bin", pickle.dumps(RunsCode())
     ),
     pickle_with_its_name=write(WEIGHTS, torch_archive()),
     linked_outside=link(WEIGHTS, "/etc/passwd"),
@@ -384,7 +276,7 @@ ORIGINAL = _kinds(
     "original",
     True,
     code=write("diffusion_pytorch_model.pth", torch_archive()),
-    legacy_pickle=write("diffusion_pytorch_model.pth", pickle.dumps({"a": _Runs()})),
+    legacy_pickle=write("diffusion_pytorch_model.pth", pickle.dumps({"a": RunsCode()})),
     bomb=write("diffusion_pytorch_model.pth", torch_archive(zipfile.ZIP_DEFLATED, 100_000_000)),
     vae_code=write("Wan2.1_VAE.pth", torch_archive()),
     text_code=write("models_t5_umt5-xxl-enc-bf16.pth", torch_archive()),

@@ -18,7 +18,7 @@ from lightx2v_sgmd.outputs import sha256_file
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export
-from weights.io import heap, network, tensors
+from weights.io import network, tensors
 from weights.opening import open_source
 
 
@@ -111,17 +111,3 @@ def test_only_a_few_tensors_are_in_memory_at_once(
     opened: Any = open_source(tmp_path / "run", ema=True).tensors
     sizes = [4 * torch.Size(shape).numel() for shape in opened.shapes.values()]
     assert 0 < most <= 4 * max(sizes) < sum(sizes) / 4
-
-
-def test_freed_memory_is_given_back_once_a_loop_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = iter([100, 300, 700, 120, 500, 700, 130])
-    trimmed: list[int] = []
-    monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: trimmed.append(pad) or 1)
-    monkeypatch.setattr(heap, "anonymous_bytes", lambda: next(sizes) * 2**20)
-    trimmer = heap.HeapTrimmer()  # 100 MiB
-    trimmer.trim()  # 300: no need
-    trimmer.trim()  # 700: grown by 600; 120 are left
-    assert trimmed == [0]
-    trimmer.trim()  # 500: 380 more
-    trimmer.trim()  # 700: 580 more; 130 are left
-    assert trimmed == [0, 0]

@@ -25,7 +25,8 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     held_out_captions,
     summarise,
 )
-from lightx2v_sgmd.apps.sprites.measure import judge, measure, score
+from lightx2v_sgmd.apps.sprites.judging import judge, score
+from lightx2v_sgmd.apps.sprites.measure import measure
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.files.video import contact_sheet
 from lightx2v_sgmd.outputs import WrittenFiles

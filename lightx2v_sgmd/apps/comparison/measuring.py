@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.measures import optical_flow
 from lightx2v_sgmd.apps.measures.diversity import pairwise_distance
-from lightx2v_sgmd.apps.sprites import measure as sprites
 from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.apps.sprites.judging import Verdict, judge
+from lightx2v_sgmd.apps.sprites.measure import measure
 from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
 
@@ -42,7 +43,7 @@ class Measured:
     features: list[list[float]]
     flow: list[float]
     dynamic: list[bool]
-    verdicts: list[sprites.Verdict] | None
+    verdicts: list[Verdict] | None
     distances: list[float]
     seconds: float
 
@@ -84,9 +85,9 @@ def measure_videos(
     if captions is None:
         features = [statistics(video, field) for video, field in zip(videos, fields, strict=True)]
     else:
-        measured = [sprites.measure(video) for video in videos]
+        measured = [measure(video) for video in videos]
         features = [[float(value) for value in m.features] for m in measured]
-        verdicts = [sprites.judge(m, c) for m, c in zip(measured, captions, strict=True)]
+        verdicts = [judge(m, c) for m, c in zip(measured, captions, strict=True)]
     return Measured(
         nfe=nfe,
         features=features,
@@ -146,8 +147,8 @@ def load(path: Path) -> Measured:
     return Measured(verdicts=verdicts, **tree)
 
 
-def _verdict(tree: dict[str, Any]) -> sprites.Verdict:
-    return sprites.Verdict(
+def _verdict(tree: dict[str, Any]) -> Verdict:
+    return Verdict(
         right={name: (hits, named) for name, (hits, named) in tree["right"].items()},
         clean=tree["clean"],
         all_attributes=tree["all_attributes"],

@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.apps.sprites.measure import (
-    Scores,
-    Verdict,
-    frechet_distance,
-    judge,
-    measure,
-    score,
-)
+from lightx2v_sgmd.apps.sprites.judging import Scores, Verdict, judge, score
+from lightx2v_sgmd.apps.sprites.measure import frechet_distance, measure
 from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.sampling.sampler import Videos, VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, Solver, teacher_schedule

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lightx2v_sgmd.apps.comparison import measuring, tables
-from lightx2v_sgmd.apps.comparison.columns import QUALITY, markdown, table, text
+from lightx2v_sgmd.apps.comparison.columns import QUALITY, markdown, table
 from lightx2v_sgmd.apps.comparison.measuring import Measured
 from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan
 from lightx2v_sgmd.apps.comparison.plots import plot
@@ -200,9 +199,3 @@ def test_a_logarithmic_plot_leaves_out_what_has_no_logarithm(plan: Plan) -> None
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "CPU seconds"
     assert "_teacher" not in [line.get_label() for line in axes.get_lines()]
     assert axes.get_ylim()[0] > 0
-
-
-def test_text_of_a_value() -> None:
-    value: dict[str, Any] = tables.spread([0.5, 0.7])
-    assert text(value, 2) == "0.60 ± 0.14" and text(tables.spread([0.5]), 2) == "0.50"
-    assert text(None, 2) == "-"

@@ -1,0 +1,60 @@
+"""A sidecar proves that a video is ours, byte by byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infer.batch.sidecars import is_there, problem, publish, sidecar
+from lightx2v_sgmd.system.errors import UserError
+
+PROVENANCE = {"prompt": "a red circle", "seed": 3}
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    video = tmp_path / "a.mp4"
+    made = tmp_path / "temporary"
+    made.write_bytes(b"frames")
+    publish(made, video, PROVENANCE)
+    assert not made.exists()
+    return video
+
+
+def test_a_published_video_is_there(video: Path) -> None:
+    saved = json.loads(sidecar(video).read_text())
+    assert saved["prompt"] == "a red circle" and saved["bytes"] == 6
+    assert is_there(video, PROVENANCE) and problem(video) is None
+    assert not is_there(video, {**PROVENANCE, "seed": 4})
+
+
+def test_one_changed_byte_of_either_makes_it_another_ones(video: Path) -> None:
+    video.write_bytes(b"Frames")
+    assert not is_there(video, PROVENANCE)
+    assert "was not made by generate, or has changed since" in str(problem(video))
+    video.write_bytes(b"frames")
+    assert problem(video) is None
+    text = sidecar(video).read_text()
+    sidecar(video).write_text(text.replace('"seed": 3', '"seed": 4'))
+    assert "was not written for a video, or has changed" in str(problem(video))
+
+
+def test_only_our_own_video_is_replaced(video: Path, tmp_path: Path) -> None:
+    other = tmp_path / "temporary"
+    other.write_bytes(b"other frames")
+    publish(other, video, {"prompt": "b"})
+    assert video.read_bytes() == b"other frames" and is_there(video, {"prompt": "b"})
+    video.write_bytes(b"edited")
+    other.write_bytes(b"third")
+    with pytest.raises(UserError, match="it is not replaced, choose another name"):
+        publish(other, video, PROVENANCE)
+    assert video.read_bytes() == b"edited"
+
+
+def test_a_link_is_not_ours(video: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere.mp4"
+    video.rename(moved)
+    video.symlink_to(moved)
+    assert problem(video) is not None and not is_there(video, PROVENANCE)

@@ -1,0 +1,152 @@
+"""A module's test is found by its name: the test of ``infer/vae/layers.py`` is
+``tests/infer/vae/test_layers.py``, and the library's folders stand at the top of ``tests/``.
+
+Modules that are tested together, through what they make together, are listed here with the test
+that goes red when they break. The list only shrinks: a new module comes with its own test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("lightx2v_sgmd", "distill", "infer", "weights")
+
+# Folders whose modules have one interface, and are all held to the same tests.
+FOLDERS = {
+    # A command reads its options and calls an application, which has tests of its own.
+    "lightx2v_sgmd/cli": "cli/test_main.py",
+    "lightx2v_sgmd/cli/doctor": "cli/test_doctor.py",
+    # Every method is compared with the same identities, and with Gaussians of known scores.
+    "lightx2v_sgmd/methods": "methods/test_identities.py",
+    # Every format is exported, read back and loaded by the program that it is for.
+    "weights/formats": "weights/test_formats.py",
+}
+TOGETHER = {
+    # A few iterations of training, compared with a plain rewrite of the algorithm.
+    "distill/test_trainer.py": (
+        "distill/building.py",
+        "distill/counting.py",
+        "distill/loss_terms.py",
+        "distill/predictions.py",
+    ),
+    "distill/test_pretraining.py": (
+        "distill/encoded_videos.py",
+        "distill/ode_pairs.py",
+        "distill/pixels.py",
+        "lightx2v_sgmd/networks/discriminator_heads.py",
+        "lightx2v_sgmd/networks/vision_encoder.py",
+        "lightx2v_sgmd/parallel/discriminator.py",
+    ),
+    "distill/planning/test_plan.py": ("distill/planning/flops.py",),
+    "distill/planning/test_memory.py": (
+        "distill/planning/metered_passes.py",
+        "distill/planning/metering.py",
+    ),
+    "distill/running/test_run.py": ("distill/running/recorders.py", "distill/running/signals.py"),
+    "distill/running/test_launch.py": ("distill/running/reports.py",),
+    "job/test_schema.py": ("distill/model_checks.py", "lightx2v_sgmd/job/rules.py"),
+    "apps/comparison/test_compare.py": (
+        "lightx2v_sgmd/apps/comparison/folder.py",
+        "lightx2v_sgmd/apps/comparison/page.py",
+    ),
+    "apps/comparison/test_tables.py": ("lightx2v_sgmd/apps/comparison/plots.py",),
+    "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
+    "families/test_wan.py": ("lightx2v_sgmd/families/wan_forward.py",),
+    "families/test_sources.py": ("lightx2v_sgmd/families/wan_original.py",),
+    "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
+    "networks/test_fused_blocks.py": ("lightx2v_sgmd/networks/block_modulation.py",),
+    "networks/test_attention.py": ("lightx2v_sgmd/networks/kernel_names.py",),
+    "networks/test_compiled_passes.py": ("lightx2v_sgmd/system/compilers.py",),
+    "outputs/test_lock.py": (
+        "lightx2v_sgmd/outputs/lock_file.py",
+        "lightx2v_sgmd/outputs/owner.py",
+    ),
+    "outputs/test_record.py": ("lightx2v_sgmd/outputs/content.py",),
+    "parallel/test_local.py": ("lightx2v_sgmd/parallel/base.py",),
+    "parallel/test_hang_detector.py": ("lightx2v_sgmd/parallel/rendezvous.py",),
+    "parallel/zero3/test_strategy.py": (
+        "lightx2v_sgmd/parallel/zero3/engines.py",
+        "lightx2v_sgmd/parallel/zero3/master_weights.py",
+    ),
+    # Folders of a stranger, each hostile in one way, opened by every command.
+    "untrusted/test_hostile.py": (
+        "lightx2v_sgmd/untrusted/building.py",
+        "lightx2v_sgmd/untrusted/tokenizer.py",
+        "lightx2v_sgmd/untrusted/tokenizer_json.py",
+    ),
+    "untrusted/test_configs.py": ("lightx2v_sgmd/untrusted/fields.py",),
+    "untrusted/test_reading.py": ("lightx2v_sgmd/untrusted/json_text.py",),
+    "weights/test_export_contents.py": (
+        "weights/card.py",
+        "weights/exporting.py",
+        "weights/manifest.py",
+        "weights/io/source.py",
+    ),
+    "weights/test_export_refusals.py": (
+        "weights/export_spec.py",
+        "weights/publishing.py",
+        "weights/io/probe.py",
+    ),
+    "weights/test_formats.py": ("weights/io/quantize.py", "weights/io/shared.py"),
+    "weights/test_trained_lora.py": ("weights/io/adapters.py",),
+    "weights/test_streaming.py": (
+        "lightx2v_sgmd/files/safetensors_writer.py",
+        "weights/io/network.py",
+        "weights/io/tensors.py",
+    ),
+}
+ELSEWHERE = {module: test for test, modules in TOGETHER.items() for module in modules}
+
+
+def modules() -> list[str]:
+    found = (path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    names = (path.relative_to(ROOT).as_posix() for path in found)
+    return sorted(name for name in names if not name.endswith(("/__init__.py", "/__main__.py")))
+
+
+def test_of(module: str) -> str:
+    """The path below ``tests/`` at which a reader looks for a module's test."""
+    folder, name = module.removeprefix("lightx2v_sgmd/").rpartition("/")[::2]
+    return f"{folder}/test_{name}".removeprefix("/")
+
+
+test_of.__test__ = False  # type: ignore[attr-defined]  # the name of a helper, not of a test
+
+
+def is_there(test: str) -> bool:
+    return (ROOT / "tests" / test).is_file()
+
+
+def unfound(every: list[str]) -> list[str]:
+    """The modules for which no test is found."""
+    return [
+        module
+        for module in every
+        if not is_there(test_of(module))
+        and module not in ELSEWHERE
+        and module.rpartition("/")[0] not in FOLDERS
+    ]
+
+
+def test_every_module_has_a_test_of_its_name() -> None:
+    assert unfound(modules()) == []
+
+
+def test_a_module_without_a_test_is_seen() -> None:
+    assert len(modules()) > 200
+    assert unfound(["infer/vae/new.py", "infer/vae/layers.py"]) == ["infer/vae/new.py"]
+
+
+@pytest.mark.parametrize("module", sorted(ELSEWHERE))
+def test_the_list_has_no_module_that_needs_no_entry(module: str) -> None:
+    assert (ROOT / module).is_file(), "there is no such module"
+    assert not is_there(test_of(module)), "it has a test of its own name: drop the entry"
+    assert is_there(ELSEWHERE[module])
+
+
+def test_the_folders_that_are_tested_as_one_are_there() -> None:
+    for folder, test in FOLDERS.items():
+        assert (ROOT / folder / "__init__.py").is_file() and is_there(test)

@@ -1,0 +1,37 @@
+"""What every format inherits: the layout of a whole network, and what an adapter format lacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightx2v_sgmd.families.wan import open_wan
+from weights.formats.base import Format, NetworkFormat
+from weights.formats.registry import FORMATS
+
+NETWORKS = [format for format in FORMATS.values() if isinstance(format, NetworkFormat)]
+NAME = "blocks.0.attn1.to_q.weight"
+
+
+@pytest.mark.parametrize("format", NETWORKS, ids=lambda format: format.name)
+def test_a_layout_has_the_precision_that_was_asked_for(format: NetworkFormat) -> None:
+    assert format.layout("fp16").stored_dtype(NAME) == torch.float16
+    assert format.layout("bf16").stored_dtype(NAME) == torch.bfloat16
+    assert format.layout("bf16").stored_name(NAME) == format.stored_names()(NAME)
+
+
+def test_names_differ_where_programs_differ() -> None:
+    names = {format.name: format.stored_names()(NAME) for format in NETWORKS}
+    assert names["diffusers"] == NAME
+    assert names["wan"] == "blocks.0.self_attn.q.weight" and names["wan"] in names["comfyui"]
+
+
+def test_adapters_are_no_whole_network() -> None:
+    with pytest.raises(NotImplementedError, match="lora does not store a whole network"):
+        FORMATS["lora"].layout("bf16")
+
+
+def test_a_format_leaves_the_network_to_the_teacher() -> None:
+    model = open_wan("sprites")
+    assert FORMATS["comfyui"].open_model.__func__ is Format.open_model  # type: ignore[attr-defined]
+    assert Format.open_model(FORMATS["lora"], None, lambda: model) is model  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""A source is opened from a run, a checkpoint or an export, and says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.files.yaml_loader import parse_value
+from lightx2v_sgmd.system.errors import UserError
+from weights import export
+from weights.opening import open_source
+
+
+def test_a_run_gives_its_newest_checkpoint_and_its_average(run: Path) -> None:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    source = open_source(run, ema=True)
+    assert source.path == newest and source.about.ema
+    assert source.about.step == json.loads((newest / "trainer.json").read_text())["step"]
+    plain = open_source(newest, ema=False)
+    assert plain.path == newest and not plain.about.ema
+    name = next(iter(source.tensors.shapes))
+    assert not (source.tensors.read(name) == plain.tensors.read(name)).all()
+
+
+def test_the_method_is_the_jobs(run: Path) -> None:
+    source = open_source(run, ema=False)
+    assert source.job_file is not None
+    job = parse_value(source.job_file.read_text(), "the job")
+    options = {"name": source.about.method["name"], **source.about.method["options"]}
+    assert {key: options[key] for key in job["method"]} == job["method"]
+    assert source.about.teacher == job["teacher"]["path"]
+
+
+def test_an_export_is_a_source_and_keeps_what_it_says(run: Path, tmp_path: Path) -> None:
+    out = export(run, "diffusers", tmp_path / "out", dtype="fp32", quiet=True)
+    again, first = open_source(out, ema=True), open_source(run, ema=True)
+    assert again.about.step == first.about.step and again.about.schedule == first.about.schedule
+    assert not again.about.sha256 and again.path == out
+
+
+def test_metrics_that_cannot_be_read_are_named(run: Path) -> None:
+    assert open_source(run, ema=False).metrics is None
+    (run / "metrics.json").write_text('{"frechet": 2.5}')
+    assert open_source(run, ema=False).metrics == {"frechet": 2.5}
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match="metrics.json: is not readable JSON; evaluate again"):
+        open_source(run, ema=False)
