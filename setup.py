@@ -1,4 +1,4 @@
-"""How the package is built and installed; tool settings are in pyproject.toml."""
+"""Builds and installs the package; tool settings are in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ setup(
     ],
     extras_require={
         "zero3": ["deepspeed>=0.19,<0.20", "ninja>=1.11"],
-        # Of generate: int8 and fp8 weights; LoRA files.
+        # For generate: int8 and fp8 weights; LoRA files.
         "quant": ["torchao>=0.15"],
         "lora": ["peft>=0.17"],
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
-        # Of tools/checks/fuzz.py.
+        # For tools/checks/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [
             "codespell>=2.4",

@@ -85,15 +85,15 @@ def _encode(
     check_origin(out, origin)
     with progress(len(files), "encoding videos", quiet) as bar:
         for start in range(0, len(files), shard):
-            chosen = slice(start, start + shard)
+            these = slice(start, start + shard)
             if not shard_path(out, start // shard).exists():
                 latents = []
-                for file in files[chosen]:
+                for file in files[these]:
                     video = _video(file, size)[None].to(device)
                     encoded = vae.encode(video).latent_dist.mode()
                     latents.append(normalized_latents(vae, encoded).cpu())
-                write_shard(out, start // shard, torch.cat(latents), None, captions[chosen], origin)
-            bar.advance(len(files[chosen]))
+                write_shard(out, start // shard, torch.cat(latents), None, captions[these], origin)
+            bar.advance(len(files[these]))
 
 
 def _video(file: Path, size: VideoSize) -> Tensor:

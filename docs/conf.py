@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: `make docs` writes build/site."""
+"""Settings of Sphinx, which builds the documentation: `make docs` writes build/site."""
 
 from importlib import metadata
 

@@ -136,16 +136,16 @@ def wanted_size(
         UserError: the model cannot make that size, or nothing says what it was trained for.
     """
     trained = checked.video
-    chosen = []
+    size = []
     for name, value in (("height", height), ("width", width), ("num_frames", num_frames)):
         if value is None and trained is None:
             raise UserError(
                 f"{name}: the weights do not say what they were trained for; give --height, "
                 "--width and --num-frames"
             )
-        chosen.append(getattr(trained, name) if value is None else value)
-    checked.model.latent_shape(*chosen)
-    return chosen[0], chosen[1], chosen[2]
+        size.append(getattr(trained, name) if value is None else value)
+    checked.model.latent_shape(*size)
+    return size[0], size[1], size[2]
 
 
 def _open(path: Path, base: str | Path | None) -> WanModel:
@@ -157,7 +157,7 @@ def _open(path: Path, base: str | Path | None) -> WanModel:
         if path.suffix in PICKLE_SUFFIXES:
             refuse_pickle(path)
         if path.suffix != ".safetensors":
-            raise UserError(f"{path}: is no file of weights; {wrote}")
+            raise UserError(f"{path}: is not a file of weights; {wrote}")
     elif (path / "checkpoints").is_dir() or (path / "trainer.json").is_file():
         raise UserError(
             f"{path}: is a training run, not a student; first `lightx2v-sgmd export {path} "
@@ -189,7 +189,7 @@ def _assumed(name: str | None) -> Schedule | None:
 
 def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:
     """The schedule that weights carry: one that the engine runs, the same wherever it stands."""
-    found: tuple[Path, Schedule] | None = None
+    first: tuple[Path, Schedule] | None = None
     for where, schedule in carried.items():
         if schedule is None:
             continue
@@ -199,13 +199,13 @@ def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:
                 f"shift {ENGINE_SHIFT:g} of evenly spaced steps, as {_steps(engine_schedule())}, "
                 "and would give blur; use weights distilled for such steps"
             )
-        if found is not None and schedule != found[1]:
+        if first is not None and schedule != first[1]:
             raise UserError(
-                f"{where}: says {_steps(schedule)}, but {found[0]} says {_steps(found[1])}; "
+                f"{where}: says {_steps(schedule)}, but {first[0]} says {_steps(first[1])}; "
                 "weights have one schedule"
             )
-        found = (where, schedule)
-    return None if found is None else found[1]
+        first = (where, schedule)
+    return None if first is None else first[1]
 
 
 def _runs(schedule: Schedule) -> bool:

@@ -142,7 +142,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise UserError(f"device: {device!r} is no device; use cpu, cuda or cuda:1") from error
+        raise UserError(f"device: {device!r} is not a device; use cpu, cuda or cuda:1") from error
 
 
 def possible_quantisations(device: torch.device) -> tuple[Quantize, ...]:
@@ -226,5 +226,5 @@ def out_of_memory(
         return UserError(f"{message}; ask for {remedy} smaller or shorter video")
     flags = ("--batch 1 with " if batch > 1 else "") + memory_mode.flags()
     return UserError(
-        f"{message}; {flags} would do with {max(needed_gib(one, memory_mode).values()):.3g} GiB"
+        f"{message}; {flags} needs only {max(needed_gib(one, memory_mode).values()):.3g} GiB"
     )

@@ -252,8 +252,8 @@ def choose_memory_mode(
     needed = max(needed_gib(work, least).values())
     raise UserError(
         f"max_memory_gib: {limit_gib:g} is too little for {work.height}x{work.width}, "
-        f"{work.num_frames} frames: {needed:.3g} GiB are needed at least (with {least.flags()}); "
-        "give more, or ask for a smaller or shorter video"
+        f"{work.num_frames} frames: {needed:.3g} GiB is the least that is needed (with "
+        f"{least.flags()}); give more, or ask for a smaller or shorter video"
     )
 
 

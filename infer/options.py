@@ -48,8 +48,8 @@ class Lora:
                 raise ValueError("the network's output would not be finite")
         except ValueError:
             raise UserError(
-                f"lora: {shortened(strength)!r} is no strength from -{_STRONGEST} to {_STRONGEST}; "
-                "write FILE or FILE:STRENGTH, as x.safetensors:0.8"
+                f"lora: {shortened(strength)!r} is not a strength from -{_STRONGEST} to "
+                f"{_STRONGEST}; write FILE or FILE:STRENGTH, as x.safetensors:0.8"
             ) from None
         return cls(_lora_file(Path(path)), number)
 

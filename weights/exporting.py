@@ -76,7 +76,7 @@ def export(
     with locked_file(final, "export", quiet) as lock:
         finish_replacing(final)
         before = replaceable(final, overwrite)
-        chosen = open_source(source, ema, lambda damage: note(f"passed over: {damage}", quiet))
+        chosen = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
         refuse_overlap(final, _sources(chosen))
         precision = _dtype(chosen, dtype)
         spec = ExportSpec(chosen, chosen_format, precision, out, max_shard_size, rank, energy)

@@ -30,5 +30,5 @@ def hashes(folder: Path, known: Mapping[Path, str]) -> dict[str, str]:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     rest = [path for path in files if path not in known]
-    found = {**known, **dict(zip(rest, sha256_files(rest), strict=True))}
-    return {path.relative_to(folder).as_posix(): found[path] for path in files}
+    digests = {**known, **dict(zip(rest, sha256_files(rest), strict=True))}
+    return {path.relative_to(folder).as_posix(): digests[path] for path in files}

@@ -55,7 +55,7 @@ def replaceable(out: Path, overwrite: bool) -> Listing | None:
         return None
     if not (out / FILE_NAME).is_file():
         raise UserError(
-            f"{out}: holds {_some(sorted(there))} and is not an export of ours; move that away or "
+            f"{out}: holds {_some(sorted(there))} and was not written by export; move that away or "
             "choose another folder"
         )
     if not overwrite:
@@ -78,7 +78,7 @@ def _check_own(folder: Path, there: Listing) -> None:
     changed = changed_files(folder, manifest.sha256)
     if changed:
         raise UserError(
-            f"{folder}: {changed[0]}, so it is not only ours to replace; remove it yourself or "
+            f"{folder}: {changed[0]}, so it may hold your own work; remove it yourself or "
             "choose another folder"
         )
 
@@ -89,14 +89,14 @@ def _some(names: list[str]) -> str:
 
 def listing(folder: Path) -> Listing:
     """The names of everything in a folder, without reading the files."""
-    found: Listing = {}
+    files: Listing = {}
     for path in folder.rglob("*"):
         about = path.lstat()
         is_folder = path.is_dir() and not path.is_symlink()
         if not is_folder or not any(path.iterdir()):
             name = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
-            found[name] = (about.st_size, about.st_mtime_ns, about.st_ino)
-    return found
+            files[name] = (about.st_size, about.st_mtime_ns, about.st_ino)
+    return files
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def appearing_export(
     why; if it was not written to the end it is removed.
 
     Args:
-        out: Where the export appears.
+        out: The path at which the export appears.
         source: The folder that is read.
         before: The result of ``replaceable``.
         lock: The lock on ``out``.
@@ -163,7 +163,7 @@ def _publish(temporary: Path, out: Path, before: Listing | None) -> None:
             raise _appeared(out, None) from error
         sync_folder(out.parent)
         return
-    # What is being replaced ends under a name that is only removed if all of it is ours.
+    # The old export gets another name first, and is removed only if all of it is ours.
     replaced = temporary_path(out, "old")
     if listing(out) != before:
         raise _appeared(out, before)
@@ -221,6 +221,6 @@ def finish_replacing(out: Path) -> None:
             there = listing(path)
             _check_own(path, there)
         except (UserError, AssertionError):
-            note(f"{path}: was left by an export that was ended, and is not only ours; it is kept")
+            note(f"{path}: was left by an interrupted export and holds other files too; it is kept")
             continue
         remove_files(path, [name for name in there if not name.endswith("/")])

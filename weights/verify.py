@@ -80,8 +80,8 @@ def _inside(folder: Path, name: str) -> bool:
 def _strangers(folder: Path, manifest: Manifest) -> list[str]:
     """Files that a program would load though the manifest does not know them."""
     known = set(manifest.sha256)
-    found = sorted(path for path in folder.rglob("*") if path.name.endswith(_DANGEROUS))
-    names = [path.relative_to(folder) for path in found]
+    files = sorted(path for path in folder.rglob("*") if path.name.endswith(_DANGEROUS))
+    names = [path.relative_to(folder) for path in files]
     visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     return [
         f"{name.as_posix()} is not in {FILE_NAME}"

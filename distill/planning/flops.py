@@ -1,4 +1,4 @@
-"""What an iteration computes and sends: passes by role, operations, bytes. Formulas only.
+"""Counts what an iteration computes and sends: passes by role, operations, bytes. Formulas only.
 
 The passes are those that ``counting.PassCounter`` counts while a run trains; tests compare the two.
 """
@@ -23,8 +23,8 @@ class Operations:
     """Floating-point operations of one forward of one video; a product and a sum are two.
 
     Attributes:
-        linear: Of layers with weights.
-        attention: Of the products of queries, keys and values.
+        linear: Operations of layers with weights.
+        attention: Operations of the products of queries, keys and values.
     """
 
     linear: int
@@ -32,10 +32,10 @@ class Operations:
 
 
 def forward_operations(config: Mapping[str, Any], tokens: int, text_rows: int) -> Operations:
-    """Of a ``WanTransformer3DModel``.
+    """The operations of a forward of a ``WanTransformer3DModel``.
 
     Args:
-        config: Its configuration.
+        config: The network's configuration.
         tokens: Patches of the video.
         text_rows: Text rows that it attends to, padding included.
     """
@@ -58,11 +58,11 @@ class Passes:
     """Passes of one network in an iteration, for each video of a rank's batch, on average.
 
     Attributes:
-        forwards: With or without gradient.
+        forwards: Forwards, with or without gradient.
         recomputed: Forwards once more, for a backward pass under gradient checkpointing.
-        attention_recomputed: Of those, the ones that compute attention as well.
-        backwards: To the inputs.
-        weight_backwards: To the weights; of adapters their share of the network's weights.
+        attention_recomputed: The part of ``recomputed`` that computes attention as well.
+        backwards: Backward passes to the inputs.
+        weight_backwards: Backward passes to the weights; adapters count by their share of them.
         forward_calls: Forwards, several videos' in one call (the two of guidance) counted once.
         backward_calls: Backward passes, likewise.
     """
@@ -99,7 +99,7 @@ def training_pass(checkpointing: Checkpointing, forwards: int = 1, weights: floa
     """A forward with its backward pass.
 
     Args:
-        checkpointing: What runs again for the backward pass.
+        checkpointing: The activations that are computed again for the backward pass.
         forwards: 0 if an earlier forward's graph serves.
         weights: The share of the weights that get gradient.
     """
@@ -205,7 +205,7 @@ def _guided(job: Job) -> int:
 
 
 def _one_forward(job: Job) -> bool:
-    """Whether a forward of the fake score serves the generator's gradient and its own update."""
+    """True if one forward of the fake score serves the generator's gradient and its own update."""
     shared = not job.method.fresh_rollouts and job.method.through_fake_score
     return shared and job.parallel.strategy == "local"
 
@@ -250,10 +250,10 @@ def iteration_traffic(
     Args:
         job: The job.
         passes: From ``iteration_passes``.
-        config: Of the network.
-        parameters: Of one network.
+        config: The network's configuration.
+        parameters: Number of parameters of one network.
         tokens: Patches of a video.
-        gpus: Of the run.
+        gpus: Number of GPUs of the run.
         size: Bytes of a number.
     """
     if job.parallel.strategy != "zero3":

@@ -143,7 +143,7 @@ class Meter:
         keeping: bool,
         adapters: Lora | None = None,
     ) -> PassMemory:
-        """Of a network in a job, ``batch`` videos at once."""
+        """The memory of a network's passes in a job, ``batch`` videos at once."""
         what = replace(
             self._pass(job, batch), checkpointing=checkpointing, keeping=keeping, adapters=adapters
         )
@@ -170,7 +170,7 @@ class Meter:
         )
 
     def decoding(self, job: Job) -> int:
-        """Of the float32 VAE while it decodes a sample video, its weights included."""
+        """The memory of the float32 VAE while it decodes a sample video, its weights included."""
         latents = self.latents(job)
         if latents not in self._decoding:
             self._decoding[latents] = meter_decoding(self.model, latents)
@@ -178,7 +178,7 @@ class Meter:
 
 
 def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
-    """Of a job on so many ranks."""
+    """The memory of a job's rank, if there are so many ranks."""
     always, host, disk = _lasting_parts(job, meter, gpus)
     local = job.parallel.strategy == "local"
     phases = _local_phases(job, meter) if local else _sharded_phases(job, meter, gpus)
@@ -236,7 +236,7 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
         "gradients": _gradient_size(job) * numbers,
         "moving average": 4 * share[STUDENT] if job.train.ema else 0,
     }
-    # Of weights that are shared each network still gathers for itself.
+    # Each network gathers for itself, even if it shares its weights with another one.
     whole = (len(trained) + 1) * meter.weights.small
     whole += sum(trained[role].small for role in _adapted(job))
     weights = {"weights": size * (numbers + -(-meter.weights.count // gpus))}
@@ -264,7 +264,7 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
 
 @dataclass(frozen=True)
 class _Activations:
-    """Of the passes of an iteration, in bytes."""
+    """The activations of an iteration's passes, in bytes."""
 
     student: PassMemory
     fake_score: PassMemory

@@ -110,7 +110,7 @@ class PassMemory:
 
     Attributes:
         forward: Peak of a forward without gradient.
-        kept: What autograd keeps from a forward with gradient until its backward pass.
+        kept: Bytes that autograd keeps from a forward with gradient until its backward pass.
         backward: Peak of forward and backward; a weight's gradient goes as soon as it is there.
         backward_keeping: The same, and the gradients stay; as ``backward`` if not asked for.
     """
@@ -145,7 +145,7 @@ class Pass:
         batch: Number of videos in the pass.
         dtype: The precision of weights and activations.
         text_rows: Text rows of a video that the network attends to.
-        checkpointing: What is computed again in the backward pass.
+        checkpointing: The activations that are computed again in the backward pass.
         degree: Number of ranks that share the tokens.
         keeping: True to meter ``backward_keeping``.
         adapters: Those that are trained, or None if all weights are.

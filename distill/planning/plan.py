@@ -194,8 +194,8 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
 
     Args:
         job: The job.
-        model: Its opened teacher.
-        machine: Where it would run.
+        model: The job's opened teacher.
+        machine: The machine on which it would run.
         meter: A meter with earlier measurements of the model, which are used again.
 
     Raises:
@@ -257,7 +257,7 @@ def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -
 
 
 def _check_layout(job: Job, model: WanModel, machine: Machine) -> None:
-    """What does not depend on memory."""
+    """Raises ``UserError`` for a layout that cannot run, whatever the memory."""
     gpus, node = machine.gpus, machine.node_gpus
     if job.parallel.strategy == "local" and gpus != 1:
         raise UserError(
@@ -355,7 +355,7 @@ def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Mach
     if layout.strategy == "local":
         strategies.append("zero3")
     offloads = ["none", "optimizer", "all"]
-    # Of a GPU's memory nvme spares no more than all does.
+    # The GPU's memory is the same with nvme as with all.
     offloads = ["nvme"] if layout.offload == "nvme" else offloads[offloads.index(layout.offload) :]
     gpus, node = [machine.gpus], machine.node_gpus
     while gpus[-1] < MORE_GPUS:
@@ -378,7 +378,7 @@ def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Mach
         words = [f"--set parallel.{key}={str(settings[key]).lower()}" for key in changed]
         if count != machine.gpus:
             words.append(f"--gpus {count}")
-        # What costs nothing but work first; more GPUs before offloading all.
+        # Settings that cost no money come first, and more GPUs come before offloading all.
         dearness = (len(words), offloads.index(offload), count, degree, checkpointing.index(again))
         parallel = replace(layout, **settings)  # type: ignore[arg-type]
         found.append(

@@ -57,11 +57,11 @@ def check_own(files: Sequence[Path]) -> None:
     Raises:
         UserError: names the first of them.
     """
-    found = [reason for file in files if (reason := problem(file)) is not None]
-    if found:
-        more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
+    reasons = [reason for file in files if (reason := problem(file)) is not None]
+    if reasons:
+        more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
         raise UserError(
-            f"{found[0]}{more}; it is not replaced, choose another name or output, or move it away"
+            f"{reasons[0]}{more}; it is not replaced: choose another name or output, or move it"
         )
 
 

@@ -124,14 +124,14 @@ class _Weights:
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[int, ...] | None]:
-    found: list[tuple[int, ...] | None] = []
+    states: list[tuple[int, ...] | None] = []
     for file in files:
         try:
             about = file.stat()
-            found.append((about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+            states.append((about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
         except OSError:
-            found.append(None)
-    return found
+            states.append(None)
+    return states
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -78,7 +78,7 @@ def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Reques
         raise UserError("prompt: is empty; say what the video shows")
     for text in texts:
         if problem := prompt_problem(text):
-            raise UserError(f"prompt: {problem}; shorten or mend it")
+            raise UserError(f"prompt: {problem}; shorten or correct it")
     return [
         Request(text, number, _default_name(index, text))
         for index, (text, number) in enumerate(zip(texts, seed_list(seed, len(texts)), strict=True))
@@ -173,8 +173,8 @@ def _request(row: dict[str, Any], where: str, index: int, seed: int, *, hints: b
     name = row.get("name", _default_name(index, row["prompt"]))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
-            f"name: {short_line(repr(name), 120)} is no file name; use letters, digits, spaces, "
-            "'.', '-' and '_', at most 100"
+            f"name: {short_line(repr(name), 120)} is not a valid file name; use letters, digits, "
+            "spaces, '.', '-' and '_', at most 100"
         )
     if len(name.encode()) > _NAME_BYTES:
         raise UserError(

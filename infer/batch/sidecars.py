@@ -56,9 +56,9 @@ def publish(temporary: Path, video: Path, provenance: Mapping[str, Any]) -> None
     Raises:
         UserError: something else has appeared there.
     """
-    found = problem(video)
-    if found is not None:
-        raise UserError(f"{found}; it is not replaced, choose another name or output")
+    reason = problem(video)
+    if reason is not None:
+        raise UserError(f"{reason}; it is not replaced, choose another name or output")
     saved = {
         "made_by": MADE_BY,
         "format_version": FORMAT_VERSION,
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from error
     if not isinstance(saved, dict) or saved.get("made_by") != MADE_BY:
         return None
     checksum = saved.pop("checksum", None)
@@ -112,7 +112,7 @@ def _fits(video: Path, saved: Mapping[str, Any]) -> bool:
             return False
         return content_hash(video) == saved.get("sha256")
     except OSError as error:
-        raise UserError(f"{video}: cannot be read ({error.strerror}); mend that") from error
+        raise UserError(f"{video}: cannot be read ({error.strerror}); fix that") from error
 
 
 def _checksum(saved: Mapping[str, Any]) -> str:

@@ -74,15 +74,15 @@ def check_loras(loras: Sequence[Lora], network: Any) -> None:
             _check(lora, key, tuple(tensor.shape), weight)
 
 
-def _check(lora: Lora, name: str, found: tuple[int, ...], wanted: tuple[int, ...] | None) -> None:
+def _check(lora: Lora, name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> None:
     if wanted is None:
         raise UserError(
-            f"lora: {lora.path}: {name} belongs to no layer of this model; the file was made for "
+            f"lora: {lora.path}: {name} matches no layer of this model; the file was made for "
             "another one"
         )
-    if found != wanted:
+    if shape != wanted:
         raise UserError(
-            f"lora: {lora.path}: {name} is {list(found)}, the model's layer needs {list(wanted)}; "
+            f"lora: {lora.path}: {name} is {list(shape)}, the model's layer needs {list(wanted)}; "
             "the file was made for another size of model"
         )
 
@@ -108,7 +108,7 @@ def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
         factors: _Tensors = WanPipeline.lora_state_dict(saved) if saved else {}
     except Exception as error:  # names that diffusers does not foresee can raise anything
         raise UserError(
-            f"lora: {lora.path}: is no LoRA of a Wan model: {first_line(error)}"
+            f"lora: {lora.path}: is not a LoRA for a Wan model: {first_line(error)}"
         ) from error
     if not factors and not differences:
         raise UserError(f"lora: {lora.path}: holds no tensors")
@@ -162,7 +162,7 @@ def _parameter(lora: Lora, key: str) -> str:
         return transformer_to_diffusers(name)
     except UserError as error:
         raise UserError(
-            f"lora: {lora.path}: {key} belongs to no layer of this model; the file was made for "
+            f"lora: {lora.path}: {key} matches no layer of this model; the file was made for "
             "another one"
         ) from error
 

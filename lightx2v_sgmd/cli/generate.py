@@ -29,20 +29,20 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command an option for each field of ``GenerateOptions``, for its ``**options``."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values()]
     named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    engine = {item.name for item in fields(Options)}
+    engine = {option.name for option in fields(Options)}
     # The options of the videos first: they are what most people look for.
-    items = sorted(fields(GenerateOptions), key=lambda item: item.name in engine)
-    parameters = [*named, *map(_parameter, items)]
+    ordered = sorted(fields(GenerateOptions), key=lambda option: option.name in engine)
+    parameters = [*named, *map(_parameter, ordered)]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
-def _parameter(item: Field[Any]) -> inspect.Parameter:
+def _parameter(option: Field[Any]) -> inspect.Parameter:
     """The option of a field."""
-    about, default = item.metadata, item.default
-    flag = flag_of(item.name, about["flag"])
+    about, default = option.metadata, option.default
+    flag = flag_of(option.name, about["flag"])
     kind, names = about["kind"], [flag]
     if kind is bool and default is not False:
         names = [f"{flag}/--no-{flag.removeprefix('--')}"]
@@ -52,7 +52,7 @@ def _parameter(item: Field[Any]) -> inspect.Parameter:
         *names, help=about["meaning"], metavar=about["metavar"] or None, min=about["least"]
     )
     return inspect.Parameter(
-        item.name,
+        option.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
         annotation=Annotated[kind, choice],

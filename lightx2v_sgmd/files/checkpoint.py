@@ -82,8 +82,8 @@ def checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     try:
         names = os.listdir(folder)
-        found = [folder / name for name in names if step_of(folder / name) >= 0]
-        found = [path for path in found if _is_folder(path)]
+        folders = [folder / name for name in names if step_of(folder / name) >= 0]
+        folders = [path for path in folders if _is_folder(path)]
     except FileNotFoundError as error:
         if folder.is_symlink() and not folder.exists():
             raise UserError(
@@ -93,7 +93,7 @@ def checkpoints(run: Path) -> list[Path]:
         return []
     except OSError as error:
         raise _unreadable(Path(error.filename or folder), error) from error
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def _is_folder(path: Path) -> bool:
@@ -109,7 +109,7 @@ def _unreadable(path: Path, error: OSError | MemoryError) -> UserError:
     reason = getattr(error, "strerror", None) or "out of memory"
     return UserError(
         f"{path}: cannot be read just now ({reason}), which does not mean that it is damaged; "
-        "nothing was changed, mend that and run the same command again"
+        "nothing was changed, fix that and run the same command again"
     )
 
 
@@ -161,9 +161,9 @@ def verify(folder: Path) -> None:
 
 def _problem(path: Path, entry: Entry) -> str | None:
     try:
-        found = path.stat().st_size
-        if found != entry.size:
-            return f"{path}: has {found} bytes, not the {entry.size} that were written"
+        size = path.stat().st_size
+        if size != entry.size:
+            return f"{path}: has {size} bytes, not the {entry.size} that were written"
         digest = sha256_file(path)
     except FileNotFoundError:
         return f"{path}: is missing"
@@ -179,7 +179,7 @@ def _problem(path: Path, entry: Entry) -> str | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
-    """What the manifest lists.
+    """The files that a checkpoint's manifest lists.
 
     Raises:
         DamagedError: there is none, or it is not one.
@@ -239,10 +239,10 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
 
 
 class PendingCheckpoint:
-    """A checkpoint that is being written, beside where it will appear.
+    """A checkpoint that is being written, beside the place at which it will appear.
 
     Args:
-        final: Where it will appear.
+        final: The path at which the checkpoint will appear.
     """
 
     def __init__(self, final: Path) -> None:
@@ -347,10 +347,10 @@ def _foreign(folder: Path) -> bool:
 
 
 def disk_problem(error: OSError, path: Path) -> str:
-    """What went wrong while writing, and what to do, in a clause."""
+    """A clause that says what went wrong while writing, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; free some space, then run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path}: may not be written; change its permissions or choose another output.dir"
     reason = error.strerror or str(error) or type(error).__name__
-    return f"{path}: cannot be written ({reason}); mend that, then run the same command again"
+    return f"{path}: cannot be written ({reason}); fix that, then run the same command again"

@@ -28,7 +28,7 @@ _KEY = "lightx2v_sgmd"
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Where a shard goes."""
+    """The path of a shard."""
     return folder / f"latents_{index:05d}.safetensors"
 
 
@@ -44,11 +44,11 @@ def write_shard(
 
     Args:
         folder: Made if it is not there.
-        index: Of the shard, which must not be there yet.
+        index: Number of the shard, which must not be there yet.
         x0: ``[N, C, T, h, w]``.
         noise: The same, or None for encoded videos.
         prompts: N captions.
-        origin: What made them; every shard of a folder has the same.
+        origin: The settings that they were made with; every shard of a folder has the same.
     """
     tensors = {"x0": x0.float().contiguous()}
     if noise is not None:
@@ -71,9 +71,9 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     """
     if not any(folder.glob("latents_*.safetensors")):
         return
-    found = LatentFolder(folder).origin
-    for key in [*origin, *(key for key in found if key not in origin)]:
-        if found.get(key) != origin.get(key):
+    saved = LatentFolder(folder).origin
+    for key in [*origin, *(key for key in saved if key not in origin)]:
+        if saved.get(key) != origin.get(key):
             raise UserError(
                 f"--out: {folder} holds latents of other settings ({key}); name another folder"
             )
@@ -84,7 +84,7 @@ _LIMITS = Limits(size=64_000_000, values=4_000_000, depth=8)
 
 
 def _about(text: str) -> dict[str, Any]:
-    """What a shard says of itself: captions, and how it was made.
+    """The metadata of a shard: its captions, and how it was made.
 
     Raises:
         ValueError: it does not.

@@ -1,4 +1,4 @@
-"""``lightx2v_sgmd.json``: what exported weights say about themselves."""
+"""The manifest ``lightx2v_sgmd.json``: what exported weights say about themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMATS: Final = ("diffusers", "wan", "comfyui", "lora")
 TEACHER_DTYPES: Final = ("float32", "bfloat16")
 _WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".bin")
 _MOST_BYTES: Final = 100_000_000
-"""Of a listed file that holds no weights; umT5's tokenizer has 17 MB."""
+"""The largest listed file that holds no weights; umT5's tokenizer has 17 MB."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where weights come from and how to run them.
+    """The origin of exported weights, and how to run them.
 
     Args:
         method: ``{"name": "sgmd", "options": {...}}``.
@@ -44,14 +44,14 @@ class Manifest:
         schedule: The steps that the student was trained on.
         guidance_scale: The teacher's guidance in training (Ho-Salimans form). The student is run
             without guidance.
-        video: What it was trained for; the defaults of ``generate``.
+        video: The size that it was trained for; the defaults of ``generate``.
         step: Iterations behind the weights.
-        ema: Whether they are the moving average.
+        ema: True if they are the moving average.
         dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8``.
-        sha256: Of each file, by its path below the folder.
-        format: What the folder is laid out for: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
-        teacher_dtype: What the teacher ran in, and so the text encoder, which runs in the same
-            precision when videos are made; None if an older version wrote the file.
+        sha256: The sha256 of each file, by its path below the folder.
+        format: The export format: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
+        teacher_dtype: Precision of the teacher, and of the text encoder, also when videos are made;
+            None if an older version wrote the file.
     """
 
     method: Mapping[str, Any]
@@ -166,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:
-    """What in ``folder`` is not as the hashes say: one line per file that is missing or differs.
+    """Lists the files of ``folder`` that are missing or differ from their hashes, one line each.
 
     Raises:
         UserError: a name or a link leads out of the folder.
@@ -183,11 +183,11 @@ def changed_files(folder: Path, sha256: Mapping[str, str]) -> list[str]:
         if path.suffix not in _WEIGHTS and path.stat().st_size > _MOST_BYTES
     }
     small = {name: path for name, path in there.items() if name not in grown}
-    found = dict(zip(small, sha256_files(list(small.values())), strict=True))
+    digests = dict(zip(small, sha256_files(list(small.values())), strict=True))
     return [
         f"{name} {_difference(name in there, name in grown)}"
         for name, expected in sha256.items()
-        if found.get(name) != expected
+        if digests.get(name) != expected
     ]
 
 

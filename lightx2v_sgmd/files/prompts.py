@@ -240,5 +240,5 @@ def _checked(prompt: object, remedy: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"has no prompt; {remedy}")
     if problem := prompt_problem(prompt):
-        raise UserError(f"the prompt {problem}; shorten or mend it")
+        raise UserError(f"the prompt {problem}; shorten or correct it")
     return prompt.strip()

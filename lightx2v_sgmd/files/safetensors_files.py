@@ -169,7 +169,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     """The safetensors files of one network: one file, or the shards that an index names.
 
     Args:
-        folder: Where they are.
+        folder: The folder that holds them.
         stem: ``"diffusion_pytorch_model"`` for diffusers, ``"model"`` for transformers.
 
     Raises:
@@ -197,7 +197,7 @@ def refuse_outside_links(root: Path, paths: Iterable[Path]) -> None:
     The hub's own cache is built of links, to ``blobs/`` beside ``snapshots/``: those are inside.
 
     Args:
-        root: What the paths may not leave.
+        root: The folder that the paths may not leave.
         paths: Files and folders in it; what is not there is passed over.
 
     Raises:
@@ -290,13 +290,13 @@ def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: st
     Raises:
         UserError: names what is missing, what is unexpected and what has another shape.
     """
-    found = {name: info.shape for name, info in header.tensors.items()}
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    unexpected = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in shapes]
+    unexpected = [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in expected]
     shapes = [
-        f"{name} {list(found[name])} for {list(shape)}"
+        f"{name} {list(shapes[name])} for {list(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name] != tuple(shape)
+        if name in shapes and shapes[name] != tuple(shape)
     ]
     problems = [
         f"{len(names)} {label}: {', '.join(map(shortened, names[:_SHOWN]))}"

@@ -20,7 +20,7 @@ from lightx2v_sgmd.files.safetensors_files import weight_files
 MOST: Final = 5_000_000_000
 """Bytes of a file, if there are ranks enough for more of them."""
 STEMS: Final = {False: "student", True: "student_ema"}
-"""What the files' names begin with: of the last weights, of their moving average."""
+"""The beginning of the files' names: for the last weights, and for their moving average."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class WeightFile:
 
     Attributes:
         name: Its name.
-        shapes: Of what is in it, in this order.
-        rank: Who writes it.
+        shapes: The shapes of its tensors, in their order.
+        rank: The rank that writes it.
     """
 
     name: str
@@ -46,11 +46,11 @@ def divided(
     So all ranks have something to write from the first weights on.
 
     Args:
-        stem: What the names begin with.
-        shapes: Of all weights, in the order in which they come.
-        ranks: Who may write.
+        stem: The beginning of the names.
+        shapes: The shapes of all weights, in the order in which they come.
+        ranks: Number of ranks that may write.
         first: The rank that writes the first file; the next writes the second.
-        most: Bytes of a file.
+        most: The most bytes of a file.
     """
     bytes_of = {name: 4 * prod(shape) for name, shape in shapes.items()}
     count = file_count(sum(bytes_of.values()), ranks, most)
@@ -71,7 +71,7 @@ def divided(
 
 
 def file_count(size: int, ranks: int, most: int = MOST) -> int:
-    """How many files so many bytes of weights are on so many ranks."""
+    """The number of files into which so many bytes of weights are divided on so many ranks."""
     return max(1, min(ranks, -(-size // most)))
 
 
@@ -93,5 +93,5 @@ def student_files(checkpoint: Path, averaged: bool = False) -> list[Path]:
 
 
 def has_average(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds a moving average."""
+    """True if a checkpoint holds a moving average."""
     return any(checkpoint.glob(f"{STEMS[True]}.safetensors*"))

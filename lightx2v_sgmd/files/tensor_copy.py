@@ -24,7 +24,7 @@ class WeightCopier:
     """Makes tensors on one device from what a reader gives; its buffers serve all of them.
 
     Args:
-        device: Where the tensors are made.
+        device: The device on which the tensors are made.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,8 +39,8 @@ class WeightCopier:
         """A new tensor on the device.
 
         Args:
-            read: Gives its elements as they are stored.
-            shape: Its shape.
+            read: Gives the elements as they are stored.
+            shape: The shape of the new tensor.
             stored: The type of the stored elements.
             dtype: The type of the new tensor.
         """

@@ -23,15 +23,15 @@ class WholeTensors:
     """The tensors of one network; nothing is read before it is asked for.
 
     Args:
-        files: Its shards: safetensors, or files of ``torch.save`` (by their suffix).
-        names: See ``Names``; default: as stored.
+        files: The network's shards: safetensors, or files of ``torch.save`` (by their suffix).
+        names: The names to be used; default: as stored.
 
     Attributes:
-        header: What there is, under the names to be used.
+        header: The tensors that there are, under the names to be used.
 
     Raises:
-        UserError: a file is damaged or not to be trusted (see ``tensorfiles``, ``torchfiles``), or
-            two tensors have one name.
+        UserError: a file is damaged or not to be trusted (see ``safetensors_files`` and
+            ``torch_files``), or two tensors have one name.
     """
 
     def __init__(self, files: Sequence[Path], names: Names | None = None) -> None:
@@ -39,22 +39,22 @@ class WholeTensors:
         self._open: dict[Path, Any] = {}
         pickled = [file for file in files if file.suffix in SUFFIXES]
         stored = read_headers(file for file in files if file not in pickled)
-        found = dict(stored.tensors)
+        merged = dict(stored.tensors)
         for file in pickled:
             tensors = load_torch_file(file)
-            found = _together(found, torch_header(file, tensors).tensors, file)
+            merged = _together(merged, torch_header(file, tensors).tensors, file)
             self._mapped |= tensors
-        used = names(found) if names is not None else {name: name for name in found}
+        used = names(merged) if names is not None else {name: name for name in merged}
         self._stored: dict[str, str] = {}
         for old, new in used.items():
             if new in self._stored:
                 raise UserError(
-                    f"{found[old].file}: {shortened(old)} and {shortened(self._stored[new])} are "
+                    f"{merged[old].file}: {shortened(old)} and {shortened(self._stored[new])} are "
                     "the same weight"
                 )
             self._stored[new] = old
         self.header = Header(
-            {new: found[old] for new, old in self._stored.items()}, stored.metadata
+            {new: merged[old] for new, old in self._stored.items()}, stored.metadata
         )
 
     def tensor(self, name: str) -> Tensor:
@@ -116,8 +116,8 @@ def read_elements(info: TensorInfo, dtype: torch.dtype, start: int, stop: int) -
     """Elements ``[start, stop)`` of a flattened tensor of a safetensors file, a copy.
 
     Args:
-        info: Where it is, from ``read_headers``.
-        dtype: How it is stored.
+        info: The place of the tensor, from ``read_headers``.
+        dtype: The type in which it is stored.
         start: The first element.
         stop: The one after the last.
 
@@ -143,9 +143,9 @@ def _fill(values: Tensor, file: BinaryIO, info: TensorInfo, position: int) -> No
 
 
 def _together(
-    found: dict[str, TensorInfo], more: Mapping[str, TensorInfo], file: Path
+    merged: dict[str, TensorInfo], more: Mapping[str, TensorInfo], file: Path
 ) -> dict[str, TensorInfo]:
-    twice = sorted(found.keys() & more.keys())
+    twice = sorted(merged.keys() & more.keys())
     if twice:
-        raise UserError(f"{file}: {shortened(twice[0])} is also in {found[twice[0]].file.name}")
-    return {**found, **more}
+        raise UserError(f"{file}: {shortened(twice[0])} is also in {merged[twice[0]].file.name}")
+    return {**merged, **more}

@@ -77,7 +77,7 @@ def _no_state_dict(path: Path, reason: str) -> UserError:
 
 
 def _check_archive(path: Path) -> None:
-    """What the archive's directory claims, against the size of the file."""
+    """Compares what the archive's directory claims with the size of the file."""
     try:
         with open_file(path) as file:
             start = file.read(4)

@@ -190,9 +190,9 @@ def contact_sheet(
 
 def _strip(video: Frames, columns: int, gap: int) -> Frames:
     """Evenly spaced frames of a video side by side, at least 96 pixels high."""
-    chosen = np.unique(np.linspace(0, len(video) - 1, columns).round().astype(int))
+    shown = np.unique(np.linspace(0, len(video) - 1, columns).round().astype(int))
     factor = max(1, round(96 / video.shape[1]))
-    frames = video[chosen].repeat(factor, axis=1).repeat(factor, axis=2)
+    frames = video[shown].repeat(factor, axis=1).repeat(factor, axis=2)
     padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
     strip: Frames = np.concatenate(list(padded), axis=1)[:, :-gap]
     return strip

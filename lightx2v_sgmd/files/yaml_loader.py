@@ -145,7 +145,7 @@ def parse_tree(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
 
     Args:
         text: The YAML.
-        source: Where the text comes from; error messages begin with it.
+        source: The origin of the text; error messages begin with it.
     """
     lines: dict[str, int] = {}
     tree = _load(text, source, lines)
@@ -171,7 +171,7 @@ def _load(text: str, source: str, lines: dict[str, int] | None = None) -> Any:
 
     Args:
         text: The YAML.
-        source: Where the text comes from.
+        source: The origin of the text.
         lines: Receives the line of every key, and then no key may be given twice.
     """
     try:

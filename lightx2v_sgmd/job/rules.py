@@ -2,7 +2,7 @@
 
 Three passes share one list of problems: keys that do not exist (with the nearest that does),
 values of a wrong type or out of range, and rules over several values. A rule is only asked where
-every value it reads is sound, so no mistake is reported twice.
+every value it reads is valid, so no mistake is reported twice.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def checked(
     clean = _known_part(shape, kind, tree, "", problems, known_keys(shape, kind))
     plain = {name: value for name, value in clean.items() if name not in choices}
     result = _validated(kind, plain, "", problems)
-    chosen = {
+    variants = {
         name: _validated(inner, clean[name], f"{name}.", problems)
-        for name, inner in shape.chosen.items()
+        for name, inner in shape.variants.items()
     }
     problems += _broken_rules(shape, clean, {key for key, _ in problems}, rules)
     if problems:
@@ -115,7 +115,7 @@ def checked(
             lines.append(f"{_origin(key, origins, source)}: {key}: {text}")
         raise UserError("\n".join(lines))
     assert result is not None, "no problem and no job"
-    return replace(result, **chosen)  # type: ignore[type-var]
+    return replace(result, **variants)  # type: ignore[type-var]
 
 
 def _without_leftovers(
@@ -175,17 +175,17 @@ def _validated(kind: type[T], clean: Any, prefix: str, problems: list[tuple[str,
 
 @dataclass(frozen=True)
 class Shape:
-    """A job's class and the classes chosen for sections that may be of several."""
+    """A job's class, and the class of each section that has several variants."""
 
     kind: type
-    chosen: Mapping[str, type]
+    variants: Mapping[str, type]
 
     def hints(self, kind: type) -> dict[str, Any]:
         """Each field's type under its YAML key."""
         hints = get_type_hints(kind)
         if kind is self.kind:
-            hints.update(self.chosen)
-        return {yaml_name(item.name): hints[item.name] for item in fields(kind)}
+            hints.update(self.variants)
+        return {yaml_name(member.name): hints[member.name] for member in fields(kind)}
 
 
 def known_keys(shape: Shape, kind: type, prefix: str = "") -> list[str]:
@@ -221,17 +221,17 @@ def _known_part(
             hint = f"; {_nearest(path, known)}" if len(problems) < _MOST_HINTS else ""
             problems.append((path, f"unknown key{hint}"))
     clean: Tree = {}
-    for item in fields(kind):
-        key = yaml_name(item.name)
+    for member in fields(kind):
+        key = yaml_name(member.name)
         (section, optional), value = _section(hints[key]), tree.get(key)
         if section is not None and not (optional and value is None):
             if value is None:
                 value = {}
             if isinstance(value, dict):
                 value = _known_part(shape, section, value, f"{prefix}{key}.", problems, known)
-            clean[item.name] = value
+            clean[member.name] = value
         elif key in tree:
-            clean[item.name] = value
+            clean[member.name] = value
     return clean
 
 
@@ -313,30 +313,30 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
 
 
 def _broken_rules(
-    shape: Shape, clean: Tree, unsound: set[str], rules: Rules
+    shape: Shape, clean: Tree, faulty: set[str], rules: Rules
 ) -> Iterator[tuple[str, str]]:
     for rule in rules:
-        if any(_touches(key, unsound) for key in rule.keys):
+        if any(_touches(key, faulty) for key in rule.keys):
             continue
         text = rule.problem(*(_value(shape, clean, key) for key in rule.keys))
         if text is not None:
             yield rule.keys[0], text
 
 
-def _touches(key: str, unsound: set[str]) -> bool:
-    return any(key == bad or key.startswith(f"{bad}.") for bad in unsound)
+def _touches(key: str, faulty: set[str]) -> bool:
+    return any(key == bad or key.startswith(f"{bad}.") for bad in faulty)
 
 
 def _value(shape: Shape, clean: Tree, key: str) -> Any:
     """The value of a key, or its default."""
     kind: Any = shape.kind
     for name in key.split("."):
-        item = next(item for item in fields(kind) if yaml_name(item.name) == name)
-        if item.name in clean:
-            kind, clean = shape.hints(kind)[name], clean[item.name]
+        member = next(member for member in fields(kind) if yaml_name(member.name) == name)
+        if member.name in clean:
+            kind, clean = shape.hints(kind)[name], clean[member.name]
         else:
-            assert item.default is not MISSING, f"{key} has no default"
-            return item.default
+            assert member.default is not MISSING, f"{key} has no default"
+            return member.default
     return clean
 
 

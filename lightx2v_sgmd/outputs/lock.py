@@ -164,7 +164,7 @@ class OutputLock:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UserError(
-                f"{self.output}: cannot be locked ({self.file}: {reason}); mend that or choose "
+                f"{self.output}: cannot be locked ({self.file}: {reason}); fix that or choose "
                 "another output"
             ) from error
         finally:
@@ -318,6 +318,6 @@ def _make_folders(folder: Path) -> list[Path]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(
-            f"{folder}: cannot be made ({reason}); mend that or choose another output"
+            f"{folder}: cannot be made ({reason}); fix that or choose another output"
         ) from error
     return missing

@@ -30,7 +30,7 @@ class LockFile:
         content: The file's bytes.
         inode: The file's inode.
         touched: The time of the file's last change, by the file server's clock.
-        saved: What the content says; empty if it is not a lock's.
+        saved: The parsed content; empty if it is not a lock's.
     """
 
     content: bytes

@@ -110,7 +110,7 @@ def _read(file: Path) -> dict[str, list[str]]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); mend that") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror}); fix that") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file}: is not as it was written; remove it, and the files that it named count as "

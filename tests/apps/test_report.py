@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightx2v_sgmd.apps.report import _curve, _series, running_mean
@@ -38,4 +39,4 @@ def test_a_spike_does_not_flatten_a_curve() -> None:
     low, high = axes.get_ylim()
     assert low == pytest.approx(1.0, abs=0.05) and high < 4
     thin, thick = axes.get_lines()
-    assert len(thin.get_xdata()) == len(thick.get_xdata()) == 200
+    assert np.size(thin.get_xdata()) == np.size(thick.get_xdata()) == 200

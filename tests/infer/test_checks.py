@@ -123,7 +123,7 @@ def test_types_that_the_engine_cannot_run_are_refused(student: Path) -> None:
 
 def test_wrong_paths_say_what_is_wanted(student: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "does not exist")
-    refused(student / "model_index.json", "is no file of weights; give a folder")
+    refused(student / "model_index.json", "is not a file of weights; give a folder")
     refused(student / "vae", "^weights: .*describes a AutoencoderKLWan, not a Wan")
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -42,7 +42,7 @@ def test_unmerged_adapters_and_shared_videos_leave_the_projections_apart() -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, "device: 'gpu' is no device; use cpu, cuda or cuda:1"),
+        ({"device": "gpu"}, "device: 'gpu' is not a device; use cpu, cuda or cuda:1"),
         ({"dtype": "fp8"}, "dtype: 'fp8' is unknown; use bf16, fp16, fp32"),
         ({"offload": True}, "offload: needs a CUDA device, and this is cpu"),
         ({"quantize": "int4"}, "quantize: 'int4' is unknown; use none, fp8"),

@@ -96,7 +96,7 @@ def test_too_little_says_how_much() -> None:
     with pytest.raises(
         UserError,
         match=r"max_memory_gib: 3 is too little for 480x832, 81 frames: "
-        r"\d\.\d\d GiB are needed at least \(with .*--offload",
+        r"\d\.\d\d GiB is the least that is needed \(with .*--offload",
     ):
         choose_memory_mode(work(), 3, MemoryMode(), ())
     small = Workload(open_wan("sprites"), 32, 32, 9, 1, 4, cuda=False)
@@ -126,7 +126,7 @@ def test_running_out_says_what_would_do(shared_student: Path) -> None:
     plan = make_plan(open_wan(shared_student), Options(device="cpu"), None)
     error = out_of_memory(open_wan(BIG), plan, (720, 1280, 81), 2, "denoising")
     assert "2 x 720x1280, 81 frames needs about" in str(error)
-    assert "--batch 1 with" in str(error) and "GiB" in str(error).split("would do with")[1]
+    assert "--batch 1 with" in str(error) and "GiB" in str(error).split("needs only")[1]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_an_output_that_is_taken_is_kept(run: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "mine.txt").write_text("precious")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds mine.txt and is not an export of ours"):
+        with pytest.raises(UserError, match="holds mine.txt and was not written by export"):
             do_export(run, out, overwrite=overwrite)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "student", "teacher"]

@@ -260,7 +260,7 @@ def test_a_wrong_scale_is_found(exports: Any, tmp_path: Path) -> None:
         ({"format": "wan", "rank": 4}, "rank, energy: belong to --format lora"),
         ({"format": "lora", "rank": 0}, "rank: 0 is below 1"),
         ({"format": "lora", "energy": 1.5}, r"energy: 1.5 is not in \(0, 1\]"),
-        ({"format": "lora", "rank": 4, "energy": 0.5}, "give one of the two"),
+        ({"format": "lora", "rank": 4, "energy": 0.5}, "give only one of the two"),
         ({"format": "lora", "dtype": "fp8"}, "or --format wan or comfyui"),
     ],
 )

@@ -198,7 +198,7 @@ def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(full[name], tensor, atol=1e-6, rtol=1e-5)
     export(out, "lora", tmp_path / "again", quiet=True)
     assert sha256_file(tmp_path / "again" / LORA) == sha256_file(out / LORA)
-    with pytest.raises(UserError, match="the source is adapters already"):
+    with pytest.raises(UserError, match="the source consists of adapters already"):
         export(out, "lora", tmp_path / "other", rank=2, quiet=True)
 
 

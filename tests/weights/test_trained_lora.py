@@ -73,7 +73,7 @@ def test_adapters_are_exported_as_they_were_trained(exports: Any) -> None:
     assert len(report["layers"]) == 20
     assert all(values["relative_error"] == 0 for values in report["layers"].values())
     assert verify(out) == []
-    with pytest.raises(UserError, match="the source is adapters already"):
+    with pytest.raises(UserError, match="the source consists of adapters already"):
         export(exports.run, "lora", exports.folder / "other", rank=2, quiet=True)
 
 

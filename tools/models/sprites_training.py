@@ -1,4 +1,4 @@
-"""What both trainings of the bundled teacher use: optimizers, learning rates, states on disk."""
+"""Parts of both trainings of the bundled teacher: optimizers, learning rates, states on disk."""
 
 from __future__ import annotations
 

@@ -65,13 +65,13 @@ class ComfyuiFormat(NetworkFormat):
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
-        found = []
+        problems = []
         if not (folder / f"{stem(spec)}.safetensors").is_file():
-            found.append(f"{stem(spec)}.safetensors, which the workflows name, is missing")
+            problems.append(f"{stem(spec)}.safetensors, which the workflows name, is missing")
         for name, content in _workflows(spec).items():
-            found += json_problems(folder / name, content)
+            problems += json_problems(folder / name, content)
         config = spec.source.model.transformer_config
-        return found + network_problems(spec, folder, config, losses, advance)
+        return problems + network_problems(spec, folder, config, losses, advance)
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's section on ComfyUI."""

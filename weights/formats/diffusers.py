@@ -80,16 +80,16 @@ class DiffusersFormat(NetworkFormat):
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
-        found = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
-        found += scheduler_problems(folder, spec.source.schedule)
+        problems = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
+        problems += scheduler_problems(folder, spec.source.schedule)
         try:
             config = open_wan(folder).transformer_config
         except UserError as error:
-            return [*found, str(error)]
-        return found + network_problems(spec, folder, config, losses, advance)
+            return [*problems, str(error)]
+        return problems + network_problems(spec, folder, config, losses, advance)
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
-        """How diffusers and ``lightx2v-sgmd generate`` run the folder."""
+        """Says how diffusers and ``lightx2v-sgmd generate`` run the folder."""
         return _USAGE.format(**values)
 
     def weight_files(self, folder: Path) -> list[Path]:

@@ -23,9 +23,9 @@ class Layout:
     """A program's layout at one precision.
 
     Attributes:
-        stored_name: From diffusers' name of a weight to the program's.
+        stored_name: A function from diffusers' name of a weight to the program's.
         stored_dtype: The type in which a weight is stored, unless it is quantized.
-        scales: How 8-bit matrices are scaled, None if there are none.
+        scales: The scaling of 8-bit matrices, None if there are none.
         markers: Tensors of fixed content that the program looks for, by name.
     """
 

@@ -93,11 +93,11 @@ class LoraFormat(Format):
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
         if spec.rank is not None and spec.energy is not None:
-            raise UserError("rank, energy: give one of the two")
+            raise UserError("rank, energy: give only one of the two")
         if spec.source.adapters is not None and (spec.rank or spec.energy):
             raise UserError(
-                "rank, energy: the source is adapters already, and they are exported as they are; "
-                "leave the option out"
+                "rank, energy: the source consists of adapters already, which are exported as they "
+                "are; leave the option out"
             )
         spec.source.schedule.diffusers_config()
         check_even(spec.source.schedule)
@@ -140,35 +140,35 @@ class LoraFormat(Format):
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
-        found = scheduler_problems(folder, spec.source.schedule)
+        problems = scheduler_problems(folder, spec.source.schedule)
         for path, content in _side_files(spec).items():
-            found += json_problems(folder / path, content)
+            problems += json_problems(folder / path, content)
         teacher = teacher_tensors(spec.source)
         try:
             header = read_headers([folder / LORA_FILE])
             PortableAdapters.checked(header, spec.source.tensors.shapes, LORA_FILE)
         except UserError as error:
-            return [*found, str(error)]
+            return [*problems, str(error)]
         if schedule_of(header.metadata) != spec.source.schedule:
-            found.append("the weights carry another schedule than the source")
+            problems.append("the weights carry another schedule than the source")
         expected_type = FILE_NAMES[OPTIONS[spec.dtype]]
         for name, info in header.tensors.items():
             if info.dtype != expected_type and not name.endswith(".alpha"):
-                found.append(f"{name} is {info.dtype}, not {expected_type}")
+                problems.append(f"{name} is {info.dtype}, not {expected_type}")
         assert losses is not None, "adapters always come with a report"
         now = _losses(spec, teacher, folder, {}, advance)
         for name, values in losses.layers.items():
             off = now.layers[name]["relative_error"]
             if off > values["relative_error"] * SLACK + 1e-7:
-                found.append(
+                problems.append(
                     f"{name} is off by {off:.2%}, but {values['relative_error']:.2%} is reported"
                 )
         if now.forward_error > losses.forward_error * SLACK + 1e-7:
-            found.append(
+            problems.append(
                 f"a forward pass is off by {now.forward_error:.2%}, but "
                 f"{losses.forward_error:.2%} is reported"
             )
-        return found
+        return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's sections on diffusers, ComfyUI and LightX2V."""
@@ -209,10 +209,10 @@ def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
         rank = (spec.rank or DEFAULT_RANK) if spec.energy is None else None
         factors = factorize(_delta(spec, teacher, name), name, rank, spec.energy)
     else:
-        found = adapters.factors(name)
-        if found is None and not _wanted_as_zero(spec, name):
+        trained = adapters.factors(name)
+        if trained is None and not _wanted_as_zero(spec, name):
             return _Pieces({})
-        factors = found or Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
+        factors = trained or Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
     up, down, alpha = factor_names(name)
     above = factors.up if alpha is not None or factors.scale == 1 else factors.up * factors.scale
     tensors = {

@@ -71,9 +71,9 @@ class WanFormat(NetworkFormat):
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
         config = spec.source.model.transformer_config
-        found = json_problems(folder / "config.json", original_config(config))
-        found += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
-        return found + network_problems(spec, folder, config, losses, advance)
+        problems = json_problems(folder / "config.json", original_config(config))
+        problems += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
+        return problems + network_problems(spec, folder, config, losses, advance)
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's section on LightX2V."""
@@ -151,7 +151,7 @@ def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
         "target_width": video.width,
         "fps": video.fps,
         "text_len": TEXT_LENGTH,
-        # Of every attention that LightX2V knows, the one that needs nothing installed.
+        # The attention kernel of LightX2V that needs nothing installed.
         "self_attn_1_type": "torch_sdpa",
         "cross_attn_1_type": "torch_sdpa",
         "cross_attn_2_type": "torch_sdpa",

@@ -167,7 +167,7 @@ class PortableAdapters:
         strangers = [name for name in header.tensors if name not in known]
         if strangers:
             raise UserError(
-                f"{what}: {len(strangers)} tensors belong to no layer of the teacher's network: "
+                f"{what}: {len(strangers)} tensors match no layer of the teacher's network: "
                 f"{', '.join(strangers[:6])}"
             )
         return cls(header)
@@ -204,7 +204,7 @@ class TrainedAdapters:
 
     Attributes:
         header: The header of its file, with the names of ``lightx2v_sgmd.networks.adapters``.
-        lora: How they were trained.
+        lora: The settings that they were trained with.
     """
 
     header: Header

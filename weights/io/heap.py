@@ -19,8 +19,8 @@ def _malloc_trim() -> Callable[[int], int] | None:
     """The C library's ``malloc_trim``, where there is one (glibc)."""
     if not sys.platform.startswith("linux"):
         return None
-    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return found
+    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return function
 
 
 def anonymous_bytes() -> int:

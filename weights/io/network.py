@@ -42,7 +42,7 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
 
     Args:
         spec: The export to write.
-        folder: Where the files go.
+        folder: The folder for the files.
         stem: The start of their names.
         advance: Called after each weight that is written.
 
@@ -156,16 +156,16 @@ def network_problems(
 
 def _header_problems(spec: ExportSpec, header: Header) -> list[str]:
     expected = {part.name: part for part in spec.layout.all_parts(spec.source.tensors.shapes)}
-    found = header.tensors
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unexpected" for name in found if name not in expected]
+    stored = header.tensors
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    problems += [f"{name} is unexpected" for name in stored if name not in expected]
     for name, part in expected.items():
-        if name not in found:
+        if name not in stored:
             continue
-        if found[name].shape != part.shape:
-            problems.append(f"{name} is {list(found[name].shape)}, not {list(part.shape)}")
-        if found[name].dtype != FILE_NAMES[part.dtype]:
-            problems.append(f"{name} is {found[name].dtype}, not {FILE_NAMES[part.dtype]}")
+        if stored[name].shape != part.shape:
+            problems.append(f"{name} is {list(stored[name].shape)}, not {list(part.shape)}")
+        if stored[name].dtype != FILE_NAMES[part.dtype]:
+            problems.append(f"{name} is {stored[name].dtype}, not {FILE_NAMES[part.dtype]}")
     return problems
 
 

@@ -53,7 +53,7 @@ class Scales:
         low, high = wide.aminmax(dim=1, keepdim=True) if self.per_channel else wide.aminmax()
         largest = torch.maximum(-low, high)
         scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-        # What rounding lifts a hair above 448 still has 448 as its nearest neighbour.
+        # A value that rounding puts just above 448 is clamped: 448 is the nearest number in fp8.
         return (wide / scale).to(FP8), scale
 
 

@@ -28,9 +28,9 @@ class Source:
 
     Attributes:
         path: The checkpoint or the exported folder that holds it.
-        tensors: Its weights.
-        model: Its network's configuration.
-        about: Its manifest. ``dtype`` is how it is stored; ``sha256`` is empty.
+        tensors: The student's weights.
+        model: The network's configuration.
+        about: The manifest. ``dtype`` is the type in which it is stored; ``sha256`` is empty.
         job_file: The job that made it, if it is there.
         metrics: The results of its evaluation, if it has been evaluated.
         adapters: The adapters that it was made of, None for a student trained in full.
@@ -84,10 +84,10 @@ def student_tensors(
     """A checkpoint's student, its adapters if it has any, and the schedule that its file carries.
 
     Args:
-        checkpoint: Its folder.
-        averaged: The moving average, or the last weights.
+        checkpoint: The checkpoint's folder.
+        averaged: True for the moving average, False for the last weights.
         model: The teacher, whose weights adapters are merged into.
-        lora: How the adapters were trained; None if all weights were.
+        lora: The settings of the adapters; None if all weights were trained.
 
     Raises:
         UserError: the file is damaged or does not fit the network, or adapters' teacher is not

@@ -256,8 +256,8 @@ class Bench:
         for index, start in enumerate(range(0, len(texts), TEACHER_BATCH)):
             path = folder / f"batch_{index:05d}.npz"
             if not path.is_file():
-                chosen = slice(start, start + TEACHER_BATCH)
-                videos = sampler(texts[chosen], seeds[chosen])
+                these = slice(start, start + TEACHER_BATCH)
+                videos = sampler(texts[these], seeds[these])
                 with appearing(path, suffix=".npz") as temporary:
                     np.savez_compressed(temporary, videos=videos)
             with np.load(path, allow_pickle=False) as file:

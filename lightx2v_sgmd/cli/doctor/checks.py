@@ -69,23 +69,23 @@ def _devices() -> list[Check]:
 
     from lightx2v_sgmd.system.torch_faults import slow_conv3d
 
-    found = [Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    results = [Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         detail = (
             f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
             f"{gpu.total_memory / 2**30:.1f} GiB"
         )
-        found.append(Check(f"cuda:{index}", "ok", detail))
+        results.append(Check(f"cuda:{index}", "ok", detail))
     if (fault := slow_conv3d(torch.device("cuda"))) is not None:
-        found.append(Check("3D convolutions", "missing", fault, pip("--upgrade torch")))
+        results.append(Check("3D convolutions", "missing", fault, pip("--upgrade torch")))
     if torch.cuda.device_count() == 0:
         why = (
             "PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds none"
         )
         detail = f"{why}: the CPU is used, which is enough for the bundled teacher"
-        found.append(Check("GPU", "info", detail))
-    return found
+        results.append(Check("GPU", "info", detail))
+    return results
 
 
 def _setting() -> tuple[Any, Any, int]:
@@ -102,20 +102,20 @@ def _models() -> list[Check]:
     from lightx2v_sgmd.system.optional_packages import distribution, prepare_libraries
 
     broken = prepare_libraries()
-    found = []
+    results = []
     for library, names in _CLASSES.items():
         module = importlib.import_module(library)
         for name in names:
             getattr(module, name)  # the libraries import a class when it is used
         version = importlib.metadata.version(library)
-        found.append(Check(library, "ok", f"{version}: {', '.join(names)} import"))
+        results.append(Check(library, "ok", f"{version}: {', '.join(names)} import"))
     for package, problem in broken.items():
         if package in _OPTIONAL:  # they have lines of their own
             continue
         name = distribution(package)
         detail = f"{_version(name)} is installed but does not import, and is left out: {problem}"
-        found.append(Check(name, "missing", detail, pip(name, "uninstall")))
-    return found
+        results.append(Check(name, "missing", detail, pip(name, "uninstall")))
+    return results
 
 
 def _version(name: str, package: str = "") -> str:
@@ -152,19 +152,19 @@ def _inference() -> list[Check]:
     """Checks what makes generation faster or smaller: quantised weights, LoRA, compiling."""
     from lightx2v_sgmd.system.optional_packages import why_unusable
 
-    found = [_optional(package, what) for package, what in _OPTIONAL.items()]
+    results = [_optional(package, what) for package, what in _OPTIONAL.items()]
     gpu = _setting()[0].type == "cuda"
     triton = why_unusable("triton") if gpu else None
     if triton is not None:
         detail = f"torch.compile needs Triton, which {triton}"
-        found.append(Check("compile", "missing", detail, pip("--force-reinstall triton")))
+        results.append(Check("compile", "missing", detail, pip("--force-reinstall triton")))
     elif not gpu and (found_compiler := compiler()) is None:
         detail = "torch.compile on a CPU needs a C++ compiler"
-        found.append(Check("compile", "info", detail, system_packages()))
+        results.append(Check("compile", "info", detail, system_packages()))
     else:
         detail = "torch.compile has Triton" if gpu else f"torch.compile has {found_compiler}"
-        found.append(Check("compile", "ok", detail))
-    return found
+        results.append(Check("compile", "ok", detail))
+    return results
 
 
 def _optional(package: str, what: str) -> Check:
@@ -185,7 +185,7 @@ def _optional(package: str, what: str) -> Check:
 
 
 def _deepspeed() -> list[Check]:
-    found = []
+    results = []
     try:
         version = importlib.metadata.version("deepspeed")
         problem = _import_elsewhere("deepspeed")
@@ -195,20 +195,20 @@ def _deepspeed() -> list[Check]:
                 "cannot run, local can"
             )
             remedy = pip("--force-reinstall --no-deps deepspeed")
-            found.append(Check("deepspeed", "missing", detail, remedy))
+            results.append(Check("deepspeed", "missing", detail, remedy))
         else:
-            found.append(Check("deepspeed", "ok", f"{version}, for parallel.strategy zero3"))
+            results.append(Check("deepspeed", "ok", f"{version}, for parallel.strategy zero3"))
     except importlib.metadata.PackageNotFoundError:
         detail = "not installed: parallel.strategy zero3 cannot run, local can"
-        found.append(Check("deepspeed", "missing", detail, pip("deepspeed")))
+        results.append(Check("deepspeed", "missing", detail, pip("deepspeed")))
     problem, remedy = build_problem()
     if problem:
         detail = f"cannot be built ({problem}); zero3 on a CPU builds one at start-up"
-        found.append(Check("deepspeed ops", "missing", detail, remedy))
+        results.append(Check("deepspeed ops", "missing", detail, remedy))
     else:
         detail = f"can be built: {compiler()} and ninja work, Python's headers are there"
-        found.append(Check("deepspeed ops", "ok", detail))
-    return [*found, offloading()]
+        results.append(Check("deepspeed ops", "ok", detail))
+    return [*results, offloading()]
 
 
 def _import_elsewhere(module: str) -> str:
@@ -254,20 +254,20 @@ def _video() -> list[Check]:
 
 
 def _resources() -> list[Check]:
-    found = []
+    results = []
     for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", _temporary())):
         free = shutil.disk_usage(folder).free / 2**30
         state: State = "ok" if free >= 2 else "missing"
         remedy = "" if free >= 2 else f"free some space on the disk of {folder}"
-        found.append(Check(name, state, f"{free:.1f} GiB free at {folder}", remedy))
+        results.append(Check(name, state, f"{free:.1f} GiB free at {folder}", remedy))
     memory = host_memory_gib()
     if memory is None:
-        return [*found, Check("memory", "info", "cannot be told on this system")]
+        return [*results, Check("memory", "info", "cannot be told on this system")]
     total, available = memory
     state = "ok" if available >= 2 else "missing"
     remedy = "" if available >= 2 else "close other programs: the demo needs about 2 GiB"
     detail = f"{available:.1f} of {total:.1f} GiB available"
-    return [*found, Check("memory", state, detail, remedy)]
+    return [*results, Check("memory", state, detail, remedy)]
 
 
 def _temporary() -> Path:

@@ -136,8 +136,8 @@ def make_engine(
 
     Args:
         network: The network, in shards, or small enough to be cut into shards now.
-        optimizer: Its optimizer, with a group of weights for each precision; None for a frozen
-            network.
+        optimizer: The network's optimizer, with a group of weights for each precision; None for
+            a frozen network.
         config: The configuration, from ``deepspeed_config``.
     """
     import deepspeed

@@ -72,9 +72,9 @@ class Zero3:
 
     Args:
         model: The teacher that all start from.
-        settings: Of the job.
-        ranks: Of ``connect``; those that share a video's tokens hold shards like all others.
-        fold_text: Whether the networks attend once to all padding rows of the text.
+        settings: The job's settings.
+        ranks: The result of ``connect``; ranks that share a video's tokens hold shards, too.
+        fold_text: True if the networks attend once to all padding rows of the text.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def test_progress_lines_go_to_stderr(
         ({"num_frames": 8}, "num_frames: 8 is not 4k"),
         ({"seed": -1}, "seed: -1 is outside"),
         ({"attention": "flash3", "device": "cpu"}, "flash3 cannot run here"),
-        ({"device": "gpu"}, "device: 'gpu' is no device"),
+        ({"device": "gpu"}, "device: 'gpu' is not a device"),
         ({"quantize": "int4"}, "quantize: 'int4' is unknown; use none, fp8"),
         ({"offload": True, "device": "cpu"}, "offload: needs a CUDA device"),
         ({"max_memory_gib": 1e-6}, "max_memory_gib: 1e-06 is too little for 32x32, 9 frames"),

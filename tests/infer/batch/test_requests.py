@@ -40,7 +40,7 @@ def test_every_broken_line_is_named(tmp_path: Path) -> None:
         "seed: -1 is outside",
         "height: '32' is not a positive whole number",
         "num_frames: True is not",
-        "name: '../b' is no file name",
+        "name: '../b' is not a valid file name",
         f"name: 'b' is also that of {path}:10",
     ):
         assert any(words in line for line in said), words
@@ -51,7 +51,10 @@ def test_every_broken_line_is_named(tmp_path: Path) -> None:
     [
         ('{"prompt": "a \\ud800 circle"}', "the prompt holds half a character"),
         ('{"prompt": "a", "name": "' + "字" * 100 + '"}', "has 300 bytes, more than 200; shorten"),
-        ('{"prompt": "a", "name": "' + "x" * 101 + '"}', "is no file name; .* at most 100"),
+        (
+            '{"prompt": "a", "name": "' + "x" * 101 + '"}',
+            "is not a valid file name; .* at most 100",
+        ),
         ('{"prompt": "a", "height": ' + "9" * 5_000 + "}", "a number has 5,000 digits"),
         ('{"prompt": "a", "' + "x" * 5_000 + '": 1}', "x: unknown key"),
         ("[" * 100_000, "is not JSON"),

@@ -114,9 +114,9 @@ def test_the_schedule_comes_from_the_file_or_the_flag(
             "blocks.9.attn1.to_q.lora_A.*no layer",
         ),
         ("transformer.blocks.0.attn1.to_q.lora_A.weight", (2, 96), r"\[2, 96\], .* \[2, 48\]"),
-        ("diffusion_model.blocks.0.norm9.diff", (48,), "norm9.diff belongs to no layer"),
+        ("diffusion_model.blocks.0.norm9.diff", (48,), "norm9.diff matches no layer"),
         ("diffusion_model.blocks.0.norm3.diff", (96,), r"norm2.weight is \[96\], .* \[48\]"),
-        ("something.else", (4,), "something.else belongs to no layer"),
+        ("something.else", (4,), "something.else matches no layer"),
     ],
 )
 def test_a_file_for_another_model_is_refused(
@@ -132,7 +132,7 @@ def test_a_file_for_another_model_is_refused(
 def test_paths_and_strengths_are_read(tmp_path: Path) -> None:
     assert Lora.parse("a.safetensors") == Lora(Path("a.safetensors"), 1.0)
     assert Lora.parse("a.safetensors:0.8") == Lora(Path("a.safetensors"), 0.8)
-    with pytest.raises(UserError, match="'much' is no strength"):
+    with pytest.raises(UserError, match="'much' is not a strength"):
         Lora.parse("a.safetensors:much")
     with pytest.raises(UserError, match=r"a\.safetensors: no such file"):
         load_student(make_tiny_wan(tmp_path), loras=(Lora(Path("a.safetensors")),))

@@ -33,5 +33,5 @@ def test_adapters_are_no_whole_network() -> None:
 
 def test_a_format_leaves_the_network_to_the_teacher() -> None:
     model = open_wan("sprites")
-    assert FORMATS["comfyui"].open_model.__func__ is Format.open_model  # type: ignore[attr-defined]
+    assert FORMATS["comfyui"].open_model.__func__ is Format.open_model
     assert Format.open_model(FORMATS["lora"], None, lambda: model) is model  # type: ignore[arg-type]
