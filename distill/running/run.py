@@ -21,15 +21,9 @@ from distill.observed import ReportProgress, StopOnRequest
 from distill.running.failures import save_failed_state
 from distill.running.recorders import Recorder, environment, metrics_line, write_samples
 from distill.running.reports import give_up
+from distill.running.resuming import check_same_run, choose_checkpoint, trainer_state
 from distill.running.run_folder import check_output, check_own, run_lock, write_about
-from distill.running.saving import (
-    Saver,
-    check_same_run,
-    check_space,
-    checkpoint_parts,
-    choose_checkpoint,
-    trainer_state,
-)
+from distill.running.saving import Saver, check_space, checkpoint_parts
 from distill.running.signals import stop_on_signal
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan import WanModel, open_wan

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distill import distill
-from distill.running.saving import choose_checkpoint
+from distill.running.resuming import choose_checkpoint
 from lightx2v_sgmd.files import checkpoint as store
 from tests.distill.running.test_launch import ROOT
 from tests.training import job_file, make_job, read_trace

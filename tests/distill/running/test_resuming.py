@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.data import load_prompts
-from distill.running.saving import check_same_run, trainer_state
+from distill.running.resuming import check_same_run, trainer_state
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks

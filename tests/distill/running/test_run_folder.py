@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from distill import distill
+from distill.running.resuming import choose_checkpoint
 from distill.running.run_folder import SUPERSEDED, check_own, repair_log
-from distill.running.saving import choose_checkpoint
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import locked_folder

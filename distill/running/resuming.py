@@ -1,0 +1,178 @@
+"""Chooses the state that a run resumes from, and checks that it is of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distill.building import StartingPoint
+from distill.data import prompts_digest
+from distill.updates import Iteration
+from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.outputs import set_aside
+from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.system.errors import UserError
+
+# Keys that may change between two parts of a run: its folder, its length and its layout. The batch
+# is compared as a whole, the prompts by content.
+_FREE = (
+    "output.",
+    "parallel.",
+    "data.",
+    "train.iterations",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.sample_every",
+    "train.keep_checkpoints",
+    "train.micro_batch",
+    "train.accumulation",
+)
+
+
+def trainer_state(
+    job: Job, prompts: list[str], ranks: Ranks, teacher_sha256: str | None = None
+) -> dict[str, Any]:
+    """Collects the facts that a resumed run must share, beside its job.
+
+    Args:
+        job: The job.
+        prompts: The prompts that it trains on.
+        ranks: The processes.
+        teacher_sha256: Hash of the teacher's network, from ``weights_digest``.
+    """
+    teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
+    return {
+        **teacher,
+        "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
+        "prompts_sha256": prompts_digest(prompts),
+        "schedule": job.schedule.to_dict(),
+    }
+
+
+def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Path | None:
+    """Chooses the complete checkpoint to resume from, or None to start from the beginning.
+
+    A damaged checkpoint of the run is renamed to ``NAME.damaged`` if an earlier one is complete.
+
+    Args:
+        resume: ``auto``, ``never`` or the path of a run or a checkpoint.
+        run: The folder of this run, which this process has locked.
+        note: Function that shows the user a line.
+
+    Raises:
+        UserError: there is nothing to resume from, or the folder is in use; nothing was changed.
+    """
+    for left in store.remove_leftovers(run):
+        note(f"{left}: is not part of a checkpoint and was not removed")
+    mine = store.checkpoints(run)
+    started = bool(mine) or (run / "metrics.jsonl").exists()
+    if resume == "never" or (resume != "auto" and not _inside(Path(resume), run)):
+        if started:
+            raise UserError(
+                f"output.dir: {run} already contains a run; resume it (--resume auto), "
+                "choose another output.dir or remove that folder"
+            )
+    if resume == "never":
+        return None
+    if resume != "auto":
+        checkpoint = store.find_checkpoint(Path(resume))
+        newer = [f for f in mine if store.step_of(f) > store.step_of(checkpoint)]
+        if newer and _inside(checkpoint, run):
+            raise UserError(
+                f"--resume: {run} has {newer[0].name}, which is newer than {checkpoint.name}; "
+                "remove the newer ones, or choose another output.dir"
+            )
+        return checkpoint
+    return _newest_whole(mine, note)
+
+
+def _newest_whole(mine: list[Path], note: Callable[[str], None]) -> Path | None:
+    """Finds the newest complete checkpoint and renames the damaged ones after it."""
+    damaged: dict[Path, str] = {}
+    for folder in mine:
+        try:
+            store.verify(folder)
+        except store.DamagedError as error:
+            damaged[folder] = str(error)
+            continue
+        for wrong, reason in damaged.items():
+            set_aside(wrong, partial(_damaged_name, wrong.name))
+            note(f"{reason}; resuming from the checkpoint before it")
+        return folder
+    if damaged:
+        raise UserError(
+            f"{next(iter(damaged.values()))}; there is no complete checkpoint before it, and "
+            "nothing was changed; choose another output.dir to start again"
+        )
+    return None
+
+
+def _damaged_name(name: str, number: int) -> str:
+    return f"{name}.damaged{number if number > 1 else ''}"
+
+
+def _inside(path: Path, run: Path) -> bool:
+    return path.resolve().is_relative_to(run.resolve())
+
+
+def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> StartingPoint:
+    """Finds the point at which this job resumes from a checkpoint.
+
+    Raises:
+        UserError: the job differs in a key that changes the result; the message names the first.
+    """
+    saved = store.read_trainer_state(folder)
+    remedy = "restore it, or start again with another output.dir"
+    ours = _flat(parse_value(job.to_yaml(), "the job"))
+    theirs = _flat(read_tree(folder / "job.yaml")[0])
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
+            continue
+        raise UserError(
+            f"{key}: the job says {ours.get(key)}, but checkpoint {folder} was trained with "
+            f"{theirs.get(key)}; {remedy}"
+        )
+    if saved.get("prompts_sha256") != state["prompts_sha256"]:
+        raise UserError(
+            f"data.prompts: the prompts are not those that {folder} was trained with; {remedy}"
+        )
+    before, now = saved.get("teacher_sha256"), state.get("teacher_sha256")
+    if before is not None and now is not None and before != now:
+        raise UserError(
+            f"teacher.path: the weights in {job.teacher.path} are not those that {folder} was "
+            f"trained with; {remedy}"
+        )
+    if saved.get("global_batch") != state["global_batch"]:
+        remedy = _same_batch(job, int(saved["global_batch"]), int(state["global_batch"]))
+        raise UserError(
+            f"train.micro_batch: with train.accumulation and the number of processes it makes a "
+            f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
+            f"{folder}; {remedy}, or start again with another output.dir"
+        )
+    # Checkpoints of version 0.1 call it "begun".
+    partial = saved.get("partial_iteration", saved.get("begun"))
+    return StartingPoint(
+        int(saved["step"]), folder, None if partial is None else Iteration(**partial)
+    )
+
+
+def _same_batch(job: Job, saved: int, ours: int) -> str:
+    """Says which settings give the global batch of the checkpoint."""
+    train = job.train
+    processes = ours // (train.micro_batch * train.accumulation)  # those of one video count as one
+    if saved % processes:
+        return f"the number of processes must divide {saved}"
+    each = saved // processes
+    if each % train.micro_batch == 0:
+        return f"set train.accumulation={each // train.micro_batch}"
+    return f"on so many processes, train.micro_batch times train.accumulation must be {each}"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}{key}.").items()}
