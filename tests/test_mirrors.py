@@ -47,6 +47,7 @@ TOGETHER = {
     ),
     "distill/running/test_run.py": ("distill/running/recorders.py", "distill/running/signals.py"),
     "distill/running/test_launch.py": ("distill/running/reports.py",),
+    "job/test_wan_jobs.py": ("lightx2v_sgmd/families/wan_sampling.py",),
     "job/test_schema.py": ("distill/model_checks.py", "lightx2v_sgmd/job/rules.py"),
     "apps/comparison/test_compare.py": (
         "lightx2v_sgmd/apps/comparison/folder.py",

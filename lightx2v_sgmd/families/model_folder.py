@@ -27,7 +27,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def read_video_facts(folder: Path) -> tuple[VideoFacts | None, str | None]:
-    """What ``video.json`` says.
+    """The facts in ``video.json``.
 
     Returns:
         The size, length and frame rate that the model was made for, None without the file; and the

@@ -1,4 +1,4 @@
-"""How Wan's authors sample their models: facts of the family, from their public code.
+"""Facts of the family from its public code: the settings that its authors sample with.
 
 The source is https://github.com/Wan-Video/Wan2.1 at commit 9737cba, in the files named below.
 """

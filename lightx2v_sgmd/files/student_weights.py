@@ -28,7 +28,7 @@ class WeightFile:
     """One file of a network in float32.
 
     Attributes:
-        name: Its name.
+        name: Name of the file.
         shapes: The shapes of its tensors, in their order.
         rank: The rank that writes it.
     """

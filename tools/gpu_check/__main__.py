@@ -82,7 +82,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def problem(args: argparse.Namespace) -> str | None:
-    """What is wrong with the command line, or None."""
+    """The problem with the command line, or None."""
     if args.out is None:
         return "--out: is not given; name a folder for the report"
     for name in args.steps:

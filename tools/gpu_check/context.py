@@ -1,4 +1,4 @@
-"""What the steps share: the model, the device, and how to time, meter and estimate on it."""
+"""The context that steps share: the model, the device, and how to time, meter and estimate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Context:
         shape: A name of ``steps.SIZES``.
         size: Height, width and frames.
         device: The GPU, or the CPU in a rehearsal.
-        limits: What the step ``limits`` found, as far as it did.
+        limits: The results of the step ``limits``, as far as there are any.
     """
 
     shape: str
@@ -46,7 +46,7 @@ class Context:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the engine computes in by default."""
+        """The precision that the engine computes in by default."""
         return torch.bfloat16 if self.cuda else torch.float32
 
     @cached_property
@@ -114,7 +114,7 @@ class Context:
             found[key] = torch.cuda.max_memory_allocated(self.device) / GIB
 
     def beside_pytorch_gib(self) -> float:
-        """What is used on the GPU and is not PyTorch's: CUDA's context and libraries."""
+        """Memory on the GPU that is not PyTorch's: CUDA's context and libraries."""
         free, total = torch.cuda.mem_get_info(self.device)
         return (total - free - torch.cuda.memory_reserved(self.device)) / GIB
 

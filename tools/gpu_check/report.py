@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 class NotHere(Exception):
-    """What a row needs is not on this machine; says what."""
+    """A row needs something that is not on this machine; the message says what."""
 
 
 class DeviceLost(Exception):
@@ -37,11 +37,11 @@ class DeviceLost(Exception):
 
 
 class Report:
-    """What has been found so far.
+    """The results so far.
 
     Args:
         path: The JSON file.
-        data: Its content.
+        data: The content of the file.
     """
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
@@ -85,9 +85,9 @@ class Step:
     """One step of the check, as the code that measures sees it.
 
     Args:
-        report: Where its rows go.
-        name: Of the step.
-        expected_s: Of the step, for what it does between rows.
+        report: The report that its rows go to.
+        name: The step's name.
+        expected_s: Seconds that the step should take between rows.
     """
 
     def __init__(self, report: Report, name: str, expected_s: float = 60.0) -> None:
@@ -104,8 +104,8 @@ class Step:
         """Measures one row, unless it was measured, there is no time for it, or it cannot be.
 
         Args:
-            label: Its name in the report.
-            expected_s: How long it should take; it is stopped after a multiple of that.
+            label: The row's name in the report.
+            expected_s: Seconds that it should take; it is stopped after a multiple of that.
             measure: Fills the row.
 
         Returns:

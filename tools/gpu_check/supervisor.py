@@ -39,7 +39,7 @@ def begin(
     """An empty report.
 
     Args:
-        out: Its folder; an earlier report in it is replaced, and nothing else.
+        out: The folder of the report; an earlier report in it is replaced, and nothing else.
         budget_s: When everything stops.
         shape: A name of ``SIZES``.
         size: Height, width and frames; default the shape's.
@@ -104,7 +104,7 @@ def supervise(report: Report) -> Report:
 
 def _start(path: Path, log: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    # What torch's profiler prints at every start and stop says nothing to a user.
+    # The profiler's lines at every start and stop say nothing to a user.
     environment.setdefault("KINETO_LOG_LEVEL", "99")
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -159,7 +159,7 @@ def _record_death(report: Report, code: int) -> None:
     else:
         reason = _why(code)
         left_out = {"error": reason} if label else {"status": "failed", "error": reason}
-    # What a row had measured before stays.
+    # Earlier measurements of a row stay.
     row = step["rows"].setdefault(label, {}) if label else step
     row |= left_out
     report.idle()

@@ -1,4 +1,4 @@
-"""How much videos move, as a distribution: a mean hides that the fast ones are gone."""
+"""Measures the distribution of motion over videos: a mean hides that the fast ones are gone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MotionShares:
         fast: Share of videos that move more than the fastest quarter of the reference does at
             least. Both are 0.25 for a set that moves as the reference does.
         slow_below: The reference's first quartile of OptFlow.
-        fast_above: Its third quartile.
+        fast_above: The third quartile of the same.
         distance: Wasserstein-1 distance of the two distributions of OptFlow, in pixels per frame:
             how far the motion of a video must change on average to turn one set into the other.
     """

@@ -12,7 +12,7 @@ GOAL_GPU = "H100"
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure should reach.
+    """The value that a figure should reach.
 
     Attributes:
         what: In words.

@@ -10,11 +10,11 @@ class Published:
     """A figure that others published.
 
     Attributes:
-        what: What it is of.
-        machine: Where it was measured.
-        figure: As published.
-        source: Where it stands.
-        ours: Which of our figures it is read beside: a key of ``goals.figures``, or "".
+        what: The thing that was measured.
+        machine: The machine it was measured on.
+        figure: The figure, as published.
+        source: The publication.
+        ours: The figure of ours beside which it is read: a key of ``goals.figures``, or "".
     """
 
     what: str

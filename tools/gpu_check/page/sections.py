@@ -67,7 +67,7 @@ def _ceilings(data: Data) -> dict[str, float]:
 
 
 def ceilings(data: Data) -> str:
-    """What the machine itself can do."""
+    """The limits of the machine itself."""
     found = _ceilings(data)
     lines = [
         ["bf16 product, 8192 cubed", _tera(found.get("flops_bf16"), "TFLOP/s")],
@@ -165,7 +165,7 @@ def forward(data: Data) -> str:
 
 
 def bounds(data: Data) -> str:
-    """Where the time of a forward goes, beside the least it could be."""
+    """The time of each part of a forward, beside the least that it could be."""
     head = ["network", "part", "ms", "least, ms", "how far"]
     lines = [line for label, row in _tabled(data) for line in _parts(data, label, row)]
     if not lines:
@@ -328,7 +328,7 @@ def training(data: Data) -> str:
 
 
 def tests(data: Data) -> str:
-    """What the GPU tests gave."""
+    """The results of the GPU tests."""
     found = rows(data, "tests")
     if not found:
         return f"## GPU tests\n\n{UNKNOWN[0].upper()}{UNKNOWN[1:]}."

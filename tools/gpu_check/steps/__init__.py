@@ -12,7 +12,7 @@ class StepPlan:
     Attributes:
         name: For ``--steps``.
         module: Below ``tools.gpu_check.steps``; its ``run(context, step)`` measures.
-        title: What it shows.
+        title: The title of its section.
         expected_s: Seconds it should take, by shape: on an H100, and for ``sprites`` on two cores.
         least_s: Seconds below which it is not begun. Steps of several rows begin when the first
             rows fit, and leave out those that do not.

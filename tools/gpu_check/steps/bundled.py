@@ -53,7 +53,7 @@ def run(context: Context, step: Step) -> None:
 
 
 def compared(made: Video, expected: Video) -> Row:
-    """How far latents and frames are from the reference's."""
+    """The distance of latents and frames from the reference's."""
     frames = np.abs(made.frames.astype(int) - expected.frames.astype(int))
     return {
         "latents_max_difference": (made.latents - expected.latents).abs().max().item(),

@@ -35,11 +35,11 @@ Denoise = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """What is measured in a row.
+    """The subject of a row.
 
     Attributes:
-        label: Of the row.
-        options: Of the engine; None: stock diffusers.
+        label: The row's label.
+        options: The engine's options; None: stock diffusers.
         compiled: True if stock is; the engine's options say it for the engine.
         table: True if the kernels' times are taken, too.
     """
@@ -58,7 +58,7 @@ def run(context: Context, step: Step) -> None:
 
 
 def measure_all(context: Context, step: Step, wanted: list[Variant]) -> None:
-    """Their rows."""
+    """Measures the wanted variants, a row for each."""
     stock = step.out / "stock_velocity.pt"
     for variant in wanted:
 

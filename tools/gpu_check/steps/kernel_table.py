@@ -1,4 +1,4 @@
-"""Which kernels take the time of a call, and of what kind they are."""
+"""The kernels that take the time of a call, by kind."""
 
 from __future__ import annotations
 

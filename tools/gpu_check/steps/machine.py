@@ -1,4 +1,4 @@
-"""What the machine has: the GPU and its driver, packages, kernels, and what is missing."""
+"""Records what the machine has: the GPU and its driver, packages, kernels, and what is missing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def packages(row: Row) -> None:
 
 
 def gpu(row: Row) -> None:
-    """What PyTorch and the driver say of it."""
+    """Records what PyTorch and the driver say of the GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -89,7 +89,7 @@ def gpu(row: Row) -> None:
 
 
 def doctor(row: Row) -> None:
-    """What ``lightx2v-sgmd doctor`` finds."""
+    """Records what ``lightx2v-sgmd doctor`` reports."""
     from lightx2v_sgmd.cli.doctor import checks
 
     found = checks.run().to_dict()

@@ -27,7 +27,7 @@ class Variant:
 
     Attributes:
         label: The row's label.
-        settings: How the engine decodes; None for stock diffusers.
+        settings: The engine's settings for decoding; None for stock diffusers.
         frames_at_once: Latent frames that the engine decodes at once.
         tiled: True if the engine decodes in tiles.
         dtype: Precision of the VAE.
@@ -46,7 +46,7 @@ class Variant:
     table: bool = False
 
     def prepare(self, context: Context) -> Callable[[Tensor], Tensor]:
-        """What turns latents into frames, with the VAE loaded."""
+        """A function from latents to frames, with the VAE loaded."""
         vae = context.model.load_vae(self.dtype)
         if self.settings is None:
             return partial(decode_latents, vae)
