@@ -8,7 +8,7 @@ from typing import Any, Final
 from lightx2v_sgmd.files.dtypes import TORCH_NAMES
 from lightx2v_sgmd.files.manifest import Manifest
 from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
-from weights.io.source import Source
+from weights.io.source import ExportSource
 
 _HEAD: Final = """\
 ---
@@ -95,7 +95,7 @@ def _kind(spec: ExportSpec) -> str:
     return f"{trained} and merged into its teacher" if trained else ""
 
 
-def _trained(source: Source) -> str:
+def _trained(source: ExportSource) -> str:
     lora = source.lora
     if lora is None:
         return "all weights" if source.job_file is not None else "see the job that made it"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from weights.formats.layout import Layout
-from weights.io.source import Source
+from weights.io.source import ExportSource
 from weights.io.tensors import FileTensors
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ExportSpec:
             they are.
     """
 
-    source: Source
+    source: ExportSource
     format: Format
     dtype: str
     out: Path

@@ -15,7 +15,7 @@ from weights.export_spec import ExportSpec, Losses
 from weights.formats.base import Format
 from weights.formats.lora import check_rank
 from weights.formats.registry import FORMATS, format_named
-from weights.io.source import Source
+from weights.io.source import ExportSource
 from weights.manifest import manifest_for
 from weights.opening import open_source
 from weights.publishing import (
@@ -67,8 +67,8 @@ def export(
             folder that the message names; ``out`` is as it was.
     """
     out = Path(out)
-    chosen_format = format_named(format)
-    _check_options(chosen_format, dtype, rank, energy)
+    target_format = format_named(format)
+    _check_options(target_format, dtype, rank, energy)
     final = resolved(out)
     check_new_folder(final)
     refuse_overlap(final, {"the source": Path(source)})
@@ -76,19 +76,19 @@ def export(
     with locked_file(final, "export", quiet) as lock:
         finish_replacing(final)
         before = replaceable(final, overwrite)
-        chosen = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
-        refuse_overlap(final, _sources(chosen))
-        precision = _dtype(chosen, dtype)
-        spec = ExportSpec(chosen, chosen_format, precision, out, max_shard_size, rank, energy)
-        if ema and not chosen.ema:
+        opened = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
+        refuse_overlap(final, _sources(opened))
+        precision = _dtype(opened, dtype)
+        spec = ExportSpec(opened, target_format, precision, out, max_shard_size, rank, energy)
+        if ema and not opened.ema:
             reason = "the run kept no moving average (train.ema is 0)"
             note(f"{reason}: exporting its last weights", quiet)
-        chosen_format.check(spec)
-        _check_space(final, chosen_format.nbytes(spec))
-        count = chosen_format.count(spec)
-        with appearing_export(final, chosen.path, before, lock) as folder:
+        target_format.check(spec)
+        _check_space(final, target_format.nbytes(spec))
+        count = target_format.count(spec)
+        with appearing_export(final, opened.path, before, lock) as folder:
             with progress(count, "writing", quiet) as bar:
-                losses = chosen_format.write(spec, folder, bar.advance)
+                losses = target_format.write(spec, folder, bar.advance)
             _finish(spec, folder, losses)
             sync_tree(folder)
             with progress(count, "verifying", quiet) as bar:
@@ -121,7 +121,7 @@ def _alternatives(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _dtype(source: Source, asked: str | None) -> str:
+def _dtype(source: ExportSource, asked: str | None) -> str:
     """The precision: as asked, or of exported weights their own, or bf16."""
     if asked is not None:
         return asked
@@ -140,13 +140,13 @@ def _finish(spec: ExportSpec, folder: Path, losses: Losses | None) -> None:
     manifest_for(spec, folder).write(folder)
 
 
-def _sources(chosen: Source) -> dict[str, Path | None]:
+def _sources(source: ExportSource) -> dict[str, Path | None]:
     """The paths that an export reads, so that it does not write there."""
-    root = Path(chosen.model.source.root)
-    teacher = Path(chosen.about.teacher)
-    sources = {"the source": chosen.path, "the model": root, "the teacher": teacher}
-    if chosen.path.parent.name == "checkpoints":
-        sources["the run"] = chosen.path.parent.parent
+    root = Path(source.model.source.root)
+    teacher = Path(source.about.teacher)
+    sources = {"the source": source.path, "the model": root, "the teacher": teacher}
+    if source.path.parent.name == "checkpoints":
+        sources["the run"] = source.path.parent.parent
     return {
         name: path if path.is_absolute() or path.exists() else None
         for name, path in sources.items()

@@ -24,12 +24,12 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
 from weights.formats.registry import format_named
-from weights.io.source import Source, student_tensors, teacher_of
+from weights.io.source import ExportSource, student_tensors, teacher_of
 
 
 def open_source(
     path: str | Path, ema: bool, on_damage: Callable[[str], None] | None = None
-) -> Source:
+) -> ExportSource:
     """Checks a run folder, a checkpoint folder or an exported folder, and the teacher it names.
 
     Args:
@@ -58,7 +58,7 @@ def open_source(
             f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
     run = checkpoint.parent.parent
-    return Source(checkpoint, tensors, model, about, job_file, _metrics(run), adapters)
+    return ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), adapters)
 
 
 def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
@@ -76,7 +76,7 @@ def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
     )
 
 
-def _exported(folder: Path) -> Source:
+def _exported(folder: Path) -> ExportSource:
     """An exported folder, whole and unchanged."""
     about = read_manifest(folder)
     assert about is not None, folder
@@ -95,7 +95,7 @@ def _exported(folder: Path) -> Source:
     tensors, adapters = written_in.open_tensors(folder, header, model)
     if schedule_of(header.metadata) != about.schedule:
         raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
-    return Source(
+    return ExportSource(
         folder,
         tensors,
         model,

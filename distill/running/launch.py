@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from distill.running.reports import VARIABLE, Report, read_report, write_report
+from distill.running.reports import VARIABLE, RankError, read_report, write_report
 from distill.running.signals import STOPPING, interruptible
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel.rendezvous import host_store
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> int:
     try:
         launch(load_job(job_file), resume, 1, quiet == "1")
     except (UserError, RunError) as error:
-        report = Report(str(error), 2 if isinstance(error, UserError) else 1)
+        report = RankError(str(error), 2 if isinstance(error, UserError) else 1)
         write_report(report)
         return report.code
     except KeyboardInterrupt:

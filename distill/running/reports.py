@@ -16,22 +16,22 @@ VARIABLE = "LIGHTX2V_SGMD_REPORT"
 
 
 @dataclass(frozen=True)
-class Report:
+class RankError:
     """The error of a failed rank in one line, and its exit code."""
 
     error: str
     code: int
 
 
-def write_report(report: Report) -> None:
+def write_report(report: RankError) -> None:
     """Writes a report for the process that started this one."""
     text = json.dumps({"error": report.error, "code": report.code})
     Path(os.environ[VARIABLE]).write_text(text, encoding="utf-8")
 
 
-def read_report(path: Path) -> Report | None:
+def read_report(path: Path) -> RankError | None:
     """Reads a rank's report; None if it wrote none."""
-    return Report(**read_record(path)) if path.is_file() else None
+    return RankError(**read_record(path)) if path.is_file() else None
 
 
 def give_up(run: Path, rank: int, message: str, speak: bool) -> None:
@@ -46,7 +46,7 @@ def give_up(run: Path, rank: int, message: str, speak: bool) -> None:
     except OSError:
         pass  # the message matters more
     if VARIABLE in os.environ:
-        write_report(Report(message, 1))
+        write_report(RankError(message, 1))
     elif speak:
         print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.cli.doctor import checks, compilers
-from lightx2v_sgmd.cli.doctor.report import Check, Report
+from lightx2v_sgmd.cli.doctor.report import Check, DoctorReport
 from lightx2v_sgmd.files import video
 from lightx2v_sgmd.system import host_memory
 
 
-def by_name(report: Report) -> dict[str, Check]:
+def by_name(report: DoctorReport) -> dict[str, Check]:
     return {check.name: check for check in report.checks}
 
 

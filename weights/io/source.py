@@ -23,7 +23,7 @@ from weights.io.tensors import FileTensors, MergedTensors, ReaderTensors, Tensor
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A student to export; nothing of it is loaded yet.
 
     Attributes:
@@ -104,7 +104,7 @@ def student_tensors(
     return MergedTensors(model_tensors(model), adapters), adapters, carried
 
 
-def teacher_tensors(source: Source) -> Tensors:
+def teacher_tensors(source: ExportSource) -> Tensors:
     """The weights of a student's teacher, in whatever layout they are.
 
     Raises:

@@ -23,7 +23,7 @@ from lightx2v_sgmd.cli.doctor.compilers import (
     offloading,
     system_packages,
 )
-from lightx2v_sgmd.cli.doctor.report import Check, Report, State, pip
+from lightx2v_sgmd.cli.doctor.report import Check, DoctorReport, State, pip
 from lightx2v_sgmd.system.host_memory import host_memory_gib
 
 _CLASSES: Final = {
@@ -48,7 +48,7 @@ _OPTIONAL: Final = {
 _ATTENTION: Final = "attention "
 
 
-def run() -> Report:
+def run() -> DoctorReport:
     """Runs all checks on this machine."""
     checks: list[Check] = []
     for name, look in _LOOKS.items():
@@ -57,7 +57,7 @@ def run() -> Report:
         except Exception as error:  # whatever breaks is what the user wants to know
             first = (str(error).strip().splitlines() or [""])[0]
             checks.append(Check(name, "broken", f"{type(error).__name__}: {first}"))
-    return Report(tuple(checks), _chosen_attention())
+    return DoctorReport(tuple(checks), _chosen_attention())
 
 
 def _python() -> list[Check]:

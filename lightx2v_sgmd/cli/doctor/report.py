@@ -28,7 +28,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All findings, and the kernel that ``generate`` would choose."""
 
     checks: tuple[Check, ...]
