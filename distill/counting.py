@@ -28,7 +28,7 @@ class PassCounter:
     Discriminators' heads are small and are not counted; their passes through the teacher are.
 
     Args:
-        networks: By role.
+        networks: The networks by role.
         samples: Samples of this rank in an iteration.
     """
 

@@ -57,10 +57,10 @@ class Listener:
     """Hears of each event before and after it; this one does nothing."""
 
     def before(self, event: Event) -> None:
-        """Called before the strategy is."""
+        """Hears of a call before the strategy does."""
 
     def after(self, event: Event) -> None:
-        """Called after the strategy has returned, and not if it has raised."""
+        """Hears of a call after the strategy has returned, and not if it has raised."""
 
 
 class Stopped(Exception):
@@ -115,7 +115,7 @@ class Observed(Strategy):
 
     Args:
         strategy: The strategy that does the work.
-        listeners: They hear of each event in this order.
+        listeners: The listeners, which hear of each event in this order.
     """
 
     def __init__(self, strategy: Strategy, listeners: Sequence[Listener]) -> None:

@@ -58,7 +58,7 @@ def loss_sample(
         x_t: The noised rollout.
         velocity: The fake score's velocity at ``x_t``.
         x_real: The guided teacher's data prediction, if the update needs the teacher.
-        update: As for ``Strategy.logits``; None gives no discriminator.
+        update: The update, as for ``Strategy.logits``; None gives no discriminator.
     """
     velocity = velocity.float()
     discriminate = None

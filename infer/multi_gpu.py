@@ -27,7 +27,7 @@ def processes(device: str | torch.device | None) -> Iterator[Ranks]:
     """This process among those that torchrun started; by itself without torchrun.
 
     Args:
-        device: As asked for; with several processes only its type counts.
+        device: The device that was asked for; with several processes only its type counts.
 
     Raises:
         UserError: there are more processes than GPUs on this machine.

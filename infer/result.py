@@ -52,10 +52,10 @@ class Generation:
     """Several generated videos.
 
     Attributes:
-        prompts: One per video.
-        seeds: One per video; the same seed, prompt and size give the same video in any batch.
+        prompts: The prompt of each video.
+        seeds: The seed of each video; one seed, prompt and size give one video in any batch.
         latents: ``[N, C, T, h, w]`` float32, normalised as the network sees them.
-        videos: Each ``[F, H, W, 3]`` uint8; empty if decoding was not asked for.
+        videos: The frames of each, ``[F, H, W, 3]`` uint8; empty if decoding was not asked for.
         fps: Frames per second.
         timings: Wall time in seconds by stage: ``text``, ``denoise``, ``decode``.
     """

@@ -11,9 +11,9 @@ from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.system.console import Bar
 
 OnStep = Callable[[int, Tensor], None]
-"""Called after each step with its index and the latents ``[B, C, T, h, w]``."""
+"""A function that is called after each step with its index and the latents ``[B, C, T, h, w]``."""
 Cancel = Callable[[], bool]
-"""Asked between steps and between chunks of frames; True stops with ``Cancelled``."""
+"""A function that is asked between steps and chunks of frames; True stops with ``Cancelled``."""
 
 
 def stoppable(chunks: Iterator[Frames], cancel: Cancel | None) -> Iterator[Frames]:

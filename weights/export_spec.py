@@ -68,7 +68,7 @@ class Losses:
     Attributes:
         kind: ``fp8`` or ``lora``.
         forward_error: ``|v_export - v_source| / |v_source|`` of one evaluation of the network.
-        layers: For each matrix its ``relative_error`` ``|stored - exact| / |exact|``, where exact
+        layers: The ``relative_error`` of each matrix, ``|stored - exact| / |exact|``, where exact
             is the weight (fp8) or what training changed it by (lora), and more.
         also: Other figures of the whole.
     """

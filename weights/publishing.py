@@ -103,7 +103,7 @@ def listing(folder: Path) -> Listing:
 def appearing_export(
     out: Path, source: Path, before: Listing | None, lock: OutputLock
 ) -> Iterator[Path]:
-    """Gives a new folder beside ``out`` that becomes ``out`` if all goes well.
+    """A context with a new folder beside ``out``, which becomes ``out`` if all goes well.
 
     If it was written but differs from its source it stays, as ``OUT.failed``, so that one can see
     why; if it was not written to the end it is removed.

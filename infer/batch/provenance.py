@@ -26,7 +26,7 @@ class Provenance:
 
     Args:
         checked: The weights.
-        options: As asked for.
+        options: The options that were asked for.
         dtype: The transformer's precision.
         text_dtype: The text encoder's.
     """

@@ -27,7 +27,7 @@ def fuse_products(network: Any, device: torch.device, compiled: bool) -> None:
     """Replaces products of a ``WanTransformer3DModel``'s blocks where this machine has faster ones.
 
     Args:
-        network: With plain weights, fused or not, that want no gradient.
+        network: A network with plain weights, fused or not, that want no gradient.
         device: The device it runs on.
         compiled: True if its blocks are compiled: a compiler cannot trace oneDNN's own layout of
             the weights.

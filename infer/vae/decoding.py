@@ -30,7 +30,7 @@ class Tiling:
 
     Attributes:
         size: Side of a tile in pixels.
-        stride: From one tile's start to the next one's; the rest of a tile is blended.
+        stride: Pixels from one tile's start to the next one's; the rest of a tile is blended.
     """
 
     size: int = 256

@@ -26,7 +26,7 @@ EXAMPLES = (
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command an option for each field of ``GenerateOptions``, for its ``**options``."""
+    """Adds to a command an option for each field of ``GenerateOptions``, for its ``**options``."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values()]
     named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
     engine = {option.name for option in fields(Options)}

@@ -118,7 +118,7 @@ def find_checkpoint(path: Path, on_damage: Callable[[str], None] | None = None) 
 
     Args:
         path: A run folder or a checkpoint folder.
-        on_damage: Told of each damaged checkpoint that is passed over in a run folder.
+        on_damage: Called with a message for each damaged checkpoint that is skipped.
 
     Raises:
         UserError: there is none that is whole, or one cannot be read just now.

@@ -43,7 +43,7 @@ def write_shard(
     """Writes a shard whole or not at all.
 
     Args:
-        folder: Made if it is not there.
+        folder: The folder, which is made if it is not there.
         index: Number of the shard, which must not be there yet.
         x0: ``[N, C, T, h, w]``.
         noise: The same, or None for encoded videos.
@@ -105,7 +105,7 @@ class LatentFolder:
     """Reads a folder of latents, one at a time.
 
     Args:
-        folder: As ``write_shard`` leaves it.
+        folder: A folder that ``write_shard`` has filled.
 
     Raises:
         UserError: there is none, or its shards do not belong together.

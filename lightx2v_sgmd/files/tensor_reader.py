@@ -16,7 +16,7 @@ from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_hea
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 Names = Callable[[Iterable[str]], Mapping[str, str]]
-"""Gives names as stored their names to be used by; a name that is left out is passed over."""
+"""A function from stored names to the names to be used; a tensor that it omits is skipped."""
 
 
 class WholeTensors:

@@ -135,7 +135,7 @@ class OutputLock:
         return locked_file(path.resolve(), self._command, quiet=True)
 
     def release(self) -> None:
-        """Gives the lock back, if it is still ours."""
+        """Releases the lock, if it is still ours."""
         self._over.set()
         if self._pid != os.getpid():  # a fork: its parent has the lock
             return

@@ -131,7 +131,7 @@ def appearing(
         replace: True if a file of that name may be replaced. The caller must have made sure that
             the file is its own.
         suffix: The end of the temporary name.
-        publish: Gives the finished file its name in another way.
+        publish: A function that gives the finished file its name in another way.
 
     Raises:
         FileExistsError: the name is taken, and ``replace`` is false.

@@ -166,7 +166,7 @@ class Strategy(Protocol):
     Attributes:
         settings: The job's settings.
         ranks: This process and the others.
-        networks: Each role's module, for hooks and names only; forwards go through ``velocity``.
+        networks: Modules by role, for hooks and names only; forwards go through ``velocity``.
         shapes: The shape of each of the student's trained weights: all of the network's under
             diffusers' names, or its adapters' (see ``networks.adapters``).
         trained: The roles that are trained, the student first.

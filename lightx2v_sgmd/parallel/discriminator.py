@@ -21,7 +21,7 @@ from lightx2v_sgmd.parallel.sequence import whole_tokens
 
 
 def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
-    """By role, heads for a network's blocks and, if there are any, a vision encoder's layers."""
+    """The heads by role, for a network's blocks and, if given, for a vision encoder's layers."""
     config = network.config
     width = config.num_attention_heads * config.attention_head_dim
     blocks = head_blocks(config.num_layers, settings.every)

@@ -25,7 +25,7 @@ def probe(
     Args:
         model: The model whose network is built.
         dtype_of: The type of each weight.
-        read: Gives each weight, by diffusers' name, in that type.
+        read: A function that reads a weight, by diffusers' name, in that type.
     """
     network, trimmer = _empty(model, dtype_of), HeapTrimmer()
     names = {

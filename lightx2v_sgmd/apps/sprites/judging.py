@@ -20,11 +20,10 @@ class Verdict:
     """A video against its caption.
 
     Attributes:
-        right: For each attribute, how many named values the video shows and how many were named.
+        right: Two counts for each attribute: named values that the video shows, and named values.
         clean: The captioned number of objects, nothing else, each steady.
         all_attributes: Clean and right on everything the caption names.
-        open_values: For each attribute, the values that objects took where the caption left it
-            open.
+        open_values: The values of each attribute that objects took where the caption left it open.
         speeds: Measured pixels per frame of every captioned object that was found.
     """
 
