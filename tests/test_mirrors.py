@@ -65,6 +65,7 @@ TOGETHER = {
         "lightx2v_sgmd/outputs/lock_file.py",
         "lightx2v_sgmd/outputs/owner.py",
     ),
+    "cli/test_main.py": ("lightx2v_sgmd/system/interruption.py",),
     "outputs/test_record.py": ("lightx2v_sgmd/outputs/content.py",),
     "parallel/test_local.py": ("lightx2v_sgmd/parallel/base.py",),
     "parallel/test_hang_detector.py": ("lightx2v_sgmd/parallel/rendezvous.py",),

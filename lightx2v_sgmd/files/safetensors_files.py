@@ -290,13 +290,13 @@ def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: st
     Raises:
         UserError: names what is missing, what is unexpected and what has another shape.
     """
-    shapes = {name: info.shape for name, info in header.tensors.items()}
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in shapes]
-    unexpected = [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in expected]
+    stored = {name: info.shape for name, info in header.tensors.items()}
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in stored]
+    unexpected = [f"{name} {list(shape)}" for name, shape in stored.items() if name not in expected]
     shapes = [
-        f"{name} {list(shapes[name])} for {list(shape)}"
+        f"{name} {list(stored[name])} for {list(shape)}"
         for name, shape in expected.items()
-        if name in shapes and shapes[name] != tuple(shape)
+        if name in stored and stored[name] != tuple(shape)
     ]
     problems = [
         f"{len(names)} {label}: {', '.join(map(shortened, names[:_SHOWN]))}"

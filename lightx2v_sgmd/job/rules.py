@@ -126,11 +126,11 @@ def _without_leftovers(
     They are there if the name alone was replaced, by ``--set`` or in a file with a ``base``. One
     problem names all of them.
     """
-    for section, chosen in shape.chosen.items():
+    for section, variant in shape.variants.items():
         content = tree.get(section)
         if not isinstance(content, dict) or f"{section}.name" not in origins:
             continue
-        own = shape.hints(chosen)
+        own = shape.hints(variant)
         by = _file(origins[f"{section}.name"])
         left = [
             key

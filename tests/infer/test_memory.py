@@ -100,7 +100,7 @@ def test_too_little_says_how_much() -> None:
     ):
         choose_memory_mode(work(), 3, MemoryMode(), ())
     small = Workload(open_wan("sprites"), 32, 32, 9, 1, 4, cuda=False)
-    with pytest.raises(UserError, match=r"frames: 0\.0\d+ GiB are needed"):
+    with pytest.raises(UserError, match=r"frames: 0\.0\d+ GiB is the least"):
         choose_memory_mode(small, 0.001, MemoryMode(), ())
 
 

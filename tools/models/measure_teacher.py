@@ -34,7 +34,7 @@ from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
-from tools.models.train_sprites_teacher import to_model_range
+from tools.models.sprites_vae import to_model_range
 from tools.own_files import check_own, write_own
 
 BARS = {"colour": 0.98, "shape": 0.95, "direction": 0.95, "speed": 0.90}
