@@ -9,6 +9,7 @@ from lightx2v_sgmd.files.dtypes import TORCH_NAMES
 from lightx2v_sgmd.files.manifest import Manifest
 from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
 from weights.io.source import ExportSource
+from weights.public_names import public_name, public_options
 
 _HEAD: Final = """\
 ---
@@ -60,7 +61,7 @@ def model_card(spec: ExportSpec, losses: Losses | None) -> str:
 
 def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
     schedule = about.schedule.to_dict()
-    name = str(about.method["name"])
+    name, options = str(about.method["name"]), public_options(about.method["options"])
     stored = spec.format.stored_as.format(dtype=spec.dtype)
     if spec.dtype == "fp8":
         stored = f"8-bit floats with scales in attention and feed-forward, the rest bf16 ({stored})"
@@ -69,9 +70,9 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "trained": _trained(spec.source),
         "method": name,
         "method_upper": name.upper(),
-        "options": ", ".join(f"{k} {v}" for k, v in about.method["options"].items()),
+        "options": ", ".join(f"{k} {v}" for k, v in options.items()),
         "count": len(about.schedule),
-        "teacher": about.teacher,
+        "teacher": public_name(about.teacher),
         "torch_dtype": TORCH_NAMES.get(spec.dtype, "bfloat16"),
         "height": about.video.height,
         "width": about.video.width,
@@ -81,7 +82,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "base": ", ".join(map(str, schedule["base"])),
         "shift": about.schedule.shift,
         "guidance_scale": about.guidance_scale,
-        "prompts": spec.source.prompts or "prompts; see the job that made it",
+        "prompts": public_name(spec.source.prompts or "prompts; see the job that made it"),
         "step": about.step,
         "ema": ", moving average of the weights" if about.ema else "",
         "stored": stored,

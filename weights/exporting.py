@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from lightx2v_sgmd.files.video import check_writable
@@ -18,6 +17,7 @@ from weights.formats.registry import FORMATS, format_named
 from weights.io.source import ExportSource
 from weights.manifest import manifest_for
 from weights.opening import open_source
+from weights.public_names import public_job
 from weights.publishing import (
     DiffersError,
     appearing_export,
@@ -134,7 +134,8 @@ def _finish(spec: ExportSpec, folder: Path, losses: Losses | None) -> None:
     if losses is not None:
         losses.write(folder)
     if spec.source.job_file is not None:
-        shutil.copyfile(spec.source.job_file, folder / "job.yaml")
+        job = public_job(spec.source.job_file)
+        (folder / "job.yaml").write_text(job, encoding="utf-8")
     card = model_card(spec, losses)
     (folder / "README.md").write_text(card, encoding="utf-8")
     manifest_for(spec, folder).write(folder)

@@ -9,12 +9,15 @@ from pathlib import Path
 from lightx2v_sgmd.files.manifest import Manifest
 from lightx2v_sgmd.outputs import sha256_files
 from weights.export_spec import ExportSpec
+from weights.public_names import public_options
 
 
 def manifest_for(spec: ExportSpec, folder: Path) -> Manifest:
     """The manifest of an export whose other files are all in ``folder``."""
+    about = spec.source.about
     return replace(
-        spec.source.about,
+        about,
+        method={**about.method, "options": public_options(about.method["options"])},
         dtype=spec.dtype,
         format=spec.format.name,
         sha256=hashes(folder, spec.hashed),

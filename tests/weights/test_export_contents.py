@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.files.manifest import changed_files, read_manifest
+from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
@@ -77,6 +78,19 @@ def test_values_types_and_metadata(run: Path, teacher: Path, tmp_path: Path, dty
     pipe = WanPipeline.from_pretrained(out, torch_dtype=DTYPES[dtype])
     assert pipe.transformer.blocks[0].norm2.weight.dtype == torch.float32
     assert pipe.transformer.blocks[0].ffn.net[2].weight.dtype == DTYPES[dtype]
+
+
+def test_card_and_job_have_no_path_of_this_machine(
+    run: Path, teacher: Path, tmp_path: Path
+) -> None:
+    job = run / "checkpoints" / "step_000020" / "job.yaml"
+    assert str(tmp_path) in job.read_text() and str(teacher) in job.read_text()
+    out = do_export(run, tmp_path / "student")
+    for name in ("README.md", "job.yaml"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text and teacher.name in text
+    again = do_export(out, tmp_path / "again")
+    assert load_job(again / "job.yaml").teacher.path == teacher.name
 
 
 def test_the_manifest_tells_where_the_weights_come_from(

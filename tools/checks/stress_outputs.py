@@ -3,8 +3,9 @@
     python -m tools.checks.stress_outputs --minutes 10 --work stress
 
 Each round starts two commands on one output a moment apart: two trainings, two exports, two rounds
-of videos, two embeddings, or a training and an export of it. Each may get a SIGKILL at a random
-moment. Files of a user lie in and beside every output. After each round everything that exists must
+of videos, two embeddings, two collections of pairs, two comparisons, or a training and an export of
+it. Each may get a SIGKILL, a SIGTERM or a Ctrl-C at a random moment.
+Files of a user lie in and beside every output. After each round everything that exists must
 be whole, and those files as they were; a command that was not killed must have ended well, or have
 said who has the output. At the end every command runs once more, undisturbed, and must succeed and
 leave no lock and no temporary. Prints a summary; exit code 1 if anything was wrong.
@@ -29,6 +30,7 @@ from safetensors import safe_open
 
 from infer.batch.sidecars import problem, sidecar
 from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.outputs.writer import temporaries
 from lightx2v_sgmd.system.errors import UserError
@@ -54,7 +56,9 @@ FOREIGN = {
     ".student.123.new": "somebody's",
     "embeddings/README": "whose these are",
     "fox.txt": "beside the video",
+    "pairs/README": "whose these are",
 }
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LIMIT_S = 180.0
 """A command that takes longer hangs."""
 
@@ -93,7 +97,9 @@ class Stress:
         started: list[tuple[Sequence[str], subprocess.Popen[str], float, signal.Signals]] = []
         begin_s = time.monotonic()
         for command in commands:
-            how = self.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+            how = self.random.choice(
+                (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+            )
             started.append((command, self.start(command), self.random.uniform(1, 20), how))
             time.sleep(self.random.choice((0, 0.1, 1, 4)))
         waiting = list(started)
@@ -121,6 +127,8 @@ class Stress:
         kind, code = command[0], process.returncode
         expected = ("is in use by", "or add --overwrite", "has no checkpoints", "during the export")
         # The last: a file appeared there, or a running training has pruned what was read.
+        if code == 130 and said.count("\n") + bool(said) > 1:
+            self.problems.append(f"{' '.join(command)}: more than a line after Ctrl-C: {said}")
         if code in (0, 130, -signal.SIGKILL, -signal.SIGTERM):
             self.ends[f"{kind}: {code}"] += 1
         elif code == 2 and any(text in said for text in expected) and "\n" not in said:
@@ -163,6 +171,13 @@ def check_shards(folder: Path) -> None:
             assert all(shard.get_tensor(key).isfinite().all() for key in shard.keys()), file
 
 
+def check_pairs(folder: Path) -> None:
+    """Every shard of pairs can be read, and all are of one kind."""
+    if any(folder.glob("latents_*.safetensors")):
+        pairs = LatentFolder(folder)
+        assert pairs.read("x0", range(len(pairs))).isfinite().all(), folder
+
+
 def check(stress: Stress) -> None:
     """Looks at everything after a round."""
     work = stress.work
@@ -171,6 +186,7 @@ def check(stress: Stress) -> None:
         lambda: check_export(work / "student"),
         lambda: check_videos([*(work / "videos").glob("*.mp4"), work / "fox.mp4"]),
         lambda: check_shards(work / "embeddings"),
+        lambda: check_pairs(work / "pairs"),
     ]
     for one in checks:
         try:
@@ -209,6 +225,10 @@ def pairs(stress: Stress) -> list[list[str]]:
     single = ["generate", "--weights", "base_student", "--prompt", PROMPTS[0]]
     single += ["--out", "fox.mp4", "--text-cache", "none", "--seed"]
     embed = ["embed", "job.yaml"]
+    collect = ["collect-pairs", "job.yaml", "--out", "pairs", "--count", "4"]
+    collect += ["--shard", "1", "--steps", "4"]
+    compare = ["compare", "job.yaml", "--out", "compared", "--prompts", "4"]
+    compare += ["--curve-prompts", "2", "--set", "train.iterations=2"]
     kinds = [
         [distill, distill],
         [distill, export],
@@ -218,6 +238,8 @@ def pairs(stress: Stress) -> list[list[str]]:
         [[*single, "0"], [*single, seed]],
         [embed, [*distill, "--set", "train.iterations=1000"]],
         [embed, embed],
+        [collect, collect],
+        [compare, compare],
     ]
     return [list(command) for command in stress.random.choice(kinds)]
 
@@ -227,6 +249,10 @@ def finish(stress: Stress) -> None:
     steps = max((store.step_of(f) for f in store.checkpoints(stress.work / "run")), default=0)
     commands = [
         ["embed", "job.yaml"],
+        ["collect-pairs", "job.yaml", "--out", "pairs", "--count", "4", "--shard", "1"]
+        + ["--steps", "4"],
+        ["compare", "job.yaml", "--out", "compared", "--prompts", "4", "--curve-prompts", "2"]
+        + ["--set", "train.iterations=2"],
         ["distill", "job.yaml", "--set", f"train.iterations={steps + 1}"],
         ["export", "run", "--out", "student", "--dtype", "fp32", "--overwrite"],
         *(
