@@ -93,19 +93,41 @@ class VisionBackbone:
         encoder = getattr(model, "vision_encoder", getattr(model, "vision_model", model))
         self.network: nn.Module = encoder.eval().requires_grad_(False).to(device)
         self.size = int(config.image_size)
+        # SAM's own preprocessing keeps the picture's shape and pads it; the others take a square.
+        self._pads = str(config.model_type).startswith("sam")
         self.layers = captured_layers(config.num_hidden_layers)
         mean, std = _normalisation(Path(path))
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
     def features(self, frames: Tensor) -> list[Tensor]:
-        """Maps ``[N, 3, H, W]`` in [-1, 1] to one map ``[N, D, h, w]`` for each captured layer."""
-        pixels = nn.functional.interpolate(
-            frames, (self.size, self.size), mode="bilinear", antialias=True
-        )
+        """Maps ``[N, 3, H, W]`` in [-1, 1] to one map ``[N, D, h, w]`` for each captured layer.
+
+        For SAM the longer side fills the encoder's square, the rest is zero after normalisation, as
+        in its own preprocessing, and the maps are cut to what the picture covers. Other encoders
+        see the picture stretched to a square.
+        """
+        height, width = self._fitted(*frames.shape[-2:])
+        pixels = nn.functional.interpolate(frames, (height, width), mode="bilinear", antialias=True)
         pixels = (pixels / 2 + 0.5 - self._mean) / self._std
+        pixels = nn.functional.pad(pixels, (0, self.size - width, 0, self.size - height))
         states = self.network(pixels, output_hidden_states=True).hidden_states
-        return [_as_map(states[layer]) for layer in self.layers]
+        maps = [_as_map(states[layer]) for layer in self.layers]
+        return [
+            m[..., : self._covered(m.shape[-2], height), : self._covered(m.shape[-1], width)]
+            for m in maps
+        ]
+
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which a picture is resized before it is padded."""
+        if not self._pads:
+            return self.size, self.size
+        scale = self.size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+    def _covered(self, places: int, pixels: int) -> int:
+        """How many of a map's places along a side the picture covers, the last one in part."""
+        return -(-places * pixels // self.size)
 
 
 def _as_map(state: Tensor) -> Tensor:

@@ -202,6 +202,33 @@ def test_a_vision_encoders_features_carry_gradient_to_the_frames(encoder: Path) 
     assert all(p.grad is None and not p.requires_grad for p in backbone.network.parameters())
 
 
+def test_sam_sees_the_picture_in_its_own_shape(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = VisionBackbone(str(encoder), torch.device("cpu"))
+    seen: list[torch.Tensor] = []
+    forward = backbone.network.forward
+
+    def noted(pixels: torch.Tensor, **options: Any) -> Any:
+        seen.append(pixels)
+        return forward(pixels, **options)
+
+    monkeypatch.setattr(backbone.network, "forward", noted)
+    wide, square = (
+        backbone.features(torch.ones(1, 3, 16, 32)),
+        backbone.features(torch.ones(1, 3, 9, 9)),
+    )
+    (pixels, _), side = seen, backbone.size
+    assert pixels.shape == (1, 3, side, side)
+    filled = (pixels != 0).all(dim=1)[0]
+    if side == 64:  # SAM: a picture twice as wide as high fills the upper half
+        assert filled[:32].all() and not filled[32:].any()
+        assert [m.shape[2:] for m in wide] == [(2, 4)] * len(wide)
+    else:
+        assert filled.all() and wide[0].shape == square[0].shape
+    assert square[0].shape[2] == square[0].shape[3] == 4
+
+
 def test_heads_are_on_the_papers_layers() -> None:
     assert captured_layers(12) == [3, 6, 9, 12]
     assert captured_layers(2) == [1, 2]
