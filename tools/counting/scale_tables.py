@@ -83,7 +83,7 @@ def _gpus(plans: list[Plan]) -> str:
                 f"{plan.memory_gib:.1f}",
                 "yes" if plan.fits else "no",
                 f"{plan.seconds:.0f}",
-                f"{plan.gpu_hours:,.0f}",
+                f"{plan.seconds * 1000 / 3600 * plan.machine.gpus:,.0f}",
                 f"{(traffic.gather + traffic.reduce) / 1e9:,.0f}",
                 f"{traffic.exchange / 1e9:,.0f}",
             ]

@@ -19,7 +19,7 @@ HIDDEN: Final = ".lightx2v-sgmd."
 """The beginning of the names of locks and records."""
 
 
-def inputs(job: Job, evaluation: str | None) -> dict[str, str]:
+def inputs(job: Job, evaluation: str | None = None) -> dict[str, str]:
     """The inputs of all videos, by content: the teacher's weights and the prompts.
 
     Args:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightx2v_sgmd.apps.comparison.folder import HIDDEN, inputs, written_files
+from lightx2v_sgmd.apps.comparison.folder import HIDDEN, captions, inputs, written_files
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.wan import open_wan
@@ -359,11 +359,9 @@ def _refuse_training_prompts(settings: Settings, jobs: Mapping[str, Job]) -> Non
     """Refuses evaluation prompts that a row trains on."""
     if settings.evaluation is None:
         return  # held-out captions are none of the world's training captions
-    from distill.data import load_prompts
-
     wanted = _prompts_of(settings.evaluation)
     for label, job in jobs.items():
-        trained = set(load_prompts(job))
+        trained = set(captions(job))
         both = [prompt for prompt in wanted if prompt in trained]
         if both:
             raise UserError(
