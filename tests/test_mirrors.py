@@ -29,14 +29,11 @@ TOGETHER = {
     "distill/test_trainer.py": (
         "distill/building.py",
         "distill/counting.py",
-        "distill/loss_terms.py",
         "distill/predictions.py",
     ),
     "distill/test_pretraining.py": (
-        "distill/encoded_videos.py",
         "distill/ode_pairs.py",
         "distill/pixels.py",
-        "lightx2v_sgmd/networks/discriminator_heads.py",
         "lightx2v_sgmd/networks/vision_encoder.py",
         "lightx2v_sgmd/parallel/discriminator.py",
     ),
