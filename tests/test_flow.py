@@ -34,3 +34,28 @@ def test_score_times_stay_in_their_range_and_lean_to_noise() -> None:
     assert sigma.min() == torch.tensor(0.02) and sigma.max() == torch.tensor(0.98)
     assert (sigma >= u.clamp(0.02, 0.98) - 1e-6).all()
     assert sigma.mean() > 0.65
+
+
+def test_each_sample_has_its_own_time() -> None:
+    """Two samples, two channels, as many frames as samples: a time goes with its sample."""
+    x0, noise = torch.randn(2, 2, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    sigma, later = torch.tensor([0.25, 0.5]), torch.tensor([0.125, 0.5])
+    x_t = flow.add_noise(x0, noise, sigma)
+    torch.testing.assert_close(x_t[0], 0.75 * x0[0] + 0.25 * noise[0])
+    torch.testing.assert_close(x_t[1], 0.5 * x0[1] + 0.5 * noise[1])
+    torch.testing.assert_close(flow.x0_from_velocity(x_t, noise - x0, sigma), x0)
+    moved = flow.euler_to(x_t, x0, sigma, later)
+    torch.testing.assert_close(moved, flow.add_noise(x0, noise, later))
+    torch.testing.assert_close(moved[0], x_t[0] - 0.125 * (noise[0] - x0[0]))
+
+
+def test_an_euler_step_worked_by_hand() -> None:
+    x_t, x0, sigma, later = (torch.tensor([value]) for value in (5.0, 3.0, 0.5, 0.25))
+    assert flow.euler_to(x_t, x0, sigma, later).item() == 5 + (0.25 - 0.5) * (5 - 3) / 0.5
+
+
+def test_cubic_times_lie_near_noise() -> None:
+    """arXiv 2507.18569, Sec. 4.2.1: ``1 - u^3``, clamped."""
+    u = torch.tensor([0.0, 0.5, 0.9, 1.0])
+    expected = torch.tensor([0.99, 0.875, 1 - 0.729, 0.02])
+    torch.testing.assert_close(flow.cubic_sigmas(u, 0.02, 0.99), expected)

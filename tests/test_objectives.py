@@ -74,3 +74,41 @@ def test_stop_gradients() -> None:
         assert loss.shape == (2,)
         grads = torch.autograd.grad(loss.sum(), [x0, x_fake, x_real], allow_unused=True)
         assert grads[0] is None and grads[2] is None and grads[1] is not None  # type: ignore[unreachable]
+
+
+def test_dmd_has_its_own_normaliser_for_each_sample() -> None:
+    """arXiv 2311.18828, Eq. 8, in more dimensions than one; only x0 carries gradient."""
+    x0, x_fake, x_real = (draw(3, 2, 2, 2, seed=i).requires_grad_() for i in range(3))
+    scales = torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64)
+    x_real = (x_real.detach() * scales[:, None, None, None]).requires_grad_()
+    losses = objectives.distribution_matching(x0, x_fake, x_real, floor=1e-5)
+    grads = torch.autograd.grad(losses.sum(), [x0, x_fake, x_real], allow_unused=True)
+    assert [g is not None for g in grads] == [True, False, False]
+    for i in range(3):
+        normaliser = (x0[i] - x_real[i]).abs().mean()
+        expected = ((x_fake[i] - x_real[i]) / normaliser).detach()
+        torch.testing.assert_close(grads[0][i], expected / 8, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(losses[i], expected.square().mean() / 2)
+    floored = objectives.distribution_matching(x0, x_fake, x0, floor=0.5)
+    torch.testing.assert_close(floored, 2 * ((x_fake - x0) ** 2).flatten(1).mean(1))
+
+
+def test_velocity_matching_stops_at_x0() -> None:
+    velocity, noise, x0 = (draw(2, 3, seed=i).requires_grad_() for i in range(3))
+    loss = objectives.velocity_matching(velocity, noise, x0)
+    torch.testing.assert_close(loss, (velocity - noise + x0).square().mean(1))
+    grads = torch.autograd.grad(loss.sum(), [velocity, x0], allow_unused=True)
+    assert grads[0] is not None and grads[1] is None
+
+
+def test_weight_of_a_term_under_either_weighting() -> None:
+    x0, x_real, sigma = draw(2, 3), draw(2, 3, seed=1), torch.tensor([0.5, 0.1])
+    paper = objectives.term_weight(x0, x_real, sigma, "paper", 5.0)
+    torch.testing.assert_close(paper, torch.tensor([4.0, 5.0]))
+    normalized = objectives.term_weight(x0, x_real, sigma, "normalized", 5.0)
+    torch.testing.assert_close(normalized, 1 / (x0 - x_real).abs().mean(1))
+
+
+def test_hinge_by_hand() -> None:
+    on_fake, on_real = torch.tensor([[-2.0, 0.5]]), torch.tensor([[3.0, -1.0]])
+    assert objectives.hinge(on_fake, on_real).item() == (0 + 1.5) / 2 + (0 + 2) / 2

@@ -36,6 +36,14 @@ def test_saved_form_is_the_contract() -> None:
         ({"solver": "heun"}, "euler"),
         ({"base": [250, 500]}, "falling"),
         ({"base": None}, "cannot be read"),
+        ({"base": []}, "falling"),
+        ({"base": [500, 500]}, "falling"),
+        ({"base": [1000, 750, 500, 500]}, "falling"),
+        ({"base": [1000.5, 500]}, r"\[1000.5, 500.0\] is not a falling list"),
+        ({"base": [500, 0]}, "falling"),
+        ({"base": [500, -1]}, "falling"),
+        ({"base": [1000 - i / 2 for i in range(1001)]}, "has 1001 steps; use at most 1000"),
+        ({"shift": 0.5}, "shift: 0.5 is below 1"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, object], says: str) -> None:
@@ -64,3 +72,27 @@ def test_even_steps() -> None:
 def test_uneven_steps_have_no_stock_form() -> None:
     with pytest.raises(UserError, match="evenly"):
         Schedule((1000, 600, 300)).diffusers_config()
+
+
+def test_limits_are_allowed() -> None:
+    assert len(Schedule(tuple(1000 - i / 2 for i in range(1000)))) == 1000
+    lowest = Schedule((1000.0, 0.5), shift=1.0)
+    assert lowest.timesteps.tolist() == [1000, 0.5]
+    assert Schedule((999.5,), shift=1.5).shift == 1.5
+
+
+def test_steps_are_shifted_in_float64() -> None:
+    """Only then rounded to float32, so that every machine has the same bits."""
+    base = (997.0, 613.0, 311.0, 77.0, 3.0)
+    exact = [8 * (t / 1000) / (1 + 7 * (t / 1000)) for t in base]
+    assert torch.equal(Schedule(base).sigmas[:-1], torch.tensor(exact, dtype=torch.float64).float())
+
+
+def test_a_saved_base_is_rounded() -> None:
+    thirds = Schedule(even_timesteps(3)).to_dict()
+    assert thirds["base"] == [1000, 666.667, 333.333]
+    assert [type(t) for t in thirds["base"]] == [int, float, float]
+
+
+def test_even_to_within_a_tolerance() -> None:
+    assert evenly_spaced([1000 + 0.9e-6, 500]) and not evenly_spaced([1000 + 1.5e-6, 500])

@@ -30,7 +30,7 @@ from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
-from lightx2v_sgmd.sampling.teacher_steps import Solver, solver_text, teacher_solver
+from lightx2v_sgmd.sampling.teacher_steps import Solver, teacher_solver
 from lightx2v_sgmd.system.console import duration, note, progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
@@ -117,8 +117,6 @@ def _run_demo(
         "total": round(max(distill_s, waited_s) + rest_s, 1),
     }
     metrics["seed"] = seed
-    model = open_wan(job.teacher.path, job.teacher.base)
-    metrics["teacher_sampler"] = solver_text(teacher_solver(model))
     _write_results(written, rows, captions, metrics, trace, job)
     _say_what_was_made(out, metrics, quiet)
     return DemoResult(out, metrics)

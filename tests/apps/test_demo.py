@@ -36,9 +36,6 @@ def test_makes_everything_that_it_names(short_demo: DemoResult) -> None:
 def test_metrics_keep_the_contract(short_demo: DemoResult) -> None:
     metrics = json.loads((short_demo.out / "metrics.json").read_text())
     assert metrics["seed"] == 0
-    assert metrics["teacher_sampler"] == "Euler, 50 steps, shift 3"
-    page = (short_demo.out / "report.html").read_text(encoding="utf-8")
-    assert "Euler, 50 steps, shift 3, with guidance" in page
     assert metrics["seconds"]["total"] >= metrics["seconds"]["distill"] > 0
     expected = {"teacher": 100, "undistilled": 4, "student": 4}
     keys = "nfe colour shape direction speed all_attributes motion frechet coverage prompts"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from distill.data import Batches, generator, load_prompts
+from distill.data import Batches, generator, load_prompts, prompts_digest
 from lightx2v_sgmd.apps.sprites.evaluate import training_captions
+from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.flow import sample_score_sigmas
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks
@@ -20,6 +23,23 @@ SHAPE = (4, 2, 8, 8)
 def batches(job: Job, ranks: Ranks, prompts: int = 5) -> Batches:
     rows = [torch.full((1 + p % 3, 16), float(p)) for p in range(prompts)]
     return Batches(job, rows, torch.zeros(1, 16), SHAPE, ranks)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> LatentFolder:
+    """Five pairs in two files; every value of pair p is p, and of its noise 100 + p."""
+    folder = tmp_path_factory.mktemp("pairs")
+    values = torch.arange(5.0).view(5, 1, 1, 1, 1) + torch.zeros(5, *SHAPE)
+    for index, part in enumerate((slice(0, 3), slice(3, 5))):
+        captions = [f"caption {p}" for p in range(5)][part]
+        write_shard(folder, index, values[part], 100 + values[part], captions, {})
+    return LatentFolder(folder)
+
+
+def distance(drawn: Tensor, law: Tensor) -> float:
+    """Kolmogorov's distance between a sample and a law's distribution function at the sample."""
+    places = torch.arange(1, len(drawn) + 1) / len(drawn)
+    return float((law - places).abs().max())
 
 
 @pytest.fixture
@@ -122,3 +142,158 @@ def test_prompts_are_unique_and_in_order(tiny_teacher: Path, tmp_path: Path) -> 
 def test_captions_of_the_bundled_world(tiny_teacher: Path, tmp_path: Path) -> None:
     prompts = load_prompts(make_job(tiny_teacher, tmp_path, "data.prompts=sprites"))
     assert prompts == training_captions(2048)  # duplicates and order included
+
+
+def test_samples_of_a_batch_differ(job: Job, pairs: LatentFolder) -> None:
+    """Each sample has noise and times of its own, and each kind of draw is its own."""
+    data = batches(job, Ranks())
+    data.latents = pairs
+    batch, pair = data.micro_batch(2, 0), data.pair_batch(2, 0, 2)
+    for drawn in (batch.noise, batch.score_noise, batch.sigma, pair.sigma):
+        assert not torch.equal(drawn[0], drawn[1])
+    for drawn in (pair.discriminator_noise, pair.discriminator_sigma):
+        assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(batch.noise, batch.score_noise)
+    assert not torch.equal(pair.sigma, pair.discriminator_sigma)
+    for other in (data.micro_batch(3, 0), batches(job, Ranks(1, 2)).micro_batch(2, 0)):
+        assert not torch.equal(other.noise, batch.noise)
+        assert not torch.equal(other.sigma, batch.sigma)
+
+
+def test_draws_are_those_of_their_own_seeds(job: Job, pairs: LatentFolder) -> None:
+    """So that a run of an earlier version can be resumed: the seeds are written out here."""
+
+    def drawn(purpose: str, *index: int) -> torch.Generator:
+        text = "/".join(map(str, [job.train.seed, purpose, *index]))
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") // 2)
+
+    data = batches(job, Ranks(1, 2))
+    data.latents = pairs
+    batch, pair = data.micro_batch(3, 0), data.pair_batch(3, 0, 2)
+    assert batch.samples == pair.samples == (2, 3)
+    for row, sample in enumerate((2, 3)):
+        for name in ("noise", "score_noise"):
+            expected = torch.randn(SHAPE, generator=drawn(name, 3, sample))
+            assert torch.equal(getattr(batch, name)[row], expected)
+        again = torch.randn(SHAPE, generator=drawn("score_noise", 3, sample))
+        assert torch.equal(pair.discriminator_noise[row], again)
+        u = float(torch.rand(1, generator=drawn("u", 3, sample)))
+        assert float(pair.sigma[row]) == pytest.approx(max(1 - u**3, 0.02))
+        shifted = 5 * u / (1 + 4 * u)
+        assert float(batch.sigma[row]) == pytest.approx(min(max(shifted, 0.02), 0.98))
+        u = float(torch.rand(1, generator=drawn("critic_u", 3, sample)))
+        assert float(pair.discriminator_sigma[row]) == pytest.approx(min(max(u, 0.02), 0.98))
+    assert data.exit_step(3) == int(torch.randint(4, (), generator=drawn("exit_step", 3)))
+    assert torch.equal(
+        data.sample_noise(2)[1], torch.randn(SHAPE, generator=drawn("samples", 0, 1))
+    )
+    u = float(torch.rand((), generator=drawn("guidance", 3)))
+    assert data.uniform("guidance", 3, 5.0, 7.0) == pytest.approx(5 + 2 * u)
+    order = torch.randperm(5, generator=drawn("prompts", 2))  # positions 12 to 15 of 5 prompts
+    assert batch.prompts == pair.prompts
+    assert batch.prompts[0] == int(order[4])
+
+
+def test_a_student_s_times_are_cubic_and_a_discriminator_s_uniform(
+    job: Job, pairs: LatentFolder
+) -> None:
+    """arXiv 2507.18569, Sec. 4.2.1 and 4.2.2: ``1 - u^3`` and ``u``, independent of each other."""
+    data = batches(job, Ranks())
+    data.latents = pairs
+    drawn = [data.pair_batch(i, 0, 1) for i in range(400)]
+    student = torch.cat([b.sigma for b in drawn])
+    critic = torch.cat([b.discriminator_sigma for b in drawn])
+    assert student.dtype == critic.dtype == torch.float32
+    # Four hundredths above the 0.1 % point of Kolmogorov's distance for 800 draws, 0.069, and the
+    # two laws are 0.38 apart.
+    increasing = student.sort().values
+    assert distance(increasing, 1 - (1 - increasing).clamp(min=0) ** (1 / 3)) < 0.07
+    increasing = critic.sort().values
+    assert distance(increasing, increasing) < 0.07
+    assert abs(float(torch.corrcoef(torch.stack([student, critic]))[0, 1])) < 0.15
+    assert 0.98 < float(student.max()) <= 1.0 and float(student.min()) >= 0.019999
+    assert float(critic.max()) <= 0.9800001 and float(critic.min()) >= 0.019999
+
+
+def test_score_times_are_clamped_to_their_range(tiny_teacher: Path, tmp_path: Path) -> None:
+    settings = ("train.sigma_min=0.4", "train.sigma_max=0.6", "train.score_shift=1")
+    job = make_job(tiny_teacher, tmp_path, *settings)
+    drawn = torch.cat([batches(job, Ranks()).micro_batch(i, 0).sigma for i in range(50)])
+    assert float(drawn.min()) == pytest.approx(0.4) and float(drawn.max()) == pytest.approx(0.6)
+    assert ((drawn > 0.41) & (drawn < 0.59)).any()
+
+
+def test_a_pair_s_ends_belong_together(job: Job, pairs: LatentFolder) -> None:
+    """Data is ``x0`` and noise is ``noise``, of the pair whose caption the student reads."""
+    data = batches(job, Ranks())
+    data.latents = pairs
+    seen: list[int] = []
+    for index in range(5):
+        batch = data.pair_batch(index, 0, 1)
+        for row, pair in enumerate(batch.prompts):
+            assert bool((batch.x0[row] == pair).all())
+            assert bool((batch.noise[row] == 100 + pair).all())
+            assert bool((batch.text[row, : 1 + pair % 3] == pair).all())
+        assert batch.text.shape[0] == 2
+        seen += batch.prompts
+    assert Counter(seen) == dict.fromkeys(range(5), 2)
+    real = data.micro_batch(1, 0)
+    assert real.real is not None
+    assert torch.equal(real.real[:, 0, 0, 0, 0], torch.tensor([float(p) for p in real.prompts]))
+    assert batches(job, Ranks()).micro_batch(1, 0).real is None
+    with pytest.raises(AssertionError, match="reads no latents"):
+        batches(job, Ranks()).pair_batch(0, 0, 1)
+
+
+def test_frames_for_a_pixel_discriminator(job: Job, pairs: LatentFolder) -> None:
+    """In order, without repetition, drawn anew each time, the same on all ranks: 2 of 5."""
+    first, other = batches(job, Ranks(0, 2)), batches(job, Ranks(1, 2))
+    first.latents = other.latents = pairs
+    chosen = [first.pair_batch(i, 0, 2).frames for i in range(100)]
+    assert chosen == [other.pair_batch(i, 0, 2).frames for i in range(100)]
+    assert all(0 <= a < b < 5 for a, b in chosen)
+    assert set(Counter(frame for pair in chosen for frame in pair)) == set(range(5))
+    assert len(set(chosen)) == 10
+    assert first.pair_batch(0, 0, 0).frames == ()
+    assert first.pair_batch(0, 0, 9).frames == (0, 1, 2, 3, 4)
+
+
+def test_micro_batches_share_a_global_batch(tiny_teacher: Path, tmp_path: Path) -> None:
+    job = make_job(tiny_teacher, tmp_path, "train.micro_batch=2", "train.accumulation=3")
+    samples = [
+        [batches(job, Ranks(rank, 2)).micro_batch(1, micro).samples for rank in range(2)]
+        for micro in range(3)
+    ]
+    assert samples == [[(0, 1), (2, 3)], [(4, 5), (6, 7)], [(8, 9), (10, 11)]]
+    data = batches(job, Ranks(0, 2), prompts=100)
+    assert data.global_batch == 12
+    order = [
+        p
+        for index in range(8)
+        for micro in range(3)
+        for rank in range(2)
+        for p in batches(job, Ranks(rank, 2), prompts=96).micro_batch(index, micro).prompts
+    ]
+    assert sorted(order) == list(range(96))
+
+
+def test_guidance_is_uniform_in_its_range(job: Job) -> None:
+    data = batches(job, Ranks())
+    drawn = torch.tensor([data.uniform("guidance", i, 5.0, 7.0) for i in range(800)])
+    increasing = drawn.sort().values
+    assert distance(increasing, (increasing - 5) / 2) < 0.07
+
+
+def test_captions_of_latents_are_the_prompts(
+    tiny_teacher: Path, tmp_path: Path, pairs: LatentFolder
+) -> None:
+    settings = ("data.prompts=latents", f"data.latents={pairs.folder}")
+    job = make_job(tiny_teacher, tmp_path, *settings, "method={name: adp, pixel_weight: 0}")
+    assert load_prompts(job) == [f"caption {p}" for p in range(5)]
+
+
+def test_a_digest_tells_lists_of_prompts_apart() -> None:
+    lists = (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"])
+    assert len({prompts_digest(prompts) for prompts in lists}) == len(lists)
+    assert prompts_digest(["a", "b"]) == hashlib.sha256(b"a\0b").hexdigest()

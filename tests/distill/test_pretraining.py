@@ -11,14 +11,12 @@ import torch
 from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionModel
 
 from distill import distill
-from distill.updates import updates_done
 from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, shard_path
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.flow import cubic_sigmas
 from lightx2v_sgmd.job.schema import load_job
-from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, captured_layers, vision_widths
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule
@@ -252,17 +250,6 @@ def test_dmdx_turns_from_pretraining_to_matching(
     ]
     assert [line["lr"]["student"] for line in lines] == [1e-4, 1e-4, 5e-5, 5e-5]
     assert "fake" not in lines[1] and "fake" in lines[2]
-
-
-def test_updates_by_role() -> None:
-    assert updates_done(SGMD(), 3) == {"student": 3, "fake_score": 3}
-    assert updates_done(DMD2(), 3) == {"student": 3, "fake_score": 15}
-    assert updates_done(ADM(), 3) == {"student": 3, "fake_score": 3, "discriminator": 3}
-    assert updates_done(ADP(pixel_weight=0), 3) == {"student": 3, "discriminator": 3}
-    dmdx = DMDX(adp=ADP(pixel_weight=0), pretraining=2)
-    assert updates_done(dmdx, 3) == {"student": 3, "fake_score": 1, "discriminator": 3}
-    pixels = DMDX(adp=ADP(vision_encoder="sam"), pretraining=2)
-    assert updates_done(pixels, 3)["pixel_discriminator"] == 2
 
 
 @pytest.mark.parametrize("method", ["dmd2", f"adm, {HEADS}", "dmdx"])

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from distill.trainer import Trainer
-from distill.updates import first_batch, first_update, learning_rate_factor
+from distill.updates import first_batch, first_update, learning_rate_factor, updates_done
 from lightx2v_sgmd.job.schema import Train
-from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD
-from lightx2v_sgmd.methods.base import Discriminator
+from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD, Method
+from lightx2v_sgmd.methods.base import Discriminator, Stage
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
 from tests.training import make_job, make_trainer
 
@@ -93,3 +93,30 @@ def test_the_fake_score_of_adm_learns_from_whole_rollouts(
     steps.clear()
     trainer.add_gradients(0, batch_index=0, iteration=0)
     assert steps.count(STUDENT) == 2
+
+
+def test_updates_by_role() -> None:
+    assert updates_done(SGMD(), 3) == {"student": 3, "fake_score": 3}
+    assert updates_done(DMD2(), 3) == {"student": 3, "fake_score": 15}
+    assert updates_done(ADM(), 3) == {"student": 3, "fake_score": 3, "discriminator": 3}
+    assert updates_done(ADP(pixel_weight=0), 3) == {"student": 3, "discriminator": 3}
+    dmdx = DMDX(adp=ADP(pixel_weight=0), pretraining=2)
+    assert updates_done(dmdx, 3) == {"student": 3, "fake_score": 1, "discriminator": 3}
+    pixels = DMDX(adp=ADP(vision_encoder="sam"), pretraining=2)
+    assert updates_done(pixels, 3)["pixel_discriminator"] == 2
+
+
+class Ending(Method):
+    """Two stages of pairs, and one that ends before the run does."""
+
+    name = "ending"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        pairs = ADP(pixel_weight=0)
+        return Stage(pairs, 2), Stage(pairs, 1), Stage(DMD2(fake_score_updates=2), 4)
+
+
+def test_stages_that_end_before_the_run() -> None:
+    assert [first_batch(Ending(), i) for i in range(9)] == [0, 1, 2, 3, 6, 9, 12, 15, 18]
+    assert first_update(Ending(), DISCRIMINATOR) == 0 and first_update(Ending(), FAKE_SCORE) == 3

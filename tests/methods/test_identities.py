@@ -201,6 +201,11 @@ def test_adversarial_losses_by_hand() -> None:
     hinge = (1 + fake).clamp(min=0).mean(1) + (1 - real).clamp(min=0).mean(1)
     torch.testing.assert_close(method.discriminator_losses(sample)["discriminator"], hinge)
 
+    # A step that is longer than a sample's time ends at the data prediction itself.
+    far = ADM(delta=0.5).generator_losses(sample)["adversarial"]
+    zero = torch.zeros_like(sample.sigma[:1])
+    torch.testing.assert_close(far[:1], -logits(sample.x_fake[:1], zero).mean(1))
+
     gan = DMD2(gan_weight=0.5)
     fake = logits(sample.x_t, sample.sigma)
     real = logits(flow.add_noise(sample.real, sample.noise, sample.sigma), sample.sigma)

@@ -35,6 +35,28 @@ def test_paper_weighting_is_eq_21_and_22() -> None:
     torch.testing.assert_close(method.fake_score_losses(s)["rc"], 0.05 * (r**2).mean(1))
 
 
+def test_normalized_weighting_by_hand() -> None:
+    """Fisher over mean |x0 - x_real|, NR over sigma, and a velocity loss for the fake score."""
+    s = make_sample()
+    losses = SGMD(lambda_=0.3).generator_losses(s)
+    assert s.x_real is not None
+    scale = (s.x0 - s.x_real).abs().mean(1)
+    torch.testing.assert_close(losses["fisher"], ((s.x_fake - s.x_real) ** 2).mean(1) / scale / 2)
+    residual = ((s.x0 - s.x_fake) ** 2).mean(1)
+    torch.testing.assert_close(losses["nr"], -0.3 * residual / s.sigma / 2)
+    matching = SGMD(lambda_=0.3).fake_score_losses(s)["rc"]
+    torch.testing.assert_close(matching, (s.velocity_fake - s.noise + s.x0).square().mean(1))
+
+
+def test_the_paper_s_weight_is_clamped() -> None:
+    s = make_sample()
+    assert s.x_real is not None
+    fisher = SGMD(weighting="paper", max_weight=3.0).generator_losses(s)["fisher"]
+    half = ((s.x_fake - s.x_real) ** 2).mean(1) / 2
+    weight = torch.tensor([3.0, 3.0, 0.02**2 / 0.98**4], dtype=torch.float64)
+    torch.testing.assert_close(fisher, weight * half)
+
+
 def test_lambda_zero_is_the_fisher_term_alone() -> None:
     for weighting in ("paper", "normalized"):
         losses = SGMD(lambda_=0.0, weighting=weighting).generator_losses(make_sample())
