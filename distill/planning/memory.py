@@ -191,6 +191,19 @@ def lasting_bytes(job: Job, meter: Meter, gpus: int) -> int:
     return sum(_lasting_parts(job, meter, gpus)[0].values())
 
 
+def least_bytes(job: Job, meter: Meter, gpus: int) -> int:
+    """Counts what a rank holds at least: ``lasting_bytes`` and the inputs of the network's blocks.
+
+    The backward pass needs these inputs whatever is computed again; nothing is metered.
+    """
+    config = meter.model.transformer_config
+    video = job.video
+    tokens = meter.model.token_count(video.height, video.width, video.num_frames)
+    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    inputs = int(config["num_layers"]) * (tokens // job.parallel.sequence) * width * _size(job)
+    return lasting_bytes(job, meter, gpus) + job.train.micro_batch * inputs
+
+
 def _lasting_parts(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
     local = job.parallel.strategy == "local"
     always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)

@@ -20,7 +20,7 @@ from distill.planning.flops import (
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, Meter, lasting_bytes, rank_memory
+from distill.planning.memory import Memory, Meter, least_bytes, rank_memory
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
@@ -272,6 +272,24 @@ def _check_layout(job: Job, model: WanModel, machine: Machine) -> None:
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path, ranks=gpus)
 
 
+def check_possible(job: Job, model: WanModel, machine: Machine, meter: Meter) -> None:
+    """Refuses a job that is far too large for any layout, before activations are metered.
+
+    Raises:
+        UserError: it is, or it cannot run there whatever the memory.
+    """
+    check_against_model(job, model)
+    _check_layout(job, model, machine)
+    layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, model))]
+    least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB + machine.reserve_gib
+    if least > machine.memory_gib:
+        raise UserError(
+            f"{job.teacher.path} with {job.method.name} needs at least {least:.1f} GiB of a GPU's "
+            f"{machine.memory_gib:g}, with any layout and up to {MORE_GPUS} GPUs; use smaller "
+            "videos, a smaller micro-batch or GPUs with more memory"
+        )
+
+
 def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
     """Refuses a plan that does not fit.
 
@@ -292,8 +310,8 @@ def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
         raise UserError(f"{problem}; the nearest that fits: {words}")
     if least is None:
         raise UserError(
-            f"{problem}; with any other layout and up to {MORE_GPUS} GPUs, {lasting:.1f} GiB would "
-            "be taken before any activations: use smaller videos, a smaller micro-batch or GPUs "
+            f"{problem}; with any other layout and up to {MORE_GPUS} GPUs, at least {lasting:.1f} "
+            "GiB would be taken: use smaller videos, a smaller micro-batch or GPUs "
             "with more memory"
         )
     raise UserError(
@@ -317,9 +335,9 @@ def _nearest(
     least: Memory | None = None
     least_gib = float("inf")
     fitting = {}
-    for change, job, machine in _changes(plan, model):
+    for change, job, machine in _changes(plan.job, plan.machine, model):
         more = machine.gpus != plan.machine.gpus
-        always = lasting_bytes(job, meter, machine.gpus) / GIB + machine.reserve_gib
+        always = least_bytes(job, meter, machine.gpus) / GIB + machine.reserve_gib
         least_gib = min(least_gib, always)
         if more in fitting or always > machine.memory_gib:
             continue
@@ -345,9 +363,10 @@ def _in_words(change: list[str], other: Plan, plan: Plan) -> str:
     return f"{' '.join(change)} ({', '.join(needs)})"
 
 
-def _changes(plan: Plan, model: WanModel) -> Iterator[tuple[list[str], Job, Machine]]:
+def _changes(
+    job: Job, machine: Machine, model: WanModel
+) -> Iterator[tuple[list[str], Job, Machine]]:
     """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
-    job, machine = plan.job, plan.machine
     layout = job.parallel
     checkpointing = list(_KINDS.values())  # the fastest first
     checkpointing = checkpointing[checkpointing.index(layout.gradient_checkpointing) :]

@@ -63,7 +63,7 @@ def plan_command(
 
     checked = load_job(job, settings or [])
     from distill.planning.memory import Meter
-    from distill.planning.plan import Machine, check_plan, make_plan
+    from distill.planning.plan import Machine, check_plan, check_possible, make_plan
     from lightx2v_sgmd.families.wan import open_wan
 
     machine = Machine(
@@ -75,6 +75,7 @@ def plan_command(
     )
     model = open_wan(checked.teacher.path, checked.teacher.base)
     meter = Meter(model)
+    check_possible(checked, model, machine, meter)
     plan = make_plan(checked, model, machine, meter)
     print(json.dumps(plan.to_dict(), indent=2) if as_json else as_text(plan), flush=True)
     check_plan(plan, model, meter)

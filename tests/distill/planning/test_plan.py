@@ -22,9 +22,9 @@ from distill.planning.flops import (
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, Meter, lasting_bytes
+from distill.planning.memory import Memory, Meter, lasting_bytes, least_bytes
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
-from distill.planning.plan import Machine, check_plan, make_plan
+from distill.planning.plan import Machine, check_plan, check_possible, make_plan
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.cli.plan import as_text
 from lightx2v_sgmd.families.wan import open_wan, velocity
@@ -299,7 +299,7 @@ def _quoted(value: str) -> str:
 
 def test_what_nothing_helps_is_said(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     job, model, meter = wan_1_3b
-    plan = make_plan(job, model, Machine(gpus=8, memory_gib=6.5), meter)
+    plan = make_plan(job, model, Machine(gpus=8, memory_gib=6.7), meter)
     with pytest.raises(UserError, match=r"the least found, .* in the phase 'samples'"):
         check_plan(plan, model, meter)
 
@@ -315,10 +315,22 @@ def test_hopeless_layouts_are_not_metered(
     monkeypatch.setattr(memory, "meter_pass", None)
     monkeypatch.setattr(memory, "meter_forward", None)
     too_large = replace(plan, job=huge, memory=replace(plan.memory, always={"latents": lasting}))
-    with pytest.raises(
-        UserError, match=r"with any other layout .* GiB would be taken before any activations"
-    ):
+    with pytest.raises(UserError, match=r"with any other layout .*, at least .* would be taken"):
         check_plan(too_large, model, meter)
+    with pytest.raises(UserError, match=r"needs at least [0-9.]+ GiB of a GPU's 80, with any lay"):
+        check_possible(huge, model, Machine(gpus=8), meter)
+    many = replace(job, train=replace(job.train, micro_batch=256))
+    assert lasting_bytes(many, meter, 8) < 80 * 2**30  # it is the activations that cannot fit
+    with pytest.raises(UserError, match="with any layout"):
+        check_possible(many, model, Machine(gpus=8), meter)
+    check_possible(job, model, Machine(gpus=8), meter)
+
+
+def test_the_least_is_never_more_than_what_is_planned(wan_1_3b: tuple[Job, Any, Meter]) -> None:
+    job, model, meter = wan_1_3b
+    for count in (1, 4):
+        some = replace(job, train=replace(job.train, micro_batch=count))
+        assert least_bytes(some, meter, 8) < memory.rank_memory(some, meter, 8).peak
 
 
 @pytest.mark.parametrize(
