@@ -50,6 +50,10 @@ TOGETHER = {
         "lightx2v_sgmd/apps/comparison/folder.py",
         "lightx2v_sgmd/apps/comparison/page.py",
     ),
+    "apps/comparison/test_plan.py": (
+        "lightx2v_sgmd/apps/comparison/planning.py",
+        "lightx2v_sgmd/apps/comparison/saved.py",
+    ),
     "apps/comparison/test_tables.py": ("lightx2v_sgmd/apps/comparison/plots.py",),
     "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
     "families/test_wan.py": ("lightx2v_sgmd/families/wan_forward.py",),

@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.apps.comparison.plan import method_job
+from lightx2v_sgmd.apps.comparison.planning import method_job
 from lightx2v_sgmd.families.wan import WanModel, open_wan
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import Ranks, connect, training_device

@@ -15,15 +15,10 @@ from typing import Any
 from lightx2v_sgmd.apps.comparison.columns import markdown
 from lightx2v_sgmd.apps.comparison.folder import FOLDERS, writing_report
 from lightx2v_sgmd.apps.comparison.page import write_page
-from lightx2v_sgmd.apps.comparison.plan import (
-    TEACHER,
-    Plan,
-    Settings,
-    make_plan,
-    saved_plan,
-    write_plan,
-)
+from lightx2v_sgmd.apps.comparison.plan import TEACHER, Plan, Settings
+from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.running import Pool, run_tasks
+from lightx2v_sgmd.apps.comparison.saved import saved_plan, write_plan
 from lightx2v_sgmd.apps.comparison.tables import budget, build_results, seeds_done, step_within
 from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done
 from lightx2v_sgmd.outputs import locked_folder, resolved

@@ -23,7 +23,8 @@ import torch
 
 from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import Videos
-from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan, plan_of
+from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
+from lightx2v_sgmd.apps.comparison.saved import plan_of
 from lightx2v_sgmd.apps.comparison.tasks import TEACHER_BATCH, Task, teacher_folder
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.wan import open_wan

@@ -16,7 +16,8 @@ import pytest
 
 from lightx2v_sgmd.apps.comparison import running
 from lightx2v_sgmd.apps.comparison import tasks as work
-from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan
+from lightx2v_sgmd.apps.comparison.plan import Plan
+from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.running import Pool, Tally, run_tasks
 from lightx2v_sgmd.apps.comparison.tasks import Task, outputs
 from lightx2v_sgmd.system.console import Lines, duration

@@ -12,7 +12,8 @@ import pytest
 from lightx2v_sgmd.apps.comparison import measuring, tables
 from lightx2v_sgmd.apps.comparison.columns import QUALITY, markdown, table
 from lightx2v_sgmd.apps.comparison.measuring import Measured
-from lightx2v_sgmd.apps.comparison.plan import Plan, make_plan
+from lightx2v_sgmd.apps.comparison.plan import Plan
+from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.plots import plot
 from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
 from tests.training import job_file

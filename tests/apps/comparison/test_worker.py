@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from lightx2v_sgmd.apps.comparison import measuring, worker
-from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, make_plan, write_plan
+from lightx2v_sgmd.apps.comparison.plan import Plan, Settings
+from lightx2v_sgmd.apps.comparison.planning import make_plan
+from lightx2v_sgmd.apps.comparison.saved import write_plan
 from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
 from lightx2v_sgmd.files.checkpoint import checkpoints
 from lightx2v_sgmd.files.student_weights import student_files
