@@ -1,6 +1,6 @@
 # make demo    distil, export and generate with the bundled teacher (about ten minutes on two cores)
 # make test    linters, types and tests
-# make test-fast    the tests that take less than ten seconds each
+# make test-fast    the tests that take less than a few seconds each
 # make coverage    all tests, and the share of the code that they run
 # make lint    linters, types and spelling only
 # make docs    the documentation as a site, in build/site

@@ -21,6 +21,7 @@ def short_demo(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     return run_demo(tmp_path_factory.mktemp("demo"), prompts=4, quiet=True, overrides=SHORT)
 
 
+@pytest.mark.slow
 def test_makes_everything_that_it_names(short_demo: DemoResult) -> None:
     out = short_demo.out
     for name in ("report.html", "contact_sheet.png", "metrics.json"):
@@ -33,6 +34,7 @@ def test_makes_everything_that_it_names(short_demo: DemoResult) -> None:
     assert frames.shape == (9, 192, 192, 3) and fps == 8
 
 
+@pytest.mark.slow
 def test_metrics_keep_the_contract(short_demo: DemoResult) -> None:
     metrics = json.loads((short_demo.out / "metrics.json").read_text())
     assert metrics["seed"] == 0
@@ -47,6 +49,7 @@ def test_metrics_keep_the_contract(short_demo: DemoResult) -> None:
     assert metrics["teacher"]["motion"] == 1
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_that_needs_no_network(short_demo: DemoResult) -> None:
     page = (short_demo.out / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
@@ -58,6 +61,7 @@ def test_the_report_is_one_page_that_needs_no_network(short_demo: DemoResult) ->
     assert first_prompt is not None and "moving" in first_prompt[1]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_more(short_demo: DemoResult) -> None:
     before = (short_demo.out / "run" / "metrics.jsonl").read_text()
     again = run_demo(short_demo.out, prompts=4, quiet=True, overrides=SHORT)

@@ -123,6 +123,7 @@ def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "cut short" in by_name(checks.run())["bundled teacher"].detail
 
 
+@pytest.mark.slow
 def test_it_never_imports_deepspeed() -> None:
     code = (
         "import sys; from lightx2v_sgmd.cli.doctor import checks; checks.run(); "

@@ -98,6 +98,7 @@ def test_only_what_is_missing_is_done(trained: Plan, monkeypatch: pytest.MonkeyP
     assert units_done(trained, task) == units(trained, task)
 
 
+@pytest.mark.slow
 def test_the_teacher_goes_on_with_the_batch_where_it_was_stopped(
     trained: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_checkpoints_are_thinned_out_after_their_weights_are_kept(tmp_path: Path
         assert [f.name for f in checkpoints(tmp_path)] == ["step_000004", "step_000003"]
 
 
+@pytest.mark.slow
 def test_students_that_are_adapters_are_measured_as_others_are(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def predicted_peak(job: Job, gpus: int) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
