@@ -41,8 +41,8 @@ class PairPlan:
     Attributes:
         count: Pairs of the whole folder; with fewer prompts than pairs, prompts repeat.
         steps: Steps of the teacher's sampler.
-        solver: Its solver; None is the one that the teacher's authors use.
-        shift: Its flow shift; None is the one that the teacher's authors use.
+        solver: The solver of the teacher; None is the one that the teacher's authors use.
+        shift: The flow shift of the teacher; None is the one that the teacher's authors use.
         shard: Pairs in one file.
         part: Number of this machine's part, from 1.
         parts: Number of machines that share the work.

@@ -126,7 +126,7 @@ class VisionBackbone:
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def _covered(self, places: int, pixels: int) -> int:
-        """How many of a map's places along a side the picture covers, the last one in part."""
+        """The number of places along a side that the picture covers, the last one in part."""
         return -(-places * pixels // self.size)
 
 

@@ -20,7 +20,7 @@ from tools.gpu_check.worker import LOST, unfinished
 from tools.own_files import check_new, check_own
 
 WRITTEN = ("gpu_check.log", "tests_*.log", "stock_*.pt")
-"""What a check writes and removes beside its report."""
+"""The files that a check writes and removes beside its report."""
 POLL_S = 0.25
 STOPPED = -int(signal.SIGALRM)
 WORKER = "tools.gpu_check.worker"

@@ -39,7 +39,7 @@ from tools.own_files import check_own, write_own
 
 BARS = {"colour": 0.98, "shape": 0.95, "direction": 0.95, "speed": 0.90}
 SAMPLED = ("teacher", "undistilled")
-"""What is sampled: the teacher's 50 steps with guidance, and the student's four without."""
+"""The two samplings: the teacher's 50 steps with guidance, and the student's four without."""
 VAE_DECIBELS, VAE_ATTRIBUTES, GAP, MOTION = 28.0, 0.99, 0.25, 0.10
 
 

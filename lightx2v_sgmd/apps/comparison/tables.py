@@ -226,7 +226,7 @@ def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, 
 
 
 def _about(plan: Plan) -> str:
-    """How teacher and prompts were chosen, as it was when the comparison was begun."""
+    """A sentence on teacher and prompts, as they were when the comparison began."""
     path = plan.out / "comparison.json"
     saved = read_saved(path) if path.is_file() else {}
     return str(saved.get("about", plan.about_prompts()))
