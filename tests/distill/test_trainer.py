@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distill.counting import PassCounter
-from distill.loss_terms import NotFiniteError
-from distill.observed import StopOnRequest
+from distill.loss_terms import NotFiniteError, UpdateIndex
+from distill.observed import Event, Listener, StopOnRequest
 from distill.predictions import teacher_x0
 from distill.trainer import Trainer
 from distill.updates import learning_rate_factor
@@ -185,3 +185,105 @@ def test_learning_rate_rises_holds_and_falls() -> None:
     assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
     constant = Train(iterations=10, warmup=0)
     assert {learning_rate_factor(iteration, constant) for iteration in range(10)} == {1.0}
+
+
+class Places(Listener):
+    """Remembers where the run says that it is, before each backward pass and step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.seen = trainer, [trainer.where()]
+
+    def before(self, event: Event) -> None:
+        if event.action in ("backward", "step"):
+            self.seen.append(f"{event.action} {event.role}: {self.trainer.where()}")
+
+
+def test_a_run_says_where_it_is(tiny_teacher: Path, tmp_path: Path) -> None:
+    settings = ("train.accumulation=2", "method={name: dmd2, fake_score_updates: 1}")
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    places = Places(trainer)
+    trainer.listen(places)
+    trainer.iterate(4)
+    first, second = "step 5, update 1 of 2", "step 5, update 2 of 2"
+    assert places.seen == [
+        "starting",
+        f"backward student: {first}, micro-batch 1 of 2",
+        f"backward student: {first}, micro-batch 2 of 2",
+        f"step student: {first}",
+        f"backward fake_score: {second}, micro-batch 1 of 2",
+        f"backward fake_score: {second}, micro-batch 2 of 2",
+        f"step fake_score: {second}",
+    ]
+
+
+def test_what_an_iteration_records(tiny_teacher: Path, tmp_path: Path) -> None:
+    settings = ("train.warmup=0", "method={name: dmd2, fake_score_updates: 2}")
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    result = trainer.iterate(2)
+    assert result.step == 3 and result.done == 3
+    assert result.exit_step == trainer.batches.exit_step(6)  # the student's batch of iteration 2
+    assert result.stepped == {STUDENT: 1, FAKE_SCORE: 2}
+    assert result.updates == {"dmd": 1, "fake": 2}
+    assert result.lr == {STUDENT: pytest.approx(1e-4), FAKE_SCORE: pytest.approx(1e-4)}
+    assert trainer.partial_iteration is None
+
+
+def test_a_stopped_iteration_goes_on_with_its_next_update(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """What was recorded before stays, and the updates that were done are not done again."""
+    settings = ("train.warmup=0", "method={name: dmd2, fake_score_updates: 2}")
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    strategy = trainer.strategy
+    steps: list[str] = []
+
+    class Noted(Listener):
+        def before(self, event: Event) -> None:
+            if event.action == "step":
+                steps.append(event.role)
+
+    trainer.listen(Noted(), StopOnRequest(strategy.ranks, lambda: len(steps) == 2))
+    assert list(trainer.run(0)) == []
+    left = trainer.partial_iteration
+    assert left is not None and left.done == 2 and left.stepped == {STUDENT: 1, FAKE_SCORE: 1}
+    assert steps == [STUDENT, FAKE_SCORE] and left.updates == {"dmd": 1, "fake": 1}
+    again = Trainer(trainer.job, strategy, trainer.batches)
+    result = next(again.run(0, left))
+    assert result is left and result.done == 3 and result.step == 1
+    assert result.stepped == {STUDENT: 1, FAKE_SCORE: 2} and result.updates["fake"] == 2
+
+
+def test_an_update_can_be_tried_without_changing_weights(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=2"))
+    networks = trainer.strategy.networks
+    before = [p.detach().clone() for p in networks[STUDENT].parameters()]
+    index = UpdateIndex(iteration=1, update=0, batch_index=1)
+    drawn: list[tuple[int, int]] = []
+    original = trainer.batches.micro_batch
+
+    def noted(batch_index: int, micro: int) -> Any:
+        drawn.append((batch_index, micro))
+        return original(batch_index, micro)
+
+    monkeypatch.setattr(trainer.batches, "micro_batch", noted)
+    trainer.try_update(index, [1, 0])
+    assert drawn == [(1, 1), (1, 0)]
+    after = networks[STUDENT].parameters()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    monkeypatch.setattr(trainer.strategy, "gradient_norm", lambda role: float("inf"))
+    with pytest.raises(NotFiniteError, match="step 2: the gradient of student is inf"):
+        trainer.try_update(index, [0])
+    broken = Trainer(replace(trainer.job, method=Breaking()), trainer.strategy, trainer.batches)
+    with pytest.raises(NotFiniteError, match="step 2: the loss nr is not finite"):
+        broken.try_update(index, [0])
+
+
+def test_a_step_that_finds_no_finite_gradient_stops_the_run(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path))
+    monkeypatch.setattr(trainer.strategy, "step", lambda role, lr: float("nan"))
+    with pytest.raises(NotFiniteError, match="step 1: the gradient of student is nan"):
+        trainer.iterate(0)
