@@ -71,6 +71,7 @@ def test_terms_are_averaged_over_ranks() -> None:
     losses.total({"a": torch.tensor([1.0, 3.0])}, Samples())
     losses.add_to(result, INDEX)
     assert result.losses == {"a": (2 + 6) / 2}
+    assert json.loads(json.dumps(result.losses)) == result.losses  # numbers, not tensors
 
 
 def test_values_are_kept_without_their_graph() -> None:

@@ -187,3 +187,10 @@ def test_all_ranks_are_asked_after_a_pass_that_is_not_nested(action: Any) -> Non
     with pytest.raises(Stopped):
         stop.after(Event(action, "student"))
     assert asked == [False, False]
+
+
+def test_whole_tensors_are_the_trained_ones_by_default() -> None:
+    fake = Fake()
+    strategy: Any = Observed(fake, [])  # type: ignore[arg-type]
+    strategy.whole_tensors("student")
+    assert fake.calls == [("whole_tensors", "student", False, None)]
