@@ -281,7 +281,7 @@ def check_possible(job: Job, model: WanModel, machine: Machine, meter: Meter) ->
     check_against_model(job, model)
     _check_layout(job, model, machine)
     layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, model))]
-    least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB + machine.reserve_gib
+    least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB
     if least > machine.memory_gib:
         raise UserError(
             f"{job.teacher.path} with {job.method.name} needs at least {least:.1f} GiB of a GPU's "
