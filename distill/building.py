@@ -15,7 +15,7 @@ from distill.updates import Iteration, updates_done
 from lightx2v_sgmd.families.wan import WanModel, text_dtype
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
+from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, open_strategy
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.cache import longest
 from lightx2v_sgmd.text.encoding import encode_prompts
@@ -67,7 +67,7 @@ def build_trainer(
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.num_frames)
     batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents)
-    return Trainer(job, strategy, batches, _pixels(job, model, ranks))
+    return Trainer(job, strategy, batches, _pixels(job, model, strategy))
 
 
 def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
@@ -95,10 +95,13 @@ def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
     return latents
 
 
-def _pixels(job: Job, model: WanModel, ranks: Ranks) -> PixelFeatures | None:
+def _pixels(job: Job, model: WanModel, strategy: Strategy) -> PixelFeatures | None:
     """The pixel discriminator's backbone, if the method has one."""
     pixels = job.method.pixel_discriminator
-    return None if pixels is None else PixelFeatures(model, pixels.vision_encoder, ranks.device)
+    if pixels is None:
+        return None
+    group = getattr(strategy.networks[TEACHER], "sequence_group", None)
+    return PixelFeatures.load(model, pixels.vision_encoder, strategy.ranks.device, group)
 
 
 def _embeddings(

@@ -42,14 +42,18 @@ class PassCounter:
         for role in self._roles:
             network = networks[role]
             network.register_forward_pre_hook(partial(self._forward, role), with_kwargs=True)
-            network.register_forward_hook(partial(self._watch, role), with_kwargs=True)
             blocks = network.blocks
             assert isinstance(blocks, nn.ModuleList), f"{role} has no list of blocks"
             blocks[0].register_forward_pre_hook(partial(self._block, role))
+            # Not at the network's end: a discriminator's heads read blocks before it. The output
+            # of a block that runs again is in no graph, so its hook is never called.
+            blocks[0].register_forward_hook(partial(self._watch, role))
             trained = [p for p in network.parameters() if p.requires_grad]
             if trained:
                 hook = partial(self._weights, role, _share(trained, network))
-                trained[0].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                # A weight of this block, whose gradient comes after that of the block's output.
+                watched: Any = next(p for p in blocks[0].parameters() if p.requires_grad)
+                watched.register_post_accumulate_grad_hook(hook)
 
     def _reset(self) -> None:
         self._rows = {count: dict.fromkeys(self._roles, 0) for count in COUNTS}
@@ -63,10 +67,9 @@ class PassCounter:
     def _block(self, role: str, module: nn.Module, args: Any) -> None:
         self._rows["recomputed"][role] += len(args[0])
 
-    def _watch(self, role: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        last = output[0]
-        if last.requires_grad:
-            last.register_hook(partial(self._backward, role, len(last)))
+    def _watch(self, role: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(partial(self._backward, role, len(output)))
 
     def _backward(self, role: str, rows: int, gradient: Tensor) -> None:
         self._rows["backwards"][role] += rows

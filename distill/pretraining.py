@@ -6,6 +6,7 @@ discriminators of latents and of decoded frames judge its data prediction.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,11 +36,7 @@ def add_pair_gradients(
     velocity = strategy.velocity(STUDENT, x_t, batch.sigma, batch.text).float()
     x0 = x0_from_velocity(x_t, velocity, batch.sigma)
 
-    def generator_loss(x0: Tensor) -> Tensor:
-        sample = _sample(trainer, batch, x0, update=False)
-        return losses.total(method.pair_generator_losses(sample), batch)
-
-    to_x0 = strategy.gradient(generator_loss, x0)
+    to_x0 = _generator_gradient(trainer, method, batch, x0)
     sample = _sample(trainer, batch, x0.detach(), update=True)
     discriminators = {DISCRIMINATOR: method.pair_discriminator_losses}
     if trainer.pixels is not None:
@@ -48,6 +45,42 @@ def add_pair_gradients(
         strategy.backward(role, losses.total(losses_of(sample), batch))
     strategy.backward(STUDENT, (x0 * to_x0).sum())
     return STUDENT, *discriminators
+
+
+def _generator_gradient(
+    trainer: Trainer, method: PairMethod, batch: PairBatch, x0: Tensor
+) -> Tensor:
+    """The gradient of the student's loss with respect to its data prediction ``x0``.
+
+    With two discriminators it is the sum of two gradients, taken one after the other: so the
+    graph through the teacher's blocks is gone before frames are decoded.
+    """
+    strategy, losses = trainer.strategy, trainer.losses
+    logits: list[Tensor] = []
+
+    def latent_loss(x0: Tensor) -> Tensor:
+        sample = _sample(trainer, batch, x0, update=False)
+        if trainer.pixels is None:
+            return losses.total(method.pair_generator_losses(sample), batch)
+        discriminate = sample.discriminate
+
+        def noted(x: Tensor, sigma: Tensor) -> Tensor:
+            found = discriminate(x, sigma)
+            logits.append(found.detach())
+            return found
+
+        alone = replace(sample, discriminate=noted, discriminate_pixels=None)
+        terms = method.pair_generator_losses(alone)
+        return torch.stack([values.mean() for values in terms.values()]).sum()
+
+    def whole_loss(x0: Tensor) -> Tensor:
+        sample = _sample(trainer, batch, x0, update=False)
+        constants = iter(logits)  # the loss asks for the same logits as before
+        again = replace(sample, discriminate=lambda x, sigma: next(constants))
+        return losses.total(method.pair_generator_losses(again), batch)
+
+    gradient = strategy.gradient(latent_loss, x0)
+    return gradient if trainer.pixels is None else gradient + strategy.gradient(whole_loss, x0)
 
 
 def _sample(trainer: Trainer, batch: PairBatch, x0: Tensor, update: bool) -> PairSample:

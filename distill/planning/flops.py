@@ -114,6 +114,16 @@ def training_pass(checkpointing: Checkpointing, forwards: int = 1, weights: floa
     )
 
 
+def _backward_of(rows: int, checkpointing: Checkpointing) -> Passes:
+    """One backward pass to the inputs of a forward of several videos that is counted elsewhere."""
+    return Passes(
+        recomputed=rows * float(bool(checkpointing)),
+        attention_recomputed=rows * float(recomputes_attention(checkpointing)),
+        backwards=rows,
+        backward_calls=1,
+    )
+
+
 def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dict[str, Passes]:
     """By role, averaged over the iterations of a run and the exit steps of its rollouts.
 
@@ -142,9 +152,9 @@ def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
     student += training_pass(again, weights=shares[STUDENT])
     teacher = forward(guided, 1)
     if method.through_teacher:
-        teacher += Passes(backwards=guided, backward_calls=1)
+        teacher += _backward_of(guided, again)
     if DISCRIMINATOR in method.roles:  # the generator's loss, and generated beside real
-        teacher += training_pass(False, weights=0) + forward(2, 1)
+        teacher += training_pass(again, weights=0) + forward(2, 1)
     if method.through_fake_score:
         fake_score = training_pass(again, weights=0)
     else:
@@ -179,11 +189,11 @@ def stop_intervals(
     rollouts = (len(job.schedule) + 1) / 2 + own * _own_steps(job)
     found = {"a step of the rollout": (rollouts, forward())}
     if method.through_teacher:
-        generator += forward(guided, 1) + Passes(backwards=guided, backward_calls=1)
+        generator += forward(guided, 1) + _backward_of(guided, again)
     else:
         found["the teacher"] = (1, forward(guided, 1))
     if DISCRIMINATOR in method.roles:
-        generator += training_pass(False, weights=0)
+        generator += training_pass(again, weights=0)
         found["the discriminator's update"] = (1, forward(2, 1))
     update = training_pass(again, 0 if _one_forward(job) else 1, shares[FAKE_SCORE])
     found["the generator's gradient"] = (1, generator)
@@ -213,7 +223,7 @@ def _one_forward(job: Job) -> bool:
 def _pretraining(job: Job, share: float) -> dict[str, Passes]:
     return {
         STUDENT: training_pass(job.parallel.gradient_checkpointing, weights=share),
-        TEACHER: training_pass(False, weights=0) + forward(2, 1),
+        TEACHER: training_pass(job.parallel.gradient_checkpointing, weights=0) + forward(2, 1),
     }
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from distill.planning.discriminators import DiscriminatorMeter
 from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
 from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job, Lora
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
+from lightx2v_sgmd.networks.vision_encoder import vision_is_here
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
 from lightx2v_sgmd.parallel.zero3 import nvme
 from lightx2v_sgmd.untrusted.building import build_text_encoder
@@ -108,6 +110,7 @@ class Meter:
         self._passes: dict[Pass, PassMemory] = {}
         self._forwards: dict[Pass, int] = {}
         self._decoding: dict[tuple[int, ...], int] = {}
+        self.discriminators = DiscriminatorMeter(model)
         with torch.device("meta"):
             sizes = [p.numel() for p in model.build_transformer().parameters()]
         self.weights = Weights.of(sizes)
@@ -145,7 +148,10 @@ class Meter:
     ) -> PassMemory:
         """The memory of a network's passes in a job, ``batch`` videos at once."""
         what = replace(
-            self._pass(job, batch), checkpointing=checkpointing, keeping=keeping, adapters=adapters
+            self.planned_pass(job, batch),
+            checkpointing=checkpointing,
+            keeping=keeping,
+            adapters=adapters,
         )
         if what not in self._passes:
             self._passes[what] = meter_pass(self.model, what)
@@ -153,12 +159,13 @@ class Meter:
 
     def forward(self, job: Job, batch: int) -> int:
         """Returns the peak of a forward pass of the frozen network, ``batch`` videos at once."""
-        what = self._pass(job, batch)
+        what = self.planned_pass(job, batch)
         if what not in self._forwards:
             self._forwards[what] = meter_forward(self.model, what)
         return self._forwards[what]
 
-    def _pass(self, job: Job, batch: int) -> Pass:
+    def planned_pass(self, job: Job, batch: int) -> Pass:
+        """A pass of a job's network, ``batch`` videos at once, without checkpointing."""
         return Pass(
             latents=self.latents(job),
             batch=batch,
@@ -209,7 +216,18 @@ def _lasting_parts(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
     always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
     numbers = torch.Size(meter.latents(job)).numel()
     always["latents"] = 4 * LATENT_COPIES * job.train.micro_batch * numbers
+    pixels = meter.discriminators.pixels(job, meter.latents(job))
+    if pixels is not None:
+        always[_frozen_pixels(job)] = pixels.weights
     return always, host, disk
+
+
+def _frozen_pixels(job: Job) -> str:
+    """The name of the pixel discriminator's frozen networks."""
+    pixels = job.method.pixel_discriminator
+    assert pixels is not None, "the job has no pixel discriminator"
+    assumed = "" if vision_is_here(pixels.vision_encoder) else " (SAM's ViT-B)"
+    return f"VAE and vision encoder{assumed}"
 
 
 def _size(job: Job) -> int:
@@ -231,6 +249,7 @@ def _adapted(job: Job) -> list[str]:
 def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts, Parts]:
     trained = meter.trained(job)
     numbers = sum(weights.count for weights in trained.values())
+    numbers += sum(weights.count for weights in _heads(job, meter).values())
     state = {
         "weights": 4 * numbers + _size(job) * meter.weights.count,
         "optimizer": 8 * numbers,
@@ -240,7 +259,9 @@ def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts, Parts]:
 
 
 def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
-    size, trained, offload = _size(job), meter.trained(job), job.parallel.offload
+    size, offload = _size(job), job.parallel.offload
+    networks, heads = meter.trained(job), _heads(job, meter)
+    trained = networks | heads
     share = {role: -(-weights.count // gpus) for role, weights in trained.items()}
     numbers = sum(share.values())
     optimizer = {
@@ -250,8 +271,8 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
         "moving average": 4 * share[STUDENT] if job.train.ema else 0,
     }
     # Each network gathers for itself, even if it shares its weights with another one.
-    whole = (len(trained) + 1) * meter.weights.small
-    whole += sum(trained[role].small for role in _adapted(job))
+    whole = (len(networks) + 1) * meter.weights.small
+    whole += sum(trained[role].small for role in (*_adapted(job), *heads))
     weights = {"weights": size * (numbers + -(-meter.weights.count // gpus))}
     state = {
         "small weights, whole": size * whole,
@@ -275,14 +296,31 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
     return state, host, disk
 
 
+def _heads(job: Job, meter: Meter) -> dict[str, Weights]:
+    """The weights of a discriminator's heads, by role."""
+    sizes = meter.discriminators.weights(job)
+    return {role: Weights.of(numbers) for role, numbers in sizes.items()}
+
+
 @dataclass(frozen=True)
 class _Activations:
-    """The activations of an iteration's passes, in bytes."""
+    """The activations of an iteration's passes, in bytes.
+
+    Attributes:
+        student: A pass of the student.
+        fake_score: A pass of the fake score.
+        teacher: A forward of the teacher.
+        through: By phase, passes through frozen networks while the graphs of the student and the
+            fake score wait.
+        alone: By phase, those while the student's graph waits: of a discriminator's own update, or
+            where there is no fake score.
+    """
 
     student: PassMemory
     fake_score: PassMemory
     teacher: int
-    teacher_backward: int
+    through: Mapping[str, int]
+    alone: Mapping[str, int]
 
     @classmethod
     def of(cls, job: Job, meter: Meter) -> _Activations:
@@ -291,18 +329,27 @@ class _Activations:
         guided = job.teacher.guidance_scale != 1 or method.guidance_range is not None
         rows = batch * (2 if guided or DISCRIMINATOR in method.roles else 1)
         local = job.parallel.strategy == "local"
-        backward = 0
-        if method.through_teacher:
-            backward = meter.passes(job, batch * (1 + guided), False, False).backward
-        elif DISCRIMINATOR in method.roles:
-            backward = meter.passes(job, batch, False, False).backward
         again = job.parallel.gradient_checkpointing
+        through, alone = {}, {}
+        if method.through_teacher:
+            guided_pass = meter.passes(job, batch * (1 + guided), again, False)
+            through["through the teacher"] = guided_pass.backward
+        if DISCRIMINATOR in method.roles:
+            what = replace(meter.planned_pass(job, batch), checkpointing=again)
+            heads = meter.discriminators.heads(job, what)
+            through["through the discriminator"] = heads.generator
+            alone["discriminator's update"] = heads.update
+        pixels = meter.discriminators.pixels(job, meter.latents(job))
+        if pixels is not None:
+            alone["through the pixel discriminator"] = pixels.generator
+            alone["pixel discriminator's update"] = pixels.update
         keeping = local and job.train.accumulation == 1
         return cls(
             meter.passes(job, batch, again, keeping, job.student.adapters),
             meter.passes(job, batch, again, keeping, job.fake_score.adapters),
             meter.forward(job, rows),
-            backward,
+            through,
+            alone,
         )
 
 
@@ -333,10 +380,11 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
         "reduction": whole | reduction | {"activations": 0 if fresh else student.kept},
         "samples": gathered | {"activations": max(student.forward, meter.decoding(job))},
     }
-    if found.teacher_backward:
-        phases["through the teacher"] = (
-            gathered | waiting | {"activations": student.kept + kept_too + found.teacher_backward}
-        )
+    for name, through_frozen in found.through.items():
+        activations = student.kept + kept_too + through_frozen
+        phases[name] = gathered | waiting | {"activations": activations}
+    for name, others in found.alone.items():
+        phases[name] = gathered | waiting | {"activations": student.kept + others}
     if job.parallel.offload == "none":
         # The gradient flattened, and in float32; fused AdamW needs nothing more.
         numbers = 4 + _gradient_size(job) % 4
@@ -380,11 +428,12 @@ def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
         "optimizer step": {"gradients": both},
         "samples": {"activations": sampling},
     }
-    if found.teacher_backward:
-        activations = kept[STUDENT] + kept_too + found.teacher_backward
-        phases["through the teacher"] = {"activations": activations}
+    for name, through_frozen in found.through.items():
+        phases[name] = {"activations": kept[STUDENT] + kept_too + through_frozen}
+    for name, others in found.alone.items():
+        phases[name] = {"activations": kept[STUDENT] + others}
     if job.train.accumulation > 1:
-        for name in ("teacher", "generator's gradient"):
+        for name in ("teacher", "generator's gradient", *found.through, *found.alone):
             phases[name] = {"gradients": both} | phases[name]
     return phases
 

@@ -180,13 +180,13 @@ def meter_forward(model: WanModel, what: Pass) -> int:
     """Meters a forward pass without gradients, as ``meter_pass`` does, and no backward pass."""
     layers = int(model.transformer_config["num_layers"])
     if layers <= 4:
-        return _forward(*_prepared(model, what, layers)[1:])
-    few, more = (_forward(*_prepared(model, what, count)[1:]) for count in (3, 4))
+        return _forward(*prepare_pass(model, what, layers)[1:])
+    few, more = (_forward(*prepare_pass(model, what, count)[1:]) for count in (3, 4))
     return few + (layers - 3) * (more - few)
 
 
 def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
-    network, run, x_t = _prepared(model, what, layers)
+    network, run, x_t = prepare_pass(model, what, layers)
     found = {"forward": _forward(run, x_t)}
     found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
     found["backward_keeping"] = found["backward"]
@@ -195,7 +195,7 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
     return found
 
 
-def _prepared(
+def prepare_pass(
     model: WanModel, what: Pass, layers: int
 ) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
     """Builds a network of so many blocks, its pass and the pass's input, all without data."""

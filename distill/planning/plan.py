@@ -26,6 +26,7 @@ from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import file_count
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
@@ -99,6 +100,8 @@ class Plan:
         forward: The operations of a forward pass of one video.
         traffic: The traffic of a GPU in an iteration.
         preemption: The cost of stopping the run early.
+        pixel_operations: The operations of the pixel discriminator's VAE and vision encoder in an
+            iteration, for one video on one rank.
     """
 
     job: Job
@@ -113,14 +116,19 @@ class Plan:
     forward: Operations
     traffic: Traffic
     preemption: Preemption
+    pixel_operations: float = 0.0
 
     @property
     def flops(self) -> dict[str, float]:
-        """The operations of an iteration on all GPUs, by role."""
-        return {
+        """The operations of an iteration on all GPUs, by role, and of decoding frames."""
+        found = {
             role: self.global_batch * passes.operations(self.forward)
             for role, passes in self.passes.items()
         }
+        if self.pixel_operations:
+            copies = self.global_batch * self.job.parallel.sequence
+            found["decoded frames"] = copies * self.pixel_operations
+        return found
 
     @property
     def seconds(self) -> float:
@@ -233,7 +241,17 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
             size=torch_type(job.teacher.dtype).itemsize,
         ),
         preemption=_preemption(job, machine, meter, forward),
+        pixel_operations=_pixel_operations(job, meter),
     )
+
+
+def _pixel_operations(job: Job, meter: Meter) -> float:
+    """The operations on decoded frames for a video, averaged over the iterations of a run."""
+    pixels = meter.discriminators.pixels(job, meter.latents(job))
+    if pixels is None:
+        return 0.0
+    share = pair_iterations(job.method, job.train.iterations) / job.train.iterations
+    return share * pixels.operations
 
 
 def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -> Preemption:

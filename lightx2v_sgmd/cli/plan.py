@@ -112,6 +112,8 @@ def as_text(plan: Plan) -> str:
             f"{passes.backwards:>10.1f}{passes.weight_backwards:>9.2f}"
             f"{plan.flops[role] / 1e15:>10.4g}"
         )
+    for name in plan.flops.keys() - plan.passes.keys():
+        lines.append(f"  {name:<16}{plan.flops[name] / 1e15:>53.4g}")
     traffic, stop = plan.traffic, plan.preemption
     hours = plan.seconds * job.train.iterations / 3600
     return "\n".join(

@@ -37,6 +37,7 @@ from lightx2v_sgmd.families.wan_forward import (
     vae_latents,
     velocity,
 )
+from lightx2v_sgmd.families.wan_frames import decode_frames
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
@@ -58,6 +59,7 @@ __all__ = [
     "WAN_FPS",
     "WanModel",
     "bundled_teacher",
+    "decode_frames",
     "decode_latents",
     "fold_text_padding",
     "stays_float32",

@@ -21,14 +21,20 @@ def head_blocks(num_blocks: int, every: int) -> list[int]:
 
 @contextmanager
 def capture_blocks(network: nn.Module, every: int) -> Iterator[list[Tensor]]:
-    """A context in which a forward of ``network`` fills the list with outputs ``[B, N, D]``."""
+    """A context in which a forward of ``network`` fills the list with outputs ``[B, N, D]``.
+
+    Blocks that gradient checkpointing runs again are not captured again.
+    """
     found: list[Tensor] = []
     blocks = network.blocks
     assert isinstance(blocks, nn.ModuleList), "the network has no list of blocks"
-    hooks = [
-        blocks[i].register_forward_hook(lambda module, args, output: found.append(output))
-        for i in head_blocks(len(blocks), every)
-    ]
+    captured = head_blocks(len(blocks), every)
+
+    def capture(module: nn.Module, args: object, output: Tensor) -> None:
+        if len(found) < len(captured):
+            found.append(output)
+
+    hooks = [blocks[index].register_forward_hook(capture) for index in captured]
     try:
         yield found
     finally:

@@ -16,13 +16,19 @@ from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_f
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
-from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
+from lightx2v_sgmd.untrusted.building import (
+    build_vision_encoder,
+    empty_vision_encoder,
+    vision_config,
+)
 from lightx2v_sgmd.untrusted.configs import check_vision_encoder
 from lightx2v_sgmd.untrusted.fields import Real, Several, first_problem
 from lightx2v_sgmd.untrusted.json_text import read_json_object
 
 # N frames, h, w patches, D width, H, W pixels
 
+SAM_VIT_B = {"model_type": "sam_vision_model"}
+"""The configuration of SAM's ViT-B (arXiv 2507.18569, Sec. 4.2): all of transformers' defaults."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEADS = 4
 """Number of layers with a head, evenly spaced: layers 3, 6, 9 and 12 of 12."""
@@ -59,6 +65,11 @@ def captured_layers(layers: int) -> list[int]:
     return sorted({max(1, layers * (i + 1) // HEADS) for i in range(HEADS)})
 
 
+def vision_is_here(path: str) -> bool:
+    """True if the folder has a configuration."""
+    return (Path(path) / "config.json").is_file()
+
+
 def vision_widths(path: str) -> tuple[int, ...]:
     """The width of each captured layer; reads the configuration only.
 
@@ -82,7 +93,6 @@ class VisionBackbone:
 
     def __init__(self, path: str, device: torch.device) -> None:
         whole = _config(path)
-        config = _of_images(whole)
         try:
             weights = WholeTensors(weight_files(Path(path), "model"))
             state = {name: weights.tensor(name) for name in weights.header.tensors}
@@ -90,13 +100,29 @@ class VisionBackbone:
                 model = build_vision_encoder(whole, state)
         except UserError as error:
             raise UserError(f"method.vision_encoder: {path}: {error}") from error
+        self._take(model, whole, device, *_normalisation(Path(path)))
+
+    @classmethod
+    def planned(cls, path: str) -> VisionBackbone:
+        """Builds the encoder without weights, on the meta device, to plan a job.
+
+        A folder that is not there yet stands for SAM's ViT-B, the paper's encoder.
+        """
+        whole = _config(path) if vision_is_here(path) else vision_config(SAM_VIT_B)
+        backbone = cls.__new__(cls)
+        meta = torch.device("meta")
+        backbone._take(empty_vision_encoder(whole), whole, meta, IMAGENET_MEAN, IMAGENET_STD)
+        return backbone
+
+    def _take(self, model: Any, whole: Any, device: torch.device, mean: Any, std: Any) -> None:
+        config = _of_images(whole)
         encoder = getattr(model, "vision_encoder", getattr(model, "vision_model", model))
         self.network: nn.Module = encoder.eval().requires_grad_(False).to(device)
         self.size = int(config.image_size)
         # SAM's own preprocessing keeps the picture's shape and pads it; the others take a square.
         self._pads = str(config.model_type).startswith("sam")
         self.layers = captured_layers(config.num_hidden_layers)
-        mean, std = _normalisation(Path(path))
+        self.widths = (int(config.hidden_size),) * len(self.layers)
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 

@@ -64,10 +64,10 @@ class Local:
                 network = _with_adapters(teacher, settings, role)
             else:
                 network = model.load_transformer(torch.float32, device)
-            if role in self.trained:
-                enable_checkpointing(network, settings.checkpointing)
-                if settings.dtype != torch.float32:
-                    follow_diffusers(network, device)
+            # The teacher's as well: some methods send the generator's gradient through it.
+            enable_checkpointing(network, settings.checkpointing)
+            if role in self.trained and settings.dtype != torch.float32:
+                follow_diffusers(network, device)
             networks[role] = network.eval()
         if fold_text:
             for network in networks.values():

@@ -122,8 +122,25 @@ def whole_tokens(network: Any, tokens_BsD: Tensor, length: int) -> Tensor:
     group = getattr(network, "sequence_group", None)
     if group is None:
         return tokens_BsD
-    parts: Tensor = _Gather.apply(tokens_BsD, group)  # type: ignore[no-untyped-call]
-    return parts.transpose(0, 1).flatten(1, 2)[:, :length]
+    return gathered_parts(tokens_BsD, group).transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+def shared_input(x: Tensor, group: Group) -> Tensor:
+    """Marks an input that every rank of a group has and uses for a part of the work.
+
+    Its gradient is whole on every rank if the parts come together in ``gathered_parts``.
+    """
+    shared: Tensor = _shared(x, group)
+    return shared
+
+
+def gathered_parts(part: Tensor, group: Group) -> Tensor:
+    """Gathers each rank's part of the work, ``[...]`` to ``[P, ...]``, on all ranks.
+
+    Gradients are those of ``enable_sequence_parallel``: every rank computes the same loss.
+    """
+    parts: Tensor = _Gather.apply(part, group)  # type: ignore[no-untyped-call]
+    return parts
 
 
 class _Split:

@@ -82,6 +82,16 @@ def vision_config(config: Mapping[str, Any]) -> Any:
     return _built(build, known, "vision encoder")
 
 
+def empty_vision_encoder(config: Any) -> Any:
+    """Builds the model of a ``vision_config`` without weights, on the meta device."""
+    prepare_libraries()
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    with torch.device("meta"):
+        return _built(lambda _: MODEL_MAPPING[type(config)](config), {}, "vision encoder")
+
+
 def build_vision_encoder(config: Any, state: dict[str, Any]) -> Any:
     """Builds the model of a ``vision_config`` from weights that were read; fetches nothing.
 

@@ -290,26 +290,32 @@ def test_resuming_equals_going_on(
 def test_zero3_on_two_ranks_equals_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
+    """The two ranks compute activations again, the teacher's too; the one process does not."""
     if method == "dmdx":
         method = DMDX_JOB.format(encoder=encoder)
-    equals_local(method, tiny_teacher, tmp_path, pairs, "train.micro_batch=1")
+    layout = ["train.micro_batch=1", "parallel.gradient_checkpointing=true"]
+    equals_local(method, tiny_teacher, tmp_path, pairs, *layout)
 
 
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["sam"], indirect=True)
 @pytest.mark.parametrize(
-    "method", [f"adm, delta: 0.5, {SLOW_HEADS}", f"adp, pixel_weight: 0, {SLOW_HEADS}", "dmdx"]
+    "method",
+    ["sid", f"adm, delta: 0.5, {SLOW_HEADS}", f"adp, pixel_weight: 0, {SLOW_HEADS}", "dmdx"],
 )
 def test_two_ranks_on_one_video_equal_local(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
+    """With activations computed again, whole or all but the attention's."""
+    again = "selective" if method == "dmdx" else "true"
     if method == "dmdx":
         method = DMDX_JOB.format(encoder=encoder)
-    equals_local(method, tiny_teacher, tmp_path, pairs, "parallel.sequence=2")
+    layout = ["parallel.sequence=2", f"parallel.gradient_checkpointing={again}"]
+    equals_local(method, tiny_teacher, tmp_path, pairs, *layout)
 
 
-def equals_local(method: str, teacher: Path, tmp_path: Path, pairs: Path, layout: str) -> None:
+def equals_local(method: str, teacher: Path, tmp_path: Path, pairs: Path, *layout: str) -> None:
     """Trains in one process and on two ranks of that layout."""
     settings = ["train.iterations=3", "train.clip=100.0"]
     one = make(teacher, tmp_path / "one", pairs, f"name: {method}", *settings)
@@ -321,7 +327,7 @@ def equals_local(method: str, teacher: Path, tmp_path: Path, pairs: Path, layout
         f"name: {method}",
         *settings,
         "parallel.strategy=zero3",
-        layout,
+        *layout,
     )
     train(two, 2)
     compare_traces(read_trace(one.output.dir), read_trace(two.output.dir))

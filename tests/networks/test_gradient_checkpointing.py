@@ -16,9 +16,14 @@ from distill.planning.flops import forward_operations, iteration_passes
 from distill.planning.metering import Pass, fused_attention, meter_pass
 from lightx2v_sgmd.families.wan import WanModel, open_wan, velocity
 from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.methods import ADM, DMD2, SiD
+from lightx2v_sgmd.methods.base import Discriminator
+from lightx2v_sgmd.networks.discriminator_heads import capture_blocks
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
+from lightx2v_sgmd.parallel import TEACHER
 from lightx2v_sgmd.system.errors import UserError
 from tests.distill.planning.test_memory import SMALL_WAN
+from tests.distill.test_methods import trainer_for
 from tests.parallel.ranks import run_ranks
 from tests.profiling import peak_growth
 from tests.training import job_file, make_job, make_trainer, needs_deepspeed
@@ -45,6 +50,58 @@ def test_the_same_numbers(
             for count in COUNTS:
                 assert getattr(passes, count) == counted[count][role] / 4, (kind, role, count)
     assert results[0] == results[1] == results[2]
+
+
+HEADS = Discriminator(head_every=1, head_channels=32)
+THROUGH_THE_TEACHER: list[Any] = [
+    SiD(),
+    ADM(guidance_range=(5.0, 7.0), discriminator=HEADS),
+    DMD2(fake_score_updates=1, gan_weight=0.1, discriminator=HEADS),
+]
+
+
+@pytest.mark.parametrize("method", THROUGH_THE_TEACHER, ids=lambda method: method.name)
+def test_the_teacher_is_computed_again_where_gradient_runs_through_it(
+    method: Any, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are those without checkpointing, and the plan counts what a run counts."""
+    monkeypatch.setattr(Batches, "exit_step", lambda self, batch_index: batch_index % 4)
+    gradients: list[Any] = []
+    for kind in KINDS:
+        trainer = trainer_for(method, tiny_teacher, tmp_path, setting(kind))
+        counter = PassCounter(trainer.strategy.networks, trainer.job.train.micro_batch)
+        for batch_index in range(4):
+            trainer.add_gradients(0, batch_index, 0)
+            trainer.add_fake_score_gradients(0, batch_index, 0)
+        counted = counter.take()
+        assert (counted["recomputed"][TEACHER] > 0) == (kind is not False)
+        planned = iteration_passes(trainer.job)
+        if method.fresh_rollouts:  # SiD's fake score shares the student's rollout
+            for role, passes in planned.items():
+                for count in COUNTS:
+                    expected = pytest.approx(counted[count][role] / 4)
+                    assert getattr(passes, count) == expected, (kind, role, count)
+        networks = trainer.strategy.networks
+        gradients.append({r: [p.grad for p in networks[r].parameters()] for r in method.roles})
+    plain, *others = gradients
+    for again in others:
+        for role, found in again.items():
+            for ours, theirs in zip(found, plain[role], strict=True):
+                assert torch.equal(ours, theirs), role
+
+
+def test_heads_see_each_block_once_though_blocks_run_again(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """A backward pass inside the capture runs the blocks again, and adds nothing to it."""
+    network = open_wan(tiny_teacher).load_transformer()
+    enable_checkpointing(network, True)
+    x_t = torch.randn(1, 4, 2, 8, 8, requires_grad=True)
+    with capture_blocks(network, every=1) as outputs:
+        found = velocity(network, x_t, torch.full((1,), 0.5), torch.randn(1, 4, 16))
+        assert len(outputs) == len(network.blocks)
+        found.sum().backward()
+        assert len(outputs) == len(network.blocks)
 
 
 def cost_under_zero3(teacher: Path, folder: Path) -> list[Any]:

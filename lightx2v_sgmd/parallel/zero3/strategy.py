@@ -102,8 +102,8 @@ class Zero3:
                 add_adapters(network, adapters, seed, settings.dtype)
             if fold_text:
                 wan.fold_text_padding(network)
-            if role in self.trained:
-                enable_checkpointing(network, settings.checkpointing)
+            # The teacher's as well: some methods send the generator's gradient through it.
+            enable_checkpointing(network, settings.checkpointing)
             if group is not None:
                 enable_sequence_parallel(network, group)
             if compiles(settings.compile, ranks.device):

@@ -1,0 +1,258 @@
+"""Memory and operations of discriminators, metered on the meta device.
+
+The heads on the teacher's blocks read whole videos on every rank. The pixel discriminator's frozen
+part, the VAE and a vision encoder, is whole on every rank as well. Both send gradient to the
+student's video in its own update, and none in theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.pixels import PixelFeatures, frames_per_rank
+from distill.planning.metering import MemoryMeter, Pass, fused_attention, prepare_pass
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.methods.base import PixelDiscriminator
+from lightx2v_sgmd.networks.vision_encoder import VisionBackbone
+from lightx2v_sgmd.parallel.base import HeadSettings
+from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
+from lightx2v_sgmd.untrusted.building import build_vae
+
+# B batch, C channels, T latent frames, h, w latent height and width
+
+
+@dataclass(frozen=True)
+class HeadsMemory:
+    """Peaks on one rank, without weights, in bytes.
+
+    Attributes:
+        generator: The student's loss, from x_t through the teacher and the heads and back.
+        update: The heads' own update, which reads the student's and the real video.
+    """
+
+    generator: int
+    update: int
+
+
+@dataclass(frozen=True)
+class PixelCost:
+    """The cost of the frozen part of a pixel discriminator, on one rank.
+
+    Attributes:
+        weights: Bytes of the VAE and the vision encoder.
+        generator: Peak in bytes of the student's loss, without weights.
+        update: Peak in bytes of the discriminator's update, without weights.
+        operations: Operations of both for one video, those that run again included; on one of
+            the ranks that share it.
+    """
+
+    weights: int
+    generator: int
+    update: int
+    operations: float
+
+
+class DiscriminatorMeter:
+    """Measures a model's discriminators without weights, and remembers each result.
+
+    Args:
+        model: The teacher, whose blocks the heads read and whose VAE decodes.
+    """
+
+    def __init__(self, model: WanModel) -> None:
+        self.model = model
+        self._heads: dict[object, HeadsMemory] = {}
+
+    def weights(self, job: Job) -> dict[str, list[int]]:
+        """The sizes of the heads' weights by role; none if the method has no discriminator."""
+        settings = _settings(job)
+        if settings is None:
+            return {}
+        network = SimpleNamespace(config=SimpleNamespace(**self.model.transformer_config))
+        with torch.device("meta"):
+            roles = build_heads(network, settings)
+        return {role: [p.numel() for p in heads.parameters()] for role, heads in roles.items()}
+
+    def heads(self, job: Job, what: Pass) -> HeadsMemory:
+        """The heads' memory in a job; ``what`` is the teacher's pass."""
+        settings = _settings(job)
+        assert settings is not None, "the method has no discriminator"
+        # One process has its heads in float32, a DeepSpeed engine in the job's precision.
+        dtype = torch.float32 if job.parallel.strategy == "local" else what.dtype
+        key = what, settings, dtype
+        if key not in self._heads:
+            self._heads[key] = meter_heads(self.model, what, settings, dtype)
+        return self._heads[key]
+
+    def pixels(self, job: Job, latents: tuple[int, int, int, int]) -> PixelCost | None:
+        """The pixel discriminator's cost in a job with videos of that latent shape."""
+        pixels = job.method.pixel_discriminator
+        if pixels is None:
+            return None
+        config = json.dumps(self.model.vae_config, sort_keys=True)
+        videos = (job.train.micro_batch, *latents)
+        degree = job.parallel.sequence
+        return _pixel_cost(config, videos, job.video.num_frames, pixels, degree)
+
+
+def _settings(job: Job) -> HeadSettings | None:
+    """The heads of a job, whose vision encoder need not be here yet."""
+    heads, pixels = job.method.discriminator, job.method.pixel_discriminator
+    if heads is None:
+        return None
+    widths = () if pixels is None else VisionBackbone.planned(pixels.vision_encoder).widths
+    return HeadSettings(heads.head_every, heads.head_channels, 0, widths)
+
+
+def meter_heads(
+    model: WanModel, what: Pass, settings: HeadSettings, dtype: torch.dtype
+) -> HeadsMemory:
+    """Meters the heads with the blocks that they read; every head adds as much as the one before.
+
+    Args:
+        model: The teacher.
+        what: The teacher's pass.
+        settings: The heads.
+        dtype: The heads' precision.
+    """
+    layers, every = int(model.transformer_config["num_layers"]), settings.every
+    count = max(1, layers // every)
+    if count <= 3:
+        return _heads(model, what, settings, dtype, layers)
+    few, more = (_heads(model, what, settings, dtype, heads * every) for heads in (2, 3))
+    return HeadsMemory(
+        *(
+            getattr(few, name) + (count - 2) * (getattr(more, name) - getattr(few, name))
+            for name in ("generator", "update")
+        )
+    )
+
+
+def _heads(
+    model: WanModel, what: Pass, settings: HeadSettings, dtype: torch.dtype, layers: int
+) -> HeadsMemory:
+    network, run, x_t = prepare_pass(model, what, layers)
+    network.requires_grad_(False)
+    twice, run_twice, pair = prepare_pass(model, replace(what, batch=2 * what.batch), layers)
+    twice.requires_grad_(False)
+    with torch.device("meta"):
+        heads = next(iter(build_heads(network, settings).values())).to(dtype)
+    x_t.requires_grad_()
+    meter = MemoryMeter()
+    with fused_attention(), meter:
+        logits = heads(backbone_features(network, lambda: run(x_t), x_t, settings))
+        torch.autograd.grad(logits.sum(), x_t)
+        del logits
+    generator = meter.peak
+    meter = MemoryMeter()
+    with fused_attention(), meter:
+        with torch.no_grad():
+            features = backbone_features(twice, lambda: run_twice(pair), pair, settings)
+        logits = heads(features)
+        logits.sum().backward()
+        del logits, features
+    return HeadsMemory(generator, meter.peak)
+
+
+@lru_cache(maxsize=8)
+def _pixel_cost(
+    vae_config: str,
+    latents: tuple[int, ...],
+    num_frames: int,
+    pixels: PixelDiscriminator,
+    degree: int,
+) -> PixelCost:
+    """The cost with the frames that need most, the last ones; models share their VAE."""
+    with torch.device("meta"):
+        vae = build_vae(json.loads(vae_config))
+    last = min(pixels.frames, num_frames)
+    frames = range(num_frames - frames_per_rank(last, degree), num_frames)
+    return meter_pixels(vae, VisionBackbone.planned(pixels.vision_encoder), latents, frames)
+
+
+def meter_pixels(
+    vae: Any, vision: VisionBackbone, latents: tuple[int, ...], frames: Sequence[int]
+) -> PixelCost:
+    """Meters the decoding of frames and the vision encoder.
+
+    A video is decoded after the other, and a frame after the other: the last two frames have the
+    peak, operations grow evenly, and each frame leaves itself and what the encoder makes of it.
+
+    Args:
+        vae: The VAE, on the meta device.
+        vision: The encoder, on the meta device.
+        latents: ``(B, C, T, h, w)`` of the student's videos.
+        frames: Indices of the frames, rising.
+    """
+    pixels = PixelFeatures(vae, vision)
+    weights = sum(4 * p.numel() for each in (vae, vision.network) for p in each.parameters())
+    videos, count = latents[0], len(frames)
+    with torch.device("meta"):
+        x0 = torch.empty(1, *latents[1:], requires_grad=True)
+        frame = pixels.decode(x0.detach(), frames[:1]).detach().requires_grad_()
+
+    def decode_and_back(seen: Sequence[int]) -> None:
+        torch.autograd.grad(pixels.decode(x0, seen).sum(), x0)
+
+    def see_and_back() -> None:
+        torch.autograd.grad(torch.stack([m.sum() for m in pixels.features(frame)]).sum(), frame)
+
+    def update(seen: Sequence[int]) -> None:
+        with torch.no_grad():
+            pixels.decode(x0.detach(), seen)
+
+    def see() -> None:
+        with torch.no_grad():
+            pixels.features(frame.detach())
+
+    maps = pixels.features(frame.detach().requires_grad_())
+    a_frame = sum(4 * each.numel() for each in (frame, *maps))
+    a_video = _kept_bytes(partial(pixels.decode, x0, frames[-2:])) + (count - 2) * 4 * frame.numel()
+    generator = max(_peak(partial(decode_and_back, frames[-2:])), a_video + _peak(see_and_back))
+    generator += videos * count * a_frame + (videos - 1) * a_video
+    update_peak = (
+        max(_peak(partial(update, frames[-1:])), _peak(see)) + 2 * videos * count * a_frame
+    )
+    operations = _even(decode_and_back, frames) + 2 * _even(update, frames)
+    operations += count * (_operations(see_and_back) + 2 * _operations(see))
+    return PixelCost(weights, generator, update_peak, operations)
+
+
+def _peak(work: Callable[[], None]) -> int:
+    meter = MemoryMeter()
+    with fused_attention(), meter:
+        work()
+    return meter.peak
+
+
+def _kept_bytes(work: Callable[[], Tensor]) -> int:
+    """Bytes that wait for the backward pass."""
+    meter = MemoryMeter()
+    with fused_attention(), meter:
+        result = work()
+        kept = meter.live
+    del result
+    return kept
+
+
+def _operations(work: Callable[[], None]) -> float:
+    # Not beside the meter of memory: this counter holds tensors of passes that are over.
+    with fused_attention(), FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _even(work: Callable[[Sequence[int]], None], frames: Sequence[int]) -> float:
+    """The operations of all frames, by those of the last and of the last two."""
+    one, two = (_operations(partial(work, frames[-n:])) for n in (1, 2))
+    return one + (len(frames) - 1) * (two - one)
