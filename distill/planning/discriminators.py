@@ -254,5 +254,7 @@ def _operations(work: Callable[[], None]) -> float:
 
 def _even(work: Callable[[Sequence[int]], None], frames: Sequence[int]) -> float:
     """The operations of all frames, by those of the last and of the last two."""
+    if len(frames) == 1:
+        return _operations(partial(work, frames))
     one, two = (_operations(partial(work, frames[-n:])) for n in (1, 2))
     return one + (len(frames) - 1) * (two - one)

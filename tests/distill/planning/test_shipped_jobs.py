@@ -1,0 +1,55 @@
+"""Every shipped job fits on the GPUs that its header names, by its plan."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from distill.planning.memory import Meter
+from distill.planning.plan import Machine, check_plan, make_plan
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.system.resources import config_path, shipped_jobs
+
+
+@cache
+def meter_of(teacher: str) -> Meter:
+    """One for all jobs of a teacher: they share most measurements."""
+    return Meter(open_wan(teacher))
+
+
+@pytest.mark.parametrize("name", shipped_jobs())
+def test_a_shipped_job_fits_where_its_header_says(name: str) -> None:
+    path = config_path(name)
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
+    (found,) = re.findall(r"^# Fits on (\d+) GPUs? of (\d+) GiB", header, re.MULTILINE)
+    gpus, memory_gib = map(int, found)
+    job = load_job(path)
+    meter = meter_of(job.teacher.path)
+    plan = make_plan(job, meter.model, Machine(gpus=gpus, memory_gib=memory_gib), meter)
+    check_plan(plan, meter.model, meter)
+
+
+def test_decoded_frames_are_planned() -> None:
+    """Memory and operations of VAE and vision encoder, shared by the ranks of a video."""
+    job = load_job(config_path("wan2.1_t2v_1.3b_adp.yaml"))
+    meter = meter_of(job.teacher.path)
+    plan = make_plan(job, meter.model, Machine(gpus=8), meter)
+    assert plan.memory.peak_phase == "through the pixel discriminator"
+    # A VAE of 127 and an encoder of 90 million weights in float32. The encoder is not here yet.
+    frozen = plan.memory.always["VAE and vision encoder (SAM's ViT-B)"]
+    assert frozen == pytest.approx(4 * (127e6 + 90e6), rel=0.01)
+    # A whole decode keeps 499 GiB for its backward pass.
+    assert plan.memory.phases[plan.memory.peak_phase]["activations"] < 45 * 2**30
+    assert plan.flops["decoded frames"] > 0 and "decoded frames" not in plan.passes
+    assert plan.seconds * plan.machine.gpus * 0.4 * 989e12 == pytest.approx(
+        sum(plan.flops.values())
+    )
+    without = load_job(
+        config_path("wan2.1_t2v_1.3b_adp.yaml"),
+        ["method={name: adp, pixel_weight: 0}"],
+    )
+    plain = make_plan(without, meter.model, Machine(gpus=8), meter)
+    assert plain.memory.peak < plan.memory.peak / 1.5 and "decoded frames" not in plain.flops
