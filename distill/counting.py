@@ -67,7 +67,7 @@ class PassCounter:
     def _block(self, role: str, module: nn.Module, args: Any) -> None:
         self._rows["recomputed"][role] += len(args[0])
 
-    def _watch(self, role: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _watch(self, role: str, module: nn.Module, args: Any, output: Any) -> None:
         if output.requires_grad:
             output.register_hook(partial(self._backward, role, len(output)))
 

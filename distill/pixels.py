@@ -56,14 +56,14 @@ class PixelFeatures:
         own = padded[self._group.rank() * count :][:count]
         whole = []
         for part in self._maps(shared_input(x0, self._group), own):
-            by_rank = gathered_parts(part, self._group).unflatten(1, (videos, count))
+            by_rank = gathered_parts(part, self._group).view(size, videos, count, *part.shape[1:])
             by_video = by_rank.transpose(0, 1).flatten(1, 2)[:, : len(frames)]
             whole.append(by_video.flatten(0, 1))
         return whole
 
     def _maps(self, x0: Tensor, frames: Sequence[int]) -> list[Tensor]:
-        decoded = (self.decode(latents, frames) for latents in x0.split(1))
-        features = [self.features(frame) for video in decoded for frame in video.split(1)]
+        decoded = (self.decode(latents[None], frames) for latents in x0)
+        features = [self.features(frame[None]) for video in decoded for frame in video]
         return [torch.cat(maps) for maps in zip(*features, strict=True)]
 
     def decode(self, x0: Tensor, frames: Sequence[int]) -> Tensor:

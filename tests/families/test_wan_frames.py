@@ -43,7 +43,8 @@ def whole(vae: Any, latents: Tensor, frames: list[int]) -> Tensor:
 def test_frames_and_gradient_are_those_of_a_whole_decode(vae: Any, frames: list[int]) -> None:
     source = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 4, 11, 4, 6, generator=source, dtype=torch.float64)
-    found, expected = {}, {}
+    found: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
     for results, decode in ((found, decode_frames), (expected, whole)):
         leaf = latents.clone().requires_grad_()
         results["frames"] = decode(vae, leaf, frames)

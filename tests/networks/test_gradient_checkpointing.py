@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.counting import COUNTS, PassCounter
@@ -100,6 +101,8 @@ def test_heads_see_each_block_once_though_blocks_run_again(
     with capture_blocks(network, every=1) as outputs:
         found = velocity(network, x_t, torch.full((1,), 0.5), torch.randn(1, 4, 16))
         assert len(outputs) == len(network.blocks)
+    with capture_blocks(network, every=1) as outputs, set_checkpoint_early_stop(False):
+        found = velocity(network, x_t, torch.full((1,), 0.5), torch.randn(1, 4, 16))
         found.sum().backward()
         assert len(outputs) == len(network.blocks)
 
