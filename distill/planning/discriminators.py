@@ -7,9 +7,8 @@ student's video in its own update, and none in theirs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -99,7 +98,7 @@ class DiscriminatorMeter:
         pixels = job.method.pixel_discriminator
         if pixels is None:
             return None
-        config = json.dumps(self.model.vae_config, sort_keys=True)
+        config = _VaeConfig(repr(sorted(self.model.vae_config.items())), self.model.vae_config)
         videos = (job.train.micro_batch, *latents)
         degree = job.parallel.sequence
         return _pixel_cost(config, videos, job.video.num_frames, pixels, degree)
@@ -164,9 +163,17 @@ def _heads(
     return HeadsMemory(generator, meter.peak)
 
 
+@dataclass(frozen=True)
+class _VaeConfig:
+    """The arguments of a VAE, which are told apart by their text."""
+
+    text: str
+    arguments: dict[str, Any] = field(compare=False)
+
+
 @lru_cache(maxsize=8)
 def _pixel_cost(
-    vae_config: str,
+    vae_config: _VaeConfig,
     latents: tuple[int, ...],
     num_frames: int,
     pixels: PixelDiscriminator,
@@ -174,7 +181,7 @@ def _pixel_cost(
 ) -> PixelCost:
     """The cost with the frames that need most, the last ones; models share their VAE."""
     with torch.device("meta"):
-        vae = build_vae(json.loads(vae_config))
+        vae = build_vae(vae_config.arguments)
     last = min(pixels.frames, num_frames)
     frames = range(num_frames - frames_per_rank(last, degree), num_frames)
     return meter_pixels(vae, VisionBackbone.planned(pixels.vision_encoder), latents, frames)
