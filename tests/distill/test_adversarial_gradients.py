@@ -85,7 +85,7 @@ def trainer_for(
     pixels = None
     if method.pixel_discriminator is not None:
         model = open_wan(str(teacher))
-        pixels = PixelFeatures(
+        pixels = PixelFeatures.load(
             model, method.pixel_discriminator.vision_encoder, torch.device("cpu")
         )
     return Trainer(job, plain.strategy, plain.batches, pixels)
