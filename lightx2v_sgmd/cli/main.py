@@ -36,7 +36,12 @@ from lightx2v_sgmd.cli.errors import explain, save_traceback
 from lightx2v_sgmd.cli.options import PROG
 from lightx2v_sgmd.system.environment import check_environment
 from lightx2v_sgmd.system.errors import RunError
-from lightx2v_sgmd.system.interruption import INTERRUPTED, leave_interrupted
+from lightx2v_sgmd.system.interruption import (
+    INTERRUPTED,
+    leave_interrupted,
+    notice_interrupts,
+    was_interrupted,
+)
 
 app = typer.Typer(
     name=PROG, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -102,6 +107,7 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A locale without the letters of a prompt or a path is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
+    notice_interrupts()
     code = run(sys.argv[1:] if args is None else args)
     if code == INTERRUPTED:
         leave_interrupted()
@@ -130,6 +136,8 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
+        if was_interrupted():
+            return INTERRUPTED
         if state.debug:
             traceback.print_exc()
         lines, code = explain(error)

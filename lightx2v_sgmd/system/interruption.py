@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Final, NoReturn
 
 INTERRUPTED: Final = 130
 """The exit code."""
+_noticed: list[int] = []
+
+
+def notice_interrupts() -> None:
+    """Lets this process remember that Ctrl-C was pressed.
+
+    Some libraries catch every exception while they are imported, and fail with another one later.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _noticed.append(number)
+    signal.default_int_handler(number, frame)
+
+
+def was_interrupted() -> bool:
+    """Returns True if Ctrl-C was pressed since ``notice_interrupts``."""
+    return bool(_noticed)
 
 
 def leave_interrupted() -> NoReturn:

@@ -297,7 +297,7 @@ import sys
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == "{module}":
-            exec("raise KeyboardInterrupt")
+            {interrupt}
 sys.meta_path.insert(0, Interrupt())
 sys.argv[1:] = ["job", "show", "{job}"]
 from lightx2v_sgmd.__main__ import main
@@ -305,9 +305,28 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "lightx2v_sgmd.job.schema"])
-def test_an_interruption_is_one_line_while_modules_are_imported(module: str) -> None:
-    code = INTERRUPTED_IN.format(module=module, job=SPRITES)
+SWALLOWED = """
+            import signal
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                raise ImportError("half a module")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "interrupt"),
+    [
+        ("typer", 'exec("raise KeyboardInterrupt")'),
+        ("lightx2v_sgmd.job.schema", 'exec("raise KeyboardInterrupt")'),
+        ("lightx2v_sgmd.job.schema", SWALLOWED),
+    ],
+    ids=["typer", "later", "swallowed"],
+)
+def test_an_interruption_is_one_line_while_modules_are_imported(
+    module: str, interrupt: str
+) -> None:
+    code = INTERRUPTED_IN.format(module=module, job=SPRITES, interrupt=interrupt)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "interrupted; run the same command again\n"
