@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from infer.network.lora import check_loras, lora_schedule
 from infer.options import Lora
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
@@ -64,6 +62,7 @@ def check_student(
     assume_schedule: str | None = None,
     loras: Sequence[Lora] = (),
     base: str | Path | None = None,
+    skip_image_layers: bool = False,
 ) -> Checked:
     """Checks weights: layout, files, keys, shapes and schedule. Loads no tensors but LoRA's.
 
@@ -76,6 +75,7 @@ def check_student(
         loras: Files that will be added; their schedule counts as the weights'.
         base: For a file: the model whose VAE and text encoder it is run with; default the folder
             that it is in.
+        skip_image_layers: True applies LoRAs of image-to-video models without these layers.
 
     Raises:
         UserError: says what is wrong with which file, and the remedy.
@@ -112,11 +112,9 @@ def check_student(
                 f"{info.file}: {name} is stored as {info.dtype}, which the engine cannot run; "
                 "export with --dtype bf16, fp16 or fp32"
             )
-    with torch.device("meta"):
-        network = model.build_transformer()
-    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    expected = model.transformer_shapes()
     check_keys(header, expected, str(_where(header)))
-    check_loras(loras, network)
+    check_loras(loras, expected, skip_image_layers)
     return Checked(model, manifest, schedule)
 
 

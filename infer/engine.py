@@ -367,7 +367,9 @@ def load_student(
             one that this engine does not run; or an option cannot run here.
     """
     options = options or Options()
-    checked = check_student(path, options.assume_schedule, options.loras, options.base)
+    checked = check_student(
+        path, options.assume_schedule, options.loras, options.base, options.skip_image_layers
+    )
     video = checked.video
     size = (video.height, video.width, video.num_frames) if video else None
     plan = make_plan(checked.model, options, size, teacher_dtype=checked.teacher_dtype)

@@ -25,10 +25,16 @@ _STRONGEST = 100
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file and its strength; 1 is the strength that it was trained for."""
+    """A LoRA file and its strength; 1 is the strength that it was trained for.
+
+    A folder that ``export`` or PEFT wrote stands for the file in it.
+    """
 
     path: Path
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", _lora_file(self.path))
 
     @classmethod
     def parse(cls, text: str) -> Lora:
@@ -41,7 +47,7 @@ class Lora:
             raise UserError(f"lora: {shortened(text)} {problem}; give a .safetensors file")
         path, colon, strength = text.rpartition(":")
         if not colon or strength.endswith(".safetensors") or Path(text).exists():
-            return cls(_lora_file(Path(text)))
+            return cls(Path(text))
         try:
             number = float(strength)
             if not -_STRONGEST <= number <= _STRONGEST:
@@ -51,12 +57,19 @@ class Lora:
                 f"lora: {shortened(strength)!r} is not a strength from -{_STRONGEST} to "
                 f"{_STRONGEST}; write FILE or FILE:STRENGTH, as x.safetensors:0.8"
             ) from None
-        return cls(_lora_file(Path(path)), number)
+        return cls(Path(path), number)
 
 
 def _lora_file(path: Path) -> Path:
-    """The file itself, or that of an exported folder."""
-    return path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+    """The file itself, or that of a folder: exported, written by PEFT, or with one file alone."""
+    if not path.is_dir():
+        return path
+    names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(path.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else path / names[0]
 
 
 def option(
@@ -160,13 +173,18 @@ class Options:
     )
     loras: tuple[Lora, ...] = option(
         (),
-        "LoRA file to add to the weights, with a strength (default 1); repeatable.",
+        "LoRA file or folder to add to the weights, with a strength (default 1); repeatable.",
         kind=list[str],
         flag="--lora",
         metavar="FILE[:STRENGTH]",
     )
     merge_lora: bool = option(
         False, "Merge LoRAs into the weights: faster, and rounded once.", kind=bool
+    )
+    skip_image_layers: bool = option(
+        False,
+        "Apply LoRAs of image-to-video models without the layers that only those models have.",
+        kind=bool,
     )
     assume_schedule: str | None = option(
         None,

@@ -122,7 +122,9 @@ def generate_files(
     if options.profile is not None:
         check_profile(options.profile, files)
     refuse_sources(files, weights, options, prompts, Path(out))
-    checked = check_student(weights, options.assume_schedule, options.loras, options.base)
+    checked = check_student(
+        weights, options.assume_schedule, options.loras, options.base, options.skip_image_layers
+    )
     requests = settle(requests, checked, options.height, options.width, options.num_frames)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
     with processes(options.device) as ranks:

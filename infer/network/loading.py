@@ -49,7 +49,7 @@ def load_network(model: WanModel, plan: EnginePlan, ranks: Ranks, quiet: bool = 
     network = _loaded(model, plan, quiet)
     unmerged = plan.options.loras and not plan.options.merge_lora
     if unmerged:
-        add_loras(network, plan.options.loras)
+        add_loras(network, plan.options.loras, plan.options.skip_image_layers)
         if not plan.memory_mode.offload:
             network.to(plan.device)
     network.eval().requires_grad_(False)
@@ -73,7 +73,9 @@ def _loaded(model: WanModel, plan: EnginePlan, quiet: bool) -> Any:
     one by one and go to the main memory.
     """
     options, kind = plan.options, plan.memory_mode.quantize
-    updates = LoraUpdates(options.loras) if options.merge_lora and options.loras else None
+    updates = None
+    if options.merge_lora and options.loras:
+        updates = LoraUpdates(options.loras, model.transformer_shapes(), options.skip_image_layers)
     on_device = kind in ("fp8", "int8") or not plan.memory_mode.offload
     where = plan.device if on_device else torch.device("cpu")
 

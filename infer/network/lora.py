@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from infer.options import Lora
-from lightx2v_sgmd.families.wan_keys import transformer_to_diffusers
+from lightx2v_sgmd.families.wan_lora import open_lora, read_lora
 from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of
-from lightx2v_sgmd.networks.adapters import METADATA_KEY, PREFIX
+from lightx2v_sgmd.networks.adapters import PREFIX
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
-from lightx2v_sgmd.untrusted.fields import (
-    ByLayer,
-    Field,
-    Flag,
-    LayerName,
-    Real,
-    Several,
-    Whole,
-    first_problem,
-    optional,
-)
-from lightx2v_sgmd.untrusted.json_text import METADATA, parse_json
+
+Shapes = Mapping[str, tuple[int, ...]]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def lora_schedule(lora: Lora) -> Schedule | None:
@@ -37,165 +30,95 @@ def lora_schedule(lora: Lora) -> Schedule | None:
         UserError: the file is missing, damaged or a pickle.
     """
     if not lora.path.is_file():
-        raise UserError(f"lora: {lora.path}: no such file; give a .safetensors file")
+        raise UserError(
+            f"lora: {lora.path}: no such file; give a .safetensors file, or the folder of one"
+        )
     return schedule_of(read_header(lora.path).metadata)
 
 
-def check_loras(loras: Sequence[Lora], network: Any) -> None:
+def check_loras(loras: Sequence[Lora], shapes: Shapes, skip_image_layers: bool = False) -> None:
     """Raises unless every tensor of every file belongs to a layer of the network and fits it.
 
     Args:
         loras: The files.
-        network: The transformer; on the meta device it costs nothing.
+        shapes: Shapes of the transformer's parameters, by name.
+        skip_image_layers: True leaves out the layers of image-to-video models.
 
     Raises:
-        UserError: PEFT is not installed, or a file does not fit.
+        UserError: PEFT is not installed, or a file does not fit or has values that are not finite.
     """
     problem = why_unusable("peft") if loras else None
     if problem is not None:
         raise UserError(f"lora: needs the package peft, which {problem}; pip install peft")
-    shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     for lora in loras:
-        factors, differences = _read(lora)
-        told = _settings(lora)
-        for name, tensor in differences.items():
-            _check(lora, name, tuple(tensor.shape), shapes.get(name))
-        for key, tensor in factors.items():
-            layer, _, kind = key.removeprefix("transformer.").partition(".lora_")
-            weight = shapes.get(f"{layer}.weight")
-            if not key.startswith("transformer.") or kind not in ("A.weight", "B.weight"):
-                weight = None
-            if weight is not None and len(weight) == 2:
-                out, width = weight
-                rank = tensor.shape[0 if kind[0] == "A" else 1]
-                if told and not told.get(f"{PREFIX}rank_pattern"):
-                    rank = told[f"{PREFIX}r"]
-                weight = (rank, width) if kind[0] == "A" else (out, rank)
-            _check(lora, key, tuple(tensor.shape), weight)
-
-
-def _check(lora: Lora, name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> None:
-    if wanted is None:
-        raise UserError(
-            f"lora: {lora.path}: {name} matches no layer of this model; the file was made for "
-            "another one"
-        )
-    if shape != wanted:
-        raise UserError(
-            f"lora: {lora.path}: {name} is {list(shape)}, the model's layer needs {list(wanted)}; "
-            "the file was made for another size of model"
-        )
-
-
-_Tensors = dict[str, torch.Tensor]
-
-
-def _read(lora: Lora) -> tuple[_Tensors, _Tensors]:
-    """A file's matrix factors under diffusers' names, and its differences by parameter.
-
-    diffusers applies factors only; what a file says of norms, biases, modulation and the patch
-    embedding is added to those parameters here.
-    """
-    from diffusers import WanPipeline
-    from safetensors.torch import load_file
-
-    lora_schedule(lora)  # refuses what is no safetensors file
-    saved = load_file(lora.path)
-    differences = {}
-    for key in [key for key in saved if key.endswith((".diff", ".diff_b", ".diff_m"))]:
-        differences[_parameter(lora, key)] = saved.pop(key)
-    try:
-        factors: _Tensors = WanPipeline.lora_state_dict(saved) if saved else {}
-    except Exception as error:  # names that diffusers does not foresee can raise anything
-        raise UserError(
-            f"lora: {lora.path}: is not a LoRA for a Wan model: {first_line(error)}"
-        ) from error
-    if not factors and not differences:
-        raise UserError(f"lora: {lora.path}: holds no tensors")
-    return factors, differences
-
-
-_RANK = Whole(1, 2**16)
-_ALPHA = Real(1e-9, 1e9)
-_SETTINGS: Mapping[str, Field] = {
-    "r": _RANK,
-    "lora_alpha": _ALPHA,
-    "rank_pattern": optional(ByLayer(_RANK)),
-    "alpha_pattern": optional(ByLayer(_ALPHA)),
-    "target_modules": optional(Several(LayerName(), 0, 4096)),
-    "lora_bias": Flag(),
-}
-
-
-def _settings(lora: Lora) -> dict[str, Any] | None:
-    """The rank, alpha and layers of a file under diffusers' names, under PEFT's names.
-
-    Other files have their alphas as tensors, which ``_read`` multiplies in.
-    """
-    text = read_header(lora.path).metadata.get(METADATA_KEY)
-    if text is None:
-        return None
-    try:
-        saved = parse_json(text, METADATA)
-        told = {str(key).removeprefix(PREFIX): value for key, value in saved.items()}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"lora: {lora.path}: its {METADATA_KEY} cannot be read") from error
-    settings = {f"{PREFIX}{key}": told[key] for key in _SETTINGS if key in told}
-    if problem := first_problem(told, _SETTINGS, frozenset({"r", "lora_alpha"})):
-        raise UserError(f"lora: {lora.path}: in its {METADATA_KEY}, {problem}")
-    return settings
-
-
-def _parameter(lora: Lora, key: str) -> str:
-    """The parameter that ``diffusion_model.<original layer>.diff`` and the like change.
-
-    Modulation has two names for the same, for two programs: ``X.diff_m``, ``X.modulation.diff``.
-    """
-    layer, _, kind = key.removeprefix("diffusion_model.").rpartition(".")
-    if kind == "diff_m":
-        name = f"{layer}.modulation"
-    elif layer.endswith("modulation"):
-        name = layer
-    else:
-        name = f"{layer}.{'bias' if kind == 'diff_b' else 'weight'}"
-    try:
-        return transformer_to_diffusers(name)
-    except UserError as error:
-        raise UserError(
-            f"lora: {lora.path}: {key} matches no layer of this model; the file was made for "
-            "another one"
-        ) from error
+        left_out = open_lora(lora.path, shapes, skip_image_layers).image_layers
+        if left_out:
+            note(
+                f"lora: {lora.path}: {len(left_out)} tensors of image-to-video layers are left out"
+            )
+        read_lora(lora.path, shapes, skip_image_layers)
 
 
 @torch.no_grad()
-def add_loras(network: Any, loras: Sequence[Lora]) -> None:
+def add_loras(network: Any, loras: Sequence[Lora], skip_image_layers: bool = False) -> None:
     """Puts LoRA layers beside the network's.
+
+    diffusers and PEFT apply factors; what a file says of norms, biases, modulation and the patch
+    embedding is added to those parameters here.
 
     Args:
         network: ``WanTransformer3DModel`` with its weights.
         loras: As ``check_loras`` accepted them.
+        skip_image_layers: As ``check_loras`` got it.
     """
     names, strengths = [], []
     parameters = dict(network.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     for index, lora in enumerate(loras):
-        factors, differences = _read(lora)
-        for name, difference in differences.items():
+        update = read_lora(lora.path, shapes, skip_image_layers)
+        for name, difference in update.differences.items():
             p = parameters[name]
             p += (lora.strength * difference.to(p.device).float()).to(p.dtype)
-        if factors:
+        if update.factors:
             names.append(f"lora{index}")
             strengths.append(lora.strength)
             with no_warnings("diffusers.loaders.peft"), warnings.catch_warnings():
                 # peft wonders about a second file, which is what was asked for.
                 warnings.simplefilter("ignore")
                 network.load_lora_adapter(
-                    factors,
+                    _under_diffusers_names(update.factors),
                     prefix="transformer",
                     adapter_name=names[-1],
-                    metadata=_settings(lora),
+                    metadata=_settings(update.factors),
                 )
     if names:
         network.set_adapters(names, strengths)
+
+
+def _under_diffusers_names(factors: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
+    return {
+        f"{PREFIX}{layer}.lora_{kind}.weight": tensor
+        for layer, pair in factors.items()
+        for kind, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def _settings(factors: Mapping[str, Pair]) -> dict[str, Any]:
+    """PEFT's settings for factors in which alpha is multiplied in: alpha is each layer's rank.
+
+    Stated rather than left to diffusers, whose older versions mistake the scale where ranks differ.
+    """
+    ranks = {layer: down.shape[0] for layer, (down, _) in factors.items()}
+    usual = Counter(ranks.values()).most_common()[0][0]
+    others = {layer: rank for layer, rank in ranks.items() if rank != usual}
+    told: dict[str, Any] = {
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": list(ranks),
+    }
+    return {f"{PREFIX}{key}": value for key, value in told.items()}
 
 
 class LoraUpdates:
@@ -206,22 +129,22 @@ class LoraUpdates:
 
     Args:
         loras: As ``check_loras`` accepted them.
+        shapes: Shapes of the network's parameters, by name.
+        skip_image_layers: As ``check_loras`` got it.
     """
 
-    def __init__(self, loras: Sequence[Lora]) -> None:
+    def __init__(
+        self, loras: Sequence[Lora], shapes: Shapes, skip_image_layers: bool = False
+    ) -> None:
         self._products: dict[str, list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
         self._differences: dict[str, list[tuple[torch.Tensor, float]]] = {}
         for lora in loras:
-            factors, differences = _read(lora)
-            told = _settings(lora)
-            for name, difference in differences.items():
+            update = read_lora(lora.path, shapes, skip_image_layers)
+            for name, difference in update.differences.items():
                 self._differences.setdefault(name, []).append((difference, lora.strength))
-            for key, first in factors.items():
-                layer, is_first, _ = key.removeprefix(PREFIX).partition(".lora_A.")
-                if is_first:
-                    second = factors[f"{PREFIX}{layer}.lora_B.weight"]
-                    scale = lora.strength * _scale(told, layer, first.shape[0])
-                    self._products.setdefault(f"{layer}.weight", []).append((first, second, scale))
+            for layer, (down, up) in update.factors.items():
+                product = (down, up, lora.strength)
+                self._products.setdefault(f"{layer}.weight", []).append(product)
 
     @torch.no_grad()
     def merge(self, prefix: str, part: torch.nn.Module) -> None:
@@ -243,14 +166,3 @@ class LoraUpdates:
                 wide.add_(difference.to(p.device).float(), alpha=scale)
             if wide is not p:
                 p.copy_(wide)
-
-
-def _scale(told: dict[str, Any] | None, layer: str, rank: int) -> float:
-    """The scale of a layer's product: alpha over the rank, 1 where the file says nothing."""
-    if told is None:
-        return 1.0
-    from peft.utils.other import get_pattern_key
-
-    alphas = told.get(f"{PREFIX}alpha_pattern") or {}
-    alpha = alphas.get(get_pattern_key(list(alphas), layer), told[f"{PREFIX}lora_alpha"])
-    return float(alpha) / rank

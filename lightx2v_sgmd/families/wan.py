@@ -178,6 +178,12 @@ class WanModel:
         """Builds a ``WanTransformer3DModel`` with random weights (none on the meta device)."""
         return build_transformer(self.transformer_config)
 
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the transformer's weights under diffusers' names; reads no weights."""
+        with torch.device("meta"):
+            state = self.build_transformer().state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
     def transformer_weights(self) -> WholeTensors:
         """The transformer's weights under diffusers' names; reads tensors or slices on request.
 

@@ -152,6 +152,5 @@ class MergedTensors:
 
 def network_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """The weights of a ``WanModel``'s network, from its configuration alone."""
-    with torch.device("meta"):
-        network = model.build_transformer().state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in network.items()}
+    shapes: dict[str, tuple[int, ...]] = model.transformer_shapes()
+    return shapes

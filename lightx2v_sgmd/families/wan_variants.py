@@ -1,0 +1,37 @@
+"""Variants of Wan's text-to-video network, known by the layers that only they have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+IMAGE_TO_VIDEO: Final = re.compile(
+    r"(?:^|[._])(?:k_img|v_img|norm_k_img|img_emb|add_k_proj|add_v_proj|norm_added_k|norm_added_q"
+    r"|image_embedder)(?:[._]|$)"
+)
+"""Matches names of the layers that an image-to-video model adds, in every spelling."""
+
+_VARIANTS: Final = (
+    (IMAGE_TO_VIDEO, "an image-to-video model (Wan2.1-I2V)"),
+    (re.compile(r"to_gate_compress"), "a model with video sparse attention (VSA, of FastVideo)"),
+    (re.compile(r"vace_(blocks|patch_embedding)"), "a VACE model"),
+    (re.compile(r"control_adapter|ref_conv"), "a Fun-Control model"),
+    (re.compile(r"audio_(encoder|injector|proj)|cond_encoder"), "a speech-to-video model"),
+    (re.compile(r"face_adapter|pose_patch_embedding|motion_encoder"), "an Animate model"),
+    (re.compile(r"_(cls_pred_branch|gan_ca_blocks|register_tokens)"), "a critic with GAN heads"),
+    (re.compile(r"double_blocks|single_blocks|single_transformer_blocks"), "another architecture"),
+)
+
+
+def variant_of(names: Iterable[str]) -> str | None:
+    """The variant that a name of a weight belongs to, in words; None if no name tells.
+
+    Args:
+        names: Names that the plain text-to-video network does not have.
+    """
+    for name in names:
+        for pattern, variant in _VARIANTS:
+            if pattern.search(name):
+                return variant
+    return None

@@ -1,0 +1,256 @@
+"""LoRA files in every spelling in use, each compared with the same update applied by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infer import Lora
+from infer.network.lora import LoraUpdates, add_loras, check_loras
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.system.errors import UserError
+from tests.tiny import make_tiny_wan
+
+pytest.importorskip("peft")
+
+DIALECTS: dict[str, str] = {
+    "diffusers": "transformer.{ours}.lora_{AB}.weight",
+    "peft": "base_model.model.{ours}.lora_{AB}.weight",
+    "peft-original": "base_model.model.{theirs}.lora_{AB}.weight",
+    "diffsynth": "{theirs}.lora_{AB}.default.weight",
+    "comfyui": "diffusion_model.{theirs}.lora_{AB}.weight",
+    "lightx2v": "diffusion_model.{theirs}.lora_{du}.weight",
+    "no-prefix": "{theirs}.lora_{du}.weight",
+    "musubi": "lora_unet_{flat}.lora_{du}.weight",
+    "onetrainer": "lora_transformer_{ours_flat}.lora_{du}.weight",
+    "compiled": "model.diffusion_model.{wrapped}.lora_{AB}.weight",
+}
+COVERAGE: dict[str, Callable[[str], bool]] = {
+    "some": lambda layer: layer.startswith("blocks.1.attn") or layer == "blocks.0.ffn.net.2",
+    "all": lambda layer: True,
+}
+ALPHAS = ("absent", "tensors", "metadata", "ss", "adapter_config")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny network in float32."""
+    return open_wan(make_tiny_wan(tmp_path_factory.mktemp("base"))).load_transformer()
+
+
+def shapes_of(network: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in network.named_parameters()}
+
+
+def layers_of(network: Any) -> dict[str, tuple[int, ...]]:
+    """Linear layers and the convolution, with the shapes of their weights."""
+    shapes = shapes_of(network)
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
+
+
+def factors_of(layers: dict[str, tuple[int, ...]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Random factors; the ranks differ."""
+    generator = torch.Generator().manual_seed(1)
+    found = {}
+    for number, (layer, shape) in enumerate(layers.items()):
+        rank = 2 + number % 3
+        down = 0.1 * torch.randn(rank, *shape[1:], generator=generator)
+        up = 0.1 * torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=generator)
+        found[layer] = down, up
+    return found
+
+
+def spelled(template: str, layer: str, kind: int) -> str:
+    theirs = transformer_to_original(f"{layer}.weight").removesuffix(".weight")
+    return template.format(
+        ours=layer,
+        theirs=theirs,
+        flat=theirs.replace(".", "_"),
+        ours_flat=layer.replace(".", "_"),
+        wrapped=theirs.replace("blocks.0.", "blocks.0._orig_mod."),
+        AB="AB"[kind],
+        du=("down", "up")[kind],
+    )
+
+
+def write(
+    folder: Path, dialect: str, alpha: str, factors: dict[str, tuple[Tensor, Tensor]]
+) -> tuple[Path, dict[str, float]]:
+    """A file in a dialect, and each layer's scale as its documentation has it."""
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {"format": "pt"}
+    scales = {}
+    first = next(iter(factors))
+    for number, (layer, pair) in enumerate(factors.items()):
+        rank = pair[0].shape[0]
+        for kind in (0, 1):
+            tensors[spelled(DIALECTS[dialect], layer, kind)] = pair[kind]
+        if alpha == "tensors":
+            name = spelled(DIALECTS[dialect], layer, 0).split(".lora_")[0]
+            tensors[f"{name}.alpha"] = torch.tensor(1.0 + number % 4)
+            scales[layer] = (1.0 + number % 4) / rank
+        elif alpha == "absent":
+            scales[layer] = 1.0
+        else:
+            scales[layer] = (5.0 if layer == first and alpha != "ss" else 3.0) / rank
+    settings = {"r": 2, "lora_alpha": 3, "alpha_pattern": {first: 5}}
+    if alpha == "metadata":
+        metadata["lora_adapter_metadata"] = json.dumps(
+            {f"transformer.{key}": value for key, value in settings.items()}
+        )
+    if alpha == "ss":
+        metadata |= {"ss_network_alpha": "3.0", "ss_network_dim": "2"}
+    folder.mkdir(parents=True)
+    path = folder / ("adapter_model.safetensors" if alpha == "adapter_config" else "x.safetensors")
+    save_file(tensors, path, metadata=metadata)
+    if alpha == "adapter_config":
+        config = {"peft_type": "LORA", "target_modules": ".*to_q", "bias": "none", **settings}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder, scales
+
+
+def by_hand(
+    network: Any, factors: dict[str, tuple[Tensor, Tensor]], scales: dict[str, float], strength: Any
+) -> Any:
+    changed = copy.deepcopy(network)
+    weights = dict(changed.named_parameters())
+    for layer, (down, up) in factors.items():
+        weight = weights[f"{layer}.weight"]
+        product = torch.einsum("or,r...->o...", up.flatten(1), down)
+        weight.data += strength * scales[layer] * product
+    return changed
+
+
+def output(network: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(1, 4, 1, 8, 8, generator=generator)
+    text = torch.randn(1, 8, 16, generator=generator)
+    with torch.no_grad():
+        return network(x, torch.tensor([500.0]), text, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_gives_the_update_by_hand(
+    network: Any, tmp_path: Path, dialect: str, alpha: str
+) -> None:
+    shapes = shapes_of(network)
+    for coverage, covers in COVERAGE.items():
+        layers = {name: shape for name, shape in layers_of(network).items() if covers(name)}
+        factors = factors_of(layers)
+        path, scales = write(tmp_path / coverage, dialect, alpha, factors)
+        lora = Lora(path, 0.5)
+        check_loras([lora], shapes)
+        expected = by_hand(network, factors, scales, 0.5)
+        merged = copy.deepcopy(network)
+        LoraUpdates([lora], shapes).merge("", merged)
+        for name, p in merged.named_parameters():
+            torch.testing.assert_close(p, expected.get_parameter(name), msg=f"{coverage} {name}")
+        beside = copy.deepcopy(network)
+        add_loras(beside, [lora])
+        torch.testing.assert_close(output(beside), output(expected), atol=1e-5, rtol=1e-4)
+        assert (output(expected) - output(network)).abs().max() > 1e-3
+        # A second file on a network that has the first one merged into it.
+        LoraUpdates([lora], shapes).merge("", merged)
+        twice = by_hand(network, factors, scales, 1.0)
+        torch.testing.assert_close(output(merged), output(twice), atol=1e-5, rtol=1e-4)
+
+
+def test_differences_of_every_kind_are_added(network: Any, tmp_path: Path) -> None:
+    shapes = shapes_of(network)
+    changes = {
+        "diffusion_model.blocks.0.norm3.diff": "blocks.0.norm2.weight",
+        "diffusion_model.blocks.0.norm3.diff_b": "blocks.0.norm2.bias",
+        "blocks.0.self_attn.norm_q.diff": "blocks.0.attn1.norm_q.weight",
+        "lora_unet_blocks_1_self_attn_q.diff_b": "blocks.1.attn1.to_q.bias",
+        "diffusion_model.blocks.1.diff_m": "blocks.1.scale_shift_table",
+        "diffusion_model.blocks.0.modulation.diff": "blocks.0.scale_shift_table",
+        "diffusion_model.head.diff_m": "scale_shift_table",
+        "diffusion_model.head.head.diff": "proj_out.weight",
+        "diffusion_model.patch_embedding.diff": "patch_embedding.weight",
+    }
+    tensors = {key: torch.full(shapes[name], 0.25) for key, name in changes.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    merged = copy.deepcopy(network)
+    LoraUpdates([Lora(tmp_path / "x.safetensors", 2.0)], shapes).merge("", merged)
+    added = copy.deepcopy(network)
+    add_loras(added, [Lora(tmp_path / "x.safetensors", 2.0)])
+    for name, p in network.named_parameters():
+        expected = p + 0.5 if name in changes.values() else p
+        torch.testing.assert_close(merged.get_parameter(name), expected)
+        torch.testing.assert_close(added.get_parameter(name), expected)
+
+
+def test_rank_stabilised_scales_and_biases_of_peft(network: Any, tmp_path: Path) -> None:
+    layer = "base_model.model.blocks.0.attn1.to_q"
+    down, up, bias = torch.ones(4, 48), torch.ones(48, 4), torch.ones(48)
+    tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    save_file({**tensors, f"{layer}.lora_B.bias": bias}, tmp_path / "adapter_model.safetensors")
+    config = {"r": 4, "lora_alpha": 3, "use_rslora": True, "lora_bias": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    merged = copy.deepcopy(network)
+    LoraUpdates([Lora(tmp_path)], shapes_of(network)).merge("", merged)
+    before, after = network.blocks[0].attn1.to_q, merged.blocks[0].attn1.to_q
+    torch.testing.assert_close(after.weight - before.weight, torch.full((48, 48), 4 * 3 / 2.0))
+    torch.testing.assert_close(after.bias - before.bias, torch.full((48,), 3 / 2.0))
+
+
+QKV = "diffusion_model.blocks.0.self_attn.q"
+PAIR = {
+    f"{QKV}.lora_down.weight": torch.zeros(2, 48),
+    f"{QKV}.lora_up.weight": torch.zeros(48, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "match"),
+    [
+        (f"{QKV}.dora_scale", (48, 1), "is a DoRA file .* plain LoRA"),
+        (f"{QKV}.lora_magnitude_vector.weight", (48,), "is a DoRA file"),
+        (f"{QKV}.lokr_w1", (4, 4), "is a LoKr file"),
+        (f"{QKV}.hada_w1_a", (4, 4), "is a LoHa file"),
+        ("lora_te1_encoder.alpha", (1,), "text encoder layers"),
+        (f"{QKV.replace('.q', '.k')}.lora_down.weight", (2, 48), r"no lora_up \(lora_B\)"),
+        (f"{QKV}.alpha", (2,), "is not one number"),
+        ("diffusion_model.vace_blocks.0.self_attn.q.alpha", (1,), "made for a VACE model"),
+        ("diffusion_model.blocks.0.self_attn.q.weight", (48, 48), "is a whole weight"),
+    ],
+)
+def test_what_is_not_supported_is_named_in_one_line(
+    network: Any, tmp_path: Path, key: str, shape: tuple[int, ...], match: str
+) -> None:
+    save_file({**PAIR, key: torch.ones(shape)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=match) as caught:
+        check_loras([Lora(tmp_path / "x.safetensors")], shapes_of(network))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_image_layers_are_refused_or_left_out(network: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    image = {key.replace(".q.", ".k_img."): tensor.clone() for key, tensor in PAIR.items()}
+    save_file({**PAIR, **image}, path)
+    with pytest.raises(UserError, match="2 of its 4 tensors .*image-to-video.*--skip-image-layers"):
+        check_loras([Lora(path)], shapes_of(network))
+    check_loras([Lora(path)], shapes_of(network), skip_image_layers=True)
+    add_loras(copy.deepcopy(network), [Lora(path)], skip_image_layers=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(network: Any, tmp_path: Path, value: float) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({**PAIR, f"{QKV}.lora_up.weight": torch.full((48, 2), value)}, path)
+    with pytest.raises(UserError, match=r"lora_up.weight has values that are not finite"):
+        check_loras([Lora(path)], shapes_of(network))
