@@ -11,19 +11,25 @@ from infer.network.lora import check_loras, lora_schedule
 from infer.options import Lora
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import model_folder
-from lightx2v_sgmd.families.wan import WanModel, open_wan
-from lightx2v_sgmd.files.dtypes import RUN_TYPES
+from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
+from lightx2v_sgmd.families.wan_original import transformer_prefix
+from lightx2v_sgmd.families.wan_variants import refuse_variant
+from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.safetensors_files import (
     PICKLE_SUFFIXES,
+    SHARD,
     Header,
     check_keys,
     refuse_pickle,
     schedule_of,
 )
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
+from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, shortened
 
+ANCHOR: Final = "patch_embedding.weight"
 ENGINE_SHIFT: Final = 8.0
 """The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
 
@@ -63,6 +69,7 @@ def check_student(
     loras: Sequence[Lora] = (),
     base: str | Path | None = None,
     skip_image_layers: bool = False,
+    quiet: bool = True,
 ) -> Checked:
     """Checks weights: layout, files, keys, shapes and schedule. Loads no tensors but LoRA's.
 
@@ -76,6 +83,7 @@ def check_student(
         base: For a file: the model whose VAE and text encoder it is run with; default the folder
             that it is in.
         skip_image_layers: True applies LoRAs of image-to-video models without these layers.
+        quiet: True does not say behind which prefix the weights were, nor what was decoded.
 
     Raises:
         UserError: says what is wrong with which file, and the remedy.
@@ -84,8 +92,9 @@ def check_student(
     place = model_folder(path)
     model = _open(place, base)
     folder = place if place.is_dir() else place.parent
+    weights = model.transformer_weights()
     parts = {
-        "transformer": model.transformer_weights().header,
+        "transformer": weights.header,
         "vae": model.vae_weights().header,
         "text_encoder": model.text_encoder_weights().header,
     }
@@ -107,15 +116,28 @@ def check_student(
             "--assume-schedule sgmd (or sgmd:N for N steps)"
         )
     for name, info in header.tensors.items():
-        if info.dtype not in RUN_TYPES:
+        if info.dtype not in FLOAT_TYPES:
             raise UserError(
                 f"{info.file}: {name} is stored as {info.dtype}, which the engine cannot run; "
-                "export with --dtype bf16, fp16 or fp32"
+                "give bf16, fp16, fp32 or fp8 weights"
             )
     expected = model.transformer_shapes()
+    refuse_variant(header, expected, str(_where(header)))
     check_keys(header, expected, str(_where(header)))
-    check_loras(loras, expected, skip_image_layers)
+    _say_how_read(weights, quiet)
+    check_loras(loras, expected, skip_image_layers, quiet)
     return Checked(model, manifest, schedule)
+
+
+def _say_how_read(weights: WholeTensors, quiet: bool) -> None:
+    """Says what was chosen and stripped in weights of other programs."""
+    stored = weights.stored_names[ANCHOR]
+    prefix = transformer_prefix([stored])
+    where = weights.header.tensors[ANCHOR].file
+    if prefix and not prefix.endswith("diffusion_model."):
+        note(f"{where}: uses the weights behind {shortened(prefix)!r}", quiet)
+    if weights.convention is not None:
+        note(f"{where}: decodes {weights.convention}", quiet)
 
 
 def _where(header: Header) -> Path:
@@ -152,23 +174,60 @@ def _open(path: Path, base: str | Path | None) -> WanModel:
     if not path.exists() and known_transformer_config(str(path)) is None:
         raise UserError(f"{path}: does not exist; {wrote}")
     if path.is_file():
-        if path.suffix in PICKLE_SUFFIXES:
+        if path.name.endswith(".safetensors.index.json"):
+            return _open(path.parent, base)
+        if path.suffix in PICKLE_SUFFIXES and path.suffix not in WEIGHT_FILES:
             refuse_pickle(path)
-        if path.suffix != ".safetensors":
+        if path.suffix not in WEIGHT_FILES:
             raise UserError(f"{path}: is not a file of weights; {wrote}")
+        shard = SHARD.fullmatch(path.name)
+        if shard is not None and int(shard[3]) > 1:
+            raise UserError(
+                f"{path}: is one of {int(shard[3])} shards of a network; give the folder "
+                f"{path.parent}"
+            )
     elif (path / "checkpoints").is_dir() or (path / "trainer.json").is_file():
         raise UserError(
             f"{path}: is a training run, not a student; first `lightx2v-sgmd export {path} "
             "--format diffusers --out DIR`"
         )
     try:
-        return open_wan(path, base)
+        return open_wan(path, base or _teacher_of_export(path))
     except UserError as error:
         pickles = sorted(p for p in path.glob("*") if p.suffix in PICKLE_SUFFIXES)
         if pickles and not (path / "config.json").exists():  # as a folder of the release has
-            refuse_pickle(pickles[0])
+            if pickles[0].suffix not in WEIGHT_FILES:
+                refuse_pickle(pickles[0])
+            raise UserError(
+                f"{path}: is no model; if {pickles[0].name} holds a transformer, give that file "
+                "as --weights, and as --base the model that it is a variant of"
+            ) from error
         reason = str(error).replace("teacher.path: ", "").replace("teacher.base", "--base")
         raise UserError(f"weights: {reason}") from error
+
+
+def _teacher_of_export(path: Path) -> str | None:
+    """The model whose VAE and text encoder an export without them is run with: its teacher.
+
+    Raises:
+        UserError: the export is a LoRA.
+    """
+    folder = path if path.is_dir() else path.parent
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.format == "diffusers":
+        return None
+    if manifest.format == "lora":
+        raise UserError(
+            f"{path}: is a LoRA; give its teacher as --weights, and add --lora {folder}"
+        )
+    known = known_transformer_config(manifest.teacher) is not None
+    if manifest.teacher != BUNDLED and not known and not Path(manifest.teacher).is_dir():
+        raise UserError(
+            f"{path}: holds a network alone, and its teacher {shortened(manifest.teacher)}, whose "
+            "VAE and text encoder it is run with, is no folder here; add --base DIR with a model "
+            "of that size"
+        )
+    return manifest.teacher
 
 
 def _assumed(name: str | None) -> Schedule | None:

@@ -368,7 +368,12 @@ def load_student(
     """
     options = options or Options()
     checked = check_student(
-        path, options.assume_schedule, options.loras, options.base, options.skip_image_layers
+        path,
+        options.assume_schedule,
+        options.loras,
+        options.base,
+        options.skip_image_layers,
+        quiet=quiet,
     )
     video = checked.video
     size = (video.height, video.width, video.num_frames) if video else None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.files.dtypes import TORCH_NAMES
 from lightx2v_sgmd.files.manifest import Manifest
 from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
+from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource
 from weights.public_names import public_name, public_options
 
 _HEAD: Final = """\
 ---
-library_name: diffusers
+library_name: {library}
 pipeline_tag: text-to-video
-tags: [text-to-video, distillation, few-step, {method}, lightx2v-sgmd]
+license: {license}
+{base_model}tags: [text-to-video, distillation, few-step, {method}, {format}, lightx2v-sgmd]
 ---
 
 # A {count}-step text-to-video student{kind}
@@ -48,6 +52,12 @@ verify THIS_FOLDER` checks that nothing has changed. The teacher's licence appli
 too.
 """
 _METRICS_ROWS: Final = 40
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_APACHE: Final = (
+    "sprites",
+    *(f"Wan-AI/Wan2.1-T2V-{size}{end}" for size in ("1.3B", "14B") for end in ("", "-Diffusers")),
+)
+"""Teachers under the Apache 2.0 licence."""
 
 
 def model_card(spec: ExportSpec, losses: Losses | None) -> str:
@@ -63,10 +73,14 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
     schedule = about.schedule.to_dict()
     name, options = str(about.method["name"]), public_options(about.method["options"])
     stored = spec.format.stored_as.format(dtype=spec.dtype)
-    if spec.dtype == "fp8":
+    if is_8_bit(spec.dtype):
         stored = f"8-bit floats with scales in attention and feed-forward, the rest bf16 ({stored})"
     return {
         "kind": _kind(spec),
+        "library": spec.format.library,
+        "format": spec.format.name,
+        "license": "apache-2.0" if about.teacher in _APACHE else "other",
+        "base_model": _base_model(spec, about),
         "trained": _trained(spec.source),
         "method": name,
         "method_upper": name.upper(),
@@ -87,6 +101,16 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "ema": ", moving average of the weights" if about.ema else "",
         "stored": stored,
     }
+
+
+def _base_model(spec: ExportSpec, about: Manifest) -> str:
+    """The lines that name the teacher on the hub; none for a teacher that is not there."""
+    if not _HUB_ID.fullmatch(about.teacher) or Path(about.teacher).exists():
+        return ""
+    relation = "quantized" if is_8_bit(spec.dtype) else "finetune"
+    if spec.format.holds_adapters:
+        relation = "adapter"
+    return f"base_model: {about.teacher}\nbase_model_relation: {relation}\n"
 
 
 def _kind(spec: ExportSpec) -> str:

@@ -14,6 +14,7 @@ from weights.export_spec import ExportSpec, Losses
 from weights.formats.base import Format
 from weights.formats.lora import check_rank
 from weights.formats.registry import FORMATS, format_named
+from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource
 from weights.manifest import manifest_for
 from weights.opening import open_source
@@ -78,11 +79,13 @@ def export(
         before = replaceable(final, overwrite)
         opened = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
         refuse_overlap(final, _sources(opened))
-        precision = _dtype(opened, dtype)
+        precision = _dtype(opened, target_format, dtype)
         spec = ExportSpec(opened, target_format, precision, out, max_shard_size, rank, energy)
         if ema and not opened.ema:
             reason = "the run kept no moving average (train.ema is 0)"
             note(f"{reason}: exporting its last weights", quiet)
+        if is_8_bit(opened.about.dtype):
+            note(f"{opened.path}: holds 8-bit weights; what they lost stays lost", quiet)
         target_format.check(spec)
         _check_space(final, target_format.nbytes(spec))
         count = target_format.count(spec)
@@ -121,12 +124,13 @@ def _alternatives(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _dtype(source: ExportSource, asked: str | None) -> str:
+def _dtype(source: ExportSource, format: Format, asked: str | None) -> str:
     """The precision: as asked, or of exported weights their own, or bf16."""
     if asked is not None:
         return asked
     exported = not (source.path / "trainer.json").is_file()
-    return source.about.dtype if exported and source.adapters is None else "bf16"
+    own = source.about.dtype
+    return own if exported and source.adapters is None and own in format.dtypes else "bf16"
 
 
 def _finish(spec: ExportSpec, folder: Path, losses: Losses | None) -> None:

@@ -80,11 +80,6 @@ def _exported(folder: Path) -> ExportSource:
     """An exported folder, whole and unchanged."""
     about = read_manifest(folder)
     assert about is not None, folder
-    if about.dtype == "fp8":
-        raise UserError(
-            f"{folder}: holds 8-bit weights, which have lost precision; export from the run, or "
-            "from a bf16 export"
-        )
     changed = changed_files(folder, about.sha256)
     if changed:
         raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")

@@ -123,7 +123,12 @@ def generate_files(
         check_profile(options.profile, files)
     refuse_sources(files, weights, options, prompts, Path(out))
     checked = check_student(
-        weights, options.assume_schedule, options.loras, options.base, options.skip_image_layers
+        weights,
+        options.assume_schedule,
+        options.loras,
+        options.base,
+        options.skip_image_layers,
+        quiet=quiet,
     )
     requests = settle(requests, checked, options.height, options.width, options.num_frames)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])

@@ -36,13 +36,16 @@ def lora_schedule(lora: Lora) -> Schedule | None:
     return schedule_of(read_header(lora.path).metadata)
 
 
-def check_loras(loras: Sequence[Lora], shapes: Shapes, skip_image_layers: bool = False) -> None:
+def check_loras(
+    loras: Sequence[Lora], shapes: Shapes, skip_image_layers: bool = False, quiet: bool = True
+) -> None:
     """Raises unless every tensor of every file belongs to a layer of the network and fits it.
 
     Args:
         loras: The files.
         shapes: Shapes of the transformer's parameters, by name.
         skip_image_layers: True leaves out the layers of image-to-video models.
+        quiet: True does not say what is left out.
 
     Raises:
         UserError: PEFT is not installed, or a file does not fit or has values that are not finite.
@@ -53,9 +56,8 @@ def check_loras(loras: Sequence[Lora], shapes: Shapes, skip_image_layers: bool =
     for lora in loras:
         left_out = open_lora(lora.path, shapes, skip_image_layers).image_layers
         if left_out:
-            note(
-                f"lora: {lora.path}: {len(left_out)} tensors of image-to-video layers are left out"
-            )
+            what = f"{len(left_out)} tensors of image-to-video layers are left out"
+            note(f"lora: {lora.path}: {what}", quiet)
         read_lora(lora.path, shapes, skip_image_layers)
 
 

@@ -41,7 +41,8 @@ def export_command(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="Number format of the weights: bf16, fp16, fp32, or fp8 (wan and comfyui only). "
+            help="Number format of the weights: bf16, fp16, fp32, fp8 (wan and comfyui only) or "
+            "fp8-legacy (for ComfyUI before December 2025). "
             "Default bf16, or the source's own format if it is an exported folder.",
         ),
     ] = None,

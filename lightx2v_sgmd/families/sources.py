@@ -54,12 +54,12 @@ class Source:
     Attributes:
         root: The model's folder, or the id of a repository on the hub.
         layout: ``diffusers``: a folder for each part. ``original``: as Wan2.1 was released.
-        transformer: A file with the transformer's weights, used instead of those in ``root``.
+        transformer: Files with the transformer's weights, used instead of those in ``root``.
     """
 
     root: str
     layout: Literal["diffusers", "original"]
-    transformer: Path | None = None
+    transformer: tuple[Path, ...] = ()
 
     def files(self, part: Part) -> list[Path]:
         """The files of a part's weights; downloads them if the model is on the hub.
@@ -67,10 +67,10 @@ class Source:
         Raises:
             UserError: the files are missing, or links lead out of the folder.
         """
-        if part == "transformer" and self.transformer is not None:
-            return [self.transformer]
+        if part == "transformer" and self.transformer:
+            return list(self.transformer)
         if self.layout == "diffusers":
-            return weight_files(self._folder(_within(part)) / part, _STEMS[part])
+            return weight_files(self._folder(_within(part)) / part, _STEMS[part], by_name=True)
         stem = _ORIGINAL_STEMS[part]
         folder = self._folder([f"{stem}*{suffix}" for suffix in (*_SUFFIXES, ".index.json")])
         if (folder / f"{stem}.safetensors.index.json").is_file():
@@ -165,6 +165,26 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
     raise UserError(
         f"{path} is not a folder; {_LAYOUTS}, a hub id, or 'sprites' for the bundled teacher"
     )
+
+
+def is_whole_model(folder: Path) -> bool:
+    """True if a folder has a model's other parts beside its transformer, in either layout."""
+    original = any(folder.glob(f"{wan_original.VAE_STEM}.*"))
+    return original or (folder / "transformer" / "config.json").is_file()
+
+
+def network_in(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
+    """The files of a folder that holds a transformer alone, and its configuration if it has one.
+
+    Args:
+        folder: As ``export --format wan`` or ``comfyui`` writes it, or as a trainer does.
+
+    Raises:
+        UserError: the files are missing, incomplete, or links out of the folder.
+    """
+    config = folder / "config.json"
+    files = weight_files(folder, wan_original.TRANSFORMER_STEM, by_name=True)
+    return files, _transformer_config(config) if config.is_file() else None
 
 
 def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:

@@ -22,7 +22,14 @@ import torch
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
-from lightx2v_sgmd.families.sources import Part, Source, find_source, without_private
+from lightx2v_sgmd.families.sources import (
+    Part,
+    Source,
+    find_source,
+    is_whole_model,
+    network_in,
+    without_private,
+)
 from lightx2v_sgmd.families.text_rows import (
     TEXT_LENGTH,
     TextEncoder,
@@ -40,6 +47,7 @@ from lightx2v_sgmd.families.wan_forward import (
 from lightx2v_sgmd.families.wan_frames import decode_frames
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.wan_variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import check_keys
@@ -305,7 +313,10 @@ class WanModel:
             for name, tensor in network.state_dict().items()
             if name not in TEXT_ENCODER_ALIASES
         }
-        check_keys(weights.header, expected, f"teacher.path: {part} of {self.path}")
+        what = f"teacher.path: {part} of {self.path}"
+        if part == "transformer":
+            refuse_variant(weights.header, expected, what)
+        check_keys(weights.header, expected, what)
         for name, info in weights.header.tensors.items():
             if info.dtype not in FLOAT_TYPES:
                 raise UserError(
@@ -343,8 +354,10 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         path: A folder in diffusers' or the original layout, a hub id of either
             (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), ``sprites``, or a ``.safetensors`` or ``.pth``
             file of a transformer alone, in either naming.
+            A folder with a transformer's files alone counts as such a file.
         base: For such a file: the model (anything but a file) that it is a variant of, which gives
-            the configuration, the VAE and the text encoder. Default: the folder of the file.
+            the configuration (unless the folder has its own), the VAE and the text encoder.
+            Default: the folder of the file.
 
     Raises:
         UserError: the path is not a Wan text-to-video model, or the model cannot be trusted.
@@ -354,7 +367,9 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         if file.suffix in WEIGHT_FILES and file.is_file():
             return _open_file(file, base)
         if base is not None:
-            raise UserError(f"{path} is not a file of weights; leave out teacher.base")
+            if not file.is_dir() or is_whole_model(file):
+                raise UserError(f"{path} is not a file of weights; leave out teacher.base")
+            return _open_network_folder(file, base)
         source, config = find_source(str(model_folder(path)))
         video, negative = read_video_facts(Path(source.root))
         model = replace(_opened(source, config), video=video)
@@ -372,8 +387,16 @@ def _open_file(file: Path, base: str | Path | None) -> WanModel:
             f"{file} has a transformer alone; set teacher.base to the model that it is a variant "
             f"of, for its VAE and text encoder ({reason})"
         ) from error
-    source = replace(model.source, transformer=file)
+    source = replace(model.source, transformer=(file,))
     return replace(model, path=str(file), source=source)
+
+
+def _open_network_folder(folder: Path, base: str | Path) -> WanModel:
+    files, config = network_in(folder)
+    model = open_wan(base)
+    source = replace(model.source, transformer=tuple(files))
+    config = config or model.transformer_config
+    return replace(model, path=str(folder), source=source, transformer_config=config)
 
 
 def _opened(source: Source, config: dict[str, Any]) -> WanModel:

@@ -143,6 +143,13 @@ class LoraFile:
         return self.header.tensors[self.layers[layer].tensors[_DOWN]].shape[0]
 
 
+def is_lora_key(key: str) -> bool:
+    """True if a tensor's name is one that only LoRAs, supported or not, have."""
+    return any(pattern.fullmatch(key) for pattern, _ in _KINDS) or any(
+        pattern.search(key) for pattern, _ in _UNSUPPORTED
+    )
+
+
 def open_lora(
     path: Path, shapes: Mapping[str, tuple[int, ...]], skip_image_layers: bool = False
 ) -> LoraFile:
@@ -160,6 +167,7 @@ def open_lora(
     if not header.tensors:
         raise UserError(f"lora: {path}: holds no tensors")
     _refuse_other_kinds(path, header.tensors)
+    settings = _settings(path, header)
     known = _spellings(shapes)
     layers: dict[str, LoraLayer] = {}
     differences: dict[str, str] = {}
@@ -185,7 +193,7 @@ def open_lora(
             "does not have; use a LoRA for text-to-video, or add --skip-image-layers to apply "
             "the rest"
         )
-    found = LoraFile(path, header, layers, differences, tuple(image), _settings(path, header))
+    found = LoraFile(path, header, layers, differences, tuple(image), settings)
     _check_shapes(found, shapes)
     return found
 
@@ -331,12 +339,12 @@ def _stranger(path: Path, key: str) -> UserError:
         )
     variant = variant_of([key])
     made_for = f"it was made for {variant}" if variant else "the file was made for another one"
-    return UserError(
-        f"lora: {path}: {shortened(key)} matches no layer of this model; {made_for}"
-    )
+    return UserError(f"lora: {path}: {shortened(key)} matches no layer of this model; {made_for}")
 
 
 def _check_shapes(file: LoraFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    settings = file.settings or {}
+    told = None if settings.get("rank_pattern") else settings.get("r")
     for name, key in file.differences.items():
         _check(file, key, f"{name} ", shapes[name])
     for layer, found in file.layers.items():
@@ -346,6 +354,7 @@ def _check_shapes(file: LoraFile, shapes: Mapping[str, tuple[int, ...]]) -> None
                 continue
             shape = file.header.tensors[tensors[kind]].shape
             rank = shape[0] if kind == _DOWN else shape[1] if len(shape) > 1 else 1
+            rank = told or rank
             whole = (rank, *wanted) if kind == _DOWN else (*wanted, rank)
             if _without_ones(shape) != _without_ones(whole):
                 raise _other_size(file, tensors[kind], shape, whole)

@@ -7,6 +7,7 @@ are the same for all sizes, are described here. Sources: Wan2.1's ``config.json`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -146,18 +147,43 @@ def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
+_WRAPPERS: Final = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+"""What torch.compile, FSDP and checkpointing put into names, anywhere."""
+_ANCHOR: Final = re.compile(r"(.*\.|)patch_embedding\.weight")
+
+
+def transformer_prefix(stored: Iterable[str]) -> str:
+    """What stands before every name of a transformer: ComfyUI's prefix, a wrapper's, a trainer's.
+
+    Where a file has several networks, EMA weights come before others, and a generator before the
+    networks that only its training needs.
+    """
+    found = [match[1] for name in stored if (match := _ANCHOR.fullmatch(_unwrapped(name)))]
+    return min(found, key=_preference, default="")
+
+
+def _preference(prefix: str) -> tuple[bool, bool, int, str]:
+    words = re.split(r"[._]", prefix.lower())
+    student = not {"generator", "student", "net"}.isdisjoint(words)
+    return "ema" not in words, not (student or prefix == ""), len(prefix), prefix
+
+
+def _unwrapped(name: str) -> str:
+    return _WRAPPERS.sub("", name)
 
 
 def transformer_names(stored: Iterable[str]) -> dict[str, str]:
-    """Maps each stored name to diffusers' name, for files in either layout.
+    """Maps each stored name to diffusers' name, for files in either layout, behind any prefix.
 
-    ComfyUI's prefix is removed. A name of neither layout stays as it is, so that a comparison of
-    keys reports it as unexpected.
+    Where names have a prefix, those without it are of other networks and left out. A name of
+    neither layout stays as it is, so that a comparison of keys reports it as unexpected.
     """
     stored = list(stored)
-    prefix = next((p for p in _PREFIXES if stored and all(n.startswith(p) for n in stored)), "")
-    short = {name: name.removeprefix(prefix) for name in stored}
+    prefix = transformer_prefix(stored)
+    plain = {name: _unwrapped(name) for name in stored}
+    short = {name: n.removeprefix(prefix) for name, n in plain.items() if n.startswith(prefix)}
     if any(name.startswith("condition_embedder.") for name in short.values()):
         return short
     return {name: _or_itself(wan_keys.transformer_to_diffusers, n) for name, n in short.items()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
+
+from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.system.errors import UserError, shortened
 
 IMAGE_TO_VIDEO: Final = re.compile(
     r"(?:^|[._])(?:k_img|v_img|norm_k_img|img_emb|add_k_proj|add_v_proj|norm_added_k|norm_added_q"
@@ -35,3 +38,23 @@ def variant_of(names: Iterable[str]) -> str | None:
             if pattern.search(name):
                 return variant
     return None
+
+
+def refuse_variant(header: Header, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises if weights have layers of a variant that is not supported; the message names it.
+
+    Args:
+        header: The weights under diffusers' names.
+        expected: The shapes of the plain network's weights.
+        what: The weights, for the message.
+
+    Raises:
+        UserError: they do.
+    """
+    strange = [name for name in header.tensors if name not in expected]
+    variant = variant_of(strange)
+    if variant is not None:
+        raise UserError(
+            f"{what}: holds weights of {variant}, such as {shortened(strange[0])}; only the "
+            "network of Wan2.1's text-to-video models is supported"
+        )

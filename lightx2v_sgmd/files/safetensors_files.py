@@ -33,6 +33,8 @@ _MOST_TENSORS: Final = 50_000
 """Most tensors of one file: Wan2.1-14B has 1,095, an adapter with both experts 4,000."""
 _MAX_LENGTH: Final = 2**48  # of an axis: beyond any file, and products stay small integers
 _SHOWN: Final = 6
+SHARD: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
+"""The name of one of several files of a network: its stem, its number and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -165,22 +167,29 @@ def _too_large(path: Path, has: str, most: str) -> UserError:
     )
 
 
-def weight_files(folder: Path, stem: str) -> list[Path]:
+def weight_files(folder: Path, stem: str, by_name: bool = False) -> list[Path]:
     """The safetensors files of one network: one file, or the shards that an index names.
 
     Args:
         folder: The folder that holds them.
         stem: ``"diffusion_pytorch_model"`` for diffusers, ``"model"`` for transformers.
+        by_name: True for folders of other programs: without ``STEM.safetensors`` and its index,
+            shards are found by their names, and a variant (``STEM.fp16.safetensors``) or the
+            folder's only file counts as the network's.
 
     Raises:
-        UserError: there are none, only pickles, or the index or a link points out of the folder
-            or at files that are not there.
+        UserError: there are none, only pickles, some shards are missing, or the index or a link
+            points out of the folder or at files that are not there.
     """
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     if index.is_file() or single.is_file():
         files = _indexed_files(index) if index.is_file() else [single]
         refuse_outside_links(folder, [index, *files])
+        return files
+    files = _files_by_name(folder, stem) if by_name else []
+    if files:
+        refuse_outside_links(folder, files)
         return files
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES)
     if pickles:
@@ -189,6 +198,33 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             "give safetensors weights"
         )
     raise UserError(f"{single}: is missing; give a folder that `lightx2v-sgmd export` wrote")
+
+
+def _files_by_name(folder: Path, stem: str) -> list[Path]:
+    """Shards without an index, a variant, or the only file there is; empty if there is none."""
+    groups: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        match = SHARD.fullmatch(path.name)
+        name, number = (f"{match[1]}-of-{match[3]}", int(match[2])) if match else (path.name, 0)
+        groups.setdefault(name, {})[number] = path
+    ours = {name: files for name, files in groups.items() if name.startswith(stem)}
+    groups = ours or groups
+    if len(groups) > 1:
+        names = ", ".join(shortened(name) for name in sorted(groups)[:4])
+        raise UserError(
+            f"{folder}: holds several variants of weights ({names}) and no {stem}.safetensors; "
+            "leave one in the folder"
+        )
+    for files in groups.values():
+        match = SHARD.fullmatch(next(iter(files.values())).name)
+        count = int(match[3]) if match else 1
+        if match and sorted(files) != list(range(1, count + 1)):
+            raise UserError(
+                f"{folder}: holds {len(files)} of the {count} shards of {shortened(match[1])}; "
+                "copy the others too"
+            )
+        return [files[number] for number in sorted(files)]
+    return []
 
 
 def refuse_outside_links(root: Path, paths: Iterable[Path]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, open_tensors, read_headers
+from lightx2v_sgmd.files.scaled_weights import ScaledWeights, decoded
 from lightx2v_sgmd.files.tensor_copy import WeightCopier
 from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_header
 from lightx2v_sgmd.system.errors import UserError, shortened
@@ -22,12 +23,15 @@ Names = Callable[[Iterable[str]], Mapping[str, str]]
 class WholeTensors:
     """The tensors of one network; nothing is read before it is asked for.
 
+    Weights in 8 bits are decoded with their scales, into float32 (see ``scaled_weights``).
+
     Args:
         files: The network's shards: safetensors, or files of ``torch.save`` (by their suffix).
         names: The names to be used; default: as stored.
 
     Attributes:
         header: The tensors that there are, under the names to be used.
+        stored_names: The names as stored by the names to be used.
 
     Raises:
         UserError: a file is damaged or not to be trusted (see ``safetensors_files`` and
@@ -44,26 +48,48 @@ class WholeTensors:
             tensors = load_torch_file(file)
             merged = _together(merged, torch_header(file, tensors).tensors, file)
             self._mapped |= tensors
-        used = names(merged) if names is not None else {name: name for name in merged}
-        self._stored: dict[str, str] = {}
+        self._all = merged
+        self._scaled = ScaledWeights.of(merged)
+        plain = self._scaled.tensors
+        used = names(plain) if names is not None else {name: name for name in plain}
+        self.stored_names: dict[str, str] = {}
         for old, new in used.items():
-            if new in self._stored:
+            if new in self.stored_names:
                 raise UserError(
-                    f"{merged[old].file}: {shortened(old)} and {shortened(self._stored[new])} are "
-                    "the same weight"
+                    f"{merged[old].file}: {shortened(old)} and {shortened(self.stored_names[new])} "
+                    "are the same weight"
                 )
-            self._stored[new] = old
+            self.stored_names[new] = old
         self.header = Header(
-            {new: merged[old] for new, old in self._stored.items()}, stored.metadata
+            {new: self._scaled.info(old) for new, old in self.stored_names.items()}, stored.metadata
         )
 
+    @property
+    def convention(self) -> str | None:
+        """How matrices are stored in 8 bits, in words; None if none are."""
+        return self._scaled.convention
+
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor, on the CPU, as stored."""
-        stored = self._stored[name]
+        """A whole tensor, on the CPU: as stored, or decoded."""
+        stored = self.stored_names[name]
+        tensor = self._as_stored(stored)
+        if not self._scaled.is_decoded(stored):
+            return tensor
+        whole = self._decoded(stored, tensor.flatten(), 0)
+        return whole.view(tensor.shape)
+
+    def _as_stored(self, stored: str) -> Tensor:
         if stored in self._mapped:
             return self._mapped[stored]
-        tensor: Tensor = self._handle(name).get_tensor(stored)
+        tensor: Tensor = self._handle(self._all[stored].file).get_tensor(stored)
         return tensor
+
+    def _decoded(self, stored: str, values: Tensor, start: int) -> Tensor:
+        """Elements of a flattened weight from ``start`` on, float32."""
+        scale = self._scaled.scales.get(stored)
+        if scale is None:
+            return values.float()
+        return decoded(values, self._as_stored(scale), start, self._all[stored].shape[-1])
 
     def load(self, name: str, dtype: torch.dtype, copier: WeightCopier) -> Tensor:
         """A whole tensor in another precision, on the copier's device: a copy, piece by piece.
@@ -71,10 +97,10 @@ class WholeTensors:
         Raises:
             UserError: the file is shorter than its header says.
         """
-        info = self.header.tensors[name]
-        stored = self._stored[name]
-        if stored in self._mapped:
-            mapped = self._mapped[stored]
+        stored = self.stored_names[name]
+        info = self._all[stored]
+        if stored in self._mapped or stored in self._scaled.scales:
+            mapped = self.tensor(name)
             values = mapped.flatten()
             return copier.copy(
                 lambda piece, start: piece.copy_(values[start : start + len(piece)]),
@@ -99,14 +125,15 @@ class WholeTensors:
         """
         if start >= stop:
             return torch.zeros(0)
-        info = self.header.tensors[name]
+        stored = self.stored_names[name]
+        info = self._all[stored]
         dtype = TORCH_TYPES.get(info.dtype)
         if info.start is None or dtype is None:
             return self.tensor(name).flatten()[start:stop].clone()
-        return read_elements(info, dtype, start, stop)
+        values = read_elements(info, dtype, start, stop)
+        return self._decoded(stored, values, start) if self._scaled.is_decoded(stored) else values
 
-    def _handle(self, name: str) -> Any:
-        file = self.header.tensors[name].file
+    def _handle(self, file: Path) -> Any:
         if file not in self._open:
             self._open[file] = open_tensors(file)
         return self._open[file]

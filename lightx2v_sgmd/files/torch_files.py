@@ -1,5 +1,8 @@
 """Weights saved by ``torch.save``, from strangers: read as tensors alone, and only after a look.
 
+Research code publishes state dicts within dicts, such as ``{"generator_ema": {...}, "step": 3}``:
+these come out as one, with names such as ``generator_ema.blocks.0...``.
+
 Such a file is a zip archive around a pickle. The pickle is read by torch's restricted unpickler
 (``weights_only``), which makes tensors and refuses anything that could run code. What the archive
 claims is checked first, so that no file makes more of itself than it is; tensors stay in the file
@@ -9,8 +12,9 @@ until they are used.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,15 +25,19 @@ from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.reading import open_file
 
 SUFFIXES: Final = (".pth", ".pt")
+_DEPTH: Final = 3
+"""Dicts around a state dict; an optimizer's state lies deeper, under numbers."""
 _MAX_PICKLE_BYTES: Final = 64 * 2**20  # of names and shapes; Wan's 1,095 tensors take 0.2 MB
 
 
 def load_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that ``torch.save`` wrote of a state dict, on the CPU, mapped.
+    """The tensors of a file that ``torch.save`` wrote of state dicts, on the CPU, mapped.
+
+    Numbers and texts beside them are passed over.
 
     Raises:
         UserError: the file is missing or damaged, claims to hold more than it has, asks to run
-            code, or holds anything but named tensors.
+            code, or holds no named tensors.
     """
     _check_archive(path)
     try:
@@ -43,21 +51,35 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise _no_state_dict(path, f"holds a {type(content).__name__}")
     size = path.stat().st_size
-    claimed = 0
-    for name, tensor in content.items():
-        if not isinstance(name, str) or type(tensor) not in (Tensor, torch.nn.Parameter):
-            kind = type(tensor).__name__
-            raise _no_state_dict(path, f"has a {kind} under {shortened(ascii(name))}")
+    claimed, seen = 0, set()
+    tensors = dict(_named(content))
+    if not tensors:
+        raise _no_state_dict(path, "holds no tensors under names")
+    for name, tensor in tensors.items():
         refuse_odd_name(path, name)
         if tensor.layout != torch.strided or tensor.dtype not in FILE_NAMES:
             raise _no_state_dict(path, f"{shortened(name)} is a tensor of an unusual kind")
-        claimed += tensor.numel() * tensor.itemsize
+        # Networks that share weights, as EMA copies may, have them in the file once.
+        place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        claimed += 0 if place in seen else tensor.numel() * tensor.itemsize
+        seen.add(place)
     if claimed > size:
         raise UserError(
             f"{path}: its tensors claim {claimed} bytes in a file of {size}; the file is damaged "
             "or malicious"
         )
-    return {name: tensor.detach() for name, tensor in content.items()}
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _named(content: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by name, those of dicts within included."""
+    for name, value in content.items():
+        if not isinstance(name, str):
+            continue
+        if type(value) in (Tensor, torch.nn.Parameter):
+            yield name, value
+        elif isinstance(value, dict) and depth < _DEPTH:
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _named(value, depth + 1))
 
 
 def torch_header(path: Path, tensors: dict[str, Tensor]) -> Header:
@@ -71,8 +93,7 @@ def torch_header(path: Path, tensors: dict[str, Tensor]) -> Header:
 
 def _no_state_dict(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path}: {reason}; give a file that holds one network's tensors by name, without anything "
-        "around them"
+        f"{path}: {reason}; give a file that holds a network's tensors by name, alone or in dicts"
     )
 
 

@@ -59,6 +59,16 @@ def test_tensors_come_out_as_they_went_in(saved: Path) -> None:
     assert set(SUFFIXES) <= set(PICKLE_SUFFIXES)
 
 
+def test_state_dicts_within_dicts_are_flattened(tmp_path: Path) -> None:
+    """Numbers, and an optimizer's tensors under numbers, are passed over."""
+    content = {"ema": {"model": STATE}, "raw": STATE, "step": 3, "opt": {0: STATE}}
+    torch.save(content, tmp_path / "x.pth")
+    loaded = load_torch_file(tmp_path / "x.pth")
+    expected = [f"{above}.{name}" for above in ("ema.model", "raw") for name in STATE]
+    assert list(loaded) == expected
+    assert torch.equal(loaded["raw.a.weight"], STATE["a.weight"])
+
+
 def test_slices_of_a_transposed_tensor(tmp_path: Path) -> None:
     tensor = torch.arange(12.0).view(3, 4).t()
     torch.save({"w": tensor, "s": torch.tensor(7.0)}, tmp_path / "x.pth")
@@ -83,9 +93,9 @@ def test_nothing_that_runs_code_is_unpickled(tmp_path: Path, where: str) -> None
     ("content", "says"),
     [
         ([torch.zeros(1)], "holds a list"),
-        ({"state_dict": STATE}, "has a dict under 'state_dict'"),
-        ({1: torch.zeros(1)}, "has a Tensor under 1;"),
-        ({"n": 3}, "has a int under 'n'"),
+        ({"deep": {"in": {"a": {"dict": {"of": STATE}}}}}, "holds no tensors under names"),
+        ({1: torch.zeros(1)}, "holds no tensors under names"),
+        ({"n": 3}, "holds no tensors under names"),
         ({"../x": torch.zeros(1)}, "names an entry '../x', which no network has"),
         ({"a": torch.zeros(3).to_sparse()}, "a is a tensor of an unusual kind"),
         ({"a": torch.zeros(1).expand(10**6)}, "its tensors claim 4000000 bytes in a file of"),

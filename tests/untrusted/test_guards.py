@@ -63,7 +63,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/families/sources.py", "snapshot_download"): "fetches named kinds of files",
     ("lightx2v_sgmd/families/sources.py", "hf_hub_download"): "fetches config.json",
     ("lightx2v_sgmd/files/safetensors_files.py", "safe_open"): "after read_header",
-    ("infer/network/lora.py", "load_file"): "after read_header",
     ("lightx2v_sgmd/system/lazy.py", "import_module"): "names of a table of the package itself",
     ("lightx2v_sgmd/cli/doctor/checks.py", "import_module"): "names of its own table",
     ("lightx2v_sgmd/networks/attention.py", "import_module"): "a wheel that its table names",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,23 @@ def comfyui_loads(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
     It strips the first of these prefixes that more than five names have, else ``model.``; drops
     what does not have it, if anything has; and finds a Wan by ``head.modulation``. Then come the
-    scalar scales, if ``scaled_fp8`` is there.
+    scalar scales: those of layers with ``comfy_quant``, or in the form before December 2025 all,
+    if ``scaled_fp8`` is there.
     """
     candidates = ("model.diffusion_model.", "model.model.", "net.")
     found = [p for p in candidates if sum(n.startswith(p) for n in stored) > 5]
     prefix = found[0] if found else "model."
     short = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)} or stored
     assert "head.modulation" in short, "could not detect the model's type"
+    marked = [n.removesuffix(".comfy_quant") for n in short if n.endswith(".comfy_quant")]
+    for layer in marked:
+        settings = json.loads(bytes(short.pop(f"{layer}.comfy_quant").tolist()))
+        assert settings["format"] == "float8_e4m3fn"
+        short[f"{layer}.weight"] = short[f"{layer}.weight"].float() * short.pop(
+            f"{layer}.weight_scale"
+        )
+    if marked:
+        return {name: tensor.float() for name, tensor in short.items()}
     marker = short.pop("scaled_fp8", None)
     if marker is None:
         return short

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lightx2v_sgmd.families.wan import open_wan
@@ -20,6 +22,7 @@ from tests.tiny import WEIGHTS
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
+from weights.card import model_card
 from weights.export_spec import ExportSpec, Losses
 from weights.formats.registry import FORMATS
 from weights.opening import open_source
@@ -153,9 +156,11 @@ def test_both_forms_of_the_workflow_say_the_same(exports: Any) -> None:
     assert sampler["widgets_values"] == [0, "fixed", 4, 1.0, "euler", "simple", 1.0]
 
 
-@pytest.mark.parametrize("format", ["wan", "comfyui"])
-def test_fp8_is_within_its_reported_error(exports: Any, format: str) -> None:
-    out = exports(format, "fp8")
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("wan", "fp8"), ("comfyui", "fp8"), ("comfyui", "fp8-legacy")]
+)
+def test_fp8_is_within_its_reported_error(exports: Any, format: str, dtype: str) -> None:
+    out = exports(format, dtype)
     (file,) = out.glob("*.safetensors")
     stored = load_file(file)
     loaded = reading.lightx2v_fp8(stored) if format == "wan" else reading.comfyui_loads(stored)
@@ -175,17 +180,27 @@ def test_fp8_is_within_its_reported_error(exports: Any, format: str) -> None:
     kinds = {
         name: tensor.dtype for name, tensor in stored.items() if tensor.dtype != torch.bfloat16
     }
-    scale = ".weight_scale" if format == "wan" else ".scale_weight"
-    for name, dtype in kinds.items():
-        assert dtype == (torch.float32 if name.endswith(scale) else torch.float8_e4m3fn)
+    scale = ".scale_weight" if dtype == "fp8-legacy" else ".weight_scale"
+    expected = {scale: torch.float32, ".comfy_quant": torch.uint8}
+    for name, kind in kinds.items():
+        ending = name[name.rindex(".") :]
+        assert kind == expected.get(ending, torch.float8_e4m3fn)
         assert "norm" not in name and "modulation" not in name and "embedding" not in name
     if format == "wan":
         assert stored["blocks.0.ffn.0.weight_scale"].shape == (64, 1)
         job = json.loads((out / "lightx2v.json").read_text())
         assert job["dit_quantized"] is True and job["dit_quantized_ckpt"] == str(out / WAN)
     else:
-        prefix = next(n for n in stored if n.endswith("scaled_fp8")).removesuffix("scaled_fp8")
-        assert stored[f"{prefix}blocks.0.ffn.0.scale_weight"].shape == ()
+        layer = "model.diffusion_model.blocks.0.ffn.0"
+        assert stored[f"{layer}{scale}"].shape == ()
+        assert ("model.diffusion_model.scaled_fp8" in stored) == (dtype == "fp8-legacy")
+        told = json.loads(reading.metadata_of(file).get("_quantization_metadata", '{"layers": {}}'))
+        assert len(told["layers"]) == (20 if dtype == "fp8" else 0)
+        if dtype == "fp8":
+            settings = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
+            assert told["layers"][layer] == settings
+            assert json.loads(bytes(stored[f"{layer}.comfy_quant"].tolist())) == settings
+        assert ("December 2025 or newer" in (out / "README.md").read_text()) == (dtype == "fp8")
     narrow = torch.bfloat16
     before = reading.evaluate(exports.teacher_folder, exact, dtype=narrow)
     after = reading.evaluate(exports.teacher_folder, got, dtype=narrow)
@@ -210,11 +225,48 @@ def test_formats_change_back_and_forth_without_changing_a_bit(exports: Any) -> N
     assert (manifest.step, manifest.ema, manifest.method) == (20, True, original.method)
 
 
+@pytest.mark.parametrize(
+    ("format", "dtype", "library", "relation"),
+    [
+        ("wan", None, "lightx2v", "finetune"),
+        ("comfyui", "fp8", "comfyui", "quantized"),
+        ("lora", None, "diffusers", "adapter"),
+    ],
+)
+def test_the_cards_front_matter(
+    exports: Any, format: str, dtype: str | None, library: str, relation: str
+) -> None:
+    out = exports(format, dtype)
+    head = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert (head["library_name"], head["pipeline_tag"]) == (library, "text-to-video")
+    assert head["license"] == "other" and "base_model" not in head  # the teacher is a folder here
+    assert {"lightx2v-sgmd", format, "sgmd"} <= set(head["tags"])
+    spec = ExportSpec(open_source(exports.run, ema=True), FORMATS[format], dtype or "bf16", out)
+    about = replace(spec.source.about, teacher="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    published = replace(spec, source=replace(spec.source, about=about))
+    head = yaml.safe_load(model_card(published, None).split("---")[1])
+    assert head["base_model"] == about.teacher and head["license"] == "apache-2.0"
+    assert head["base_model_relation"] == relation
+
+
 def test_what_another_precision_makes_of_an_export(exports: Any) -> None:
     narrow = exports("wan", "bf16", source=exports("diffusers", "fp32").name)
     assert sha256_file(narrow / WAN) == sha256_file(exports("wan") / WAN)
-    with pytest.raises(UserError, match="8-bit weights, which have lost precision"):
-        export(exports("wan", "fp8"), "diffusers", exports.folder / "no", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("wan", "fp8"), ("comfyui", "fp8"), ("comfyui", "fp8-legacy")]
+)
+def test_8_bit_exports_are_exported_again(exports: Any, format: str, dtype: str) -> None:
+    """Into 8 bits without a change, and into other formats with the values that they stand for."""
+    first = exports(format, dtype)
+    again = exports(format, source=first.name)
+    (before,), (after,) = (sorted(path.glob("*.safetensors")) for path in (first, again))
+    assert sha256_file(before) == sha256_file(after)
+    wide = load_file(exports("diffusers", "fp32", source=first.name) / WEIGHTS)
+    name = "blocks.0.attn1.to_q.weight"
+    exact = load_file(exports("diffusers", "fp32") / WEIGHTS)[name]
+    assert 0 < (wide[name] - exact).abs().max() < exact.abs().max() / 16
 
 
 def test_a_changed_export_is_no_source(exports: Any, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
 from weights.export_spec import ExportSpec, Losses
+from weights.formats.comfyui import base_weights
 from weights.formats.registry import FORMATS
 from weights.io.adapters import factorize
 from weights.opening import open_source
@@ -99,6 +102,29 @@ def test_nothing_changed_gives_zeros() -> None:
     assert not factors.product().any() and factors.rank == 1
 
 
+def test_the_workflow_names_the_files_of_this_network(exports: Any) -> None:
+    out = exports(rank=4)
+    nodes = json.loads((out / "workflow_api.json").read_text()).values()
+    inputs = {key: value for node in nodes for key, value in node["inputs"].items()}
+    card = (out / "README.md").read_text()
+    assert inputs["unet_name"] == "teacher.safetensors"
+    assert re.fullmatch(r"teacher_sgmd_4step_[a-z0-9]+_lora\.safetensors", inputs["lora_name"])
+    assert f"models/loras/{inputs['lora_name']}" in card
+    assert f"models/diffusion_models/{inputs['unet_name']}" in card
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "file"),
+    [(1536, 30, "wan2.1_t2v_1.3B_bf16"), (5120, 40, "wan2.1_t2v_14B_bf16"), (48, 2, "mine")],
+)
+def test_the_teachers_file_follows_from_its_size(width: int, layers: int, file: str) -> None:
+    config = {"num_attention_heads": 2, "attention_head_dim": width // 2, "num_layers": layers}
+    model = SimpleNamespace(transformer_config=config)
+    about = SimpleNamespace(teacher="me/Mine-Diffusers")
+    spec: Any = SimpleNamespace(source=SimpleNamespace(model=model, about=about))
+    assert base_weights(spec) == f"{file}.safetensors"
+
+
 def test_names_and_content(exports: Any) -> None:
     out = exports(rank=4)
     stored = load_file(out / LORA)
@@ -117,7 +143,8 @@ def test_names_and_content(exports: Any) -> None:
     job = json.loads((out / "lightx2v.json").read_text())
     assert job["lora_configs"] == [{"path": str(out / LORA), "strength": 1.0}]
     api = json.loads((out / "workflow_api.json").read_text())
-    assert api["11"]["inputs"]["lora_name"] == LORA and api["4"]["inputs"]["model"] == ["11", 0]
+    assert api["11"]["inputs"]["lora_name"].endswith("_lora.safetensors")
+    assert api["4"]["inputs"]["model"] == ["11", 0]
     assert verify(out) == []
 
 

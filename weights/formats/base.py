@@ -14,13 +14,17 @@ from typing import Any, ClassVar, Final
 import torch
 
 from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.wan_original import transformer_names
 from lightx2v_sgmd.files.dtypes import OPTIONS
-from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.safetensors_files import Header, check_keys
+from lightx2v_sgmd.files.scaled_weights import EIGHT_BIT_FLOATS
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout
 from weights.io.adapters import PortableAdapters
 from weights.io.network import nbytes
-from weights.io.tensors import FileTensors, Tensors, network_shapes
+from weights.io.quantize import is_8_bit
+from weights.io.tensors import FileTensors, ReaderTensors, Tensors, network_shapes
 
 STEM: Final = "diffusion_pytorch_model"
 """The start of the names of weight files that diffusers and the original code look for."""
@@ -33,6 +37,7 @@ class Format(ABC):
         name: The value of ``--format``, and of ``format`` in the manifest.
         dtypes: The values of ``--dtype`` that the program can read.
         stored_as: The model card's words for how tensors are stored; ``{dtype}`` is filled in.
+        library: The hub's ``library_name`` of the program that loads the files.
         holds_adapters: True if the files hold adapters and not the whole network. Only such a
             format takes ``--rank`` and ``--energy``.
     """
@@ -40,6 +45,7 @@ class Format(ABC):
     name: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]]
     stored_as: ClassVar[str]
+    library: ClassVar[str]
     holds_adapters: ClassVar[bool] = False
 
     @abstractmethod
@@ -117,7 +123,7 @@ class NetworkFormat(Format):
         """The names and types under which the network is stored; see ``Format.layout``."""
         if keep is not None:
             return Layout(self.stored_names(), keep.dtype)
-        main = torch.bfloat16 if dtype == "fp8" else OPTIONS[dtype]
+        main = torch.bfloat16 if is_8_bit(dtype) else OPTIONS[dtype]
         return self.layout_in(dtype, main)
 
     def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
@@ -134,4 +140,8 @@ class NetworkFormat(Format):
     ) -> tuple[Tensors, PortableAdapters | None]:
         """The network's weights, checked against its configuration."""
         shapes = network_shapes(model)
+        if any(info.dtype in EIGHT_BIT_FLOATS for info in header.tensors.values()):
+            reader = WholeTensors(self.weight_files(folder), transformer_names)
+            check_keys(reader.header, shapes, str(folder))
+            return ReaderTensors(reader, shapes), None
         return FileTensors.checked(header, shapes, self.stored_names(header), str(folder)), None

@@ -27,11 +27,16 @@ from weights.formats.comfyui_workflow import (
 from weights.formats.layout import Layout
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import network_problems, write_network
-from weights.io.quantize import COMFYUI, FP8
+from weights.io.quantize import COMFYUI, COMFYUI_LEGACY, FP8, is_8_bit
 
 PREFIX: Final = "model.diffusion_model."
 """The prefix that ComfyUI's Load Diffusion Model strips (docs/decisions/006-comfyui-names.md)."""
 
+_PUBLISHED: Final = {
+    (1536, 30): "wan2.1_t2v_1.3B_bf16.safetensors",
+    (5120, 40): "wan2.1_t2v_14B_bf16.safetensors",
+}
+"""Names of Comfy-Org's files of Wan2.1, by the network's width and number of layers."""
 _ONE_FILE: Final = "1000000GB"
 _USAGE: Final = """\
 ## ComfyUI
@@ -40,15 +45,22 @@ Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
 (`{text_encoder}`) into `models/text_encoders` and its VAE (`{vae}`) into
 `models/vae`, and open `{workflow}`: shift {shift:g}, euler, simple, {count} steps, cfg 1.
 `workflow_api.json` is the same for the HTTP API.
-"""
+{versions}"""
+_VERSIONS: Final = {
+    "fp8": "These 8-bit weights need ComfyUI of December 2025 or newer; `--dtype fp8-legacy`\n"
+    "writes the form before that.\n",
+    "fp8-legacy": "ComfyUI before December 2025 rounds this file's embeddings and head to 8 bits\n"
+    "too, which doubles its error.\n",
+}
 
 
 class ComfyuiFormat(NetworkFormat):
     """The network in one file under the original names behind a prefix, with workflows."""
 
     name = "comfyui"
-    dtypes = ("bf16", "fp16", "fp32", "fp8")
+    dtypes = ("bf16", "fp16", "fp32", "fp8", "fp8-legacy")
     stored_as = "{dtype}, original names behind ComfyUI's prefix"
+    library = "comfyui"
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -77,6 +89,7 @@ class ComfyuiFormat(NetworkFormat):
         """The model card's section on ComfyUI."""
         return _USAGE.format(
             **values,
+            versions=_VERSIONS.get(spec.dtype, ""),
             weights=f"{stem(spec)}.safetensors",
             text_encoder=TEXT_ENCODER,
             vae=VAE,
@@ -101,18 +114,38 @@ class ComfyuiFormat(NetworkFormat):
 
     def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
         """The layout in one type, or with ComfyUI's scales for 8-bit matrices."""
-        if dtype != "fp8":
+        if not is_8_bit(dtype):
             return super().layout_in(dtype, main)
+        if dtype == "fp8":
+            return Layout(self.stored_names(), lambda name: main, COMFYUI)
         # Two elements ask ComfyUI to multiply at full precision, with the weights scaled back.
         markers = {f"{PREFIX}scaled_fp8": torch.zeros(2).to(FP8)}
-        return Layout(self.stored_names(), lambda name: main, COMFYUI, markers)
+        return Layout(self.stored_names(), lambda name: main, COMFYUI_LEGACY, markers)
 
 
 def stem(spec: ExportSpec) -> str:
     """The name of the file: what it is made from, by which method, in how many steps."""
     about = spec.source.about
-    teacher = about.teacher.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Diffusers").lower()
-    name = f"{teacher}_{about.method['name']}_{len(about.schedule)}step_{spec.dtype}"
+    steps = len(about.schedule)
+    return plain_name(f"{teacher_name(spec)}_{about.method['name']}_{steps}step_{spec.dtype}")
+
+
+def teacher_name(spec: ExportSpec) -> str:
+    """The teacher's name without its owner or folder."""
+    path = spec.source.about.teacher.rstrip("/")
+    return path.rsplit("/", 1)[-1].removesuffix("-Diffusers").lower()
+
+
+def base_weights(spec: ExportSpec) -> str:
+    """The teacher's file in ``models/diffusion_models``, as Comfy-Org names it for its size."""
+    config = spec.source.model.transformer_config
+    size = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    published = _PUBLISHED.get((size, int(config["num_layers"])))
+    return published or f"{plain_name(teacher_name(spec))}.safetensors"
+
+
+def plain_name(name: str) -> str:
+    """A file's name that every system takes."""
     return re.sub(r"[^a-z0-9._-]+", "-", name)
 
 

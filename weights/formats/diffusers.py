@@ -52,6 +52,7 @@ class DiffusersFormat(NetworkFormat):
     name = "diffusers"
     dtypes = ("bf16", "fp16", "fp32")
     stored_as = "{dtype}; layers that diffusers keeps in float32 are float32"
+    library = "diffusers"
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""

@@ -6,7 +6,8 @@ and re-export use the same two functions, so none of them can drift from the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -40,7 +41,9 @@ class Layout:
         if self.scales is None or not is_quantized(name):
             return [Part(stored, self.stored_dtype(name), shape)]
         scale = Part(self._scale_name(stored), torch.float32, self.scales.shape(shape))
-        return [Part(stored, FP8, shape), scale]
+        extra = self.scales.extra(_layer(stored)).items()
+        more = [Part(n, content.dtype, tuple(content.shape)) for n, content in extra]
+        return [Part(stored, FP8, shape), scale, *more]
 
     def all_parts(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
         """The tensors that are stored for a network, in its order; markers last."""
@@ -54,7 +57,8 @@ class Layout:
         if self.scales is None or not is_quantized(name):
             return {stored: tensor.to(self.stored_dtype(name))}
         quantized, scale = self.scales.quantize(tensor)
-        return {stored: quantized, self._scale_name(stored): scale}
+        extra = self.scales.extra(_layer(stored))
+        return {stored: quantized, self._scale_name(stored): scale, **extra}
 
     def decode(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
         """The weight that a program computes with, from the content of ``parts``."""
@@ -66,7 +70,24 @@ class Layout:
 
     def _scale_name(self, stored: str) -> str:
         assert self.scales is not None, stored
-        return stored.removesuffix(".weight") + self.scales.suffix
+        return _layer(stored) + self.scales.suffix
+
+    def metadata(self, names: Iterable[str]) -> dict[str, str]:
+        """What the files' headers say of quantized layers, for programs that look there.
+
+        Args:
+            names: The network's weights, by diffusers' name.
+        """
+        if self.scales is None or not self.scales.layer_settings:
+            return {}
+        settings = dict(self.scales.layer_settings)
+        layers = [_layer(self.stored_name(name)) for name in names if is_quantized(name)]
+        content = {"format_version": "1.0", "layers": dict.fromkeys(layers, settings)}
+        return {"_quantization_metadata": json.dumps(content)}
+
+
+def _layer(stored: str) -> str:
+    return stored.removesuffix(".weight")
 
 
 def read_finite(tensors: Tensors, name: str) -> Tensor:

@@ -22,7 +22,7 @@ from lightx2v_sgmd.files.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import Format
-from weights.formats.comfyui import check_even
+from weights.formats.comfyui import base_weights, check_even, stem
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
 from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, lightx2v_usage, whole_steps
@@ -45,7 +45,6 @@ from weights.io.tensors import MergedTensors, Tensors, network_shapes
 
 LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 DEFAULT_RANK: Final = 64
-_BASE_WEIGHTS: Final = "wan2.1_t2v_14B_bf16.safetensors"
 
 
 _DIFFUSERS_USAGE: Final = """\
@@ -76,9 +75,11 @@ the patch embedding that the file has too (`.diff`, `.diff_m`).
 _COMFYUI_USAGE: Final = """\
 ## ComfyUI
 
-Put `{file}` into `ComfyUI/models/loras`, the teacher into `models/diffusion_models` and its text
-encoder and VAE as usual, and open `{workflow}`: shift {shift:g}, euler, simple, {count} steps,
-cfg 1. `workflow_api.json` is the same for the HTTP API.
+Copy `{file}` to `ComfyUI/models/loras/{named}`, the teacher to
+`models/diffusion_models/{base_weights}`, and its text encoder and VAE as usual. Then open
+`{workflow}`, which names these files: shift {shift:g}, euler, simple, {count} steps, cfg 1.
+`workflow_api.json` is the same for the HTTP API. ComfyUI skips a LoRA for a network of another size
+with no more than a warning in its log.
 """
 
 
@@ -88,6 +89,7 @@ class LoraFormat(Format):
     name = "lora"
     dtypes = ("bf16", "fp16", "fp32")
     stored_as = "{dtype} adapters, portable names"
+    library = "diffusers"
     holds_adapters = True
 
     def check(self, spec: ExportSpec) -> None:
@@ -173,7 +175,8 @@ class LoraFormat(Format):
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's sections on diffusers, ComfyUI and LightX2V."""
         diffusers = _DIFFUSERS_USAGE.format(**values, file=LORA_FILE)
-        comfyui = _COMFYUI_USAGE.format(**values, file=LORA_FILE, workflow=WORKFLOW_FILE)
+        names = {"named": comfyui_name(spec), "base_weights": base_weights(spec)}
+        comfyui = _COMFYUI_USAGE.format(**values, **names, file=LORA_FILE, workflow=WORKFLOW_FILE)
         return "\n".join([diffusers, comfyui, lightx2v_usage(values)])
 
     def weight_files(self, folder: Path) -> list[Path]:
@@ -186,6 +189,11 @@ class LoraFormat(Format):
         """The teacher's weights with the adapters merged into them, and the adapters."""
         adapters = PortableAdapters.checked(header, network_shapes(model), str(folder))
         return MergedTensors(model_tensors(model), adapters), adapters
+
+
+def comfyui_name(spec: ExportSpec) -> str:
+    """The file's name in ComfyUI's folder of LoRAs, where two must not have one name."""
+    return f"{stem(spec)}_lora.safetensors"
 
 
 @dataclass(frozen=True)
@@ -264,7 +272,7 @@ def _write_file(path: Path, pieces: dict[str, Tensor], spec: ExportSpec) -> None
 def _side_files(spec: ExportSpec) -> dict[str, Any]:
     job = lightx2v_job(spec)
     job["lora_configs"] = [{"path": str(spec.out.resolve() / LORA_FILE), "strength": 1.0}]
-    api = workflow(spec.source.about, _BASE_WEIGHTS, lora=LORA_FILE)
+    api = workflow(spec.source.about, base_weights(spec), lora=comfyui_name(spec))
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 

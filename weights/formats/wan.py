@@ -46,6 +46,7 @@ class WanFormat(NetworkFormat):
     name = "wan"
     dtypes = ("bf16", "fp16", "fp32", "fp8")
     stored_as = "{dtype}, original names"
+    library = "lightx2v"
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -151,7 +152,8 @@ def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
         "target_width": video.width,
         "fps": video.fps,
         "text_len": TEXT_LENGTH,
-        # The attention kernel of LightX2V that needs nothing installed.
+        # Of every attention and rotation that LightX2V knows, the ones that need nothing installed.
+        "rope_type": "torch_complex_rope",
         "self_attn_1_type": "torch_sdpa",
         "cross_attn_1_type": "torch_sdpa",
         "cross_attn_2_type": "torch_sdpa",

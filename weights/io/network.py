@@ -53,7 +53,8 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
     parts = layout.all_parts(source.tensors.shapes)
     shards = split(parts, stem, spec.max_shard_size)
     index = f"{stem}.safetensors.index.json"
-    writer = ShardWriter(folder, shards, parts, schedule_metadata(source.schedule), index)
+    metadata = schedule_metadata(source.schedule) | layout.metadata(source.tensors.shapes)
+    writer = ShardWriter(folder, shards, parts, metadata, index)
     layers: dict[str, dict[str, float]] = {}
     trimmer = HeapTrimmer()
     try:

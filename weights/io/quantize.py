@@ -8,15 +8,18 @@ token.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 from torch import Tensor
 
 FP8: Final = torch.float8_e4m3fn
+SETTINGS: Final = ".comfy_quant"
 LARGEST: Final = 448.0
 """The largest finite value of the type."""
 
@@ -24,6 +27,11 @@ _BLOCK: Final = 2**16
 _MATRICES: Final = re.compile(
     r"blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ffn\.net\.(0\.proj|2))\.weight"
 )
+
+
+def is_8_bit(dtype: str) -> bool:
+    """True if a value of ``--dtype`` stores matrices in 8 bits."""
+    return dtype.startswith("fp8")
 
 
 def is_quantized(name: str) -> bool:
@@ -38,10 +46,21 @@ class Scales:
     Attributes:
         suffix: The end of a scale's name, after the layer's name.
         per_channel: One for each output channel, ``[out, 1]``, or one for the matrix, ``[]``.
+        layer_settings: What the program wants to know of each quantized layer; it is stored as
+            JSON text in a tensor of bytes beside the scale. Empty if it wants nothing.
     """
 
     suffix: str
     per_channel: bool
+    layer_settings: Mapping[str, str | bool] = field(default_factory=dict)
+
+    def extra(self, layer: str) -> dict[str, Tensor]:
+        """Tensors of fixed content beside a quantized weight, by name."""
+        if not self.layer_settings:
+            return {}
+        text = json.dumps(dict(self.layer_settings)).encode()
+        content = torch.tensor(list(text), dtype=torch.uint8)
+        return {layer + SETTINGS: content}
 
     def shape(self, weight: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a weight's scale."""
@@ -63,7 +82,14 @@ def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
 
 
 LIGHTX2V: Final = Scales(".weight_scale", per_channel=True)
-COMFYUI: Final = Scales(".scale_weight", per_channel=False)
+# ComfyUI scales the weights back and multiplies at full precision.
+COMFYUI: Final = Scales(
+    ".weight_scale",
+    per_channel=False,
+    layer_settings={"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
+)
+COMFYUI_LEGACY: Final = Scales(".scale_weight", per_channel=False)
+"""The form that ComfyUI before December 2025 reads; newer versions convert it."""
 
 
 def norm(tensor: Tensor) -> float:

@@ -21,6 +21,7 @@ from infer.network import loading
 from infer.network.loading import load_network
 from infer.options import Options
 from lightx2v_sgmd.families.wan import WanModel, open_wan, velocity
+from lightx2v_sgmd.families.wan_lora import LoraUpdate
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.tensor_copy import PIECE_BYTES
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -83,12 +84,11 @@ def test_a_quantised_14b_loads_on_a_24_gib_card(monkeypatch: pytest.MonkeyPatch)
     """Merged with a LoRA as well; the whole of it in 16 bits would be 26.7 GiB."""
     layers = {f"blocks.{i}.ffn.net.0.proj": (13824, 5120) for i in range(40)}
     factors = {
-        f"transformer.{name}.lora_{part}.weight": torch.empty(shape, device="meta")
+        name: (torch.empty(64, width, device="meta"), torch.empty(out, 64, device="meta"))
         for name, (out, width) in layers.items()
-        for part, shape in (("A", (64, width)), ("B", (out, 64)))
     }
-    monkeypatch.setattr("infer.network.lora._read", lambda lora: (factors, {}))
-    monkeypatch.setattr("infer.network.lora._settings", lambda lora: None)
+    update = LoraUpdate(factors, {})
+    monkeypatch.setattr("infer.network.lora.read_lora", lambda *lora: update)
     model, memory_mode = open_wan(BIG), MemoryMode(quantize="fp8-storage", one_at_a_time=True)
     with metered(monkeypatch, "F32") as meter:
         _, weights, peak = load(

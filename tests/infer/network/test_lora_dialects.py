@@ -106,7 +106,9 @@ def write(
             scales[layer] = 1.0
         else:
             scales[layer] = (5.0 if layer == first and alpha != "ss" else 3.0) / rank
-    settings = {"r": 2, "lora_alpha": 3, "alpha_pattern": {first: 5}}
+    ranks = {layer: pair[0].shape[0] for layer, pair in factors.items()}
+    patterns = {"alpha_pattern": {first: 5}, "rank_pattern": ranks}
+    settings = {"r": 2, "lora_alpha": 3, **patterns}
     if alpha == "metadata":
         metadata["lora_adapter_metadata"] = json.dumps(
             {f"transformer.{key}": value for key, value in settings.items()}
@@ -139,7 +141,8 @@ def output(network: Any) -> Tensor:
     x = torch.randn(1, 4, 1, 8, 8, generator=generator)
     text = torch.randn(1, 8, 16, generator=generator)
     with torch.no_grad():
-        return network(x, torch.tensor([500.0]), text, return_dict=False)[0]  # type: ignore[no-any-return]
+        result: Tensor = network(x, torch.tensor([500.0]), text, return_dict=False)[0]
+    return result
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)

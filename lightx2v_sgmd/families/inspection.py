@@ -1,0 +1,345 @@
+"""Decides what a file or folder of weights is, and says it.
+
+One function, ``inspect_weights``, answers for a network, a LoRA, a text encoder, a VAE, a model's
+folder, an export and a training run: who wrote it, under which names, of which size and types, for
+which steps, and what is missing to run it. It reads headers and small files alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.families import wan_original
+from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families.sources import Part, is_whole_model, network_in
+from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
+from lightx2v_sgmd.families.wan_lora import PEFT_FILE, alpha_source, is_lora_key, open_lora
+from lightx2v_sgmd.families.wan_variants import variant_of
+from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
+from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, read_manifest
+from lightx2v_sgmd.files.safetensors_files import METADATA_KEY, Header, read_header, schedule_of
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.untrusted.building import build_transformer
+from lightx2v_sgmd.untrusted.configs import check_transformer
+
+LORA_FILES: Final = ("pytorch_lora_weights.safetensors", PEFT_FILE)
+_SHOWN: Final = 4
+_LORA_NAMES: Final = (
+    (r"base_model\.model\.", "PEFT"),
+    (r"transformer\.", "diffusers"),
+    (r"lora_unet_", "kohya or musubi-tuner"),
+    (r"lora_transformer_", "OneTrainer"),
+    (r"lycoris_", "LyCORIS"),
+    (r"(model\.)?diffusion_model\.", "ComfyUI or LightX2V"),
+    (r".*\.lora_[AB]\.default\.", "DiffSynth-Studio"),
+)
+
+
+@dataclass
+class Inspection:
+    """What a file or folder of weights is.
+
+    Attributes:
+        path: The file or folder.
+        kind: ``network``, ``LoRA``, ``text encoder``, ``VAE``, ``model``, ``export``, ``training
+            run``, ``checkpoint`` or ``unknown``.
+        facts: What is known, by label, in the order in which it is printed.
+        missing: What is missing to generate with it; one line for each thing.
+    """
+
+    path: Path
+    kind: str
+    facts: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The inspection as text, a fact a line."""
+        told = [f"{self.path}: {self.kind}", *(f"  {k}: {v}" for k, v in self.facts.items())]
+        return told + [f"  missing: {line}" for line in self.missing]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inspection as JSON holds it."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            **{label.replace(" ", "_"): value for label, value in self.facts.items()},
+            "missing": self.missing,
+        }
+
+
+def inspect_weights(path: str | Path, base: str | Path | None = None) -> Inspection:
+    """Says what a file or folder of weights is.
+
+    Args:
+        path: The file or folder.
+        base: The model that it is a variant of; default: whichever known model it fits.
+
+    Raises:
+        UserError: the path does not exist, or a file is damaged or not to be trusted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path, base)
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; give a file or a folder of weights")
+    if path.suffix not in WEIGHT_FILES:
+        endings = ", ".join(WEIGHT_FILES)
+        raise UserError(f"{path}: is not a file of weights; give a folder, or a {endings} file")
+    return _files(path, [path], base, None)
+
+
+def _folder(folder: Path, base: str | Path | None) -> Inspection:
+    if (folder / "checkpoints").is_dir():
+        return Inspection(folder, "training run", {"next": f"lightx2v-sgmd export {folder} ..."})
+    if (folder / "trainer.json").is_file():
+        return Inspection(folder, "checkpoint", {"next": f"lightx2v-sgmd export {folder} ..."})
+    manifest = read_manifest(folder)
+    if is_whole_model(folder) or (folder / "model_index.json").is_file():
+        return _model(folder, manifest)
+    for name in LORA_FILES:
+        if (folder / name).is_file():
+            return _exported(_files(folder, [folder / name], base, None), manifest)
+    files, config = network_in(folder)
+    return _exported(_files(folder, files, base, config), manifest)
+
+
+def _model(folder: Path, manifest: Manifest | None) -> Inspection:
+    model = open_wan(folder)
+    found = Inspection(folder, "model", {"layout": model.source.layout})
+    parts: tuple[Part, ...] = ("transformer", "vae", "text_encoder")
+    for part in parts:
+        if not model.source.has(part):
+            found.missing.append(f"the weights of the {part.replace('_', ' ')}")
+    if model.source.has("transformer"):
+        _network_facts(found, model.transformer_weights(), model.transformer_config)
+    return _exported(found, manifest)
+
+
+def _exported(found: Inspection, manifest: Manifest | None) -> Inspection:
+    """Adds what an export's manifest says."""
+    if manifest is None:
+        return found
+    facts = {
+        "written by": "lightx2v-sgmd",
+        "format": f"{manifest.format}, {manifest.dtype}",
+        "method": str(manifest.method.get("name")),
+        "teacher": manifest.teacher,
+        "trained for": f"{manifest.video.height}x{manifest.video.width}, "
+        f"{manifest.video.num_frames} frames",
+    }
+    found.facts = facts | found.facts
+    found.facts["schedule"] = f"{_steps(manifest.schedule)} ({FILE_NAME})"
+    found.missing = [line for line in found.missing if not line.startswith("a schedule")]
+    found.kind = f"export of a {found.kind}" if found.kind != "model" else "export of a whole model"
+    return found
+
+
+def _files(
+    path: Path, files: list[Path], base: str | Path | None, config: dict[str, Any] | None
+) -> Inspection:
+    """One network's or one LoRA's files."""
+    pickled = files[0].suffix != ".safetensors"
+    header = WholeTensors(files).header if pickled else read_header(files[0])
+    names = list(header.tensors)
+    if any(is_lora_key(name) for name in names):
+        return _lora(path, files[0], base)
+    tail = {name.rsplit(".", 2)[-2] for name in names if "." in name}
+    if any("relative_attention_bias" in n or "pos_embedding.embedding" in n for n in names):
+        return _other(path, "text encoder", header, "umT5, for the prompts; no student")
+    if any(re.search(r"decoder\.(up_blocks|upsamples)\.", name) for name in names):
+        return _other(path, "VAE", header, "for decoding latents; no student")
+    reader = WholeTensors(files, wan_original.transformer_names)
+    if "patch_embedding.weight" not in reader.header.tensors:
+        shown = ", ".join(map(shortened, names[:_SHOWN]))
+        kinds = f"{len(names)} tensors, such as {shown}; {len(tail)} kinds of layers"
+        return Inspection(path, "unknown", {"holds": kinds, "types": _types(header)})
+    found = Inspection(path, "network")
+    model = open_wan(base) if base is not None else None
+    _network_facts(found, reader, config or (model.transformer_config if model else None))
+    found.missing.append("VAE, text encoder and tokenizer: add --base MODEL")
+    return found
+
+
+def _other(path: Path, kind: str, header: Header, use: str) -> Inspection:
+    return Inspection(path, kind, {"use": use, "types": _types(header)})
+
+
+def _network_facts(
+    found: Inspection, reader: WholeTensors, config: Mapping[str, Any] | None
+) -> None:
+    """Adds names, size, types, schedule and what does not fit of a network's weights."""
+    stored, header = list(reader.stored_names.values()), reader.header
+    prefix = wan_original.transformer_prefix(stored)
+    facts = found.facts
+    facts["names"] = _naming(reader, prefix)
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    facts["size"] = _size(shapes)
+    facts["types"] = reader.convention or _types(header)
+    _schedule_fact(found, header)
+    config = config or config_from(shapes)
+    if config is None:
+        found.missing.append("weights of the first block or the embeddings; the file is a part")
+        return
+    expected = _expected(config)
+    strange = [name for name in shapes if name not in expected]
+    variant = variant_of(strange)
+    if variant is not None:
+        facts["variant"] = f"{variant}, which is not supported"
+    elif strange:
+        facts["unexpected"] = _some(strange)
+    absent = [name for name in expected if name not in shapes]
+    if absent:
+        found.missing.append(f"{len(absent)} weights: {_some(absent)}")
+    other = [name for name in shapes if name in expected and shapes[name] != expected[name]]
+    if other:
+        facts["other shapes than the configuration's"] = _some(other)
+
+
+def _naming(reader: WholeTensors, prefix: str) -> str:
+    ours = any("condition_embedder." in name for name in reader.stored_names.values())
+    layout = "diffusers" if ours else "original (Wan2.1, LightX2V)"
+    if prefix.endswith("diffusion_model."):
+        return f"{layout}, behind ComfyUI's prefix {prefix!r}"
+    return f"{layout}, behind {shortened(prefix)!r}" if prefix else layout
+
+
+def _lora(path: Path, file: Path, base: str | Path | None) -> Inspection:
+    header = read_header(file)
+    found = Inspection(path, "LoRA", {"names": _dialect(header.tensors)})
+    found.facts["types"] = _types(header)
+    refusals = []
+    names = [BUNDLED, *known_hub_ids()] if base is None else [str(base)]
+    for name in names:
+        try:
+            model: WanModel = open_wan(name)
+            lora = open_lora(file, model.transformer_shapes(), skip_image_layers=True)
+        except UserError as error:
+            refusals.append(str(error).removeprefix(f"lora: {file}: "))
+            continue
+        found.facts["fits"] = name
+        ranks = Counter(lora.rank(layer) for layer in lora.layers)
+        counts = ", ".join(f"{rank}" for rank, _ in ranks.most_common(_SHOWN))
+        blocks = {m[1] for n in lora.layers if (m := re.match(r"blocks\.(\d+)\.", n))}
+        found.facts["layers"] = f"{len(lora.layers)} in {len(blocks)} blocks, rank {counts or '-'}"
+        if lora.differences:
+            found.facts["differences"] = f"of {len(lora.differences)} other weights"
+        found.facts["alpha"] = alpha_source(lora)
+        if lora.image_layers:
+            count = f"{len(lora.image_layers)} tensors"
+            found.facts["variant"] = f"{count} of image-to-video layers (--skip-image-layers)"
+        break
+    else:
+        found.facts["refused"] = shortened(refusals[-1], 300)
+    _schedule_fact(found, header)
+    found.missing.append("a base model: give it as --weights, and this as --lora")
+    return found
+
+
+def _dialect(names: Iterable[str]) -> str:
+    kinds = Counter(
+        next((kind for pattern, kind in _LORA_NAMES if re.match(pattern, name)), "no prefix")
+        for name in names
+    )
+    return ", ".join(kind for kind, _ in kinds.most_common())
+
+
+def _schedule_fact(found: Inspection, header: Header) -> None:
+    schedule = schedule_of(header.metadata)
+    if schedule is not None:
+        found.facts["schedule"] = f"{_steps(schedule)} (metadata {METADATA_KEY!r})"
+    else:
+        found.missing.append("a schedule: add --assume-schedule sgmd if it is that of SGMD")
+
+
+def _steps(schedule: Schedule) -> str:
+    steps = "/".join(f"{t:.0f}" for t in schedule.timesteps.tolist())
+    return f"{steps}, shift {schedule.shift:g}, {schedule.solver}"
+
+
+def _types(header: Header) -> str:
+    options = {FILE_NAMES[dtype]: option for option, dtype in OPTIONS.items()}
+    counts = Counter(info.dtype for info in header.tensors.values())
+    return ", ".join(f"{n} in {options.get(kind, kind)}" for kind, n in counts.most_common())
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    config = config_from(shapes)
+    count = sum(_product(shape) for shape in shapes.values())
+    if config is None:
+        return f"{count:,} weights"
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    plain = f"{config['num_layers']} layers of width {width}, {count:,} weights"
+    for name in known_hub_ids():
+        known = known_transformer_config(name) or {}
+        same = all(
+            known.get(key) == config[key] for key in ("num_layers", "ffn_dim", "in_channels")
+        )
+        if same:
+            return f"{plain} ({name.split('/')[-1].removesuffix('-Diffusers')})"
+    return plain
+
+
+def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """A configuration that gives these shapes; None if too few of them are there.
+
+    The number of heads cannot be told from shapes; that of Wan's models is taken, 128 wide each.
+    """
+    patch = shapes.get("patch_embedding.weight", ())
+    feed = shapes.get("blocks.0.ffn.net.0.proj.weight", ())
+    text = shapes.get("condition_embedder.text_embedder.linear_1.weight", ())
+    time = shapes.get("condition_embedder.time_embedder.linear_1.weight", ())
+    out = shapes.get("proj_out.weight", ())
+    if (len(patch), len(feed), len(text), len(time), len(out)) != (5, 2, 2, 2, 2):
+        return None
+    blocks = [int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d{1,3})\.", name))]
+    width, size = patch[0], _product(patch[2:])
+    head = next((n for n in (128, 32, 12, 8, 4, 2) if width % n == 0), width)
+    config: dict[str, Any] = {
+        "patch_size": list(patch[2:]),
+        "num_attention_heads": width // head,
+        "attention_head_dim": head,
+        "in_channels": patch[1],
+        "out_channels": out[0] // size if size else patch[1],
+        "text_dim": text[1],
+        "freq_dim": time[1],
+        "ffn_dim": feed[0],
+        "num_layers": max(blocks) + 1,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "rope_max_seq_len": 1024,
+    }
+    try:
+        check_transformer(config)
+    except UserError:  # sizes that no network of Wan has
+        return None
+    return config
+
+
+def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    import torch
+
+    with torch.device("meta"):
+        state = build_transformer(dict(config)).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _product(shape: Iterable[int]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(shortened, names[:_SHOWN])) + more
