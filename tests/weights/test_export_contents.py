@@ -104,7 +104,12 @@ def test_the_manifest_tells_where_the_weights_come_from(
         "format": "diffusers",
         "method": {
             "name": "sgmd",
-            "options": {"lambda": 0.1, "weighting": "normalized", "max_weight": 1.0},
+            "options": {
+                "lambda": 0.1,
+                "weighting": "normalized",
+                "max_weight": 1.0,
+                "fake_score_rollout": "shared",
+            },
         },
         "teacher": str(teacher),
         "teacher_dtype": "float32",
