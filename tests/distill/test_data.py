@@ -130,6 +130,25 @@ def test_text_and_negative_text_are_padded_alike(job: Job) -> None:
     assert bool((text[1, :3] == 2).all()) and bool((text[1, 3] == 0).all())
 
 
+def test_a_batch_has_its_prompts_texts_and_the_negative_one(job: Job) -> None:
+    """Prompt p's rows are p here, and the negative prompt's are -1."""
+    data = batches(job, Ranks(), prompts=6)
+    data.negative = torch.full((1, 16), -1.0)
+    batch = data.micro_batch(1, 0)
+    for row, prompt in enumerate(batch.prompts):
+        assert bool((batch.text[row, : 1 + prompt % 3] == prompt).all())
+        assert bool((batch.negative_text[row, 0] == -1).all())
+    assert batch.negative_text.shape == batch.text.shape and not bool((batch.text == -1).any())
+
+
+def test_a_batch_lies_on_its_rank_s_device(job: Job, pairs: LatentFolder) -> None:
+    data = batches(job, Ranks(device=torch.device("meta")))
+    data.latents = pairs
+    for batch in (data.micro_batch(0, 0), data.pair_batch(0, 0, 1)):
+        tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+        assert {tensor.device.type for tensor in tensors} == {"meta"} and len(tensors) == 6
+
+
 def test_prompts_are_unique_and_in_order(tiny_teacher: Path, tmp_path: Path) -> None:
     job = make_job(tiny_teacher, tmp_path)
     Path(job.data.prompts).write_text("b\na\nb\n", encoding="utf-8")

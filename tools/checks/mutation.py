@@ -345,7 +345,7 @@ def listed(page: Path = REASONS) -> set[tuple[str, str]]:
 def report(work: Path, paths: Sequence[str]) -> Iterator[str]:
     """A table of the modules that were run, and the survivors that no reason is given for."""
     results, reasons = read_results(work), listed()
-    yield "| module | mutants | equivalent | killed | of the others |"
+    yield "| module | run | listed | killed | at least |"
     yield "|---|---|---|---|---|"
     unexplained = []
     for path in paths:
@@ -358,7 +358,7 @@ def report(work: Path, paths: Sequence[str]) -> Iterator[str]:
         harmless = sum((path, name) in reasons for name in alive)
         unexplained += [f"{path}: {name}" for name in alive if (path, name) not in reasons]
         whole = "" if len(rows) == len(names) else f" of {len(names)}"
-        share = killed / max(1, len(rows) - harmless)
+        share = killed / max(1, len(names) - harmless)
         yield f"| `{path}` | {len(rows)}{whole} | {harmless} | {killed} | {share:.1%} |"
     yield from ["", *unexplained]
 
