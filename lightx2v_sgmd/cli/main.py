@@ -24,6 +24,7 @@ from lightx2v_sgmd.cli import (
     distill,
     embed,
     encode_videos,
+    evaluate,
     export,
     generate,
     plan,
@@ -87,6 +88,7 @@ def root(
 app.command("distill", epilog=distill.EXAMPLES)(distill.distill_command)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate_command)
 app.command("export", epilog=export.EXAMPLES)(export.export_command)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo_command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)

@@ -25,6 +25,7 @@ COMMANDS = (
     "distill",
     "generate",
     "export",
+    "evaluate",
     "compare",
     "doctor",
     "demo",

@@ -1,0 +1,276 @@
+"""``lightx2v-sgmd evaluate``: measures a student, a teacher or a folder of videos."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.apps.evaluation.making import (
+    device_and_dtype,
+    guidance_of,
+    student_videos,
+    teacher_videos,
+)
+from lightx2v_sgmd.apps.evaluation.measuring import hashes_of, measure_files, measure_groups
+from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metrics
+from lightx2v_sgmd.apps.evaluation.page import report_page
+from lightx2v_sgmd.apps.evaluation.sources import Source, open_source, video_files, wanted_size
+from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.files.manifest import VideoFacts
+from lightx2v_sgmd.files.prompts import read_prompts
+from lightx2v_sgmd.files.video import check_writable
+from lightx2v_sgmd.outputs import (
+    OutputLock,
+    WrittenFiles,
+    locked_folder,
+    refuse_overlap,
+    resolved,
+)
+from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import UserError
+
+__all__ = ["EvaluateOptions", "Evaluation", "evaluate"]
+
+FOLDERS: Final = ("measured", "videos", "videos/*")
+"""The folders in which files appear by rename."""
+RESULTS: Final = ("metrics.json", "report.html")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        out: The folder.
+        metrics: The content of ``metrics.json``.
+    """
+
+    out: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was asked for, after everything was checked that can be without work."""
+
+    sources: dict[str, Source]
+    sizes: dict[str, VideoFacts | None]
+    own: dict[str, list[Path]]
+    prompts: list[str]
+    metrics: tuple[str, ...]
+    teacher: WanModel | None
+    options: EvaluateOptions
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompt of each video: all prompts for the first seed, then for the next."""
+        return self.prompts * self.options.seeds
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each video."""
+        return [self.options.seed + index for index in range(len(self.texts))]
+
+
+def evaluate(
+    weights: str | Path,
+    prompts: str | Path,
+    out: str | Path,
+    *,
+    against: str | Path | None = None,
+    options: EvaluateOptions | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Makes videos, measures them, and writes ``metrics.json`` and ``report.html``.
+
+    Both sides get the same prompts and seeds, and so start from the same noise. Videos and
+    measurements that are there, made from the same content and options, are not made again; the
+    same call resumes one that was stopped.
+
+    Args:
+        weights: A student that ``export`` wrote, a teacher, or a folder of mp4 files.
+        prompts: A prompt file.
+        out: The folder for everything.
+        against: The reference: likewise a student, a teacher or a folder of mp4 files.
+        options: Metrics, seeds, sizes and so on.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: something that was asked for cannot be; nothing has been made.
+        RunError: videos could not be made.
+    """
+    options = options or EvaluateOptions()
+    plan = _plan(weights, prompts, Path(out), against, options)
+    folder = resolved(out)
+    with locked_folder(folder, "evaluate", quiet, FOLDERS) as lock:
+        written = WrittenFiles(folder)
+        written.check(RESULTS)
+        sides = _measure(plan, written, lock, quiet)
+        results = summarise(sides, plan.prompts, plan.seeds, plan.metrics)
+        for caution in results.get("cautions", ()):
+            note(f"caution: {caution}", quiet)
+        note("writing the report", quiet)
+        written.write_text("metrics.json", json.dumps(results, indent=1) + "\n")
+        written.write_text("report.html", report_page(results, folder, options.shown))
+    return Evaluation(Path(out), results)
+
+
+def _plan(
+    weights: str | Path,
+    prompts: str | Path,
+    out: Path,
+    against: str | Path | None,
+    options: EvaluateOptions,
+) -> _Plan:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("evaluate runs in one process; start it without torchrun")
+    texts = read_prompts(prompts)
+    sources = {"weights": open_source(weights, "--weights")}
+    if against is not None:
+        sources["against"] = open_source(against, "--against")
+    teacher = _features_model(sources, options)
+    metrics = chosen_metrics(options, against is not None, teacher is not None)
+    refuse_overlap(
+        resolved(out),
+        {
+            "--prompts": Path(prompts),
+            "--i3d": options.i3d,
+            "--teacher": None if options.teacher is None else Path(options.teacher),
+            **{f"--{side}": source.folder for side, source in sources.items()},
+        },
+    )
+    check_writable(out, folder=True)
+    sizes: dict[str, VideoFacts | None] = {}
+    own = {}
+    for side, source in sources.items():
+        other = next((s for name, s in sources.items() if name != side), None)
+        if source.kind == "videos":
+            sizes[side] = None
+            own[side] = video_files(source, texts, options.seeds, f"--{side}")
+        else:
+            asked = (options.height, options.width, options.num_frames)
+            sizes[side] = wanted_size(source, other, *asked)
+    videos = len(texts) * options.seeds
+    if videos < 2 and "frechet" in metrics:
+        metrics = tuple(name for name in metrics if name not in ("frechet", "fvd"))
+        if set(options.metrics) & {"frechet", "fvd"}:
+            raise UserError("--metrics: frechet and fvd need two videos or more; add prompts")
+    return _Plan(sources, sizes, own, texts, metrics, teacher, options)
+
+
+def _features_model(sources: dict[str, Source], options: EvaluateOptions) -> WanModel | None:
+    """The teacher in whose features the Frechet distance is taken."""
+    if options.teacher is not None:
+        return open_source(options.teacher, "--teacher").model
+    found = [s.model for s in reversed(list(sources.values())) if s.kind == "teacher"]
+    return found[0] if found else None
+
+
+def _measure(plan: _Plan, written: WrittenFiles, lock: OutputLock, quiet: bool) -> dict[str, Side]:
+    """Makes and measures the videos of all sides."""
+    files = {side: _videos(plan, side, written.folder, lock, quiet) for side in plan.sources}
+    hashes = {side: hashes_of(paths) for side, paths in files.items()}
+    values = {
+        side: measure_files(files[side], hashes[side], written, side, quiet) for side in files
+    }
+    diversity: dict[str, list[float]] = {}
+    if "diversity" in plan.metrics:
+        count = len(plan.prompts)
+        diversity = {
+            side: measure_groups(paths, hashes[side], count, written, side, quiet)
+            for side, paths in files.items()
+        }
+    features = _features(plan, files, hashes, written, quiet)
+    i3d = _i3d(plan, files, hashes, written, quiet)
+    return {
+        side: Side(
+            about=_about(plan, side),
+            files=[_shown_path(path, written.folder) for path in files[side]],
+            values=values[side],
+            diversity=diversity.get(side),
+            features=features.get(side),
+            i3d=i3d.get(side),
+        )
+        for side in files
+    }
+
+
+def _videos(plan: _Plan, side: str, folder: Path, lock: OutputLock, quiet: bool) -> Sequence[Path]:
+    source, size = plan.sources[side], plan.sizes[side]
+    out = folder / "videos" / side
+    if source.kind == "videos":
+        return [file.resolve() for file in plan.own[side]]
+    assert size is not None, "a model's videos have a size"
+    if source.kind == "student":
+        return student_videos(source, plan.texts, size, plan.options, out, quiet)
+    guidance = guidance_of(plan.options, list(plan.sources.values()))
+    return teacher_videos(source, plan.texts, size, guidance, plan.options, out, lock, quiet)
+
+
+def _features(
+    plan: _Plan,
+    files: dict[str, Sequence[Path]],
+    hashes: dict[str, list[str]],
+    written: WrittenFiles,
+    quiet: bool,
+) -> dict[str, Any]:
+    if "frechet" not in plan.metrics or plan.teacher is None:
+        return {}
+    from lightx2v_sgmd.apps.evaluation.features import TeacherFeatures, teacher_features
+
+    model = plan.teacher
+    device, dtype = device_and_dtype(plan.options.device)
+    load = functools.cache(lambda: TeacherFeatures(model, device, dtype))
+    return {
+        side: teacher_features(load, model, paths, hashes[side], written, side, quiet)
+        for side, paths in files.items()
+    }
+
+
+def _i3d(
+    plan: _Plan,
+    files: dict[str, Sequence[Path]],
+    hashes: dict[str, list[str]],
+    written: WrittenFiles,
+    quiet: bool,
+) -> dict[str, Any]:
+    i3d = plan.options.i3d
+    if "fvd" not in plan.metrics or i3d is None:
+        return {}
+    from lightx2v_sgmd.apps.evaluation.fvd import fvd_features, load_i3d
+
+    device, _ = device_and_dtype(plan.options.device)
+    load = functools.cache(lambda: load_i3d(i3d, device))
+    return {
+        side: fvd_features(load, i3d, device, paths, hashes[side], written, side, quiet)
+        for side, paths in files.items()
+    }
+
+
+def _about(plan: _Plan, side: str) -> dict[str, Any]:
+    """What ``metrics.json`` says of a side."""
+    source = plan.sources[side]
+    about: dict[str, Any] = {"path": source.path, "kind": source.kind}
+    if source.kind == "teacher":
+        guidance = guidance_of(plan.options, list(plan.sources.values()))
+        about |= {"steps": plan.options.steps, "guidance_scale": guidance}
+        if source.model is not None:
+            about["solver"] = solver_text(teacher_solver(source.model, steps=plan.options.steps))
+        about["nfe"] = plan.options.steps * (1 if guidance == 1 else 2)
+    if source.kind == "student":
+        about["nfe"] = source.nfe
+        if source.manifest is not None:
+            about |= {"method": source.manifest.method["name"], "step": source.manifest.step}
+    return about
+
+
+def _shown_path(path: Path, folder: Path) -> str:
+    """A video's path below the output folder, or its whole path."""
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

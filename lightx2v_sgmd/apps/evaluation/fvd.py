@@ -1,0 +1,98 @@
+"""FVD, the Frechet Video Distance (arXiv 1812.01717), with an I3D network that the user has.
+
+The file is the TorchScript one that StyleGAN-V published and most papers use
+(``i3d_torchscript.pt``). It is called as there: float32 ``[1, 3, F, H, W]`` from 0 to 255, with
+``rescale`` (to -1 ... 1), ``resize`` (to 224 x 224) and ``return_features``, which gives the 400
+logits. All frames of a video are taken. A TorchScript file is a program: take it from a source that
+you trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
+from lightx2v_sgmd.files.video import Frames
+from lightx2v_sgmd.outputs import WrittenFiles, content_hash
+from lightx2v_sgmd.system.errors import UserError, first_line, short_line
+
+LEAST_FRAMES: Final = 9
+"""I3D halves the frames three times and then takes the mean of two."""
+
+
+def load_i3d(file: Path, device: str) -> Any:
+    """Loads the network.
+
+    Raises:
+        UserError: the file is no TorchScript.
+    """
+    try:
+        network: Any = torch.jit.load(str(file), map_location=device)  # type: ignore[no-untyped-call]
+        return network.eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"--i3d: {file} cannot be loaded as TorchScript ({short_line(first_line(error), 80)}); "
+            "name StyleGAN-V's i3d_torchscript.pt"
+        ) from error
+
+
+@torch.no_grad()
+def i3d_features(network: Any, frames: Frames, device: str) -> NDArray[np.float32]:
+    """The logits ``[400]`` of a video ``[F, H, W, 3]``.
+
+    Raises:
+        UserError: the network does not take such a call.
+    """
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float().to(device)
+    try:
+        features = network(video, rescale=True, resize=True, return_features=True)
+    except RuntimeError as error:
+        # TorchScript's last line has the reason; the others are where it was.
+        reason = short_line(str(error).strip().splitlines()[-1], 80)
+        raise UserError(
+            f"--i3d: the network failed ({reason}); name StyleGAN-V's i3d_torchscript.pt"
+        ) from error
+    values: NDArray[np.float32] = features.reshape(-1).float().cpu().numpy()
+    return values
+
+
+def fvd_features(
+    load: Callable[[], Any],
+    i3d: Path,
+    device: str,
+    files: Sequence[Path],
+    hashes: Sequence[str],
+    written: WrittenFiles,
+    side: str,
+    quiet: bool,
+) -> NDArray[np.float64]:
+    """The I3D features ``[N, 400]`` of one side's videos, kept by their content.
+
+    Args:
+        load: Loads the network, once a video has to be looked at.
+        i3d: The network's file.
+        device: The network's device.
+        files: The videos.
+        hashes: The hash of each.
+        written: The output folder's files.
+        side: ``weights`` or ``against``.
+        quiet: Show no progress.
+    """
+    store = Measurements(written, f"measured/{side}_i3d.json", f"i3d 1, {content_hash(i3d)}")
+
+    def measure(index: int) -> list[float]:
+        frames, _ = frames_of(files[index])
+        if len(frames) < LEAST_FRAMES:
+            raise UserError(
+                f"{files[index]}: has {len(frames)} frames, and FVD needs {LEAST_FRAMES} or more; "
+                "leave out --i3d"
+            )
+        return [float(value) for value in i3d_features(load(), frames, device)]
+
+    return np.array(store.of(hashes, measure, f"I3D features of {side}", quiet), np.float64)

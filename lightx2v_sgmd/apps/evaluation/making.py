@@ -1,0 +1,178 @@
+"""Makes the videos of one side, those that are not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd import __version__
+from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
+from lightx2v_sgmd.apps.evaluation.sources import Source
+from lightx2v_sgmd.files.manifest import VideoFacts
+from lightx2v_sgmd.files.video import video_writer
+from lightx2v_sgmd.outputs import OutputLock
+from lightx2v_sgmd.system.console import note, progress
+from lightx2v_sgmd.system.errors import RunError
+
+GUIDANCE: Final = 5.0
+"""A teacher's guidance where neither the user nor a student says one; Wan2.1's pipelines use it."""
+_TOGETHER: Final = 16
+_TOKENS_AT_ONCE: Final = 2**15
+
+
+def student_videos(
+    source: Source,
+    prompts: Sequence[str],
+    size: VideoFacts,
+    options: EvaluateOptions,
+    out: Path,
+    quiet: bool,
+) -> list[Path]:
+    """A student's videos by ``generate``, which makes only those that are missing.
+
+    Args:
+        source: The student.
+        prompts: One for each video.
+        size: The size to make.
+        options: The options.
+        out: The folder of this side's videos.
+        quiet: Show no progress.
+
+    Raises:
+        RunError: a video could not be made.
+    """
+    from infer import GenerateOptions, generate_files
+    from lightx2v_sgmd.system.caches import cache_folder
+
+    chosen = GenerateOptions(
+        seed=options.seed,
+        height=size.height,
+        width=size.width,
+        num_frames=size.num_frames,
+        device=options.device,
+        text_cache=cache_folder("text"),
+    )
+    outcome = generate_files(source.path, list(prompts), out, chosen, quiet=quiet)
+    if outcome.failed:
+        name, reason = outcome.failed[0]
+        raise RunError(
+            f"{len(outcome.failed)} of {len(prompts)} videos failed, first {name}: {reason}; the "
+            "others are there, the same command tries these again"
+        )
+    return outcome.files
+
+
+def guidance_of(options: EvaluateOptions, sources: Sequence[Source | None]) -> float:
+    """A teacher's guidance: as given, else that of a student's training, else 5."""
+    if options.guidance_scale is not None:
+        return options.guidance_scale
+    manifests = [source.manifest for source in sources if source is not None]
+    return next((m.guidance_scale for m in manifests if m is not None), GUIDANCE)
+
+
+def teacher_videos(
+    source: Source,
+    prompts: Sequence[str],
+    size: VideoFacts,
+    guidance_scale: float,
+    options: EvaluateOptions,
+    out: Path,
+    lock: OutputLock,
+    quiet: bool,
+) -> list[Path]:
+    """A teacher's videos by its own sampler; each has a sidecar as ``generate`` writes them.
+
+    Args:
+        source: The teacher.
+        prompts: One for each video.
+        size: The size to make.
+        guidance_scale: Its guidance, in Ho and Salimans' form.
+        options: The options.
+        out: The folder of this side's videos.
+        lock: The evaluation's lock.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: a file that is not ours is in the way.
+    """
+    import torch
+
+    from infer.batch.outputs import check_own
+    from infer.batch.requests import make_requests
+    from infer.batch.sidecars import is_there, publish, sidecar
+    from lightx2v_sgmd.families.wan import text_dtype
+    from lightx2v_sgmd.sampling.sampler import VideoSampler
+    from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
+    from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity, weights_digest
+
+    model = source.model
+    assert model is not None, "a teacher has a model"
+    requests = make_requests(list(prompts), options.seed)
+    files = [out / f"{request.name}.mp4" for request in requests]
+    check_own(files)
+    device, dtype = device_and_dtype(options.device)
+    solver = teacher_solver(model, steps=options.steps)
+    negative_prompt = model.negative_prompt_for(options.negative_prompt)
+    common = {
+        **asdict(size),
+        "solver": solver.to_dict(),
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "dtype": str(dtype).removeprefix("torch."),
+        "version": __version__,
+        "weights": weights_digest(model, "transformer", "vae"),
+        "text_encoder": encoder_identity(model, text_dtype(dtype)),
+    }
+    about: list[dict[str, Any]] = [
+        {"prompt": request.prompt, "seed": request.seed, **common} for request in requests
+    ]
+    waiting = [
+        index
+        for index, file in enumerate(files)
+        if not (sidecar(file).exists() and is_there(file, about[index]))
+    ]
+    if len(waiting) < len(files):
+        note(f"{len(files) - len(waiting)} of {len(files)} videos are there already", quiet)
+    if not waiting:
+        return files
+    pixels = (size.height, size.width, size.num_frames)
+    _, frames, height, width = model.latent_shape(*pixels)
+    together = max(1, min(_TOGETHER, _TOKENS_AT_ONCE // (frames * height * width)))
+    done = len(files) - len(waiting)
+    with progress(len(files), "sampling the teacher", quiet, done=done) as bar:
+        sampler = VideoSampler(
+            model,
+            solver,
+            pixels,
+            guidance_scale,
+            negative_prompt,
+            batch=together,
+            device=torch.device(device),
+            dtype=dtype,
+        )
+        for start in range(0, len(waiting), together):
+            group = waiting[start : start + together]
+            videos = sampler(
+                [requests[index].prompt for index in group],
+                [requests[index].seed for index in group],
+            )
+            for index, video in zip(group, videos, strict=True):
+
+                def appear(temporary: Path, index: int = index) -> None:
+                    lock.check()
+                    publish(temporary, files[index], about[index])
+
+                with video_writer(files[index], size.fps, appear) as write:
+                    write(video)
+            bar.advance(len(group))
+    return files
+
+
+def device_and_dtype(device: str | None) -> tuple[str, Any]:
+    """The device of networks, a GPU if there is one, and their precision there."""
+    import torch
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return chosen, torch.bfloat16 if chosen.startswith("cuda") else torch.float32

@@ -1,0 +1,199 @@
+"""Measures each video once: measurements are kept by the video's content.
+
+Legend: F frames, H height, W width, K videos of one prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightx2v_sgmd.apps.measures import optical_flow
+from lightx2v_sgmd.apps.measures.diversity import pairwise_distance
+from lightx2v_sgmd.apps.measures.frames import measure_frames
+from lightx2v_sgmd.files.video import Frames, read_video
+from lightx2v_sgmd.outputs import WrittenFiles, content_hashes
+from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.system.errors import UserError, first_line, short_line
+from lightx2v_sgmd.system.optional_packages import required
+from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
+
+RULES: Final = 1
+"""Version of the rules; measurements by other rules are made again."""
+_SAVE_S: Final = 20.0
+_SIDE: Final = 64
+"""Pixels of the shorter side to which frames are reduced for the diversity."""
+
+Values = dict[str, Any]
+
+
+def measure_file(file: Path) -> Values:
+    """Measures one video.
+
+    Returns:
+        The measures of ``options.METRICS`` by their keys, and the video's size and frame rate.
+
+    Raises:
+        UserError: the file is not a video of two frames or more.
+    """
+    video, fps = frames_of(file)
+    field = optical_flow.flow(video)
+    return {
+        "num_frames": len(video),
+        "height": video.shape[1],
+        "width": video.shape[2],
+        "fps": fps,
+        "optflow": optical_flow.mean_flow(field),
+        "dynamic": float(optical_flow.is_dynamic(video, fps)),
+        **asdict(measure_frames(video, field)),
+    }
+
+
+def frames_of(file: Path) -> tuple[Frames, float]:
+    """A video's frames ``[F, H, W, 3]`` and frames per second.
+
+    Raises:
+        UserError: the file cannot be read as a video, or has one frame.
+    """
+    try:
+        video, fps = read_video(file)
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        raise UserError(
+            f"{file}: cannot be read as a video ({short_line(first_line(error), 80)}); make it "
+            "again or convert it to mp4"
+        ) from error
+    if len(video) < 2:
+        raise UserError(f"{file}: has one frame, and motion needs two; leave it out")
+    return video, fps
+
+
+class Measurements:
+    """What was measured of videos, kept in one JSON file of the output folder.
+
+    Args:
+        written: The output folder's files.
+        name: The JSON file's name below the folder.
+        rules: Names the rules of these measurements.
+    """
+
+    def __init__(self, written: WrittenFiles, name: str, rules: Any = RULES) -> None:
+        self.written, self.name, self.rules = written, name, rules
+        self.values: dict[str, Any] = {}
+        path = written.folder / name
+        written.check([name])
+        if path.is_file():
+            saved = read_record(path, MEASURED)
+            if saved.get("rules") == rules:
+                self.values = saved["videos"]
+
+    def of(
+        self,
+        keys: Sequence[str],
+        measure: Callable[[int], Any],
+        label: str,
+        quiet: bool,
+    ) -> list[Any]:
+        """The measurement of each key, computed where it is missing.
+
+        Args:
+            keys: Names of the contents.
+            measure: Measures the content with that index.
+            label: The name of the work.
+            quiet: Show no progress.
+        """
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        waiting = [key for key in dict.fromkeys(keys) if key not in self.values]
+        if waiting:
+            done = len(first) - len(waiting)
+            saved_s = time.monotonic()
+            try:
+                with progress(len(first), label, quiet, done=done) as bar:
+                    for key in waiting:
+                        self.values[key] = measure(first[key])
+                        bar.advance()
+                        if time.monotonic() - saved_s > _SAVE_S:
+                            self._save()
+                            saved_s = time.monotonic()
+            finally:
+                self._save()
+        return [self.values[key] for key in keys]
+
+    def _save(self) -> None:
+        content = {"format_version": 1, "rules": self.rules, "videos": self.values}
+        self.written.write_text(self.name, json.dumps(content))
+
+
+def measure_files(
+    files: Sequence[Path], hashes: Sequence[str], written: WrittenFiles, side: str, quiet: bool
+) -> list[Values]:
+    """Measures the videos of one side.
+
+    Args:
+        files: The videos.
+        hashes: The hash of each.
+        written: The output folder's files.
+        side: ``weights`` or ``against``.
+        quiet: Show no progress.
+    """
+    store = Measurements(written, f"measured/{side}.json")
+    return store.of(hashes, lambda index: measure_file(files[index]), f"measuring {side}", quiet)
+
+
+def measure_groups(
+    files: Sequence[Path],
+    hashes: Sequence[str],
+    prompts: int,
+    written: WrittenFiles,
+    side: str,
+    quiet: bool,
+) -> list[float]:
+    """The mean distance of each prompt's videos, which differ in their seeds.
+
+    Args:
+        files: The videos, the seeds outermost.
+        hashes: The hash of each.
+        prompts: Number of prompts.
+        written: The output folder's files.
+        side: ``weights`` or ``against``.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: videos of one prompt differ in size or length.
+    """
+    store = Measurements(written, f"measured/{side}_diversity.json")
+    keys = [" ".join(hashes[prompt::prompts]) for prompt in range(prompts)]
+
+    def measure(prompt: int) -> float:
+        group = files[prompt::prompts]
+        videos = [small_frames(frames_of(file)[0]) for file in group]
+        if len({video.shape for video in videos}) > 1:
+            raise UserError(
+                f"{group[0]}: differs in size or length from the same prompt's other videos; make "
+                "them alike, or use --seeds 1"
+            )
+        return pairwise_distance(np.stack(videos))
+
+    return [float(v) for v in store.of(keys, measure, f"diversity of {side}", quiet)]
+
+
+def small_frames(video: Frames) -> NDArray[np.uint8]:
+    """The frames, reduced to 64 pixels on the shorter side if they are larger."""
+    height, width = video.shape[1:3]
+    scale = _SIDE / min(height, width)
+    if scale >= 1:
+        return video
+    cv2 = required("cv2")
+    size = (round(width * scale), round(height * scale))
+    return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video])
+
+
+def hashes_of(files: Sequence[Path]) -> list[str]:
+    """The sha256 of each video."""
+    return content_hashes(list(files))

@@ -1,0 +1,159 @@
+"""What is evaluated: a student, a teacher or a folder of mp4s, told apart by what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.files.manifest import Manifest, VideoFacts, read_manifest
+from lightx2v_sgmd.files.safetensors_files import schedule_of
+from lightx2v_sgmd.system.errors import UserError
+
+Kind = Literal["student", "teacher", "videos"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the two sides.
+
+    Attributes:
+        path: As the user named it.
+        kind: What it is.
+        nfe: A student's network evaluations for one video; 0 for others.
+        model: The model of a student or a teacher.
+        manifest: What a student says about itself.
+        video: The size that it was made for; None if nothing says so.
+        files: The videos of a folder, sorted by name.
+    """
+
+    path: str
+    kind: Kind
+    nfe: int = 0
+    model: WanModel | None = None
+    manifest: Manifest | None = None
+    video: VideoFacts | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Its place on the disk."""
+        return model_folder(self.path)
+
+
+def open_source(path: str | Path, option: str) -> Source:
+    """Looks at what a path holds; loads no weights.
+
+    Args:
+        path: A folder, a file of weights, ``sprites`` or a hub id.
+        option: The name of the option, for messages.
+
+    Raises:
+        UserError: it is none of the three, or what is there cannot be used.
+    """
+    place = model_folder(path)
+    if not place.exists() and known_transformer_config(str(path)) is None:
+        raise UserError(
+            f"{option}: {path} does not exist; name a student that export wrote, a teacher, or a "
+            "folder of .mp4 files"
+        )
+    is_model = any((place / name).exists() for name in ("model_index.json", "transformer"))
+    videos = [] if is_model or not place.is_dir() else sorted(place.glob("*.mp4"))
+    if videos:
+        return Source(str(path), "videos", files=tuple(videos))
+    if place.is_dir() and not any(place.iterdir()):
+        raise UserError(f"{option}: {path} is empty; name a model or a folder of .mp4 files")
+    is_run = (place / "checkpoints").is_dir() or (place / "trainer.json").is_file()
+    manifest = read_manifest(place if place.is_dir() else place.parent)
+    if manifest is not None or is_run:  # a run is refused, with the command that exports it
+        return _student(path)
+    try:
+        model = open_wan(path)
+        schedule = schedule_of(model.transformer_weights().header.metadata)
+    except UserError as error:
+        raise UserError(f"{option}: {str(error).removeprefix('teacher.path: ')}") from error
+    if schedule is not None:
+        return _student(path)
+    return Source(str(path), "teacher", model=model, video=model.video)
+
+
+def _student(path: str | Path) -> Source:
+    from infer.checks import check_student
+
+    checked = check_student(path)
+    return Source(
+        str(path),
+        "student",
+        nfe=len(checked.schedule),
+        model=checked.model,
+        manifest=checked.manifest,
+        video=checked.video,
+    )
+
+
+def video_files(source: Source, prompts: Sequence[str], seeds: int, option: str) -> list[Path]:
+    """The videos of a folder, in the order of a list of prompts.
+
+    Either every video has VBench's name, ``PROMPT-0.mp4``, ``PROMPT-1.mp4`` and so on, or the files
+    sorted by name are in the order of the prompts; with several seeds, all prompts with the first
+    seed come first, as ``generate`` and this command number them.
+
+    Args:
+        source: The folder.
+        prompts: The prompts.
+        seeds: Videos of each prompt.
+        option: The name of the option, for messages.
+
+    Returns:
+        One file for each seed and prompt, the seeds outermost.
+
+    Raises:
+        UserError: there are neither such names nor as many videos as prompts and seeds.
+    """
+    named = [
+        Path(source.path) / f"{prompt}-{seed}.mp4" for seed in range(seeds) for prompt in prompts
+    ]
+    there = {file.name for file in source.files}
+    if all(file.name in there for file in named):
+        return named
+    if len(source.files) == len(named):
+        return list(source.files)
+    raise UserError(
+        f"{option}: {source.path} has {len(source.files)} .mp4 files, but {len(prompts)} prompts "
+        f"with {seeds} seed{'s' if seeds > 1 else ''} are {len(named)} videos; name them "
+        "PROMPT-0.mp4 and so on, or keep one for each, sorted by name in the order of the prompts"
+    )
+
+
+def wanted_size(
+    source: Source,
+    other: Source | None,
+    height: int | None,
+    width: int | None,
+    num_frames: int | None,
+) -> VideoFacts:
+    """The size of the videos to make: as given, else as a side was trained, its own first.
+
+    Raises:
+        UserError: nothing says it, or the model cannot make it.
+    """
+    assert source.model is not None, "a folder of videos has its own size"
+    facts = source.video or (other.video if other is not None else None)
+    given = {"height": height, "width": width, "num_frames": num_frames}
+    if facts is None and None in given.values():
+        raise UserError(
+            f"{source.path} does not say what size it was trained for; give --height, --width and "
+            "--num-frames"
+        )
+    size = {name: value or getattr(facts, name) for name, value in given.items()}
+    try:
+        source.model.latent_shape(**size)
+    except UserError as error:
+        text = str(error).replace("video.", "--").replace("num_frames", "num-frames")
+        raise UserError(text) from error
+    fps = source.model.fps if facts is None else facts.fps
+    return VideoFacts(size["height"], size["width"], size["num_frames"], fps)

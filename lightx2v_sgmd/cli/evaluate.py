@@ -1,0 +1,150 @@
+"""``lightx2v-sgmd evaluate``: measures a student beside its teacher, or any videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lightx2v_sgmd.cli.options import PROG, Json, Quiet
+
+EXAMPLES = (
+    "\b\nExamples:\n"
+    f"  {PROG} evaluate --weights demo/student --against sprites --prompts prompts.txt --out eval\n"
+    f"  {PROG} evaluate --weights student --against Wan2.1-T2V-1.3B-Diffusers \\\n"
+    "      --prompts prompts.txt --seeds 2 --out eval\n"
+    f"  {PROG} evaluate --weights videos_a --against videos_b --prompts prompts.txt --out ab \\\n"
+    "      --metrics motion,optflow,fvd --i3d i3d_torchscript.pt"
+)
+
+
+def evaluate_command(
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="What to measure: a student that `export` wrote, a teacher (a Wan folder, sampled "
+            "with its own sampler), or a folder of .mp4 files.",
+        ),
+    ],
+    prompts: Annotated[
+        Path, typer.Option(metavar="FILE", help="Prompts: .txt (one a line), .jsonl or .csv.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Reference: the teacher, another student, or a folder of .mp4.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="Metrics to report; default all that can be computed: optflow, dyndeg, motion, "
+            "flicker, change, sharpness, colourfulness, brightness, contrast, saturation, "
+            "diversity, frechet, fvd.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Number of videos per prompt.")] = 1,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed of the first video; later ones count up.")
+    ] = 0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Model whose features the Frechet distance compares; default the teacher among "
+            "--against and --weights.",
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="W",
+            help="A teacher's guidance scale; default that of the student's training, else 5.",
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Prompt that a teacher's guidance leads away from; default its authors' own.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Number of steps of a teacher's sampler.")
+    ] = 50,
+    height: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Height of the videos; default as trained.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Width of the videos; default as trained.")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(metavar="4k+1", help="Frames of the videos; default as trained.")
+    ] = None,
+    i3d: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TorchScript file of an I3D network, for FVD; a program, so use one you trust.",
+        ),
+    ] = None,
+    shown: Annotated[
+        int, typer.Option(metavar="N", help="Most prompts whose videos are in the report.")
+    ] = 16,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Device: cpu or cuda; default a GPU if there is one."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a student beside its teacher, or any videos beside others.
+
+    Writes metrics.json, report.html (videos side by side, tables, plots) and videos/. If the
+    command is interrupted, run it again to resume: what is there already is not made again.
+    """
+    from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
+
+    options = EvaluateOptions(
+        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics is not None else (),
+        seeds=seeds,
+        seed=seed,
+        teacher=teacher,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        i3d=i3d,
+        shown=shown,
+        device=device,
+    )
+    done = evaluate(weights, prompts, out, against=against, options=options, quiet=quiet)
+    if as_json:
+        print(json.dumps(done.metrics, indent=1), flush=True)
+        return
+    _print(done.metrics)
+    print(f"\n{done.out / 'report.html'}", flush=True)
+
+
+def _print(results: dict[str, object]) -> None:
+    from lightx2v_sgmd.apps.evaluation.page import set_rows, side_names, table_rows
+
+    names = list(side_names(results).values())
+    heads = ["", *names, *(["difference"] if len(names) > 1 else [])]
+    lines = [heads]
+    for row in table_rows(results):
+        lines.append([row["title"], *row["values"], *([row["difference"]] if names[1:] else [])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+    for title, value, remark in set_rows(results):
+        print(f"{title}: {value} ({remark})")

@@ -1,0 +1,57 @@
+"""How a teacher is sampled where nobody says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.apps.evaluation.making import GUIDANCE, guidance_of, teacher_videos
+from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
+from lightx2v_sgmd.apps.evaluation.sources import Source, open_source
+from lightx2v_sgmd.files.manifest import VideoFacts
+from lightx2v_sgmd.files.video import read_video
+from lightx2v_sgmd.outputs import locked_folder
+from tests.students import make_student
+from tests.tiny import make_tiny_wan
+
+
+def test_guidance_is_the_users_else_the_trainings_else_the_pipelines(tmp_path: Path) -> None:
+    student = open_source(make_student(tmp_path / "s"), "--weights")  # trained with guidance 3
+    teacher = Source("teacher", "teacher")
+    given = EvaluateOptions(guidance_scale=1.5)
+    assert guidance_of(given, [teacher, student]) == 1.5
+    assert guidance_of(EvaluateOptions(), [teacher, student]) == 3
+    assert guidance_of(EvaluateOptions(), [teacher, None]) == GUIDANCE == 5
+
+
+def test_a_teachers_videos_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(make_tiny_wan(tmp_path / "t"), "--weights")
+    assert source.kind == "teacher"
+    options = EvaluateOptions(steps=2, seed=7, negative_prompt="slowly", device="cpu")
+    size = VideoFacts(32, 32, 5, 8.0)
+    out = tmp_path / "out"
+
+    def make(guidance_scale: float) -> list[Path]:
+        with locked_folder(out, "evaluate", quiet=True) as lock:
+            return teacher_videos(
+                source, ["a", "red"], size, guidance_scale, options, out / "v", lock, True
+            )
+
+    files = make(2.0)
+    assert [file.name for file in files] == ["0000_a.mp4", "0001_red.mp4"]
+    frames, fps = read_video(files[1])
+    assert frames.shape == (5, 32, 32, 3) and fps == 8
+    about = json.loads(files[1].with_suffix(".json").read_text())
+    assert (about["prompt"], about["seed"], about["guidance_scale"]) == ("red", 8, 2)
+    assert about["negative_prompt"] == "slowly" and about["solver"]
+
+    def forbidden(*arguments: Any, **named: Any) -> Any:
+        raise AssertionError("was there already")
+
+    monkeypatch.setattr("lightx2v_sgmd.sampling.sampler.VideoSampler", forbidden)
+    assert make(2.0) == files
+    with pytest.raises(AssertionError, match="was there"):
+        make(3.0)

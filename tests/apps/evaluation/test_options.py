@@ -1,0 +1,37 @@
+"""Options and metrics that are refused, and what is computed by default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.apps.evaluation.options import METRICS, EvaluateOptions, chosen_metrics
+from lightx2v_sgmd.system.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metrics": ("optflw",)}, "did you mean optflow"),
+        ({"metrics": ("xyzzy",)}, "there are optflow, dyndeg"),
+        ({"seeds": 0}, "--seeds"),
+        ({"guidance_scale": 0.5}, "--guidance-scale"),
+        ({"i3d": Path("none.pt")}, "--i3d: none.pt does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EvaluateOptions(**given)
+
+
+def test_the_default_is_all_that_can_be_computed(tmp_path: Path) -> None:
+    alone = chosen_metrics(EvaluateOptions(), against=False, model=True)
+    assert set(METRICS) - set(alone) == {"motion", "frechet", "fvd", "diversity"}
+    i3d = tmp_path / "i3d.pt"
+    i3d.touch()
+    every = chosen_metrics(EvaluateOptions(seeds=2, i3d=i3d), against=True, model=True)
+    assert every == tuple(METRICS)
+    some = chosen_metrics(EvaluateOptions(metrics=("contrast", "optflow")), True, True)
+    assert some == ("optflow", "contrast")
