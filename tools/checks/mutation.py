@@ -349,8 +349,8 @@ def report(work: Path, paths: Sequence[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     unexplained = []
     for path in paths:
-        rows = {name: row for (module, name), row in results.items() if module == path}
         names = names_of(sites(Path(path).read_text(encoding="utf-8"))[1])
+        rows = {name: results[path, name] for name in names if (path, name) in results}
         if not rows:
             continue
         killed = sum(row["outcome"] in (KILLED, TIMED_OUT) for row in rows.values())
