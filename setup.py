@@ -57,7 +57,7 @@ setup(
     package_data={
         "lightx2v_sgmd": ["assets/**/*", "families/configs/*.json", "py.typed"],
         "distill": ["py.typed"],
-        "infer": ["py.typed"],
+        "infer": ["py.typed", "serve/page.html"],
         "weights": ["py.typed"],
     },
     cmdclass={"build_py": BuildWithConfigs},
@@ -91,10 +91,23 @@ setup(
         "quant": ["torchao>=0.15"],
         "lora": ["peft>=0.17"],
         "gpu": ["flash-attn>=2.7", "xformers>=0.0.30"],
+        "serve": [
+            "fastapi>=0.130",
+            # Reads forms.
+            "python-multipart>=0.0.20",
+            "uvicorn>=0.35",
+        ],
         # For tools/checks/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [
             "codespell>=2.4",
+            # The server's tests: its extra, the client that people use, and requests that try to
+            # break it.
+            "fastapi>=0.130",
+            "openai>=2",
+            "python-multipart>=0.0.20",
+            "schemathesis>=4",
+            "uvicorn>=0.35",
             # Sphinx and these two build the documentation.
             "furo>=2025.9",
             "hypothesis>=6.100",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-from collections.abc import Callable
-from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from infer.options import GenerateOptions, Lora, Options, flag_of
-from lightx2v_sgmd.cli.options import PROG, Json, Quiet
+from infer.options import GenerateOptions
+from lightx2v_sgmd.cli.options import PROG, Json, Quiet, read_options, with_options
 from lightx2v_sgmd.system.errors import UserError, short_line
 
 EXAMPLES = (
@@ -25,41 +22,7 @@ EXAMPLES = (
 )
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds to a command an option for each field of ``GenerateOptions``, for its ``**options``."""
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values()]
-    named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    engine = {option.name for option in fields(Options)}
-    # The options of the videos first: they are what most people look for.
-    ordered = sorted(fields(GenerateOptions), key=lambda option: option.name in engine)
-    parameters = [*named, *map(_parameter, ordered)]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
-def _parameter(option: Field[Any]) -> inspect.Parameter:
-    """The option of a field."""
-    about, default = option.metadata, option.default
-    flag = flag_of(option.name, about["flag"])
-    kind, names = about["kind"], [flag]
-    if kind is bool and default is not False:
-        names = [f"{flag}/--no-{flag.removeprefix('--')}"]
-    if default is None or default == ():
-        kind, default = kind | None, None
-    choice = typer.Option(
-        *names, help=about["meaning"], metavar=about["metavar"] or None, min=about["least"]
-    )
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, choice],
-    )
-
-
-@with_options
+@with_options(GenerateOptions)
 def generate_command(
     weights: Annotated[
         Path,
@@ -96,17 +59,12 @@ def generate_command(
     if (prompt is None) == (prompts is None):
         raise UserError("--prompt, --prompts: give one of the two")
     from infer import generate_files
-    from lightx2v_sgmd.system.caches import cache_folder
 
-    cache = options.pop("text_cache")
-    if cache != "none":
-        options["text_cache"] = Path(cache) if cache else cache_folder("text")
-    options["loras"] = tuple(Lora.parse(text) for text in options["loras"] or ())
     outcome = generate_files(
         weights,
         prompt if prompt is not None else prompts,  # type: ignore[arg-type]
         out,
-        GenerateOptions(**options),
+        GenerateOptions(**read_options(options)),
         quiet=quiet,
     )
     if int(os.environ.get("RANK", "0")) == 0:

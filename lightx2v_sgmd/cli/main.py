@@ -29,6 +29,7 @@ from lightx2v_sgmd.cli import (
     generate,
     plan,
     replay_failure,
+    serve,
 )
 from lightx2v_sgmd.cli import job as job_commands
 from lightx2v_sgmd.cli import weights as weights_commands
@@ -89,6 +90,7 @@ app.command("distill", epilog=distill.EXAMPLES)(distill.distill_command)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate_command)
 app.command("export", epilog=export.EXAMPLES)(export.export_command)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate_command)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo_command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import Field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from infer.options import Lora, Options, flag_of
 
 PROG = "lightx2v-sgmd"
 
@@ -35,6 +40,62 @@ def solver_name(solver: Solver) -> Literal["unipc", "euler"] | None:
     names: dict[Solver, Literal["unipc", "euler"] | None]
     names = {Solver.auto: None, Solver.unipc: "unipc", Solver.euler: "euler"}
     return names[solver]
+
+
+def with_options(
+    kind: type[Options], without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds to a command an option for each field of ``kind``, for its ``**options``.
+
+    Args:
+        kind: The options of the engine, or of a generation.
+        without: Fields that the command has no option for.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values()]
+        named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        engine = {item.name for item in fields(Options)}
+        # The options of the videos first: they are what most people look for.
+        items = sorted(fields(kind), key=lambda item: item.name in engine)
+        items = [item for item in items if item.name not in without]
+        parameters = [*named, *map(_parameter, items)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(item: Field[Any]) -> inspect.Parameter:
+    """The option of a field."""
+    about, default = item.metadata, item.default
+    flag = flag_of(item.name, about["flag"])
+    kind, names = about["kind"], [flag]
+    if kind is bool and default is not False:
+        names = [f"{flag}/--no-{flag.removeprefix('--')}"]
+    if default is None or default == ():
+        kind, default = kind | None, None
+    choice = typer.Option(
+        *names, help=about["meaning"], metavar=about["metavar"] or None, min=about["least"]
+    )
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, choice],
+    )
+
+
+def read_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The values of such options as the dataclass takes them."""
+    from lightx2v_sgmd.system.caches import cache_folder
+
+    cache = options["text_cache"]
+    folder = None if cache == "none" else Path(cache) if cache else cache_folder("text")
+    loras = tuple(Lora.parse(text) for text in options["loras"] or ())
+    return {**options, "text_cache": folder, "loras": loras}
 
 
 def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:

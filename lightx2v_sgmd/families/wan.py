@@ -22,6 +22,7 @@ import torch
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
+from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources import (
     Part,
     Source,
@@ -83,7 +84,6 @@ __all__ = [
 BUNDLED: Final = "sprites"
 WAN_FPS: Final = 16.0
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
-_SIZES: Final = ("num_frames", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -139,41 +139,25 @@ class WanModel:
         """Number of text rows that the network attends to, padding included."""
         return TEXT_LENGTH
 
+    @property
+    def size_rules(self) -> SizeRules:
+        """The rules that the size of a video must meet."""
+        patch_t, patch_h, patch_w = self.transformer_config["patch_size"]
+        return SizeRules(
+            temporal=int(self.vae_config.get("scale_factor_temporal", 4)),
+            spatial=int(self.vae_config.get("scale_factor_spatial", 8)),
+            patch=(int(patch_t), int(patch_h), int(patch_w)),
+            channels=int(self.transformer_config["in_channels"]),
+            most_positions=int(self.transformer_config.get("rope_max_seq_len", 1024)),
+        )
+
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents.
 
         Raises:
             UserError: the model cannot make a video of that size.
         """
-        temporal = int(self.vae_config.get("scale_factor_temporal", 4))
-        spatial = int(self.vae_config.get("scale_factor_spatial", 8))
-        patch_t, patch_h, patch_w = self.transformer_config["patch_size"]
-        if num_frames < 1 or (num_frames - 1) % temporal:
-            near = max(0, round((num_frames - 1) / temporal)) * temporal + 1
-            raise UserError(
-                f"video.num_frames: {num_frames} is not {temporal}k + 1, which this model's VAE "
-                f"needs; use {near}"
-            )
-        for name, value, patch in (("height", height, patch_h), ("width", width, patch_w)):
-            # Stock pipelines also ask for 16.
-            multiple = max(16, spatial * patch)
-            if value < multiple or value % multiple:
-                near = max(1, round(value / multiple)) * multiple
-                raise UserError(
-                    f"video.{name}: {value} is not divisible by {multiple}, which this model "
-                    f"needs; use {near}"
-                )
-        channels = int(self.transformer_config["in_channels"])
-        shape = (num_frames - 1) // temporal + 1, height // spatial, width // spatial
-        most = int(self.transformer_config.get("rope_max_seq_len", 1024))
-        patches = (patch_t, patch_h, patch_w)
-        for name, latents, patch in zip(_SIZES, shape, patches, strict=True):
-            if latents // patch > most:
-                raise UserError(
-                    f"video.{name}: gives {latents // patch} positions, more than the {most} that "
-                    "this model tells apart; use a smaller one"
-                )
-        return channels, *shape
+        return self.size_rules.latent_shape(height, width, num_frames)
 
     def token_count(self, height: int, width: int, num_frames: int) -> int:
         """Number of tokens (patches) of one video; raises as ``latent_shape``."""

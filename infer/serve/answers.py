@@ -1,0 +1,136 @@
+"""The bodies of the API's answers, as its OpenAPI description gives them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from infer.serve.jobs import Job, Status
+from infer.serve.options import State
+
+
+class Problem(BaseModel):
+    """An error."""
+
+    type: str
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a request that was refused or failed."""
+
+    error: Problem
+
+
+class JobError(BaseModel):
+    """Why a video was not made."""
+
+    code: str
+    message: str
+
+
+class VideoAnswer(BaseModel):
+    """A video job."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Status
+    progress: int = Field(description="Percent of the steps that are done.")
+    created_at: int = Field(description="Unix time in seconds.")
+    completed_at: int | None = Field(description="Unix time in seconds.")
+    expires_at: int | None = Field(description="Unix time after which the video is removed.")
+    prompt: str
+    size: str = Field(description="WIDTHxHEIGHT in pixels.")
+    seconds: str = Field(description="Length of the video.")
+    seed: int
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    queue_position: int | None = Field(description="Queued jobs before this one.")
+    inference_time_s: float | None = Field(description="Seconds that the video took to make.")
+    error: JobError | None
+
+
+class VideoPage(BaseModel):
+    """A page of the list of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoAnswer]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedAnswer(BaseModel):
+    """A video that was removed."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
+class ModelAnswer(BaseModel):
+    """The served student."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "lightx2v-sgmd"
+    steps: int
+    size: str | None = Field(description="WIDTHxHEIGHT that it was trained for.")
+    num_frames: int | None
+    fps: float
+
+
+class ModelList(BaseModel):
+    """The list of models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+class Health(BaseModel):
+    """The state of the server."""
+
+    status: Literal["ok", "unavailable"]
+    worker: State
+
+
+def video_answer(job: Job, ahead: int | None, keep_hours: float) -> VideoAnswer:
+    """A job as clients see it.
+
+    Args:
+        job: The job.
+        ahead: Queued jobs before it, if it waits.
+        keep_hours: Hours that a finished video is kept.
+    """
+    done = job.completed_at
+    failed = None if job.error is None else JobError(code="generation_failed", message=job.error)
+    return VideoAnswer(
+        id=job.id,
+        model=job.model,
+        status=job.status,
+        progress=job.progress,
+        created_at=int(job.created_at),
+        completed_at=None if done is None else int(done),
+        expires_at=None if done is None else int(done + 3600 * keep_hours),
+        prompt=job.prompt,
+        size=f"{job.width}x{job.height}",
+        seconds=f"{job.num_frames / job.fps:.4g}",
+        seed=job.seed,
+        width=job.width,
+        height=job.height,
+        num_frames=job.num_frames,
+        fps=job.fps,
+        queue_position=ahead,
+        inference_time_s=None if job.seconds is None else round(job.seconds, 3),
+        error=failed,
+    )
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The description of errors, for the OpenAPI page."""
+    return {status: {"model": ErrorAnswer} for status in statuses}

@@ -1,0 +1,70 @@
+"""What the API speaks for: the queue, the files and the facts of the weights. No web in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infer.serve.answers import VideoAnswer, video_answer
+from infer.serve.jobs import Job, JobStore
+from infer.serve.options import Served, ServeOptions, State
+from infer.serve.request import RequestProblem, VideoRequest, settle
+from infer.serve.results import Results
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the API speaks for.
+
+    Attributes:
+        store: The queue.
+        results: The folder of the videos.
+        served: The weights.
+        options: The server's options.
+        state: Says how the worker is.
+        restarts: Says how often the worker was started again.
+    """
+
+    store: JobStore
+    results: Results
+    served: Served
+    options: ServeOptions
+    state: Callable[[], State]
+    restarts: Callable[[], int]
+
+    def answer(self, job: Job) -> VideoAnswer:
+        """A job as clients see it."""
+        ahead = self.store.ahead_of(job) if job.status == "queued" else None
+        return video_answer(job, ahead, self.options.keep_hours)
+
+    def job(self, name: str) -> Job:
+        """The job of a name.
+
+        Raises:
+            RequestProblem: there is none.
+        """
+        job = self.store.get(name)
+        if job is None:
+            raise not_found(name)
+        return job
+
+    def accept(self, request: VideoRequest) -> Job:
+        """Puts a request into the queue.
+
+        Raises:
+            RequestProblem: it cannot be made, or the queue is full.
+        """
+        wanted = settle(request, self.served, self.options.most_prompt)
+        return self.store.add(wanted, self.options.queue_limit)
+
+    def delete(self, name: str) -> bool:
+        """Removes a job and its file; a job that is being made stops after its current step."""
+        if self.store.delete(name) is None:
+            return False
+        self.results.remove(name)
+        return True
+
+
+def not_found(name: str) -> RequestProblem:
+    """The refusal of a name that no job has."""
+    return RequestProblem(f"there is no video {name[:60]!r}", 404)

@@ -1,0 +1,269 @@
+"""The process that owns the device: it loads the student, and makes the videos of the queue.
+
+It says what it found through a pipe: ``Opened``, ``Ready``, ``Refused``. It stops between steps
+when the pipe says so, and at once when the server is gone; what it had claimed is then queued
+again.
+
+T latent frames, h, w latent height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from infer.options import Options
+from infer.serve.jobs import Job, JobStore
+from infer.serve.options import Served
+from infer.serve.results import Results
+from lightx2v_sgmd.system.errors import UserError, short_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infer.checks import Checked
+    from infer.engine import Student
+    from lightx2v_sgmd.files.video import Frames
+
+IDLE_S: Final = 0.02
+"""How often an idle worker looks into the queue."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is started with.
+
+    Attributes:
+        worker: The name of this start.
+        weights: The student.
+        engine: The engine's options.
+        batch_size: Videos of one size made together; None leaves it to the engine.
+        folder: The server's folder.
+    """
+
+    worker: str
+    weights: Path
+    engine: Options
+    batch_size: int | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The weights are whole and can run here."""
+
+    served: Served
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The weights are loaded."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The weights or options cannot be used; the message is for the user."""
+
+    message: str
+
+
+class Stopped(Exception):
+    """The server said stop."""
+
+
+def run(order: Order, pipe: Connection) -> None:
+    """The whole life of a worker; see the module."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach both; the server says stop
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_the_server, name="watch the server", daemon=True).start()
+    results = Results(order.folder)
+    try:
+        from infer.checks import check_student
+        from infer.engine import Student
+        from infer.engine_plan import make_plan
+
+        engine = order.engine
+        checked = check_student(order.weights, engine.assume_schedule, engine.loras, engine.base)
+        served = _served(order.weights, checked)
+        batch = order.batch_size or 1
+        plan = make_plan(
+            checked.model, engine, served.trained, batch, teacher_dtype=checked.teacher_dtype
+        )
+        pipe.send(Opened(served))
+        student = Student(checked, plan)
+    except UserError as error:
+        pipe.send(Refused(str(error)))
+        return
+    with closing(JobStore(results.queue)) as store:
+        results.sweep(store)
+        pipe.send(Ready())
+        maker = Maker(student, store, results, order.worker, pipe)
+        with suppress(Stopped):
+            maker.work(order.batch_size)
+        store.release(order.worker, died=False)
+
+
+def _die_with_the_server() -> None:
+    """Ends this process as soon as the server's has ended, whatever it is doing.
+
+    Its files are temporary until they are whole, so nothing half-written is left in their place.
+    """
+    server = parent_process()
+    assert server is not None, "a worker is started by a server"
+    wait([server.sentinel])
+    os._exit(3)
+
+
+def _served(weights: Path, checked: Checked) -> Served:
+    video = checked.video
+    return Served(
+        name=weights.resolve().name or str(weights),
+        trained=(video.height, video.width, video.num_frames) if video else None,
+        fps=checked.fps,
+        steps=len(checked.schedule),
+        shift=checked.schedule.shift,
+        rules=checked.model.size_rules,
+    )
+
+
+@dataclass
+class Maker:
+    """Makes the videos of the queue, batch by batch."""
+
+    student: Student
+    store: JobStore
+    results: Results
+    worker: str
+    pipe: Connection
+    _finished: set[str] = field(default_factory=set)
+
+    def work(self, batch_size: int | None) -> None:
+        """Works until the server says stop.
+
+        Raises:
+            Stopped: it did.
+        """
+        while True:
+            jobs = self.store.claim(
+                self.worker, lambda size: batch_size or self.student.batch_for(size)
+            )
+            if jobs:
+                self._finished.clear()
+                self._make(jobs)
+            self._look(0 if jobs else IDLE_S)
+
+    def _look(self, wait_s: float) -> None:
+        """Waits a little for a word of the server.
+
+        Raises:
+            Stopped: it said stop.
+        """
+        if self.pipe.poll(wait_s):
+            with suppress(EOFError):
+                self.pipe.recv()
+            raise Stopped
+
+    def _make(self, jobs: list[Job]) -> None:
+        """One batch; if it fails, each of it alone."""
+        try:
+            self._make_together(jobs)
+        except _NobodyWants:
+            pass
+        except Stopped:
+            raise
+        except Exception as error:
+            left = [job for job in jobs if job.id not in self._finished]
+            if len(jobs) > 1:
+                for job in left:
+                    self._make([job])
+            else:
+                self._fail(jobs[0], error)
+
+    def _make_together(self, jobs: list[Job]) -> None:
+        start = time.perf_counter()
+        steps = len(self.student.schedule) + 1  # decoding counts as one
+        names = [job.id for job in jobs]
+
+        def on_step(step: int, x_t: Tensor) -> None:
+            self._look(0)
+            if not self.store.advance(self.worker, names, 100 * (step + 1) // steps):
+                raise _NobodyWants
+
+        rows = self.student.encode([job.prompt for job in jobs], quiet=True)
+        latents = self.student.denoise(rows, [job.seed for job in jobs], jobs[0].size, on_step)
+        denoised_s = time.perf_counter() - start
+        decoded = self.student.decode_each(latents)
+        for job, one in zip(jobs, latents, strict=True):
+            begun = time.perf_counter()
+            chunks = next(decoded)
+            try:
+                if not one.isfinite().all():
+                    raise FloatingPointError("the network gave values that are not finite")
+                whole = self._write(job, chunks)
+            except (Stopped, _NobodyWants):
+                raise
+            except Exception as error:
+                self._fail(job, error)
+                continue
+            if whole:
+                seconds = denoised_s / len(jobs) + time.perf_counter() - begun
+                size = self.results.video(job.id).stat().st_size
+                if not self.store.complete(self.worker, job.id, seconds, size):
+                    self.results.remove(job.id)
+            self._finished.add(job.id)
+
+    def _write(self, job: Job, chunks: Iterator[Frames]) -> bool:
+        """Writes a video, which appears whole; False if nobody wants it any more."""
+        from infer.batch.writing import writing
+        from lightx2v_sgmd.outputs import move, sync_folder
+
+        file = self.results.video(job.id)
+        if not self._wanted(job):
+            return False
+
+        def appear(temporary: Path) -> None:
+            move(temporary, file)
+            sync_folder(file.parent)
+
+        try:
+            with writing(file, job.fps, appear) as pending:
+                for chunk in chunks:
+                    self._look(0)
+                    if not self._wanted(job):
+                        raise _NobodyWants
+                    pending.put(chunk)
+            pending.wait()
+        except _NobodyWants:
+            return False
+        return True
+
+    def _wanted(self, job: Job) -> bool:
+        return self.store.get(job.id) is not None
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Notes a failure; what is not meant for the client goes to the server's log."""
+        self._finished.add(job.id)
+        self.results.remove(job.id)
+        if isinstance(error, UserError):
+            reason = short_line(str(error).replace(str(self.results.folder), "the server"), 500)
+        else:
+            reason = "internal error; the server's log says more"
+        print(f"serve: {job.id} failed: {error}", file=sys.stderr, flush=True)
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+        self.store.fail(self.worker, job.id, reason)
+
+
+class _NobodyWants(Exception):
+    """All videos of a batch were deleted."""

@@ -1,0 +1,110 @@
+"""``lightx2v-sgmd serve``: an HTTP server of a student's videos."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infer.options import Options
+from lightx2v_sgmd.cli.options import PROG, Json, Quiet, read_options, with_options
+
+EXAMPLES = (
+    "\b\nExamples:\n"
+    f"  {PROG} serve --weights demo/student\n"
+    f"  {PROG} serve --weights wan14b --port 9000 --data /var/lib/videos\n"
+    "  openssl rand -hex 32 > token\n"
+    f"  {PROG} serve --weights wan14b --host 0.0.0.0 --token-file token"
+)
+
+
+@with_options(Options)
+def serve_command(
+    weights: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Weights that `export` wrote, or a base model for --lora; sprites is the bundled "
+            "teacher.",
+        ),
+    ],
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on. Any but this machine's own needs --token-file.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the queue and the videos; a server that is started on it again "
+            "continues.",
+        ),
+    ] = Path("serve"),
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with the token that clients must send as `Authorization: Bearer TOKEN`.",
+        ),
+    ] = None,
+    queue_limit: Annotated[
+        int,
+        typer.Option(min=1, max=100_000, help="Most videos that wait; others get status 429."),
+    ] = 100,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most videos of one size that are made together; default what suits the size.",
+        ),
+    ] = None,
+    keep_hours: Annotated[
+        float, typer.Option(min=0, help="Hours after which finished videos are removed.")
+    ] = 168.0,
+    keep_gib: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Size of all videos in GiB, above which the oldest ones are removed."
+        ),
+    ] = 20.0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Serve a student over HTTP, and print the address.
+
+    The API is OpenAI's videos API: POST /v1/videos, GET /v1/videos/ID, GET /v1/videos/ID/content. A
+    page at / uses it. Accepted requests survive a restart on the same --data folder. Ctrl-C stops.
+    """
+    from infer.serve.options import Served, ServeOptions
+    from infer.serve.server import serve
+
+    settings = ServeOptions(
+        host=host,
+        port=port,
+        data=data,
+        token_file=token_file,
+        queue_limit=queue_limit,
+        batch_size=batch,
+        keep_hours=keep_hours,
+        keep_gib=keep_gib,
+    )
+
+    def started(url: str, served: Served) -> None:
+        if as_json:
+            print(json.dumps({"url": url, "model": served.name, "data": str(data)}), flush=True)
+        else:
+            print(url, flush=True)
+            if not quiet:
+                print(f"serving {served.name}; Ctrl-C stops", file=sys.stderr, flush=True)
+
+    serve(weights, settings, Options(**read_options(options)), started)

@@ -1,0 +1,67 @@
+"""The sizes of videos that a model can make. Importing this imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightx2v_sgmd.system.errors import UserError
+
+# C channels, T latent frames, h, w latent height and width
+
+
+@dataclass(frozen=True)
+class SizeRules:
+    """The rules that a video's size must meet.
+
+    Attributes:
+        temporal: Frames per latent frame, after the first one.
+        spatial: Pixels per latent position, in height and width.
+        patch: Latent frames, height and width of one token.
+        channels: Channels of the latents.
+        most_positions: The most tokens that the model tells apart in each direction.
+    """
+
+    temporal: int
+    spatial: int
+    patch: tuple[int, int, int]
+    channels: int
+    most_positions: int
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a video's latents.
+
+        Raises:
+            UserError: the model cannot make a video of that size.
+        """
+        _, patch_h, patch_w = self.patch
+        if num_frames < 1 or (num_frames - 1) % self.temporal:
+            raise UserError(
+                f"video.num_frames: {num_frames} is not {self.temporal}k + 1, which this model's "
+                f"VAE needs; use {self.nearest_frames(num_frames)}"
+            )
+        for name, value, patch in (("height", height, patch_h), ("width", width, patch_w)):
+            # Stock pipelines also ask for 16.
+            multiple = max(16, self.spatial * patch)
+            if value < multiple or value % multiple:
+                near = max(1, round(value / multiple)) * multiple
+                raise UserError(
+                    f"video.{name}: {value} is not divisible by {multiple}, which this model "
+                    f"needs; use {near}"
+                )
+        latents = (
+            (num_frames - 1) // self.temporal + 1,
+            height // self.spatial,
+            width // self.spatial,
+        )
+        names = ("num_frames", "height", "width")
+        for name, count, patch in zip(names, latents, self.patch, strict=True):
+            if count // patch > self.most_positions:
+                raise UserError(
+                    f"video.{name}: gives {count // patch} positions, more than the "
+                    f"{self.most_positions} that this model tells apart; use a smaller one"
+                )
+        return self.channels, *latents
+
+    def nearest_frames(self, num_frames: float) -> int:
+        """The number of frames nearest to a wish that the model can make."""
+        return max(0, round((num_frames - 1) / self.temporal)) * self.temporal + 1

@@ -1,0 +1,178 @@
+"""The worker around a stand-in for the student: batches, failures, cancelling, and SIGKILL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infer.serve.backend import Backend
+from infer.serve.worker import Maker, Stopped
+from lightx2v_sgmd.files.video import read_video
+from lightx2v_sgmd.system.errors import UserError
+from tests.infer.serve.standin import (
+    WANTED,
+    StandIn,
+    make_backend,
+    make_maker,
+    work_forever,
+)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Backend:
+    return make_backend(tmp_path / "data")
+
+
+def pipes() -> tuple[Connection, Connection]:
+    return multiprocessing.Pipe()
+
+
+def work_through(backend: Backend, student: Any) -> None:
+    """Works until nothing waits."""
+    ours, theirs = pipes()
+    maker = make_maker(backend, student, theirs)
+    look = maker._look
+
+    def stop_when_idle(wait_s: float) -> None:
+        if wait_s:
+            raise Stopped
+        look(wait_s)
+
+    maker._look = stop_when_idle  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        maker.work(None)
+    ours.close()
+
+
+def add(backend: Backend, seed: int, **changes: Any) -> str:
+    return backend.store.add(replace(WANTED, seed=seed, **changes), 1000).id
+
+
+def status(backend: Backend, name: str) -> str:
+    job = backend.store.get(name)
+    return "none" if job is None else job.status
+
+
+def test_requests_of_one_size_are_made_together(backend: Backend) -> None:
+    names = [add(backend, seed) for seed in (11, 12)]
+    add(backend, 20, num_frames=17)
+    names.append(add(backend, 13))
+    student = StandIn()
+    work_through(backend, student)
+    assert student.batches == [[11, 12, 13], [20]]
+    for name, seed in zip(names, (11, 12, 13), strict=True):
+        frames, fps = read_video(backend.results.video(name))
+        assert (len(frames), fps) == (10, 8.0)
+        assert abs(int(frames.mean()) - seed) < 4
+
+
+def test_one_bad_video_does_not_take_its_batch_with_it(backend: Backend) -> None:
+    def fails(seeds: Sequence[int]) -> Exception | None:
+        return UserError("out of memory: too large") if 2 in seeds else None
+
+    names = [add(backend, seed) for seed in (1, 2, 3)]
+    work_through(backend, StandIn(fails=fails))
+    assert [status(backend, name) for name in names] == ["completed", "failed", "completed"]
+    failed = backend.store.get(names[1])
+    assert failed is not None and failed.error == "out of memory: too large"
+
+
+def test_an_internal_error_tells_the_client_nothing_of_it(
+    backend: Backend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = add(backend, 1)
+    work_through(backend, StandIn(fails=lambda seeds: RuntimeError("secret /etc/path")))
+    failed = backend.store.get(name)
+    assert failed is not None and failed.error == "internal error; the server's log says more"
+    assert "secret" in capfd.readouterr().err
+
+
+def test_a_deleted_job_stops_between_steps(backend: Backend) -> None:
+    name = add(backend, 1)
+    done: list[int] = []
+
+    class Deleting(StandIn):
+        def denoise(self, rows: Any, seeds: Any, size: Any, on_step: Any) -> Any:
+            def step(index: int, x_t: Any) -> None:
+                done.append(index)
+                if index == 1:
+                    backend.delete(name)
+                on_step(index, x_t)
+
+            return super().denoise(rows, seeds, size, step)
+
+    work_through(backend, Deleting())
+    assert done == [0, 1]
+    assert status(backend, name) == "none" and not backend.results.video(name).exists()
+
+
+def test_a_job_deleted_in_a_batch_leaves_the_others(backend: Backend) -> None:
+    names = [add(backend, seed) for seed in (1, 2)]
+
+    class Deleting(StandIn):
+        def denoise(self, rows: Any, seeds: Any, size: Any, on_step: Any) -> Any:
+            backend.delete(names[0])
+            return super().denoise(rows, seeds, size, on_step)
+
+    work_through(backend, Deleting())
+    assert [status(backend, name) for name in names] == ["none", "completed"]
+    assert not backend.results.video(names[0]).exists()
+
+
+def test_stop_gives_the_jobs_back(backend: Backend) -> None:
+    name = add(backend, 1)
+    ours, theirs = pipes()
+    ours.send("stop")
+    maker: Maker = make_maker(backend, StandIn(), theirs)
+    with pytest.raises(Stopped):
+        maker.work(None)
+    assert status(backend, name) == "in_progress"
+    backend.store.release("w", died=False)
+    assert status(backend, name) == "queued"
+
+
+def test_sigkill_at_any_moment_loses_nothing_and_leaves_no_half_file(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    backend = make_backend(folder)
+    names = [add(backend, seed, num_frames=9 + 4 * (seed % 3)) for seed in range(8)]
+    spawn = multiprocessing.get_context("spawn")
+    moment = random.Random(0)
+    deaths = 0
+    while backend.store.counts()["completed"] < len(names) and deaths < 40:
+        ours, theirs = spawn.Pipe()
+        worker = f"w{deaths}"
+        process = spawn.Process(target=work_forever, args=(folder, worker, 0.01, theirs))
+        process.start()
+        before = backend.store.counts()["completed"]
+        while process.is_alive() and not backend.store.counts()["in_progress"]:
+            time.sleep(0.01)
+            if backend.store.counts()["completed"] == len(names):
+                break
+        time.sleep(moment.uniform(0, 0.4))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for name in names:  # what clients could download at this very moment is whole
+            if status(backend, name) == "completed":
+                assert backend.results.video(name).stat().st_size > 0
+        deaths += 1
+        # As a restarted server does it: deaths of this kind are not counted against the jobs.
+        backend.store.release(None, died=False)
+        backend.results.sweep(backend.store)
+        assert backend.store.counts()["completed"] >= before
+    assert deaths >= 3, "it was killed too late to show anything"
+    for seed, name in enumerate(names):
+        frames, _ = read_video(backend.results.video(name))
+        assert len(frames) == 10 and abs(int(frames.mean()) - seed) < 4
+    left = sorted(path.name for path in (folder / "videos").iterdir())
+    assert left == sorted(f"{name}.mp4" for name in names)
