@@ -39,7 +39,10 @@ def serve_command(
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+        int,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one."
+        ),
     ] = 8000,
     data: Annotated[
         Path,
@@ -58,22 +61,28 @@ def serve_command(
     ] = None,
     queue_limit: Annotated[
         int,
-        typer.Option(min=1, max=100_000, help="Most videos that wait; others get status 429."),
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Most videos that wait; others get status 429."
+        ),
     ] = 100,
     batch: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             help="Most videos of one size that are made together; default what suits the size.",
         ),
     ] = None,
     keep_hours: Annotated[
-        float, typer.Option(min=0, help="Hours after which finished videos are removed.")
+        float,
+        typer.Option(metavar="HOURS", min=0, help="Hours after which finished videos are removed."),
     ] = 168.0,
     keep_gib: Annotated[
         float,
         typer.Option(
-            min=0, help="Size of all videos in GiB, above which the oldest ones are removed."
+            metavar="GIB",
+            min=0,
+            help="Size of all videos in GiB, above which the oldest ones are removed.",
         ),
     ] = 20.0,
     quiet: Quiet = False,
