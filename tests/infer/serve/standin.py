@@ -106,9 +106,3 @@ class StandIn:
 
 def make_maker(backend: Backend, student: Any, pipe: Connection, worker: str = "w") -> Maker:
     return Maker(student, backend.store, backend.results, worker, pipe)
-
-
-def work_forever(folder: Path, worker: str, pause_s: float, pipe: Connection) -> None:
-    """A worker's process around a stand-in."""
-    backend = make_backend(folder)
-    make_maker(backend, StandIn(pause_s), pipe, worker).work(None)

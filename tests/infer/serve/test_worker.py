@@ -1,12 +1,8 @@
-"""The worker around a stand-in for the student: batches, failures, cancelling, and SIGKILL."""
+"""The worker around a stand-in for the student: batches, failures, cancelling."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import random
-import signal
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -24,7 +20,6 @@ from tests.infer.serve.standin import (
     StandIn,
     make_backend,
     make_maker,
-    work_forever,
 )
 
 
@@ -139,40 +134,3 @@ def test_stop_gives_the_jobs_back(backend: Backend) -> None:
     assert status(backend, name) == "in_progress"
     backend.store.release("w", died=False)
     assert status(backend, name) == "queued"
-
-
-def test_sigkill_at_any_moment_loses_nothing_and_leaves_no_half_file(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    backend = make_backend(folder)
-    names = [add(backend, seed, num_frames=9 + 4 * (seed % 3)) for seed in range(8)]
-    spawn = multiprocessing.get_context("spawn")
-    moment = random.Random(0)
-    deaths = 0
-    while backend.store.counts()["completed"] < len(names) and deaths < 40:
-        ours, theirs = spawn.Pipe()
-        worker = f"w{deaths}"
-        process = spawn.Process(target=work_forever, args=(folder, worker, 0.01, theirs))
-        process.start()
-        before = backend.store.counts()["completed"]
-        while process.is_alive() and not backend.store.counts()["in_progress"]:
-            time.sleep(0.01)
-            if backend.store.counts()["completed"] == len(names):
-                break
-        time.sleep(moment.uniform(0, 0.4))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        for name in names:  # what clients could download at this very moment is whole
-            if status(backend, name) == "completed":
-                assert backend.results.video(name).stat().st_size > 0
-        deaths += 1
-        # As a restarted server does it: deaths of this kind are not counted against the jobs.
-        backend.store.release(None, died=False)
-        backend.results.sweep(backend.store)
-        assert backend.store.counts()["completed"] >= before
-    assert deaths >= 3, "it was killed too late to show anything"
-    for seed, name in enumerate(names):
-        frames, _ = read_video(backend.results.video(name))
-        assert len(frames) == 10 and abs(int(frames.mean()) - seed) < 4
-    left = sorted(path.name for path in (folder / "videos").iterdir())
-    assert left == sorted(f"{name}.mp4" for name in names)
