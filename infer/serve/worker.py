@@ -94,7 +94,13 @@ def run(order: Order, pipe: Connection) -> None:
         from infer.engine_plan import make_plan
 
         engine = order.engine
-        checked = check_student(order.weights, engine.assume_schedule, engine.loras, engine.base)
+        checked = check_student(
+            order.weights,
+            engine.assume_schedule,
+            engine.loras,
+            engine.base,
+            engine.skip_image_layers,
+        )
         served = _served(order.weights, checked)
         batch = order.batch_size or 1
         plan = make_plan(
