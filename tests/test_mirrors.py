@@ -56,9 +56,29 @@ TOGETHER = {
     ),
     "apps/comparison/test_tables.py": ("lightx2v_sgmd/apps/comparison/plots.py",),
     "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
-    "families/test_wan.py": ("lightx2v_sgmd/families/wan_forward.py",),
+    "families/test_wan.py": (
+        "lightx2v_sgmd/families/size_rules.py",
+        "lightx2v_sgmd/families/wan_forward.py",
+    ),
     "families/test_sources.py": ("lightx2v_sgmd/families/wan_original.py",),
     "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
+    # Requests to the server's application, with a stand-in for the worker.
+    "infer/serve/test_api.py": (
+        "infer/serve/answers.py",
+        "infer/serve/backend.py",
+        "infer/serve/guard.py",
+        "infer/serve/metrics.py",
+        "infer/serve/options.py",
+        "infer/serve/request.py",
+    ),
+    # The real command, whose worker and server are killed.
+    "infer/serve/test_server.py": ("infer/serve/supervisor.py",),
+    "infer/serve/test_worker.py": ("infer/serve/results.py",),
+    # Files of weights as other programs write them, opened and run.
+    "infer/test_wild_weights.py": (
+        "lightx2v_sgmd/families/wan_variants.py",
+        "lightx2v_sgmd/files/scaled_weights.py",
+    ),
     "networks/test_fused_blocks.py": ("lightx2v_sgmd/networks/block_modulation.py",),
     "networks/test_attention.py": ("lightx2v_sgmd/networks/kernel_names.py",),
     "networks/test_compiled_passes.py": ("lightx2v_sgmd/system/compilers.py",),
