@@ -4,7 +4,7 @@ The weights are counted on the meta device, where networks have shapes and no st
 loading takes beside them follows from how ``infer.network.loading`` does it, block by block. What
 the computation needs beside them is a formula whose factors PyTorch's profiler measured on
 diffusers' classes; ``tests/infer/test_memory.py`` measures it again, and compares it with the meter
-that plans training. docs/decisions/024 says why generation does not use that meter.
+that plans training. docs/decisions/028 says why generation does not use that meter.
 
 B batch, S tokens of a video, D network width, F its feed-forward width, H, W pixels.
 """
