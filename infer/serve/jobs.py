@@ -219,8 +219,11 @@ class JobStore:
             worker: The name of this start of the worker.
             together: The most videos of a size (height, width, frames) made at once.
         """
+        oldest = "WHERE status = 'queued' ORDER BY number LIMIT 1"
+        if not self._select(oldest, []):  # an idle worker asks often: it locks nothing
+            return []
         with self._change() as db:
-            first = self._select("WHERE status = 'queued' ORDER BY number LIMIT 1", [])
+            first = self._select(oldest, [])
             if not first:
                 return []
             jobs = first
