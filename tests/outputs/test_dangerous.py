@@ -192,14 +192,22 @@ TABLE: list[tuple[str, Callable[[Path], None], str]] = [
     (EXPORT.format("run", "alias/x"), link("alias", "run/checkpoints"), "lies in the source"),
     (EXPORT.format("student", "student --overwrite"), NOTHING, "is the source"),
     (EXPORT.format("student", "student/other --format wan"), NOTHING, "lies in the source"),
-    (EXPORT.format("run", "teacher --overwrite"), NOTHING, "and 7 more and is not an export"),
+    (
+        EXPORT.format("run", "teacher --overwrite"),
+        NOTHING,
+        "and 7 more and was not written by export",
+    ),
     (EXPORT.format("run", "teacher/student"), NOTHING, "lies in the (model|teacher)"),
     (EXPORT.format("run", ". --overwrite"), NOTHING, "is the folder that this command runs in"),
     (EXPORT.format("run", ".. --overwrite"), NOTHING, "holds the source"),
     (EXPORT.format("run", "/ --overwrite"), NOTHING, "is the root of a disk"),
     # export: what is there
-    (EXPORT.format("run", "notes"), NOTHING, "holds thesis.txt and is not an export"),
-    (EXPORT.format("run", "notes --overwrite"), NOTHING, "holds thesis.txt and is not an export"),
+    (EXPORT.format("run", "notes"), NOTHING, "holds thesis.txt and was not written by export"),
+    (
+        EXPORT.format("run", "notes --overwrite"),
+        NOTHING,
+        "holds thesis.txt and was not written by export",
+    ),
     (EXPORT.format("run", "student"), NOTHING, "or add --overwrite"),
     (
         EXPORT.format("run", "student --overwrite"),
@@ -310,7 +318,11 @@ TABLE: list[tuple[str, Callable[[Path], None], str]] = [
     (f"{GENERATE} --prompt a --out a\\nb.mp4", NOTHING, "holds a line break"),
     (EXPORT.format("run", "a\\nb"), NOTHING, "holds a line break"),
     ("demo --quiet --out demo", put("demo/report.html"), "report.html would be replaced"),
-    ("demo --quiet --out demo", put("demo/student/thesis.txt"), "holds thesis.txt and is not an"),
+    (
+        "demo --quiet --out demo",
+        put("demo/student/thesis.txt"),
+        "holds thesis.txt and was not written by",
+    ),
     (
         "demo --quiet --out demo",
         put("demo/run/job.yaml"),
