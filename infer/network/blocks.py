@@ -46,15 +46,18 @@ def quantize(block: Any, kind: str) -> None:
     quantize_(block, config)
     if kind == "fp8":
         for weight in block.parameters():
-            _mend_rows_of_zeros(weight)
+            mend_rows_of_zeros(weight)
 
 
 _SMALLEST: Final = 1e-12
 """The least that the largest number of a row counts as: torchao divides by it."""
 
 
-def _mend_rows_of_zeros(weight: Any) -> None:
-    """Torchao gives a row of zeros the scale 0, and 0 / 0 as its numbers."""
+def mend_rows_of_zeros(weight: Any) -> None:
+    """Makes rows of zeros zeros again in a weight that torchao quantised.
+
+    It gives such a row the scale 0, and 0 / 0 as its numbers. Other weights are left alone.
+    """
     if hasattr(weight, "qdata") and hasattr(weight, "scale"):
         empty = weight.scale == 0
         weight.qdata.view(torch.uint8).masked_fill_(empty, 0)

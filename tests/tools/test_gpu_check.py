@@ -59,6 +59,16 @@ def test_every_row_survives_the_others(tmp_path: Path) -> None:
     assert "rows: too long: " in text and "rows       failed " in text
 
 
+@pytest.mark.usefixtures("faulty")
+def test_steps_run_in_the_order_given_and_only_the_rows_asked_for(tmp_path: Path) -> None:
+    report = supervisor.begin(
+        tmp_path, 300, "sprites", None, ["last", "rows", "last"], rows=["works after all"]
+    )
+    report = supervisor.supervise(report)
+    assert list(report.steps) == ["last", "rows"]
+    assert [*report.steps["rows"]["rows"]] == ["works after all"]
+
+
 def runs(pid: int) -> bool:
     """True if a process is there and has not ended; one that was killed needs a moment."""
     for _ in range(50):

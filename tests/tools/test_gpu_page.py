@@ -148,6 +148,16 @@ def test_figures_stand_beside_ceilings_and_goals(tmp_path: Path) -> None:
     )
 
 
+def test_figures_of_a_network_without_real_numbers_do_not_count(tmp_path: Path) -> None:
+    report = copy.deepcopy(REPORT)
+    report["steps"]["forward"]["rows"]["engine, fp8"]["difference_to_stock"] = "nan"
+    text = page(tmp_path, report)
+    assert line(text, GOALS[1].what)[2:] == [UNKNOWN, UNKNOWN]
+    assert line(text, "engine, fp8")[1] == (
+        "failed: the network gave numbers that are not finite, in 2300 ms a forward"
+    )
+
+
 def _bounds(text: str) -> list[list[str]]:
     part = text.split("### What bounds it")[1].split("Slowest kernels")[0]
     rows = [row.strip("|").split("|") for row in part.splitlines() if row.startswith("| engine")]
@@ -155,7 +165,7 @@ def _bounds(text: str) -> list[list[str]]:
 
 
 def test_the_committed_page_is_written_by_this_code() -> None:
-    """It changes only by the command: today no report of a GPU is in the repository."""
+    """It changes only by the command, from the reports in the repository."""
     reports = sorted((ROOT / "docs" / "benchmarks").glob("gpu*.json"))
     assert (ROOT / "docs" / "benchmarks" / "gpu.md").read_text(encoding="utf-8") == page_of(reports)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from infer.network.blocks import fuse_qkv
+from infer.network.blocks import fuse_qkv, mend_rows_of_zeros, quantize
 from infer.network.loading import offload
 from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.system.errors import UserError
@@ -49,6 +50,33 @@ def test_fp8_storage_is_near(shared_student: Path, plain: torch.Tensor) -> None:
     got = student.generate(PROMPT, 3, decode=False).latents
     assert 1e-4 < (got - plain).abs().max() < 0.3
     assert block.ffn.net[2].weight.dtype == torch.float8_e4m3fn  # cast back after the forward
+
+
+def test_rows_of_zeros_stay_zeros_in_fp8() -> None:
+    """As torchao leaves them: the scale 0, and 0 / 0 as the numbers."""
+    scale = torch.tensor([[0.5], [0.0]])
+    rows = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    weight = SimpleNamespace(qdata=(rows / scale).to(torch.float8_e4m3fn), scale=scale)
+    assert weight.qdata.float().isnan().any()
+    mend_rows_of_zeros(weight)
+    assert torch.equal(weight.qdata.float() * weight.scale, rows)
+
+
+@pytest.mark.gpu
+def test_fp8_of_zeros_is_zero() -> None:
+    pytest.importorskip("torchao")
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs compute capability 8.9")
+    layer = torch.nn.Linear(64, 32, bias=False, device="cuda", dtype=torch.bfloat16)
+    layer.requires_grad_(False).weight[5] = 0
+    x = torch.randn(48, 64, device="cuda", dtype=torch.bfloat16)
+    x[3] = 0
+    expected = layer(x)
+    network = torch.nn.Sequential(layer)
+    quantize(network, "fp8")
+    got = network(x)
+    assert (got[3] == 0).all() and (got[:, 5] == 0).all()
+    assert (got - expected).norm() < 0.1 * expected.norm()
 
 
 def test_int8_weights_are_nearer(shared_student: Path, plain: torch.Tensor) -> None:
