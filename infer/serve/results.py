@@ -5,6 +5,7 @@ A file's name is made from the name that the server gave the job, never from a r
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from typing import Final
 from infer.serve.jobs import JobStore
 from infer.serve.options import ServeOptions
 from lightx2v_sgmd.outputs import clean_temporaries
+from lightx2v_sgmd.outputs.lock import NAME as LOCK
+from lightx2v_sgmd.system.errors import UserError
 
 QUEUE: Final = "queue.sqlite"
 VIDEOS: Final = "videos"
+_OWN_NAME: Final = re.compile(r"video_[0-9a-f]{32}")
+"""A job's name, from which its video's file is named."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,28 @@ class Results:
         """The file of a job's video."""
         return self.folder / VIDEOS / f"{name}.mp4"
 
+    def check(self) -> None:
+        """Refuses a folder that holds files but no queue: it is not a server's.
+
+        Raises:
+            UserError: names the first of the files.
+        """
+        if self.queue.exists() or not self.folder.is_dir():
+            return
+        others = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK)
+        if others:
+            raise UserError(
+                f"--data: {self.folder} holds {others[0]} and was not made by serve; choose "
+                "another folder"
+            )
+
+    def discard(self) -> None:
+        """Removes a queue without jobs, for a server that did not start."""
+        for suffix in ("", "-wal", "-shm"):
+            self.queue.with_name(QUEUE + suffix).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.folder / VIDEOS).rmdir()
+
     def remove(self, name: str) -> None:
         """Removes a job's video if it is there."""
         with suppress(FileNotFoundError):
@@ -46,7 +73,7 @@ class Results:
         clean_temporaries(folder)
         names = store.names()
         for file in folder.glob("video_*.mp4"):
-            if file.stem not in names:
+            if _OWN_NAME.fullmatch(file.stem) and file.stem not in names:
                 self.remove(file.stem)
 
     def retire(self, store: JobStore, options: ServeOptions) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from infer.serve.jobs import JobStore
 from infer.serve.options import Served, ServeOptions
 from infer.serve.results import Results
 from infer.serve.supervisor import Supervisor, retire_regularly
-from lightx2v_sgmd.outputs import locked_folder
+from lightx2v_sgmd.outputs import locked_folder, refuse_overlap
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import is_installed
 
@@ -56,10 +56,29 @@ def serve(
     _need_packages()
     token = options.token()
     options = replace(options, data=options.data.resolve())
+    results = Results(options.data)
+    refuse_overlap(options.data, {"the weights": weights}, "--data")
     with closing(_listen(options.host, options.port)) as listening:
+        results.check()
         with locked_folder(options.data, "serve", quiet=True):
-            with closing(JobStore(Results(options.data).queue)) as store:
+            with _queue(results) as store:
                 _serve(weights, options, engine, token, store, listening, on_start)
+
+
+@contextmanager
+def _queue(results: Results) -> Iterator[JobStore]:
+    """Opens the folder's queue; a new one is removed again if nothing could be served."""
+    new, unused = not results.queue.exists(), False
+    try:
+        with closing(JobStore(results.queue)) as store:
+            try:
+                yield store
+            except UserError:
+                unused = new and not store.names()
+                raise
+    finally:
+        if unused:
+            results.discard()
 
 
 def _serve(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import pytest
 from openai import OpenAI
 from typer.testing import CliRunner
 
+from infer.serve.jobs import JobStore
 from infer.serve.options import ServeOptions
+from infer.serve.results import Results
 from infer.serve.server import serve
 from lightx2v_sgmd.cli import main
 from lightx2v_sgmd.files.video import read_video
@@ -96,16 +98,48 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(
 ) -> None:
     options = ServeOptions(data=tmp_path / "data", port=0)
     with pytest.raises(UserError, match="a token is needed.*--token-file"):
-        serve(tmp_path, replace(options, host="0.0.0.0"))
+        serve(tmp_path / "student", replace(options, host="0.0.0.0"))
     (tmp_path / "short").write_text("abc")
     with pytest.raises(UserError, match="3 characters, fewer than 16"):
-        serve(tmp_path, replace(options, token_file=tmp_path / "short"))
+        serve(tmp_path / "student", replace(options, token_file=tmp_path / "short"))
     with pytest.raises(UserError, match="cannot be listened on"):
-        serve(tmp_path, replace(options, host="192.0.2.1", token_file=token_in(tmp_path)))
+        serve(tmp_path / "student", replace(options, host="192.0.2.1", token_file=token_in(tmp_path)))
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(UserError, match=r"needs fastapi.*pip install 'lightx2v-sgmd\[serve\]'"):
-        serve(tmp_path, options)
+        serve(tmp_path / "student", options)
     assert not options.data.exists()
+
+
+def test_a_folder_that_is_not_a_servers_is_left_alone(shared_student: Path, tmp_path: Path) -> None:
+    film = tmp_path / "films" / "videos" / "video_1.mp4"
+    film.parent.mkdir(parents=True)
+    film.write_text("mine")
+    options = ServeOptions(data=tmp_path / "films", port=0)
+    with pytest.raises(UserError, match="films holds videos and was not made by serve"):
+        serve(shared_student, options)
+    with pytest.raises(UserError, match="--data: .* lies in the weights"):
+        serve(shared_student, replace(options, data=shared_student / "data"))
+    assert [*(tmp_path / "films").rglob("*")] == [film.parent, film]
+    assert film.read_text() == "mine" and not (shared_student / "data").exists()
+
+
+def test_a_server_that_does_not_start_leaves_no_folder(tmp_path: Path) -> None:
+    options = ServeOptions(data=tmp_path / "new" / "data", port=0)
+    with pytest.raises(UserError, match="nowhere: does not exist"):
+        serve(tmp_path / "nowhere", options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_videos_with_a_jobs_name_are_swept(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    mine, theirs = folder / "video_of_the_sea.mp4", folder / f"video_{'0' * 32}.mp4"
+    for file in (mine, theirs):
+        file.write_text("film")
+    results = Results(tmp_path)
+    with closing(JobStore(results.queue)) as store:
+        results.sweep(store)
+    assert mine.exists() and not theirs.exists()
 
 
 def token_in(folder: Path) -> Path:
