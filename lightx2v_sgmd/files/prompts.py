@@ -51,10 +51,8 @@ def read_prompts(path: str | Path) -> list[str]:
     readers = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError(
-            f"{path}: {path.suffix or 'no suffix'} is no kind of prompt file; "
-            f"use {', '.join(readers)}"
-        )
+        has = f"ends in {path.suffix}" if path.suffix else "has no suffix"
+        raise UserError(f"{path}: {has}; a file of prompts ends in {', '.join(readers)}")
     prompts = list(reader(path))
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one")
