@@ -96,17 +96,17 @@ def test_the_official_client_gets_its_video_and_kills_lose_nothing(
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ServeOptions(data=tmp_path / "data", port=0)
+    options, nowhere = ServeOptions(data=tmp_path / "data", port=0), tmp_path / "student"
     with pytest.raises(UserError, match="a token is needed.*--token-file"):
-        serve(tmp_path / "student", replace(options, host="0.0.0.0"))
+        serve(nowhere, replace(options, host="0.0.0.0"))
     (tmp_path / "short").write_text("abc")
     with pytest.raises(UserError, match="3 characters, fewer than 16"):
-        serve(tmp_path / "student", replace(options, token_file=tmp_path / "short"))
+        serve(nowhere, replace(options, token_file=tmp_path / "short"))
     with pytest.raises(UserError, match="cannot be listened on"):
-        serve(tmp_path / "student", replace(options, host="192.0.2.1", token_file=token_in(tmp_path)))
+        serve(nowhere, replace(options, host="192.0.2.1", token_file=token_in(tmp_path)))
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(UserError, match=r"needs fastapi.*pip install 'lightx2v-sgmd\[serve\]'"):
-        serve(tmp_path / "student", options)
+        serve(nowhere, options)
     assert not options.data.exists()
 
 
