@@ -135,7 +135,7 @@ def ranked_lists(results: dict[str, Any], order: list[int]) -> list[dict[str, An
     titles = ("Worst: farthest from the reference", "Best: nearest to the reference")
     if not compared:
         titles = ("Least motion", "Most motion")
-    count = min(_RANKED, len(order) // 2)
+    count = _listed(order)
     parts = (order[:count], order[: -count - 1 : -1])
     return [
         {
@@ -150,11 +150,16 @@ def ranked_lists(results: dict[str, Any], order: list[int]) -> list[dict[str, An
     ]
 
 
+def _listed(order: list[int]) -> int:
+    """The number of prompts in each list; no prompt is in both."""
+    return min(_RANKED, len(order) // 2)
+
+
 def examples(
     results: dict[str, Any], out: Path, shown: int, order: list[int]
 ) -> list[dict[str, Any]]:
     """The prompts that are shown with their videos: worst, best, then the first of the file."""
-    count = min(_RANKED, shown // 3)
+    count = min(_listed(order), shown // 3)
     kinds = dict.fromkeys(order[: -count - 1 : -1], "best") if count else {}
     kinds |= dict.fromkeys(order[:count], "worst")
     wanted = list(dict.fromkeys([*order[:count], *order[: -count - 1 : -1][:count]]))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
+import pytest
+
 from lightx2v_sgmd.apps.evaluation.page import (
+    examples,
     ranked,
     ranked_lists,
+    report_page,
     set_rows,
     side_names,
     table_rows,
@@ -23,6 +30,27 @@ def test_values_have_their_interval_and_differences_their_sign() -> None:
     (row,) = table_rows(BOTH)
     assert row["values"][0].startswith("3.500 [") and row["clear"]
     assert row["difference"] == "-2.000 [-3.000, -1.000]" and row["relative"] == "-36.4 %"
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_only_a_difference_that_is_not_chance_is_red(tmp_path: Path, clear: bool) -> None:
+    results = copy.deepcopy(BOTH)
+    results["differences"]["optflow"]["clear"] = clear
+    assert report_page(results, tmp_path, 0).count('<td class="clear">') == int(clear)
+
+
+def test_a_prompt_is_the_worst_or_the_best_or_neither(tmp_path: Path) -> None:
+    flows = [2.0, 8.0, 5.0]
+    ours, theirs = side(flows), side([2.0, 3.0, 4.0])
+    results = summarise(
+        {"weights": ours, "against": theirs}, ["a", "b", "c"], [0, 1, 2], ["optflow"]
+    )
+    for video in results["videos"]:
+        for name in results["sides"]:
+            video[name]["file"] = "film.mp4"
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    kinds = {e["prompt"]: e["kind"] for e in examples(results, tmp_path, 9, ranked(results))}
+    assert kinds == {"a": "best", "b": "worst", "c": ""}
 
 
 def test_sides_of_one_name_are_told_apart() -> None:
