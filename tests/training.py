@@ -20,6 +20,7 @@ from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import STEMS, student_files
 from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.outputs.writer import write_text
 from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
 from lightx2v_sgmd.text.encoding import encode_prompts
 from tests.parallel.ranks import run_ranks
@@ -43,11 +44,10 @@ def make_job(teacher: Path, folder: Path, *settings: str) -> Job:
 
 
 def job_file(teacher: Path, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
-    path = folder / "job.yaml"
-    path.write_text(BASE.format(teacher=teacher, run=folder / "run"), encoding="utf-8")
-    return path
+    """Writes a job and its prompts. Several ranks may do so at once: each file appears whole."""
+    write_text(folder / "prompts.txt", "\n".join(PROMPTS))
+    write_text(folder / "job.yaml", BASE.format(teacher=teacher, run=folder / "run"))
+    return folder / "job.yaml"
 
 
 def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") -> Trainer:
