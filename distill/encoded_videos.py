@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from distill.model_checks import teacher_sources
-from lightx2v_sgmd.families.wan import WanModel, normalized_latents, open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import WanModel, normalized_latents
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
 from lightx2v_sgmd.files.video import check_writable
@@ -55,7 +56,7 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
     refuse_overlap(folder, {**teacher_sources(job), "VIDEOS": videos})
     captions = [_caption(file.with_suffix(".txt")) for file in files]
     check_writable(out, folder=True)
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     with locked_folder(folder, "encode-videos", quiet):
         _encode(model, files, captions, job.video, folder, shard, quiet)
     return out

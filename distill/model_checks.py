@@ -28,9 +28,14 @@ def check_against_model(job: Job, model: WanModel) -> None:
 def teacher_sources(job: Job) -> dict[str, Path | None]:
     """The files of a job's teacher by their keys, for ``refuse_overlap``."""
     base = job.teacher.base
+    loras = {
+        f"teacher.loras {number}": lora.path
+        for number, lora in enumerate(job.teacher.lora_files, start=1)
+    }
     return {
         "teacher.path": model_folder(job.teacher.path),
         "teacher.base": None if base is None else Path(base),
+        **loras,
     }
 
 

@@ -15,7 +15,7 @@ import torch
 
 from distill.data import load_prompts, prompts_digest
 from distill.model_checks import teacher_sources
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.video import check_writable
@@ -117,7 +117,7 @@ def collect_pairs(
 
 
 def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet: bool) -> None:
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     schedule = teacher_solver(model, plan.solver, plan.shift, plan.steps)
     negative_prompt = model.negative_prompt_for(job.teacher.negative_prompt)
     size = (job.video.height, job.video.width, job.video.num_frames)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.networks.kernel_names import Attention
-from lightx2v_sgmd.system.errors import UserError, shortened
-from lightx2v_sgmd.untrusted.paths import path_problem
 
 if TYPE_CHECKING:
     import torch
@@ -20,56 +19,8 @@ if TYPE_CHECKING:
 Dtype = Literal["bf16", "fp16", "fp32"]
 Quantize = Literal["none", "fp8", "int8", "fp8-storage"]
 
-_STRONGEST = 100
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA file and its strength; 1 is the strength that it was trained for.
-
-    A folder that ``export`` or PEFT wrote stands for the file in it.
-    """
-
-    path: Path
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", _lora_file(self.path))
-
-    @classmethod
-    def parse(cls, text: str) -> Lora:
-        """Reads ``FILE`` or ``FILE:STRENGTH``; a folder that ``export`` wrote is its file.
-
-        Raises:
-            UserError: the strength is no number.
-        """
-        if problem := path_problem(text):
-            raise UserError(f"lora: {shortened(text)} {problem}; give a .safetensors file")
-        path, colon, strength = text.rpartition(":")
-        if not colon or strength.endswith(".safetensors") or Path(text).exists():
-            return cls(Path(text))
-        try:
-            number = float(strength)
-            if not -_STRONGEST <= number <= _STRONGEST:
-                raise ValueError("the network's output would not be finite")
-        except ValueError:
-            raise UserError(
-                f"lora: {shortened(strength)!r} is not a strength from -{_STRONGEST} to "
-                f"{_STRONGEST}; write FILE or FILE:STRENGTH, as x.safetensors:0.8"
-            ) from None
-        return cls(Path(path), number)
-
-
-def _lora_file(path: Path) -> Path:
-    """The file itself, or that of a folder: exported, written by PEFT, or with one file alone."""
-    if not path.is_dir():
-        return path
-    names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(path.glob("*.safetensors"))
-    return files[0] if len(files) == 1 else path / names[0]
+Lora = WeightedLora
+"""The class under the name that callers of this application use."""
 
 
 def option(

@@ -56,6 +56,7 @@ TOGETHER = {
     ),
     "apps/comparison/test_tables.py": ("lightx2v_sgmd/apps/comparison/plots.py",),
     "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
+    "families/test_teacher.py": ("lightx2v_sgmd/families/lora_updates.py",),
     "families/test_wan.py": (
         "lightx2v_sgmd/families/size_rules.py",
         "lightx2v_sgmd/families/wan_forward.py",

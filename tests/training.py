@@ -16,7 +16,7 @@ from distill import distill
 from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import STEMS, student_files
 from lightx2v_sgmd.job.schema import Job, load_job
@@ -52,7 +52,7 @@ def job_file(teacher: Path, folder: Path) -> Path:
 
 def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") -> Trainer:
     ranks = ranks or Ranks()
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     *rows, negative = encode_prompts(
         model,
         [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)],

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import (
     FILE_NAME,
@@ -24,6 +24,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
 from weights.formats.registry import format_named
+from weights.io.adapters import StackedAdapters, TrainedAdapters
 from weights.io.source import ExportSource, student_tensors, teacher_of
 
 
@@ -49,7 +50,7 @@ def open_source(
     job = load_job(job_file)
     averaged = ema and has_average(checkpoint)
     step = int(read_trainer_state(checkpoint)["step"])
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     about = _about(job, step, averaged, model.fps)
     tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
     if carried is not None and carried != job.schedule:
@@ -58,7 +59,10 @@ def open_source(
             f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
     run = checkpoint.parent.parent
-    return ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), adapters)
+    changes: StackedAdapters | TrainedAdapters | None = adapters
+    if adapters is not None and model.loras:
+        changes = StackedAdapters.of(adapters, model)
+    return ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
 
 
 def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:

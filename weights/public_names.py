@@ -50,6 +50,9 @@ def public_job(job_file: Path) -> str:
             section = section.get(name) if isinstance(section, dict) else None
         if isinstance(section, dict) and isinstance(section.get(last), str):
             section[last] = public_name(section[last])
+    teacher = tree.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("loras"), list):
+        teacher["loras"] = [public_name(str(text)) for text in teacher["loras"]]
     if isinstance(tree.get("method"), dict):
         tree["method"] = public_options(tree["method"])
     return dump_tree(tree)

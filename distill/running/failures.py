@@ -16,7 +16,7 @@ from distill.building import StartingPoint, build_trainer, open_latents
 from distill.data import load_prompts, prompts_digest
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import connect, training_device
@@ -70,7 +70,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
         [] if launched else ["strategy=local", "sequence=1", "offload=none", "offload_dir=null"]
     )
     job = load_job(folder / "job.yaml", [f"parallel.{change}" for change in changes])
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
     if prompts_digest(prompts) != state["prompts_sha256"]:

@@ -11,8 +11,8 @@ from distill.building import StartingPoint
 from distill.data import prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
-from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.files.yaml_loader import parse_value
+from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import set_aside
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
@@ -128,7 +128,8 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
     saved = store.read_trainer_state(folder)
     remedy = "restore it, or start again with another output.dir"
     ours = _flat(parse_value(job.to_yaml(), "the job"))
-    theirs = _flat(read_tree(folder / "job.yaml")[0])
+    # A job of an older version has no value for newer keys, which then have their defaults.
+    theirs = _flat(parse_value(load_job(folder / "job.yaml").to_yaml(), "the job"))
     for key in [*ours, *(key for key in theirs if key not in ours)]:
         if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
             continue

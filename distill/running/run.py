@@ -26,7 +26,8 @@ from distill.running.run_folder import check_output, check_own, run_lock, write_
 from distill.running.saving import Saver, check_space, checkpoint_parts
 from distill.running.signals import stop_on_signal
 from distill.trainer import Trainer
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job, Train
 from lightx2v_sgmd.outputs import OutputLock
@@ -64,7 +65,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     """
     # Checks that need no weights and no other process come first.
     check_output(job, resume)
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     check_against_model(job, model)
     prompts = load_prompts(job)
     latents = open_latents(job, model)

@@ -16,8 +16,9 @@ from infer.multi_gpu import share_tokens
 from infer.network import blocks
 from infer.network.fused_products import fuse_products
 from infer.network.load_progress import network_bar
-from infer.network.lora import LoraUpdates, add_loras
+from infer.network.lora import add_loras
 from infer.network.offload import HostWeights
+from lightx2v_sgmd.families.lora_updates import LoraUpdates
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.networks import compiling

@@ -1,4 +1,4 @@
-"""LoRA files on a base model: checked against the network, then applied or merged."""
+"""LoRA files on a base model: checked against the network, then applied beside its layers."""
 
 from __future__ import annotations
 
@@ -121,50 +121,3 @@ def _settings(factors: Mapping[str, Pair]) -> dict[str, Any]:
         "target_modules": list(ranks),
     }
     return {f"{PREFIX}{key}": value for key, value in told.items()}
-
-
-class LoraUpdates:
-    """The updates of LoRA files, merged into one part of a network at a time.
-
-    Merged, nothing is computed twice, and the network can be fused and quantised. The sum is
-    made in float32 and rounded to the network's precision once.
-
-    Args:
-        loras: As ``check_loras`` accepted them.
-        shapes: Shapes of the network's parameters, by name.
-        skip_image_layers: As ``check_loras`` got it.
-    """
-
-    def __init__(
-        self, loras: Sequence[Lora], shapes: Shapes, skip_image_layers: bool = False
-    ) -> None:
-        self._products: dict[str, list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
-        self._differences: dict[str, list[tuple[torch.Tensor, float]]] = {}
-        for lora in loras:
-            update = read_lora(lora.path, shapes, skip_image_layers)
-            for name, difference in update.differences.items():
-                self._differences.setdefault(name, []).append((difference, lora.strength))
-            for layer, (down, up) in update.factors.items():
-                product = (down, up, lora.strength)
-                self._products.setdefault(f"{layer}.weight", []).append(product)
-
-    @torch.no_grad()
-    def merge(self, prefix: str, part: torch.nn.Module) -> None:
-        """Adds what belongs to a part, where its weights are.
-
-        Args:
-            prefix: The part's name in the network, "" for the network itself.
-            part: The part; weights that are on no device yet are left alone.
-        """
-        for own, p in part.named_parameters():
-            name = f"{prefix}.{own}" if prefix else own
-            products, differences = self._products.get(name), self._differences.get(name)
-            if p.is_meta or not (products or differences):
-                continue
-            wide = p.float() if p.dtype != torch.float32 else p
-            for first, second, scale in products or ():
-                wide.addmm_(second.to(p.device).float(), first.to(p.device).float(), alpha=scale)
-            for difference, scale in differences or ():
-                wide.add_(difference.to(p.device).float(), alpha=scale)
-            if wide is not p:
-                p.copy_(wide)

@@ -26,7 +26,8 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     held_out_captions,
     summarise,
 )
-from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import bundled_teacher
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
@@ -130,7 +131,7 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
 
     from lightx2v_sgmd.families import wan
 
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     network = model.load_transformer().eval()
     wan.fold_text_padding(network)
     batch = 16
@@ -168,7 +169,7 @@ def _measure(
     """Samples and measures the three rows on the same prompts and seeds."""
     from infer import load_student
 
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     student = load_student(student_folder)
     first_seed = 1_000_000 * (seed + 1)
     seeds = list(range(first_seed, first_seed + len(captions)))

@@ -42,7 +42,8 @@ def embed_command(
     from distill.data import load_prompts
     from distill.model_checks import job_sources
     from distill.running.signals import interruptible
-    from lightx2v_sgmd.families.wan import open_wan, text_dtype
+    from lightx2v_sgmd.families.teacher import open_teacher
+    from lightx2v_sgmd.families.wan import text_dtype
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
@@ -51,7 +52,7 @@ def embed_command(
     check_writable(cache, folder=True)
     out = resolved(cache, "data.embeddings")
     refuse_overlap(out, job_sources(checked), "data.embeddings")
-    model = open_wan(checked.teacher.path, checked.teacher.base)
+    model = open_teacher(checked.teacher)
     negative = model.negative_prompt_for(checked.teacher.negative_prompt)
     prompts = [*load_prompts(checked), negative]
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())

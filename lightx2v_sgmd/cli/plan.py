@@ -64,7 +64,7 @@ def plan_command(
     checked = load_job(job, settings or [])
     from distill.planning.memory import Meter
     from distill.planning.plan import Machine, check_plan, check_possible, make_plan
-    from lightx2v_sgmd.families.wan import open_wan
+    from lightx2v_sgmd.families.teacher import open_teacher
 
     machine = Machine(
         gpus=gpus or (8 if checked.parallel.strategy == "zero3" else 1),
@@ -73,7 +73,7 @@ def plan_command(
         peak_flops=peak_tflops * 1e12,
         mfu=mfu,
     )
-    model = open_wan(checked.teacher.path, checked.teacher.base)
+    model = open_teacher(checked.teacher)
     meter = Meter(model)
     check_possible(checked, model, machine, meter)
     plan = make_plan(checked, model, machine, meter)

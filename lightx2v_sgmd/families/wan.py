@@ -10,7 +10,7 @@ and transformers, and weights have diffusers' names in every layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -21,6 +21,7 @@ import torch
 
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources import (
@@ -47,12 +48,14 @@ from lightx2v_sgmd.families.wan_forward import (
 )
 from lightx2v_sgmd.families.wan_frames import decode_frames
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan_lora import open_lora
 from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.families.wan_variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
@@ -100,6 +103,7 @@ class WanModel:
             say.
         negative_prompt: The prompt that its authors guide away from: that of Wan's own sampler,
             unless the model's ``video.json`` names another.
+        loras: LoRA files that are merged into the transformer when its weights are read.
     """
 
     path: str
@@ -109,6 +113,7 @@ class WanModel:
     text_encoder_config: dict[str, Any] | None = None
     video: VideoFacts | None = None
     negative_prompt: str = NEGATIVE_PROMPT
+    loras: tuple[WeightedLora, ...] = ()
 
     def negative_prompt_for(self, asked: str | None) -> str:
         """The negative prompt that a job asks for; None asks for the authors' own."""
@@ -165,6 +170,17 @@ class WanModel:
         patches = self.transformer_config["patch_size"]
         count: int = prod(n // p for n, p in zip(latents, patches, strict=True))
         return count
+
+    def with_loras(self, loras: Sequence[WeightedLora]) -> WanModel:
+        """The same model with LoRA files merged into its transformer; reads no weights.
+
+        Raises:
+            UserError: a file is missing, damaged, or no LoRA for this network.
+        """
+        shapes = self.transformer_shapes() if loras else {}
+        for lora in loras:
+            open_lora(lora.path, shapes)
+        return replace(self, loras=(*self.loras, *loras))
 
     def build_transformer(self) -> Any:
         """Builds a ``WanTransformer3DModel`` with random weights (none on the meta device)."""
@@ -279,7 +295,11 @@ class WanModel:
             "vae": partial(wan_original.vae_names, res_blocks=res_blocks),
             "text_encoder": wan_original.text_encoder_names,
         }
-        return WholeTensors(self.source.files(part), names[part])
+        files = self.source.files(part)
+        if part == "transformer" and self.loras:
+            updates = LoraUpdates(self.loras, self.transformer_shapes())
+            return MergedWholeTensors(files, names[part], updates)
+        return WholeTensors(files, names[part])
 
     def _fill(
         self,

@@ -100,14 +100,7 @@ class WholeTensors:
         stored = self.stored_names[name]
         info = self._all[stored]
         if stored in self._mapped or stored in self._scaled.scales:
-            mapped = self.tensor(name)
-            values = mapped.flatten()
-            return copier.copy(
-                lambda piece, start: piece.copy_(values[start : start + len(piece)]),
-                info.shape,
-                mapped.dtype,
-                dtype,
-            )
+            return copied(self.tensor(name), dtype, copier)
         begin, kind = info.start, TORCH_TYPES[info.dtype]
         assert begin is not None, "not of a safetensors file"
         with info.file.open("rb", buffering=0) as file:
@@ -137,6 +130,17 @@ class WholeTensors:
         if file not in self._open:
             self._open[file] = open_tensors(file)
         return self._open[file]
+
+
+def copied(tensor: Tensor, dtype: torch.dtype, copier: WeightCopier) -> Tensor:
+    """A tensor of the CPU in another precision, on the copier's device: a copy, piece by piece."""
+    values = tensor.flatten()
+    return copier.copy(
+        lambda piece, start: piece.copy_(values[start : start + len(piece)]),
+        tuple(tensor.shape),
+        tensor.dtype,
+        dtype,
+    )
 
 
 def read_elements(info: TensorInfo, dtype: torch.dtype, start: int, stop: int) -> Tensor:

@@ -400,6 +400,10 @@ def _path(path: str | None) -> str | None:
     return None if problem is None else f"{problem}; give another"
 
 
+def _paths(paths: list[str]) -> str | None:
+    return next((problem for path in paths if (problem := _path(path))), None)
+
+
 def _lora_settings(lora: Tree | None, train: str) -> str | None:
     if lora is None or train == "lora":
         return None
@@ -419,6 +423,7 @@ RULES: Rules = (
     Rule(("parallel.offload_dir", "parallel.offload"), _offload_dir),
     Rule(("teacher.path",), _path),
     Rule(("teacher.base",), _path),
+    Rule(("teacher.loras",), _paths),
     Rule(("data.prompts",), _path),
     Rule(("data.embeddings",), _path),
     Rule(("data.latents",), _path),

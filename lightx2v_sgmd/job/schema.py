@@ -17,6 +17,7 @@ from pydantic import Field, SkipValidation, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.files.yaml_loader import dump_tree
 from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.rules import RULES, Shape, apply_override, checked, known_keys, yaml_name
@@ -26,6 +27,7 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs, shipped_model
 
+LoraText = Annotated[str, Field(min_length=1, max_length=4096)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 LATENTS = "latents"
 """The value of ``data.prompts`` that stands for the captions of ``data.latents``."""
@@ -51,6 +53,22 @@ class Teacher:
     # Model whose VAE, text encoder and tokenizer go with a single file of weights; null looks in
     # the file's own folder.
     base: str | None = None
+    # LoRA files that make the model the teacher to distil, each as FILE or FILE:STRENGTH, relative
+    # to the job file (from --set: to the current folder). They are merged into the weights that
+    # teacher, student and fake score start from.
+    loras: Annotated[tuple[LoraText, ...], Field(max_length=16)] = ()
+
+    @property
+    def lora_files(self) -> tuple[WeightedLora, ...]:
+        """The files and strengths of ``loras``.
+
+        Raises:
+            UserError: a strength is no number.
+        """
+        try:
+            return tuple(WeightedLora.parse(text) for text in self.loras)
+        except UserError as error:
+            raise UserError(f"teacher.loras: {str(error).removeprefix('lora: ')}") from error
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -260,8 +278,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         overrides: ``a.b=value`` settings that replace the file's, the value in YAML.
 
     Returns:
-        The job. Paths in ``data`` are absolute: relative to the file that states them, or to the
-        current folder if an override does.
+        The job. Paths in ``data`` and ``teacher.loras`` are absolute: relative to the file that
+        states them, or to the current folder if an override does.
 
     Raises:
         UserError: with a line for each mistake.
@@ -295,10 +313,15 @@ def load_job_with_origins(
         raise UserError(f"{path}: {problem}")
     job = replace(
         job,
+        teacher=_with_absolute_loras(job.teacher, folders["teacher.loras"]),
         data=_resolved(job.data, folders),
         student=replace(job.student, lora=job.student.adapters),
         fake_score=replace(job.fake_score, lora=job.fake_score.adapters),
     )
+    try:
+        _ = job.teacher.lora_files
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return job, origins
 
 
@@ -340,7 +363,12 @@ def job_keys(method: str = "sgmd") -> list[str]:
     return known_keys(Shape(Job, {"method": method_class(method)}), Job)
 
 
-_PATHS = ("data.prompts", "data.embeddings", "data.latents")
+_PATHS = ("teacher.loras", "data.prompts", "data.embeddings", "data.latents")
+
+
+def _with_absolute_loras(teacher: Teacher, folder: Path) -> Teacher:
+    loras = [str((folder / Path(text).expanduser()).absolute()) for text in teacher.loras]
+    return replace(teacher, loras=tuple(loras))
 
 
 def _resolved(data: Data, folders: dict[str, Path]) -> Data:

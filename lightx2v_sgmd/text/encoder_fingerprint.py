@@ -27,12 +27,19 @@ def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
 def weights_digest(model: WanModel, *parts: Part) -> str:
     """Names the weights of a model's parts and the transformer's configuration: every byte counts.
 
+    A transformer's weights include the LoRAs that are merged into it, with their strengths.
+
     ``outputs.content`` stores the hashes of large files, so that each file is read once.
     """
     digest = hashlib.sha256(json.dumps(model.transformer_config, sort_keys=True).encode())
     files = [file for part in parts for file in model.source.files(part)]
     for content in content_hashes(files):
         digest.update(content.encode())
+    if "transformer" in parts:
+        for lora, content in zip(
+            model.loras, content_hashes([lora.path for lora in model.loras]), strict=True
+        ):
+            digest.update(f"{content} {lora.strength}".encode())
     return digest.hexdigest()
 
 

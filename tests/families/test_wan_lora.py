@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infer import Lora
-from infer.network.lora import LoraUpdates, add_loras, check_loras
+from infer.network.lora import add_loras, check_loras
+from lightx2v_sgmd.families.lora_updates import LoraUpdates
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.families.wan_keys import transformer_to_original
 from lightx2v_sgmd.system.errors import UserError

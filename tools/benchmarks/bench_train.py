@@ -39,7 +39,8 @@ from typing import Any
 import torch
 
 from lightx2v_sgmd.apps.comparison.planning import method_job
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import Ranks, connect, training_device
 from lightx2v_sgmd.system.resources import config_path
@@ -252,7 +253,7 @@ def measure_together(
 def _model(args: argparse.Namespace, job: Job, ranks: Ranks) -> WanModel:
     if args.shape is not None:
         return open_random_wan(job.teacher.path, ranks.device)
-    return open_wan(job.teacher.path, job.teacher.base)
+    return open_teacher(job.teacher)
 
 
 def _note(written: Report, peak: float | None, benches: list[TrainingBench], done: bool) -> None:

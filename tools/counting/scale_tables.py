@@ -16,7 +16,8 @@ from pathlib import Path
 from distill.planning.flops import Passes, forward_operations, training_pass
 from distill.planning.memory import Meter
 from distill.planning.plan import GIB, Machine, Plan, make_plan
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.system.resources import config_path
@@ -46,7 +47,7 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
 def make_tables() -> dict[str, str]:
     """The tables as the plan has them now."""
     job = load_job(config_path("wan2.1_t2v_14b_sgmd.yaml"))
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     meter = Meter(model)
     plans = [
         plan

@@ -31,7 +31,7 @@ import torch
 from distill.counting import PassCounter
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import (
     FAKE_SCORE,
@@ -97,7 +97,7 @@ class EveryExit(Batches):
 
 def count(job: Job) -> Cost:
     """Runs an iteration for each step of the schedule and counts the networks' passes."""
-    ranks, model = Ranks(), open_wan(job.teacher.path, job.teacher.base)
+    ranks, model = Ranks(), open_teacher(job.teacher)
     texts = [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)]
     *rows, negative = encode_prompts(model, texts, ranks, torch.float32, None)
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)

@@ -26,6 +26,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.lora_updates import LoraUpdates
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.families.wan_keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
@@ -196,6 +197,64 @@ class PortableAdapters:
 
     def _read(self, name: str) -> Tensor:
         return read_tensor(self.header.tensors[name])
+
+
+@dataclass(frozen=True)
+class StackedAdapters:
+    """Trained adapters together with the LoRAs of their teacher: changes of the teacher's base.
+
+    Attributes:
+        trained: The adapters that were trained beside the teacher's weights.
+        merged: The LoRA files that made the teacher of its base.
+    """
+
+    trained: TrainedAdapters
+    merged: LoraUpdates
+
+    @classmethod
+    def of(cls, trained: TrainedAdapters, model: WanModel) -> StackedAdapters | None:
+        """The changes of a teacher's base; None if they are no products of two matrices.
+
+        Args:
+            trained: The adapters beside the teacher's weights.
+            model: The teacher with its LoRAs.
+
+        Raises:
+            UserError: a LoRA cannot be read.
+        """
+        shapes = model.transformer_shapes()
+        merged = LoraUpdates(model.loras, shapes)
+        whole = [name for name in shapes if is_matrix(name, shapes[name])]
+        return None if any(merged.has_difference(name) for name in whole) else cls(trained, merged)
+
+    @property
+    def header(self) -> Header:
+        """The header of the trained adapters' file."""
+        return self.trained.header
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """The tensor that is added to a weight of the base, float32; None if there is none."""
+        trained = self.trained.delta(name, shape)
+        if name not in self.merged:
+            return trained
+        delta = torch.zeros(shape) if trained is None else trained
+        self.merged.add_to(name, delta)
+        return delta
+
+    def factors(self, name: str) -> Factors | None:
+        """The pair of a matrix: factors side by side; None if nothing changes the matrix."""
+        trained = self.trained.factors(name)
+        pairs = self.merged.factors(name)
+        if trained is not None:
+            pairs.append((trained.scale * trained.up, trained.down))
+        if not pairs:
+            return None
+        ups, downs = zip(*pairs, strict=True)
+        return Factors(torch.cat(ups, dim=1), torch.cat(downs))
+
+    def where(self) -> str:
+        """The file of the trained adapters, for messages."""
+        return self.trained.where()
 
 
 @dataclass(frozen=True)

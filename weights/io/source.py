@@ -18,7 +18,7 @@ from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from weights.io.adapters import PortableAdapters, TrainedAdapters
+from weights.io.adapters import PortableAdapters, StackedAdapters, TrainedAdapters
 from weights.io.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
 
 
@@ -33,7 +33,8 @@ class ExportSource:
         about: The manifest. ``dtype`` is the type in which it is stored; ``sha256`` is empty.
         job_file: The job that made it, if it is there.
         metrics: The results of its evaluation, if it has been evaluated.
-        adapters: The adapters that it was made of, None for a student trained in full.
+        adapters: The adapters that make it of its teacher, or of the base of a teacher that has
+            LoRAs; None if it was trained in full.
     """
 
     path: Path
@@ -42,7 +43,7 @@ class ExportSource:
     about: Manifest
     job_file: Path | None = None
     metrics: Mapping[str, Any] | None = None
-    adapters: PortableAdapters | TrainedAdapters | None = None
+    adapters: PortableAdapters | StackedAdapters | TrainedAdapters | None = None
 
     @property
     def lora(self) -> Lora | None:
@@ -105,7 +106,7 @@ def student_tensors(
 
 
 def teacher_tensors(source: ExportSource) -> Tensors:
-    """The weights of a student's teacher, in whatever layout they are.
+    """The weights of a student's teacher, in whatever layout they are, without its LoRAs.
 
     Raises:
         UserError: they are not on this machine and cannot be fetched, or are damaged.
@@ -114,7 +115,10 @@ def teacher_tensors(source: ExportSource) -> Tensors:
 
 
 def teacher_of(about: Manifest, job_file: Path | None) -> WanModel:
-    """The teacher that a student names; its job says what a lone file of weights belongs to."""
+    """The teacher that a student names, without its LoRAs.
+
+    The student's job says what a lone file of weights belongs to.
+    """
     base = None
     if job_file is not None and job_file.is_file():
         section = read_tree(job_file)[0].get("teacher", {})

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash, locked_file
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
@@ -26,7 +26,7 @@ def inputs(job: Job, evaluation: str | None = None) -> dict[str, str]:
         job: Any of the compared jobs.
         evaluation: The file of the prompts that videos are made from, if it is a file.
     """
-    model = open_wan(job.teacher.path, job.teacher.base)
+    model = open_teacher(job.teacher)
     found = {"teacher": weights_digest(model, "transformer", "vae")}
     prompts = Path(job.data.prompts)
     if job.data.prompts == LATENTS:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.model_folder import shipped_prompts
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.sampling.teacher_steps import SolverName, solver_text, teacher_solver
@@ -112,7 +112,7 @@ class Plan:
     def about_teacher(self) -> str:
         """A sentence on how the teacher's row is sampled."""
         teacher = self.job.teacher
-        model = open_wan(teacher.path, teacher.base)
+        model = open_teacher(teacher)
         negative = model.negative_prompt_for(teacher.negative_prompt)
         own = "its authors'" if negative == model.negative_prompt else "the job's"
         return (

@@ -17,7 +17,7 @@ from lightx2v_sgmd.apps.comparison.plan import (
     prompts_of,
 )
 from lightx2v_sgmd.apps.comparison.saved import check_same_comparison, check_shared
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.inheritance import read_job_tree
@@ -89,7 +89,7 @@ def make_plan(
 
     for job in jobs.values():
         refuse_overlap(resolved(out), job_sources(job))
-    check_against_model(base, open_wan(base.teacher.path, base.teacher.base))
+    check_against_model(base, open_teacher(base.teacher))
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
     settings = _fitting(settings, base, every)

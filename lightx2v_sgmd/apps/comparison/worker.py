@@ -27,7 +27,7 @@ from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.comparison.saved import plan_of
 from lightx2v_sgmd.apps.comparison.tasks import TEACHER_BATCH, Task, teacher_folder
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import STEMS, has_average, student_files
@@ -157,7 +157,7 @@ class Bench:
 
             self.captions = held_out_captions(self.settings.prompts)
         self.prompts = plan.evaluation_prompts
-        self.fps = open_wan(self.job.teacher.path, self.job.teacher.base).fps
+        self.fps = open_teacher(self.job.teacher).fps
         self._student: VideoSampler | None = None
 
     def wanted(self) -> tuple[list[str], list[int]]:
@@ -193,7 +193,7 @@ class Bench:
     def sampler(self, few_steps: bool) -> VideoSampler:
         """The teacher on its own steps with guidance, or on the student's without."""
         job, video = self.job, self.job.video
-        model = open_wan(job.teacher.path, job.teacher.base)
+        model = open_teacher(job.teacher)
         size = (video.height, video.width, video.num_frames)
         _, frames, height, width = model.latent_shape(*size)
         return VideoSampler(

@@ -131,3 +131,20 @@ def test_more_processes_than_videos(tiny_teacher: Path, straight: dict[str, Path
     job = job_of("two ranks", tiny_teacher, straight["two ranks"].parent)
     with pytest.raises(UserError, match="; the number of processes must divide 4, or start again"):
         check_same_run(folder, job, trainer_state(job, load_prompts(job), Ranks(size=3)))
+
+
+def test_a_job_of_an_older_version_has_the_defaults_of_newer_keys(
+    tiny_teacher: Path, tmp_path: Path, straight: dict[str, Path]
+) -> None:
+    folder = Path(checkpoint_name(RESUMED_AT))
+    saved = shutil.copytree(straight["one rank"] / "checkpoints" / folder, tmp_path / folder)
+    text = (saved / "job.yaml").read_text(encoding="utf-8")
+    older = "".join(line for line in text.splitlines(True) if "ema_start" not in line)
+    assert older != text
+    (saved / "job.yaml").write_text(older, encoding="utf-8")
+    job = job_of("one rank", tiny_teacher, tmp_path)
+    state = trainer_state(job, load_prompts(job), Ranks())
+    assert check_same_run(saved, job, state).step == RESUMED_AT
+    job = replace(job, train=replace(job.train, ema_start=1))
+    with pytest.raises(UserError, match=r"train\.ema_start: the job says 1, but"):
+        check_same_run(saved, job, state)

@@ -1,0 +1,174 @@
+"""A teacher with LoRAs: what it is, what is trained from it, and what is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.running.resuming import check_same_run
+from lightx2v_sgmd.cli.main import run as cli
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
+from lightx2v_sgmd.files.tensor_copy import WeightCopier
+from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
+from tests.training import job_file, make_job, needs_deepspeed, read_trace, train, weights_of
+from weights import export
+
+LAYERS = ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2", "proj_out")
+STRENGTH = 0.5
+
+
+@pytest.fixture(scope="module")
+def base_weights(tiny_teacher: Path) -> Mapping[str, Tensor]:
+    return dict(open_wan(tiny_teacher).load_transformer().state_dict())
+
+
+@pytest.fixture
+def lora(tmp_path: Path, base_weights: Mapping[str, Tensor]) -> Path:
+    """A file of ComfyUI's kind: three layers, one bias and one norm."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in LAYERS:
+        out, into = base_weights[f"{layer}.weight"].shape
+        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(3, into, generator=draw)
+        tensors[f"transformer.{layer}.lora_B.weight"] = 0.1 * torch.randn(out, 3, generator=draw)
+    bias = base_weights["blocks.0.attn1.to_q.bias"]
+    tensors["transformer.blocks.0.attn1.to_q.diff_b"] = torch.randn(bias.shape, generator=draw)
+    save_file(tensors, tmp_path / "style.safetensors")
+    return tmp_path / "style.safetensors"
+
+
+@pytest.fixture
+def merged(lora: Path, base_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher's weights by the definition of a LoRA."""
+    weights = {name: tensor.clone() for name, tensor in base_weights.items()}
+    stored = load_file(lora)
+    for layer in LAYERS:
+        pair = (stored[f"transformer.{layer}.lora_{kind}.weight"] for kind in "BA")
+        weights[f"{layer}.weight"] += STRENGTH * torch.mm(*pair)
+    more = stored["transformer.blocks.0.attn1.to_q.diff_b"]
+    weights["blocks.0.attn1.to_q.bias"] += STRENGTH * more
+    return weights
+
+
+def setting(lora: Path) -> str:
+    return f"teacher.loras=['{lora}:{STRENGTH}']"
+
+
+def test_its_weights_are_the_sum(
+    tiny_teacher: Path, tmp_path: Path, lora: Path, merged: dict[str, Tensor]
+) -> None:
+    """Whole, in slices and in another precision."""
+    job = make_job(tiny_teacher, tmp_path, setting(lora))
+    reader = open_teacher(job.teacher).transformer_weights()
+    copier = WeightCopier(torch.device("cpu"))
+    for name, expected in merged.items():
+        whole = reader.tensor(name)
+        torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-6)
+        middle = whole.numel() // 2
+        halves = [reader.read(name, 0, middle), reader.read(name, middle, whole.numel())]
+        assert torch.equal(torch.cat(halves), whole.flatten()), name
+        assert torch.equal(reader.load(name, torch.bfloat16, copier), whole.bfloat16()), name
+
+
+def test_files_are_found_beside_the_job(tiny_teacher: Path, tmp_path: Path, lora: Path) -> None:
+    file = job_file(tiny_teacher, tmp_path)
+    text = file.read_text().replace("guidance_scale", "loras: [style.safetensors], guidance_scale")
+    file.write_text(text)
+    assert load_job(file).teacher.loras == (str(lora),)
+
+
+def test_its_identity_is_its_own(tiny_teacher: Path, tmp_path: Path, lora: Path) -> None:
+    names = []
+    for settings in ([], [setting(lora)], [f"teacher.loras=['{lora}']"]):
+        job = make_job(tiny_teacher, tmp_path, *settings)
+        names.append(weights_digest(open_teacher(job.teacher), "transformer"))
+    assert len({*names}) == 3
+
+
+@pytest.mark.parametrize(
+    "strategy", ["local", pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow])]
+)
+def test_all_roles_start_from_it(
+    tiny_teacher: Path, tmp_path: Path, lora: Path, merged: dict[str, Tensor], strategy: str
+) -> None:
+    """Training equals that from a model which has the sums as its weights."""
+    layout = [f"parallel.strategy={strategy}", "train.iterations=1"]
+    sums = make_merged(tiny_teacher, tmp_path / "sums", lora)
+    runs = [
+        train(make_job(folder, tmp_path / name, *layout, *settings), ranks=2)
+        for name, folder, settings in (("a", tiny_teacher, [setting(lora)]), ("b", sums, []))
+    ]
+    assert read_trace(runs[0]) == read_trace(runs[1])
+    found, expected = (weights_of(find_checkpoint(run)) for run in runs)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def make_merged(teacher: Path, folder: Path, lora: Path) -> Path:
+    """A model's folder with the sums as its transformer's weights."""
+    copytree(teacher, folder)
+    job = make_job(teacher, folder.parent, setting(lora))
+    transformer = open_teacher(job.teacher).load_transformer()
+    transformer.save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("none.safetensors", "teacher.loras: "),
+        ("style.safetensors:much", "is not a strength"),
+        ("other.safetensors", "made for another size of model"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tiny_teacher: Path,
+    tmp_path: Path,
+    lora: Path,
+    text: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = {key: torch.zeros(2, 2) for key in load_file(lora) if "to_q.lora" in key}
+    save_file(wrong, tmp_path / "other.safetensors")
+    asked = ["--set", f"teacher.loras=['{tmp_path / text}']"]
+    assert cli(["distill", str(job_file(tiny_teacher, tmp_path)), *asked]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "teacher.loras: " in line and said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_another(tiny_teacher: Path, tmp_path: Path, lora: Path) -> None:
+    job = make_job(tiny_teacher, tmp_path, setting(lora), "train.iterations=1")
+    checkpoint = find_checkpoint(train(job))
+    state = read_trainer_state(checkpoint)
+    check_same_run(checkpoint, job, state)
+    with pytest.raises(UserError, match=r"teacher\.loras: the job says \[\]"):
+        check_same_run(checkpoint, make_job(tiny_teacher, tmp_path), state)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_exports_need_only_the_base(
+    tiny_teacher: Path, tmp_path: Path, lora: Path, kind: str
+) -> None:
+    """Merged weights hold everything, and so does a LoRA for the base model."""
+    trained = [f"student.train={kind}", "train.iterations=1", "train.ema=0"]
+    run = train(make_job(tiny_teacher, tmp_path, setting(lora), *trained))
+    whole = export(run, "diffusers", tmp_path / "whole", dtype="fp32", quiet=True)
+    rank = None if kind == "lora" else 1024  # of whole matrices
+    alone = export(run, "lora", tmp_path / "alone", dtype="fp32", quiet=True, rank=rank)
+    again = export(alone, "diffusers", tmp_path / "again", dtype="fp32", quiet=True)
+    expected = open_wan(whole).load_transformer().state_dict()
+    found = open_wan(again).load_transformer().state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+    assert str(tmp_path) not in (whole / "job.yaml").read_text()
