@@ -36,11 +36,14 @@ ROOMS = (
     "sampling",
     "apps",
     "cli",
+    "lightx2v",
 )
 # Where the applications are put together.
-TOP_ROOMS = (f"{LIBRARY}.apps", f"{LIBRARY}.cli")
+TOP_ROOMS = (f"{LIBRARY}.apps", f"{LIBRARY}.cli", f"{LIBRARY}.lightx2v")
 # It names the options of a command and imports nothing heavy, which a test in tests/infer holds.
 OPTIONS = "infer.options"
+# Only this module knows LightX2V.
+LIGHTX2V_HOME = f"{LIBRARY}.lightx2v"
 DEEPSPEED_HOME = f"{LIBRARY}.parallel.zero3.engines"
 # They stop at a broken optional package, unless that was hidden from them before.
 PREPARED = ("diffusers", "transformers", "accelerate", "peft")
@@ -103,6 +106,8 @@ def forbidden(item: Import) -> str | None:
     target = item.target.split(".")[0]
     if target == "deepspeed" and item.module != DEEPSPEED_HOME:
         return f"only {DEEPSPEED_HOME} imports deepspeed"
+    if target in ("lightx2v", "lightx2v_train") and item.module != LIGHTX2V_HOME:
+        return f"only {LIGHTX2V_HOME} imports LightX2V"
     if target in PREPARED and own in (LIBRARY, *APPLICATIONS) and not item.lazy:
         return "it is imported where it is used, after optional.prepare_libraries"
     if own in APPLICATIONS and target in APPLICATIONS and own != target:
@@ -175,6 +180,8 @@ def test_the_walk_sees_the_project() -> None:
         ("lightx2v_sgmd.cli.main", "from distill import distill", "imported where it is used"),
         ("distill.trainer", "import deepspeed.comm as dist", "imports deepspeed"),
         ("lightx2v_sgmd.parallel.base", "def f():\n    import deepspeed", "imports deepspeed"),
+        ("weights.x", "import lightx2v_train.utils.registry", "imports LightX2V"),
+        ("lightx2v_sgmd.cli.job", "import lightx2v_sgmd.lightx2v", "rooms below"),
         ("infer.text", "from transformers import AutoTokenizer", "after optional.prepare"),
         ("lightx2v_sgmd.families.wan", "import diffusers.models", "after optional.prepare"),
         ("lightx2v_sgmd.flow", "from lightx2v_sgmd.schedule import Schedule", "may import only"),

@@ -103,16 +103,24 @@ app.add_typer(job_commands.app, name="job")
 app.add_typer(weights_commands.app, name="weights")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs the command line and exits with its code."""
-    if sys.flags.optimize > 1:
+def main(
+    args: list[str] | None = None, program: typer.Typer | None = None, name: str = PROG
+) -> None:
+    """Runs the command line and exits with its code.
+
+    Args:
+        args: The arguments; None takes those of this process.
+        program: Other commands than those of ``lightx2v-sgmd``, with the same treatment of errors.
+        name: Their program's name.
+    """
+    if sys.flags.optimize > 1 and program is None:
         _start_with_docstrings(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A locale without the letters of a prompt or a path is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     notice_interrupts()
-    code = run(sys.argv[1:] if args is None else args)
+    code = run(sys.argv[1:] if args is None else args, program or app, name)
     if code == INTERRUPTED:
         leave_interrupted()
     sys.exit(code)
@@ -128,13 +136,13 @@ def _start_with_docstrings(args: list[str]) -> NoReturn:
     os.execve(sys.executable, command, environment)
 
 
-def run(args: list[str]) -> int:
+def run(args: list[str], program: typer.Typer = app, name: str = PROG) -> int:
     """Runs the command line ``args`` and returns its exit code; errors go to stderr."""
     state = State()
     try:
         check_environment()
-        code = typer.main.get_command(app).main(
-            args or ["--help"], prog_name=PROG, standalone_mode=False, obj=state
+        code = typer.main.get_command(program).main(
+            args or ["--help"], prog_name=name, standalone_mode=False, obj=state
         )
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.files.yaml_loader import dump_tree
-from lightx2v_sgmd.job.inheritance import read_job_tree
+from lightx2v_sgmd.job.inheritance import JobTree, read_job_tree
 from lightx2v_sgmd.job.rules import RULES, Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.methods.base import STRICT
@@ -301,6 +301,22 @@ def load_job_with_origins(
         read = read_job_tree(path)
     except UserError as error:
         raise UserError(f"{error}{_shipped_hint(path)}") from None
+    return job_of_tree(read, path, overrides)
+
+
+def job_of_tree(
+    read: JobTree, path: Path, overrides: Sequence[str] = ()
+) -> tuple[Job, dict[str, str]]:
+    """Checks a job that was read, and changes it by the overrides.
+
+    Args:
+        read: The values, and where each is from.
+        path: The file that the messages name, and whose folder relative paths are in.
+        overrides: ``a.b=value`` settings that replace the file's.
+
+    Returns:
+        As ``load_job_with_origins``, which also raises the same.
+    """
     tree, origins = read.tree, read.origins
     folders = {key: read.folders.get(key, path.parent) for key in _PATHS}
     for override in overrides:

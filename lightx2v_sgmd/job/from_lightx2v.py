@@ -1,0 +1,416 @@
+"""Turns the YAML of LightX2V's trainer into a job of this project.
+
+Every key of theirs is mapped or named as not mapped, with the reason (``lightx2v_keys.py``). Where
+a value means something that a student trained here does not do, that is said as a difference.
+Defaults that their code has for keys that a file leaves out are written into the job.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
+from lightx2v_sgmd.job.inheritance import JobTree
+from lightx2v_sgmd.job.lightx2v_keys import (
+    COMMIT,
+    LORA_TARGETS,
+    MAPPED,
+    METHODS,
+    MODELS,
+    unmapped,
+)
+from lightx2v_sgmd.job.rules import Tree
+from lightx2v_sgmd.job.schema import Job, job_of_tree
+from lightx2v_sgmd.system.errors import UserError, joined
+
+_KEEP_ALL: Final = 10**6
+_MOST_DEPTH: Final = 8
+_WHOLE: Final = re.compile(r"\$\{([^${}]*)\}")
+_DTYPES: Final = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32"}
+_ROLLOUT: Final = (
+    "there the fake score is trained on a rollout of its own, here on the student's, which costs "
+    "less; --set method.fake_score_rollout=fresh does as there"
+)
+_REQUIRED: Final = (
+    "model.name",
+    "model.pretrained_model_name_or_path",
+    "data.train.data_path",
+    "training.method",
+    "training.max_train_iters",
+    "training.output_dir",
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A key of theirs that no key of the job stands for, or not wholly.
+
+    Attributes:
+        key: Their key.
+        value: Its value.
+        where: ``FILE:LINE``.
+        reason: Why it is not mapped.
+        differs: True if the student differs from one that their trainer makes because of it.
+    """
+
+    key: str
+    value: Any
+    where: str
+    reason: str
+    differs: bool
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.value!r}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A job that was made from a YAML of LightX2V's trainer.
+
+    Attributes:
+        job: The job.
+        origins: The place that gave each key of the job its value.
+        resume: ``auto`` or ``never``, as ``resume.auto_resume`` says.
+        notes: The keys that are not mapped.
+    """
+
+    job: Job
+    origins: dict[str, str]
+    resume: Literal["auto", "never"]
+    notes: tuple[Note, ...]
+
+
+def convert(path: str | Path, overrides: Sequence[str] = ()) -> Converted:
+    """Makes a job from a YAML of LightX2V's trainer.
+
+    Args:
+        path: Their YAML. ``${a.b}`` and ``${oc.env:NAME,default}`` are resolved.
+        overrides: Settings of ours that replace those of the result, as after ``--set``.
+
+    Raises:
+        UserError: the file is no such YAML, trains something that this project does not, or gives
+            a job that is not sound. Messages name the file, the line and their key.
+    """
+    path = Path(path)
+    tree, lines = read_tree(path)
+    return convert_tree(_resolve(tree, path), path, lines, overrides)
+
+
+def convert_tree(
+    tree: Mapping[str, Any],
+    path: Path,
+    lines: Mapping[str, int] | None = None,
+    overrides: Sequence[str] = (),
+) -> Converted:
+    """Makes a job from the values of such a YAML, resolved; see ``convert``.
+
+    Args:
+        tree: The values.
+        path: The file that the messages name.
+        lines: The line of each key, if known.
+        overrides: Settings of ours that replace those of the result.
+    """
+    theirs = _Theirs(tree, path, lines or {})
+    missing = [key for key in _REQUIRED if theirs.get(key) is None]
+    if missing:
+        raise UserError(
+            f"{path}: has no {joined(missing)}; give a YAML of LightX2V's trainer, as those of "
+            "lightx2v_train/configs/train"
+        )
+    ours = _Ours(theirs)
+    _teacher(theirs, ours)
+    _roles(theirs, ours)
+    _method(theirs, ours)
+    _data(theirs, ours)
+    _train(theirs, ours)
+    _parallel(theirs, ours)
+    job, origins = job_of_tree(JobTree(ours.tree, ours.origins), path, overrides)
+    resume: Literal["auto", "never"] = "auto" if theirs.get("resume.auto_resume") else "never"
+    return Converted(job, origins, resume, tuple(_notes(theirs)))
+
+
+@dataclass
+class _Theirs:
+    """Their values by dotted key."""
+
+    tree: Mapping[str, Any]
+    path: Path
+    lines: Mapping[str, int]
+    values: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = {}
+        self._flatten(self.tree, "")
+
+    def _flatten(self, tree: Mapping[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, Mapping) and value:
+                self._flatten(value, f"{prefix}{key}.")
+            else:
+                self.values[f"{prefix}{key}"] = value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default that their code has."""
+        return self.values.get(key, default)
+
+    def where(self, key: str) -> str:
+        """``FILE:LINE KEY`` of a key, or of the section that it is left out of."""
+        section = key
+        while section and section not in self.lines:
+            section = section.rpartition(".")[0]
+        line = f":{self.lines[section]}" if section else ""
+        return f"{self.path}{line} {key}"
+
+    def refuse(self, key: str, problem: str) -> UserError:
+        """The refusal of a value."""
+        return UserError(f"{self.where(key)}: {problem}")
+
+    def number(self, key: str, default: float) -> float:
+        """A number, or the default that their code has."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.refuse(key, f"{value!r} is not a number")
+        return value
+
+
+@dataclass
+class _Ours:
+    """The job's values as they come together."""
+
+    theirs: _Theirs
+    tree: Tree = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, origin: str) -> None:
+        """Sets a key of the job, for a key of theirs."""
+        *sections, last = key.split(".")
+        tree = self.tree
+        for section in sections:
+            tree = tree.setdefault(section, {})
+        tree[last] = value
+        given = origin in self.theirs.values
+        self.origins[key] = self.theirs.where(origin) + ("" if given else ", its default there")
+
+    def copy(self, key: str, origin: str, default: Any = None) -> None:
+        """Sets a key of the job to the value of theirs; leaves it out if there is none."""
+        value = self.theirs.get(origin, default)
+        if value is not None:
+            self.set(key, value, origin)
+
+
+def _teacher(theirs: _Theirs, ours: _Ours) -> None:
+    own_path = theirs.get("model.pretrained_model_name_or_path")
+    for role in ("", "fake.", "teacher."):
+        key = f"model.{role}name"
+        name = theirs.get(key, theirs.get("model.name"))
+        if name not in MODELS:
+            raise theirs.refuse(
+                key,
+                f"{name!r} is no teacher of this project; its Wan2.1 models are {joined(MODELS)}",
+            )
+        key = f"model.{role}pretrained_model_name_or_path"
+        path = theirs.get(key, own_path)
+        if not isinstance(path, str) or path.rstrip("/") != str(own_path).rstrip("/"):
+            raise theirs.refuse(
+                key,
+                f"{path!r} is not {own_path!r}; student, fake score and teacher are one model here",
+            )
+    ours.set("teacher.path", str(own_path), "model.pretrained_model_name_or_path")
+    guidance = "training.teacher.guidance_scale"
+    if guidance not in theirs.values and "training.dmd.guidance_scale" in theirs.values:
+        guidance = "training.dmd.guidance_scale"
+    ours.set("teacher.guidance_scale", theirs.number(guidance, 3.0), guidance)
+    key = "model.running_dtype"
+    dtype = theirs.get(key, "bf16")
+    if dtype not in _DTYPES:
+        raise theirs.refuse(key, f"{dtype!r} is not a precision of this project; use bf16 or fp32")
+    ours.set("teacher.dtype", _DTYPES[dtype], key)
+
+
+def _roles(theirs: _Theirs, ours: _Ours) -> None:
+    for name, role in (("student", "student"), ("fake", "fake_score")):
+        prefix = f"training.{name}."
+        train = theirs.get(f"{prefix}train_type", "full")
+        ours.set(f"{role}.train", train, f"{prefix}train_type")
+        if train == "lora":
+            ours.copy(f"{role}.lora.rank", f"{prefix}lora.rank")
+            ours.copy(f"{role}.lora.alpha", f"{prefix}lora.alpha")
+            _lora_targets(theirs, ours, f"{prefix}lora.target_modules", f"{role}.lora.targets")
+        # What the fake score leaves out is the student's there.
+        base = "training.student.optimizer."
+        for key, default, target in (
+            ("learning_rate", 1e-4, "lr"),
+            ("weight_decay", 0.01, "weight_decay"),
+            ("adam_epsilon", 1e-8, "eps"),
+        ):
+            given = f"{prefix}optimizer.{key}"
+            value = theirs.number(given, theirs.number(f"{base}{key}", default))
+            ours.set(f"{role}.optimizer.{target}", value, given)
+        given = f"{prefix}optimizer.adam_beta1"
+        betas = [
+            theirs.number(f"{prefix}optimizer.{key}", theirs.number(f"{base}{key}", default))
+            for key, default in (("adam_beta1", 0.9), ("adam_beta2", 0.999))
+        ]
+        ours.set(f"{role}.optimizer.betas", betas, given)
+
+
+def _lora_targets(theirs: _Theirs, ours: _Ours, key: str, target: str) -> None:
+    names = theirs.get(key)
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise theirs.refuse(key, f"{names!r} is not a list of names of linear layers")
+    found = []
+    for name in names:
+        attention, _, layer = name.rpartition("_attn.")
+        known = {"": "", "self": "attn1.", "cross": "attn2."}
+        if attention not in known or layer not in LORA_TARGETS or (attention and "ffn" in layer):
+            raise theirs.refuse(
+                key,
+                f"{name!r} is no linear layer of a Wan block that is known here; use "
+                f"{joined(list(LORA_TARGETS))}, or these after self_attn. or cross_attn.",
+            )
+        found.append(known[attention] + LORA_TARGETS[layer])
+    ours.set(target, found, key)
+
+
+def _method(theirs: _Theirs, ours: _Ours) -> None:
+    key = "training.method"
+    name = theirs.get(key)
+    if name not in METHODS:
+        raise theirs.refuse(
+            key, f"{name!r} is no method of this project; it has {joined(list(METHODS))}"
+        )
+    ours.set("method.name", METHODS[name], key)
+    updates = "training.dmd.fake_update_ratio"
+    count = theirs.get(updates, 1)
+    if METHODS[name] == "dmd2":
+        ours.set("method.fake_score_updates", count, updates)
+    elif count != 1:
+        raise theirs.refuse(updates, f"{count!r} is not 1, and SGMD has one fake-score update")
+    ours.copy("schedule.base", "training.dmd.denoising_step_list")
+
+
+def _data(theirs: _Theirs, ours: _Ours) -> None:
+    key = "data.train.data_path"
+    paths = theirs.get(key)
+    paths = paths if isinstance(paths, list) else [paths]
+    if len(paths) != 1 or not isinstance(paths[0], str):
+        raise theirs.refuse(
+            key, f"{len(paths)} files; this project reads one, so write all prompts into one file"
+        )
+    # Relative to the current folder there, to the file in a job.
+    ours.set("data.prompts", str(Path(paths[0]).absolute()), key)
+    ours.set("train.micro_batch", theirs.get("data.train.batch_size", 1), "data.train.batch_size")
+    for side, default in (("height", 480), ("width", 832), ("num_frames", 81)):
+        ours.copy(f"video.{side}", f"training.dmd.{side}", default)
+
+
+def _train(theirs: _Theirs, ours: _Ours) -> None:
+    ours.copy("train.iterations", "training.max_train_iters")
+    ours.copy("train.accumulation", "training.gradient_accumulation_iters")
+    ours.copy("train.clip", "training.max_grad_norm", 1.0)
+    ours.copy("train.checkpoint_every", "training.save_every_iters")
+    ours.copy("train.keep_checkpoints", "training.save_total_limit", _KEEP_ALL)
+    ours.copy("train.sample_every", "inference.infer_every_iters")
+    ours.set("train.warmup", *_warmup(theirs))
+    mu = theirs.get("scheduler.time_shift_settings.time_shift_mu", 5.0)
+    shift = theirs.number("training.dmd.timestep_shift", mu)
+    ours.set("train.score_shift", max(1.0, shift), "training.dmd.timestep_shift")
+    for key, default, target in (
+        ("training.dmd.min_step_ratio", 0.02, "train.sigma_min"),
+        ("training.dmd.max_step_ratio", 0.98, "train.sigma_max"),
+    ):
+        ours.set(target, int(theirs.number(key, default) * 1000) / 1000, key)
+    ours.copy("output.dir", "training.output_dir")
+
+
+def _warmup(theirs: _Theirs) -> tuple[Any, str]:
+    """The iterations of the warm-up: their ``constant`` has none, whatever the other key says."""
+    key = "training.lr_scheduler"
+    kind = theirs.get(key, "constant")
+    if kind == "constant":
+        return 0, key
+    if kind == "constant_with_warmup":
+        return theirs.get("training.lr_warmup_iters", 0), "training.lr_warmup_iters"
+    raise theirs.refuse(
+        key,
+        f"{kind!r} is no learning-rate curve of this project; use constant or "
+        "constant_with_warmup, and --set train.decay=N for a fall to zero",
+    )
+
+
+def _parallel(theirs: _Theirs, ours: _Ours) -> None:
+    sharded = bool(theirs.get("distributed.fsdp2.enabled", False))
+    ours.set("parallel.strategy", "zero3" if sharded else "local", "distributed.fsdp2.enabled")
+    degree = "distributed.sequence_parallel.size"
+    if theirs.get("distributed.sequence_parallel.enabled", False):
+        ours.set("parallel.sequence", theirs.get(degree, 1), degree)
+    checkpointing = "training.gradient_checkpointing"
+    ours.set("parallel.gradient_checkpointing", theirs.get(checkpointing, True), checkpointing)
+    ours.copy("parallel.timeout_minutes", "distributed.timeout_minutes")
+
+
+def _notes(theirs: _Theirs) -> list[Note]:
+    """Their keys that are not mapped, or not wholly, in the order of the file."""
+    notes = []
+    for key, value in theirs.values.items():
+        if key == "training.method" and value == "video_sgmd":
+            notes.append(Note(key, value, theirs.where(key).rpartition(" ")[0], _ROLLOUT, True))
+        if key in MAPPED or key == "config_path":
+            continue
+        entry = unmapped(key)
+        where = theirs.where(key).rpartition(" ")[0]
+        if entry is None:
+            near = get_close_matches(key, MAPPED, n=1, cutoff=0.8)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            reason = f"LightX2V's trainer at {COMMIT} reads no such key{hint}"
+            notes.append(Note(key, value, where, reason, differs=True))
+        else:
+            notes.append(Note(key, value, where, entry.reason, entry.differs(value)))
+    shift = "scheduler.time_shift_settings.time_shift_mu"
+    if shift not in theirs.values:  # their default is not the shift of the steps here
+        entry = unmapped(shift)
+        assert entry is not None
+        notes.append(Note(shift, 5.0, str(theirs.path), entry.reason, differs=True))
+    return notes
+
+
+def _resolve(tree: Tree, path: Path) -> Tree:
+    """The tree with ``${...}`` replaced as OmegaConf does: other keys and the environment."""
+
+    def look_up(name: str, depth: int) -> Any:
+        if depth > _MOST_DEPTH:
+            raise UserError(f"{path}: ${{{name}}} goes in a circle, or too deep; write the value")
+        if name.startswith("oc.env:"):
+            variable, comma, default = name.removeprefix("oc.env:").partition(",")
+            value = os.environ.get(variable.strip(), default.strip() if comma else None)
+            if value is None:
+                raise UserError(f"{path}: ${{{name}}}: the environment has no {variable}; set it")
+            return parse_value(value, f"{path}: ${{{name}}}")
+        found: Any = tree
+        for part in name.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                raise UserError(f"{path}: ${{{name}}}: there is no such key; write the value")
+            found = found[part]
+        return resolved(found, depth + 1)
+
+    def resolved(value: Any, depth: int) -> Any:
+        if isinstance(value, Mapping):
+            return {key: resolved(inner, depth) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [resolved(inner, depth) for inner in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _WHOLE.fullmatch(value)
+        if whole:
+            return look_up(whole[1], depth)
+        return _WHOLE.sub(lambda match: str(look_up(match[1], depth)), value)
+
+    return {key: resolved(value, 0) for key, value in tree.items()}
