@@ -114,6 +114,8 @@ setup(
             "mypy>=1.15",
             "myst-parser>=5",
             "peft>=0.17",
+            # Drives the Chromium that the machine has; brings no browser of its own.
+            "playwright>=1.50",
             "pre-commit>=4",
             "pytest>=8",
             "pytest-cov>=7",

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from infer.options import Options
 from infer.serve.jobs import JobStore
+from infer.serve.listening import listen, need_packages, sigterm_as_interrupt, url_of
 from infer.serve.options import Served, ServeOptions
 from infer.serve.results import Results
 from infer.serve.supervisor import Supervisor, retire_regularly
 from lightx2v_sgmd.outputs import locked_folder, refuse_overlap
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import is_installed
 
-_PACKAGES: Final = {
-    "fastapi": "fastapi",
-    "uvicorn": "uvicorn",
-    "python_multipart": "python-multipart",
-}
 _RETIRE_S: Final = 30.0
 
 
@@ -53,12 +46,12 @@ def serve(
         KeyboardInterrupt: Ctrl-C, after everything was put away.
     """
     options, engine = options or ServeOptions(), engine or Options()
-    _need_packages()
+    need_packages("serve")
     token = options.token()
     options = replace(options, data=options.data.resolve())
     results = Results(options.data)
     refuse_overlap(options.data, {"the weights": weights}, "--data")
-    with closing(_listen(options.host, options.port)) as listening:
+    with closing(listen(options.host, options.port)) as listening:
         results.check()
         with locked_folder(options.data, "serve", quiet=True):
             with _queue(results) as store:
@@ -130,8 +123,8 @@ def _serve(
             args=(lambda: results.retire(store, options), over, _RETIRE_S),
             daemon=True,
         ).start()
-        on_start(_url(options.host, listening), served)
-        with _sigterm_as_interrupt():
+        on_start(url_of(options.host, listening), served)
+        with sigterm_as_interrupt():
             server.run(sockets=[listening])
     finally:
         over.set()
@@ -140,61 +133,6 @@ def _serve(
         raise supervisor.problem
 
 
-class Terminated(SystemExit):
-    """SIGTERM: the server was told to stop, which is no failure."""
-
-
-class _sigterm_as_interrupt:
-    """SIGTERM ends the block by an exception, so that everything is put away."""
-
-    def __enter__(self) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise Terminated(0)
-
-        self._before = signal.signal(signal.SIGTERM, stop)
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-
 def _stop_when(ended: threading.Event, server: object) -> None:
     ended.wait()
     server.should_exit = True  # type: ignore[attr-defined]
-
-
-def _need_packages() -> None:
-    missing = [name for module, name in _PACKAGES.items() if not is_installed(module)]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f"serve: needs {', '.join(missing)}, which {verb} not installed; "
-            "pip install 'lightx2v-sgmd[serve]'"
-        )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that nobody else listens on.
-
-    Raises:
-        UserError: the address is none of this machine, or is in use.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, address = found[0]
-        listening = socket.socket(family, kind)
-        with suppress(OSError):
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(256)
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"--host {host} --port {port}: cannot be listened on ({reason}); choose another port "
-            "or address"
-        ) from error
-    return listening
-
-
-def _url(host: str, listening: socket.socket) -> str:
-    port = listening.getsockname()[1]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
