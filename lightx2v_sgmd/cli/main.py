@@ -32,6 +32,7 @@ from lightx2v_sgmd.cli import (
     serve,
 )
 from lightx2v_sgmd.cli import job as job_commands
+from lightx2v_sgmd.cli import study as study_commands
 from lightx2v_sgmd.cli import weights as weights_commands
 from lightx2v_sgmd.cli.doctor import command as doctor
 from lightx2v_sgmd.cli.errors import explain, save_traceback
@@ -100,6 +101,7 @@ app.command("collect-pairs", epilog=collect_pairs.EXAMPLES)(collect_pairs.collec
 app.command("encode-videos", epilog=encode_videos.EXAMPLES)(encode_videos.encode_videos_command)
 app.command("replay-failure", epilog=replay_failure.EXAMPLES)(replay_failure.replay_failure_command)
 app.add_typer(job_commands.app, name="job")
+app.add_typer(study_commands.app, name="study")
 app.add_typer(weights_commands.app, name="weights")
 
 

@@ -1,0 +1,100 @@
+"""The server's application: gives raters the page and its videos, and keeps what they send.
+
+It serves the files that the key names and nothing else: no part of a request becomes a path.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from lightx2v_sgmd.apps.study.key import StudyKey
+from lightx2v_sgmd.apps.study.store import StoreFull, VoteStore
+from lightx2v_sgmd.apps.study.votes import SUBMISSION, parse_submission
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; media-src 'self'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_KEPT: Final = {"cache-control": "private, max-age=86400"}
+"""Videos never change, and a rater looks at one several times."""
+
+
+def make_app(
+    study: StudyKey, files: dict[str, Path], store: VoteStore, host: str, base: str = ""
+) -> ASGIApp:
+    """The application behind its checks.
+
+    Args:
+        study: The study.
+        files: From ``page_files``.
+        store: Where votes are kept.
+        host: The address that the server listens on.
+        base: What every path begins with: ``""``, or ``/`` and a word.
+    """
+    from infer.serve.guard import BodyTooLarge, Guard, error_body, kind_of
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    page = files["index.html"].read_text(encoding="utf-8")
+
+    @app.get(f"{base}/")
+    def home() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": _POLICY})
+
+    @app.get(f"{base}/videos/{{name}}")
+    def video(name: str) -> FileResponse:
+        file = files.get(f"videos/{name}")
+        if file is None:
+            raise HTTPException(404, "there is no such video")
+        return FileResponse(file, media_type="video/mp4", headers=_KEPT)
+
+    @app.get(f"{base}/collector")
+    def collector() -> dict[str, str]:
+        return {"study": study.study}
+
+    @app.post(f"{base}/votes")
+    async def votes(request: Request) -> dict[str, int]:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise HTTPException(415, "Content-Type: send application/json")
+        try:
+            found = parse_submission(await request.body(), study)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        await run_in_threadpool(store.add, found)
+        return {"votes": len(found.votes)}
+
+    def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
+        body = error_body(message, kind_of(status))
+        return JSONResponse(body, status_code=status, headers=headers)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(BodyTooLarge)
+    async def too_large(request: Request, error: BodyTooLarge) -> JSONResponse:
+        return answer(413, str(error))
+
+    @app.exception_handler(StoreFull)
+    async def full(request: Request, error: StoreFull) -> JSONResponse:
+        return answer(503, "no more votes are taken; tell the person who asked you")
+
+    @app.exception_handler(sqlite3.Error)
+    async def storage(request: Request, error: sqlite3.Error) -> JSONResponse:
+        return answer(503, "votes cannot be written now; try again later")
+
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> JSONResponse:
+        return answer(500, "internal error; the server's log says more")
+
+    return Guard(app, None, host, SUBMISSION.size)

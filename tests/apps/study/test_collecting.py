@@ -1,0 +1,27 @@
+"""The server's command: what it refuses before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightx2v_sgmd.apps.study.collecting import CollectOptions, collect
+from lightx2v_sgmd.system.errors import UserError
+from tests.apps.study.conftest import Made
+
+
+def test_what_cannot_be_served_is_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--word: use 16"):
+        CollectOptions(word="short")
+    with pytest.raises(UserError, match="key.json"):
+        collect(tmp_path)
+    with pytest.raises(UserError, match="is the study's key"):
+        collect(made.folder / "study", CollectOptions(votes=made.folder / "study" / "key.json"))
+    with pytest.raises(UserError, match="lies in the page"):
+        collect(made.folder / "study", CollectOptions(votes=made.page / "votes.sqlite"))
+    with pytest.raises(UserError, match="cannot be listened on"):
+        collect(made.folder / "study", CollectOptions(tmp_path / "v.sqlite", host="192.0.2.1"))
+    (tmp_path / "key.json").write_bytes((made.folder / "study" / "key.json").read_bytes())
+    with pytest.raises(UserError, match="is missing .* copy the study's folder again"):
+        collect(tmp_path)
