@@ -58,6 +58,9 @@ def load(folder: Path, manifest: Manifest, model_path: Path, video: Path | None)
         pipeline = LightX2VPipeline(
             model_path=str(model_path), model_cls="wan2.1_distill", task="t2v"
         )
+        # create_generator alone drops the video's size, which LightX2V's scheduler reads from the
+        # configuration of the pipeline.
+        pipeline.config_json = str(job)
         pipeline.create_generator(config_json=str(job))
         if video is not None:
             pipeline.generate(
