@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.files.dtypes import TORCH_NAMES
-from lightx2v_sgmd.files.manifest import Manifest
+from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest
 from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
 from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource
@@ -20,6 +20,13 @@ library_name: {library}
 pipeline_tag: text-to-video
 license: {license}
 {base_model}tags: [text-to-video, distillation, few-step, {method}, {format}, lightx2v-sgmd]
+inference:
+  parameters:
+    num_inference_steps: {count}
+    guidance_scale: 1.0
+    height: {height}
+    width: {width}
+    num_frames: {num_frames}
 ---
 
 # A {count}-step text-to-video student{kind}
@@ -38,7 +45,7 @@ _TABLE: Final = """\
 | method | {method} {options} |
 | timesteps | {timesteps} (shift {shift:g} of {base}), Euler |
 | guidance when it is run | none (`guidance_scale=1.0`) |
-| teacher's guidance in training | {guidance_scale:g} |
+| teacher's guidance in training | {guidance_scale:g}{negative} |
 | trained for | {height}x{width}, {num_frames} frames at {fps:g} per second |
 | trained | {trained} |
 | data | {prompts} |
@@ -96,6 +103,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "base": ", ".join(map(str, schedule["base"])),
         "shift": about.schedule.shift,
         "guidance_scale": about.guidance_scale,
+        "negative": _negative(about),
         "prompts": public_name(spec.source.prompts or "prompts; see the job that made it"),
         "step": about.step,
         "ema": ", moving average of the weights" if about.ema else "",
@@ -111,6 +119,15 @@ def _base_model(spec: ExportSpec, about: Manifest) -> str:
     if spec.format.holds_adapters:
         relation = "adapter"
     return f"base_model: {about.teacher}\nbase_model_relation: {relation}\n"
+
+
+def _negative(about: Manifest) -> str:
+    """What the card says of the prompt that the teacher was guided away from."""
+    if about.guidance_scale == 1 or about.negative_prompt is None:
+        return ""
+    if not about.negative_prompt:
+        return ", away from the empty prompt"
+    return f", away from the negative prompt in `{FILE_NAME}`"
 
 
 def _kind(spec: ExportSpec) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import (
     FILE_NAME,
@@ -51,7 +52,7 @@ def open_source(
     averaged = ema and has_average(checkpoint)
     step = int(read_trainer_state(checkpoint)["step"])
     model = open_teacher(job.teacher)
-    about = _about(job, step, averaged, model.fps)
+    about = _about(job, step, averaged, model)
     tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
     if carried is not None and carried != job.schedule:
         raise UserError(
@@ -65,7 +66,7 @@ def open_source(
     return ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
 
 
-def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
+def _about(job: Job, step: int, averaged: bool, model: WanModel) -> Manifest:
     method = parse_value(job.to_yaml(), "the job")["method"]
     return Manifest(
         method={"name": method.pop("name"), "options": method},
@@ -73,10 +74,11 @@ def _about(job: Job, step: int, averaged: bool, fps: float) -> Manifest:
         teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,
-        video=VideoFacts(job.video.height, job.video.width, job.video.num_frames, fps),
+        video=VideoFacts(job.video.height, job.video.width, job.video.num_frames, model.fps),
         step=step,
         ema=averaged,
         dtype="fp32",
+        negative_prompt=model.negative_prompt_for(job.teacher.negative_prompt),
     )
 
 

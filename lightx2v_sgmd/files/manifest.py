@@ -50,6 +50,8 @@ class Manifest:
         dtype: ``bf16``, ``fp16``, ``fp32`` or ``fp8``.
         sha256: The sha256 of each file, by its path below the folder.
         format: The export format: ``diffusers``, ``wan``, ``comfyui`` or ``lora``.
+        negative_prompt: The prompt that the teacher was guided away from in training, "" for the
+            empty one; None if an older version wrote the file.
         teacher_dtype: Precision of the teacher, and of the text encoder, also when videos are made;
             None if an older version wrote the file.
     """
@@ -65,6 +67,7 @@ class Manifest:
     sha256: Mapping[str, str] = field(default_factory=dict)
     format: str = "diffusers"
     teacher_dtype: str | None = None
+    negative_prompt: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form that is saved."""
@@ -76,6 +79,7 @@ class Manifest:
             **({"teacher_dtype": self.teacher_dtype} if self.teacher_dtype else {}),
             "schedule": self.schedule.to_dict(),
             "guidance_scale": self.guidance_scale,
+            **({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}),
             "video": asdict(self.video),
             "step": self.step,
             "ema": self.ema,
@@ -114,6 +118,7 @@ class Manifest:
                 teacher_dtype=_known("teacher_dtype", saved["teacher_dtype"], TEACHER_DTYPES)
                 if "teacher_dtype" in saved
                 else None,
+                negative_prompt=_negative(saved.get("negative_prompt")),
             )
         except KeyError as error:
             raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
@@ -127,6 +132,12 @@ class Manifest:
         path = folder / FILE_NAME
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def _negative(saved: Any) -> str | None:
+    if saved is not None and not isinstance(saved, str):
+        raise UserError("negative_prompt: is not text; export the weights again")
+    return saved
 
 
 def _known(key: str, saved: Any, values: tuple[str, ...]) -> str:

@@ -113,6 +113,7 @@ def test_the_manifest_tells_where_the_weights_come_from(
         },
         "teacher": str(teacher),
         "teacher_dtype": "float32",
+        "negative_prompt": open_wan(teacher).negative_prompt,
         "schedule": {
             "timesteps": [1000, 960, 888.889, 727.273],
             "shift": 8.0,

@@ -21,6 +21,7 @@ from lightx2v_sgmd.files.scaled_weights import EIGHT_BIT_FLOATS
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout
+from weights.formats.programs import Program
 from weights.io.adapters import PortableAdapters
 from weights.io.network import nbytes
 from weights.io.quantize import is_8_bit
@@ -38,6 +39,7 @@ class Format(ABC):
         dtypes: The values of ``--dtype`` that the program can read.
         stored_as: The model card's words for how tensors are stored; ``{dtype}`` is filled in.
         library: The hub's ``library_name`` of the program that loads the files.
+        programs: The programs, beside diffusers and this one, that the files are written for.
         holds_adapters: True if the files hold adapters and not the whole network. Only such a
             format takes ``--rank`` and ``--energy``.
     """
@@ -46,6 +48,7 @@ class Format(ABC):
     dtypes: ClassVar[tuple[str, ...]]
     stored_as: ClassVar[str]
     library: ClassVar[str]
+    programs: ClassVar[tuple[Program, ...]] = ()
     holds_adapters: ClassVar[bool] = False
 
     @abstractmethod

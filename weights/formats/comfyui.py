@@ -25,6 +25,8 @@ from weights.formats.comfyui_workflow import (
     workflow,
 )
 from weights.formats.layout import Layout
+from weights.formats.programs import COMFYUI as COMFYUI_PROGRAM
+from weights.formats.programs import section
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import network_problems, write_network
 from weights.io.quantize import COMFYUI, COMFYUI_LEGACY, FP8, is_8_bit
@@ -60,7 +62,8 @@ class ComfyuiFormat(NetworkFormat):
     name = "comfyui"
     dtypes = ("bf16", "fp16", "fp32", "fp8", "fp8-legacy")
     stored_as = "{dtype}, original names behind ComfyUI's prefix"
-    library = "comfyui"
+    library = "diffusion-single-file"
+    programs = (COMFYUI_PROGRAM,)
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -87,7 +90,7 @@ class ComfyuiFormat(NetworkFormat):
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's section on ComfyUI."""
-        return _USAGE.format(
+        text = _USAGE.format(
             **values,
             versions=_VERSIONS.get(spec.dtype, ""),
             weights=f"{stem(spec)}.safetensors",
@@ -95,6 +98,7 @@ class ComfyuiFormat(NetworkFormat):
             vae=VAE,
             workflow=WORKFLOW_FILE,
         )
+        return section(COMFYUI_PROGRAM, spec.source.model.transformer_config, text)
 
     def weight_files(self, folder: Path) -> list[Path]:
         """The one safetensors file of the folder."""

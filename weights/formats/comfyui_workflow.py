@@ -43,6 +43,13 @@ _NODES: Final[Mapping[str, tuple[Mapping[str, str], tuple[str, ...], tuple[str, 
     "SaveVideo": ({"video": "VIDEO"}, ("filename_prefix", "format", "codec"), ()),
 }
 _EDITOR_ONLY: Final = {"control_after_generate": "fixed"}
+_WIDTH: Final = 330
+_LINE: Final = 28
+"""Height of a slot or a setting, as the editor's newer and taller nodes draw them."""
+_TITLE: Final = 50
+_TEXT: Final = 120
+"""Height of a field of several lines, beside the line of its own."""
+_GAP: Final = 60
 
 
 def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str, Any]:
@@ -56,6 +63,12 @@ def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str
     video, schedule = about.video, about.schedule
     nodes: dict[str, Any] = {
         "1": _node("UNETLoader", unet_name=weights, weight_dtype="default"),
+    }
+    if lora:
+        nodes["11"] = _node(
+            "LoraLoaderModelOnly", model=["1", 0], lora_name=lora, strength_model=1.0
+        )
+    return nodes | {
         "2": _node("CLIPLoader", clip_name=TEXT_ENCODER, type="wan", device="default"),
         "3": _node("VAELoader", vae_name=VAE),
         "4": _node("ModelSamplingSD3", model=["11" if lora else "1", 0], shift=schedule.shift),
@@ -88,11 +101,6 @@ def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str
             "SaveVideo", video=["10", 0], filename_prefix="video/sgmd", format="auto", codec="auto"
         ),
     }
-    if lora:
-        nodes["11"] = _node(
-            "LoraLoaderModelOnly", model=["1", 0], lora_name=lora, strength_model=1.0
-        )
-    return nodes
 
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -102,38 +110,76 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def to_ui(api: Mapping[str, Any]) -> dict[str, Any]:
-    """The same workflow as ComfyUI's editor saves it (version 0.4)."""
-    links: list[list[Any]] = []
+    """The same workflow in the form that ComfyUI's editor opens, schema 1.0.
+
+    The schema is at https://docs.comfy.org/specs/workflow_json. Nodes stand in columns, each to the
+    right of what it takes its inputs from, so that no node covers another.
+    """
+    links: list[dict[str, Any]] = []
     nodes: dict[str, dict[str, Any]] = {}
-    for order, (key, node) in enumerate(api.items()):
-        wires, settings, outputs = _NODES[node["class_type"]]
+    for order, (key, (position, size)) in enumerate(_places(api).items()):
+        kind = api[key]["class_type"]
+        wires, settings, outputs = _NODES[kind]
+        values = api[key]["inputs"]
         nodes[key] = {
             "id": int(key),
-            "type": node["class_type"],
-            "pos": [40 + 360 * (order // 3), 40 + 280 * (order % 3)],
-            "size": [330, 240],
+            "type": kind,
+            "pos": position,
+            "size": size,
             "flags": {},
             "order": order,
             "mode": 0,
-            "inputs": [{"name": n, "type": kind, "link": None} for n, kind in wires.items()],
-            "outputs": [{"name": kind, "type": kind, "links": []} for kind in outputs],
-            "properties": {"Node name for S&R": node["class_type"]},
-            "widgets_values": [_EDITOR_ONLY.get(s, node["inputs"].get(s)) for s in settings],
+            "inputs": [{"name": n, "type": t, "link": None} for n, t in wires.items()],
+            "outputs": [{"name": t, "type": t, "links": []} for t in outputs],
+            "properties": {"Node name for S&R": kind},
+            "widgets_values": [_EDITOR_ONLY.get(s, values.get(s)) for s in settings],
         }
-    for key, node in api.items():
-        for slot, wire in enumerate(nodes[key]["inputs"]):
-            origin, output = node["inputs"][wire["name"]]
-            link = len(links) + 1
-            links.append([link, int(origin), output, int(key), slot, wire["type"]])
-            wire["link"] = link
-            nodes[origin]["outputs"][output]["links"].append(link)
+    for key, node in nodes.items():
+        for slot, wire in enumerate(node["inputs"]):
+            origin, output = api[key]["inputs"][wire["name"]]
+            wire["link"] = len(links) + 1
+            links.append(
+                {
+                    "id": wire["link"],
+                    "origin_id": int(origin),
+                    "origin_slot": output,
+                    "target_id": int(key),
+                    "target_slot": slot,
+                    "type": wire["type"],
+                }
+            )
+            nodes[origin]["outputs"][output]["links"].append(wire["link"])
+    state = {"lastNodeId": max(map(int, api)), "lastLinkId": len(links), "lastRerouteId": 0}
     return {
-        "last_node_id": max(int(key) for key in api),
-        "last_link_id": len(links),
+        "version": 1,
+        "revision": 0,
+        "config": {},
+        # The schema spells the last key so; the editor's code spells it as the other ones.
+        "state": {"lastGroupId": 0, "lastGroupid": 0, **state},
+        "groups": [],
         "nodes": list(nodes.values()),
         "links": links,
-        "groups": [],
-        "config": {},
         "extra": {},
-        "version": 0.4,
     }
+
+
+def _places(api: Mapping[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
+    """Position ``[x, y]`` and size ``[width, height]`` of each node, in the order they run in."""
+    columns: dict[str, int] = {}
+
+    def column(key: str) -> int:
+        if key not in columns:
+            wired = [v[0] for v in api[key]["inputs"].values() if isinstance(v, list)]
+            columns[key] = 1 + max(map(column, wired), default=-1)
+        return columns[key]
+
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    bottoms: dict[int, int] = {}
+    for key in sorted(api, key=column):
+        wires, settings, outputs = _NODES[api[key]["class_type"]]
+        lines = max(len(wires), len(outputs)) + len(settings)
+        height = _TITLE + _LINE * lines + (_TEXT if "text" in settings else 0)
+        top = bottoms.get(column(key), 40)
+        found[key] = [40 + (_WIDTH + _GAP) * column(key), top], [_WIDTH, height]
+        bottoms[column(key)] = top + height + _GAP
+    return found

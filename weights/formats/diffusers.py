@@ -43,6 +43,18 @@ video = pipe(
 ```
 lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out video.mp4
 ```
+
+## Servers
+
+`lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps. Other servers do not take them from
+`scheduler/`, so they must be asked for:
+
+- vLLM-Omni: send `num_inference_steps` {count}, `guidance_scale` 1 and the `extra_args`
+  `{{"sample_solver": "euler", "flow_shift": {shift:g}}}`; its default is UniPC with shift 5.
+- SGLang: start it with `--backend diffusers`, and ask for {count} steps with guidance scale 1; its
+  own pipeline for Wan always samples by UniPC.
+- FastVideo cannot run them: its `WanPipeline` samples by UniPC, and its `WanDMDPipeline` draws new
+  noise in every step.
 """
 
 

@@ -25,6 +25,7 @@ from weights.formats.base import Format
 from weights.formats.comfyui import base_weights, check_even, stem
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
+from weights.formats.programs import COMFYUI, LIGHTX2V, section
 from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, lightx2v_usage, whole_steps
 from weights.io.adapters import (
     Factors,
@@ -90,6 +91,7 @@ class LoraFormat(Format):
     dtypes = ("bf16", "fp16", "fp32")
     stored_as = "{dtype} adapters, portable names"
     library = "diffusers"
+    programs = (COMFYUI, LIGHTX2V)
     holds_adapters = True
 
     def check(self, spec: ExportSpec) -> None:
@@ -177,7 +179,8 @@ class LoraFormat(Format):
         diffusers = _DIFFUSERS_USAGE.format(**values, file=LORA_FILE)
         names = {"named": comfyui_name(spec), "base_weights": base_weights(spec)}
         comfyui = _COMFYUI_USAGE.format(**values, **names, file=LORA_FILE, workflow=WORKFLOW_FILE)
-        return "\n".join([diffusers, comfyui, lightx2v_usage(values)])
+        comfyui = section(COMFYUI, spec.source.model.transformer_config, comfyui)
+        return "\n".join([diffusers, comfyui, lightx2v_usage(spec, values)])
 
     def weight_files(self, folder: Path) -> list[Path]:
         """The one file of adapters."""
@@ -271,7 +274,7 @@ def _write_file(path: Path, pieces: dict[str, Tensor], spec: ExportSpec) -> None
 
 def _side_files(spec: ExportSpec) -> dict[str, Any]:
     job = lightx2v_job(spec)
-    job["lora_configs"] = [{"path": str(spec.out.resolve() / LORA_FILE), "strength": 1.0}]
+    job["lora_configs"] = [{"path": LORA_FILE, "strength": 1.0}]
     api = workflow(spec.source.about, base_weights(spec), lora=comfyui_name(spec))
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 

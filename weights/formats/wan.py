@@ -16,27 +16,27 @@ from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import STEM, NetworkFormat
 from weights.formats.layout import Layout
+from weights.formats.programs import LIGHTX2V as LIGHTX2V_PROGRAM
+from weights.formats.programs import PATCH, TEXT_WIDTH, section
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import network_problems, write_network
 from weights.io.quantize import LIGHTX2V
 
 LIGHTX2V_FILE: Final = "lightx2v.json"
-_TEXT_DIM: Final = 4096
-_PATCH: Final = (1, 2, 2)
-
 
 _USAGE: Final = """\
 ## LightX2V
 
 ```
+cd THIS_FOLDER
 python -m lightx2v.infer --model_cls wan2.1_distill --task t2v \\
-    --model_path /path/to/Wan2.1-T2V --config_json THIS_FOLDER/{file} \\
+    --model_path /path/to/Wan2.1-T2V --config_json {file} \\
     --prompt "a prompt" --negative_prompt "" --save_result_path video.mp4
 ```
 
 `/path/to/Wan2.1-T2V` is the original folder of the teacher, for its text encoder and VAE. Do not
 put these weights into it: LightX2V would mix the two. `{file}` holds the steps, turns guidance
-off, and names the weights by their path: change that path if you move this folder.
+off, and names the weights as files of the folder that the command runs in.
 """
 
 
@@ -47,6 +47,7 @@ class WanFormat(NetworkFormat):
     dtypes = ("bf16", "fp16", "fp32", "fp8")
     stored_as = "{dtype}, original names"
     library = "lightx2v"
+    programs = (LIGHTX2V_PROGRAM,)
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -58,12 +59,12 @@ class WanFormat(NetworkFormat):
         write_json(folder / "config.json", original_config(spec.source.model.transformer_config))
         job = lightx2v_job(spec)
         files = self.weight_files(folder)
-        location = spec.out.resolve() / (files[0].name if len(files) == 1 else "")
+        location = files[0].name if len(files) == 1 else "."
         if spec.dtype == "fp8":
             job |= {"dit_quantized": True, "dit_quant_scheme": "fp8-sgl"}
-            job["dit_quantized_ckpt"] = str(location)
+            job["dit_quantized_ckpt"] = location
         else:
-            job["dit_original_ckpt"] = str(location)
+            job["dit_original_ckpt"] = location
         write_json(folder / LIGHTX2V_FILE, job)
         return losses
 
@@ -78,7 +79,7 @@ class WanFormat(NetworkFormat):
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's section on LightX2V."""
-        return lightx2v_usage(values)
+        return lightx2v_usage(spec, values)
 
     def weight_files(self, folder: Path) -> list[Path]:
         """The files at the top of the folder, as their index lists them."""
@@ -94,9 +95,10 @@ class WanFormat(NetworkFormat):
         return Layout(self.stored_names(), lambda name: main, scales)
 
 
-def lightx2v_usage(values: Mapping[str, Any]) -> str:
+def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     """The model card's section on LightX2V, from the card's values."""
-    return _USAGE.format(**values, file=LIGHTX2V_FILE)
+    text = _USAGE.format(**values, file=LIGHTX2V_FILE)
+    return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text)
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,9 +118,9 @@ def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "text_len": TEXT_LENGTH,
     }
     # The original leaves these out; every published Wan has the same.
-    if config["text_dim"] != _TEXT_DIM:
+    if config["text_dim"] != TEXT_WIDTH:
         original["text_dim"] = config["text_dim"]
-    if tuple(config["patch_size"]) != _PATCH:
+    if tuple(config["patch_size"]) != PATCH:
         original["patch_size"] = list(config["patch_size"])
     return original
 

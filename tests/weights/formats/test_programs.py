@@ -1,0 +1,115 @@
+"""What an export cannot run in a program is said on the terminal and in its card."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.families.wan import open_wan
+from tests.weights.conftest import write_checkpoint
+from tools.models.standard_wan import make_standard_wan
+from weights import export
+from weights.formats.comfyui_workflow import to_ui, workflow
+from weights.formats.programs import COMFYUI, LIGHTX2V, differing_sizes, refusal, section
+from weights.opening import open_source
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a model of the sizes that other programs fix; not to be written to."""
+    folder = tmp_path_factory.mktemp("standard")
+    write_checkpoint(folder / "run", make_standard_wan(folder / "teacher"), 20)
+    return folder / "run"
+
+
+def test_published_models_run_everywhere() -> None:
+    for name in ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"):
+        config = open_wan(name).transformer_config
+        assert [refusal(program, config) for program in (COMFYUI, LIGHTX2V)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says", "programs"),
+    [
+        ("patch_size", [1, 1, 1], "the patch is 1x1x1, not 1x2x2", {"ComfyUI", "LightX2V"}),
+        ("attention_head_dim", 64, "the width of a head is 64, not 128", {"ComfyUI"}),
+        ("text_dim", 64, "the width of the text embeddings is 64, not 4096", None),
+        ("freq_dim", 64, "the width of the time embedding is 64, not 256", {"ComfyUI"}),
+        ("in_channels", 4, "the number of latent channels is 4, not 16", None),
+    ],
+)
+def test_one_other_size_is_named(
+    key: str, value: Any, says: str, programs: set[str] | None
+) -> None:
+    config = open_wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers").transformer_config | {key: value}
+    found = {p.name: differing_sizes(p, config) for p in (COMFYUI, LIGHTX2V)}
+    expected = {"ComfyUI", "LightX2V"} if programs is None else programs
+    assert found == {name: [says] if name in expected else [] for name in found}
+
+
+def test_a_section_keeps_its_heading() -> None:
+    config = open_wan("sprites").transformer_config
+    text = section(COMFYUI, config, "## ComfyUI\n\nPut the file there.\n")
+    assert text.startswith("## ComfyUI\n\nComfyUI does not run this small network")
+    assert "Put the file" not in text and text.endswith("Run it in lightx2v-sgmd or diffusers.\n")
+
+
+def test_the_card_tells_how_to_run_what_runs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"wan": "python -m lightx2v.infer", "comfyui": "Put `teacher_sgmd_4step_bf16"}
+    for format, words in said.items():
+        out = export(run, format, tmp_path / format)
+        card = (out / "README.md").read_text()
+        assert words in card and "does not run" not in card
+    card = (export(run, "lora", tmp_path / "lora", rank=1) / "README.md").read_text()
+    assert "models/loras/teacher_sgmd_4step_bf16_lora.safetensors" in card
+    assert "models/diffusion_models/teacher.safetensors" in card
+    assert "does not run" not in capsys.readouterr().err + card
+    card = (export(run, "diffusers", tmp_path / "diffusers") / "README.md").read_text()
+    assert '`{"sample_solver": "euler", "flow_shift": 8}`' in card and "--backend diffusers" in card
+    for dtype in ("fp8", "fp8-legacy"):
+        card = (export(run, "comfyui", tmp_path / dtype, dtype=dtype) / "README.md").read_text()
+        assert ("need ComfyUI of December 2025 or newer" in card) == (dtype == "fp8")
+    job = json.loads((tmp_path / "wan" / "lightx2v.json").read_text())
+    # LightX2V's own default needs a package that it does not depend on.
+    assert (
+        job["rope_type"] == "torch_complex_rope"
+        and "--config_json lightx2v.json" in (tmp_path / "wan" / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "programs"),
+    [("wan", ["LightX2V"]), ("comfyui", ["ComfyUI"]), ("lora", ["ComfyUI", "LightX2V"])],
+)
+def test_the_terminal_and_the_card_name_what_does_not_run(
+    tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str], format: str, programs: Any
+) -> None:
+    write_checkpoint(tmp_path / "run", teacher, 20)
+    out = export(tmp_path / "run", format, tmp_path / "out")
+    said, card = capsys.readouterr().err, (out / "README.md").read_text()
+    for program in programs:
+        reason = f"{program} does not run this small network"
+        assert reason in said and reason in card
+    assert "python -m lightx2v.infer" not in card and "models/diffusion_models" not in card
+
+
+@pytest.mark.parametrize("lora", [None, "x_lora.safetensors"])
+def test_no_node_of_a_workflow_covers_another(run: Path, lora: str | None) -> None:
+    """Also not with the title that the editor draws above a node."""
+    nodes = to_ui(workflow(open_source(run, ema=True).about, "x.safetensors", lora))["nodes"]
+    assert len(nodes) == (11 if lora is None else 12)
+    for one, other in itertools.combinations(nodes, 2):
+        (x1, y1), (w1, h1), (x2, y2), (w2, h2) = (
+            v for n in (one, other) for v in (n["pos"], n["size"])
+        )
+        apart = x1 + w1 <= x2 or x2 + w2 <= x1 or y1 + h1 <= y2 - 40 or y2 + h2 <= y1 - 40
+        assert apart, (one["type"], other["type"])
+    columns = {node["type"]: node["pos"][0] for node in nodes}
+    if lora is not None:
+        assert columns["UNETLoader"] < columns["LoraLoaderModelOnly"] < columns["ModelSamplingSD3"]

@@ -1,0 +1,100 @@
+"""The sizes of a network that each program fixes in its code, and what an export then cannot run.
+
+A program that takes a size from the weights or from a configuration runs any size; one that has it
+in its code fails on another, or runs and is silently wrong. The sizes are those of all published
+Wan2.1 text-to-video models, so this concerns small models such as the bundled one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+PATCH: Final = (1, 2, 2)
+TEXT_WIDTH: Final = 4096
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that runs exports, and the sizes that are fixed in its code.
+
+    Attributes:
+        name: The name as its authors write it.
+        fixed: Values by key of diffusers' configuration of the network.
+    """
+
+    name: str
+    fixed: Mapping[str, Any]
+
+
+# ComfyUI (comfy/model_detection.py) counts layers and reads widths from the weights, and takes the
+# rest from here; the number of heads is the width over 128. Its text encoder and VAE are Wan's own.
+COMFYUI: Final = Program(
+    "ComfyUI",
+    {
+        "patch_size": PATCH,
+        "attention_head_dim": 128,
+        "text_dim": TEXT_WIDTH,
+        "freq_dim": 256,
+        "in_channels": 16,
+    },
+)
+# LightX2V (models/networks/wan/infer/post_infer.py, models/schedulers/wan/scheduler.py): the patch;
+# its text encoder and VAE are Wan's own. Heads and the time embedding follow the configuration.
+LIGHTX2V: Final = Program(
+    "LightX2V", {"patch_size": PATCH, "text_dim": TEXT_WIDTH, "in_channels": 16}
+)
+
+_WORDS: Final = {
+    "patch_size": "the patch",
+    "attention_head_dim": "the width of a head",
+    "text_dim": "the width of the text embeddings",
+    "freq_dim": "the width of the time embedding",
+    "in_channels": "the number of latent channels",
+}
+
+
+def differing_sizes(program: Program, config: Mapping[str, Any]) -> list[str]:
+    """Lists the sizes of a network that a program does not run; empty if it runs the network.
+
+    Args:
+        program: The program.
+        config: diffusers' configuration of the network.
+    """
+    found = []
+    for key, fixed in program.fixed.items():
+        own = tuple(config[key]) if isinstance(fixed, tuple) else config[key]
+        if own != fixed:
+            found.append(f"{_WORDS[key]} is {_text(own)}, not {_text(fixed)}")
+    return found
+
+
+def refusal(program: Program, config: Mapping[str, Any]) -> str | None:
+    """A sentence that says why a program does not run a network; None if it runs it."""
+    differing = differing_sizes(program, config)
+    if not differing:
+        return None
+    return (
+        f"{program.name} does not run this small network: its code fixes sizes of Wan2.1 "
+        f"({'; '.join(differing)})"
+    )
+
+
+def section(program: Program, config: Mapping[str, Any], text: str) -> str:
+    """A card's section on a program, or in its place the reason why the export does not run there.
+
+    Args:
+        program: The program.
+        config: diffusers' configuration of the network.
+        text: The section, with its heading in the first line.
+    """
+    reason = refusal(program, config)
+    if reason is None:
+        return text
+    heading = text.partition("\n")[0]
+    return f"{heading}\n\n{reason}. Run it in lightx2v-sgmd or diffusers.\n"
+
+
+def _text(size: Any) -> str:
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
