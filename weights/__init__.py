@@ -3,6 +3,7 @@
 from lightx2v_sgmd.files.dtypes import OPTIONS as DTYPES
 from weights.exporting import export
 from weights.formats.registry import FORMATS
+from weights.hub import push
 from weights.verify import ExportError, verify
 
-__all__ = ["DTYPES", "FORMATS", "ExportError", "export", "verify"]
+__all__ = ["DTYPES", "FORMATS", "ExportError", "export", "push", "verify"]

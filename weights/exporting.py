@@ -13,7 +13,10 @@ from weights.card import model_card
 from weights.export_spec import ExportSpec, Losses
 from weights.formats.base import Format
 from weights.formats.lora import check_rank
+from weights.formats.programs import refusal
 from weights.formats.registry import FORMATS, format_named
+from weights.hub import check_repository
+from weights.hub import push as push_export
 from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource
 from weights.manifest import manifest_for
@@ -41,6 +44,8 @@ def export(
     energy: float | None = None,
     max_shard_size: str = SHARD_SIZE,
     overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Writes a student as weights for other programs, then reads back and checks what it wrote.
@@ -56,20 +61,28 @@ def export(
         rank: The rank of extracted adapters (lora); 64 by default.
         energy: Instead of a rank: the share in (0, 1] of each layer's change that they hold.
         max_shard_size: The largest weights file of diffusers and wan, such as ``5GB``.
-        overwrite: Replaces an export of ours, whole and unchanged, with no other file in it.
+        overwrite: Replaces an export of ours, whole and unchanged, with no other file in it, and
+            files of the same names in the pushed repository.
+        push: ``ORG/NAME`` of the Hugging Face Hub, to which the finished export is uploaded.
+        public: Makes the pushed repository public; it is private otherwise.
         quiet: No progress bar.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: the source or the output will not do, or the disk is full.
+        UserError: the source or the output will not do, the disk is full, or the hub does not take
+            the export, which stays in ``out`` then.
         ExportError: what was written is not what it should be. It stays beside ``out``, in a
             folder that the message names; ``out`` is as it was.
     """
     out = Path(out)
     target_format = format_named(format)
     _check_options(target_format, dtype, rank, energy)
+    if push is not None:
+        check_repository(push, not public, overwrite)
+    elif public:
+        raise UserError("public: belongs to --push; leave it out, or add --push ORG/NAME")
     final = resolved(out)
     check_new_folder(final)
     refuse_overlap(final, {"the source": Path(source)})
@@ -87,6 +100,10 @@ def export(
         if is_8_bit(opened.about.dtype):
             note(f"{opened.path}: holds 8-bit weights; what they lost stays lost", quiet)
         target_format.check(spec)
+        for program in target_format.programs:
+            refused = refusal(program, opened.model.transformer_config)
+            if refused is not None:
+                note(f"{refused}; lightx2v-sgmd and diffusers run it", quiet)
         _check_space(final, target_format.nbytes(spec))
         count = target_format.count(spec)
         with appearing_export(final, opened.path, before, lock) as folder:
@@ -100,6 +117,12 @@ def export(
                 raise DiffersError(problems)
         if losses is not None:
             note(losses.summary, quiet)
+    if push is not None:
+        try:
+            push_export(out, push, private=not public, replace=overwrite, quiet=quiet)
+        except UserError as error:
+            again = f"the export is whole in {out}: `lightx2v-sgmd weights push {out} {push}`"
+            raise UserError(f"{error}; {again}") from error
     return out
 
 

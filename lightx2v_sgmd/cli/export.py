@@ -71,6 +71,17 @@ def export_command(
         bool,
         typer.Option("--overwrite", help="Replace an unchanged export in DIR, and nothing else."),
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Upload the finished export to this repository of the Hugging Face Hub, private "
+            "unless --public. An interrupted upload goes on with `weights push`.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the pushed repository public.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -92,9 +103,12 @@ def export_command(
             energy=energy,
             max_shard_size=max_shard_size,
             overwrite=overwrite,
+            push=push,
+            public=public,
             quiet=quiet,
         )
     except ExportError as error:
         print(f"error: {short_line(str(error))}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error
-    print_result({"weights": str(folder)}, str(folder), as_json)
+    result = {"weights": str(folder)} | ({} if push is None else {"repository": push})
+    print_result(result, str(folder), as_json)

@@ -1,4 +1,4 @@
-"""``lightx2v-sgmd weights``: says what weights are, and checks exported ones."""
+"""``lightx2v-sgmd weights``: says what weights are, and checks and uploads exported ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lightx2v_sgmd.cli.options import PROG, Json, print_result
+from lightx2v_sgmd.cli.options import PROG, Json, Quiet, print_result
 from lightx2v_sgmd.system.errors import short_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.callback()
 def weights_command() -> None:
-    """Say what weights are, and check exported ones."""
+    """Say what weights are, and check and upload exported ones."""
 
 
 @app.command("verify", epilog=f"\b\nExample:\n  {PROG} weights verify student")
@@ -38,6 +38,34 @@ def verify_command(
         print("\n".join(map(short_line, problems)) or f"{folder}: as it was written")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command("push", epilog=f"\b\nExample:\n  {PROG} weights push student me/wan-1.3b-4-steps")
+def push_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `export` wrote.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="Repository; it is made if need be.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace files of the same names in a repository that has files.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Upload an exported folder to the Hugging Face Hub.
+
+    The repository is private unless --public. Run the same command again after an interruption. The
+    token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from weights import push
+
+    url = push(folder, repository, private=not public, replace=overwrite, quiet=quiet)
+    print_result({"repository": repository, "url": url}, url, as_json)
 
 
 @app.command("inspect", epilog=f"\b\nExample:\n  {PROG} weights inspect self_forcing_dmd.pt")
