@@ -191,8 +191,24 @@ def test_export_passes_options_on(
     assert options == {
         **{"dtype": "fp32", "ema": False, "rank": None, "energy": None},
         **{"max_shard_size": "5GB", "overwrite": False, "quiet": False},
+        **{"push": None, "public": False},
     }
     assert capsys.readouterr().out == "student\n"
+    options_of_push = ["--push", "me/x", "--public", "--overwrite", "--json"]
+    assert run(["export", "runs/x", "--out", "student", *options_of_push]) == 0
+    options = export.calls[1][1]
+    assert (options["push"], options["public"], options["overwrite"]) == ("me/x", True, True)
+    assert json.loads(capsys.readouterr().out) == {"weights": "student", "repository": "me/x"}
+
+
+def test_weights_push_passes_options_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push = install(monkeypatch, "weights", "push", "https://hub/me/x")
+    assert run(["weights", "push", "student", "me/x", "--quiet"]) == 0
+    options = {"private": True, "replace": False, "quiet": True}
+    assert push.calls == [((Path("student"), "me/x"), options)]
+    assert capsys.readouterr().out == "https://hub/me/x\n"
 
 
 def test_demo_passes_options_on(
