@@ -36,6 +36,7 @@ ROOMS = (
     "sampling",
     "apps",
     "cli",
+    "comfyui",
     "lightx2v",
 )
 # Where the applications are put together.
