@@ -3,8 +3,11 @@
     python -m tools.checks.stress_outputs --minutes 10 --work stress
 
 Each round starts two commands on one output a moment apart: two trainings, two exports, two rounds
-of videos, two embeddings, two collections of pairs, two comparisons, or a training and an export of
-it. Each may get a SIGKILL, a SIGTERM or a Ctrl-C at a random moment.
+of videos, two embeddings, two collections of pairs, two encodings of clips, two evaluations, two
+comparisons, or a training and an export of it. Each gets a SIGKILL, a SIGTERM or a Ctrl-C when it
+has used a random share of the processor time that such a command needs, up to a tenth more than all
+of it: so kills fall early and late alike, however busy the machine is. Most are late ones, because
+a command writes at its end.
 Files of a user lie in and beside every output. After each round everything that exists must
 be whole, and those files as they were; a command that was not killed must have ended well, or have
 said who has the output. At the end every command runs once more, undisturbed, and must succeed and
@@ -32,6 +35,7 @@ from infer.batch.sidecars import problem, sidecar
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.video import read_video
+from lightx2v_sgmd.outputs.record import WrittenFiles
 from lightx2v_sgmd.outputs.writer import temporaries
 from lightx2v_sgmd.system.errors import UserError
 from weights import verify
@@ -57,10 +61,63 @@ FOREIGN = {
     "embeddings/README": "whose these are",
     "fox.txt": "beside the video",
     "pairs/README": "whose these are",
+    "latents/README": "whose these are",
+    "evaluated/notes.txt": "what I make of it",
 }
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-LIMIT_S = 180.0
-"""A command that takes longer hangs."""
+LIMIT_S = 600.0
+"""A command that takes longer hangs, on a busy machine too."""
+GRACE_S = 30.0
+"""Seconds after the first signal until a SIGKILL follows."""
+DISTILL = ["distill", "job.yaml"]
+EXPORT = ["export", "run", "--out", "student", "--dtype", "fp32"]
+GENERATE = ["generate", "--weights", "base_student", "--text-cache", "none"]
+EMBED = ["embed", "job.yaml"]
+COLLECT = ["collect-pairs", "job.yaml", "--out", "pairs", "--count", "4", "--shard", "1"]
+COLLECT += ["--steps", "4"]
+ENCODE = ["encode-videos", "clips", "--job", "job.yaml", "--out", "latents", "--shard", "1"]
+EVALUATE = ["evaluate", "--weights", "base_student", "--against", "clips", "--out", "evaluated"]
+EVALUATE += ["--prompts", "prompts.txt"]
+COMPARE = ["compare", "job.yaml", "--out", "compared", "--prompts", "4", "--curve-prompts", "2"]
+COMPARE += ["--set", "train.iterations=2"]
+QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter", "past its end")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def used_s(pid: int) -> float:
+    """The processor time in seconds of a process, its threads and the processes it started."""
+    total = 0.0
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rsplit(")", 1)[1].split()
+        total += sum(map(int, fields[11:15])) / TICKS
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text(encoding="ascii").split():
+                total += used_s(int(child))
+    except OSError:  # it has just ended
+        pass
+    return total
+
+
+@dataclass
+class Victim:
+    """A started command, and when it is killed.
+
+    Attributes:
+        command: Its arguments.
+        process: Its process.
+        share: The share of the processor time it needs after which it gets the signal.
+        how: The signal.
+        used_s: The processor time that it has used, in seconds.
+        signalled_s: When it got the signal; None before that.
+    """
+
+    command: Sequence[str]
+    process: subprocess.Popen[str]
+    share: float
+    how: signal.Signals
+    used_s: float = 0.0
+    signalled_s: float | None = None
 
 
 @dataclass
@@ -71,12 +128,16 @@ class Stress:
         work: The folder to work in.
         random: Decides what is done and when.
         ends: Number of commands by the kind of their end.
+        kills: Number of signals by the quarter of its work that a command was in.
+        needs_s: The processor time that a command needs, in seconds, by its name.
         problems: The faults that were found.
     """
 
     work: Path
     random: random.Random
     ends: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    needs_s: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
@@ -92,33 +153,52 @@ class Stress:
             text=True,
         )
 
+    def undisturbed(self, command: Sequence[str]) -> str | None:
+        """Runs a command to its end, and notes what it needs; returns its message if it fails."""
+        process, needs_s = self.start(command), 0.0
+        while process.poll() is None:
+            needs_s = max(needs_s, used_s(process.pid))
+            time.sleep(0.02)
+        self.needs_s[command[0]] = max(needs_s, self.needs_s.get(command[0], 0.0))
+        assert process.stderr is not None
+        said = process.stderr.read().strip()
+        return said[-500:] or "no message" if process.returncode != 0 else None
+
     def round(self, commands: Sequence[Sequence[str]]) -> None:
         """Two commands, each killed at a random moment or asked to stop, or left to end."""
-        started: list[tuple[Sequence[str], subprocess.Popen[str], float, signal.Signals]] = []
+        waiting: list[Victim] = []
         begin_s = time.monotonic()
         for command in commands:
-            how = self.random.choice(
-                (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-            )
-            started.append((command, self.start(command), self.random.uniform(1, 20), how))
+            how = self.random.choice(SIGNALS)
+            # A training has no end here: three times what its first iteration took.
+            most = 3.0 if command[0] == "distill" else 1.1
+            share = most * self.random.random() ** 0.5
+            waiting.append(Victim(command, self.start(command), share, how))
             time.sleep(self.random.choice((0, 0.1, 1, 4)))
-        waiting = list(started)
         while waiting:
-            passed_s = time.monotonic() - begin_s
-            for item in list(waiting):
-                command, process, kill_s, how = item
-                if process.poll() is not None:
-                    waiting.remove(item)
-                    self.ended(command, process)
-                elif passed_s > LIMIT_S:
-                    self.problems.append(f"hangs: {' '.join(command)}")
-                    process.kill()
-                elif passed_s > kill_s:
-                    process.send_signal(how)
-                    how = signal.SIGKILL
-                    # Another chance to save, then the end.
-                    waiting[waiting.index(item)] = (command, process, passed_s + 30, how)
+            for victim in list(waiting):
+                if victim.process.poll() is None:
+                    self.watch(victim, begin_s)
+                else:
+                    waiting.remove(victim)
+                    self.ended(victim.command, victim.process)
             time.sleep(0.02)
+
+    def watch(self, victim: Victim, begin_s: float) -> None:
+        """Sends a running command its signal when its moment has come."""
+        now_s, process = time.monotonic(), victim.process
+        victim.used_s = max(victim.used_s, used_s(process.pid))
+        done = victim.used_s / self.needs_s[victim.command[0]]
+        if now_s - begin_s > LIMIT_S:
+            self.problems.append(f"hangs: {' '.join(victim.command)}")
+            process.kill()
+        elif victim.signalled_s is None and done >= victim.share:
+            process.send_signal(victim.how)
+            victim.signalled_s = now_s
+            quarter = min(4, int(4 * done))
+            self.kills[f"{victim.command[0]}: {QUARTERS[quarter]}"] += 1
+        elif victim.signalled_s is not None and now_s - victim.signalled_s > GRACE_S:
+            process.kill()
 
     def ended(self, command: Sequence[str], process: subprocess.Popen[str]) -> None:
         """Judges how a command has ended."""
@@ -171,11 +251,21 @@ def check_shards(folder: Path) -> None:
             assert all(shard.get_tensor(key).isfinite().all() for key in shard.keys()), file
 
 
-def check_pairs(folder: Path) -> None:
-    """Every shard of pairs can be read, and all are of one kind."""
+def check_latents(folder: Path) -> None:
+    """Every shard of latents can be read, and all are of one kind."""
     if any(folder.glob("latents_*.safetensors")):
-        pairs = LatentFolder(folder)
-        assert pairs.read("x0", range(len(pairs))).isfinite().all(), folder
+        latents = LatentFolder(folder)
+        assert latents.read("x0", range(len(latents))).isfinite().all(), folder
+
+
+def check_evaluation(folder: Path) -> None:
+    """The results, if they are there, are whole, and as they were recorded."""
+    for name in ("metrics.json", "report.html"):
+        if (folder / name).exists():
+            assert WrittenFiles(folder).is_own(name), f"{folder / name}: is not as recorded"
+    if (folder / "metrics.json").exists():
+        json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    check_videos([*folder.glob("videos/*/*.mp4")])
 
 
 def check(stress: Stress) -> None:
@@ -186,7 +276,9 @@ def check(stress: Stress) -> None:
         lambda: check_export(work / "student"),
         lambda: check_videos([*(work / "videos").glob("*.mp4"), work / "fox.mp4"]),
         lambda: check_shards(work / "embeddings"),
-        lambda: check_pairs(work / "pairs"),
+        lambda: check_latents(work / "pairs"),
+        lambda: check_latents(work / "latents"),
+        lambda: check_evaluation(work / "evaluated"),
     ]
     for one in checks:
         try:
@@ -215,59 +307,67 @@ def prepare(work: Path) -> None:
         (work / folder).rmdir()
 
 
-def pairs(stress: Stress) -> list[list[str]]:
-    """Two commands on one output."""
+def learn(stress: Stress) -> str | None:
+    """Runs every command once, to learn what it needs; returns what went wrong."""
+    other = {"student": "first_student", "evaluated": "first_evaluation", "compared": "first"}
+    for name in ("pairs", "latents", "embeddings"):
+        other[name] = f"first_{name}"
+    clips = [*GENERATE, "--prompts", "prompts.txt", "--out", "clips"]
+    commands = [
+        [*DISTILL, "--set", "train.iterations=1", "--set", "output.dir=base"],
+        [*DISTILL, "--set", "train.iterations=1"],
+        ["export", "base", "--out", "base_student", "--dtype", "fp32"],
+        clips,
+        *(EXPORT, COLLECT, EMBED, EVALUATE, COMPARE),
+    ]
+    for command in commands:
+        elsewhere = [other.get(word, word) for word in command]
+        if command is EMBED:
+            elsewhere += ["--set", "data.embeddings=first_embeddings"]
+        if said := stress.undisturbed(elsewhere):
+            return f"{' '.join(elsewhere)}: {said}"
+    for prompt, clip in zip(PROMPTS, sorted((stress.work / "clips").glob("*.mp4")), strict=True):
+        clip.with_suffix(".txt").write_text(prompt)
+    said = stress.undisturbed([other.get(word, word) for word in ENCODE])
+    return said and f"encode-videos: {said}"
+
+
+def pairs(stress: Stress) -> list[list[list[str]]]:
+    """Pairs of commands on one output, every kind once, in a random order."""
     seed = str(stress.random.randrange(3))
-    distill = ["distill", "job.yaml"]
-    export = ["export", "run", "--out", "student", "--dtype", "fp32"]
-    folder = ["generate", "--weights", "base_student", "--prompts", "prompts.txt"]
-    folder += ["--out", "videos", "--text-cache", "none", "--seed"]
-    single = ["generate", "--weights", "base_student", "--prompt", PROMPTS[0]]
-    single += ["--out", "fox.mp4", "--text-cache", "none", "--seed"]
-    embed = ["embed", "job.yaml"]
-    collect = ["collect-pairs", "job.yaml", "--out", "pairs", "--count", "4"]
-    collect += ["--shard", "1", "--steps", "4"]
-    compare = ["compare", "job.yaml", "--out", "compared", "--prompts", "4"]
-    compare += ["--curve-prompts", "2", "--set", "train.iterations=2"]
+    folder = [*GENERATE, "--prompts", "prompts.txt", "--out", "videos", "--seed"]
+    single = [*GENERATE, "--prompt", PROMPTS[0], "--out", "fox.mp4", "--seed"]
     kinds = [
-        [distill, distill],
-        [distill, export],
-        [export, [*export, "--overwrite"]],
-        [[*export, "--overwrite"], [*export, "--overwrite"]],
+        [DISTILL, DISTILL],
+        [DISTILL, EXPORT],
+        [EXPORT, [*EXPORT, "--overwrite"]],
+        [[*EXPORT, "--overwrite"], [*EXPORT, "--overwrite"]],
         [[*folder, "0"], [*folder, seed]],
         [[*single, "0"], [*single, seed]],
-        [embed, [*distill, "--set", "train.iterations=1000"]],
-        [embed, embed],
-        [collect, collect],
-        [compare, compare],
+        [EMBED, [*DISTILL, "--set", "train.iterations=1000"]],
+        [EMBED, EMBED],
+        [COLLECT, COLLECT],
+        [ENCODE, ENCODE],
+        [EVALUATE, [*EVALUATE, "--seed", seed]],
+        [COMPARE, COMPARE],
     ]
-    return [list(command) for command in stress.random.choice(kinds)]
+    stress.random.shuffle(kinds)
+    return kinds
 
 
 def finish(stress: Stress) -> None:
     """Every command once more, undisturbed: it succeeds and leaves nothing but its result."""
     steps = max((store.step_of(f) for f in store.checkpoints(stress.work / "run")), default=0)
     commands = [
-        ["embed", "job.yaml"],
-        ["collect-pairs", "job.yaml", "--out", "pairs", "--count", "4", "--shard", "1"]
-        + ["--steps", "4"],
-        ["compare", "job.yaml", "--out", "compared", "--prompts", "4", "--curve-prompts", "2"]
-        + ["--set", "train.iterations=2"],
-        ["distill", "job.yaml", "--set", f"train.iterations={steps + 1}"],
-        ["export", "run", "--out", "student", "--dtype", "fp32", "--overwrite"],
-        *(
-            ["generate", "--weights", "base_student", "--text-cache", "none", *rest]
-            for rest in (
-                ["--prompts", "prompts.txt", "--out", "videos"],
-                ["--prompt", PROMPTS[0], "--out", "fox.mp4"],
-            )
-        ),
+        *(EMBED, COLLECT, ENCODE, EVALUATE, COMPARE),
+        [*DISTILL, "--set", f"train.iterations={steps + 1}"],
+        [*EXPORT, "--overwrite"],
+        [*GENERATE, "--prompts", "prompts.txt", "--out", "videos"],
+        [*GENERATE, "--prompt", PROMPTS[0], "--out", "fox.mp4"],
     ]
     for command in commands:
-        process = stress.start(command)
-        _, said = process.communicate(timeout=600)
-        if process.returncode != 0:
-            stress.problems.append(f"at the end, {' '.join(command)}: {said.strip()[-500:]}")
+        if said := stress.undisturbed(command):
+            stress.problems.append(f"at the end, {' '.join(command)}: {said}")
     check(stress)
     folders = [stress.work, *(p for p in stress.work.rglob("*") if p.is_dir())]
     left = [str(path) for folder in folders for path, _, _ in temporaries(folder)]
@@ -292,29 +392,25 @@ def main() -> int:
     work = args.work.resolve()
     prepare(work)
     stress = Stress(work, random.Random(args.seed))
-    first = [
-        ["distill", "job.yaml", "--set", "train.iterations=1", "--set", "output.dir=base"],
-        ["distill", "job.yaml", "--set", "train.iterations=1"],
-        ["export", "base", "--out", "base_student", "--dtype", "fp32"],
-    ]
-    for command in first:
-        process = stress.start(command)
-        _, said = process.communicate(timeout=600)
-        if process.returncode != 0:
-            print(f"error: {' '.join(command)}: {said}", file=sys.stderr)
-            return 1
+    if said := learn(stress):
+        print(f"error: {said}", file=sys.stderr)
+        return 1
     for name, content in FOREIGN.items():
         (work / name).write_text(content)
+    waiting: list[list[list[str]]] = []
     rounds, until_s = 0, time.monotonic() + 60 * args.minutes
     while time.monotonic() < until_s:
-        stress.round(pairs(stress))
+        waiting = waiting or pairs(stress)
+        stress.round(waiting.pop())
         check(stress)
         rounds += 1
     finish(stress)
     steps = [store.step_of(folder) for folder in store.checkpoints(work / "run")]
     print(f"{rounds} rounds in {args.minutes:g} minutes; the run is at step {max(steps)}")
-    for end, count in sorted(stress.ends.items()):
-        print(f"  {end:<50}{count:>5}")
+    for title, counted in (("ends", stress.ends), ("signals", stress.kills)):
+        print(title)
+        for what, count in sorted(counted.items()):
+            print(f"  {what:<50}{count:>5}")
     for what in stress.problems:
         print(f"WRONG: {what}")
     print("nothing was wrong" if not stress.problems else f"{len(stress.problems)} problems")
