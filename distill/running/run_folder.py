@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from distill.model_checks import job_sources
 from lightx2v_sgmd.files import checkpoint as store
@@ -28,12 +28,14 @@ from lightx2v_sgmd.outputs import record as records
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import LINE, LOG_BYTES, parse_json, read_record
-from lightx2v_sgmd.untrusted.reading import read_file
+from lightx2v_sgmd.untrusted.json_text import LINE, log_lines, parse_json, read_record
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 METRICS: Final = "metrics.jsonl"
 SUPERSEDED: Final = "metrics.superseded.jsonl"
 """Log for lines that a resumed run writes again, and for lines that cannot be read."""
+_AT_ONCE: Final = 200
+"""Superseded lines that are moved together."""
 _OWN: Final = ("job.yaml", "environment.json", METRICS, "checkpoints", "samples", "failed")
 _ENVIRONMENT: Final = {"python", "packages", "strategy", "processes"}
 
@@ -149,22 +151,30 @@ def repair_log(run: Path, step: int) -> None:
         step: Number of iterations done.
     """
     path = run / METRICS
+
+    def lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+        return ((line, whole and _is_before(line, step)) for line, whole in log_lines(file))
+
     try:
-        content = read_file(path, LOG_BYTES)
+        with open_file(path) as log:
+            if all(stays and line.endswith(b"\n") for line, stays in lines(log)):
+                return
     except FileNotFoundError:
         return
-    if len(content) > LOG_BYTES:
-        raise UserError(f"{path}: is larger than {LOG_BYTES:,} bytes; move it away")
-    current: list[bytes] = []
-    superseded: list[bytes] = []
-    for line in content.splitlines():
-        (current if _is_before(line, step) else superseded).append(line + b"\n")
-    if not superseded and content.endswith(b"\n"):
-        return
-    if superseded:
-        append(run / SUPERSEDED, b"".join(superseded))
-    with appearing(path) as temporary:
-        temporary.write_bytes(b"".join(current))
+    # A log may be larger than the memory.
+    with open_file(path) as log, appearing(path) as temporary, temporary.open("wb") as current:
+        superseded: list[bytes] = []
+        for line, stays in lines(log):
+            if stays:
+                current.write(line.removesuffix(b"\n") + b"\n")
+                continue
+            superseded.append(line)
+            if len(superseded) == _AT_ONCE:
+                append(run / SUPERSEDED, b"".join(superseded))
+                superseded = []
+        if superseded:
+            end = b"" if superseded[-1].endswith(b"\n") else b"\n"
+            append(run / SUPERSEDED, b"".join(superseded) + end)
 
 
 def _is_before(line: bytes, step: int) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.reading import read_file, read_limited
+from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 MAX_DIGITS: Final = 40
 """The most digits of a number; a float in full precision has 25 characters."""
@@ -44,8 +44,10 @@ RECORD: Final = Limits(size=16_000_000, values=500_000)
 """Limits of a file that this program wrote, such as a manifest."""
 MEASURED: Final = Limits(size=1_000_000_000, values=50_000_000)
 """Limits of values that were measured on each of many videos."""
-LOG_BYTES: Final = 4_000_000_000
-"""The most bytes of a log that has one line of JSON for each iteration."""
+LOG_BYTES: Final = 100_000_000
+"""The most bytes of a log that is read as a whole: the lines of about 150,000 iterations."""
+LOG_LINES: Final = 500_000
+"""The most lines of a log that is read as a whole."""
 
 
 def parse_json(text: bytes | str, limits: Limits) -> Any:
@@ -102,14 +104,45 @@ def read_record(path: Path, limits: Limits = RECORD) -> Any:
     return parse_json(read_file(path, limits.size), limits)
 
 
-def read_log(path: Path) -> list[Any]:
-    """Reads a file of this program's that has one JSON value in each line.
+def log_lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yields a log's lines with their ends, each with True if it is whole.
+
+    A line of more than ``LINE.size`` bytes comes in pieces. The last line may lack its end.
+    """
+    begins = True
+    while line := file.readline(LINE.size):
+        ends = line.endswith(b"\n")
+        yield line, begins and (ends or len(line) < LINE.size)
+        begins = ends
+
+
+def read_log(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
+    """Reads these keys of a file of this program's that has a JSON object in each line.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or is larger than ``LOG_BYTES`` or ``LOG_LINES``.
         ValueError: a line is not such JSON.
     """
-    return [parse_json(line, LINE) for line in read_limited(path, LOG_BYTES).splitlines()]
+    rows: list[dict[str, Any]] = []
+    size = 0
+    try:
+        with open_file(path) as file:
+            for line, whole in log_lines(file):
+                size += len(line)
+                if size > LOG_BYTES or len(rows) == LOG_LINES:
+                    raise UserError(
+                        f"{path}: has more than the {LOG_BYTES:,} bytes or {LOG_LINES:,} lines "
+                        "that are read; move it away"
+                    )
+                row = parse_json(line, LINE) if whole else None
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {len(rows) + 1} is not a JSON object")
+                rows.append({key: row[key] for key in keys if key in row})
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return rows
 
 
 def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:

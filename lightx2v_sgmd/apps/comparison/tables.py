@@ -23,13 +23,15 @@ from lightx2v_sgmd.untrusted.json_text import read_log
 COUNTS: Final = ("forwards", "recomputed", "backwards", "weight_backwards")
 """The counts of a run in each iteration, by role, in passes of one sample."""
 
+_COSTS: Final = ("forward_equivalents", "cpu_seconds", "seconds")
+
 
 @dataclass(frozen=True)
 class Cost:
     """The cost of a run's iterations.
 
     Attributes:
-        lines: The run's ``metrics.jsonl``.
+        lines: The costs in each line of the run's ``metrics.jsonl``.
     """
 
     lines: list[dict[str, Any]]
@@ -55,7 +57,7 @@ class Cost:
 
 def read_cost(run: Path) -> Cost:
     """The cost of a run's iterations, from its ``metrics.jsonl``."""
-    return Cost(read_log(run / "metrics.jsonl"))
+    return Cost(read_log(run / "metrics.jsonl", (*COUNTS, *_COSTS)))
 
 
 def _mean_by_role(lines: Sequence[dict[str, float]]) -> dict[str, float]:

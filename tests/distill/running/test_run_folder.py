@@ -167,6 +167,18 @@ def test_a_log_is_repaired_from_its_last_whole_line(run: Path, tail: bytes) -> N
     assert log.read_bytes() == b"" and b'{"step": 1}\n' in (run / SUPERSEDED).read_bytes()
 
 
+def test_a_log_of_any_size_is_repaired_line_by_line(
+    run: Path,
+) -> None:
+    log = run / "metrics.jsonl"
+    endless = b"x" * 450_000 + b'{"step": 1}\n'  # a piece of it must not pass for a line
+    later = b"".join(b'{"step": %d}\n' % step for step in range(3, 700))
+    log.write_bytes(b'{"step": 1}\n' + endless + b'{"step": 2}\n' + later)
+    repair_log(run, 2)
+    assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert (run / SUPERSEDED).read_bytes() == endless + later
+
+
 def test_a_whole_last_line_without_its_end_is_kept(run: Path) -> None:
     (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}')
     repair_log(run, 2)
