@@ -24,7 +24,7 @@ from lightx2v_sgmd.parallel.base import StrategySettings
 from lightx2v_sgmd.parallel.precision import keep_in_float32, of_mixed_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.rendezvous import join
-from lightx2v_sgmd.parallel.zero3.builds import waits_named
+from lightx2v_sgmd.parallel.zero3.builds import guarded_builds
 from lightx2v_sgmd.parallel.zero3.nvme import BLOCK, BUFFERS, SUB_GROUP, check_offload_dir
 from lightx2v_sgmd.system.compilers import check_compiler
 from lightx2v_sgmd.system.errors import UserError, first_line
@@ -71,7 +71,7 @@ def connect(device: torch.device, timeout_minutes: float | None = None) -> Ranks
     backend = "nccl" if device.type == "cuda" else "gloo"
     if timeout_minutes is not None and not dist.is_initialized():
         join(backend, timeout_minutes)
-    with contextlib.redirect_stdout(sys.stderr), waits_named():
+    with contextlib.redirect_stdout(sys.stderr), guarded_builds():
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
@@ -147,7 +147,7 @@ def make_engine(
     usual = stage3.DeepSpeedZeroOptimizer_Stage3
     stage3.DeepSpeedZeroOptimizer_Stage3 = of_mixed_precision(usual)
     try:
-        with contextlib.redirect_stdout(sys.stderr), waits_named():
+        with contextlib.redirect_stdout(sys.stderr), guarded_builds():
             engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
     finally:
         stage3.DeepSpeedZeroOptimizer_Stage3 = usual

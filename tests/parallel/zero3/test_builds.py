@@ -1,7 +1,8 @@
-"""A wait for a build that was killed is not silent."""
+"""A build that was killed stops nobody, and a wait for one is not silent."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 from torch.utils import cpp_extension
 
+from lightx2v_sgmd.outputs.lock_file import lock_content
+from lightx2v_sgmd.outputs.owner import here
 from lightx2v_sgmd.parallel.zero3 import builds
+from lightx2v_sgmd.system.errors import RunError
 
 extensions: Any = cpp_extension
 
@@ -24,7 +28,7 @@ def test_a_lock_that_a_killed_build_left_is_named(
     lock = tmp_path / "lock"
     lock.touch()
     os.utime(lock, (time.time() - 7200, time.time() - 7200))
-    with builds.waits_named():
+    with builds.guarded_builds():
         baton = extensions.FileBaton(str(lock))
     assert not baton.try_acquire()
     waiting = threading.Thread(target=baton.wait, daemon=True)
@@ -43,8 +47,48 @@ def test_a_lock_that_a_killed_build_left_is_named(
 def test_a_wait_that_ends_soon_is_not_mentioned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with builds.waits_named():
+    with builds.guarded_builds():
         baton = extensions.FileBaton(str(tmp_path / "lock"))
     baton.wait()
     assert capsys.readouterr().err == ""
     assert type(extensions.FileBaton(str(tmp_path / "lock"))) is not type(baton)
+
+
+def left_by(lock: Path, **changes: Any) -> None:
+    """Writes a build's lock whose owner is this process, but for the changes."""
+    with lock.open("wb") as file:
+        owner = dataclasses.replace(here(), **changes)
+        file.write(lock_content(owner, "building", lock, file.fileno()))
+
+
+def test_a_dead_owners_lock_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    lock = tmp_path / "lock"
+    left_by(lock, start=here().start + 1)  # the number is taken again
+    with builds.guarded_builds():
+        baton, other = (extensions.FileBaton(str(lock)) for _ in range(2))
+    assert baton.try_acquire() and not other.try_acquire()
+    assert f"{lock}: was left by a build that is gone" in capsys.readouterr().err
+    baton.release()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"namespace": "0" * 12, "pid": 1}])
+def test_a_living_or_unknown_owners_lock_stays(tmp_path: Path, changes: dict[str, Any]) -> None:
+    lock = tmp_path / "lock"
+    left_by(lock, **changes)
+    with builds.guarded_builds():
+        assert not extensions.FileBaton(str(lock)).try_acquire()
+    assert lock.exists()
+
+
+def test_who_waits_for_a_build_that_dies_stops(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with builds.guarded_builds():
+        baton = extensions.FileBaton(str(lock))
+    left_by(lock, start=here().start + 1)
+    with pytest.raises(RunError, match="the process that built this part of DeepSpeed is gone"):
+        baton.wait()
+    assert not lock.exists()
