@@ -18,7 +18,7 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, open_strategy
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.cache import longest
-from lightx2v_sgmd.text.encoding import encode_prompts
+from lightx2v_sgmd.text.encoding import check_fillable, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,28 @@ def _pixels(job: Job, model: WanModel, strategy: Strategy) -> PixelFeatures | No
     return PixelFeatures.load(model, pixels.vision_encoder, strategy.ranks.device, group)
 
 
+def check_embeddings(job: Job, model: WanModel, prompts: list[str]) -> None:
+    """Refuses a folder of embeddings that lacks prompts and cannot be written.
+
+    Raises:
+        UserError: it is such a folder.
+    """
+    if job.data.embeddings is not None:
+        dtype = text_dtype(job.teacher.dtype)
+        check_fillable(model, _wanted(job, model, prompts), dtype, job.data.embeddings)
+
+
 def _embeddings(
     job: Job, model: WanModel, prompts: list[str], ranks: Ranks, quiet: bool
 ) -> Sequence[Tensor]:
     """The prompts' embeddings and, last, the negative prompt's."""
     dtype = text_dtype(job.teacher.dtype)
-    wanted = [*prompts, model.negative_prompt_for(job.teacher.negative_prompt)]
+    wanted = _wanted(job, model, prompts)
     return encode_prompts(model, wanted, ranks, dtype, job.data.embeddings, quiet)
+
+
+def _wanted(job: Job, model: WanModel, prompts: list[str]) -> list[str]:
+    return [*prompts, model.negative_prompt_for(job.teacher.negative_prompt)]
 
 
 def _worth_folding(model: WanModel, rows: Sequence[Tensor], ranks: Ranks) -> bool:

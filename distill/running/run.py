@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distill.building import StartingPoint, build_trainer, open_latents
+from distill.building import StartingPoint, build_trainer, check_embeddings, open_latents
 from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.loss_terms import NotFiniteError
@@ -102,7 +102,7 @@ def _run(
     timeout = job.parallel.timeout_minutes
     teacher = ranks.once(lambda: weights_digest(model, "transformer"))
     state = trainer_state(job, prompts, ranks, teacher)
-    start = ranks.once(lambda: _prepare(job, model, state, ranks, resume, quiet))
+    start = ranks.once(lambda: _prepare(job, model, prompts, state, ranks, resume, quiet))
     if start.step >= job.train.iterations:
         note(f"{job.output.dir} already has all {start.step} iterations", quiet)
         disconnect(job.parallel.strategy)
@@ -143,7 +143,13 @@ def _watching(watch: Watch) -> Iterator[None]:
 
 
 def _prepare(
-    job: Job, model: WanModel, state: dict[str, Any], ranks: Ranks, resume: str, quiet: bool
+    job: Job,
+    model: WanModel,
+    prompts: list[str],
+    state: dict[str, Any],
+    ranks: Ranks,
+    resume: str,
+    quiet: bool,
 ) -> StartingPoint:
     """Chooses the starting point and makes the run folder, before anything is loaded."""
     folder = job.output.dir
@@ -154,6 +160,8 @@ def _prepare(
         start = check_same_run(checkpoint, job, state)
         note(f"resuming from {checkpoint}", quiet)
     check_space(folder, sum(checkpoint_parts(job, model)))
+    if start.step < job.train.iterations:
+        check_embeddings(job, model, prompts)
     write_about(folder, job, environment(job.parallel.strategy, ranks), quiet)
     return start
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import TextEncoder, WanModel
+from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import Bar, note, progress
@@ -69,6 +70,33 @@ def encode_prompts(
     if ranks.once(lambda: len(store.missing(prompts))):
         ranks.each(lambda: fill(store, model, prompts, dtype, ranks, quiet))
     return ranks.each(lambda: EmbeddingCache(cache / name).rows(prompts))[ranks.rank]
+
+
+def check_fillable(
+    model: WanModel, prompts: Sequence[str], dtype: torch.dtype, cache: Path
+) -> None:
+    """Refuses a cache that lacks prompts and cannot be written.
+
+    Raises:
+        UserError: it is such a cache.
+    """
+    if all(map(_is_writable, (cache, *(file.parent for file in cache.glob(f"*/{ABOUT_FILE}"))))):
+        return
+    folder = cache / _folder_name(model, dtype, cache, prompts, quiet=True)
+    missing = EmbeddingCache(folder).missing(prompts)
+    if missing and not _is_writable(folder):
+        raise UserError(
+            f"data.embeddings: {cache} lacks {len(missing)} of {len(prompts)} prompts and cannot "
+            "be written; run `embed` where it can, or name another folder"
+        )
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        check_writable(folder, folder=True)
+    except UserError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,23 @@ def test_no_encoder_and_rows_of_two_are_refused(own_teacher: Path, tmp_path: Pat
     assert len(encode(own_teacher, cache)) == len(PROMPTS)
 
 
+def test_a_folder_that_lacks_prompts_and_cannot_be_written_is_refused_before_a_run_folder(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, folder: bool) -> None:
+        raise UserError(f"{path}: cannot be written")
+
+    cache = tmp_path / "cache"
+    settings = (f"data.embeddings={cache}", "train.iterations=1")
+    job = make_job(tiny_teacher, tmp_path / "job", *settings)
+    monkeypatch.setattr(encoding, "check_writable", read_only)
+    with pytest.raises(UserError, match=r"data.embeddings: .* lacks 5 of 5 prompts and cannot be"):
+        distill(job, quiet=True)
+    assert not job.output.dir.exists() and not cache.exists()
+    encode(tiny_teacher, cache, [*PROMPTS, ""])
+    distill(job, quiet=True)  # a folder that has them all is only read
+
+
 def test_a_folder_that_not_all_see(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
