@@ -88,7 +88,7 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
     reports = [report for report in written if report is not None]
     for report in reports:
         if report.code == 2:
-            raise UserError(report.error)
+            raise UserError(*report.lines)
     if any(code == 130 for code in codes) or signalled:
         raise KeyboardInterrupt
     if codes[first] < 0:
@@ -99,7 +99,7 @@ def _spawn(job: Job, resume: str, nproc: int, quiet: bool) -> Path:
             "to resume from the last checkpoint"
         )
     if reports:
-        raise RunError(reports[0].error)
+        raise RunError(*reports[0].lines)
     raise RuntimeError(
         f"rank {first} of {nproc} failed with exit code {codes[first]}; its error is printed above"
     )
@@ -165,10 +165,12 @@ def main(arguments: list[str]) -> int:
     follow_parent()
     try:
         launch(load_job(job_file), resume, 1, quiet == "1")
-    except (UserError, RunError) as error:
-        report = RankError(str(error), 2 if isinstance(error, UserError) else 1)
-        write_report(report)
-        return report.code
+    except UserError as error:
+        write_report(RankError(error.lines, 2))
+        return 2
+    except RunError as error:
+        write_report(RankError((str(error),), 1))
+        return 1
     except KeyboardInterrupt:
         return 130
     except Exception:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightx2v_sgmd.system.errors import escaped
 from lightx2v_sgmd.untrusted.json_text import read_record
 
 VARIABLE = "LIGHTX2V_SGMD_REPORT"
@@ -17,21 +18,24 @@ VARIABLE = "LIGHTX2V_SGMD_REPORT"
 
 @dataclass(frozen=True)
 class RankError:
-    """The error of a failed rank in one line, and its exit code."""
+    """The error of a failed rank, a line for each mistake, and its exit code."""
 
-    error: str
+    lines: tuple[str, ...]
     code: int
 
 
 def write_report(report: RankError) -> None:
     """Writes a report for the process that started this one."""
-    text = json.dumps({"error": report.error, "code": report.code})
+    text = json.dumps({"lines": report.lines, "code": report.code})
     Path(os.environ[VARIABLE]).write_text(text, encoding="utf-8")
 
 
 def read_report(path: Path) -> RankError | None:
     """Reads a rank's report; None if it wrote none."""
-    return RankError(**read_record(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    saved = read_record(path)
+    return RankError(tuple(saved["lines"]), saved["code"])
 
 
 def give_up(run: Path, rank: int, message: str, speak: bool) -> None:
@@ -46,7 +50,7 @@ def give_up(run: Path, rank: int, message: str, speak: bool) -> None:
     except OSError:
         pass  # the message matters more
     if VARIABLE in os.environ:
-        write_report(RankError(message, 1))
+        write_report(RankError((message,), 1))
     elif speak:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {escaped(message)}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -106,7 +106,7 @@ def settle(
         except UserError as error:
             problems.append(f"{request.where}: {error}" if request.where else str(error))
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError(*dict.fromkeys(problems))
     return settled
 
 
@@ -153,7 +153,7 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
         shown = problems[:_SHOWN]
         if len(problems) > _SHOWN:
             shown.append(f"{path}: and {len(problems) - _SHOWN} more")
-        raise UserError("\n".join(shown))
+        raise UserError(*shown)
     if not requests:
         raise UserError(f"{path}: holds no prompts; write at least one")
     return requests

@@ -21,7 +21,7 @@ _ASKED: Final = re.compile(r"\d[\d.]* (?:bytes|[KMGT]iB)")
 def explain(error: BaseException) -> tuple[list[str], int]:
     """Explains an exception: the lines for the user, and the exit code."""
     if isinstance(error, UserError):
-        return short_lines(str(error)), 2
+        return short_lines(error.lines), 2
     if isinstance(error, RunError):
         return [short_line(" ".join(str(error).split()))], 1
     if isinstance(error, typer.TyperException):

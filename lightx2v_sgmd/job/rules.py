@@ -113,7 +113,7 @@ def checked(
         lines = []
         for key, text in dict.fromkeys(problems):
             lines.append(f"{_origin(key, origins, source)}: {key}: {text}")
-        raise UserError("\n".join(lines))
+        raise UserError(*lines)
     assert result is not None, "no problem and no job"
     return replace(result, **variants)  # type: ignore[type-var]
 

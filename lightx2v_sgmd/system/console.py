@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from lightx2v_sgmd.system.errors import escaped
+
 
 class Bar(Protocol):
     """A progress display to which a loop reports how far it is."""
@@ -49,7 +51,7 @@ def progress(
         every_s: Seconds between lines where there is no terminal.
         stream: Output stream; stderr by default.
     """
-    stream = stream if stream is not None else sys.stderr
+    stream, label = stream if stream is not None else sys.stderr, escaped(label)
     if quiet:
         yield _Silent()
     elif stream.isatty():
@@ -67,7 +69,7 @@ def note(message: str, quiet: bool = False) -> None:
 
 def _say(line: str, stream: TextIO) -> None:
     with contextlib.suppress(OSError):
-        print(line, file=stream, flush=True)
+        print(escaped(line), file=stream, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -151,7 +153,7 @@ def _rich_bar(total: int, label: str, done: int, stream: TextIO) -> Iterator[Bar
 
         class _Rich:
             def advance(self, count: int = 1, note: str = "") -> None:
-                shown.update(task, advance=count, note=note)
+                shown.update(task, advance=count, note=escaped(note))
 
             def correct(self, count: int) -> None:
                 # Set, not updated: an update is a sample of the speed.

@@ -20,8 +20,21 @@ _WORD: Final = 80
 class UserError(ValueError):
     """A mistake in the user's input: a job, a file or an option.
 
-    The message has one line, or one line for each mistake if several were found at once.
+    Args:
+        lines: The message; several, if several mistakes were found at once.
+
+    Attributes:
+        lines: The same. Each is shown as one line: a name in it may hold a newline, which is then
+            escaped as other control characters are.
     """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+    def __str__(self) -> str:
+        """The messages, one below the other."""
+        return "\n".join(map(str, self.lines))
 
 
 class RunError(RuntimeError):
@@ -31,9 +44,9 @@ class RunError(RuntimeError):
     """
 
 
-def short_lines(message: str) -> list[str]:
-    """Cuts a message for the terminal: at most 20 lines, each made by ``short_line``."""
-    lines = [line for line in message[: 2**20].split("\n") if line.strip()] or [""]
+def short_lines(lines: Sequence[str]) -> list[str]:
+    """Cuts messages for the terminal: at most 20 of them, each made by ``short_line``."""
+    lines = [line for line in lines if line.strip()] or [""]
     shown = [short_line(line) for line in lines[:_LINES]]
     if len(lines) > _LINES:
         shown.append(f"... and {len(lines) - _LINES} more mistakes; mend these first")
@@ -47,14 +60,20 @@ def short_line(text: str, most: int = LINE) -> str:
     """
     if len(text) > 4 * most:
         text = _middle_cut(text, 4 * most, 2 * most)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = escaped(text)
     if len(text) > most:
         text = re.sub(rf"\S{{{_WORD},}}", _short_word, text)
     if len(text) > most:
         remedy = len(text) - text.rfind("; ")
         text = _middle_cut(text, most, remedy if remedy <= most // 2 else most // 3)
     return text
+
+
+def escaped(text: str) -> str:
+    """Writes every character that is not printable, newlines included, as Python would."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _short_word(found: re.Match[str]) -> str:

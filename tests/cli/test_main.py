@@ -271,7 +271,8 @@ FULL = "the disk is full; free some space, then run the same command again"
     ("error", "message", "code"),
     [
         (UserError("train.seed: no"), "train.seed: no", 2),
-        (UserError("a: no\nb: no"), "a: no\nerror: b: no", 2),
+        (UserError("a: no", "b: no"), "a: no\nerror: b: no", 2),
+        (UserError("a\nb.yaml: no"), "a\\nb.yaml: no", 2),
         (
             PermissionError(errno.EACCES, "denied", "/x/run"),
             "/x/run: permission denied; choose another path or change its permissions",

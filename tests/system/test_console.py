@@ -104,3 +104,12 @@ def test_work_goes_on_when_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> No
             gone.flush()
         with open(os.devnull, "w") as null:  # for what is left in its buffer
             os.dup2(null.fileno(), writing)
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    note("run\n\x1b[2J: resuming")
+    with progress(1, "making\r", every_s=0.0) as bar:
+        bar.advance(note="a\nb")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "run\\n\\x1b[2J: resuming"
+    assert second.startswith("making\\r 1/1") and second.endswith("a\\nb")

@@ -29,7 +29,7 @@ def test_what_a_terminal_would_obey_is_escaped() -> None:
 
 
 def test_many_mistakes_are_counted() -> None:
-    lines = short_lines("\n".join(f"mistake {i}" for i in range(50)))
+    lines = short_lines([f"mistake {i}" for i in range(50)])
     assert lines[0] == "mistake 0" and lines[19] == "mistake 19"
     assert lines[20] == "... and 30 more mistakes; mend these first"
     assert len(lines) == 21

@@ -123,7 +123,7 @@ def test_json_that_was_written_is_read_back(value: Any) -> None:
 def test_lines_are_short_and_printable(text: str, times: int) -> None:
     line = short_line(text * times)
     assert len(line) <= LINE and line.isprintable()
-    lines = short_lines(text * times)
+    lines = short_lines([text] * times)
     assert 1 <= len(lines) <= 21 and all(one.isprintable() for one in lines)
 
 

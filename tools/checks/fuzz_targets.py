@@ -211,14 +211,14 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _both(*calls: Callable[[], object]) -> None:
-    problems = []
+    problems: list[str] = []
     for call in calls:
         try:
             call()
         except UserError as error:
-            problems.append(str(error))
+            problems.extend(error.lines)
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
@@ -258,7 +258,7 @@ def run_target(name: str, data: bytes) -> bool:
     try:
         TARGETS[name](data)
     except UserError as error:
-        lines = short_lines(str(error))
+        lines = short_lines(error.lines)
         assert 1 <= len(lines) <= 21, lines
         assert all(line and line.isprintable() and len(line) <= 280 for line in lines), lines
         return False

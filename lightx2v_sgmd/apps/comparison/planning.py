@@ -83,8 +83,7 @@ def make_plan(
             try:
                 jobs[label] = load_job(job_file, settled)
             except UserError as error:
-                lines = [f"{method}: {line}" for line in str(error).splitlines()]
-                raise UserError("\n".join(lines)) from error
+                raise UserError(*(f"{method}: {line}" for line in error.lines)) from error
     from distill.model_checks import check_against_model, job_sources
 
     for job in jobs.values():

@@ -97,7 +97,7 @@ def check_same_comparison(plan: Plan) -> None:
             if ours.get(key) != compared[key]
         ]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
 
 
 def read_saved(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, escaped
 from lightx2v_sgmd.system.processes import follow_parent, leave
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
@@ -299,11 +299,11 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escaped('; '.join(error.lines))}", file=sys.stderr)
         return 2
     except Exception as error:
         traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {escaped(str(error))}", file=sys.stderr)
         return 1
     return 0
 
