@@ -50,6 +50,7 @@ TOGETHER = {
         "lightx2v_sgmd/apps/comparison/folder.py",
         "lightx2v_sgmd/apps/comparison/page.py",
     ),
+    "apps/vbench/test_summary.py": ("lightx2v_sgmd/apps/vbench/page.py",),
     "apps/comparison/test_plan.py": (
         "lightx2v_sgmd/apps/comparison/planning.py",
         "lightx2v_sgmd/apps/comparison/saved.py",

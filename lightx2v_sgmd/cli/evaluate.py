@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lightx2v_sgmd.cli.options import PROG, Json, Quiet
+
+if TYPE_CHECKING:
+    from lightx2v_sgmd.apps.evaluation import EvaluateOptions
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -16,7 +19,10 @@ EXAMPLES = (
     f"  {PROG} evaluate --weights student --against Wan2.1-T2V-1.3B-Diffusers \\\n"
     "      --prompts prompts.txt --seeds 2 --out eval\n"
     f"  {PROG} evaluate --weights videos_a --against videos_b --prompts prompts.txt --out ab \\\n"
-    "      --metrics motion,optflow,fvd --i3d i3d_torchscript.pt"
+    "      --metrics motion,optflow,fvd --i3d i3d_torchscript.pt\n"
+    f"  {PROG} evaluate --weights student --vbench VBench --out vb --shard 2/4\n"
+    f"  {PROG} evaluate --weights student --vbench VBench --out vb \\\n"
+    "      --vbench-python ~/vbench-env/bin/python"
 )
 
 
@@ -29,10 +35,14 @@ def evaluate_command(
             "with its own sampler), or a folder of .mp4 files.",
         ),
     ],
-    prompts: Annotated[
-        Path, typer.Option(metavar="FILE", help="Prompts: .txt (one a line), .jsonl or .csv.")
-    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts: .txt (one a line), .jsonl or .csv. Needed unless --vbench names them.",
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -101,6 +111,45 @@ def evaluate_command(
         str | None,
         typer.Option(metavar="DEVICE", help="Device: cpu or cuda; default a GPU if there is one."),
     ] = None,
+    vbench: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Score with VBench: a checkout of its code, or its VBench_full_info.json, which "
+            "lists the prompts. Makes five videos of each prompt.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="With --vbench, make only part I of N of the videos, so that N machines share "
+            "them; then run once without it.",
+        ),
+    ] = None,
+    augmented: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --vbench, make the videos from these texts, one for each prompt of the "
+            "list, in its order; default the prompts themselves.",
+        ),
+    ] = None,
+    vbench_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PYTHON",
+            help="Python that has the package vbench, which runs there; default this one, if it "
+            "has it.",
+        ),
+    ] = None,
+    vbench_results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Results that vbench wrote elsewhere, to read in place of running it; repeatable.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -108,8 +157,12 @@ def evaluate_command(
 
     Writes metrics.json, report.html (videos side by side, tables, plots) and videos/. If the
     command is interrupted, run it again to resume: what is there already is not made again.
+
+    With --vbench it makes VBench's videos instead, runs the package vbench (or reads its results)
+    and reports Quality, Semantic and Total.
     """
     from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
+    from lightx2v_sgmd.system.errors import UserError
 
     options = EvaluateOptions(
         metrics=tuple(name.strip() for name in metrics.split(",")) if metrics is not None else (),
@@ -126,12 +179,67 @@ def evaluate_command(
         shown=shown,
         device=device,
     )
+    if vbench is not None:
+        unused = {
+            "--prompts": prompts,
+            "--against": against,
+            "--metrics": metrics,
+            "--teacher": teacher,
+            "--i3d": i3d,
+            "--seeds": None if seeds == 1 else seeds,
+        }
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise UserError(
+                f"{given[0]}: has no meaning with --vbench, whose prompts and scores are VBench's; "
+                "leave it out"
+            )
+        results = (augmented, shard, tuple(vbench_results or ()), vbench_python)
+        _vbench(weights, out, vbench, *results, options, quiet, as_json)
+        return
+    for name, value in (
+        ("--shard", shard),
+        ("--augmented", augmented),
+        ("--vbench-python", vbench_python),
+        ("--vbench-results", vbench_results or None),
+    ):
+        if value is not None:
+            raise UserError(f"{name}: belongs to --vbench; add --vbench DIR or leave it out")
+    if prompts is None:
+        raise UserError("--prompts: is missing; name a prompt file, or VBench's list by --vbench")
     done = evaluate(weights, prompts, out, against=against, options=options, quiet=quiet)
     if as_json:
         print(json.dumps(done.metrics, indent=1), flush=True)
         return
     _print(done.metrics)
     print(f"\n{done.out / 'report.html'}", flush=True)
+
+
+def _vbench(
+    weights: str,
+    out: Path,
+    suite: Path,
+    augmented: Path | None,
+    shard: str | None,
+    results: tuple[Path, ...],
+    python: Path | None,
+    options: EvaluateOptions,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """``evaluate --vbench``."""
+    from lightx2v_sgmd.apps.vbench import Shard, VBenchOptions, evaluate_vbench
+    from lightx2v_sgmd.apps.vbench.page import text_report
+
+    part = None if shard is None else Shard.parse(shard)
+    chosen = VBenchOptions(suite, augmented, part, results, python)
+    found = evaluate_vbench(weights, out, chosen, options, quiet)
+    if found is None:
+        return
+    if as_json:
+        print(json.dumps(found, indent=1), flush=True)
+        return
+    print(text_report(found))
+    print(f"\n{out / 'report.html'}", flush=True)
 
 
 def _print(results: dict[str, object]) -> None:

@@ -57,8 +57,8 @@ def remarks(found: dict[str, Any]) -> list[str]:
     if raters["left_out"]:
         out = [f"{r['rater']} ({r['wrong']} of {r['of']} wrong)" for r in raters["left_out"]]
         said.append(
-            f"left out for wrong answers in catch trials (more than {found['catch_errors']}): "
-            f"{len(out)}: {joined(out)}"
+            f"{len(out)} rater{'s' if len(out) != 1 else ''} left out for more than "
+            f"{found['catch_errors']} wrong answers in catch trials: {joined(out)}"
         )
     elif found["catch_trials"]:
         said.append("nobody was left out for wrong answers in catch trials")

@@ -33,7 +33,10 @@ def test_the_table_is_the_papers(found: dict[str, Any]) -> None:
 def test_the_text_says_who_was_left_out(found: dict[str, Any]) -> None:
     text = text_report(found)
     assert "2 raters and 8 pairs" in text
-    assert "in catch trials (more than 0): 1: carl (4 of 4 wrong)" in text
+    assert (
+        "1 rater left out for more than 0 wrong answers in catch trials: carl (4 of 4 wrong)"
+        in text
+    )
     assert "1 submissions were replaced" in text
 
 

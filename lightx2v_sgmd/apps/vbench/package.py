@@ -1,0 +1,141 @@
+"""Runs the ``vbench`` package, one dimension at a time, each kept once it is there.
+
+The package needs releases of transformers and numpy that this program cannot use (0.1.5 asks for
+transformers 4.33.2 and numpy below 2), so it is run as another process, by a Python of its own
+where one is named. It downloads its networks itself.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.outputs import locked_folder, move
+from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import RunError, UserError, short_line
+from lightx2v_sgmd.system.optional_packages import is_installed
+from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
+
+RESULTS: Final = "vbench/results"
+"""The folder of results below the output."""
+_LOOK_S: Final = 300
+_SHOWN_BYTES: Final = 4000
+
+_LOOK: Final = """
+import importlib.metadata as metadata, importlib.util, json
+found = importlib.util.find_spec("vbench") is not None
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+print(json.dumps({"found": found, "vbench": version("vbench"), "torch": version("torch")}))
+"""
+_RUN: Final = """
+import sys
+import torch
+from vbench import VBench
+device, info, out, videos, name, dimension = sys.argv[1:]
+if device == "auto":
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+bench = VBench(torch.device(device), info, out)
+options = {"imaging_quality_preprocessing_mode": "longer"}
+bench.evaluate(videos_path=videos, name=name, dimension_list=[dimension], **options)
+"""
+"""``longer`` is what the package's own command takes by default."""
+
+
+def find_package(python: Path | None) -> dict[str, Any] | None:
+    """The versions of ``vbench`` and of its PyTorch; None if there is none to run.
+
+    Args:
+        python: A Python that has the package; None looks in this one.
+
+    Raises:
+        UserError: the Python that was named cannot run, or lacks the package.
+    """
+    if python is None and not is_installed("vbench"):
+        return None
+    command = [str(python or sys.executable), "-c", _LOOK]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_S, check=True
+        )
+        found = parse_json(done.stdout, CONFIG)
+        assert isinstance(found, dict), "the script prints an object"
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"--vbench-python: {command[0]} cannot be run ({short_line(str(error), 80)}); name the "
+            "Python of the environment that has vbench"
+        ) from error
+    if not found["found"]:
+        raise UserError(
+            f"--vbench-python: {command[0]} has no package vbench; install it there (pip install "
+            "vbench)"
+        )
+    return {"vbench": found["vbench"], "torch": found["torch"]}
+
+
+def run_package(
+    info: Path,
+    videos: Path,
+    out: Path,
+    dimensions: Sequence[str],
+    python: Path | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Measures the dimensions that have no result yet.
+
+    Args:
+        info: VBench's list of prompts.
+        videos: The folder of videos under VBench's names.
+        out: The folder of results.
+        dimensions: VBench's names.
+        python: The Python that has the package; None is this one.
+        device: ``cpu`` or ``cuda``; None leaves it to the machine.
+        quiet: Print no news.
+
+    Raises:
+        RunError: the package failed; results of other dimensions are kept.
+    """
+    with locked_folder(out, "evaluate", quiet):
+        for number, dimension in enumerate(dimensions, start=1):
+            if (out / f"{dimension}_eval_results.json").is_file():
+                continue
+            note(f"vbench: {dimension} ({number} of {len(dimensions)})", quiet)
+            work = out / ".running"
+            work.mkdir(exist_ok=True)
+            log = out / f"{dimension}.log"
+            arguments = [device or "auto", info, work, videos, dimension, dimension]
+            command = [str(python or sys.executable), "-c", _RUN, *map(str, arguments)]
+            with log.open("wb") as file:
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
+                )
+            made = work / f"{dimension}_eval_results.json"
+            if done.returncode != 0 or not made.is_file():
+                raise RunError(
+                    f"vbench failed on {dimension}: {_last_line(log)}; all of it is in {log}. The "
+                    "same command tries it again, --vbench-results DIR reads results made elsewhere"
+                )
+            content = parse_json(made.read_bytes(), _result_limits())
+            made.write_text(json.dumps(content), encoding="utf-8")
+            move(made, out / made.name)
+
+
+def _result_limits() -> Any:
+    from lightx2v_sgmd.untrusted.json_text import MEASURED
+
+    return MEASURED
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _SHOWN_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return short_line(lines[-1], 120) if lines else "it printed nothing"

@@ -1,0 +1,77 @@
+"""Scores, aggregates, missing videos and the set-up: the content of ``metrics.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS, aggregate
+from lightx2v_sgmd.apps.vbench.results import Score
+from lightx2v_sgmd.apps.vbench.suite import SAMPLES, Suite
+
+FORMAT_VERSION: Final = 1
+
+
+def summarise(
+    suite: Suite, there: int, scores: Mapping[str, Score], setup: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of ``metrics.json``.
+
+    A missing video is never left out in silence: it is counted, and beside the aggregates that
+    VBench computes from the videos that it found stand those in which a missing video scores 0.
+
+    Args:
+        suite: The prompts.
+        there: The number of videos that there are.
+        scores: The scores of dimensions.
+        setup: What the scores belong to: weights, steps, versions.
+    """
+    dimensions: dict[str, dict[str, Any]] = {}
+    for name, about in DIMENSIONS.items():
+        if name not in suite.dimensions and name not in scores:
+            continue
+        wanted = suite.dimensions.get(name, 0)
+        score = scores.get(name)
+        measured = None if score is None else score.videos
+        missing = None if measured is None else max(0, wanted - measured)
+        dimensions[name] = {
+            "title": about.title,
+            "part": about.part,
+            "wanted": wanted,
+            "measured": measured,
+            "missing": missing,
+            "score": None if score is None else score.value,
+            "score_missing_as_zero": None
+            if score is None
+            else score.value * (1 - (missing or 0) / wanted if wanted else 1),
+        }
+    found = {n: d["score"] for n, d in dimensions.items() if d["score"] is not None}
+    zero = {n: d["score_missing_as_zero"] for n, d in dimensions.items() if n in found}
+    return {
+        "format_version": FORMAT_VERSION,
+        "vbench": {
+            "dimensions": dimensions,
+            "aggregate": asdict(aggregate(found)),
+            "aggregate_missing_as_zero": asdict(aggregate(zero)),
+            "not_measured": [name for name in DIMENSIONS if name not in found],
+            "videos": {"wanted": suite.count, "there": there, "missing": suite.count - there},
+            "setup": {
+                "prompts": str(suite.file),
+                "prompts_sha256": suite.sha256,
+                "number_of_prompts": len(suite.prompts),
+                "videos_of_a_prompt": SAMPLES,
+                "prompt_augmentation": None
+                if suite.augmented is None
+                else {"file": str(suite.augmented[0]), "sha256": suite.augmented[1]},
+                **setup,
+            },
+        },
+    }
+
+
+def is_incomplete(results: Mapping[str, Any]) -> bool:
+    """True if a video or a dimension is missing."""
+    found = results["vbench"]
+    missing = any(about["missing"] for about in found["dimensions"].values())
+    return bool(found["videos"]["missing"] or found["not_measured"] or missing)

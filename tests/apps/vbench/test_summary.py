@@ -1,0 +1,75 @@
+"""Scores and set-up: missing videos are counted, and never left out in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS
+from lightx2v_sgmd.apps.vbench.page import report_page, text_report
+from lightx2v_sgmd.apps.vbench.results import Score
+from lightx2v_sgmd.apps.vbench.suite import Suite
+from lightx2v_sgmd.apps.vbench.summary import is_incomplete, summarise
+
+SUITE = Suite(
+    file=Path("info.json"),
+    sha256="0" * 64,
+    prompts=("a <b>dog</b>", "a cat"),
+    texts=("a dog, longer", "a cat, longer"),
+    dimensions=dict.fromkeys(DIMENSIONS, 10),
+    augmented=(Path("longer.txt"), "1" * 64),
+)
+SETUP = {"weights": "<i>student</i>", "torch": "2.13.0", "vbench": "0.1.5", "vbench_torch": "2.4.1"}
+
+
+def results(there: int = 10, **measured: int) -> dict[str, Any]:
+    """Every score is 0.8; ``measured`` are dimensions with fewer videos."""
+    scores = {
+        name: Score(0.8, measured.get(name, 10), Path("x.json"))
+        for name in DIMENSIONS
+        if measured.get(name) != 0
+    }
+    return summarise(SUITE, there, scores, SETUP)
+
+
+def test_a_complete_set_has_one_total() -> None:
+    found = results()
+    assert not is_incomplete(found)
+    both = (found["vbench"]["aggregate"], found["vbench"]["aggregate_missing_as_zero"])
+    assert both[0] == both[1] and both[0]["total"] is not None
+    assert "missing" not in text_report(found)
+
+
+def test_missing_videos_are_counted_and_lower_the_second_total() -> None:
+    found = results(there=8, color=5)
+    assert is_incomplete(found)
+    about = found["vbench"]["dimensions"]["color"]
+    assert (about["wanted"], about["measured"], about["missing"]) == (10, 5, 5)
+    assert (about["score"], about["score_missing_as_zero"]) == (0.8, 0.4)
+    as_found = found["vbench"]["aggregate"]["total"]
+    as_zero = found["vbench"]["aggregate_missing_as_zero"]["total"]
+    assert as_found - as_zero == pytest.approx(0.2 * 0.4 / 9)  # one of nine of the semantics
+    text = text_report(found)
+    assert "2 of 10 videos are missing" in text
+    assert "measured on fewer videos than wanted: Color" in text
+
+
+def test_a_dimension_that_was_not_measured_gives_no_total() -> None:
+    found = results(scene=0)
+    assert found["vbench"]["aggregate"]["total"] is None
+    assert found["vbench"]["aggregate"]["quality"] is not None
+    assert found["vbench"]["not_measured"] == ["scene"]
+    assert "Total" in text_report(found) and "not measured: scene" in text_report(found)
+
+
+def test_the_page_says_which_set_up_a_score_belongs_to() -> None:
+    page = report_page(results(color=5))
+    for said in ("longer.txt", "2.13.0", "0.1.5", "2.4.1", "missing videos as 0", "5 of 10"):
+        assert said in page
+    assert "<i>student" not in page and "&lt;i&gt;student" in page
+    plain = summarise(
+        Suite(Path("i.json"), "0", ("a",), ("a",), {"color": 5}), 5, {}, {"weights": "w"}
+    )
+    assert "<td>Prompt augmentation</td><td>none</td>" in report_page(plain)
