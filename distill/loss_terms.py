@@ -127,10 +127,8 @@ class LossAccumulator:
             self._batches.setdefault(name, []).append(batch)
         return torch.stack([values.mean() for values in losses.values()]).sum()
 
-    def add_to(self, result: Means, index: UpdateIndex) -> None:
+    def means(self, index: UpdateIndex) -> dict[str, float]:
         """Averages each term over the global batch, and forgets it.
-
-        A term that several updates of an iteration have is the mean over those.
 
         Raises:
             NotFiniteError: a term is not finite; names the prompts.
@@ -141,7 +139,17 @@ class LossAccumulator:
         means = (summed / self._ranks.size).tolist()
         if not all(math.isfinite(mean) for mean in means):
             raise self._explained(index, terms, batches)
-        for name, mean in zip(terms, means, strict=True):
+        return dict(zip(terms, means, strict=True))
+
+    def add_to(self, result: Means, index: UpdateIndex) -> None:
+        """Adds the means of an update's terms to the record of its iteration.
+
+        A term that several updates of an iteration have is the mean over those.
+
+        Raises:
+            NotFiniteError: a term is not finite; names the prompts.
+        """
+        for name, mean in self.means(index).items():
             count = result.updates[name] = result.updates.get(name, 0) + 1
             before = result.losses.get(name, 0.0)
             result.losses[name] = before + (mean - before) / count

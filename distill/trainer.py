@@ -142,7 +142,7 @@ class Trainer:
         trained: tuple[str, ...] = ()
         for micro in micro_batches:
             trained = self.updates(index.iteration)[index.update][1](micro)
-        self.losses.add_to(Iteration(index.iteration + 1, 0), index)
+        self.losses.means(index)
         self._check_gradients(trained, index)
 
     def add_gradients(self, micro: int, batch_index: int, iteration: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ the weights' metadata and the engine refuses what it would not run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,7 +124,8 @@ class Schedule:
         ``shift_terminal``; the shift below makes the inner ones equal to ours.
 
         Raises:
-            UserError: the steps cannot be expressed that way (not evenly spaced from 1000).
+            UserError: the steps cannot be expressed that way: they are not evenly spaced from
+                1000, or there are many of them and their shift is large.
         """
         n = len(self)
         if not evenly_spaced(self.base):
@@ -134,32 +136,38 @@ class Schedule:
             )
         config: dict[str, Any] = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "shift": self.shift}
         if n > 1:
-            terminal = self.sigmas[n - 1].double().item()
-            config["shift"] = _diffusers_shift(n, self.sigmas[1].double().item(), terminal)
-            config["shift_terminal"] = terminal
+            config["shift_terminal"] = float(self.sigmas[n - 1])
+        if n > 2:  # of two steps, both are ends
+            shift = _diffusers_shift(n, self.shift)
+            if shift is None:
+                raise UserError(
+                    f"schedule.shift: diffusers' scheduler cannot take {n} steps of shift "
+                    f"{self.shift:g}; use fewer steps or a smaller shift"
+                )
+            config["shift"] = shift
         return config
 
 
-def _diffusers_shift(n: int, second: float, terminal: float) -> float:
-    """Solves for the scheduler shift whose ``n`` stretched sigmas have ``second`` as the second."""
+def _diffusers_shift(n: int, shift: float) -> float | None:
+    """Finds the scheduler shift ``s`` that gives ``n`` > 2 even steps of another shift.
 
-    def stretched_second(shift: float) -> float:
-        # Exactly what the scheduler does: ends shifted once at construction, then evenly spaced,
-        # shifted again, then stretched so that the last one is ``terminal``.
-        lowest = shift_sigma(torch.tensor(1 / NUM_TRAIN_TIMESTEPS, dtype=torch.float64), shift)
-        grid = torch.linspace(1, 0, n, dtype=torch.float64) * (1 - lowest) + lowest
-        sigmas = shift_sigma(grid, shift)
-        scale = (1 - sigmas[-1]) / (1 - terminal)
-        return float(1 - (1 - sigmas[1]) / scale)
+    The scheduler shifts 1/1000 by ``s``, spaces ``n`` numbers evenly from 1 to that, shifts these
+    and stretches the last one to the terminal sigma. A shift is ``(a u + b) / (c u + d)``, and so
+    are both lists of sigmas, so all agree if the first, the second and the last do. They do if
+    ``(q - 1) s^2 + 999 q (n - 2) / (n - 1) s = 999 (1 - q / (n - 1))``, with ``q / (n - 1)``
+    the first distance of our sigmas over the distance of their ends.
 
-    low, high = 1.0, 100.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if stretched_second(middle) < second:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    Returns:
+        The smaller solution, whose steps are the less uneven, or None if there is none.
+    """
+    q = (n + shift - 1) / (n + (shift - 1) * (n - 1))
+    most = NUM_TRAIN_TIMESTEPS - 1
+    square, linear = q - 1, most * q * (n - 2) / (n - 1)
+    constant = most * (q / (n - 1) - 1)
+    discriminant = linear**2 - 4 * square * constant
+    if discriminant < 0:
+        return None
+    return 2 * constant / -(linear + math.sqrt(discriminant))
 
 
 def _short(value: float) -> float | int:

@@ -49,17 +49,60 @@ def test_saved_form_is_the_contract() -> None:
 def test_contradictions_are_refused(change: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Schedule.from_dict({**Schedule().to_dict(), **change})
-    with pytest.raises(UserError, match="missing"):
+
+
+def test_messages_name_what_is_wrong() -> None:
+    saved = Schedule().to_dict()
+    with pytest.raises(UserError, match="^schedule: timesteps, base, solver missing; export"):
         Schedule.from_dict({"shift": 8.0})
+    with pytest.raises(UserError, match="^schedule: cannot be read: shift: 0.5 is below 1"):
+        Schedule.from_dict({**saved, "shift": 0.5})
+    with pytest.raises(UserError) as caught:
+        Schedule.from_dict({**saved, "timesteps": [1000, 937.5]})
+    assert str(caught.value) == (
+        "schedule.timesteps: 1000, 937.5 are not shift 8 of 1000, 750, 500, 250 (that gives "
+        "1000, 960, 888.889, 727.273); the weights were saved by something that mixed two "
+        "schedules"
+    )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
-def test_stock_scheduler_takes_our_steps(steps: int) -> None:
-    schedule = Schedule(even_timesteps(steps))
+def test_saved_timesteps_may_be_rounded_to_a_hundredth() -> None:
+    """The tolerance is that, and a hundred-thousandth of the timestep for float32."""
+    saved = Schedule().to_dict()
+    rounded = {**saved, "timesteps": [1000, 960, 888.9, 727.28]}
+    assert Schedule.from_dict(rounded) == Schedule()
+    with pytest.raises(UserError, match="mixed two schedules"):
+        Schedule.from_dict({**saved, "timesteps": [1000, 960.022, 888.889, 727.273]})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 100])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+def test_stock_scheduler_takes_our_steps(steps: int, shift: float) -> None:
+    schedule = Schedule(even_timesteps(steps), shift)
     stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
     stock.set_timesteps(steps)
-    torch.testing.assert_close(stock.sigmas, schedule.sigmas, rtol=0, atol=1e-6)
-    torch.testing.assert_close(stock.timesteps, schedule.timesteps, rtol=0, atol=1e-3)
+    torch.testing.assert_close(stock.sigmas, schedule.sigmas, rtol=0, atol=2e-7)
+    torch.testing.assert_close(stock.timesteps, schedule.timesteps, rtol=0, atol=2e-4)
+
+
+def test_what_the_stock_scheduler_is_given() -> None:
+    """Two steps are its two ends, so that their shift is ours."""
+    config = {"num_train_timesteps": 1000, "shift": 8.0}
+    assert Schedule(even_timesteps(1)).diffusers_config() == config
+    two = Schedule(even_timesteps(2)).diffusers_config()
+    assert two == {**config, "shift_terminal": pytest.approx(8 / 9, rel=1e-7)}
+    assert type(two["shift_terminal"]) is float  # as JSON has it
+
+
+def test_steps_that_the_stock_scheduler_cannot_take() -> None:
+    """A large shift of many steps; of few, any."""
+    says = "schedule.shift: diffusers' scheduler cannot take 30 steps of shift 50; use fewer"
+    with pytest.raises(UserError, match=says):
+        Schedule(even_timesteps(30), 50.0).diffusers_config()
+    schedule = Schedule(even_timesteps(4), 1000.0)
+    stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
+    stock.set_timesteps(4)
+    torch.testing.assert_close(stock.sigmas, schedule.sigmas, rtol=0, atol=2e-7)
 
 
 def test_even_steps() -> None:
@@ -96,3 +139,4 @@ def test_a_saved_base_is_rounded() -> None:
 
 def test_even_to_within_a_tolerance() -> None:
     assert evenly_spaced([1000 + 0.9e-6, 500]) and not evenly_spaced([1000 + 1.5e-6, 500])
+    assert not evenly_spaced([1000.5, 500], tolerance=0.5)

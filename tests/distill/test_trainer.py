@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.counting import PassCounter
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.observed import Event, Listener, StopOnRequest
-from distill.predictions import teacher_x0
+from distill.predictions import loss_sample, teacher_x0
 from distill.trainer import Trainer
 from distill.updates import learning_rate_factor
 from lightx2v_sgmd.flow import guide, x0_from_velocity
@@ -94,7 +94,7 @@ def test_the_average_is_the_student_until_it_begins(tiny_teacher: Path, tmp_path
 
 
 def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path))
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.micro_batch=3"))
     batch = trainer.batches.micro_batch(0, 0)
     x_t = batch.noise
     with torch.no_grad():
@@ -106,6 +106,40 @@ def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) 
     torch.testing.assert_close(
         teacher_x0(trainer.strategy, x_t, batch, 8.0), expected, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("method", ["sgmd", "sid"])
+def test_the_teacher_keeps_no_graph_that_the_method_does_not_use(
+    method: str, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would change no gradient, and a large teacher's would fill the memory."""
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, f"method={{name: {method}}}"))
+    strategy: Any = trainer.strategy
+    velocity, seen = strategy.velocity, []
+
+    def noted(role: str, x_t: Tensor, *args: Any, **options: Any) -> Tensor:
+        if role == TEACHER:
+            seen.append((torch.is_grad_enabled(), x_t.requires_grad))
+        found: Tensor = velocity(role, x_t, *args, **options)
+        return found
+
+    monkeypatch.setattr(strategy, "velocity", noted)
+    trainer.iterate(0)
+    assert seen == [(method == "sid", method == "sid")]
+
+
+def test_a_sample_has_a_discriminator_only_where_it_is_asked_for(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    found = []
+    for method in ("sgmd", "adm"):
+        trainer = make_trainer(make_job(tiny_teacher, tmp_path, f"method={{name: {method}}}"))
+        batch = trainer.batches.micro_batch(0, 0)
+        tensors = batch, batch.noise, batch.noise, batch.noise, None
+        for update in (None, False, True):
+            sample = loss_sample(trainer.strategy, *tensors, update)
+            found.append(sample.discriminate is not None)
+    assert found == [False, False, False, False, True, True]
 
 
 def test_guidance_of_one_runs_no_unconditional_pass(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ LIGHTX2V: dict[str, Any] = {
     "method.weighting": "normalized",
     "method.fake_score_rollout": "fresh",
     "schedule.base": [1000, 750, 500, 250],
-    "schedule.shift": 5.0,  # timestep_shift, warp_denoising_step
+    "schedule.shift": 5.0,  # scheduler.time_shift_settings.time_shift_mu
     "video.height": 480,
     "video.width": 832,
     "video.num_frames": 81,

@@ -11,8 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from distill.counting import PassCounter
+from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, StrategySettings, sequence
+from lightx2v_sgmd.files.latents import LatentFolder
+from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SiD
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, StrategySettings, sequence
+from tests.distill.test_adversarial_gradients import HEADS, LATE, trainer_for, write_latents
 from tests.parallel import isolation
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_sequence import Errors, distance, over_limits
@@ -110,3 +115,66 @@ def test_inside_zero3(
     found = run_ranks(4, sharded_update, tiny_teacher, tmp_path, *options, timeout_s=900)
     assert set(found) == {"x0 and x_t", STUDENT, FAKE_SCORE}
     assert over_limits(found) == {}
+
+
+THROUGH_THE_TEACHER: list[Any] = [
+    SiD(),
+    DMD2(fake_score_updates=1, gan_weight=0.7, discriminator=HEADS),
+    # A small delta would leave the heads a gradient that is mostly rounding.
+    DMDX(adp=ADP(pixel_weight=0), adm=ADM(delta=0.25), pretraining=1, discriminator=HEADS),
+]
+"""DMDX's first iteration is ADP's here, and its second is ADM's."""
+
+
+def gradients_of_a_run(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The gradients of an iteration of each stage; the weights stay as they are in between."""
+    strategy: Any = trainer.strategy
+    counter = PassCounter(strategy.networks, trainer.job.train.micro_batch)
+    found = {}
+    for iteration in range(len(trainer.job.method.stages)):
+        trained: list[str] = []
+        for _, add_gradients in trainer.updates(iteration):
+            trained += add_gradients(0)
+        assert len(trained) == len(set(trained))
+        for role in trained:
+            for name, p in strategy._named[role].items():
+                found[f"{iteration} {role} {name}"] = gradient(p).clone()
+            strategy.step(role, 0.0)
+    again = counter.take()["recomputed"][TEACHER] > 0
+    assert again == bool(trainer.job.parallel.gradient_checkpointing)
+    return found
+
+
+def recomputed(teacher: Path, latents: LatentFolder, folder: Path) -> dict[str, float]:
+    """How far each gradient on two ranks that share a video is from that in one process.
+
+    The ranks compute activations again in the backward pass, and the process keeps them.
+    """
+    from lightx2v_sgmd.parallel import connect
+
+    ranks = replace(connect("zero3", torch.device("cpu")), share=2)
+    layout = ("parallel.strategy=zero3", "parallel.sequence=2")
+    found: dict[str, float] = {}
+    for method in THROUGH_THE_TEACHER:
+        options = (method, teacher, folder / method.name / str(ranks.rank), latents, LATE)
+        plain = trainer_for(*options, "parallel.gradient_checkpointing=false")
+        expected = gradients_of_a_run(plain)
+        again = "parallel.gradient_checkpointing=true"
+        ours = gradients_of_a_run(trainer_for(*options, *layout, again, ranks=ranks))
+        assert ours.keys() == expected.keys()
+        found |= {f"{method.name} {name}": distance(ours[name], g) for name, g in expected.items()}
+    return found
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_recomputing_the_teacher_on_two_ranks_changes_no_gradient(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Of any role, in the methods whose generator's gradient runs through the teacher."""
+    found = run_ranks(2, recomputed, tiny_teacher, write_latents(tmp_path / "latents"), tmp_path)
+    for method, iterations in (("sid", 1), ("dmd2", 1), ("dmdx", 2)):
+        for iteration in range(iterations):
+            assert any(name.startswith(f"{method} {iteration} student") for name in found)
+    assert any(name.startswith("dmd2 0 discriminator") for name in found)
+    assert {name: error for name, error in found.items() if error > 2e-4} == {}
