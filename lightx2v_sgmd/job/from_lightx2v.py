@@ -25,7 +25,7 @@ from lightx2v_sgmd.job.lightx2v_keys import (
     MODELS,
     unmapped,
 )
-from lightx2v_sgmd.job.rules import Tree
+from lightx2v_sgmd.job.checking import Tree
 from lightx2v_sgmd.job.schema import Job, job_of_tree
 from lightx2v_sgmd.system.errors import UserError, joined
 

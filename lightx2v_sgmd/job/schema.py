@@ -19,8 +19,9 @@ from pydantic.dataclasses import dataclass
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.files.yaml_loader import dump_tree
+from lightx2v_sgmd.job.checking import Shape, apply_override, checked, known_keys, yaml_name
 from lightx2v_sgmd.job.inheritance import JobTree, read_job_tree
-from lightx2v_sgmd.job.rules import RULES, Shape, apply_override, checked, known_keys, yaml_name
+from lightx2v_sgmd.job.rules import RULES
 from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.methods.base import STRICT
 from lightx2v_sgmd.schedule import Schedule

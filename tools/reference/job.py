@@ -20,7 +20,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from lightx2v_sgmd.files.yaml_loader import dump_tree
-from lightx2v_sgmd.job.rules import yaml_name
+from lightx2v_sgmd.job.checking import yaml_name
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods import REGISTRY
 from tools.reference.pages import FOLDER, write

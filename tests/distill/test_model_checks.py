@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from distill.model_checks import check_against_model
+from lightx2v_sgmd.job.schema import Job, Parallel, load_job
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
+
+
+@pytest.mark.parametrize(
+    ("heads", "degree", "degrees"),
+    [(12, 8, "1, 2, 3, 4, 6 or 12"), (40, 3, "1, 2, 4, 5, 8, 10, 20 or 40")],
+)
+def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degrees: str) -> None:
+    job = load_job(config_path("sprites_sgmd.yaml"))
+    shapes: list[tuple[int, int, int]] = []
+    model = SimpleNamespace(num_heads=heads, latent_shape=lambda *size: shapes.append(size))
+
+    def with_degree(degree: int) -> Job:
+        return dataclasses.replace(job, parallel=Parallel(strategy="zero3", sequence=degree))
+
+    with pytest.raises(UserError) as caught:
+        check_against_model(with_degree(degree), model)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"parallel.sequence: {degree} does not divide the {heads} attention heads of sprites; "
+        f"use {degrees}"
+    )
+    check_against_model(with_degree(4), model)  # type: ignore[arg-type]
+    assert shapes == [(job.video.height, job.video.width, job.video.num_frames)]
