@@ -54,7 +54,7 @@ def forward_operations(config: Mapping[str, Any], tokens: int, text_rows: int) -
 
 
 @dataclass(frozen=True)
-class Passes:
+class RolePasses:
     """Passes of one network in an iteration, for each video of a rank's batch, on average.
 
     Attributes:
@@ -75,13 +75,13 @@ class Passes:
     forward_calls: float = 0
     backward_calls: float = 0
 
-    def __add__(self, other: Passes) -> Passes:
+    def __add__(self, other: RolePasses) -> RolePasses:
         return self.blend(other, 1, 1)
 
-    def blend(self, other: Passes, own: float, others: float) -> Passes:
+    def blend(self, other: RolePasses, own: float, others: float) -> RolePasses:
         """``own`` times this and ``others`` times the other."""
         mine, theirs = vars(self), vars(other)
-        return Passes(**{name: own * mine[name] + others * theirs[name] for name in mine})
+        return RolePasses(**{name: own * mine[name] + others * theirs[name] for name in mine})
 
     def operations(self, forward: Operations) -> float:
         """An attention's backward pass costs two forwards of it, a linear layer's one for each."""
@@ -90,12 +90,14 @@ class Passes:
         return linear * forward.linear + attention * forward.attention
 
 
-def forward(rows: float = 1, calls: float = 1) -> Passes:
+def forward(rows: float = 1, calls: float = 1) -> RolePasses:
     """Forwards without gradient."""
-    return Passes(forwards=rows, forward_calls=calls)
+    return RolePasses(forwards=rows, forward_calls=calls)
 
 
-def training_pass(checkpointing: Checkpointing, forwards: int = 1, weights: float = 1) -> Passes:
+def training_pass(
+    checkpointing: Checkpointing, forwards: int = 1, weights: float = 1
+) -> RolePasses:
     """A forward with its backward pass.
 
     Args:
@@ -103,7 +105,7 @@ def training_pass(checkpointing: Checkpointing, forwards: int = 1, weights: floa
         forwards: 0 if an earlier forward's graph serves.
         weights: The share of the weights that get gradient.
     """
-    return Passes(
+    return RolePasses(
         forwards=forwards,
         recomputed=float(bool(checkpointing)),
         attention_recomputed=float(recomputes_attention(checkpointing)),
@@ -114,9 +116,9 @@ def training_pass(checkpointing: Checkpointing, forwards: int = 1, weights: floa
     )
 
 
-def _backward_of(rows: int, checkpointing: Checkpointing) -> Passes:
+def _backward_of(rows: int, checkpointing: Checkpointing) -> RolePasses:
     """One backward pass to the inputs of a forward of several videos that is counted elsewhere."""
-    return Passes(
+    return RolePasses(
         recomputed=rows * float(bool(checkpointing)),
         attention_recomputed=rows * float(recomputes_attention(checkpointing)),
         backwards=rows,
@@ -124,7 +126,7 @@ def _backward_of(rows: int, checkpointing: Checkpointing) -> Passes:
     )
 
 
-def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dict[str, Passes]:
+def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dict[str, RolePasses]:
     """By role, averaged over the iterations of a run and the exit steps of its rollouts.
 
     Args:
@@ -136,14 +138,14 @@ def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dic
     if DISCRIMINATOR not in job.method.roles:
         return distilling
     share = pair_iterations(job.method, job.train.iterations) / job.train.iterations
-    first = _pretraining(job, shares[STUDENT])
+    first, none = _pretraining(job, shares[STUDENT]), RolePasses()
     return {
-        role: first.get(role, Passes()).blend(distilling.get(role, Passes()), share, 1 - share)
+        role: first.get(role, none).blend(distilling.get(role, none), share, 1 - share)
         for role in (STUDENT, FAKE_SCORE, TEACHER)
     }
 
 
-def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
+def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, RolePasses]:
     method, again = job.method, job.parallel.gradient_checkpointing
     guided = _guided(job)
     steps = len(job.schedule)
@@ -171,7 +173,7 @@ def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, Passes]:
 
 def stop_intervals(
     job: Job, shares: Mapping[str, float] | None = None
-) -> dict[str, tuple[float, Passes]]:
+) -> dict[str, tuple[float, RolePasses]]:
     """The work of a rank in an iteration between two places where it may stop on request.
 
     By name: how often, on average over the exit steps, and the passes of each time. The places are
@@ -220,7 +222,7 @@ def _one_forward(job: Job) -> bool:
     return shared and job.parallel.strategy == "local"
 
 
-def _pretraining(job: Job, share: float) -> dict[str, Passes]:
+def _pretraining(job: Job, share: float) -> dict[str, RolePasses]:
     return {
         STUDENT: training_pass(job.parallel.gradient_checkpointing, weights=share),
         TEACHER: training_pass(job.parallel.gradient_checkpointing, weights=0) + forward(2, 1),
@@ -244,7 +246,7 @@ class Traffic:
 
 def iteration_traffic(
     job: Job,
-    passes: Mapping[str, Passes],
+    passes: Mapping[str, RolePasses],
     config: Mapping[str, Any],
     *,
     parameters: int,

@@ -2,27 +2,23 @@
 
 Weights, gradients and optimizer state follow from the strategy's layout, DeepSpeed's buffers from
 its defaults, which ``parallel.deepspeed_engines`` leaves as they are. Activations are metered
-(``metering``).
+(``model_meter``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from distill.planning.discriminators import DiscriminatorMeter
-from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
-from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from distill.planning.metering import PassMemory
+from distill.planning.model_meter import ModelMeter, Weights
 from lightx2v_sgmd.files.dtypes import torch_type
-from lightx2v_sgmd.job.schema import Job, Lora
-from lightx2v_sgmd.networks.adapters import trained_shapes
-from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.vision_encoder import vision_is_here
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
 from lightx2v_sgmd.parallel.zero3 import nvme
-from lightx2v_sgmd.untrusted.building import build_text_encoder
 
 Parts = dict[str, int]
 """Bytes by component."""
@@ -33,8 +29,6 @@ PREFETCH = 50_000_000
 """Number of weights that are gathered together (``stage3_prefetch_bucket_size``)."""
 GATHERED = 1_000_000_000 + PREFETCH
 """Most numbers of gathered weights: ``stage3_max_live_parameters`` and what comes next."""
-WHOLE = 100_000
-"""Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
 STEPPED = 1_000_000_000
 """Most numbers that the optimizer updates at once (``sub_group_size``)."""
 LATENT_COPIES = 24
@@ -82,109 +76,7 @@ class Memory:
         return sum(self.components.values())
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The number of a network's weights: all, those in small tensors, and the largest tensor."""
-
-    count: int
-    small: int
-    largest: int
-
-    @classmethod
-    def of(cls, sizes: Sequence[int]) -> Weights:
-        """Counts tensors of the given sizes."""
-        return cls(sum(sizes), sum(n for n in sizes if n <= WHOLE), max(sizes))
-
-
-class Meter:
-    """Measures a model without its weights, and remembers each result.
-
-    Args:
-        model: The teacher.
-        text_rows: Text rows that its network attends to.
-        on_gpu: True if runs would be on GPUs, where ``parallel.compile: auto`` compiles.
-    """
-
-    def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
-        self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
-        self._passes: dict[Pass, PassMemory] = {}
-        self._forwards: dict[Pass, int] = {}
-        self._decoding: dict[tuple[int, ...], int] = {}
-        self.discriminators = DiscriminatorMeter(model)
-        with torch.device("meta"):
-            sizes = [p.numel() for p in model.build_transformer().parameters()]
-        self.weights = Weights.of(sizes)
-        self._trained: dict[Lora | None, Weights] = {None: self.weights}
-        self.text_encoder = _text_encoder_weights(model)
-
-    def trained(self, job: Job) -> dict[str, Weights]:
-        """The trained weights of the student and, if the method has one, of the fake score."""
-        found = {}
-        for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
-            lora = settings.adapters
-            if lora not in self._trained:
-                shapes = trained_shapes(self.model, lora)
-                self._trained[lora] = Weights.of([shape.numel() for shape in shapes.values()])
-            if role in job.method.roles:
-                found[role] = self._trained[lora]
-        return found
-
-    def shares(self, job: Job) -> dict[str, float]:
-        """The share of the network's weights that is trained, by role."""
-        trained = self.trained(job)
-        return {role: weights.count / self.weights.count for role, weights in trained.items()}
-
-    def latents(self, job: Job) -> tuple[int, int, int, int]:
-        """The latent shape ``(C, T, h, w)`` of a job's videos."""
-        return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
-
-    def passes(
-        self,
-        job: Job,
-        batch: int,
-        checkpointing: Checkpointing,
-        keeping: bool,
-        adapters: Lora | None = None,
-    ) -> PassMemory:
-        """The memory of a network's passes in a job, ``batch`` videos at once."""
-        what = replace(
-            self.planned_pass(job, batch),
-            checkpointing=checkpointing,
-            keeping=keeping,
-            adapters=adapters,
-        )
-        if what not in self._passes:
-            self._passes[what] = meter_pass(self.model, what)
-        return self._passes[what]
-
-    def forward(self, job: Job, batch: int) -> int:
-        """Returns the peak of a forward pass of the frozen network, ``batch`` videos at once."""
-        what = self.planned_pass(job, batch)
-        if what not in self._forwards:
-            self._forwards[what] = meter_forward(self.model, what)
-        return self._forwards[what]
-
-    def planned_pass(self, job: Job, batch: int) -> Pass:
-        """A pass of a job's network, ``batch`` videos at once, without checkpointing."""
-        return Pass(
-            latents=self.latents(job),
-            batch=batch,
-            dtype=torch_type(job.teacher.dtype),
-            text_rows=self.text_rows,
-            checkpointing=False,
-            degree=job.parallel.sequence,
-            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
-        )
-
-    def decoding(self, job: Job) -> int:
-        """The memory of the float32 VAE while it decodes a sample video, its weights included."""
-        latents = self.latents(job)
-        if latents not in self._decoding:
-            self._decoding[latents] = meter_decoding(self.model, latents)
-        return self._decoding[latents]
-
-
-def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
+def rank_memory(job: Job, meter: ModelMeter, gpus: int) -> Memory:
     """The memory of a job's rank, if there are so many ranks."""
     always, host, disk = _lasting_parts(job, meter, gpus)
     local = job.parallel.strategy == "local"
@@ -193,12 +85,12 @@ def rank_memory(job: Job, meter: Meter, gpus: int) -> Memory:
     return Memory(always, phases, host, start, disk)
 
 
-def lasting_bytes(job: Job, meter: Meter, gpus: int) -> int:
+def lasting_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
     """Counts what a rank holds during the whole iteration: all but activations and buffers."""
     return sum(_lasting_parts(job, meter, gpus)[0].values())
 
 
-def least_bytes(job: Job, meter: Meter, gpus: int) -> int:
+def least_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
     """Counts what a rank holds at least: ``lasting_bytes`` and the inputs of the network's blocks.
 
     The backward pass needs these inputs whatever is computed again; nothing is metered.
@@ -211,7 +103,7 @@ def least_bytes(job: Job, meter: Meter, gpus: int) -> int:
     return lasting_bytes(job, meter, gpus) + job.train.micro_batch * inputs
 
 
-def _lasting_parts(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
+def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts, Parts]:
     local = job.parallel.strategy == "local"
     always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
     numbers = torch.Size(meter.latents(job)).numel()
@@ -246,7 +138,7 @@ def _adapted(job: Job) -> list[str]:
     return [role for role in job.method.roles if role in settings and settings[role].adapters]
 
 
-def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts, Parts]:
+def _local_state(job: Job, meter: ModelMeter) -> tuple[Parts, Parts, Parts]:
     trained = meter.trained(job)
     numbers = sum(weights.count for weights in trained.values())
     numbers += sum(weights.count for weights in _heads(job, meter).values())
@@ -258,7 +150,7 @@ def _local_state(job: Job, meter: Meter) -> tuple[Parts, Parts, Parts]:
     return state, {}, {}
 
 
-def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Parts]:
+def _sharded_state(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts, Parts]:
     size, offload = _size(job), job.parallel.offload
     networks, heads = meter.trained(job), _heads(job, meter)
     trained = networks | heads
@@ -296,7 +188,7 @@ def _sharded_state(job: Job, meter: Meter, gpus: int) -> tuple[Parts, Parts, Par
     return state, host, disk
 
 
-def _heads(job: Job, meter: Meter) -> dict[str, Weights]:
+def _heads(job: Job, meter: ModelMeter) -> dict[str, Weights]:
     """The weights of a discriminator's heads, by role."""
     sizes = meter.discriminators.weights(job)
     return {role: Weights.of(numbers) for role, numbers in sizes.items()}
@@ -323,7 +215,7 @@ class _Activations:
     alone: Mapping[str, int]
 
     @classmethod
-    def of(cls, job: Job, meter: Meter) -> _Activations:
+    def of(cls, job: Job, meter: ModelMeter) -> _Activations:
         """Metered."""
         batch, method = job.train.micro_batch, job.method
         guided = job.teacher.guidance_scale != 1 or method.guidance_range is not None
@@ -353,7 +245,7 @@ class _Activations:
         )
 
 
-def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
+def _sharded_phases(job: Job, meter: ModelMeter, gpus: int) -> dict[str, Parts]:
     found, count, size = _Activations.of(job, meter), meter.weights.count, _size(job)
     student, fake_score, fresh = found.student, found.fake_score, job.method.fresh_rollouts
     trained = meter.trained(job)
@@ -394,7 +286,7 @@ def _sharded_phases(job: Job, meter: Meter, gpus: int) -> dict[str, Parts]:
     return phases
 
 
-def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
+def _local_phases(job: Job, meter: ModelMeter) -> dict[str, Parts]:
     found, fresh = _Activations.of(job, meter), job.method.fresh_rollouts
     passes = {STUDENT: found.student, FAKE_SCORE: found.fake_score}
     trained = {role: weights.count for role, weights in meter.trained(job).items()}
@@ -436,10 +328,3 @@ def _local_phases(job: Job, meter: Meter) -> dict[str, Parts]:
         for name in ("teacher", "generator's gradient", *found.through, *found.alone):
             phases[name] = {"gradients": both} | phases[name]
     return phases
-
-
-def _text_encoder_weights(model: WanModel) -> int:
-    """Numbers in the text encoder."""
-    with torch.device("meta"):
-        encoder = build_text_encoder(model.expected_text_encoder_config())
-    return sum(p.numel() for p in encoder.parameters())

@@ -1,26 +1,25 @@
 """The plan of a run: memory, operations, traffic and time of a job on so many GPUs, before it runs.
 
-Nothing is loaded but configurations. What cannot fit is refused with the nearest change that does.
+Nothing is loaded but configurations. ``nearest`` looks for a job that fits if one does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from distill.model_checks import check_against_model
 from distill.planning.flops import (
     Operations,
-    Passes,
+    RolePasses,
     Traffic,
     forward_operations,
     iteration_passes,
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, Meter, least_bytes, rank_memory
+from distill.planning.memory import Memory, rank_memory
+from distill.planning.model_meter import ModelMeter
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
@@ -29,19 +28,17 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import STUDENT
-from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
+from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.system.errors import UserError
 
 GIB = 2**30
 H100_FLOPS = 989e12
 """Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
-_KINDS: Final[dict[str, Checkpointing]] = {
+CHECKPOINTING: Final[dict[str, Checkpointing]] = {
     "without checkpointing": False,
     "with selective checkpointing": "selective",
     "with checkpointing": True,
 }
-MORE_GPUS = 1024
-"""Largest number that is tried when a job does not fit."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Preemption:
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """The needs of a job on a machine.
 
     Attributes:
@@ -112,7 +109,7 @@ class Plan:
     parameters: int
     memory: Memory
     activations: dict[str, int]
-    passes: dict[str, Passes]
+    passes: dict[str, RolePasses]
     forward: Operations
     traffic: Traffic
     preemption: Preemption
@@ -144,7 +141,7 @@ class Plan:
     @property
     def memory_gib(self) -> float:
         """The memory of a GPU, the reserve included."""
-        return _total_gib(self.memory, self.machine)
+        return total_gib(self.memory, self.machine)
 
     @property
     def fits(self) -> bool:
@@ -197,7 +194,9 @@ def _gib(parts: dict[str, int]) -> dict[str, float]:
     return {name: value / GIB for name, value in parts.items() if value}
 
 
-def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None = None) -> Plan:
+def make_plan(
+    job: Job, model: WanModel, machine: Machine, meter: ModelMeter | None = None
+) -> JobPlan:
     """Plans a job on a machine, whether it fits or not.
 
     Args:
@@ -210,14 +209,14 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
         UserError: the job cannot run there, whatever the memory.
     """
     check_against_model(job, model)
-    _check_layout(job, model, machine)
-    meter = meter or Meter(model)
+    check_layout(job, model, machine)
+    meter = meter or ModelMeter(model)
     video = job.video
     tokens = model.token_count(video.height, video.width, video.num_frames)
     degree, train = job.parallel.sequence, job.train
     passes = iteration_passes(job, meter.shares(job))
     forward = forward_operations(model.transformer_config, tokens, meter.text_rows)
-    return Plan(
+    return JobPlan(
         job=job,
         machine=machine,
         tokens=tokens,
@@ -227,7 +226,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
         memory=rank_memory(job, meter, machine.gpus),
         activations={
             name: meter.passes(job, train.micro_batch, kind, False).backward
-            for name, kind in _KINDS.items()
+            for name, kind in CHECKPOINTING.items()
         },
         passes=passes,
         forward=forward,
@@ -245,7 +244,7 @@ def make_plan(job: Job, model: WanModel, machine: Machine, meter: Meter | None =
     )
 
 
-def _pixel_operations(job: Job, meter: Meter) -> float:
+def _pixel_operations(job: Job, meter: ModelMeter) -> float:
     """The operations on decoded frames for a video, averaged over the iterations of a run."""
     pixels = meter.discriminators.pixels(job, meter.latents(job))
     if pixels is None:
@@ -254,7 +253,7 @@ def _pixel_operations(job: Job, meter: Meter) -> float:
     return share * pixels.operations
 
 
-def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -> Preemption:
+def _preemption(job: Job, machine: Machine, meter: ModelMeter, forward: Operations) -> Preemption:
     found = {
         name: passes.operations(forward)
         for name, (_, passes) in stop_intervals(job, meter.shares(job)).items()
@@ -274,7 +273,7 @@ def _preemption(job: Job, machine: Machine, meter: Meter, forward: Operations) -
     )
 
 
-def _check_layout(job: Job, model: WanModel, machine: Machine) -> None:
+def check_layout(job: Job, model: WanModel, machine: Machine) -> None:
     """Raises ``UserError`` for a layout that cannot run, whatever the memory."""
     gpus, node = machine.gpus, machine.node_gpus
     if job.parallel.strategy == "local" and gpus != 1:
@@ -290,137 +289,6 @@ def _check_layout(job: Job, model: WanModel, machine: Machine) -> None:
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path, ranks=gpus)
 
 
-def check_possible(job: Job, model: WanModel, machine: Machine, meter: Meter) -> None:
-    """Refuses a job that is far too large for any layout, before activations are metered.
-
-    Raises:
-        UserError: it is, or it cannot run there whatever the memory.
-    """
-    check_against_model(job, model)
-    _check_layout(job, model, machine)
-    layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, model))]
-    least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB
-    if least > machine.memory_gib:
-        raise UserError(
-            f"{job.teacher.path} with {job.method.name} needs at least {least:.1f} GiB of a GPU's "
-            f"{machine.memory_gib:g}, with any layout and up to {MORE_GPUS} GPUs; use smaller "
-            "videos, a smaller micro-batch or GPUs with more memory"
-        )
-
-
-def check_plan(plan: Plan, model: WanModel, meter: Meter) -> None:
-    """Refuses a plan that does not fit.
-
-    Raises:
-        UserError: it does not; names the nearest change that does.
-    """
-    if plan.fits:
-        return
-    machine = plan.machine
-    problem = (
-        f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
-        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
-        f"'{plan.memory.peak_phase}'"
-    )
-    found, least, lasting = _nearest(plan, model, meter)
-    if found:
-        words = ", or ".join(_in_words(change, other, plan) for change, other in found)
-        raise UserError(f"{problem}; the nearest that fits: {words}")
-    if least is None:
-        raise UserError(
-            f"{problem}; with any other layout and up to {MORE_GPUS} GPUs, at least {lasting:.1f} "
-            "GiB would be taken: use smaller videos, a smaller micro-batch or GPUs "
-            "with more memory"
-        )
-    raise UserError(
-        f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
-        f"{_total_gib(least, machine):.1f} GiB in the phase '{least.peak_phase}': use smaller "
-        "videos, a smaller micro-batch or GPUs with more memory"
-    )
-
-
-def _nearest(
-    plan: Plan, model: WanModel, meter: Meter
-) -> tuple[list[tuple[list[str], Plan]], Memory | None, float]:
-    """Finds the nearest changes that fit, on these GPUs and on more.
-
-    Activations are metered only where everything else fits, because that takes seconds.
-
-    Returns:
-        The changes with their plans; the least memory of the changes that were metered; the least
-        of all changes in GiB, without activations.
-    """
-    least: Memory | None = None
-    least_gib = float("inf")
-    fitting = {}
-    for change, job, machine in _changes(plan.job, plan.machine, model):
-        more = machine.gpus != plan.machine.gpus
-        always = least_bytes(job, meter, machine.gpus) / GIB + machine.reserve_gib
-        least_gib = min(least_gib, always)
-        if more in fitting or always > machine.memory_gib:
-            continue
-        memory = rank_memory(job, meter, machine.gpus)
-        least = memory if least is None else min(least, memory, key=lambda each: each.peak)
-        if _total_gib(memory, machine) <= machine.memory_gib:
-            fitting[more] = change, make_plan(job, model, machine, meter)
-    return [fitting[more] for more in sorted(fitting)], least, least_gib
-
-
-def _total_gib(memory: Memory, machine: Machine) -> float:
+def total_gib(memory: Memory, machine: Machine) -> float:
     """The memory of a GPU, the reserve included."""
     return memory.peak / GIB + machine.reserve_gib
-
-
-def _in_words(change: list[str], other: Plan, plan: Plan) -> str:
-    needs = [f"{other.memory_gib:.1f} GiB"]
-    if other.memory.host:
-        host = sum(other.per_node(other.memory.host).values())
-        needs.append(f"{host:.0f} GiB of a node's CPU memory")
-    if other.global_batch != plan.global_batch:
-        needs.append(f"a global batch of {other.global_batch}, not {plan.global_batch}")
-    return f"{' '.join(change)} ({', '.join(needs)})"
-
-
-def _changes(
-    job: Job, machine: Machine, model: WanModel
-) -> Iterator[tuple[list[str], Job, Machine]]:
-    """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
-    layout = job.parallel
-    checkpointing = list(_KINDS.values())  # the fastest first
-    checkpointing = checkpointing[checkpointing.index(layout.gradient_checkpointing) :]
-    strategies = [layout.strategy]
-    if layout.strategy == "local":
-        strategies.append("zero3")
-    offloads = ["none", "optimizer", "all"]
-    # The GPU's memory is the same with nvme as with all.
-    offloads = ["nvme"] if layout.offload == "nvme" else offloads[offloads.index(layout.offload) :]
-    gpus, node = [machine.gpus], machine.node_gpus
-    while gpus[-1] < MORE_GPUS:
-        gpus.append(gpus[-1] * 2 if gpus[-1] < node else (gpus[-1] // node + 1) * node)
-    degrees = [d for d in sequence_degrees(model.num_heads) if d >= layout.sequence and d <= node]
-    found = []
-    for again, strategy, degree, offload, count in product(
-        checkpointing, strategies, degrees, offloads, gpus
-    ):
-        sharded = strategy == "zero3"
-        if count % degree or (not sharded and (count > 1 or degree > 1 or offload != "none")):
-            continue
-        settings = {
-            "gradient_checkpointing": again,
-            "strategy": strategy,
-            "sequence": degree,
-            "offload": offload,
-        }
-        changed = [key for key, value in settings.items() if getattr(layout, key) != value]
-        words = [f"--set parallel.{key}={str(settings[key]).lower()}" for key in changed]
-        if count != machine.gpus:
-            words.append(f"--gpus {count}")
-        # Settings that cost no money come first, and more GPUs come before offloading all.
-        dearness = (len(words), offloads.index(offload), count, degree, checkpointing.index(again))
-        parallel = replace(layout, **settings)  # type: ignore[arg-type]
-        found.append(
-            (dearness, words, replace(job, parallel=parallel), replace(machine, gpus=count))
-        )
-    for _, words, other, where in sorted(found, key=lambda item: item[0]):
-        if words:
-            yield words, other, where

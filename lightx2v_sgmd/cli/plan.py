@@ -10,7 +10,7 @@ import typer
 from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Settings
 
 if TYPE_CHECKING:
-    from distill.planning.plan import Plan
+    from distill.planning.plan import JobPlan
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -62,8 +62,9 @@ def plan_command(
     from lightx2v_sgmd.job.schema import load_job
 
     checked = load_job(job, settings or [])
-    from distill.planning.memory import Meter
-    from distill.planning.plan import Machine, check_plan, check_possible, make_plan
+    from distill.planning.model_meter import ModelMeter
+    from distill.planning.nearest import check_plan, check_possible
+    from distill.planning.plan import Machine, make_plan
     from lightx2v_sgmd.families.teacher import open_teacher
 
     machine = Machine(
@@ -74,14 +75,14 @@ def plan_command(
         mfu=mfu,
     )
     model = open_teacher(checked.teacher)
-    meter = Meter(model)
+    meter = ModelMeter(model)
     check_possible(checked, model, machine, meter)
     plan = make_plan(checked, model, machine, meter)
     print(json.dumps(plan.to_dict(), indent=2) if as_json else as_text(plan), flush=True)
     check_plan(plan, model, meter)
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: JobPlan) -> str:
     """Formats the plan as a few short tables."""
     job, machine, found = plan.job, plan.machine, plan.to_dict()
     video, layout, memory = job.video, job.parallel, found["memory_gib"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
+from lightx2v_sgmd.job.checking import Tree
 from lightx2v_sgmd.job.inheritance import JobTree
 from lightx2v_sgmd.job.lightx2v_keys import (
     COMMIT,
@@ -25,7 +26,6 @@ from lightx2v_sgmd.job.lightx2v_keys import (
     MODELS,
     unmapped,
 )
-from lightx2v_sgmd.job.checking import Tree
 from lightx2v_sgmd.job.schema import Job, job_of_tree
 from lightx2v_sgmd.system.errors import UserError, joined
 

@@ -17,7 +17,8 @@ from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.model_checks import check_against_model
 from distill.planning.flops import forward_operations, iteration_passes
-from distill.planning.memory import Meter, rank_memory
+from distill.planning.memory import rank_memory
+from distill.planning.model_meter import ModelMeter
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
 from lightx2v_sgmd.files.dtypes import torch_type
@@ -185,7 +186,7 @@ class TrainingBench:
 
     def planned_memory(self) -> dict[str, Any]:
         """The plan's memory of a rank in an iteration, in GiB."""
-        meter = Meter(self.model, self._text_rows(), on_gpu=self._cuda)
+        meter = ModelMeter(self.model, self._text_rows(), on_gpu=self._cuda)
         memory = rank_memory(self.job, meter, self.ranks.size)
         phases = {name: sum(p.values()) for name, p in memory.phases.items() if name != "samples"}
         phase = max(phases, key=lambda name: phases[name])
@@ -218,7 +219,7 @@ class TrainingBench:
         config = self.model.transformer_config
         forward = forward_operations(config, tokens, self._text_rows())
         videos = job.train.micro_batch * job.train.accumulation / job.parallel.sequence
-        passes = iteration_passes(job, Meter(self.model).shares(job)).values()
+        passes = iteration_passes(job, ModelMeter(self.model).shares(job)).values()
         once = (replace(each, recomputed=0, attention_recomputed=0) for each in passes)
         flops = sum(each.operations(forward) for each in passes)
         return videos * flops, videos * sum(each.operations(forward) for each in once)

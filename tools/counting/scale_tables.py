@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distill.planning.flops import Passes, forward_operations, training_pass
-from distill.planning.memory import Meter
-from distill.planning.plan import GIB, Machine, Plan, make_plan
+from distill.planning.flops import RolePasses, forward_operations, training_pass
+from distill.planning.model_meter import ModelMeter
+from distill.planning.plan import GIB, JobPlan, Machine, make_plan
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job, load_job
@@ -48,7 +48,7 @@ def make_tables() -> dict[str, str]:
     """The tables as the plan has them now."""
     job = load_job(config_path("wan2.1_t2v_14b_sgmd.yaml"))
     model = open_teacher(job.teacher)
-    meter = Meter(model)
+    meter = ModelMeter(model)
     plans = [
         plan
         for gpus in GPUS
@@ -58,7 +58,7 @@ def make_tables() -> dict[str, str]:
     return {"gpus": _gpus(plans), "paper": _paper(job, model, meter)}
 
 
-def _plan(job: Job, model: WanModel, meter: Meter, gpus: int, degree: int) -> Plan | None:
+def _plan(job: Job, model: WanModel, meter: ModelMeter, gpus: int, degree: int) -> JobPlan | None:
     """With the paper's batch; None where one update would have a larger one."""
     accumulation, rest = divmod(BATCH * degree, gpus * job.train.micro_batch)
     if not accumulation or rest:
@@ -68,7 +68,7 @@ def _plan(job: Job, model: WanModel, meter: Meter, gpus: int, degree: int) -> Pl
     return make_plan(replace(job, parallel=parallel, train=train), model, Machine(gpus=gpus), meter)
 
 
-def _gpus(plans: list[Plan]) -> str:
+def _gpus(plans: list[JobPlan]) -> str:
     rows = []
     for plan in plans:
         parts, traffic = plan.memory.components, plan.traffic
@@ -106,11 +106,11 @@ def _gpus(plans: list[Plan]) -> str:
     return _table(heads, rows)
 
 
-def _paper(job: Job, model: WanModel, meter: Meter) -> str:
+def _paper(job: Job, model: WanModel, meter: ModelMeter) -> str:
     plan = _plan(job, model, meter, 32, 1)
     assert plan is not None
     forward = forward_operations(model.transformer_config, plan.tokens, meter.text_rows)
-    one = Passes(forwards=1).operations(forward)
+    one = RolePasses(forwards=1).operations(forward)
     learning = training_pass(True, forwards=0)
     work = {
         "forward": one,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.planning.memory import Meter, rank_memory
+from distill.planning.memory import rank_memory
+from distill.planning.model_meter import ModelMeter
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks, connect, disconnect
@@ -67,7 +68,9 @@ def small_job(teacher: Path, folder: Path, *settings: str) -> Job:
 
 
 def predicted_peak(job: Job, gpus: int) -> int:
-    memory = rank_memory(job, Meter(open_wan(job.teacher.path), text_rows=8, on_gpu=False), gpus)
+    memory = rank_memory(
+        job, ModelMeter(open_wan(job.teacher.path), text_rows=8, on_gpu=False), gpus
+    )
     phases = {name: sum(p.values()) for name, p in memory.phases.items() if name != "samples"}
     return (
         sum(memory.always.values())
@@ -150,7 +153,7 @@ def test_memory_of_a_gpu(tmp_path: Path, strategy: str) -> None:
     measured = torch.cuda.max_memory_allocated() - before
     trainer.strategy.close()
     disconnect(strategy)
-    memory = rank_memory(job, Meter(open_wan(teacher)), 1)
+    memory = rank_memory(job, ModelMeter(open_wan(teacher)), 1)
     phases = {name: sum(parts.values()) for name, parts in memory.phases.items()}
     del phases["samples"]
     assert sum(memory.always.values()) + max(phases.values()) == pytest.approx(measured, rel=0.1)

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.counting import COUNTS, PassCounter
 from distill.data import Batches
 from distill.observed import StopOnRequest
-from distill.planning import memory
 from distill.planning.flops import (
     Operations,
     forward_operations,
@@ -22,16 +21,17 @@ from distill.planning.flops import (
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, Meter, lasting_bytes, least_bytes
+from distill.planning.memory import Memory, least_bytes, rank_memory
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
-from distill.planning.plan import Machine, check_plan, check_possible, make_plan
+from distill.planning.model_meter import ModelMeter
+from distill.planning.nearest import check_plan
+from distill.planning.plan import Machine, make_plan
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.cli.plan import as_text
 from lightx2v_sgmd.families.wan import open_wan, velocity
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel.zero3 import nvme
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.resources import config_path
 from tests.training import job_file, make_job, make_trainer
 from tools.counting import scale_tables
 
@@ -82,7 +82,7 @@ def test_passes_are_those_that_a_run_counts(
     counter = PassCounter(trainer.strategy.networks, job.train.micro_batch)
     for iteration in range(4):
         trainer.iterate(iteration)
-    shares = Meter(open_wan(job.teacher.path)).shares(job)
+    shares = ModelMeter(open_wan(job.teacher.path)).shares(job)
     counted, planned = counter.take(), iteration_passes(job, shares)
     for role, passes in planned.items():
         for count in COUNTS:
@@ -164,15 +164,7 @@ def test_the_peak_may_be_the_text_encoder_s() -> None:
     assert memory.components == {"text encoder": 8}
 
 
-@pytest.fixture(scope="module")
-def wan_1_3b() -> tuple[Job, Any, Meter]:
-    job = load_job(config_path("wan2.1_t2v_1.3b_sgmd.yaml"))
-    parallel = replace(job.parallel, sequence=1, gradient_checkpointing=True, offload="none")
-    model = open_wan(job.teacher.path)
-    return replace(job, parallel=parallel), model, Meter(model)
-
-
-def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, Meter]) -> None:
+def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     job, model, meter = wan_1_3b
     plan = make_plan(job, model, Machine(gpus=8, mfu=0.5, peak_flops=1e15), meter)
     assert plan.tokens == 21 * 30 * 52
@@ -220,7 +212,7 @@ def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     assert traffic.exchange == pytest.approx(passes * own * batch)
 
 
-def test_more_gpus_need_less_each(wan_1_3b: tuple[Job, Any, Meter]) -> None:
+def test_more_gpus_need_less_each(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     job, model, meter = wan_1_3b
     peaks = [make_plan(job, model, Machine(gpus=n), meter).memory.peak for n in (8, 16, 64)]
     assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[-1]
@@ -238,7 +230,7 @@ def test_more_gpus_need_less_each(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     assert plan.memory.disk == {}
 
 
-def test_what_is_in_files_is_in_no_memory(wan_1_3b: tuple[Job, Any, Meter]) -> None:
+def test_what_is_in_files_is_in_no_memory(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     job, model, meter = wan_1_3b
     plans = {}
     layouts: list[tuple[Any, Path | None]] = [("all", None), ("nvme", Path("disk"))]
@@ -260,77 +252,13 @@ def test_what_is_in_files_is_in_no_memory(wan_1_3b: tuple[Job, Any, Meter]) -> N
         check_plan(tight, model, meter)
 
 
-@pytest.mark.parametrize("memory_gib", [30.0, 20.0, 17.0])
-def test_what_does_not_fit_is_refused_with_what_does(
-    wan_1_3b: tuple[Job, Any, Meter], memory_gib: float
+def test_the_least_is_never_more_than_the_plan(
+    wan_1_3b: tuple[Job, Any, ModelMeter],
 ) -> None:
-    job, model, meter = wan_1_3b
-    off = replace(job, parallel=replace(job.parallel, gradient_checkpointing=False))
-    machine = Machine(gpus=8, memory_gib=memory_gib)
-    plan = make_plan(off, model, machine, meter)
-    assert not plan.fits
-    with pytest.raises(UserError, match=r"of a GPU's .*; the nearest that fits: ") as caught:
-        check_plan(plan, model, meter)
-    offers = [
-        offer.split(" (")[0].split()
-        for offer in str(caught.value).rpartition("fits: ")[2].split(", or ")
-    ]
-    # On these GPUs and on more.
-    assert ["--gpus" in words for words in offers] == [False, True]
-    for words in offers:
-        changed = dict(word.split("=") for word in words if "=" in word)
-        gpus = int(words[words.index("--gpus") + 1]) if "--gpus" in words else 8
-        values = {
-            key.removeprefix("parallel."): json.loads(_quoted(v)) for key, v in changed.items()
-        }
-        mended = replace(off, parallel=replace(off.parallel, **values))
-        assert make_plan(mended, model, replace(machine, gpus=gpus), meter).fits
-        for key in values:  # each of the changes is needed
-            without = replace(mended.parallel, **{key: getattr(off.parallel, key)})
-            less = make_plan(
-                replace(mended, parallel=without), model, replace(machine, gpus=gpus), meter
-            )
-            assert not less.fits, key
-
-
-def _quoted(value: str) -> str:
-    return value if value in ("true", "false") or value.isdigit() else f'"{value}"'
-
-
-def test_what_nothing_helps_is_said(wan_1_3b: tuple[Job, Any, Meter]) -> None:
-    job, model, meter = wan_1_3b
-    plan = make_plan(job, model, Machine(gpus=8, memory_gib=6.7), meter)
-    with pytest.raises(UserError, match=r"the least found, .* in the phase 'samples'"):
-        check_plan(plan, model, meter)
-
-
-def test_hopeless_layouts_are_not_metered(
-    wan_1_3b: tuple[Job, Any, Meter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, model, meter = wan_1_3b
-    huge = replace(job, train=replace(job.train, micro_batch=65_536))
-    plan = make_plan(job, model, Machine(gpus=8), meter)
-    lasting = lasting_bytes(huge, meter, 8)
-    assert lasting > 10_000 * 2**30
-    monkeypatch.setattr(memory, "meter_pass", None)
-    monkeypatch.setattr(memory, "meter_forward", None)
-    too_large = replace(plan, job=huge, memory=replace(plan.memory, always={"latents": lasting}))
-    with pytest.raises(UserError, match=r"with any other layout .*, at least .* would be taken"):
-        check_plan(too_large, model, meter)
-    with pytest.raises(UserError, match=r"needs at least [0-9.]+ GiB of a GPU's 80, with any lay"):
-        check_possible(huge, model, Machine(gpus=8), meter)
-    many = replace(job, train=replace(job.train, micro_batch=256))
-    assert lasting_bytes(many, meter, 8) < 80 * 2**30  # it is the activations that cannot fit
-    with pytest.raises(UserError, match="with any layout"):
-        check_possible(many, model, Machine(gpus=8), meter)
-    check_possible(job, model, Machine(gpus=8), meter)
-
-
-def test_the_least_is_never_more_than_what_is_planned(wan_1_3b: tuple[Job, Any, Meter]) -> None:
     job, model, meter = wan_1_3b
     for count in (1, 4):
         some = replace(job, train=replace(job.train, micro_batch=count))
-        assert least_bytes(some, meter, 8) < memory.rank_memory(some, meter, 8).peak
+        assert least_bytes(some, meter, 8) < rank_memory(some, meter, 8).peak
 
 
 @pytest.mark.parametrize(
@@ -343,14 +271,14 @@ def test_the_least_is_never_more_than_what_is_planned(wan_1_3b: tuple[Job, Any, 
     ],
 )
 def test_layouts_that_cannot_be(
-    wan_1_3b: tuple[Job, Any, Meter], change: dict[str, Any], machine: Machine, message: str
+    wan_1_3b: tuple[Job, Any, ModelMeter], change: dict[str, Any], machine: Machine, message: str
 ) -> None:
     job, model, meter = wan_1_3b
     with pytest.raises(UserError, match=message):
         make_plan(replace(job, parallel=replace(job.parallel, **change)), model, machine, meter)
 
 
-def test_sizes_that_the_model_cannot_make(wan_1_3b: tuple[Job, Any, Meter]) -> None:
+def test_sizes_that_the_model_cannot_make(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     job, model, meter = wan_1_3b
     with pytest.raises(UserError, match="num_frames: 80 is not 4k . 1"):
         make_plan(

@@ -7,17 +7,18 @@ from functools import cache
 
 import pytest
 
-from distill.planning.memory import Meter
-from distill.planning.plan import Machine, check_plan, make_plan
+from distill.planning.model_meter import ModelMeter
+from distill.planning.nearest import check_plan
+from distill.planning.plan import Machine, make_plan
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 
 @cache
-def meter_of(teacher: str) -> Meter:
+def meter_of(teacher: str) -> ModelMeter:
     """One for all jobs of a teacher: they share most measurements."""
-    return Meter(open_wan(teacher))
+    return ModelMeter(open_wan(teacher))
 
 
 @pytest.mark.parametrize("name", shipped_jobs())

@@ -1,0 +1,130 @@
+"""One model's sizes and memory, measured without its weights, and each result remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from distill.planning.discriminators import DiscriminatorMeter
+from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
+from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.files.dtypes import torch_type
+from lightx2v_sgmd.job.schema import Job, Lora
+from lightx2v_sgmd.networks.adapters import trained_shapes
+from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT
+from lightx2v_sgmd.untrusted.building import build_text_encoder
+
+WHOLE = 100_000
+"""Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The number of a network's weights: all, those in small tensors, and the largest tensor."""
+
+    count: int
+    small: int
+    largest: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> Weights:
+        """Counts tensors of the given sizes."""
+        return cls(sum(sizes), sum(n for n in sizes if n <= WHOLE), max(sizes))
+
+
+class ModelMeter:
+    """Measures a model without its weights, and remembers each result.
+
+    Args:
+        model: The teacher.
+        text_rows: Text rows that its network attends to.
+        on_gpu: True if runs would be on GPUs, where ``parallel.compile: auto`` compiles.
+    """
+
+    def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
+        self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
+        self._passes: dict[Pass, PassMemory] = {}
+        self._forwards: dict[Pass, int] = {}
+        self._decoding: dict[tuple[int, ...], int] = {}
+        self.discriminators = DiscriminatorMeter(model)
+        with torch.device("meta"):
+            sizes = [p.numel() for p in model.build_transformer().parameters()]
+        self.weights = Weights.of(sizes)
+        self._trained: dict[Lora | None, Weights] = {None: self.weights}
+        self.text_encoder = _text_encoder_weights(model)
+
+    def trained(self, job: Job) -> dict[str, Weights]:
+        """The trained weights of the student and, if the method has one, of the fake score."""
+        found = {}
+        for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
+            lora = settings.adapters
+            if lora not in self._trained:
+                shapes = trained_shapes(self.model, lora)
+                self._trained[lora] = Weights.of([shape.numel() for shape in shapes.values()])
+            if role in job.method.roles:
+                found[role] = self._trained[lora]
+        return found
+
+    def shares(self, job: Job) -> dict[str, float]:
+        """The share of the network's weights that is trained, by role."""
+        trained = self.trained(job)
+        return {role: weights.count / self.weights.count for role, weights in trained.items()}
+
+    def latents(self, job: Job) -> tuple[int, int, int, int]:
+        """The latent shape ``(C, T, h, w)`` of a job's videos."""
+        return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+
+    def passes(
+        self,
+        job: Job,
+        batch: int,
+        checkpointing: Checkpointing,
+        keeping: bool,
+        adapters: Lora | None = None,
+    ) -> PassMemory:
+        """The memory of a network's passes in a job, ``batch`` videos at once."""
+        what = replace(
+            self.planned_pass(job, batch),
+            checkpointing=checkpointing,
+            keeping=keeping,
+            adapters=adapters,
+        )
+        if what not in self._passes:
+            self._passes[what] = meter_pass(self.model, what)
+        return self._passes[what]
+
+    def forward(self, job: Job, batch: int) -> int:
+        """Returns the peak of a forward pass of the frozen network, ``batch`` videos at once."""
+        what = self.planned_pass(job, batch)
+        if what not in self._forwards:
+            self._forwards[what] = meter_forward(self.model, what)
+        return self._forwards[what]
+
+    def planned_pass(self, job: Job, batch: int) -> Pass:
+        """A pass of a job's network, ``batch`` videos at once, without checkpointing."""
+        return Pass(
+            latents=self.latents(job),
+            batch=batch,
+            dtype=torch_type(job.teacher.dtype),
+            text_rows=self.text_rows,
+            checkpointing=False,
+            degree=job.parallel.sequence,
+            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
+        )
+
+    def decoding(self, job: Job) -> int:
+        """The memory of the float32 VAE while it decodes a sample video, its weights included."""
+        latents = self.latents(job)
+        if latents not in self._decoding:
+            self._decoding[latents] = meter_decoding(self.model, latents)
+        return self._decoding[latents]
+
+
+def _text_encoder_weights(model: WanModel) -> int:
+    """Numbers in the text encoder."""
+    with torch.device("meta"):
+        encoder = build_text_encoder(model.expected_text_encoder_config())
+    return sum(p.numel() for p in encoder.parameters())

@@ -1,0 +1,158 @@
+"""The nearest job that fits where a planned one does not: less in memory, or on more GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from distill.model_checks import check_against_model
+from distill.planning.memory import Memory, least_bytes, rank_memory
+from distill.planning.model_meter import ModelMeter
+from distill.planning.plan import (
+    CHECKPOINTING,
+    GIB,
+    JobPlan,
+    Machine,
+    check_layout,
+    make_plan,
+    total_gib,
+)
+from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.parallel.sequence import sequence_degrees
+from lightx2v_sgmd.system.errors import UserError
+
+MORE_GPUS = 1024
+"""Largest number that is tried when a job does not fit."""
+
+
+def check_possible(job: Job, model: WanModel, machine: Machine, meter: ModelMeter) -> None:
+    """Refuses a job that is far too large for any layout, before activations are metered.
+
+    Raises:
+        UserError: it is, or it cannot run there whatever the memory.
+    """
+    check_against_model(job, model)
+    check_layout(job, model, machine)
+    layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, model))]
+    least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB
+    if least > machine.memory_gib:
+        raise UserError(
+            f"{job.teacher.path} with {job.method.name} needs at least {least:.1f} GiB of a GPU's "
+            f"{machine.memory_gib:g}, with any layout and up to {MORE_GPUS} GPUs; use smaller "
+            "videos, a smaller micro-batch or GPUs with more memory"
+        )
+
+
+def check_plan(plan: JobPlan, model: WanModel, meter: ModelMeter) -> None:
+    """Refuses a plan that does not fit.
+
+    Raises:
+        UserError: it does not; names the nearest change that does.
+    """
+    if plan.fits:
+        return
+    machine = plan.machine
+    problem = (
+        f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
+        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
+        f"'{plan.memory.peak_phase}'"
+    )
+    found, least, lasting = _nearest(plan, model, meter)
+    if found:
+        words = ", or ".join(_in_words(change, other, plan) for change, other in found)
+        raise UserError(f"{problem}; the nearest that fits: {words}")
+    if least is None:
+        raise UserError(
+            f"{problem}; with any other layout and up to {MORE_GPUS} GPUs, at least {lasting:.1f} "
+            "GiB would be taken: use smaller videos, a smaller micro-batch or GPUs "
+            "with more memory"
+        )
+    raise UserError(
+        f"{problem}; the least found, with other layouts and up to {MORE_GPUS} GPUs, is "
+        f"{total_gib(least, machine):.1f} GiB in the phase '{least.peak_phase}': use smaller "
+        "videos, a smaller micro-batch or GPUs with more memory"
+    )
+
+
+def _nearest(
+    plan: JobPlan, model: WanModel, meter: ModelMeter
+) -> tuple[list[tuple[list[str], JobPlan]], Memory | None, float]:
+    """Finds the nearest changes that fit, on these GPUs and on more.
+
+    Activations are metered only where everything else fits, because that takes seconds.
+
+    Returns:
+        The changes with their plans; the least memory of the changes that were metered; the least
+        of all changes in GiB, without activations.
+    """
+    least: Memory | None = None
+    least_gib = float("inf")
+    fitting = {}
+    for change, job, machine in _changes(plan.job, plan.machine, model):
+        more = machine.gpus != plan.machine.gpus
+        always = least_bytes(job, meter, machine.gpus) / GIB + machine.reserve_gib
+        least_gib = min(least_gib, always)
+        if more in fitting or always > machine.memory_gib:
+            continue
+        memory = rank_memory(job, meter, machine.gpus)
+        least = memory if least is None else min(least, memory, key=lambda each: each.peak)
+        if total_gib(memory, machine) <= machine.memory_gib:
+            fitting[more] = change, make_plan(job, model, machine, meter)
+    return [fitting[more] for more in sorted(fitting)], least, least_gib
+
+
+def _in_words(change: list[str], other: JobPlan, plan: JobPlan) -> str:
+    needs = [f"{other.memory_gib:.1f} GiB"]
+    if other.memory.host:
+        host = sum(other.per_node(other.memory.host).values())
+        needs.append(f"{host:.0f} GiB of a node's CPU memory")
+    if other.global_batch != plan.global_batch:
+        needs.append(f"a global batch of {other.global_batch}, not {plan.global_batch}")
+    return f"{' '.join(change)} ({', '.join(needs)})"
+
+
+def _changes(
+    job: Job, machine: Machine, model: WanModel
+) -> Iterator[tuple[list[str], Job, Machine]]:
+    """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
+    layout = job.parallel
+    checkpointing = list(CHECKPOINTING.values())  # the fastest first
+    checkpointing = checkpointing[checkpointing.index(layout.gradient_checkpointing) :]
+    strategies = [layout.strategy]
+    if layout.strategy == "local":
+        strategies.append("zero3")
+    offloads = ["none", "optimizer", "all"]
+    # The GPU's memory is the same with nvme as with all.
+    offloads = ["nvme"] if layout.offload == "nvme" else offloads[offloads.index(layout.offload) :]
+    gpus, node = [machine.gpus], machine.node_gpus
+    while gpus[-1] < MORE_GPUS:
+        gpus.append(gpus[-1] * 2 if gpus[-1] < node else (gpus[-1] // node + 1) * node)
+    degrees = [d for d in sequence_degrees(model.num_heads) if d >= layout.sequence and d <= node]
+    found = []
+    for again, strategy, degree, offload, count in product(
+        checkpointing, strategies, degrees, offloads, gpus
+    ):
+        sharded = strategy == "zero3"
+        if count % degree or (not sharded and (count > 1 or degree > 1 or offload != "none")):
+            continue
+        settings = {
+            "gradient_checkpointing": again,
+            "strategy": strategy,
+            "sequence": degree,
+            "offload": offload,
+        }
+        changed = [key for key, value in settings.items() if getattr(layout, key) != value]
+        words = [f"--set parallel.{key}={str(settings[key]).lower()}" for key in changed]
+        if count != machine.gpus:
+            words.append(f"--gpus {count}")
+        # Settings that cost no money come first, and more GPUs come before offloading all.
+        dearness = (len(words), offloads.index(offload), count, degree, checkpointing.index(again))
+        parallel = replace(layout, **settings)  # type: ignore[arg-type]
+        found.append(
+            (dearness, words, replace(job, parallel=parallel), replace(machine, gpus=count))
+        )
+    for _, words, other, where in sorted(found, key=lambda item: item[0]):
+        if words:
+            yield words, other, where

@@ -1,0 +1,83 @@
+"""Jobs that do not fit, and the changes that are offered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distill.planning import model_meter
+from distill.planning.memory import lasting_bytes
+from distill.planning.model_meter import ModelMeter
+from distill.planning.nearest import check_plan, check_possible
+from distill.planning.plan import Machine, make_plan
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.system.errors import UserError
+
+
+@pytest.mark.parametrize("memory_gib", [30.0, 20.0, 17.0])
+def test_what_does_not_fit_is_refused_with_what_does(
+    wan_1_3b: tuple[Job, Any, ModelMeter], memory_gib: float
+) -> None:
+    job, model, meter = wan_1_3b
+    off = replace(job, parallel=replace(job.parallel, gradient_checkpointing=False))
+    machine = Machine(gpus=8, memory_gib=memory_gib)
+    plan = make_plan(off, model, machine, meter)
+    assert not plan.fits
+    with pytest.raises(UserError, match=r"of a GPU's .*; the nearest that fits: ") as caught:
+        check_plan(plan, model, meter)
+    offers = [
+        offer.split(" (")[0].split()
+        for offer in str(caught.value).rpartition("fits: ")[2].split(", or ")
+    ]
+    # On these GPUs and on more.
+    assert ["--gpus" in words for words in offers] == [False, True]
+    for words in offers:
+        changed = dict(word.split("=") for word in words if "=" in word)
+        gpus = int(words[words.index("--gpus") + 1]) if "--gpus" in words else 8
+        values = {
+            key.removeprefix("parallel."): json.loads(_quoted(v)) for key, v in changed.items()
+        }
+        mended = replace(off, parallel=replace(off.parallel, **values))
+        assert make_plan(mended, model, replace(machine, gpus=gpus), meter).fits
+        for key in values:  # each of the changes is needed
+            without = replace(mended.parallel, **{key: getattr(off.parallel, key)})
+            less = make_plan(
+                replace(mended, parallel=without), model, replace(machine, gpus=gpus), meter
+            )
+            assert not less.fits, key
+
+
+def _quoted(value: str) -> str:
+    return value if value in ("true", "false") or value.isdigit() else f'"{value}"'
+
+
+def test_what_nothing_helps_is_said(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
+    job, model, meter = wan_1_3b
+    plan = make_plan(job, model, Machine(gpus=8, memory_gib=6.7), meter)
+    with pytest.raises(UserError, match=r"the least found, .* in the phase 'samples'"):
+        check_plan(plan, model, meter)
+
+
+def test_hopeless_layouts_are_not_metered(
+    wan_1_3b: tuple[Job, Any, ModelMeter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, model, meter = wan_1_3b
+    huge = replace(job, train=replace(job.train, micro_batch=65_536))
+    plan = make_plan(job, model, Machine(gpus=8), meter)
+    lasting = lasting_bytes(huge, meter, 8)
+    assert lasting > 10_000 * 2**30
+    monkeypatch.setattr(model_meter, "meter_pass", None)
+    monkeypatch.setattr(model_meter, "meter_forward", None)
+    too_large = replace(plan, job=huge, memory=replace(plan.memory, always={"latents": lasting}))
+    with pytest.raises(UserError, match=r"with any other layout .*, at least .* would be taken"):
+        check_plan(too_large, model, meter)
+    with pytest.raises(UserError, match=r"needs at least [0-9.]+ GiB of a GPU's 80, with any lay"):
+        check_possible(huge, model, Machine(gpus=8), meter)
+    many = replace(job, train=replace(job.train, micro_batch=256))
+    assert lasting_bytes(many, meter, 8) < 80 * 2**30  # it is the activations that cannot fit
+    with pytest.raises(UserError, match="with any layout"):
+        check_possible(many, model, Machine(gpus=8), meter)
+    check_possible(job, model, Machine(gpus=8), meter)
