@@ -10,6 +10,7 @@ import torch
 from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
 from infer.options import Dtype, Options, Quantize
 from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.files import dtypes
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
@@ -113,13 +114,6 @@ def make_plan(
     )
 
 
-_DTYPES: dict[str, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}
-
-
 def torch_dtype(dtype: Dtype | torch.dtype) -> torch.dtype:
     """PyTorch's type for an option's value.
 
@@ -128,9 +122,9 @@ def torch_dtype(dtype: Dtype | torch.dtype) -> torch.dtype:
     """
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in _DTYPES:
-        raise UserError(f"dtype: {dtype!r} is unknown; use {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    if dtype not in dtypes.OPTIONS:
+        raise UserError(f"dtype: {dtype!r} is unknown; use {', '.join(sorted(dtypes.OPTIONS))}")
+    return dtypes.OPTIONS[dtype]
 
 
 def device_of(device: str | torch.device | None) -> torch.device:

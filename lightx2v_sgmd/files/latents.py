@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.files.prompts import prompt_problem
 from lightx2v_sgmd.files.safetensors_files import open_tensors
+from lightx2v_sgmd.files.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import Limits, parse_json
@@ -50,14 +50,14 @@ def write_shard(
         prompts: N captions.
         origin: The settings that they were made with; every shard of a folder has the same.
     """
-    tensors = {"x0": x0.float().contiguous()}
+    tensors = {"x0": x0.float()}
     if noise is not None:
-        tensors["noise"] = noise.float().contiguous()
+        tensors["noise"] = noise.float()
     metadata = {_KEY: json.dumps({"prompts": list(prompts), "origin": dict(origin)})}
     final = shard_path(folder, index)
     try:
         with appearing(final, replace=False, suffix=".safetensors") as temporary:
-            save_file(tensors, temporary, metadata)
+            write_tensors(temporary, tensors, metadata)
     except FileExistsError as error:
         raise UserError(f"{final}: appeared meanwhile; it is not replaced") from error
     return final

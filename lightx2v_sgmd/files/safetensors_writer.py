@@ -1,4 +1,4 @@
-"""The one writer of safetensors files: checkpoints, student weights and exports are written here.
+"""The one writer of safetensors files: checkpoints, exports, latents and embeddings.
 
 Tensors are written one by one, so that a file may be larger than the memory.
 """
@@ -139,6 +139,23 @@ class TensorFile:
     def close(self) -> None:
         """Closes a file that may be unfinished."""
         self._file.close()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a file of tensors in memory, as ``safetensors.torch.save_file`` does.
+
+    Args:
+        path: A file that does not exist yet; ``outputs.appearing`` gives its name.
+        tensors: The tensors by name.
+        metadata: Text that travels in the header.
+    """
+    parts = [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    file = TensorFile(path, parts, metadata)
+    try:
+        for name, tensor in tensors.items():
+            file.write(name, tensor.cpu())
+    finally:
+        file.close()
 
 
 @dataclass(frozen=True)

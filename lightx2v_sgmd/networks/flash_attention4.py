@@ -21,7 +21,7 @@ _NAME: Final = "lightx2v_sgmd::flash_attention_4"
 _SCHEMA: Final = "(Tensor q, Tensor k, Tensor v, float? scale, bool causal) -> Tensor"
 
 
-class Attention(Protocol):
+class FlashAttention4(Protocol):
     """Attention by FlashAttention 4, its arguments named as the package names them."""
 
     def __call__(
@@ -48,7 +48,7 @@ class Attention(Protocol):
 
 
 @cache
-def flash_attention_4() -> Attention:
+def flash_attention_4() -> FlashAttention4:
     """The function that calls the installed package, which is imported at the first call.
 
     The operator's name belongs to the whole process, so it is registered once, and outside the

@@ -26,11 +26,11 @@ from typing import Any, Final, overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.safetensors_files import open_tensors
+from lightx2v_sgmd.files.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing, write_text
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_kind
@@ -97,7 +97,7 @@ class EmbeddingCache:
         digest = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:24]
         file = self.folder / f"rows_{digest}.safetensors"
         with appearing(file, suffix=".safetensors") as temporary:
-            save_file({key: row.contiguous() for key, row in rows.items()}, temporary)
+            write_tensors(temporary, rows, {})
         return len(rows)
 
     def read(self, prompt: str) -> tuple[Tensor, dict[str, str]] | None:
@@ -125,7 +125,7 @@ class EmbeddingCache:
     def write_entry(self, prompt: str, row: Tensor, metadata: dict[str, str]) -> None:
         """Writes the embedding of one prompt to a file of its own."""
         with appearing(self.entry_file(prompt), suffix=".safetensors") as temporary:
-            save_file({prompt_key(prompt): row.contiguous()}, temporary, metadata=metadata)
+            write_tensors(temporary, {prompt_key(prompt): row}, metadata)
 
 
 class CachedRows(Sequence[Tensor]):

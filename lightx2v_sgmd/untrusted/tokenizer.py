@@ -24,13 +24,14 @@ from lightx2v_sgmd.untrusted.fields import (
     Flag,
     Null,
     Real,
+    Text,
     Whole,
     first_problem,
     optional,
     shown,
 )
 from lightx2v_sgmd.untrusted.json_text import Limits, parse_json, read_bytes, read_json_object
-from lightx2v_sgmd.untrusted.tokenizer_json import Text, check_tokenizer_json
+from lightx2v_sgmd.untrusted.tokenizer_json import check_tokenizer_json
 
 _CLASSES: Final = {
     "T5Tokenizer": "T5Tokenizer",

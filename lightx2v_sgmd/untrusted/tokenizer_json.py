@@ -10,11 +10,10 @@ import base64
 import binascii
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.fields import shown
+from lightx2v_sgmd.untrusted.fields import Text, shown
 
 _PATTERNS: Final = frozenset(
     {
@@ -58,22 +57,6 @@ _LENGTH_MOST: Final = 100_000
 _TOKENS_MOST: Final = 2**20
 _CHARSMAP_BYTES: Final = 4_000_000  # umT5's has 0.3 MB
 _CHARSMAP_TEXT: Final = 256
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text of at most ``length`` characters."""
-
-    length: int
-
-    @property
-    def wanted(self) -> str:
-        """See ``fields.Field``."""
-        return f"a text of at most {self.length} characters"
-
-    def allows(self, value: Any) -> bool:
-        """See ``fields.Field``."""
-        return isinstance(value, str) and len(value) <= self.length
 
 
 def check_tokenizer_json(content: Any) -> None:
