@@ -8,10 +8,12 @@
 #
 # Each makes .venv and installs the locked dependencies first, once. To choose the interpreter:
 # make demo PYTHON=/path/to/python3.12. PIP_ARGS goes to every pip install, ARGS to the command.
-# `make test` runs JOBS test files at a time, each process with one thread for arithmetic.
+# `make test` runs JOBS test files at a time, each process with one thread for arithmetic; the longest
+# files come first (tests/conftest.py), so that none is left at the end for one process alone.
 
 VENV ?= .venv
 JOBS ?= 2
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -27,14 +29,14 @@ demo: venv
 	$(BIN)/python -m lightx2v_sgmd demo $(ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
 
 test-fast: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 # The floor is in pyproject.toml.
 coverage: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) --cov \
 	--cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 # On a GPU machine without network there may be no .venv: docs/gpu.md.

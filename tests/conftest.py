@@ -13,9 +13,26 @@ from tests import devices
 from tests.students import make_student
 from tests.tiny import make_tiny_wan
 
+LONGEST = (
+    "distill/running/test_killing.py",
+    "tools/test_gpu_check.py",
+    "apps/comparison/test_compare.py",
+    "apps/test_demo.py",
+    "distill/running/test_resuming.py",
+    "distill/test_pretraining.py",
+    "parallel/zero3/test_strategy.py",
+    "distill/planning/test_memory.py",
+    "parallel/test_precision.py",
+    "distill/running/test_launch.py",
+)
+"""The files that take minutes. They come first: a process that takes one last runs alone."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the GPU tests where there is no GPU, or where it is hidden."""
+    """Brings the longest files forward, and leaves out the GPU tests where no GPU is seen."""
+    folder = Path(__file__).parent
+    rank = {folder / name: -place for place, name in enumerate(reversed(LONGEST), start=1)}
+    items.sort(key=lambda item: rank.get(item.path, 0))
     if torch.cuda.is_available():
         if not devices.asks_for_gpu_tests(["-m", config.option.markexpr or ""]):
             raise pytest.UsageError("a GPU is seen that should be hidden; see tests/devices.py")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightx2v_sgmd", "distill", "infer", "weights")
 
@@ -45,7 +47,6 @@ TOGETHER = {
     "distill/running/test_run.py": ("distill/running/recorders.py", "distill/running/signals.py"),
     "distill/running/test_launch.py": ("distill/running/reports.py",),
     "job/test_wan_jobs.py": ("lightx2v_sgmd/families/wan_sampling.py",),
-    "job/test_schema.py": ("distill/model_checks.py", "lightx2v_sgmd/job/rules.py"),
     "apps/comparison/test_compare.py": (
         "lightx2v_sgmd/apps/comparison/folder.py",
         "lightx2v_sgmd/apps/comparison/page.py",
@@ -118,7 +119,6 @@ TOGETHER = {
     "weights/test_formats.py": ("weights/io/quantize.py", "weights/io/shared.py"),
     "weights/test_trained_lora.py": ("weights/io/adapters.py",),
     "weights/test_streaming.py": (
-        "lightx2v_sgmd/files/safetensors_writer.py",
         "weights/io/network.py",
         "weights/io/tensors.py",
     ),
@@ -170,6 +170,10 @@ def test_the_list_has_no_module_that_needs_no_entry(module: str) -> None:
     assert (ROOT / module).is_file(), "there is no such module"
     assert not is_there(test_of(module)), "it has a test of its own name: drop the entry"
     assert is_there(ELSEWHERE[module])
+
+
+def test_the_longest_files_are_there() -> None:
+    assert [name for name in LONGEST if not is_there(name)] == []
 
 
 def test_the_folders_that_are_tested_as_one_are_there() -> None:

@@ -274,6 +274,7 @@ def test_resuming_equals_going_on(
 
 
 @needs_deepspeed
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["sam"], indirect=True)
 @pytest.mark.parametrize(
     "method",
