@@ -72,6 +72,7 @@ def test_a_missing_deepspeed_only_limits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert check.state == "missing" and check.remedy.endswith("-m pip install deepspeed")
 
 
+@pytest.mark.slow
 def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("No ffmpeg exe could be found\nand more")
@@ -111,6 +112,7 @@ def test_ninja_off_the_path_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert compilers.build_problem() == ("no ninja", f"{tmp_path / 'python'} -m pip install ninja")
 
 
+@pytest.mark.slow
 def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from lightx2v_sgmd.families import wan
     from tests.tiny import make_tiny_wan
@@ -147,6 +149,7 @@ def test_importing_elsewhere_tells_the_last_line() -> None:
     assert "code 3" in checks._import_elsewhere("os; os._exit(3)")
 
 
+@pytest.mark.slow
 def test_a_class_that_is_gone_stops_the_main_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(checks._CLASSES, "transformers", ("UMT5EncoderModel", "NoSuchModel"))
     report = checks.run()

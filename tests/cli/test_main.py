@@ -442,6 +442,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_job_with_a_typo_in_a_real_process(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(Path(SPRITES).read_text().replace("  seed: 0", "  sead: 0"))

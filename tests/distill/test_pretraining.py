@@ -177,6 +177,7 @@ def test_one_and_four_step_students_learn_from_pairs(
         assert (run / "samples" / "step_000003" / "00.mp4").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_pixel_discriminator(
     tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
@@ -252,6 +253,7 @@ def test_dmdx_turns_from_pretraining_to_matching(
     assert "fake" not in lines[1] and "fake" in lines[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd2", f"adm, {HEADS}", "dmdx"])
 def test_resuming_equals_going_on(
     method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path

@@ -114,6 +114,7 @@ def test_only_what_is_missing_is_made_again(folder: Path, monkeypatch: pytest.Mo
     assert [v["weights"] for v in after["videos"]] == [v["weights"] for v in before["videos"]]
 
 
+@pytest.mark.slow
 def test_other_options_make_the_teachers_videos_again(folder: Path) -> None:
     before = stored(folder)
     run(folder, guidance_scale=1.0)

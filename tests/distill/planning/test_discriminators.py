@@ -10,6 +10,7 @@ from lightx2v_sgmd.system.resources import config_path
 from tests.distill.planning.test_shipped_jobs import meter_of
 
 
+@pytest.mark.slow
 def test_decoded_frames_are_planned() -> None:
     """Memory and operations of VAE and vision encoder, shared by the ranks of a video."""
     job = load_job(config_path("wan2.1_t2v_1.3b_adp.yaml"))

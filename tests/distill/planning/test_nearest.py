@@ -17,7 +17,10 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 
 
-@pytest.mark.parametrize("memory_gib", [30.0, 20.0, 17.0])
+@pytest.mark.parametrize(
+    "memory_gib",
+    [30.0, pytest.param(20.0, marks=pytest.mark.slow), pytest.param(17.0, marks=pytest.mark.slow)],
+)
 def test_what_does_not_fit_is_refused_with_what_does(
     wan_1_3b: tuple[Job, Any, ModelMeter], memory_gib: float
 ) -> None:

@@ -142,6 +142,7 @@ def test_meter_counts_what_lives() -> None:
         assert meter.live == 0
 
 
+@pytest.mark.slow
 def test_all_layers_follow_from_four() -> None:
     model = open_wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     model = replace(model, transformer_config=model.transformer_config | {"num_layers": 7})
@@ -286,6 +287,7 @@ def test_sizes_that_the_model_cannot_make(wan_1_3b: tuple[Job, Any, ModelMeter])
         )
 
 
+@pytest.mark.slow
 def test_command(tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = str(job_file(tiny_teacher, tmp_path))
     assert cli(["plan", job, "--json"]) == 0

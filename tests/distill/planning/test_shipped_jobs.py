@@ -21,6 +21,7 @@ def meter_of(teacher: str) -> ModelMeter:
     return ModelMeter(open_wan(teacher))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_jobs())
 def test_a_shipped_job_fits_where_its_header_says(name: str) -> None:
     path = config_path(name)

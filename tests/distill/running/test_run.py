@@ -238,6 +238,7 @@ def test_signals_ask_once_and_handlers_come_back(number: int) -> None:
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.slow
 def test_an_iteration_is_dropped_between_its_micro_batches(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +264,7 @@ def test_an_iteration_is_dropped_between_its_micro_batches(
     assert_same_run(job.output.dir, straight.output.dir)
 
 
+@pytest.mark.slow
 def test_an_iteration_goes_on_after_the_updates_that_it_has_had(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_offloaded_blocks_wait_in_the_main_memory(shared_student: Path) -> None:
     assert student.transformer.blocks[0].ffn.net[2].weight.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_parts_take_turns(shared_student: Path, plain: torch.Tensor) -> None:
     student = load_student(shared_student, one_at_a_time=True, tile_vae=True)
     made = student.generate(PROMPT, 3)

@@ -35,6 +35,7 @@ def loads(log: list[str], name: str) -> Callable[[], nn.Module]:
     return load
 
 
+@pytest.mark.slow
 def test_weights_go_to_the_host_once_and_only_come_back() -> None:
     log: list[str] = []
     parts = as_a_gpu()
@@ -71,6 +72,7 @@ def test_nothing_is_copied_back_from_the_device() -> None:
         assert meter.copied == {("meta", "cpu"): size, ("cpu", "meta"): 2 * size}
 
 
+@pytest.mark.slow
 def test_what_is_released_or_has_no_room_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     parts = as_a_gpu()
@@ -124,6 +126,7 @@ def test_quantised_weights_travel_as_the_tensors_they_are_made_of() -> None:
     assert weight_bytes(module) < 4 * 32 * 64
 
 
+@pytest.mark.slow
 def test_a_student_in_turns_makes_the_same_video(
     shared_student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
