@@ -1,7 +1,6 @@
 """What ranks need, imported once for all of them; see ``ranks``.
 
-A rank that imports these itself takes some four seconds more, most of them for the compiler that
-DeepSpeed's optimizers import.
+A rank that imports these itself takes some seconds more.
 """
 
 import contextlib
@@ -19,7 +18,6 @@ for name in (
     "torch.utils.cpp_extension",
     "torch.utils.tensorboard",
     "deepspeed.runtime.zero.stage3",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
 ):
     with contextlib.suppress(ImportError):  # without DeepSpeed, its tests are skipped
         importlib.import_module(name)

@@ -143,6 +143,7 @@ def make_engine(
     import deepspeed
     from deepspeed.runtime.zero import stage3
 
+    _import_muon_uncompiled()
     _save_no_gathered_weights(network)
     usual = stage3.DeepSpeedZeroOptimizer_Stage3
     stage3.DeepSpeedZeroOptimizer_Stage3 = of_mixed_precision(usual)
@@ -152,6 +153,22 @@ def make_engine(
     finally:
         stage3.DeepSpeedZeroOptimizer_Stage3 = usual
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """Imports DeepSpeed's Muon optimizer, as every engine does, without PyTorch's compiler.
+
+    Nobody uses Muon here, but to mark its functions for compiling imports the compiler, which takes
+    three seconds of every start.
+    """
+    from deepspeed.runtime import compiler
+
+    usual = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = usual
 
 
 def _save_no_gathered_weights(network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from lightx2v_sgmd.parallel.zero3 import strategy as zero3
 from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 from lightx2v_sgmd.system.errors import UserError
 from tests.parallel import isolation
+from tests.parallel.ranks import run_ranks
 from tests.training import make_job, make_trainer, needs_deepspeed, read_trace, weights_of
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
@@ -170,6 +172,15 @@ def test_adapters_learn_beside_the_teachers_own_shards(
     now = dict(strategy.whole_tensors(STUDENT))
     assert not any(torch.equal(now[n], t) for n, t in local.whole_tensors(STUDENT))
     strategy.close()
+
+
+def compiler_is_imported(teacher: Path, folder: Path) -> bool:
+    build(teacher, folder).close()
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+def test_a_start_does_not_import_pytorchs_compiler(tiny_teacher: Path, tmp_path: Path) -> None:
+    assert not run_ranks(1, compiler_is_imported, tiny_teacher, tmp_path)
 
 
 def test_no_compiler_is_said_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
