@@ -1,4 +1,7 @@
-"""What the API speaks for: the queue, the files and the facts of the weights. No web in here."""
+"""The server behind the HTTP API: the queue, the files and the facts of the weights.
+
+It imports no web package.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from infer.serve.results import Results
 
 @dataclass(frozen=True)
 class Backend:
-    """What the API speaks for.
+    """The parts of a running server that the API uses.
 
     Attributes:
         store: The queue.
         results: The folder of the videos.
         served: The weights.
         options: The server's options.
-        state: Says how the worker is.
-        restarts: Says how often the worker was started again.
+        state: Returns the worker's state.
+        restarts: Returns how often the worker was started again.
     """
 
     store: JobStore
@@ -33,15 +36,15 @@ class Backend:
     restarts: Callable[[], int]
 
     def answer(self, job: Job) -> VideoAnswer:
-        """A job as clients see it."""
+        """The answer that describes a job to a client."""
         ahead = self.store.ahead_of(job) if job.status == "queued" else None
         return video_answer(job, ahead, self.options.keep_hours)
 
     def job(self, name: str) -> Job:
-        """The job of a name.
+        """Returns the job with that name.
 
         Raises:
-            RequestProblem: there is none.
+            RequestProblem: there is no such job.
         """
         job = self.store.get(name)
         if job is None:
@@ -52,7 +55,7 @@ class Backend:
         """Puts a request into the queue.
 
         Raises:
-            RequestProblem: it cannot be made, or the queue is full.
+            RequestProblem: the model cannot make that video, or the queue is full.
         """
         wanted = settle(request, self.served, self.options.most_prompt)
         return self.store.add(wanted, self.options.queue_limit)

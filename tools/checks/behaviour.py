@@ -41,7 +41,7 @@ EXPORTS = (
     ("lora", "bf16"),
 )
 MARK = '"lora bf16": {'
-"""Text that every record holds, and other files do not."""
+"""A text by which a record is known from other files."""
 NOT_COMPARED = ("seconds", "cpu_seconds", "peak_memory_gib")
 """Keys of ``metrics.jsonl`` that differ from run to run."""
 
@@ -67,7 +67,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 
 def losses(run: Path) -> list[dict[str, Any]]:
-    """A run's metrics, without what depends on the clock."""
+    """A run's metrics without those that depend on the clock."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in NOT_COMPARED} for row in rows]
 
@@ -78,7 +78,7 @@ def command(*arguments: str) -> None:
 
 
 def record(work: Path) -> dict[str, Any]:
-    """Everything, computed in a folder."""
+    """Trains, exports and generates in a folder, and returns the record of it."""
     import torch
 
     import lightx2v_sgmd

@@ -93,7 +93,7 @@ def tensor_header(data: bytes) -> None:
 
 
 def header_text(data: bytes) -> None:
-    """The JSON of a safetensors header, its length being right."""
+    """The JSON of a safetensors header with the right length before it."""
     tensor_header(struct.pack("<Q", len(data)) + data)
 
 
@@ -131,7 +131,7 @@ def transformer(data: bytes) -> None:
 
 
 def vae(data: bytes) -> None:
-    """The same of a VAE."""
+    """A VAE's configuration, and the network of one that is accepted."""
     config = _object(data)
     configs.check_vae(config)
     with torch.device("meta"):
@@ -139,7 +139,7 @@ def vae(data: bytes) -> None:
 
 
 def text_encoder(data: bytes) -> None:
-    """The same of a text encoder."""
+    """A text encoder's configuration, and the network of one that is accepted."""
     config = _object(data)
     configs.check_text_encoder(config)
     with torch.device("meta"):
@@ -250,7 +250,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 
 
 def run_target(name: str, data: bytes) -> bool:
-    """Gives a target its input; True if it was accepted.
+    """Runs a target on one input; returns True if the input was accepted.
 
     Raises:
         AssertionError: a refusal has no line, too many, or a line of more than 300 characters.

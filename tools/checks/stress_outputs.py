@@ -201,7 +201,7 @@ class Stress:
             process.kill()
 
     def ended(self, command: Sequence[str], process: subprocess.Popen[str]) -> None:
-        """Judges how a command has ended."""
+        """Records a command that ended in a way it must not."""
         assert process.stderr is not None
         said = process.stderr.read().strip()
         kind, code = command[0], process.returncode
@@ -218,7 +218,7 @@ class Stress:
 
 
 def check_run(run: Path) -> None:
-    """Every checkpoint is whole, and the log has every step once, in order."""
+    """Checks that every checkpoint is whole, and that the log has every step once, in order."""
     for folder in store.checkpoints(run):
         store.verify(folder)
     damaged = list(run.glob("checkpoints/*.damaged*"))
@@ -230,14 +230,14 @@ def check_run(run: Path) -> None:
 
 
 def check_export(folder: Path) -> None:
-    """An export is not there, or whole."""
+    """Checks that an export is whole or absent."""
     if folder.exists():
         problems = verify(folder)
         assert not problems, f"{folder}: {problems}"
 
 
 def check_videos(files: Sequence[Path]) -> None:
-    """Every video with a sidecar is whole and plays."""
+    """Checks that every video with a sidecar is whole and can be read."""
     for file in files:
         if file.exists() and sidecar(file).exists() and file.name not in ("holiday.mp4",):
             assert problem(file) is None, problem(file)
@@ -245,7 +245,7 @@ def check_videos(files: Sequence[Path]) -> None:
 
 
 def check_shards(folder: Path) -> None:
-    """Every shard of embeddings can be read."""
+    """Checks that every shard of embeddings can be read."""
     for file in folder.glob("*/rows_*.safetensors"):
         with safe_open(file, framework="pt") as shard:
             assert all(shard.get_tensor(key).isfinite().all() for key in shard.keys()), file
@@ -269,7 +269,7 @@ def check_evaluation(folder: Path) -> None:
 
 
 def check(stress: Stress) -> None:
-    """Looks at everything after a round."""
+    """Checks every output and every file of the user after a round."""
     work = stress.work
     checks: list[Callable[[], None]] = [
         lambda: check_run(work / "run"),
@@ -294,7 +294,7 @@ def check(stress: Stress) -> None:
 
 
 def prepare(work: Path) -> None:
-    """A run to export, prompts, and the files of a user."""
+    """Writes a run to export, prompts, and the files of a user."""
     work.mkdir(parents=True)
     (work / "job.yaml").write_text(JOB)
     (work / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")

@@ -1,4 +1,4 @@
-"""Makes the videos of one side, those that are not there yet."""
+"""Makes the videos that a student or a teacher is measured by, as far as they are missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.errors import RunError
 
 GUIDANCE: Final = 5.0
-"""A teacher's guidance where neither the user nor a student says one; Wan2.1's pipelines use it."""
+"""The teacher's guidance scale if neither the user nor a manifest gives one: Wan2.1's default."""
 _TOGETHER: Final = 16
 _TOKENS_AT_ONCE: Final = 2**15
 
@@ -30,7 +30,7 @@ def student_videos(
     out: Path,
     quiet: bool,
 ) -> list[Path]:
-    """A student's videos by ``generate``, which makes only those that are missing.
+    """Makes a student's videos by ``generate``, which leaves out those that exist.
 
     Args:
         source: The student.
@@ -65,7 +65,7 @@ def student_videos(
 
 
 def guidance_of(options: EvaluateOptions, sources: Sequence[Source | None]) -> float:
-    """A teacher's guidance: as given, else that of a student's training, else 5."""
+    """The teacher's guidance scale: the option, else the one a student was trained with, else 5."""
     if options.guidance_scale is not None:
         return options.guidance_scale
     manifests = [source.manifest for source in sources if source is not None]
@@ -82,20 +82,20 @@ def teacher_videos(
     lock: OutputLock,
     quiet: bool,
 ) -> list[Path]:
-    """A teacher's videos by its own sampler; each has a sidecar as ``generate`` writes them.
+    """Makes a teacher's videos by its own sampler, each with a sidecar as ``generate`` writes it.
 
     Args:
         source: The teacher.
         prompts: One for each video.
         size: The size to make.
-        guidance_scale: Its guidance, in Ho and Salimans' form.
+        guidance_scale: The teacher's guidance scale, in Ho and Salimans' form.
         options: The options.
         out: The folder of this side's videos.
         lock: The evaluation's lock.
         quiet: Show no progress.
 
     Raises:
-        UserError: a file that is not ours is in the way.
+        UserError: a file of that name exists that this program did not write.
     """
     import torch
 
@@ -171,7 +171,7 @@ def teacher_videos(
 
 
 def device_and_dtype(device: str | None) -> tuple[str, Any]:
-    """The device of networks, a GPU if there is one, and their precision there."""
+    """Chooses the device, a GPU if there is one, and the precision of networks on it."""
     import torch
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Measures each video once: measurements are kept by the video's content.
+"""Measures videos, and keeps each result under the hash of the video's content.
 
 Legend: F frames, H height, W width, K videos of one prompt.
 """
@@ -26,7 +26,7 @@ from lightx2v_sgmd.system.optional_packages import required
 from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
 
 RULES: Final = 1
-"""Version of the rules; measurements by other rules are made again."""
+"""The version of the measures; results of another version are computed again."""
 _SAVE_S: Final = 20.0
 _SIDE: Final = 64
 """Pixels of the shorter side to which frames are reduced for the diversity."""
@@ -57,10 +57,10 @@ def measure_file(file: Path) -> Values:
 
 
 def frames_of(file: Path) -> tuple[Frames, float]:
-    """A video's frames ``[F, H, W, 3]`` and frames per second.
+    """Reads a video's frames ``[F, H, W, 3]`` and its frames per second.
 
     Raises:
-        UserError: the file cannot be read as a video, or has one frame.
+        UserError: the file cannot be read as a video, or has only one frame.
     """
     try:
         video, fps = read_video(file)
@@ -75,12 +75,12 @@ def frames_of(file: Path) -> tuple[Frames, float]:
 
 
 class Measurements:
-    """What was measured of videos, kept in one JSON file of the output folder.
+    """The measurements of videos, in one JSON file of the output folder.
 
     Args:
         written: The output folder's files.
         name: The JSON file's name below the folder.
-        rules: Names the rules of these measurements.
+        rules: The version of these measures.
     """
 
     def __init__(self, written: WrittenFiles, name: str, rules: Any = RULES) -> None:
@@ -103,9 +103,9 @@ class Measurements:
         """The measurement of each key, computed where it is missing.
 
         Args:
-            keys: Names of the contents.
-            measure: Measures the content with that index.
-            label: The name of the work.
+            keys: The content hashes of the videos.
+            measure: Measures the video with that index.
+            label: The label of the progress bar.
             quiet: Show no progress.
         """
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
@@ -154,10 +154,10 @@ def measure_groups(
     side: str,
     quiet: bool,
 ) -> list[float]:
-    """The mean distance of each prompt's videos, which differ in their seeds.
+    """Measures how different each prompt's videos are: the mean distance between its seeds.
 
     Args:
-        files: The videos, the seeds outermost.
+        files: The videos: all prompts of the first seed, then those of the next one.
         hashes: The hash of each.
         prompts: Number of prompts.
         written: The output folder's files.

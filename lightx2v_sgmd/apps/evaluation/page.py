@@ -44,7 +44,7 @@ def report_page(results: dict[str, Any], out: Path, shown: int) -> str:
 
 
 def side_names(results: dict[str, Any]) -> dict[str, str]:
-    """What readers call the sides: the last part of the path, and what it is."""
+    """The names of the two sides for readers: the end of the path, and its kind."""
     names = {}
     for side, about in results["sides"].items():
         what = {"student": "student", "teacher": "teacher", "videos": "videos"}[about["kind"]]
@@ -122,7 +122,7 @@ def set_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def ranked(results: dict[str, Any]) -> list[int]:
-    """The prompts' numbers, the worst first: farthest from the reference, or least motion."""
+    """The prompts' indices, worst first: farthest from the reference, or with the least motion."""
     scores = results["ranking"]["scores"]
     return sorted(
         range(len(scores)), key=lambda i: scores[i], reverse="against" in results["sides"]

@@ -16,7 +16,7 @@ SIDE_COLOURS = {"weights": COLOURS[0], "against": COLOURS[1]}
 
 
 def motion_histogram(results: dict[str, Any], names: dict[str, str]) -> Figure:
-    """How many videos move how much, both sides; dashed lines part slow and fast videos.
+    """A histogram of motion of both sides; dashed lines separate slow and fast videos.
 
     Args:
         results: The content of ``metrics.json``.

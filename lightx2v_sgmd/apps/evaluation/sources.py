@@ -1,4 +1,4 @@
-"""What is evaluated: a student, a teacher or a folder of mp4s, told apart by what is in it."""
+"""Finds out what a path holds that is to be evaluated: a student, a teacher or mp4 files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Kind = Literal["student", "teacher", "videos"]
 
 @dataclass(frozen=True)
 class Source:
-    """One of the two sides.
+    """One of the two sides: what ``--weights`` or ``--against`` names.
 
     Attributes:
-        path: As the user named it.
-        kind: What it is.
+        path: The path as the user gave it.
+        kind: A student, a teacher, or videos.
         nfe: A student's network evaluations for one video; 0 for others.
         model: The model of a student or a teacher.
-        manifest: What a student says about itself.
-        video: The size that it was made for; None if nothing says so.
+        manifest: The manifest of a student.
+        video: The video size of a model's training; None if no file says it.
         files: The videos of a folder, sorted by name.
     """
 
@@ -41,19 +41,19 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Its place on the disk."""
+        """The source's folder on the disk."""
         return model_folder(self.path)
 
 
 def open_source(path: str | Path, option: str) -> Source:
-    """Looks at what a path holds; loads no weights.
+    """Opens what a path holds, without loading weights.
 
     Args:
         path: A folder, a file of weights, ``sprites`` or a hub id.
         option: The name of the option, for messages.
 
     Raises:
-        UserError: it is none of the three, or what is there cannot be used.
+        UserError: the path holds none of the three, or its content cannot be used.
     """
     place = model_folder(path)
     if not place.exists() and known_transformer_config(str(path)) is None:
@@ -96,7 +96,7 @@ def _student(path: str | Path) -> Source:
 
 
 def video_files(source: Source, prompts: Sequence[str], seeds: int, option: str) -> list[Path]:
-    """The videos of a folder, in the order of a list of prompts.
+    """Puts the videos of a folder in the order of a list of prompts.
 
     Either every video has VBench's name, ``PROMPT-0.mp4``, ``PROMPT-1.mp4`` and so on, or the files
     sorted by name are in the order of the prompts; with several seeds, all prompts with the first
@@ -112,7 +112,7 @@ def video_files(source: Source, prompts: Sequence[str], seeds: int, option: str)
         One file for each seed and prompt, the seeds outermost.
 
     Raises:
-        UserError: there are neither such names nor as many videos as prompts and seeds.
+        UserError: the files have other names, and their number is not prompts times seeds.
     """
     named = [
         Path(source.path) / f"{prompt}-{seed}.mp4" for seed in range(seeds) for prompt in prompts
@@ -136,10 +136,10 @@ def wanted_size(
     width: int | None,
     num_frames: int | None,
 ) -> VideoFacts:
-    """The size of the videos to make: as given, else as a side was trained, its own first.
+    """The size of the videos to make: the options, else the size that a side was trained for.
 
     Raises:
-        UserError: nothing says it, or the model cannot make it.
+        UserError: neither options nor models say it, or the model cannot make such videos.
     """
     assert source.model is not None, "a folder of videos has its own size"
     facts = source.video or (other.video if other is not None else None)

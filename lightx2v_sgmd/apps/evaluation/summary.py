@@ -1,4 +1,4 @@
-"""From measurements of videos to the content of ``metrics.json``.
+"""Turns measurements of videos into the content of ``metrics.json``.
 
 Videos are in the order of the seeds, and for each seed in the order of the prompts.
 """
@@ -23,7 +23,7 @@ _FLOOR_SPLITS: Final = 10
 
 @dataclass(frozen=True)
 class Side:
-    """What was measured of one side.
+    """The measurements of one side.
 
     Attributes:
         about: What it is, for ``metrics.json``.
