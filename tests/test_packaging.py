@@ -73,6 +73,14 @@ def test_every_requirement_is_locked() -> None:
     assert {name.lower() for name in wanted} - locked == set()
 
 
+def test_the_newest_release_is_one_everywhere() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, date = re.findall(r"^## ([\d.]+) \(([\d-]+)\)$", changelog, re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {version}" in citation and f"date-released: {date}" in citation
+    assert lightx2v_sgmd.__version__ == version or lightx2v_sgmd.__version__.endswith(".dev0")
+
+
 def test_the_public_api_is_lazy_and_whole() -> None:
     assert lightx2v_sgmd.load_job.__module__ == "lightx2v_sgmd.job.schema"
     for name in lightx2v_sgmd.__all__:
