@@ -22,6 +22,8 @@ LONGEST = (
     "distill/test_pretraining.py",
     "parallel/zero3/test_strategy.py",
     "distill/planning/test_memory.py",
+    "distill/running/test_hosts.py",
+    "distill/running/test_faults.py",
     "parallel/test_precision.py",
     "distill/running/test_launch.py",
 )
