@@ -49,6 +49,7 @@ class VideoAnswer(BaseModel):
     height: int
     num_frames: int
     fps: float
+    preview: str | None = Field(description="Where the unfinished video can be seen, if it can.")
     queue_position: int | None = Field(description="Queued jobs before this one.")
     inference_time_s: float | None = Field(description="Seconds that the video took to make.")
     error: JobError | None
@@ -99,13 +100,16 @@ class Health(BaseModel):
     worker: State
 
 
-def video_answer(job: Job, ahead: int | None, keep_hours: float) -> VideoAnswer:
+def video_answer(
+    job: Job, ahead: int | None, keep_hours: float, has_preview: bool = False
+) -> VideoAnswer:
     """A job as clients see it.
 
     Args:
         job: The job.
         ahead: Queued jobs before it, if it waits.
         keep_hours: Hours that a finished video is kept.
+        has_preview: True if the unfinished video can be seen.
     """
     done = job.completed_at
     failed = None if job.error is None else JobError(code="generation_failed", message=job.error)
@@ -125,6 +129,7 @@ def video_answer(job: Job, ahead: int | None, keep_hours: float) -> VideoAnswer:
         height=job.height,
         num_frames=job.num_frames,
         fps=job.fps,
+        preview=f"/v1/videos/{job.id}/preview" if has_preview else None,
         queue_position=ahead,
         inference_time_s=None if job.seconds is None else round(job.seconds, 3),
         error=failed,

@@ -140,6 +140,26 @@ def _add_content(app: FastAPI, backend: Backend) -> None:
     ) -> FileResponse:
         return _file(backend, backend.job(name))
 
+    @app.get(
+        "/v1/videos/{id}/preview",
+        summary="See an unfinished video: the data prediction of its last step, roughly decoded",
+        response_class=Response,
+        responses={
+            **error_answers(404),
+            200: {"content": {"image/webp": {}}, "description": "An animated picture."},
+        },
+    )
+    def preview(name: _Id) -> Response:
+        file = backend.results.preview(backend.job(name).id)
+        try:
+            return Response(file.read_bytes(), media_type="image/webp")
+        except FileNotFoundError:
+            raise RequestProblem(
+                f"video {name} has no preview now; previews are there between two steps, and "
+                "after the server's first video",
+                404,
+            ) from None
+
     @app.post(
         "/v1/videos/sync",
         summary="Make a video and wait for it",
@@ -179,7 +199,7 @@ def _add_server(app: FastAPI, backend: Backend) -> None:
     @app.get("/", include_in_schema=False)
     def home() -> HTMLResponse:
         policy = (
-            "default-src 'none'; connect-src 'self'; media-src blob:; img-src data:; "
+            "default-src 'none'; connect-src 'self'; media-src blob:; img-src data: blob:; "
             "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'"
         )

@@ -38,7 +38,8 @@ class Backend:
     def answer(self, job: Job) -> VideoAnswer:
         """The answer that describes a job to a client."""
         ahead = self.store.ahead_of(job) if job.status == "queued" else None
-        return video_answer(job, ahead, self.options.keep_hours)
+        shown = job.status == "in_progress" and self.results.preview(job.id).is_file()
+        return video_answer(job, ahead, self.options.keep_hours, shown)
 
     def job(self, name: str) -> Job:
         """Returns the job with that name.

@@ -20,6 +20,7 @@ from lightx2v_sgmd.system.errors import UserError
 
 QUEUE: Final = "queue.sqlite"
 VIDEOS: Final = "videos"
+PREVIEWS: Final = "previews"
 _OWN_NAME: Final = re.compile(r"video_[0-9a-f]{32}")
 """A job's name, from which its video's file is named."""
 
@@ -38,6 +39,10 @@ class Results:
     def video(self, name: str) -> Path:
         """The file of a job's video."""
         return self.folder / VIDEOS / f"{name}.mp4"
+
+    def preview(self, name: str) -> Path:
+        """The file of an unfinished video's preview."""
+        return self.folder / PREVIEWS / f"{name}.webp"
 
     def check(self) -> None:
         """Refuses a folder that holds files but no queue: it is not a server's.
@@ -58,16 +63,34 @@ class Results:
         """Removes a queue without jobs, for a server that did not start."""
         for suffix in ("", "-wal", "-shm"):
             self.queue.with_name(QUEUE + suffix).unlink(missing_ok=True)
-        with suppress(OSError):
-            (self.folder / VIDEOS).rmdir()
+        for folder in (VIDEOS, PREVIEWS):
+            with suppress(OSError):
+                (self.folder / folder).rmdir()
 
     def remove(self, name: str) -> None:
-        """Removes a job's video if it is there."""
-        with suppress(FileNotFoundError):
-            self.video(name).unlink()
+        """Removes a job's video and preview if they are there."""
+        self.video(name).unlink(missing_ok=True)
+        self.remove_preview(name)
+
+    def remove_preview(self, name: str) -> None:
+        """Removes a job's preview if it is there."""
+        self.preview(name).unlink(missing_ok=True)
+
+    def show(self, name: str, picture: bytes) -> None:
+        """Replaces a job's preview; one that cannot be written is left out."""
+        file = self.preview(name)
+        temporary = file.with_suffix(".part")
+        with suppress(OSError):
+            temporary.write_bytes(picture)
+            temporary.replace(file)
 
     def sweep(self, store: JobStore) -> None:
-        """Removes what dead processes left: half-written files, and videos of no job."""
+        """Removes what dead processes left: half-written files, previews, and videos of no job."""
+        previews = self.folder / PREVIEWS
+        previews.mkdir(exist_ok=True)
+        for file in [*previews.glob("video_*.webp"), *previews.glob("video_*.part")]:
+            if _OWN_NAME.fullmatch(file.stem):
+                file.unlink(missing_ok=True)
         folder = self.folder / VIDEOS
         folder.mkdir(exist_ok=True)
         clean_temporaries(folder)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from infer.options import Options
 from infer.serve.jobs import Job, JobStore
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from infer.checks import Checked
     from infer.engine import Student
+    from infer.serve.preview import FrameMeans
     from lightx2v_sgmd.files.video import Frames
 
 IDLE_S: Final = 0.02
@@ -114,7 +115,7 @@ def run(order: Order, pipe: Connection) -> None:
     with closing(JobStore(results.queue)) as store:
         results.sweep(store)
         pipe.send(Ready())
-        maker = Maker(student, store, results, order.worker, pipe)
+        maker = Maker(student, store, results, order.worker, pipe, Previews(student, results))
         with suppress(Stopped):
             maker.work(order.batch_size)
         store.release(order.worker, died=False)
@@ -143,6 +144,55 @@ def _served(weights: Path, checked: Checked) -> Served:
     )
 
 
+class Previews:
+    """Shows unfinished videos after each step, in colours that finished ones have taught.
+
+    Args:
+        student: The student.
+        results: Where previews are written.
+    """
+
+    def __init__(self, student: Student, results: Results) -> None:
+        from infer.serve.preview import LinearDecoder
+
+        self._student, self._results = student, results
+        self._decoder = LinearDecoder()
+        self._states: Tensor | None = None
+
+    def begin(self, jobs: list[Job]) -> None:
+        """Takes the noise that a batch starts from."""
+        import torch
+
+        shape = self._student.latent_shape(*jobs[0].size)
+        self._states = torch.stack([self._student.noise(job.seed, shape) for job in jobs])
+
+    def step(self, jobs: list[Job], step: int, x_t: Tensor) -> None:
+        """Writes the previews of a batch after a step, from the states before and after it."""
+        from infer.serve.preview import animation, data_prediction
+
+        sigma, following = self._student.schedule.sigmas[step : step + 2].tolist()
+        after, before = x_t.detach().float().cpu(), self._states
+        self._states = after
+        if before is None:
+            return
+        for job, x0 in zip(jobs, data_prediction(before, after, sigma, following), strict=True):
+            pictures = self._decoder.decode(x0)
+            if pictures is not None:
+                self._results.show(job.id, animation(pictures, job.fps))
+
+    def means(self, latents: Tensor) -> FrameMeans:
+        """Takes the frames of a video whose latents are ``[C, T, h, w]``."""
+        from infer.serve.preview import FrameMeans
+
+        return FrameMeans(latents.shape[1:])
+
+    def learn(self, latents: Tensor, means: FrameMeans) -> None:
+        """Learns from a video that is finished."""
+        colours = means.colours
+        if colours is not None:
+            self._decoder.learn(latents, colours)
+
+
 @dataclass
 class Maker:
     """Makes the videos of the queue, batch by batch."""
@@ -152,6 +202,7 @@ class Maker:
     results: Results
     worker: str
     pipe: Connection
+    previews: Previews | None = None
     _finished: set[str] = field(default_factory=set)
 
     def work(self, batch_size: int | None) -> None:
@@ -205,7 +256,11 @@ class Maker:
             self._look(0)
             if not self.store.advance(self.worker, names, 100 * (step + 1) // steps):
                 raise _NobodyWants
+            if self.previews is not None:
+                self.previews.step(jobs, step, x_t)
 
+        if self.previews is not None:
+            self.previews.begin(jobs)
         rows = self.student.encode([job.prompt for job in jobs], quiet=True)
         latents = self.student.denoise(rows, [job.seed for job in jobs], jobs[0].size, on_step)
         denoised_s = time.perf_counter() - start
@@ -216,7 +271,7 @@ class Maker:
             try:
                 if not one.isfinite().all():
                     raise FloatingPointError("the network gave values that are not finite")
-                whole = self._write(job, chunks)
+                whole = self._write_and_learn(job, one, chunks)
             except (Stopped, _NobodyWants):
                 raise
             except Exception as error:
@@ -227,7 +282,18 @@ class Maker:
                 size = self.results.video(job.id).stat().st_size
                 if not self.store.complete(self.worker, job.id, seconds, size):
                     self.results.remove(job.id)
+            self.results.remove_preview(job.id)
             self._finished.add(job.id)
+
+    def _write_and_learn(self, job: Job, latents: Any, chunks: Iterator[Frames]) -> bool:
+        """Writes a video as ``_write`` does, and learns its colours."""
+        if self.previews is None:
+            return self._write(job, chunks)
+        means = self.previews.means(latents)
+        whole = self._write(job, means.watching(chunks))
+        if whole:
+            self.previews.learn(latents, means)
+        return whole
 
     def _write(self, job: Job, chunks: Iterator[Frames]) -> bool:
         """Writes a video, which appears whole; False if nobody wants it any more."""

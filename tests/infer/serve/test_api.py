@@ -313,3 +313,19 @@ def test_the_api_imports_no_pytorch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unfinished_video_is_seen_where_its_job_says(
+    client: TestClient, backend: Backend
+) -> None:
+    job = backend.store.add(WANTED, 10)
+    backend.results.show(job.id, b"picture")
+    assert client.get(f"/v1/videos/{job.id}").json()["preview"] is None  # it only waits
+    backend.store.claim("w", lambda size: 1)
+    path = client.get(f"/v1/videos/{job.id}").json()["preview"]
+    shown = client.get(path)
+    assert (shown.content, shown.headers["content-type"]) == (b"picture", "image/webp")
+    backend.results.remove_preview(job.id)
+    assert client.get(f"/v1/videos/{job.id}").json()["preview"] is None
+    assert "has no preview now" in error_of(client.get(path), 404)
+    error_of(client.get(f"/v1/videos/video_{'0' * 32}/preview"), 404)

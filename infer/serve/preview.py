@@ -1,0 +1,124 @@
+"""A rough film of an unfinished video: a linear map from latents to colours, learned as we go.
+
+Decoding a video takes longer than a step, and latents are nearly linear in their pixels' mean
+colour. So each finished video teaches a least-squares map ``[C + 1] -> RGB``, and the data
+predictions of later videos are shown through it, one small picture for each latent frame. A worker
+shows nothing before it has finished its first video.
+
+C channels, T latent frames, h, w latent height and width, F frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lightx2v_sgmd.files.video import Frames
+
+FRAMES_EACH: Final = 4
+"""Frames of a latent frame; the first latent frame has one."""
+_LEAST: Final = 1e-3
+"""Ridge term for each pixel: channels that never change stay without weight."""
+
+
+class LinearDecoder:
+    """A map from latents to colours, fitted to all videos so far."""
+
+    def __init__(self) -> None:
+        self._left: Tensor | None = None
+        self._right = torch.zeros(0)
+        self._solved: Tensor | None = None
+
+    def learn(self, latents: Tensor, colours: Tensor) -> None:
+        """Adds a video.
+
+        Args:
+            latents: ``[C, T, h, w]``.
+            colours: ``[3, T, h, w]`` from 0 to 1, the mean colours of the pixels and frames that
+                belong to each latent.
+        """
+        rows = _with_one(latents)
+        if self._left is None:
+            self._left = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+            self._right = torch.zeros(len(rows), 3, dtype=torch.float64)
+        self._left += rows @ rows.T + _LEAST * rows.shape[1] * torch.eye(len(rows))
+        self._right += rows @ colours.double().flatten(1).T
+        self._solved = torch.linalg.solve(self._left, self._right)
+
+    def decode(self, latents: Tensor) -> Frames | None:
+        """Pictures ``[T, h, w, 3]`` uint8 of ``[C, T, h, w]``; None before anything was learned."""
+        if self._solved is None:
+            return None
+        colours = (self._solved.T @ _with_one(latents)).reshape(3, *latents.shape[1:])
+        pictures: Frames = (
+            (255 * colours.clamp(0, 1)).round().permute(1, 2, 3, 0).to(torch.uint8).numpy()
+        )
+        return pictures
+
+
+class FrameMeans:
+    """Takes a video's frames as they are decoded, and averages those of each latent.
+
+    Args:
+        shape: ``T, h, w``.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._shape = tuple(shape)
+        self._sums = np.zeros((*self._shape, 3))
+        self._count = 0
+
+    def watching(self, chunks: Iterator[Frames]) -> Iterator[Frames]:
+        """The same chunks ``[F, H, W, 3]``, which are added on their way."""
+        for chunk in chunks:
+            self._add(chunk)
+            yield chunk
+
+    def _add(self, chunk: Frames) -> None:
+        steps, height, width = self._shape
+        tall, wide = chunk.shape[1] // height, chunk.shape[2] // width
+        small = chunk.reshape(len(chunk), height, tall, width, wide, 3).mean(axis=(2, 4))
+        for frame in small:
+            at = (self._count + FRAMES_EACH - 1) // FRAMES_EACH
+            self._sums[min(at, steps - 1)] += frame / (FRAMES_EACH if at else 1)
+            self._count += 1
+
+    @property
+    def colours(self) -> Tensor | None:
+        """``[3, T, h, w]`` from 0 to 1; None if not all frames came."""
+        if self._count != FRAMES_EACH * (self._shape[0] - 1) + 1:
+            return None
+        return torch.from_numpy(self._sums / 255).permute(3, 0, 1, 2)
+
+
+def data_prediction(before: Tensor, after: Tensor, sigma: float, next_sigma: float) -> Tensor:
+    """The data prediction of an Euler step from ``sigma`` to ``next_sigma``, from its two states.
+
+    The step is ``after = before + (next_sigma - sigma) v``, and the prediction
+    ``x0 = after - next_sigma v``.
+    """
+    return after - next_sigma * (after - before) / (next_sigma - sigma)
+
+
+def animation(pictures: NDArray[np.uint8], fps: float) -> bytes:
+    """Pictures ``[T, h, w, 3]`` as an animated WebP; ``fps`` is that of the video's frames."""
+    first, *others = (Image.fromarray(picture) for picture in pictures)
+    file = io.BytesIO()
+    duration = max(1, round(1000 * FRAMES_EACH / fps))
+    first.save(
+        file, "WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=80
+    )
+    return file.getvalue()
+
+
+def _with_one(latents: Tensor) -> Tensor:
+    """``[C + 1, T h w]`` float64, the last row ones."""
+    rows = latents.detach().cpu().double().flatten(1)
+    return torch.cat([rows, torch.ones(1, rows.shape[1], dtype=torch.float64)])

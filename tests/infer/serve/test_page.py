@@ -1,0 +1,113 @@
+"""The page in a real browser, used by keys alone, wide and narrow, light and dark."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from infer.serve.api import make_app
+from infer.serve.backend import Backend
+from infer.serve.guard import Guard
+from infer.serve.listening import listen, url_of
+from infer.serve.preview import animation
+from tests.browser import chromium
+from tests.infer.serve.standin import StandIn, make_backend, make_maker
+
+
+@contextmanager
+def server(backend: Backend, token: str | None = None) -> Iterator[str]:
+    """The server's API in a thread, and its address."""
+    app = Guard(make_app(backend), token, "127.0.0.1", backend.options.most_body_bytes)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    with closing(listen("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield url_of("127.0.0.1", listening)
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+def make_waiting(backend: Backend) -> None:
+    """Makes the videos that wait."""
+    ours, theirs = Pipe()
+    maker = make_maker(backend, StandIn(), theirs)
+    jobs = backend.store.claim("w", lambda size: 4)
+    maker._make(jobs)
+    ours.close()
+
+
+def check_layout(page: Any) -> None:
+    """Nothing is wider than the window, and every button has a name."""
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for button in page.locator("button").all():
+        assert button.get_attribute("aria-label") or button.inner_text().strip()
+
+
+@pytest.mark.slow
+def test_a_video_is_asked_for_seen_and_repeated_by_keys(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path / "data")
+    with server(backend) as url, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(url)
+        page.locator("#model", has_text="tiny").wait_for()
+        page.locator("#prompt").focus()
+        page.keyboard.type("a red circle")
+        for _ in range(5):  # width, height, frames, seed, button
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        waiting = page.locator("#queue li", has_text="a red circle")
+        waiting.wait_for()
+        assert page.locator("#idle").is_hidden()
+        (job,) = backend.store.claim("w", lambda size: 1)
+        backend.results.show(job.id, animation(np.full((3, 8, 8, 3), 120, np.uint8), 8.0))
+        assert backend.store.advance("w", [job.id], 40)
+        picture = page.get_by_role("img", name="Preview of a red circle")
+        picture.wait_for()
+        assert page.get_by_text("in progress, 40 %").is_visible()
+        check_layout(page)
+        backend.store.release("w", died=False)
+        make_waiting(backend)
+        film = page.get_by_label("Video of a red circle")
+        film.wait_for()
+        page.wait_for_function("document.querySelector('#gallery video').videoWidth === 32")
+        page.locator("#estimate", has_text="A video of this size takes about").wait_for()
+        page.get_by_role("button", name="Make a red circle with another seed").press("Enter")
+        waiting.wait_for()
+        page.get_by_role("button", name="Cancel a red circle").press("Enter")
+        waiting.wait_for(state="detached")
+        assert len(backend.store.names()) == 1
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 360, "height": 700})
+        check_layout(page)
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+        assert problems == []
+
+
+@pytest.mark.slow
+def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path / "data")
+    token = "0123456789abcdef-token"
+    with server(backend, token) as url, chromium() as browser:
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_label("Token of this server").wait_for()
+        page.get_by_label("Token of this server").fill(token)
+        page.keyboard.press("Tab")
+        page.locator("#model", has_text="tiny").wait_for()
+        page.get_by_label("Prompt").fill("a fox")
+        page.get_by_label("Width").fill("48000")
+        page.get_by_role("button", name="Make the video").press("Enter")
+        page.locator("#said.bad", has_text="width").wait_for()
+        assert not backend.store.names()

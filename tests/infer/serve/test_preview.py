@@ -1,0 +1,95 @@
+"""Previews: a linear map learned from finished videos, and the data prediction of a step."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from infer.serve.preview import FrameMeans, LinearDecoder, animation, data_prediction
+from infer.serve.worker import Previews
+from lightx2v_sgmd.flow import add_noise
+from lightx2v_sgmd.schedule import Schedule
+from tests.infer.serve.standin import WANTED, make_backend
+
+
+def test_a_linear_decoder_is_found_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.rand(3, 5, generator=generator) - 0.5
+    decoder = LinearDecoder()
+    assert decoder.decode(torch.zeros(4, 2, 3, 3)) is None
+    for _ in range(3):
+        latents = 0.3 * torch.randn(4, 2, 3, 3, generator=generator)
+        colours = torch.einsum("rc,cthw->rthw", true[:, :4], latents) + 0.5
+        decoder.learn(latents, colours)
+    pictures = decoder.decode(latents)
+    assert pictures is not None and pictures.shape == (2, 3, 3, 3) and pictures.dtype == np.uint8
+    # The ridge term pulls a little.
+    expected = 255 * colours.clamp(0, 1).permute(1, 2, 3, 0).numpy()
+    assert np.abs(pictures - expected).max() < 5
+
+
+def test_frames_are_averaged_over_their_latent() -> None:
+    frames = np.zeros((9, 4, 6, 3), np.uint8)
+    frames[:, :2, :3] = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
+    means = FrameMeans((3, 2, 2))
+    chunks = [frames[:1], frames[1:7], frames[7:]]
+    assert sum(len(chunk) for chunk in means.watching(iter(chunks))) == 9
+    colours = means.colours
+    assert colours is not None and colours.shape == (3, 3, 2, 2)
+    # Frame 0; frames 1 to 4; frames 5 to 8, each 20 times its number.
+    wanted = torch.tensor([0.0, 50.0, 130.0]) / 255
+    assert torch.allclose(colours[:, :, 0, 0].float(), wanted.expand(3, 3))
+    assert colours[:, :, 1, 1].abs().max() == 0
+    cut = FrameMeans((3, 2, 2))
+    list(cut.watching(iter(chunks[:2])))
+    assert cut.colours is None
+
+
+def test_the_data_prediction_of_a_straight_path_is_its_data() -> None:
+    x0, noise = torch.randn(2, 1, 4, 2, 3, 3).unbind()
+    before = add_noise(x0, noise, torch.tensor([0.96]))
+    after = add_noise(x0, noise, torch.tensor([0.7]))
+    assert torch.allclose(data_prediction(before, after, 0.96, 0.7), x0, atol=1e-5)
+    assert torch.allclose(data_prediction(before, x0, 0.96, 0.0), x0, atol=1e-5)
+
+
+def test_an_animation_has_a_picture_for_each_latent_frame() -> None:
+    pictures = np.zeros((3, 8, 8, 3), np.uint8)
+    pictures[1] = 200
+    film: Any = Image.open(io.BytesIO(animation(pictures, 16.0)))
+    assert (film.n_frames, film.size) == (3, (8, 8))
+    film.seek(1)
+    assert abs(int(np.asarray(film.convert("RGB")).mean()) - 200) < 8
+
+
+def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path / "data")
+    jobs = [backend.store.add(WANTED, 10) for _ in range(2)]
+    shape = (4, 3, 4, 4)
+    student: Any = SimpleNamespace(
+        schedule=Schedule(),
+        latent_shape=lambda *size: shape,
+        noise=lambda seed, shape: torch.ones(shape),
+    )
+    previews, states = Previews(student, backend.results), torch.ones(2, *shape)
+    previews.begin(jobs)
+    previews.step(jobs, 0, 0.9 * states)
+    assert not any(backend.results.preview(job.id).exists() for job in jobs)
+    means = previews.means(states[0])
+    list(means.watching(iter([np.full((9, 32, 32, 3), 90, np.uint8)])))
+    previews.learn(states[0], means)
+    # The next step goes from 0.9 to 0.9: its velocity is 0, and the prediction a latent of 0.9.
+    previews.step(jobs, 1, 0.9 * states)
+    for job in jobs:
+        film = Image.open(backend.results.preview(job.id)).convert("RGB")
+        assert abs(np.asarray(film).mean() - 85) < 8
+    backend.delete(jobs[0].id)
+    assert not backend.results.preview(jobs[0].id).exists()
+    backend.results.sweep(backend.store)
+    assert not backend.results.preview(jobs[1].id).exists()

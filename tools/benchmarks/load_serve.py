@@ -1,0 +1,154 @@
+"""Loads a server of its own on loopback, and compares it with bare generation.
+
+    python -m tools.benchmarks.load_serve --weights demo/student --requests 40 --clients 4
+
+Clients create videos, ask for their state and download them. Reported are videos per second, the
+50th and 99th percentile of the time from request to file, the time of the API's own answers, and
+the overhead: the processor time of worker and server for each video over that of the engine alone,
+which makes the same videos one by one in this process before. Processor time is compared because
+other programs do not change it much. Exit code 1 if a video was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+_POLL_S: Final = 0.05
+_MOST: Final = 1000
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that ``share`` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+
+
+def bare_seconds(weights: str, count: int, out: Path) -> tuple[float, float]:
+    """Processor and wall seconds for each video of the engine alone, written as mp4."""
+    from infer import Options, load_student
+
+    student = load_student(weights, Options(device="cpu"), quiet=True)
+    student.generate("a red circle", seed=0).save(out / "warm.mp4")
+    processor, wall = _own_seconds(), time.perf_counter()
+    for seed in range(count):
+        student.generate("a red circle", seed=seed).save(out / f"{seed}.mp4")
+    return (_own_seconds() - processor) / count, (time.perf_counter() - wall) / count
+
+
+def _own_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def tree_seconds(pid: int) -> float:
+    """Processor seconds of a process, its children that ended, and those that run."""
+    tick = os.sysconf("SC_CLK_TCK")
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    total = sum(map(int, fields[11:15])) / tick
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return total + sum(tree_seconds(int(child)) for child in children)
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> bytes:
+    """The body of an answer."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+class Load:
+    """Requests of several clients, and how long they took."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.lock = url, threading.Lock()
+        self.whole: list[float] = []
+        self.answers: list[float] = []
+        self.lost: list[str] = []
+
+    def _timed(self, url: str, body: dict[str, Any] | None = None) -> bytes:
+        begun = time.perf_counter()
+        content = ask(url, body)
+        with self.lock:
+            self.answers.append(time.perf_counter() - begun)
+        return content
+
+    def one(self, seed: int) -> None:
+        """Creates a video, waits for it and downloads it."""
+        begun, videos = time.perf_counter(), f"{self.url}/v1/videos"
+        job = json.loads(self._timed(videos, {"prompt": "a red circle", "seed": seed}))
+        while job["status"] in ("queued", "in_progress"):
+            time.sleep(_POLL_S)
+            job = json.loads(self._timed(f"{videos}/{job['id']}"))
+        content = ask(f"{videos}/{job['id']}/content") if job["status"] == "completed" else b""
+        with self.lock:
+            self.whole.append(time.perf_counter() - begun)
+            if content[4:8] != b"ftyp":
+                self.lost.append(f"{job['id']} is {job['status']}")
+
+
+def measure(weights: str, requests: int, clients: int, folder: Path) -> dict[str, Any]:
+    """The figures of a load."""
+    bare, bare_wall = bare_seconds(weights, min(requests, 20), folder)
+    command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--weights", weights, "--port", "0"]
+    command += ["--data", str(folder / "data"), "--json", "--device", "cpu", "--batch", "1"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        load = Load(json.loads(server.stdout.readline())["url"])
+        load.one(0)  # the weights are loaded and everything has run once
+        load.whole, load.answers = [], []
+        processor, wall = tree_seconds(server.pid), time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(load.one, range(requests)))
+        wall = time.perf_counter() - wall
+        processor = (tree_seconds(server.pid) - processor) / requests
+    finally:
+        server.terminate()
+        server.wait()
+    return {
+        "requests": requests,
+        "clients": clients,
+        "videos_per_second": requests / wall,
+        "bare_videos_per_second": 1 / bare_wall,
+        "p50_s": percentile(load.whole, 0.5),
+        "p99_s": percentile(load.whole, 0.99),
+        "answer_p50_s": percentile(load.answers, 0.5),
+        "answer_p99_s": percentile(load.answers, 0.99),
+        "processor_s": processor,
+        "bare_processor_s": bare,
+        "overhead": processor / bare - 1,
+        "lost": load.lost,
+    }
+
+
+def main() -> None:
+    """Measures and prints JSON."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--weights", required=True, help="a student")
+    parser.add_argument("--requests", type=int, default=40, help="videos (default 40)")
+    parser.add_argument("--clients", type=int, default=4, help="clients at a time (default 4)")
+    args = parser.parse_args()
+    if not 0 < args.clients <= args.requests <= _MOST:
+        print(f"error: give 1 to {_MOST} requests and no more clients", file=sys.stderr)
+        sys.exit(2)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(args.weights, args.requests, args.clients, Path(folder))
+    print(json.dumps(figures, indent=2))
+    sys.exit(1 if figures["lost"] else 0)
+
+
+if __name__ == "__main__":
+    main()

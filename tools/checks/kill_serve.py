@@ -1,0 +1,151 @@
+"""Kills a real server, or its worker, by SIGKILL at many moments, and looks for lost jobs.
+
+    python -m tools.checks.kill_serve --weights demo/student --kills 30
+
+Jobs are created without a pause while one of the two processes is killed after a random time, and
+started again. At the end every accepted job must be completed with a whole video, or failed with
+the reason that the worker died too often. Exit code 1 if one is not.
+
+The tests kill at chosen moments and without a student (tests/infer/serve/dying.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.files.video import read_video
+
+_DIED: Final = "the process that makes the videos died"
+_PATIENCE_S: Final = 600.0
+
+
+class Server:
+    """``lightx2v-sgmd serve`` as a process."""
+
+    def __init__(self, weights: str, data: Path) -> None:
+        command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--weights", weights]
+        command += ["--port", "0", "--data", str(data), "--json", "--queue-limit", "1000"]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout is not None
+        self.url = json.loads(self.process.stdout.readline())["url"]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer to a request, or None if the server is gone."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except (OSError, urllib.error.URLError, ValueError):
+            return None
+
+    def workers(self) -> list[int]:
+        """The process numbers of its workers."""
+        pid = self.process.pid
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [
+            int(name)
+            for name in found
+            if "spawn_main" in Path(f"/proc/{name}/cmdline").read_text(errors="replace")
+        ]
+
+    def kill(self) -> None:
+        """Kills the server and waits."""
+        self.process.kill()
+        self.process.wait()
+
+
+def kill_again_and_again(weights: str, data: Path, kills: int, seed: int) -> list[str]:
+    """Creates jobs and kills; returns the names of the accepted jobs."""
+    chance = random.Random(seed)
+    accepted: list[str] = []
+    server = Server(weights, data)
+    for number in range(kills):
+        until = time.monotonic() + chance.uniform(0.0, 3.0)
+        while time.monotonic() < until:
+            answer = server.ask("/v1/videos", {"prompt": f"a red circle {len(accepted)}"})
+            if answer is not None:
+                accepted.append(answer["id"])
+            time.sleep(chance.uniform(0.05, 0.4))
+        whole = number % 2 == 0
+        if whole:
+            server.kill()
+            server = Server(weights, data)
+        else:
+            for worker in server.workers():
+                os.kill(worker, signal.SIGKILL)
+        killed = "server" if whole else "worker"
+        print(f"kill {number + 1}/{kills} of the {killed}, {len(accepted)} accepted", flush=True)
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        jobs = [server.ask(f"/v1/videos/{name}") for name in accepted]
+        if all(job is None or job["status"] in ("completed", "failed") for job in jobs):
+            break
+        time.sleep(0.5)
+    server.process.terminate()
+    server.process.wait()
+    return accepted
+
+
+def problems_of(data: Path, accepted: list[str]) -> list[str]:
+    """What is lost, unfinished or half written."""
+    from contextlib import closing
+
+    from infer.serve.jobs import JobStore
+
+    problems, completed = [], set()
+    with closing(JobStore(data / "queue.sqlite")) as store:
+        for name in accepted:
+            job = store.get(name)
+            if job is None or job.status not in ("completed", "failed"):
+                problems.append(f"{name} is {job.status if job else 'lost'}")
+            elif job.status == "failed":
+                if not str(job.error).startswith(_DIED):
+                    problems.append(f"{name} failed: {job.error}")
+            else:
+                completed.add(name)
+                frames, _ = read_video(data / "videos" / f"{name}.mp4")
+                if len(frames) != job.num_frames:
+                    problems.append(f"{name} has {len(frames)} frames, not {job.num_frames}")
+        known = store.names()
+    files = {path.name for path in (data / "videos").iterdir()}
+    left = files - {f"{name}.mp4" for name in known}
+    problems += [f"{name} was left" for name in sorted(left)]
+    print(f"{len(accepted)} accepted, {len(completed)} completed")
+    return problems
+
+
+def main() -> None:
+    """Runs the check."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--weights", required=True, help="a student")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        accepted = kill_again_and_again(args.weights, data, args.kills, args.seed)
+        problems = problems_of(data, accepted)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
