@@ -24,6 +24,7 @@ from lightx2v_sgmd.job.lightx2v_keys import (
     MAPPED,
     METHODS,
     MODELS,
+    NEGATIVE_PROMPT,
     unmapped,
 )
 from lightx2v_sgmd.job.schema import Job, job_of_tree
@@ -226,6 +227,7 @@ def _teacher(theirs: _Theirs, ours: _Ours) -> None:
     if guidance not in theirs.values and "training.dmd.guidance_scale" in theirs.values:
         guidance = "training.dmd.guidance_scale"
     ours.set("teacher.guidance_scale", theirs.number(guidance, 3.0), guidance)
+    ours.set("teacher.negative_prompt", NEGATIVE_PROMPT, "model.name")
     key = "model.running_dtype"
     dtype = theirs.get(key, "bf16")
     if dtype not in _DTYPES:

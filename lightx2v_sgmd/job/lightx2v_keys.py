@@ -18,6 +18,17 @@ COMMIT: Final = "f8aee98"
 MODELS: Final = ("wan_t2v", "wan_t2v_14b")
 """Models of theirs that are teachers here: ``model.name``."""
 
+NEGATIVE_PROMPT: Final = (
+    "镜头晃动，色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，"
+    "最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，"
+    "畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+"""The prompt that their trainers for Wan guide away from, whatever the YAML says.
+
+It is ``WAN_NEGATIVE_PROMPT`` of ``lightx2v_train/utils/constants.py``: Wan's own for text-to-video,
+with "camera shake" before it, as Wan has it for image-to-video.
+"""
+
 METHODS: Final[Mapping[str, str]] = {
     "video_sgmd": "sgmd",
     "video_dmd": "dmd2",
@@ -151,7 +162,7 @@ UNMAPPED: Final = (
     Unmapped("training.dmd.same_step_across_blocks", _UNUSED),
     Unmapped("training.dmd.context_noise", _UNUSED),
     Unmapped("training.dmd.image_sizes", _UNUSED),
-    Unmapped("training.*.negative_prompt", "LightX2V's video trainers take Wan's own, as here"),
+    Unmapped("training.*.negative_prompt", "LightX2V's trainers for Wan take one of their own"),
     Unmapped("training.*.cfg_norm", "guidance is not normalised here", ("none", None)),
     Unmapped("training.save_consolidated_*", "`lightx2v-sgmd export` writes weights of a run"),
     Unmapped("training.consolidated_weights_name", "`lightx2v-sgmd export` names the files"),

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from lightx2v_sgmd.cli import main
+from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.job.from_lightx2v import convert
 from lightx2v_sgmd.job.schema import Lora, load_job
 from lightx2v_sgmd.methods import DMD2, SGMD
@@ -83,6 +84,7 @@ def test_every_value_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         *("wan", 3.5),
         "float32",
     )
+    assert job.teacher.negative_prompt == f"镜头晃动，{NEGATIVE_PROMPT}"  # theirs, whatever is said
     assert isinstance(job.method, DMD2) and job.method.fake_score_updates == 5
     # Relative to the current folder, as their trainer reads it, not to the YAML.
     assert job.data.prompts == str(tmp_path / "prompts.txt")

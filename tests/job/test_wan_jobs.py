@@ -17,6 +17,7 @@ from distill.updates import average_decay
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.job.inheritance import read_job_tree
+from lightx2v_sgmd.job.lightx2v_keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
@@ -177,6 +178,7 @@ def test_the_papers_batch_is_32_on_its_32_gpus() -> None:
 def test_the_public_job_has_the_public_trainers_values() -> None:
     values = resolved(PUBLIC_JOB)
     stated = {key: values[key] for key in LIGHTX2V}
+    assert stated["teacher.negative_prompt"] == LIGHTX2V_NEGATIVE_PROMPT
     # The one value that engine and exports cannot run; the reason stands beside it.
     assert differences(stated, LIGHTX2V) == {"schedule.shift"}
     assert stated["schedule.shift"] == 8.0
