@@ -381,7 +381,17 @@ def test_heads_learn_without_a_graph_through_the_frozen_networks(
         return losses_of(self, sample)
 
     monkeypatch.setattr(type(method), "discriminator_losses", without_graph)
+    strategy: Any = trainer.strategy
+    logits, updates = strategy.logits, []
+
+    def told(x: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+        updates.append(update)
+        found: Tensor = logits(x, sigma, text, update)
+        return found
+
+    monkeypatch.setattr(strategy, "logits", told)
     trainer.updates(0)[0][1](0)
+    assert updates == [False, True]  # under ZeRO-3 the heads' engine takes part in the update
     assert all(found == [True, False] for found in carried.values()) and carried
     assert set(shapes) == {(2,)} and len(shapes) > 1
 

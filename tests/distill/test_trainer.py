@@ -128,6 +128,28 @@ def test_the_teacher_keeps_no_graph_that_the_method_does_not_use(
     assert seen == [(method == "sid", method == "sid")]
 
 
+def test_a_rollout_for_the_fake_score_alone_keeps_no_graph(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("method={name: dmd2, fake_score_updates: 1}",)
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    strategy: Any = trainer.strategy
+    velocity, seen = strategy.velocity, []
+
+    def noted(role: str, *args: Any, **options: Any) -> Tensor:
+        if role == STUDENT:
+            seen.append(torch.is_grad_enabled())
+        found: Tensor = velocity(role, *args, **options)
+        return found
+
+    monkeypatch.setattr(strategy, "velocity", noted)
+    students, fake_scores = trainer.updates(0)
+    fake_scores[1](0)
+    assert seen and not any(seen)
+    students[1](0)
+    assert seen[-1]
+
+
 def test_a_sample_has_a_discriminator_only_where_it_is_asked_for(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
