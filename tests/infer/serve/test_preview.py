@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import torch
 from PIL import Image
 
 from infer.serve.preview import FrameMeans, LinearDecoder, animation, data_prediction
-from infer.serve.worker import Previews
+from infer.serve.worker import Maker, Previews
+from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.schedule import Schedule
 from tests.infer.serve.standin import WANTED, make_backend
+from tests.students import load_student
 
 
 def test_a_linear_decoder_is_found_again() -> None:
@@ -93,3 +98,33 @@ def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
     assert not backend.results.preview(jobs[0].id).exists()
     backend.results.sweep(backend.store)
     assert not backend.results.preview(jobs[1].id).exists()
+
+
+def test_a_real_student_shows_every_step_of_its_second_video(
+    shared_student: Path, tmp_path: Path
+) -> None:
+    backend, student = make_backend(tmp_path / "data"), load_student(shared_student)
+    shown: list[tuple[str, bytes]] = []
+    results = Mock(wraps=backend.results, folder=backend.results.folder)
+    results.show = lambda name, picture: shown.append((name, picture))
+    ours, theirs = Pipe()
+    previews = Previews(student, results)
+    maker = Maker(student, backend.store, results, "w", theirs, previews)
+    jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
+    for _ in jobs:
+        maker._make(backend.store.claim("w", lambda size: 1))
+    ours.close()
+    statuses = [job.status for job in backend.store.page(10, None, False)[0]]
+    assert statuses == ["completed"] * 2
+    assert [name for name, _ in shown] == [jobs[1].id] * 4
+    # After the last step the data prediction is the video, which the map shows roughly.
+    film: Any = Image.open(io.BytesIO(shown[-1][1]))
+    frames, _ = read_video(backend.results.video(jobs[1].id))
+    assert film.n_frames == (len(frames) + 3) // 4
+    means = FrameMeans((film.n_frames, film.height, film.width))
+    list(means.watching(iter([frames])))
+    colours = means.colours
+    assert colours is not None
+    seen = np.asarray(film.convert("RGB")).astype(float)
+    wanted = 255 * colours[:, 0].permute(1, 2, 0).numpy()
+    assert np.abs(seen - wanted).mean() < 20
