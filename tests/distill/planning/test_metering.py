@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill.planning.metering import MemoryMeter, Pass, meter_pass
+from lightx2v_sgmd.families.wan import open_wan
+
+
+def test_meter_counts_what_lives() -> None:
+    meter = MemoryMeter()
+    with meter, torch.device("meta"):
+        x = torch.empty(1000)
+        y = (x + 1) * 2
+        x.view(10, 100).mul_(3)  # neither a view nor work in place takes memory
+        assert (meter.live, meter.peak) == (8000, 12000)
+        del x, y
+        assert meter.live == 0
+
+
+@pytest.mark.slow
+def test_all_layers_follow_from_four() -> None:
+    model = open_wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    model = replace(model, transformer_config=model.transformer_config | {"num_layers": 7})
+    what = Pass((16, 3, 12, 20), 1, torch.bfloat16, text_rows=8, checkpointing=True)
+    predicted = meter_pass(model, what)
+    metered = meter_pass(model, replace(what, keeping=True))  # runs all seven
+    for name in ("forward", "kept", "backward"):
+        assert getattr(predicted, name) == getattr(metered, name), name
+    halves = meter_pass(model, replace(what, degree=2))
+    assert halves.kept == pytest.approx(predicted.kept / 2, rel=0.1)
