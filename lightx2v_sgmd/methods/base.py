@@ -216,6 +216,9 @@ class Method:
     def fake_score_losses(self, sample: Sample) -> Losses:
         """The fake score's loss terms: flow matching on the student's data.
 
+        It is the error of the velocity, which is the error of x0 (Eq. 4 of arXiv 2605.30116) over
+        sigma^2: another weighting of the score times with the same solution.
+
         ``x0`` and ``x_t`` carry no gradient.
         """
         return {"fake": objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)}

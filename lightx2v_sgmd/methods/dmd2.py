@@ -4,7 +4,9 @@ The gradient is DMD's, ``(x_fake - x_real) / mean |x0 - x_real|`` per sample (ar
 Eq. 7 and 8), given to x0 and to nothing else. As the baseline of arXiv 2605.30116 (Sec. 4.1) there
 are five fake-score updates and no GAN. DMD2's GAN (arXiv 2405.14867, Sec. 4.3) is an option: a
 classifier on noised latents of real videos with the non-saturating loss. Here it reads the frozen
-teacher's blocks where DMD2's reads the fake score's, so that the fake score's loss is unchanged.
+teacher's blocks where DMD2's reads the fake score's, so that the fake score's loss is unchanged. It
+sees the student's x_t of DMD's term, and real latents with the same noise and score time; DMD2's
+draws a time of its own, uniformly.
 """
 
 from __future__ import annotations
