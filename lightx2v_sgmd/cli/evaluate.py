@@ -40,7 +40,8 @@ def evaluate_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Prompts: .txt (one a line), .jsonl or .csv. Needed unless --vbench names them.",
+            help="Prompts, none of them trained on: .txt (one a line), .jsonl or .csv. Needed "
+            "unless --vbench names them.",
         ),
     ] = None,
     against: Annotated[
