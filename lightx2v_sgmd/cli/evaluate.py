@@ -57,7 +57,7 @@ def evaluate_command(
             metavar="A,B,C",
             help="Metrics to report; default all that can be computed: optflow, dyndeg, motion, "
             "flicker, change, sharpness, colourfulness, brightness, contrast, saturation, "
-            "diversity, frechet, fvd.",
+            "diversity, frechet, clip, fvd.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Number of videos per prompt.")] = 1,
@@ -103,6 +103,14 @@ def evaluate_command(
         typer.Option(
             metavar="FILE",
             help="TorchScript file of an I3D network, for FVD; a program, so use one you trust.",
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a transformers CLIPModel, for the CLIP score, such as a copy of "
+            "openai/clip-vit-large-patch14.",
         ),
     ] = None,
     shown: Annotated[
@@ -177,6 +185,7 @@ def evaluate_command(
         width=width,
         num_frames=num_frames,
         i3d=i3d,
+        clip=clip,
         shown=shown,
         device=device,
     )
@@ -187,6 +196,7 @@ def evaluate_command(
             "--metrics": metrics,
             "--teacher": teacher,
             "--i3d": i3d,
+            "--clip": clip,
             "--seeds": None if seeds == 1 else seeds,
         }
         if given := [name for name, value in unused.items() if value is not None]:

@@ -34,6 +34,8 @@ from lightx2v_sgmd.untrusted.json_text import Limits, parse_json, read_bytes, re
 from lightx2v_sgmd.untrusted.tokenizer_json import check_tokenizer_json
 
 _CLASSES: Final = {
+    "CLIPTokenizer": "PreTrainedTokenizerFast",
+    "CLIPTokenizerFast": "PreTrainedTokenizerFast",
     "T5Tokenizer": "T5Tokenizer",
     "T5TokenizerFast": "T5Tokenizer",
     "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",

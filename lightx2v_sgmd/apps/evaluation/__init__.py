@@ -136,12 +136,17 @@ def _plan(
     if against is not None:
         sources["against"] = open_source(against, "--against")
     teacher = _features_model(sources, options)
+    if options.clip is not None:
+        from lightx2v_sgmd.apps.evaluation.clip import check_clip
+
+        check_clip(options.clip)
     metrics = chosen_metrics(options, against is not None, teacher is not None)
     refuse_overlap(
         resolved(out),
         {
             "--prompts": Path(prompts),
             "--i3d": options.i3d,
+            "--clip": options.clip,
             "--teacher": None if options.teacher is None else Path(options.teacher),
             **{f"--{side}": source.folder for side, source in sources.items()},
         },
@@ -180,6 +185,7 @@ def _measure(plan: _Plan, written: WrittenFiles, lock: OutputLock, quiet: bool) 
     values = {
         side: measure_files(files[side], hashes[side], written, side, quiet) for side in files
     }
+    values = _with_clip(plan, files, hashes, values, written, quiet)
     diversity: dict[str, list[float]] = {}
     if "diversity" in plan.metrics:
         count = len(plan.prompts)
@@ -232,6 +238,31 @@ def _features(
         side: teacher_features(load, model, paths, hashes[side], written, side, quiet)
         for side, paths in files.items()
     }
+
+
+def _with_clip(
+    plan: _Plan,
+    files: dict[str, Sequence[Path]],
+    hashes: dict[str, list[str]],
+    values: dict[str, list[dict[str, Any]]],
+    written: WrittenFiles,
+    quiet: bool,
+) -> dict[str, list[dict[str, Any]]]:
+    """The measurements of all videos, with their CLIP scores if these were asked for."""
+    clip = plan.options.clip
+    if "clip" not in plan.metrics or clip is None:
+        return values
+    from lightx2v_sgmd.apps.evaluation.clip import Clip, clip_scores
+
+    device, _ = device_and_dtype(plan.options.device)
+    load = functools.cache(lambda: Clip(clip, device))
+    scored = {}
+    for side, paths in files.items():
+        scores = clip_scores(load, clip, paths, hashes[side], plan.texts, written, side, quiet)
+        scored[side] = [
+            {**value, "clip": score} for value, score in zip(values[side], scores, strict=True)
+        ]
+    return scored
 
 
 def _i3d(

@@ -95,6 +95,13 @@ METRICS: Final = {
         "(sigma 0.25) and an empty prompt. It depends on the number of videos, so compare only "
         "equal numbers; the floor is the distance of two random halves of the reference",
     ),
+    "clip": Metric(
+        "CLIP score",
+        "100 max(cos, 0) of CLIP's features of a frame and of the prompt (arXiv 2104.08718), mean "
+        "over all frames, with the network that --clip names. Other networks give other numbers",
+        digits=2,
+        key="clip",
+    ),
     "fvd": Metric(
         "FVD",
         "Frechet Video Distance (arXiv 1812.01717): the same distance in the 400 logits of the "
@@ -104,7 +111,7 @@ METRICS: Final = {
     ),
 }
 """All metrics, by the names that ``--metrics`` takes."""
-OUTSIDE: Final = {"fvd": "--i3d"}
+OUTSIDE: Final = {"clip": "--clip DIR", "fvd": "--i3d FILE"}
 """Metrics that need weights from elsewhere, and the option that names them."""
 
 
@@ -127,6 +134,7 @@ class EvaluateOptions:
         width: In pixels; default as trained.
         num_frames: ``4k + 1``; default as trained.
         i3d: TorchScript file of an I3D network, for FVD.
+        clip: Folder of a transformers ``CLIPModel``, for the CLIP score.
         shown: The most prompts whose videos are in the report.
         device: ``cpu`` or ``cuda``; default a GPU if there is one.
     """
@@ -142,6 +150,7 @@ class EvaluateOptions:
     width: int | None = None
     num_frames: int | None = None
     i3d: Path | None = None
+    clip: Path | None = None
     shown: int = 16
     device: str | None = None
 
@@ -156,6 +165,11 @@ class EvaluateOptions:
         check_names(self.metrics)
         if self.i3d is not None and not self.i3d.is_file():
             raise UserError(f"--i3d: {self.i3d} does not exist; name a TorchScript file of I3D")
+        if self.clip is not None and not (self.clip / "config.json").is_file():
+            raise UserError(
+                f"--clip: {self.clip} has no config.json; name the folder of a transformers "
+                "CLIPModel, such as openai/clip-vit-large-patch14"
+            )
 
 
 def check_names(metrics: Sequence[str]) -> None:
@@ -192,8 +206,8 @@ def chosen_metrics(options: EvaluateOptions, against: bool, model: bool) -> tupl
     if options.seeds < 2:
         reasons["diversity"] = "needs several videos of a prompt; add --seeds 2 or more"
     for name, option in OUTSIDE.items():
-        if getattr(options, option.removeprefix("--")) is None:
-            reasons.setdefault(name, f"needs weights from elsewhere; add {option} FILE")
+        if getattr(options, option.split()[0].removeprefix("--")) is None:
+            reasons.setdefault(name, f"needs weights from elsewhere; add {option}")
     for name in options.metrics:
         if name in reasons:
             raise UserError(f"--metrics: {name} {reasons[name]}")

@@ -19,6 +19,7 @@ from lightx2v_sgmd.system.errors import UserError
         ({"seeds": 0}, "--seeds"),
         ({"guidance_scale": 0.5}, "--guidance-scale"),
         ({"i3d": Path("none.pt")}, "--i3d: none.pt does not exist"),
+        ({"clip": Path("none")}, "--clip: none has no config.json"),
     ],
 )
 def test_mistakes_are_one_line(given: dict[str, Any], message: str) -> None:
@@ -28,10 +29,12 @@ def test_mistakes_are_one_line(given: dict[str, Any], message: str) -> None:
 
 def test_the_default_is_all_that_can_be_computed(tmp_path: Path) -> None:
     alone = chosen_metrics(EvaluateOptions(), against=False, model=True)
-    assert set(METRICS) - set(alone) == {"motion", "frechet", "fvd", "diversity"}
+    assert set(METRICS) - set(alone) == {"motion", "frechet", "clip", "fvd", "diversity"}
     i3d = tmp_path / "i3d.pt"
     i3d.touch()
-    every = chosen_metrics(EvaluateOptions(seeds=2, i3d=i3d), against=True, model=True)
+    (tmp_path / "config.json").touch()
+    options = EvaluateOptions(seeds=2, i3d=i3d, clip=tmp_path)
+    every = chosen_metrics(options, against=True, model=True)
     assert every == tuple(METRICS)
     some = chosen_metrics(EvaluateOptions(metrics=("contrast", "optflow")), True, True)
     assert some == ("optflow", "contrast")
