@@ -143,7 +143,7 @@ def _local_state(job: Job, meter: ModelMeter) -> tuple[Parts, Parts, Parts]:
     numbers = sum(weights.count for weights in trained.values())
     numbers += sum(weights.count for weights in _heads(job, meter).values())
     state = {
-        "weights": 4 * numbers + _size(job) * meter.weights.count,
+        "weights": 4 * numbers + meter.frozen(job),
         "optimizer": 8 * numbers,
         "moving average": 4 * trained[STUDENT].count if job.train.ema else 0,
     }

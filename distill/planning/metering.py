@@ -24,6 +24,7 @@ from lightx2v_sgmd.families.wan import WanModel, stays_float32, velocity
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import add_adapters
 from lightx2v_sgmd.networks.compiled_passes import use_passes
+from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
 from lightx2v_sgmd.untrusted.building import build_vae
@@ -150,6 +151,7 @@ class Pass:
         keeping: True to meter ``backward_keeping``.
         adapters: Those that are trained, or None if all weights are.
         compiled: True if a compiler made the passes between the products.
+        fp8_storage: True if the blocks' matrices are stored in 8 bits.
     """
 
     latents: tuple[int, int, int, int]
@@ -161,6 +163,7 @@ class Pass:
     keeping: bool = False
     adapters: Lora | None = None
     compiled: bool = False
+    fp8_storage: bool = False
 
 
 def meter_pass(model: WanModel, what: Pass) -> PassMemory:
@@ -208,6 +211,9 @@ def prepare_pass(
     kept = stays_float32(network)
     for name, p in network.named_parameters():
         p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
+    if what.fp8_storage:
+        for block in network.blocks:
+            store_in_fp8(block)
     if what.adapters is not None:
         add_adapters(network, what.adapters, 0, what.dtype)
     enable_sequence_parallel(network, PlannedGroup(what.degree))

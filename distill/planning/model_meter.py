@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from distill.planning.discriminators import DiscriminatorMeter
 from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
@@ -51,10 +52,20 @@ class ModelMeter:
         self._decoding: dict[tuple[int, ...], int] = {}
         self.discriminators = DiscriminatorMeter(model)
         with torch.device("meta"):
-            sizes = [p.numel() for p in model.build_transformer().parameters()]
-        self.weights = Weights.of(sizes)
+            network = model.build_transformer()
+        self.weights = Weights.of([p.numel() for p in network.parameters()])
+        layers = [m for m in network.blocks.modules() if isinstance(m, nn.Linear)]
+        self._matrices = sum(layer.weight.numel() for layer in layers)
+        self._rows = sum(layer.out_features for layer in layers)
         self._trained: dict[Lora | None, Weights] = {None: self.weights}
         self.text_encoder = _text_encoder_weights(model)
+
+    def frozen(self, job: Job) -> int:
+        """Bytes of the frozen network's weights as the job stores them."""
+        size = torch_type(job.teacher.dtype).itemsize
+        if job.teacher.quantize == "none":
+            return size * self.weights.count
+        return self._matrices + 4 * self._rows + size * (self.weights.count - self._matrices)
 
     def trained(self, job: Job) -> dict[str, Weights]:
         """The trained weights of the student and, if the method has one, of the fake score."""
@@ -86,11 +97,13 @@ class ModelMeter:
         adapters: Lora | None = None,
     ) -> PassMemory:
         """The memory of a network's passes in a job, ``batch`` videos at once."""
+        planned = self.planned_pass(job, batch)
         what = replace(
-            self.planned_pass(job, batch),
+            planned,
             checkpointing=checkpointing,
             keeping=keeping,
             adapters=adapters,
+            fp8_storage=planned.fp8_storage and adapters is not None,
         )
         if what not in self._passes:
             self._passes[what] = meter_pass(self.model, what)
@@ -113,6 +126,7 @@ class ModelMeter:
             checkpointing=False,
             degree=job.parallel.sequence,
             compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
+            fp8_storage=job.teacher.quantize != "none",
         )
 
     def decoding(self, job: Job) -> int:

@@ -21,6 +21,7 @@ from lightx2v_sgmd.files.safetensors_files import TensorInfo
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 EIGHT_BIT_FLOATS: Final = ("F8_E4M3", "F8_E5M2")
+_LARGEST: Final = 448.0
 WEIGHT: Final = ".weight"
 SCALES: Final = (".weight_scale", ".scale_weight")
 _UNUSED: Final = (".scale_input", ".input_scale", ".comfy_quant")
@@ -85,6 +86,25 @@ class ScaledWeights:
             return f"{len(eight)} matrices in fp8 without scales"
         names = sorted({"." + scale.rsplit(".", 1)[-1] for scale in self.scales.values()})
         return f"{len(self.scales)} matrices in 8 bits with scales ({', '.join(names)})"
+
+
+def in_fp8(weight: Tensor, by_row: bool) -> tuple[Tensor, Tensor]:
+    """Rounds a matrix to 8 bits: ``weight = stored * scale``, symmetric, ``float8_e4m3fn``.
+
+    Args:
+        weight: ``[out, in]``.
+        by_row: True for a scale of each row, False for one of the whole matrix.
+
+    Returns:
+        The stored matrix, and its scale in float32, ``[out, 1]`` or ``[]``: the largest magnitude
+        over 448, the largest finite value of the type.
+    """
+    wide = weight.float()
+    low, high = wide.aminmax(dim=1, keepdim=True) if by_row else wide.aminmax()
+    largest = torch.maximum(-low, high)
+    scale = (largest / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+    # A value that rounding puts just above 448 is clamped: 448 is the nearest number in fp8.
+    return (wide / scale).to(torch.float8_e4m3fn), scale
 
 
 def decoded(values: Tensor, scale: Tensor, start: int, width: int) -> Tensor:

@@ -69,6 +69,12 @@ def _offload(offload: str, strategy: str) -> str | None:
     )
 
 
+def _quantize(kind: str, strategy: str) -> str | None:
+    if kind == "none" or strategy == "local":
+        return None
+    return f"{kind} needs parallel.strategy local, not {strategy}; use none or change the strategy"
+
+
 def _offload_dir(directory: str | None, offload: str) -> str | None:
     if offload == "nvme" and directory is None:
         return "is missing, but parallel.offload is nvme; name a folder on a fast local disk"
@@ -103,6 +109,7 @@ RULES: Rules = (
     Rule(("parallel.sequence", "parallel.strategy"), _sequence),
     Rule(("parallel.offload", "parallel.strategy"), _offload),
     Rule(("parallel.offload_dir", "parallel.offload"), _offload_dir),
+    Rule(("teacher.quantize", "parallel.strategy"), _quantize),
     Rule(("teacher.path",), _path),
     Rule(("teacher.base",), _path),
     Rule(("teacher.loras",), _paths),

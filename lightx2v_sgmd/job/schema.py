@@ -54,6 +54,10 @@ class Teacher:
     # Model whose VAE, text encoder and tokenizer go with a single file of weights; null looks in
     # the file's own folder.
     base: str | None = None
+    # Storage of the frozen weights. "fp8-storage" keeps the blocks' matrices in 8 bits with a scale
+    # for each row, and computes in dtype as before: half of bfloat16's memory. Adapters of student
+    # and fake score then learn beside the rounded weights. Only with parallel.strategy: local.
+    quantize: Literal["none", "fp8-storage"] = "none"
     # LoRA files that make the model the teacher to distil, each as FILE or FILE:STRENGTH, relative
     # to the job file (from --set: to the current folder). They are merged into the weights that
     # teacher, student and fake score start from.

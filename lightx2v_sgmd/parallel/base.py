@@ -82,6 +82,7 @@ class StrategySettings:
         offload_dir: Folder of these files.
         checkpointing: The activations that are computed again in the backward pass.
         compile: ``auto``, ``always`` or ``never``: see ``compiler.compiles``.
+        fp8_storage: True if the frozen teacher's blocks are stored in 8 bits.
         heads: Heads of the discriminator, if the method trains one.
         adapters: The adapters of each role that trains them in place of its network's weights.
         seed: Random seed of the adapters' initial values.
@@ -100,6 +101,7 @@ class StrategySettings:
     adapters: Mapping[str, Lora]
     seed: int
     compile: str = "never"
+    fp8_storage: bool = False
 
     @property
     def networks(self) -> list[str]:
@@ -131,6 +133,7 @@ class StrategySettings:
             adapters={r: lora for r, lora in roles.items() if lora and r in job.method.roles},
             seed=job.train.seed,
             compile=job.parallel.compile,
+            fp8_storage=job.teacher.quantize == "fp8-storage",
         )
 
     def adapter_seed(self, role: str) -> int:

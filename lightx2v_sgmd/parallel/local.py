@@ -23,6 +23,7 @@ from lightx2v_sgmd.methods.base import (
 )
 from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
+from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
 from lightx2v_sgmd.parallel.base import ScoreLoss, StrategySettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
@@ -55,7 +56,8 @@ class Local:
         self.settings = settings
         self.ranks = Ranks(device=device)
         self.trained = tuple(settings.optimizers)
-        teacher = model.load_transformer(settings.dtype, device).requires_grad_(False)
+        prepare = _store_block if settings.fp8_storage else None
+        teacher = model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)
         networks: dict[str, nn.Module] = {}
         for role in settings.networks:
             if role == TEACHER:
@@ -219,6 +221,12 @@ class Local:
         """Releases the networks."""
         self.networks = {}
         self._named, self._weights, self._optimizers, self._average = {}, {}, {}, []
+
+
+def _store_block(name: str, part: nn.Module) -> None:
+    """Stores a block in 8 bits as soon as its weights are there."""
+    if name:
+        store_in_fp8(part)
 
 
 def _with_adapters(teacher: Any, settings: StrategySettings, role: str) -> Any:

@@ -143,6 +143,7 @@ def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
     assert silent == {
         "teacher.base": None,
         "teacher.loras": [],
+        "teacher.quantize": "none",
         "student.lora": None,
         "fake_score.lora": None,
         "method.max_weight": 1.0,

@@ -18,10 +18,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.files.scaled_weights import in_fp8
+
 FP8: Final = torch.float8_e4m3fn
 SETTINGS: Final = ".comfy_quant"
-LARGEST: Final = 448.0
-"""The largest finite value of the type."""
 
 _BLOCK: Final = 2**16
 _MATRICES: Final = re.compile(
@@ -68,12 +68,7 @@ class Scales:
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A matrix ``[out, in]`` in 8 bits, and its scale, float32."""
-        wide = weight.float()
-        low, high = wide.aminmax(dim=1, keepdim=True) if self.per_channel else wide.aminmax()
-        largest = torch.maximum(-low, high)
-        scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-        # A value that rounding puts just above 448 is clamped: 448 is the nearest number in fp8.
-        return (wide / scale).to(FP8), scale
+        return in_fp8(weight, by_row=self.per_channel)
 
 
 def dequantize(stored: Tensor, scale: Tensor) -> Tensor:

@@ -88,6 +88,13 @@ def predicted_peak(job: Job, gpus: int) -> int:
         ("method.name=dmd2", "method.fake_score_updates=1", "train.ema=0"),
         ("student={train: lora, lora: {rank: 16}}", "fake_score={train: lora, lora: {rank: 64}}"),
         ("teacher.dtype=bfloat16",),
+        (
+            "student={train: lora, lora: {rank: 16}}",
+            "fake_score={train: lora, lora: {rank: 16}}",
+            "parallel.gradient_checkpointing=true",
+            "teacher.dtype=bfloat16",
+            "teacher.quantize=fp8-storage",
+        ),
         pytest.param(  # so many tokens that a plan without compiled passes is 12 % too large
             (
                 "parallel.compile=always",
