@@ -34,6 +34,18 @@ ENGINE_SHIFT: Final = 8.0
 """The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
 
 
+# Steps of other trainers' students that this engine can run: Euler from pure noise to data.
+# lightx2v: `denoising_step_list` and `timestep_shift` of LightX2V's trainer (configs/train/sgmd and
+# configs/train/dmd for Wan2.1 at f8aee98) and of its own step-distilled models (configs/distill).
+_PRESETS: Final = {"lightx2v": Schedule((1000.0, 750.0, 500.0, 250.0), 5.0)}
+_NOT_RUN: Final = {
+    "self-forcing": "generate in blocks of frames with cached attention",
+    "fastwan": "draw new noise in each step (at 1000, 757 and 522)",
+    "rcm": "draw new noise in each step",
+}
+"""Other trainers' students whose sampling this engine has not, and what is different in it."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """A folder of weights that is whole and fits this engine."""
@@ -77,8 +89,8 @@ def check_student(
         path: A student that ``lightx2v-sgmd export`` wrote, or a base model for ``loras``: a
             folder in diffusers' or the original layout, a file of a transformer alone, or
             ``sprites``, the bundled teacher.
-        assume_schedule: ``"sgmd"``, or ``"sgmd:N"`` for N steps, allows weights that carry no
-            schedule.
+        assume_schedule: ``"sgmd"``, ``"sgmd:N"`` for N steps, or ``"lightx2v"`` for the steps of
+            LightX2V's trainer, allows weights that carry no schedule.
         loras: Files that will be added; their schedule counts as the weights'.
         base: For a file: the model whose VAE and text encoder it is run with; default the folder
             that it is in.
@@ -239,8 +251,16 @@ def _assumed(name: str | None) -> Schedule | None:
         not steps or (steps.isdecimal() and len(steps) < 4 and 1 <= int(steps) <= 100)
     ):
         return engine_schedule(int(steps or 4))
+    if name in _PRESETS:
+        return _PRESETS[name]
+    if name in _NOT_RUN:
+        raise UserError(
+            f"assume_schedule: students of {name!r} {_NOT_RUN[name]}, which this engine does not; "
+            "run them in the program that they come from"
+        )
     raise UserError(
-        f"assume_schedule: {shortened(name)!r} is unknown; use 'sgmd', or 'sgmd:N' for N steps"
+        f"assume_schedule: {shortened(name)!r} is unknown; use 'sgmd', 'sgmd:N' for N steps, or "
+        f"{' or '.join(map(repr, _PRESETS))}"
     )
 
 

@@ -139,10 +139,10 @@ class Options:
     )
     assume_schedule: str | None = option(
         None,
-        "Schedule of weights that carry none: sgmd (4 steps) or sgmd:N. A teacher runs "
-        "undistilled, without guidance.",
+        "Schedule of weights that carry none: sgmd (4 steps), sgmd:N, or lightx2v (4 steps of "
+        "LightX2V's trainer, shift 5). A teacher runs undistilled, without guidance.",
         kind=str,
-        metavar="sgmd[:N]",
+        metavar="NAME[:N]",
     )
 
 

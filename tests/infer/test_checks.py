@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from infer.checks import check_student
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
@@ -186,6 +186,29 @@ def test_the_number_of_steps_may_be_assumed(student: Path) -> None:
     assert len(load_student(student, assume_schedule="sgmd:2").schedule) == 2
     for wrong in ("sgmd:0", "sgmd:two", "dmd:4"):
         refused(student, "assume_schedule: .* is unknown", assume_schedule=wrong)
+
+
+def test_students_of_lightx2vs_trainer_run_in_its_steps(student: Path) -> None:
+    """Shift 5 of 1000, 750, 500, 250: compared with Euler's steps written out."""
+    (student / "lightx2v_sgmd.json").unlink()
+    write_metadata(student, {"format": "pt"})
+    loaded = load_student(student, assume_schedule="lightx2v")
+    made = loaded.generate("a", 3, height=32, width=32, num_frames=5, decode=False).latents
+    model = loaded.model
+    network = model.load_transformer()
+    text = pad_text(model.load_text_encoder(torch.float32).encode(["a"]))
+    x_t = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    sigmas = [1.0, 0.9375, 5 / 6, 0.625, 0.0]
+    with torch.no_grad():
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            v = velocity(network, x_t, torch.tensor([sigma]), text)
+            x_t = x_t + (following - sigma) * v
+    torch.testing.assert_close(made[None], x_t, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["self-forcing", "fastwan", "rcm"])
+def test_students_that_are_sampled_otherwise_are_named(student: Path, name: str) -> None:
+    refused(student, f"students of '{name}' .*, which this engine does not", assume_schedule=name)
 
 
 def test_an_image_to_video_model_is_refused(student: Path) -> None:
