@@ -71,6 +71,12 @@ class Memory:
         return self.always | self.phases[self.peak_phase]
 
     @property
+    def least_peak(self) -> int:
+        """The same without the buffers of a layout: no layout with as many activations has less."""
+        activations = max(parts.get("activations", 0) for parts in self.phases.values())
+        return sum(self.always.values()) + activations
+
+    @property
     def peak(self) -> int:
         """The memory of the peak phase in bytes: the sum of its components."""
         return sum(self.components.values())

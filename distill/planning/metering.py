@@ -31,6 +31,9 @@ from lightx2v_sgmd.untrusted.building import build_vae
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
+METERED_FRAMES = 21
+"""Most latent frames whose decoding is metered: those of 81 frames."""
+
 
 class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of living tensors that operations inside it made.
@@ -259,12 +262,29 @@ def _training(
 
 
 def meter_decoding(model: WanModel, latents: tuple[int, int, int, int]) -> int:
-    """Peak of a model's float32 VAE while it decodes one video, weights included."""
+    """Peak of a model's float32 VAE while it decodes one video, weights included.
+
+    The VAE decodes one latent frame after the other, so the first ones tell what many need: each
+    further one adds its input, and its frames twice, when they are joined to those before it. Where
+    the layers' own memory is still larger, as with few frames of a large VAE, that is a little too
+    much.
+    """
+    channels, frames, height, width = latents
+    few = min(frames, METERED_FRAMES)
+    peak, pixels = _decode(model, (channels, few, height, width))
+    if frames == few:
+        return peak
+    _, fewer_pixels = _decode(model, (channels, few - 1, height, width))
+    return peak + (frames - few) * (4 * channels * height * width + 2 * (pixels - fewer_pixels))
+
+
+def _decode(model: WanModel, latents: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Peak of a VAE that decodes one video, weights included, and the bytes of the video."""
     with torch.device("meta"):
         vae = build_vae(model.vae_config).eval()
         x0 = torch.empty(1, *latents)
     weights: int = sum(4 * p.numel() for p in vae.parameters())
     meter = MemoryMeter()
     with torch.no_grad(), meter:
-        vae.decode(x0, return_dict=False)
-    return weights + meter.peak
+        (video,) = vae.decode(x0, return_dict=False)
+    return weights + meter.peak, 4 * video.numel()

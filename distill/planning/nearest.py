@@ -90,7 +90,15 @@ def _nearest(
     least: Memory | None = None
     least_gib = float("inf")
     fitting = {}
-    for change, job, machine in _changes(plan.job, plan.machine, model):
+    changes = list(_changes(plan.job, plan.machine, model))
+    if changes:
+        _, job, machine = max(changes, key=_spared)
+        room = (machine.memory_gib - machine.reserve_gib) * GIB
+        if least_bytes(job, meter, machine.gpus) <= room:
+            memory = rank_memory(job, meter, machine.gpus)
+            if memory.least_peak > room:  # so no other one need be metered
+                return [], memory, least_gib
+    for change, job, machine in changes:
         more = machine.gpus != plan.machine.gpus
         always = least_bytes(job, meter, machine.gpus) / GIB + machine.reserve_gib
         least_gib = min(least_gib, always)
@@ -101,6 +109,14 @@ def _nearest(
         if total_gib(memory, machine) <= machine.memory_gib:
             fitting[more] = change, make_plan(job, model, machine, meter)
     return [fitting[more] for more in sorted(fitting)], least, least_gib
+
+
+def _spared(change: tuple[list[str], Job, Machine]) -> tuple[int, int, int, int]:
+    """What a change saves of a GPU's memory: the larger, the less activations are left."""
+    _, job, machine = change
+    layout = job.parallel
+    kind = list(CHECKPOINTING.values()).index(layout.gradient_checkpointing)
+    return (kind, layout.sequence, int(layout.offload in ("all", "nvme")), machine.gpus)
 
 
 def _in_words(change: list[str], other: JobPlan, plan: JobPlan) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distill.planning import metering
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
 from lightx2v_sgmd.families.wan import open_wan
 
@@ -31,3 +32,13 @@ def test_all_layers_follow_from_four() -> None:
         assert getattr(predicted, name) == getattr(metered, name), name
     halves = meter_pass(model, replace(what, degree=2))
     assert halves.kept == pytest.approx(predicted.kept / 2, rel=0.1)
+
+
+def test_decoding_many_frames_follows_from_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_wan("sprites")
+    latents = model.latent_shape(32, 32, 69)
+    exact = metering.meter_decoding(model, latents)
+    monkeypatch.setattr(metering, "METERED_FRAMES", 12)
+    assert metering.meter_decoding(model, latents) == exact
+    monkeypatch.setattr(metering, "METERED_FRAMES", 5)  # where layers need more than the video
+    assert exact <= metering.meter_decoding(model, latents) < 1.1 * exact

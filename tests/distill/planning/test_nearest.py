@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill.planning import model_meter
-from distill.planning.memory import lasting_bytes
+from distill.planning import model_meter, nearest
+from distill.planning.memory import Memory, lasting_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan, check_possible
 from distill.planning.plan import Machine, make_plan
+from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
+from tests.training import make_job
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,23 @@ def test_what_nothing_helps_is_said(wan_1_3b: tuple[Job, Any, ModelMeter]) -> No
     plan = make_plan(job, model, Machine(gpus=8, memory_gib=6.7), meter)
     with pytest.raises(UserError, match=r"the least found, .* in the phase 'samples'"):
         check_plan(plan, model, meter)
+
+
+def test_one_layout_tells_that_none_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(Path("sprites"), tmp_path, "train.micro_batch=65536")
+    model = open_wan("sprites")
+    meter, asked = ModelMeter(model), []
+    plan = make_plan(job, model, Machine(gpus=1, memory_gib=80), meter)
+    usual = rank_memory
+
+    def counted(*args: Any) -> Memory:
+        asked.append(args)
+        return usual(*args)
+
+    monkeypatch.setattr(nearest, "rank_memory", counted)
+    with pytest.raises(UserError, match=r"the least found, with other layouts .* is [0-9.]+ GiB"):
+        check_plan(plan, model, meter)
+    assert len(asked) == 1
 
 
 def test_hopeless_layouts_are_not_metered(
