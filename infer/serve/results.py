@@ -37,7 +37,13 @@ class Results:
         return self.folder / QUEUE
 
     def video(self, name: str) -> Path:
-        """The file of a job's video."""
+        """The file of a job's video.
+
+        Raises:
+            UserError: this program gives no job such a name, which may lead out of the folder.
+        """
+        if not _OWN_NAME.fullmatch(name):
+            raise UserError(f"{self.queue}: has a job {name!r}; choose another --data folder")
         return self.folder / VIDEOS / f"{name}.mp4"
 
     def preview(self, name: str) -> Path:

@@ -14,6 +14,7 @@ from infer.options import Options
 from infer.serve.jobs import JobStore
 from infer.serve.listening import listen, need_packages, sigterm_as_interrupt, url_of
 from infer.serve.options import Served, ServeOptions
+from infer.serve.queue_check import check_queue
 from infer.serve.results import Results
 from infer.serve.supervisor import Supervisor, retire_regularly
 from lightx2v_sgmd.outputs import locked_folder, refuse_overlap
@@ -61,6 +62,7 @@ def serve(
 @contextmanager
 def _queue(results: Results) -> Iterator[JobStore]:
     """Opens the folder's queue; a new one is removed again if nothing could be served."""
+    check_queue(results.queue)
     new, unused = not results.queue.exists(), False
     try:
         with closing(JobStore(results.queue)) as store:
