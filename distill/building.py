@@ -66,7 +66,7 @@ def build_trainer(
         strategy.load(start.checkpoint, updates)
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.num_frames)
-    batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents)
+    batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents, model.interpolant)
     return Trainer(job, strategy, batches, _pixels(job, model, strategy))
 
 

@@ -19,6 +19,7 @@ from lightx2v_sgmd.families.wan import pad_text
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
+from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.parallel import Ranks
 
@@ -63,7 +64,7 @@ class Batch:
     Attributes:
         noise: ``[B, C, T, h, w]``, where the rollout starts.
         score_noise: ``[B, C, T, h, w]``, of x_t.
-        sigma: ``[B]``, score times.
+        time: ``[B]``, score times.
         text: ``[B, S, D]``.
         negative_text: ``[B, S, D]``, what guidance leads away from.
         prompts: Indices of the prompts.
@@ -73,7 +74,7 @@ class Batch:
 
     noise: Tensor
     score_noise: Tensor
-    sigma: Tensor
+    time: Tensor
     text: Tensor
     negative_text: Tensor
     prompts: tuple[int, ...]
@@ -88,9 +89,9 @@ class PairBatch:
     Attributes:
         x0: ``[B, C, T, h, w]``, what the teacher's sampler made of ``noise``.
         noise: The same.
-        sigma: ``[B]``, where between the two the student starts.
+        time: ``[B]``, where between the two the student starts.
         discriminator_noise: ``[B, C, T, h, w]``, of the discriminator's input.
-        discriminator_sigma: ``[B]``, its times.
+        discriminator_time: ``[B]``, its times.
         frames: Indices of the frames that a pixel discriminator sees.
         text: ``[B, S, D]``.
         prompts: Indices of the pairs.
@@ -99,9 +100,9 @@ class PairBatch:
 
     x0: Tensor
     noise: Tensor
-    sigma: Tensor
+    time: Tensor
     discriminator_noise: Tensor
-    discriminator_sigma: Tensor
+    discriminator_time: Tensor
     frames: tuple[int, ...]
     text: Tensor
     prompts: tuple[int, ...]
@@ -118,6 +119,7 @@ class Batches:
         latent_shape: ``(C, T, h, w)``.
         ranks: Who shares the global batch.
         latents: Latents of the prompts, one for each, for methods that read them.
+        interpolant: The networks' path from data to noise, which may have a grid of times.
     """
 
     def __init__(
@@ -128,7 +130,9 @@ class Batches:
         latent_shape: tuple[int, ...],
         ranks: Ranks,
         latents: LatentFolder | None = None,
+        interpolant: Interpolant = FLOW,
     ) -> None:
+        self.interpolant = interpolant
         self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
         self.latent_shape = latent_shape
@@ -154,12 +158,12 @@ class Batches:
         train = self.job.train
         samples, prompts = self._slice(batch_index, micro)
         u = self._uniform("u", batch_index, samples)
-        sigma = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
+        time = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
         text, negative_text = self.texts(prompts)
         return Batch(
             noise=self._noise("noise", batch_index, samples),
             score_noise=self._noise("score_noise", batch_index, samples),
-            sigma=sigma.to(self.ranks.device),
+            time=self._time(time),
             text=text,
             negative_text=negative_text,
             prompts=prompts,
@@ -177,7 +181,7 @@ class Batches:
         """
         train = self.job.train
         samples, prompts = self._slice(batch_index, micro)
-        sigma = cubic_sigmas(self._uniform("u", batch_index, samples), train.sigma_min, 1.0)
+        time = cubic_sigmas(self._uniform("u", batch_index, samples), train.sigma_min, 1.0)
         # The purpose is a seed: renaming it would change every run.
         u = self._uniform("critic_u", batch_index, samples)
         count = self.job.video.num_frames
@@ -185,14 +189,18 @@ class Batches:
         return PairBatch(
             x0=self._latents("x0", prompts),
             noise=self._latents("noise", prompts),
-            sigma=sigma.to(self.ranks.device),
+            time=self._time(time),
             discriminator_noise=self._noise("score_noise", batch_index, samples),
-            discriminator_sigma=u.clamp(train.sigma_min, train.sigma_max).to(self.ranks.device),
+            discriminator_time=self._time(u.clamp(train.sigma_min, train.sigma_max)),
             frames=tuple(sorted(order[:frames].tolist())),
             text=self.texts(prompts)[0],
             prompts=prompts,
             samples=tuple(samples),
         )
+
+    def _time(self, time: Tensor) -> Tensor:
+        """Times at which networks are trained, on this rank's device."""
+        return self.interpolant.nearest(time).to(self.ranks.device)
 
     def _slice(self, batch_index: int, micro: int) -> tuple[range, tuple[int, ...]]:
         """This rank's samples of a global batch, and the indices of their prompts."""

@@ -37,12 +37,12 @@ class SampleInfo:
     Attributes:
         sample: The index of the sample there.
         prompt: The index of its prompt.
-        sigma: The score time of the sample.
+        time: The score time of the sample.
     """
 
     sample: int
     prompt: int
-    sigma: float
+    time: float
 
 
 class NotFiniteError(UserError):
@@ -180,5 +180,5 @@ class LossAccumulator:
 
 
 def _videos(batch: MicroBatch) -> list[SampleInfo]:
-    rows = zip(batch.samples, batch.prompts, batch.sigma.tolist(), strict=True)
+    rows = zip(batch.samples, batch.prompts, batch.time.tolist(), strict=True)
     return [SampleInfo(*row) for row in rows]

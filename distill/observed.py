@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.parallel import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -122,6 +123,7 @@ class Observed(Strategy):
         self.inner, self.listeners = strategy, tuple(listeners)
         self.settings: StrategySettings = strategy.settings
         self.ranks: Ranks = strategy.ranks
+        self.interpolant: Interpolant = strategy.interpolant
         self.trained: tuple[str, ...] = strategy.trained
         self.networks: Mapping[str, nn.Module] = strategy.networks
         self.shapes: Mapping[str, torch.Size] = strategy.shapes

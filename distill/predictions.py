@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.data import Batch
-from lightx2v_sgmd.flow import guide, x0_from_velocity
+from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.methods import Sample
 from lightx2v_sgmd.parallel import DISCRIMINATOR, STUDENT, TEACHER, Strategy
 from lightx2v_sgmd.rollout import rollout
@@ -31,13 +31,13 @@ def teacher_x0(strategy: Strategy, x_t: Tensor, batch: Batch, guidance_scale: fl
     teacher = partial(strategy.velocity, TEACHER)
     with torch.set_grad_enabled(x_t.requires_grad):
         if guidance_scale == 1:
-            velocity = teacher(x_t, batch.sigma, text=batch.text).float()
+            predicted = teacher(x_t, batch.time, text=batch.text).float()
         else:
             text = torch.cat([batch.text, batch.negative_text])
-            both = teacher(torch.cat([x_t, x_t]), batch.sigma.repeat(2), text=text).float()
+            both = teacher(torch.cat([x_t, x_t]), batch.time.repeat(2), text=text).float()
             cond, uncond = both.chunk(2)
-            velocity = guide(cond, uncond, guidance_scale)
-        return x0_from_velocity(x_t, velocity, batch.sigma)
+            predicted = guide(cond, uncond, guidance_scale)
+        return strategy.interpolant.x0(x_t, predicted, batch.time)
 
 
 def loss_sample(
@@ -45,7 +45,7 @@ def loss_sample(
     batch: Batch,
     x0: Tensor,
     x_t: Tensor,
-    velocity: Tensor,
+    predicted: Tensor,
     x_real: Tensor | None,
     update: bool | None = None,
 ) -> Sample:
@@ -56,26 +56,27 @@ def loss_sample(
         batch: The micro-batch.
         x0: The student's rollout.
         x_t: The noised rollout.
-        velocity: The fake score's velocity at ``x_t``.
+        predicted: The fake score's prediction at ``x_t``.
         x_real: The guided teacher's data prediction, if the update needs the teacher.
         update: The update, as for ``Strategy.logits``; None gives no discriminator.
     """
-    velocity = velocity.float()
+    predicted = predicted.float()
     discriminate = None
     if update is not None and DISCRIMINATOR in strategy.trained:
 
-        def discriminate(x: Tensor, sigma: Tensor) -> Tensor:
+        def discriminate(x: Tensor, time: Tensor) -> Tensor:
             text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
-            return strategy.logits(x, sigma, text, update)
+            return strategy.logits(x, time, text, update)
 
     return Sample(
         x0=x0,
         noise=batch.score_noise,
-        sigma=batch.sigma,
+        time=batch.time,
         x_t=x_t,
-        velocity_fake=velocity,
-        x_fake=x0_from_velocity(x_t, velocity, batch.sigma),
+        predicted_fake=predicted,
+        x_fake=strategy.interpolant.x0(x_t, predicted, batch.time),
         x_real=x_real,
         discriminate=discriminate,
         real=batch.real,
+        interpolant=strategy.interpolant,
     )

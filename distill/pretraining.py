@@ -1,7 +1,7 @@
 """Adversarial pre-training: one iteration on a teacher's ODE pairs (arXiv 2507.18569, Sec. 4.2).
 
-The student sees the interpolation of a pair's noise and data and predicts the pair's velocity;
-discriminators of latents and of decoded frames judge its data prediction.
+The student sees the interpolation of a pair's noise and data; discriminators of latents and of
+decoded frames judge its data prediction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.flow import add_noise, x0_from_velocity
 from lightx2v_sgmd.methods.base import PairMethod, PairSample
 from lightx2v_sgmd.parallel import DISCRIMINATOR, PIXEL_DISCRIMINATOR, STUDENT
 
@@ -32,9 +31,9 @@ def add_pair_gradients(
     strategy, losses = trainer.strategy, trainer.losses
     pixels = method.pixel_discriminator
     batch = trainer.batches.pair_batch(batch_index, micro, pixels.frames if pixels else 0)
-    x_t = add_noise(batch.x0, batch.noise, batch.sigma)
-    velocity = strategy.velocity(STUDENT, x_t, batch.sigma, batch.text).float()
-    x0 = x0_from_velocity(x_t, velocity, batch.sigma)
+    x_t = strategy.interpolant.add_noise(batch.x0, batch.noise, batch.time)
+    predicted = strategy.velocity(STUDENT, x_t, batch.time, batch.text).float()
+    x0 = strategy.interpolant.x0(x_t, predicted, batch.time)
 
     to_x0 = _generator_gradient(trainer, method, batch, x0)
     sample = _sample(trainer, batch, x0.detach(), update=True)
@@ -64,8 +63,8 @@ def _generator_gradient(
             return losses.total(method.pair_generator_losses(sample), batch)
         discriminate = sample.discriminate
 
-        def noted(x: Tensor, sigma: Tensor) -> Tensor:
-            found = discriminate(x, sigma)
+        def noted(x: Tensor, time: Tensor) -> Tensor:
+            found = discriminate(x, time)
             logits.append(found.detach())
             return found
 
@@ -76,7 +75,7 @@ def _generator_gradient(
     def whole_loss(x0: Tensor) -> Tensor:
         sample = _sample(trainer, batch, x0, update=False)
         constants = iter(logits)  # the loss asks for the same logits as before
-        again = replace(sample, discriminate=lambda x, sigma: next(constants))
+        again = replace(sample, discriminate=lambda x, time: next(constants))
         return losses.total(method.pair_generator_losses(again), batch)
 
     gradient = strategy.gradient(latent_loss, x0)
@@ -87,9 +86,9 @@ def _sample(trainer: Trainer, batch: PairBatch, x0: Tensor, update: bool) -> Pai
     """The tensors for a method's losses; ``update`` is as for ``Strategy.logits``."""
     strategy, pixels = trainer.strategy, trainer.pixels
 
-    def discriminate(x: Tensor, sigma: Tensor) -> Tensor:
+    def discriminate(x: Tensor, time: Tensor) -> Tensor:
         text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
-        return strategy.logits(x, sigma, text, update)
+        return strategy.logits(x, time, text, update)
 
     def discriminate_pixels(x0: Tensor) -> Tensor:
         assert pixels is not None, "there is no pixel discriminator"
@@ -101,7 +100,8 @@ def _sample(trainer: Trainer, batch: PairBatch, x0: Tensor, update: bool) -> Pai
         x0=x0,
         real=batch.x0,
         noise=batch.discriminator_noise,
-        sigma=batch.discriminator_sigma,
+        time=batch.discriminator_time,
         discriminate=discriminate,
         discriminate_pixels=None if pixels is None else discriminate_pixels,
+        interpolant=strategy.interpolant,
     )

@@ -30,7 +30,6 @@ from distill.updates import (
     first_update,
     learning_rate_factor,
 )
-from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import PairMethod, stage_at
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, Strategy
@@ -153,36 +152,36 @@ class Trainer:
         """
         batch = self.batches.micro_batch(batch_index, micro)
         method = stage_at(self.job.method, iteration).method
-        strategy, sigma = self.strategy, batch.sigma
+        strategy, time = self.strategy, batch.time
         exit_step = self.batches.exit_step(batch_index)
         x0 = student_x0(strategy, batch, self.job.schedule, exit_step)
-        x_t = add_noise(x0, batch.score_noise, sigma)
+        x_t = strategy.interpolant.add_noise(x0, batch.score_noise, time)
         guidance = self._guidance(iteration)
         x_real = None
         if not method.through_teacher:
             x_real = teacher_x0(strategy, x_t.detach(), batch, guidance)
-        velocities: list[Tensor] = []
+        predictions: list[Tensor] = []
 
-        def generator_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
-            velocities.append(velocity.detach())
+        def generator_loss(x0: Tensor, x_t: Tensor, predicted: Tensor) -> Tensor:
+            predictions.append(predicted.detach())
             real = teacher_x0(strategy, x_t, batch, guidance) if x_real is None else x_real
-            sample = loss_sample(strategy, batch, x0, x_t, velocity, real, update=False)
+            sample = loss_sample(strategy, batch, x0, x_t, predicted, real, update=False)
             return self.losses.total(method.generator_losses(sample), batch)
 
-        def fake_score_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
-            sample = loss_sample(strategy, batch, x0, x_t, velocity, x_real)
+        def fake_score_loss(x0: Tensor, x_t: Tensor, predicted: Tensor) -> Tensor:
+            sample = loss_sample(strategy, batch, x0, x_t, predicted, x_real)
             return self.losses.total(method.fake_score_losses(sample), batch)
 
         # The generator's loss depends on the student through x0 and x_t only. Its gradient there,
         # carried back by a second scalar, keeps the networks' backward passes apart.
-        query = strategy.fake_score_at(x0, x_t, sigma, batch.text)
+        query = strategy.fake_score_at(x0, x_t, time, batch.text)
         to_x0, to_x_t = query.generator_gradient(generator_loss, method.through_fake_score)
         trained = [STUDENT]
         if not method.fresh_rollouts:
             query.backward(fake_score_loss)
             trained.append(FAKE_SCORE)
         if DISCRIMINATOR in method.roles:
-            detached = x0.detach(), x_t.detach(), velocities[0]
+            detached = x0.detach(), x_t.detach(), predictions[0]
             sample = loss_sample(strategy, batch, *detached, x_real, update=True)
             losses = method.discriminator_losses(sample)
             strategy.backward(DISCRIMINATOR, self.losses.total(losses, batch))
@@ -207,13 +206,13 @@ class Trainer:
             exit_step = self.batches.exit_step(batch_index)
         with torch.no_grad():
             x0 = student_x0(self.strategy, batch, self.job.schedule, exit_step)
-        x_t = add_noise(x0, batch.score_noise, batch.sigma)
+        x_t = self.strategy.interpolant.add_noise(x0, batch.score_noise, batch.time)
 
-        def loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
-            sample = loss_sample(self.strategy, batch, x0, x_t, velocity, None)
+        def loss(x0: Tensor, x_t: Tensor, predicted: Tensor) -> Tensor:
+            sample = loss_sample(self.strategy, batch, x0, x_t, predicted, None)
             return self.losses.total(method.fake_score_losses(sample), batch)
 
-        self.strategy.fake_score_at(x0, x_t, batch.sigma, batch.text).backward(loss)
+        self.strategy.fake_score_at(x0, x_t, batch.time, batch.text).backward(loss)
         return (FAKE_SCORE,)
 
     def _guidance(self, iteration: int) -> float:

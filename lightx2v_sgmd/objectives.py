@@ -14,8 +14,6 @@ from typing import Literal
 
 from torch import Tensor, relu
 
-from lightx2v_sgmd.flow import fisher_weight
-
 Weighting = Literal["paper", "normalized"]
 """Weighting of a term in data predictions: clamped c(t), or ``1 / mean |x0 - x_real|``."""
 
@@ -73,18 +71,20 @@ def residual_contraction(x0: Tensor, x_fake: Tensor) -> Tensor:
     return 0.5 * mean_per_sample((x0.detach() - x_fake) ** 2)
 
 
-def velocity_matching(velocity: Tensor, noise: Tensor, x0: Tensor) -> Tensor:
-    """Computes the flow-matching loss on generated data, ``|v - (noise - sg[x0])|^2``.
+def prediction_matching(predicted: Tensor, target: Tensor) -> Tensor:
+    """Computes the loss with which a network is trained, ``|predicted - sg[target]|^2``.
 
-    Gradient: through ``velocity`` only. The loss equals ``2 RC / sigma^2``: the data
-    residual is sigma times the velocity residual.
+    Gradient: through ``predicted`` only. With the target that ``Interpolant.target`` makes of
+    generated data, it is flow matching or denoising score matching on them. For ``velocity`` and
+    ``v`` predictions the loss equals ``2 RC / sigma^2``: the data residual is sigma times the
+    prediction's. For ``epsilon`` it is ``2 RC alpha^2 / sigma^2``.
     """
-    return mean_per_sample((velocity - (noise - x0.detach())) ** 2)
+    return mean_per_sample((predicted - target.detach()) ** 2)
 
 
-def paper_weight(sigma: Tensor, max_weight: float) -> Tensor:
-    """Computes c(t) of Eq. 10, clamped from above: small sigmas (6e6 at 0.02) would dominate."""
-    return fisher_weight(sigma).clamp(max=max_weight)
+def paper_weight(fisher_weight: Tensor, max_weight: float) -> Tensor:
+    """Clamps c(t) of Eq. 10 from above: times near data (6e6 at sigma 0.02) would dominate."""
+    return fisher_weight.clamp(max=max_weight)
 
 
 def normalized_weight(x0: Tensor, x_real: Tensor, floor: float = 1e-5) -> Tensor:
@@ -96,9 +96,17 @@ def normalized_weight(x0: Tensor, x_real: Tensor, floor: float = 1e-5) -> Tensor
 
 
 def term_weight(
-    x0: Tensor, x_real: Tensor, sigma: Tensor, weighting: Weighting, max_weight: float
+    x0: Tensor, x_real: Tensor, fisher_weight: Tensor, weighting: Weighting, max_weight: float
 ) -> Tensor:
-    """Computes the weight ``[B]`` of a term in data predictions, under either weighting."""
+    """Computes the weight ``[B]`` of a term in data predictions, under either weighting.
+
+    Args:
+        x0: The student's data.
+        x_real: The teacher's data prediction.
+        fisher_weight: c(t), ``Interpolant.fisher_weight``.
+        weighting: The kind of weight.
+        max_weight: Clamp of c(t).
+    """
     if weighting == "paper":
-        return paper_weight(sigma, max_weight)
+        return paper_weight(fisher_weight, max_weight)
     return normalized_weight(x0, x_real)

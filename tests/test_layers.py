@@ -1,7 +1,7 @@
 """Import rules between folders (docs/decisions/017-rooms.md), read off the source with ``ast``.
 
-``flow, schedule <- objectives, rollout <- methods <- distill``; ``families, parallel <-
-applications``; applications import the library and never one another; the library imports an
+``flow, interpolants, schedule <- objectives, rollout <- methods <- distill``; ``families, parallel
+<- applications``; applications import the library and never one another; the library imports an
 application only where everything is put together, and there lazily.
 """
 
@@ -23,6 +23,7 @@ ROOMS = (
     "untrusted",
     "outputs",
     "flow",
+    "interpolants",
     "schedule",
     "files",
     "objectives",
@@ -49,10 +50,11 @@ DEEPSPEED_HOME = f"{LIBRARY}.parallel.zero3.engines"
 # They stop at a broken optional package, unless that was hidden from them before.
 PREPARED = ("diffusers", "transformers", "accelerate", "peft")
 ERRORS = f"{LIBRARY}.system.errors"
-BASE = {ERRORS, f"{LIBRARY}.flow", f"{LIBRARY}.schedule"}
+BASE = {ERRORS, f"{LIBRARY}.flow", f"{LIBRARY}.interpolants", f"{LIBRARY}.schedule"}
 # What the modules of the mathematics may import of the library: what is below them.
 BELOW = {
     f"{LIBRARY}.flow": {ERRORS},
+    f"{LIBRARY}.interpolants": {ERRORS, f"{LIBRARY}.flow"},
     f"{LIBRARY}.schedule": {ERRORS, f"{LIBRARY}.flow"},
     f"{LIBRARY}.objectives": BASE,
     f"{LIBRARY}.rollout": BASE,

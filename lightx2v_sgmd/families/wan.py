@@ -56,6 +56,7 @@ from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
+from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
@@ -114,6 +115,11 @@ class WanModel:
     video: VideoFacts | None = None
     negative_prompt: str = NEGATIVE_PROMPT
     loras: tuple[WeightedLora, ...] = ()
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """The path from data to noise, and what the network predicts on it: flow matching."""
+        return FLOW
 
     def negative_prompt_for(self, asked: str | None) -> str:
         """The negative prompt that a job asks for; None asks for the authors' own."""

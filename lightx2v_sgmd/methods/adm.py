@@ -18,7 +18,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.flow import euler_to
 from lightx2v_sgmd.methods.base import STRICT, Discriminator, Losses, Method, Sample
 
 
@@ -28,6 +27,7 @@ class ADM(Method):
 
     name: Literal["adm"] = "adm"
     # The step along the flow as a share of the whole; the paper's T / 64. It is below sigma_min.
+    # A teacher with a discrete noise schedule takes the nearest of its timesteps.
     delta: Annotated[float, Field(gt=0, lt=1)] = 1 / 64
     # Range from which each iteration's guidance scale is drawn uniformly (App. B.5: 5 to 7 for
     # video, 3 to 4 for SD3.5), in the Ho-Salimans form; null takes teacher.guidance_scale.
@@ -53,19 +53,19 @@ class ADM(Method):
     def generator_losses(self, sample: Sample) -> Losses:
         """The hinge loss of Eq. 7; gradient: the teacher's blocks, the fake score and x_t."""
         assert sample.discriminate is not None, "ADM needs a discriminator"
-        x_next, sigma = self._step(sample, sample.x_fake)
-        return {"adversarial": -sample.discriminate(x_next, sigma).mean(1)}
+        x_next, time = self._step(sample, sample.x_fake)
+        return {"adversarial": -sample.discriminate(x_next, time).mean(1)}
 
     def discriminator_losses(self, sample: Sample) -> Losses:
         """The hinge loss of Eq. 8 on the two next points."""
         assert sample.discriminate is not None and sample.x_real is not None
-        fake, sigma = self._step(sample, sample.x_fake)
+        fake, time = self._step(sample, sample.x_fake)
         real, _ = self._step(sample, sample.x_real)
-        logits = sample.discriminate(torch.cat([fake, real]), sigma.repeat(2))
+        logits = sample.discriminate(torch.cat([fake, real]), time.repeat(2))
         on_fake, on_real = logits.chunk(2)
         return {"discriminator": objectives.hinge(on_fake, on_real)}
 
     def _step(self, sample: Sample, x0: Tensor) -> tuple[Tensor, Tensor]:
         """x_t moved by ``delta`` along the flow of a data prediction, and its time."""
-        sigma = (sample.sigma - self.delta).clamp(min=0)
-        return euler_to(sample.x_t, x0, sample.sigma, sigma), sigma
+        time = sample.interpolant.nearest((sample.time - self.delta).clamp(min=0))
+        return sample.interpolant.step(sample.x_t, x0, sample.time, time), time

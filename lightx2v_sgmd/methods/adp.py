@@ -1,11 +1,11 @@
 """ADP: adversarial pre-training on a teacher's ODE pairs (arXiv 2507.18569, Sec. 4.2).
 
 A pair is a noise and what the teacher's sampler made of it. The student sees their interpolation at
-a time that a cubic schedule draws, near noise mostly (Sec. 4.2.1), and predicts the pair's
-velocity. Discriminators judge its data prediction: one in latent space, on the frozen teacher's
-blocks, of the prediction noised anew to a uniform time (Sec. 4.2.2); one in pixel space, on a
-frozen vision encoder, of decoded frames. Hinge losses, weighted 0.85 and 0.15 (Eq. 9 and 10; as
-printed, Eq. 9 has the pixel term's sign turned, against its text and Eq. 10).
+a time that a cubic schedule draws, near noise mostly (Sec. 4.2.1), and predicts what its network
+predicts: the velocity, for example. Discriminators judge its data prediction: one in latent space,
+on the frozen teacher's blocks, of the prediction noised anew to a uniform time (Sec. 4.2.2); one in
+pixel space, on a frozen vision encoder, of decoded frames. Hinge losses, weighted 0.85 and 0.15
+(Eq. 9 and 10; as printed, Eq. 9 has the pixel term's sign turned, against its text and Eq. 10).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.methods.base import (
     STRICT,
     Discriminator,
@@ -62,8 +61,8 @@ class ADP(PairMethod):
 
     def pair_generator_losses(self, sample: PairSample) -> Losses:
         """The hinge loss of Eq. 9; the gradient reaches the student through ``x0``."""
-        x_t = add_noise(sample.x0, sample.noise, sample.sigma)
-        logits = sample.discriminate(x_t, sample.sigma)
+        x_t = sample.interpolant.add_noise(sample.x0, sample.noise, sample.time)
+        logits = sample.discriminate(x_t, sample.time)
         losses = {"adversarial": -self.latent_weight * logits.mean(1)}
         if sample.discriminate_pixels is not None:
             losses["pixel"] = -self.pixel_weight * sample.discriminate_pixels(sample.x0).mean(1)
@@ -72,9 +71,8 @@ class ADP(PairMethod):
     def pair_discriminator_losses(self, sample: PairSample) -> Losses:
         """The latent discriminator's part of Eq. 10."""
         both = torch.cat([sample.x0, sample.real])
-        sigma = sample.sigma.repeat(2)
-        noisy = add_noise(both, torch.cat([sample.noise, sample.noise]), sigma)
-        logits = sample.discriminate(noisy, sigma)
+        time, noise = sample.time.repeat(2), torch.cat([sample.noise, sample.noise])
+        logits = sample.discriminate(sample.interpolant.add_noise(both, noise, time), time)
         return {"discriminator": self.latent_weight * objectives.hinge(*logits.chunk(2))}
 
     def pair_pixel_losses(self, sample: PairSample) -> Losses:

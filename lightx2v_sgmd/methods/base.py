@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as options
 from torch import Tensor
 
 from lightx2v_sgmd import objectives
+from lightx2v_sgmd.interpolants import FLOW, Interpolant
 
 # B batch, C channels, T latent frames, H, W
 
@@ -29,7 +30,7 @@ Losses = dict[str, Tensor]
 """Loss terms ``[B]`` by name, already weighted: what is minimised is their sum."""
 
 Discriminate = Callable[[Tensor, Tensor], Tensor]
-"""``(x [kB, C, T, H, W], sigma [kB]) -> logits [kB, L]``, the batch's texts repeated k times.
+"""``(x [kB, C, T, H, W], time [kB]) -> logits [kB, L]``, the batch's texts repeated k times.
 
 ``L`` counts the outputs of all heads: places in a video, for each head.
 """
@@ -37,35 +38,52 @@ Discriminate = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """The tensors of one micro-batch: ``[B, C, T, H, W]`` float32, and ``sigma`` ``[B]``.
+    """The tensors of one micro-batch: ``[B, C, T, H, W]`` float32, and ``time`` ``[B]``.
 
     Which of them carry gradient depends on the update: in the generator's, ``x0`` and ``x_t`` do,
     ``x_fake`` if the method asks for it (``through_fake_score``), ``x_real`` likewise
-    (``through_teacher``). In the fake score's, ``velocity_fake`` and ``x_fake`` alone do. In the
+    (``through_teacher``). In the fake score's, ``predicted_fake`` and ``x_fake`` alone do. In the
     discriminator's, only what ``discriminate`` returns does.
 
     Attributes:
         x0: The student's rollout.
         noise: Fresh noise of the score step.
-        sigma: Score times.
-        x_t: ``add_noise(x0, noise, sigma)``.
-        velocity_fake: The fake score's velocity at ``x_t``.
+        time: Score times.
+        x_t: ``interpolant.add_noise(x0, noise, time)``.
+        predicted_fake: The fake score's prediction at ``x_t``, of the interpolant's kind.
         x_fake: The fake score's data prediction.
         x_real: The guided teacher's data prediction at ``x_t``; None in a fake-score update on a
             rollout of its own, which needs no teacher.
         discriminate: The discriminator, for methods that have that role.
         real: Latents of real videos, for methods that read them.
+        interpolant: The path from data to noise, and what networks predict on it.
     """
 
     x0: Tensor
     noise: Tensor
-    sigma: Tensor
+    time: Tensor
     x_t: Tensor
-    velocity_fake: Tensor
+    predicted_fake: Tensor
     x_fake: Tensor
     x_real: Tensor | None = None
     discriminate: Discriminate | None = None
     real: Tensor | None = None
+    interpolant: Interpolant = FLOW
+
+    @property
+    def sigma(self) -> Tensor:
+        """The factor of the noise in ``x_t``, ``[B]``; in flow matching the time itself."""
+        return self.interpolant.sigma(self.time)
+
+    @property
+    def fisher_weight(self) -> Tensor:
+        """The paper's c(t) = alpha^2 / sigma^4, ``[B]``."""
+        return self.interpolant.fisher_weight(self.time)
+
+    @property
+    def target(self) -> Tensor:
+        """The prediction that would be right for ``x0`` and ``noise``; carries no gradient."""
+        return self.interpolant.target(self.x0.detach(), self.noise, self.time)
 
 
 @dataclass(frozen=True)
@@ -76,17 +94,19 @@ class PairSample:
         x0: The student's data prediction; carries gradient in the generator's update only.
         real: The pair's data.
         noise: Fresh noise for the latent discriminator.
-        sigma: Times ``[B]`` of the latent discriminator.
+        time: Times ``[B]`` of the latent discriminator.
         discriminate: The latent discriminator.
         discriminate_pixels: The pixel discriminator, ``x0 [kB, ...] -> logits [kB, L]``, or None.
+        interpolant: The path from data to noise.
     """
 
     x0: Tensor
     real: Tensor
     noise: Tensor
-    sigma: Tensor
+    time: Tensor
     discriminate: Discriminate
     discriminate_pixels: Callable[[Tensor], Tensor] | None = None
+    interpolant: Interpolant = FLOW
 
 
 @options(frozen=True, config=STRICT)
@@ -214,14 +234,14 @@ class Method:
         raise NotImplementedError(f"{self.name} has no generator_losses")
 
     def fake_score_losses(self, sample: Sample) -> Losses:
-        """The fake score's loss terms: flow matching on the student's data.
+        """The fake score's loss terms: flow or score matching on the student's data.
 
         It is the error of the velocity, which is the error of x0 (Eq. 4 of arXiv 2605.30116) over
         sigma^2: another weighting of the score times with the same solution.
 
         ``x0`` and ``x_t`` carry no gradient.
         """
-        return {"fake": objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)}
+        return {"fake": objectives.prediction_matching(sample.predicted_fake, sample.target)}
 
     def discriminator_losses(self, sample: Sample) -> Losses:
         """The heads' loss terms; only the logits carry gradient."""

@@ -19,7 +19,6 @@ from pydantic.dataclasses import dataclass
 from torch.nn.functional import softplus
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.methods.base import STRICT, Discriminator, Losses, Method, Sample
 
 
@@ -72,14 +71,14 @@ class DMD2(Method):
         }
         if self.gan_weight:
             assert sample.discriminate is not None, "the GAN term needs a discriminator"
-            logits = sample.discriminate(sample.x_t, sample.sigma)
+            logits = sample.discriminate(sample.x_t, sample.time)
             losses["gan"] = self.gan_weight * softplus(-logits).mean(1)
         return losses
 
     def discriminator_losses(self, sample: Sample) -> Losses:
         """The non-saturating loss on generated and real latents, noised alike."""
         assert sample.discriminate is not None and sample.real is not None
-        real_t = add_noise(sample.real, sample.noise, sample.sigma)
-        both = sample.discriminate(torch.cat([sample.x_t, real_t]), sample.sigma.repeat(2))
+        real_t = sample.interpolant.add_noise(sample.real, sample.noise, sample.time)
+        both = sample.discriminate(torch.cat([sample.x_t, real_t]), sample.time.repeat(2))
         fake, real = both.chunk(2)
         return {"discriminator": softplus(fake).mean(1) + softplus(-real).mean(1)}

@@ -22,10 +22,10 @@ class SGMD(Method):
     name: Literal["sgmd"] = "sgmd"
     # Weight of the dual potentials NR and RC; the paper's best is 0.1 (Table 2).
     lambda_: Annotated[float, Field(ge=0)] = 0.1
-    # Weights of the terms. "paper": Fisher by c(t) = (1 - sigma)^2 / sigma^4, clamped, both
-    # potentials unweighted. "normalized", as in the authors' public code: Fisher over mean |x0 -
-    # x_real| of each sample, NR over sigma, and the fake score by velocity matching, which is RC
-    # over sigma^2: the same at one sigma to AdamW, but small sigmas weigh more.
+    # Weights of the terms. "paper": Fisher by c(t) = alpha^2 / sigma^4, clamped, both potentials
+    # unweighted. "normalized", as in the authors' public code: Fisher over mean |x0 - x_real| of
+    # each sample, NR over sigma, and the fake score by velocity matching, which is RC over sigma^2:
+    # the same at one sigma to AdamW, but small sigmas weigh more.
     weighting: objectives.Weighting = "normalized"
     # Clamp of c(t), which reaches 6e6 at sigma = 0.02; used by the paper's weighting only.
     max_weight: Annotated[float, Field(gt=0)] = 1.0
@@ -44,7 +44,7 @@ class SGMD(Method):
         assert sample.x_real is not None, "SGMD's generator loss needs the teacher"
         nr = objectives.negative_residual(sample.x0, sample.x_fake)
         if self.weighting == "paper":
-            weight = objectives.paper_weight(sample.sigma, self.max_weight)
+            weight = objectives.paper_weight(sample.fisher_weight, self.max_weight)
         else:
             weight = objectives.normalized_weight(sample.x0, sample.x_real)
             nr = nr / sample.sigma
@@ -52,9 +52,8 @@ class SGMD(Method):
         return {"fisher": fisher, "nr": self.lambda_ * nr}
 
     def fake_score_losses(self, sample: Sample) -> Losses:
-        """Lambda RC, or velocity matching under the normalized weighting."""
+        """Lambda RC, or flow or score matching under the normalized weighting."""
         if self.weighting == "paper":
             rc = objectives.residual_contraction(sample.x0, sample.x_fake)
             return {"rc": self.lambda_ * rc}
-        matching = objectives.velocity_matching(sample.velocity_fake, sample.noise, sample.x0)
-        return {"rc": matching}
+        return {"rc": objectives.prediction_matching(sample.predicted_fake, sample.target)}

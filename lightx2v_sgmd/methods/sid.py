@@ -50,7 +50,7 @@ class SiD(Method):
         assert sample.x_real is not None, "SiD needs the teacher"
         x0, x_fake, x_real = sample.x0, sample.x_fake, sample.x_real
         weight = objectives.term_weight(
-            sample.x0, sample.x_real, sample.sigma, self.weighting, self.max_weight
+            sample.x0, sample.x_real, sample.fisher_weight, self.weighting, self.max_weight
         )
         if self.form == "paper":
             return {

@@ -26,6 +26,6 @@ class TeacherStopGradient(Method):
         """The stopped teacher's data prediction ``[B, ...]`` and the terms' weight ``[B]``."""
         assert sample.x_real is not None, f"{self.name} needs the teacher"
         weight = objectives.term_weight(
-            sample.x0, sample.x_real, sample.sigma, self.weighting, self.max_weight
+            sample.x0, sample.x_real, sample.fisher_weight, self.weighting, self.max_weight
         )
         return sample.x_real.detach(), weight

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightx2v_sgmd.files.dtypes import torch_type
+from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.job.schema import Job, Lora, Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
@@ -32,7 +33,7 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
 ScoreLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A loss ``(x0, x_t, velocity of the fake score at x_t) -> scalar``."""
+"""A loss ``(x0, x_t, prediction of the fake score at x_t) -> scalar``."""
 
 
 DISCRIMINATOR_BETAS = (0.0, 0.99)
@@ -169,6 +170,7 @@ class Strategy(Protocol):
     Attributes:
         settings: The job's settings.
         ranks: This process and the others.
+        interpolant: The networks' path from data to noise, and what they predict on it.
         networks: Modules by role, for hooks and names only; forwards go through ``velocity``.
         shapes: The shape of each of the student's trained weights: all of the network's under
             diffusers' names, or its adapters' (see ``networks.adapters``).
@@ -177,6 +179,7 @@ class Strategy(Protocol):
 
     settings: StrategySettings
     ranks: Ranks
+    interpolant: Interpolant
     trained: tuple[str, ...]
     networks: Mapping[str, nn.Module]
     shapes: Mapping[str, torch.Size]

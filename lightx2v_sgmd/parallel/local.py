@@ -55,6 +55,7 @@ class Local:
     ) -> None:
         self.settings = settings
         self.ranks = Ranks(device=device)
+        self.interpolant = model.interpolant
         self.trained = tuple(settings.optimizers)
         prepare = _store_block if settings.fp8_storage else None
         teacher = model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)

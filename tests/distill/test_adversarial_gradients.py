@@ -194,16 +194,16 @@ class Written:
             batch = self.trainer.batches.micro_batch(index, 0)
             last = 3 if whole else self.trainer.batches.exit_step(index)
             x0 = self.rollout(batch.noise, batch.text, last).detach()
-            t = batch.sigma[:, None, None, None, None]
+            t = batch.time[:, None, None, None, None]
             x_t = (1 - t) * x0 + t * batch.score_noise
-            velocity = self.network(FAKE_SCORE, x_t, batch.sigma, batch.text)
+            velocity = self.network(FAKE_SCORE, x_t, batch.time, batch.text)
             total = total + (velocity - (batch.score_noise - x0)).square().mean()
         return self.gradient(FAKE_SCORE, total)
 
     def adm(self, index: int, own: Sequence[int], delta: float) -> Gradients:
         """Alg. 1, lines 15 to 26."""
         batch = self.trainer.batches.micro_batch(index, 0)
-        text, sigma = batch.text, batch.sigma
+        text, sigma = batch.text, batch.time
         x0 = self.rollout(batch.noise, text, self.trainer.batches.exit_step(index))
         t = sigma[:, None, None, None, None]
         x_t = (1 - t) * x0 + t * batch.score_noise
@@ -223,7 +223,7 @@ class Written:
         """DMD's gradient at x0, and the non-saturating GAN on noised data."""
         batch = self.trainer.batches.micro_batch(index, 0)
         assert batch.real is not None
-        text, sigma = batch.text, batch.sigma
+        text, sigma = batch.text, batch.time
         x0 = self.rollout(batch.noise, text, self.trainer.batches.exit_step(index))
         t = sigma[:, None, None, None, None]
         x_t = (1 - t) * x0 + t * batch.score_noise
@@ -246,10 +246,10 @@ class Written:
     def adp(self, index: int, encoder: Path | None, frames: int) -> Gradients:
         """Eq. 9, with the sign that its text gives, and Eq. 10."""
         batch = self.trainer.batches.pair_batch(index, 0, frames)
-        t = batch.sigma[:, None, None, None, None]
+        t = batch.time[:, None, None, None, None]
         x_t = (1 - t) * batch.x0 + t * batch.noise
-        made = x_t - t * self.network(STUDENT, x_t, batch.sigma, batch.text)
-        later = batch.discriminator_sigma
+        made = x_t - t * self.network(STUDENT, x_t, batch.time, batch.text)
+        later = batch.discriminator_time
         t = later[:, None, None, None, None]
 
         def noisy(x0: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_noise_is_standard_normal_and_score_times_have_their_law(job: Job) -> No
     assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
     both = torch.stack([noise.flatten(), torch.cat([b.score_noise for b in drawn]).flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.01
-    sigma = torch.cat([b.sigma for b in drawn])
+    sigma = torch.cat([b.time for b in drawn])
     assert sigma.dtype == torch.float32
     tolerance = 1e-7  # 0.02 in float32 is a little less
     assert float(sigma.min()) >= 0.02 - tolerance and float(sigma.max()) <= 0.98 + tolerance
@@ -168,15 +168,15 @@ def test_samples_of_a_batch_differ(job: Job, pairs: LatentFolder) -> None:
     data = batches(job, Ranks())
     data.latents = pairs
     batch, pair = data.micro_batch(2, 0), data.pair_batch(2, 0, 2)
-    for drawn in (batch.noise, batch.score_noise, batch.sigma, pair.sigma):
+    for drawn in (batch.noise, batch.score_noise, batch.time, pair.time):
         assert not torch.equal(drawn[0], drawn[1])
-    for drawn in (pair.discriminator_noise, pair.discriminator_sigma):
+    for drawn in (pair.discriminator_noise, pair.discriminator_time):
         assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(batch.noise, batch.score_noise)
-    assert not torch.equal(pair.sigma, pair.discriminator_sigma)
+    assert not torch.equal(pair.time, pair.discriminator_time)
     for other in (data.micro_batch(3, 0), batches(job, Ranks(1, 2)).micro_batch(2, 0)):
         assert not torch.equal(other.noise, batch.noise)
-        assert not torch.equal(other.sigma, batch.sigma)
+        assert not torch.equal(other.time, batch.time)
 
 
 def test_draws_are_those_of_their_own_seeds(job: Job, pairs: LatentFolder) -> None:
@@ -198,11 +198,11 @@ def test_draws_are_those_of_their_own_seeds(job: Job, pairs: LatentFolder) -> No
         again = torch.randn(SHAPE, generator=drawn("score_noise", 3, sample))
         assert torch.equal(pair.discriminator_noise[row], again)
         u = float(torch.rand(1, generator=drawn("u", 3, sample)))
-        assert float(pair.sigma[row]) == pytest.approx(max(1 - u**3, 0.02))
+        assert float(pair.time[row]) == pytest.approx(max(1 - u**3, 0.02))
         shifted = 5 * u / (1 + 4 * u)
-        assert float(batch.sigma[row]) == pytest.approx(min(max(shifted, 0.02), 0.98))
+        assert float(batch.time[row]) == pytest.approx(min(max(shifted, 0.02), 0.98))
         u = float(torch.rand(1, generator=drawn("critic_u", 3, sample)))
-        assert float(pair.discriminator_sigma[row]) == pytest.approx(min(max(u, 0.02), 0.98))
+        assert float(pair.discriminator_time[row]) == pytest.approx(min(max(u, 0.02), 0.98))
     assert data.exit_step(3) == int(torch.randint(4, (), generator=drawn("exit_step", 3)))
     assert torch.equal(
         data.sample_noise(2)[1], torch.randn(SHAPE, generator=drawn("samples", 0, 1))
@@ -221,8 +221,8 @@ def test_a_student_s_times_are_cubic_and_a_discriminator_s_uniform(
     data = batches(job, Ranks())
     data.latents = pairs
     drawn = [data.pair_batch(i, 0, 1) for i in range(400)]
-    student = torch.cat([b.sigma for b in drawn])
-    critic = torch.cat([b.discriminator_sigma for b in drawn])
+    student = torch.cat([b.time for b in drawn])
+    critic = torch.cat([b.discriminator_time for b in drawn])
     assert student.dtype == critic.dtype == torch.float32
     # Four hundredths above the 0.1 % point of Kolmogorov's distance for 800 draws, 0.069, and the
     # two laws are 0.38 apart.
@@ -238,7 +238,7 @@ def test_a_student_s_times_are_cubic_and_a_discriminator_s_uniform(
 def test_score_times_are_clamped_to_their_range(tiny_teacher: Path, tmp_path: Path) -> None:
     settings = ("train.sigma_min=0.4", "train.sigma_max=0.6", "train.score_shift=1")
     job = make_job(tiny_teacher, tmp_path, *settings)
-    drawn = torch.cat([batches(job, Ranks()).micro_batch(i, 0).sigma for i in range(50)])
+    drawn = torch.cat([batches(job, Ranks()).micro_batch(i, 0).time for i in range(50)])
     assert float(drawn.min()) == pytest.approx(0.4) and float(drawn.max()) == pytest.approx(0.6)
     assert ((drawn > 0.41) & (drawn < 0.59)).any()
 

@@ -23,7 +23,7 @@ class Samples:
 
     samples: tuple[int, ...] = (0, 1)
     prompts: tuple[int, ...] = (7, 3)
-    sigma: Tensor = field(default_factory=lambda: torch.tensor([0.25, 0.5]))
+    time: Tensor = field(default_factory=lambda: torch.tensor([0.25, 0.5]))
 
 
 SECOND = Samples((2, 3), (5, 7), torch.tensor([0.75, 0.125]))

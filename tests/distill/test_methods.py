@@ -90,7 +90,7 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
     """By role, from whole graphs through every network, built without the trainer's parts."""
     strategy: Any = trainer.strategy
     batch = trainer.batches.micro_batch(0, 0)
-    sigma, text = batch.sigma, batch.text
+    sigma, text = batch.time, batch.text
     scale = trainer.job.teacher.guidance_scale
     if method.guidance_range is not None:
         scale = trainer.batches.uniform("guidance", 0, *method.guidance_range)
@@ -112,9 +112,9 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
         return Sample(
             x0=x0,
             noise=batch.score_noise,
-            sigma=sigma,
+            time=sigma,
             x_t=x_t,
-            velocity_fake=velocity,
+            predicted_fake=velocity,
             x_fake=x0_from_velocity(x_t, velocity, sigma),
             x_real=real,
             discriminate=lambda x, s: strategy.logits(

@@ -99,10 +99,10 @@ def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) 
     x_t = batch.noise
     with torch.no_grad():
         cond, uncond = (
-            trainer.strategy.velocity(TEACHER, x_t, batch.sigma, text)
+            trainer.strategy.velocity(TEACHER, x_t, batch.time, text)
             for text in (batch.text, batch.negative_text)
         )
-    expected = x0_from_velocity(x_t, guide(cond, uncond, 8.0), batch.sigma)
+    expected = x0_from_velocity(x_t, guide(cond, uncond, 8.0), batch.time)
     torch.testing.assert_close(
         teacher_x0(trainer.strategy, x_t, batch, 8.0), expected, rtol=1e-4, atol=1e-5
     )

@@ -2,8 +2,9 @@
 
 Data are N(mean, cov) in 64 dimensions, eigenvalues over a decade in a random basis. The student is
 a one-step linear generator ``x0 = A z + b``, so it is a Gaussian too, and the exact fake score is
-that Gaussian's posterior mean: linear, with the gain ``K = a C (a^2 C + s^2 I)^-1`` at a time s,
-``a = 1 - s``, for a covariance C. Below ``g = a K``, by eigenvalue: between 0 and 1.
+that Gaussian's posterior mean: linear, with the gain ``K = a C (a^2 C + s^2 I)^-1`` at a time, for
+the interpolant's factors a of the data and s of the noise, and a covariance C. Below ``g = a K``,
+by eigenvalue: between 0 and 1.
 
 Noise is not drawn but laid out, antithetic and with the exact second moments of a Gaussian. A loss
 that is quadratic in it therefore has its exact expectation, and what a test sees is the method.
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd import flow
+from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.methods import Losses, Method, Sample
 
 # T times, P points at each, D dimensions; a batch B is T * P
@@ -27,46 +28,52 @@ from lightx2v_sgmd.methods import Losses, Method, Sample
 DIM = 64
 TIMES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
 POINTS = 4 * DIM
-SIGMA = TIMES.repeat_interleave(POINTS)
-_S = TIMES.view(-1, 1, 1)
+TIME = TIMES.repeat_interleave(POINTS)
 _EYE = torch.eye(DIM, dtype=torch.float64)
 
 
-def predict(mean: Tensor, gains: Tensor, x_t: Tensor) -> Tensor:
-    """The data prediction [B, D] of a mean [D] and gains [T, D, D] for x_t [B, D] at ``SIGMA``."""
-    centred = x_t.view(len(TIMES), -1, DIM) - (1 - _S) * mean
+def factors(path: Interpolant, times: Tensor = TIMES) -> tuple[Tensor, Tensor]:
+    """Alpha and sigma at each time, both [T, 1, 1]."""
+    return path.alpha(times).view(-1, 1, 1), path.sigma(times).view(-1, 1, 1)
+
+
+def predict(mean: Tensor, gains: Tensor, x_t: Tensor, path: Interpolant) -> Tensor:
+    """The data prediction [B, D] of a mean [D] and gains [T, D, D] for x_t [B, D] at ``TIME``."""
+    centred = x_t.view(len(TIMES), -1, DIM) - factors(path)[0] * mean
     return (mean + centred @ gains).view(-1, DIM)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean [D], cov [D, D])."""
+    """N(mean [D], cov [D, D]) as data, and the path from it to noise."""
 
     mean: Tensor
     cov: Tensor
+    path: Interpolant = FLOW
 
     @property
     def gains(self) -> Tensor:
         """K at each time, [T, D, D], symmetric."""
-        noisy = (1 - _S) ** 2 * self.cov + _S**2 * _EYE
-        return (1 - _S) * torch.linalg.solve(noisy, self.cov.expand(len(TIMES), DIM, DIM))
+        alpha, noisy = factors(self.path)[0], self.noisy()[1]
+        return alpha * torch.linalg.solve(noisy, self.cov.expand(len(TIMES), DIM, DIM))
 
     def predict(self, x_t: Tensor) -> Tensor:
-        """E[x0 | x_t] for x_t [B, D] at ``SIGMA``."""
-        return predict(self.mean, self.gains, x_t)
+        """E[x0 | x_t] for x_t [B, D] at ``TIME``."""
+        return predict(self.mean, self.gains, x_t, self.path)
 
     def noisy(self) -> tuple[Tensor, Tensor]:
         """Mean [T, 1, D] and covariance [T, D, D] of x_t."""
-        return (1 - _S) * self.mean, (1 - _S) ** 2 * self.cov + _S**2 * _EYE
+        alpha, sigma = factors(self.path)
+        return alpha * self.mean, alpha**2 * self.cov + sigma**2 * _EYE
 
 
 @cache
-def teacher() -> Gaussian:
+def teacher(path: Interpolant = FLOW) -> Gaussian:
     """The data."""
     values = torch.logspace(-0.5, 0.5, DIM, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(DIM, generator=generator, dtype=torch.float64)
-    return Gaussian(mean, basis() @ torch.diag(values) @ basis().T)
+    return Gaussian(mean, basis() @ torch.diag(values) @ basis().T, path)
 
 
 @cache
@@ -90,27 +97,29 @@ def points() -> tuple[Tensor, Tensor]:
 class Tracker:
     """A learned fake score: a mean and a gain for each time, which starts as the teacher."""
 
-    def __init__(self) -> None:
-        self.mean = teacher().mean.clone().requires_grad_()
-        self.gains = teacher().gains.clone().requires_grad_()
+    def __init__(self, path: Interpolant) -> None:
+        self.path = path
+        self.mean = teacher(path).mean.clone().requires_grad_()
+        self.gains = teacher(path).gains.clone().requires_grad_()
 
     def predict(self, x_t: Tensor) -> Tensor:
         """Its data prediction."""
-        return predict(self.mean, self.gains, x_t)
+        return predict(self.mean, self.gains, x_t, self.path)
 
 
 def make_sample(
     x0: Tensor,
     fake: Callable[[Tensor], Tensor],
     real: Callable[[Tensor], Tensor],
+    path: Interpolant = FLOW,
     **more: Any,
 ) -> Sample:
     """What a method sees of x0 [B, D]: noise at every time and both predictions."""
     noise = points()[1]
-    x_t = flow.add_noise(x0, noise, SIGMA)
+    x_t = path.add_noise(x0, noise, TIME)
     x_fake = fake(x_t)
-    velocity = (x_t - x_fake) / SIGMA[:, None]
-    return Sample(x0, noise, SIGMA, x_t, velocity, x_fake, real(x_t), **more)
+    predicted = path.target(x_fake, path.noise(x_t, x_fake, TIME), TIME)
+    return Sample(x0, noise, TIME, x_t, predicted, x_fake, real(x_t), interpolant=path, **more)
 
 
 def total(losses: Losses) -> Tensor:
@@ -124,11 +133,12 @@ class Student:
 
     factor: Tensor
     shift: Tensor
+    path: Interpolant = FLOW
 
     @classmethod
-    def fresh(cls) -> Student:
+    def fresh(cls, path: Interpolant = FLOW) -> Student:
         """Standard normal: neither the data's mean nor its covariance."""
-        return cls(_EYE.clone().requires_grad_(), _EYE[0].mul(0).requires_grad_())
+        return cls(_EYE.clone().requires_grad_(), _EYE[0].mul(0).requires_grad_(), path)
 
     @classmethod
     def at(cls, mean: Tensor, cov: Tensor) -> Student:
@@ -144,7 +154,7 @@ class Student:
     def law(self) -> Gaussian:
         """Its distribution, without gradient."""
         factor = self.factor.detach()
-        return Gaussian(self.shift.detach().clone(), factor @ factor.T)
+        return Gaussian(self.shift.detach().clone(), factor @ factor.T, self.path)
 
 
 Critic = Callable[[Gaussian], Callable[[Tensor, Tensor], Tensor]]
@@ -158,12 +168,13 @@ def generator_sample(
     critic: Critic | None = None,
 ) -> Sample:
     """A sample whose gradient paths are those that the training loop gives this method."""
-    through_teacher = method.through_teacher
+    through_teacher, data = method.through_teacher, teacher(student.path)
     more = {} if critic is None else {"discriminate": critic(student.law())}
     return make_sample(
         student.sample(),
         lambda x_t: fake(x_t if method.through_fake_score else x_t.detach()),
-        lambda x_t: teacher().predict(x_t if through_teacher else x_t.detach()),
+        lambda x_t: data.predict(x_t if through_teacher else x_t.detach()),
+        student.path,
         **more,
     )
 
@@ -192,7 +203,11 @@ class Adam:
 
 
 def distil(
-    method: Method, iterations: int, critic: Critic | None = None, tracked: bool = False
+    method: Method,
+    iterations: int,
+    critic: Critic | None = None,
+    tracked: bool = False,
+    path: Interpolant = FLOW,
 ) -> tuple[Student, Sample]:
     """Trains a student by a method's losses.
 
@@ -202,11 +217,13 @@ def distil(
         critic: An ideal discriminator.
         tracked: Whether the fake score is learned, by the method's own loss and number of updates
             after each of the student's; otherwise it is exact.
+        path: The way from data to noise.
 
     Returns:
         The student and the last sample.
     """
-    student, tracker, updates = Student.fresh(), Tracker(), method.fake_score_updates
+    student, tracker = Student.fresh(path), Tracker(path)
+    updates = method.fake_score_updates
     # Slower where a fake score has to follow.
     learner = Adam(student.factor, student.shift, (0.004 if tracked else 0.008, 0.1))
     follower = Adam(tracker.gains, tracker.mean, (0.01 / updates**0.5, 0.1 / updates**0.5))
@@ -217,6 +234,6 @@ def distil(
         learner.step(total(method.generator_losses(sample)), i / iterations)
         for _ in range(updates if tracked else 0):
             x0 = student.sample().detach() if method.fresh_rollouts else before
-            refit = make_sample(x0, tracker.predict, lambda x_t, x_real=x_real: x_real)  # type: ignore[misc]
+            refit = make_sample(x0, tracker.predict, lambda x_t, x_real=x_real: x_real, path)  # type: ignore[misc]
             follower.step(total(method.fake_score_losses(refit)), i / iterations)
     return student, sample

@@ -2,7 +2,8 @@
 
 The world is ``gaussian.py``'s. With an exact fake score a method's expected gradient at the factor
 A of the student's covariance is ``F A``, F sharing the eigenvectors of both covariances. By
-eigenvalue, at one time, with g_q and g_p the gains of student and teacher and w the weight:
+eigenvalue, at one time, with g_q and g_p the gains of student and teacher and w the weight, in any
+interpolant:
 
     DMD                 w (g_q - g_p)
     TSG-Fisher          w g_q (g_q - g_p)
@@ -28,18 +29,25 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.flow import add_noise, fisher_weight
+from lightx2v_sgmd.interpolants import (
+    FLOW,
+    Interpolant,
+    VariancePreserving,
+    scaled_linear_alphas,
+)
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, SGMD, TSGSIM, Method, Sample, SiD, TSGFisher
 from lightx2v_sgmd.methods.base import PairSample
 from tests.methods.gaussian import (
     DIM,
     POINTS,
-    SIGMA,
+    TIME,
     TIMES,
     Adam,
     Gaussian,
     Student,
     basis,
     distil,
+    factors,
     generator_sample,
     points,
     teacher,
@@ -49,6 +57,11 @@ from tests.methods.gaussian import (
 ITERATIONS = 120
 CLAMP = 10.0
 """Of c(t)."""
+PATHS: dict[str, Interpolant] = {
+    "flow": FLOW,
+    "VP, v": VariancePreserving(scaled_linear_alphas(snr_shift=3.0, zero_snr=True), "v"),
+    "VP, epsilon": VariancePreserving(scaled_linear_alphas(), "epsilon"),
+}
 
 Rate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """F by eigenvalue at each time, of (g_q, g_p, w)."""
@@ -80,21 +93,24 @@ def ratio(real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Callable[
 
 def noisy_critic(law: Gaussian) -> Callable[..., Tensor]:
     """DMD2's: generated from real at x_t."""
-    return ratio(teacher().noisy(), law.noisy())
+    return ratio(teacher(law.path).noisy(), law.noisy())
 
 
 def step_critic(law: Gaussian, delta: float = 1 / 64) -> Callable[..., Tensor]:
     """ADM's: fake score from teacher, a step of ``delta`` down the flow from the student's x_t."""
     mean, cov = law.noisy()
-    share = (delta / TIMES).view(-1, 1, 1)
+    alpha, sigma = factors(law.path)
+    later_alpha, later_sigma = factors(law.path, law.path.nearest(TIMES - delta))
+    kept = later_sigma / sigma  # of x_t; the rest is the data prediction's
+    share = later_alpha - kept * alpha
 
     def stepped(by: Gaussian) -> tuple[Tensor, Tensor]:
         gains = by.gains
-        linear = (1 - share) * torch.eye(DIM, dtype=torch.float64) + share * gains
-        offset = by.mean - (1 - TIMES.view(-1, 1, 1)) * by.mean @ gains
+        linear = kept * torch.eye(DIM, dtype=torch.float64) + share * gains
+        offset = by.mean - alpha * by.mean @ gains
         return mean @ linear + share * offset, linear @ cov @ linear
 
-    return ratio(stepped(teacher()), stepped(law))
+    return ratio(stepped(teacher(law.path)), stepped(law))
 
 
 UNBIASED: dict[str, tuple[Method, Callable[[Gaussian], Callable[..., Tensor]] | None]] = {
@@ -110,16 +126,23 @@ UNBIASED: dict[str, tuple[Method, Callable[[Gaussian], Callable[..., Tensor]] | 
 }
 
 
-@pytest.mark.parametrize("case", UNBIASED)
-def test_unbiased_methods_reach_the_teacher(case: str) -> None:
+UNBIASED_IN_VP = ("dmd2 with its GAN", "tsg_fisher, paper", "sgmd at lambda 0", "sid", "adm")
+
+
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [*((case, "flow") for case in UNBIASED), *((case, "VP, v") for case in UNBIASED_IN_VP)],
+)
+def test_unbiased_methods_reach_the_teacher(case: str, path: str) -> None:
     method, critic = UNBIASED[case]
-    mean, cov = errors(distil(method, ITERATIONS, critic=critic)[0])
+    mean, cov = errors(distil(method, ITERATIONS, critic=critic, path=PATHS[path])[0])
     assert mean < 1e-4 and cov < 1e-4
 
 
-def test_pretraining_on_pairs_reaches_the_teacher() -> None:
+@pytest.mark.parametrize("path", ["flow", "VP, v"])
+def test_pretraining_on_pairs_reaches_the_teacher(path: str) -> None:
     """ADP with ideal discriminators; the flow takes noise z to ``root(cov) z + mean``."""
-    method, student = ADP(vision_encoder="unused"), Student.fresh()
+    method, student = ADP(vision_encoder="unused"), Student.fresh(PATHS[path])
     data, noise = teacher(), points()[1]
     real = Student.at(data.mean, data.cov).sample().detach()
     learner = Adam(student.factor, student.shift, (0.008, 0.1))
@@ -130,9 +153,10 @@ def test_pretraining_on_pairs_reaches_the_teacher() -> None:
             student.sample(),
             real,
             noise,
-            SIGMA,
+            TIME,
             noisy_critic(law),
-            lambda x, judge=pixels: judge(x, SIGMA),  # type: ignore[misc]
+            lambda x, judge=pixels: judge(x, TIME),  # type: ignore[misc]
+            PATHS[path],
         )
         learner.step(total(method.pair_generator_losses(sample)), i / ITERATIONS)
     mean, cov = errors(student)
@@ -147,10 +171,10 @@ def eq_30(alpha: float) -> Rate:
     return lambda q, p, w: w * (q * (alpha * (1 - q) + (1 - alpha) * (q - p)) + alpha * (q - p))
 
 
-def predicted(rate: Rate, weight: Tensor) -> Tensor:
+def predicted(rate: Rate, weight: Tensor, path: Interpolant = FLOW) -> Tensor:
     """The eigenvalues at which the rate, summed over times, is zero: by bisection."""
     data = torch.linalg.eigvalsh(teacher().cov)
-    a, s, w = 1 - TIMES[:, None], TIMES[:, None], weight[:, None]
+    a, s, w = path.alpha(TIMES)[:, None], path.sigma(TIMES)[:, None], weight[:, None]
 
     def gain(values: Tensor) -> Tensor:
         return a**2 * values / (a**2 * values + s**2)
@@ -178,13 +202,20 @@ BIASED: dict[str, tuple[Method, Rate]] = {
 }
 
 
-@pytest.mark.parametrize("case", BIASED)
-def test_biased_methods_end_where_the_theory_says(case: str) -> None:
+BIASED_IN_VP = ("sgmd at 0.1", "tsg_sim", "sid, Eq. 30 at 1.2")
+
+
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [*((case, "flow") for case in BIASED), *((case, "VP, v") for case in BIASED_IN_VP)],
+)
+def test_biased_methods_end_where_the_theory_says(case: str, path: str) -> None:
     method, rate = BIASED[case]
-    law = distil(method, ITERATIONS)[0].law()
+    law = distil(method, ITERATIONS, path=PATHS[path])[0].law()
     assert (law.mean - teacher().mean).norm() < 1e-4 * teacher().mean.norm()
     by_vector = basis().T @ law.cov @ basis()  # ascending, as eigvalsh sorts
-    expected = predicted(rate, fisher_weight(TIMES).clamp(max=CLAMP))
+    weight = PATHS[path].fisher_weight(TIMES).clamp(max=CLAMP)
+    expected = predicted(rate, weight, PATHS[path])
     torch.testing.assert_close(by_vector, torch.diag(expected), rtol=1e-4, atol=1e-4)
     narrower = expected / torch.linalg.eigvalsh(teacher().cov)
     assert narrower.max() < 0.99  # there is a bias to speak of
@@ -204,21 +235,24 @@ def test_normalized_sgmd_narrows_its_student_in_proportion_to_lambda(lambda_: fl
     assert 0.5 * lambda_ < 1 - (found / torch.linalg.eigvalsh(teacher().cov)).mean() < 2 * lambda_
 
 
-TRACKED: dict[str, tuple[Method, Rate]] = {
-    "sgmd": (SGMD(lambda_=0.1, weighting="paper", max_weight=CLAMP), sgmd(0.1)),
-    "dmd2": (DMD2(), sgmd(0.0)),
-    "tsg_fisher": (TSGFisher(weighting="paper", max_weight=CLAMP), sgmd(0.0)),
+TRACKED: dict[str, tuple[Method, Rate, str]] = {
+    "sgmd": (SGMD(lambda_=0.1, weighting="paper", max_weight=CLAMP), sgmd(0.1), "flow"),
+    "dmd2": (DMD2(), sgmd(0.0), "flow"),
+    "tsg_fisher": (TSGFisher(weighting="paper", max_weight=CLAMP), sgmd(0.0), "flow"),
+    "dmd2, v": (DMD2(), sgmd(0.0), "VP, v"),
+    "dmd2, epsilon": (DMD2(), sgmd(0.0), "VP, epsilon"),
 }
 
 
 @pytest.mark.parametrize("case", TRACKED)
 def test_a_learned_fake_score_leads_to_the_same_place(case: str) -> None:
     """Learned by the method's own loss, in as many updates as it asks for."""
-    method, rate = TRACKED[case]
+    method, rate, name = TRACKED[case]
+    path = PATHS[name]
     iterations = 2 * ITERATIONS if method.fake_score_updates == 1 else ITERATIONS
-    law = distil(method, iterations, tracked=True)[0].law()
+    law = distil(method, iterations, tracked=True, path=path)[0].law()
     assert (law.mean - teacher().mean).norm() < 0.02 * teacher().mean.norm()
-    expected = torch.diag(predicted(rate, fisher_weight(TIMES).clamp(max=CLAMP)))
+    expected = torch.diag(predicted(rate, path.fisher_weight(TIMES).clamp(max=CLAMP), path))
     assert (basis().T @ law.cov @ basis() - expected).norm() < 0.02 * expected.norm()
 
 
@@ -234,10 +268,10 @@ def test_adms_critic_learns_to_tell_as_well_as_the_likelihood_ratio() -> None:
         return (features @ weight[..., None]).view(-1, 1)
 
     def sample(discriminate: Callable[..., Tensor]) -> Sample:
-        x0, noise = torch.randn(2, len(SIGMA), DIM, generator=generator, dtype=torch.float64)
-        x_t = add_noise(x0, noise, SIGMA)
+        x0, noise = torch.randn(2, len(TIME), DIM, generator=generator, dtype=torch.float64)
+        x_t = add_noise(x0, noise, TIME)
         x_fake, x_real = law.predict(x_t), teacher().predict(x_t)
-        return Sample(x0, noise, SIGMA, x_t, x_t, x_fake, x_real, discriminate)
+        return Sample(x0, noise, TIME, x_t, x_t, x_fake, x_real, discriminate)
 
     adam = torch.optim.Adam([weight], lr=0.02, betas=(0.9, 0.99))
     for _ in range(150):
@@ -327,4 +361,4 @@ def test_potential_of_a_perfect_fake_score_still_narrows() -> None:
     expected = (g - g @ g).mean(0) @ student.factor / DIM
     torch.testing.assert_close(factor, expected, rtol=1e-9, atol=1e-12)
     assert shift.abs().max() < 1e-12
-    assert SIGMA.unique().tolist() == TIMES.tolist()
+    assert TIME.unique().tolist() == TIMES.tolist()

@@ -268,7 +268,7 @@ def test_gradient_paths(case: str) -> None:
     # The fake score's loss reaches its prediction; x0 is a constant there.
     fixed = replace(sample, x0=sample.x0.detach(), x_t=sample.x_t.detach())
     velocity = (fixed.x_t - sample.x_fake) / flow.per_sample(sample.sigma, sample.x_t)
-    tracking = gradients(method.fake_score_losses(replace(fixed, velocity_fake=velocity)), sample)
+    tracking = gradients(method.fake_score_losses(replace(fixed, predicted_fake=velocity)), sample)
     assert tracking[0] is None and tracking[1] is not None and tracking[2] is None
 
 

@@ -45,7 +45,7 @@ def differences(job: Job) -> list[str]:
     stock = open_wan(job.teacher.path).load_transformer(torch.bfloat16)
     wan.fold_text_padding(stock)
     batch = trainer.batches.micro_batch(0, 0)
-    inputs = batch.noise, batch.sigma, batch.text
+    inputs = batch.noise, batch.time, batch.text
     expected = wan.velocity(stock, *inputs)
     found = [
         f"{role} is not what diffusers loads"

@@ -81,6 +81,7 @@ class Zero3:
         self, model: wan.WanModel, settings: StrategySettings, ranks: Ranks, fold_text: bool
     ) -> None:
         self.settings, self.ranks = settings, ranks
+        self.interpolant = model.interpolant
         self.trained = tuple(settings.optimizers)
         self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
         whole = model.transformer_weights()

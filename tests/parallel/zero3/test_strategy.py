@@ -105,7 +105,7 @@ def test_average_and_swapping_it_in(tiny_teacher: Path, tmp_path: Path) -> None:
 
     batch = trainer.batches.micro_batch(0, 0)
     with torch.no_grad():
-        run = partial(strategy.velocity, STUDENT, batch.noise, batch.sigma, batch.text)
+        run = partial(strategy.velocity, STUDENT, batch.noise, batch.time, batch.text)
         plain = run()
         with strategy.averaged_student():
             averaged_velocity = run()
