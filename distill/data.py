@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.rollout import FreshNoise
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width,
 # S text tokens, D text width
@@ -69,6 +70,8 @@ class Batch:
         negative_text: ``[B, S, D]``, what guidance leads away from.
         prompts: Indices of the prompts.
         samples: Indices in the global batch.
+        fresh_noise: The noise of the rollout's later steps, by the step's index, for the solver
+            ``renoise``.
         real: ``[B, C, T, h, w]``, latents of real videos, for methods that read them.
     """
 
@@ -79,6 +82,7 @@ class Batch:
     negative_text: Tensor
     prompts: tuple[int, ...]
     samples: tuple[int, ...]
+    fresh_noise: FreshNoise
     real: Tensor | None = None
 
 
@@ -168,6 +172,7 @@ class Batches:
             negative_text=negative_text,
             prompts=prompts,
             samples=tuple(samples),
+            fresh_noise=partial(self._fresh_noise, batch_index, samples),
             real=None if self.latents is None else self._latents("x0", prompts),
         )
 
@@ -228,10 +233,24 @@ class Batches:
         """``[count, C, T, h, w]`` for sample videos: the same all through the run."""
         return self._noise("samples", 0, range(count))
 
-    def _noise(self, purpose: str, batch_index: int, samples: range) -> Tensor:
+    def sample_fresh_noise(self, index: int) -> FreshNoise:
+        """The noise of later steps for a sample video, ``[1, C, T, h, w]``: the same all through.
+
+        Args:
+            index: The video's, in ``sample_noise``.
+        """
+        return partial(self._fresh_noise, 0, range(index, index + 1), purpose="sample_steps")
+
+    def _fresh_noise(
+        self, batch_index: int, samples: range, step: int, purpose: str = "steps"
+    ) -> Tensor:
+        return self._noise(purpose, batch_index, samples, step)
+
+    def _noise(self, purpose: str, batch_index: int, samples: range, *step: int) -> Tensor:
+        seed = self.job.train.seed
         rows = [
             torch.randn(
-                self.latent_shape, generator=generator(self.job.train.seed, purpose, batch_index, s)
+                self.latent_shape, generator=generator(seed, purpose, batch_index, s, *step)
             )
             for s in samples
         ]

@@ -103,7 +103,7 @@ class MicroBatch(Protocol):
         ...
 
     @property
-    def sigma(self) -> Tensor:
+    def time(self) -> Tensor:
         """The score times ``[B]``."""
         ...
 

@@ -9,6 +9,7 @@ from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import check_adapters
 from lightx2v_sgmd.parallel.sequence import check_degree
+from lightx2v_sgmd.rollout import check_solver
 
 
 def check_against_model(job: Job, model: WanModel) -> None:
@@ -16,8 +17,10 @@ def check_against_model(job: Job, model: WanModel) -> None:
 
     Raises:
         UserError: ``parallel.sequence`` does not divide the heads, the video's size does not fit
-            the VAE and the network's patches, or adapters are for layers that it does not have.
+            the VAE and the network's patches, the student's solver is not one for the model's
+            diffusion, or adapters are for layers that it does not have.
     """
+    check_solver(job.schedule.solver, model.interpolant)
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
     model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     for name, role in (("student", job.student), ("fake_score", job.fake_score)):

@@ -20,7 +20,14 @@ from lightx2v_sgmd.schedule import Schedule
 def student_x0(strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int) -> Tensor:
     """The student's rollout ``[B, C, T, h, w]``, of which step ``exit_step`` carries gradient."""
     student = partial(strategy.velocity, STUDENT, text=batch.text)
-    return rollout(student, batch.noise, schedule, exit_step)
+    return rollout(
+        student,
+        batch.noise,
+        schedule,
+        exit_step,
+        interpolant=strategy.interpolant,
+        fresh_noise=batch.fresh_noise,
+    )
 
 
 def teacher_x0(strategy: Strategy, x_t: Tensor, batch: Batch, guidance_scale: float) -> Tensor:

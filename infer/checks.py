@@ -25,13 +25,15 @@ from lightx2v_sgmd.files.safetensors_files import (
     schedule_of,
 )
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.rollout import check_solver
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 ANCHOR: Final = "patch_embedding.weight"
 ENGINE_SHIFT: Final = 8.0
-"""The engine runs the Euler steps of this flow shift, evenly spaced from 1000 before it."""
+ENGINE_SOLVERS: Final = ("euler", "renoise")
+"""The engine runs steps of this flow shift, evenly spaced from 1000 before it, by these solvers."""
 
 
 # Steps of other trainers' students that this engine can run: Euler from pure noise to data.
@@ -40,8 +42,8 @@ ENGINE_SHIFT: Final = 8.0
 _PRESETS: Final = {"lightx2v": Schedule((1000.0, 750.0, 500.0, 250.0), 5.0)}
 _NOT_RUN: Final = {
     "self-forcing": "generate in blocks of frames with cached attention",
-    "fastwan": "draw new noise in each step (at 1000, 757 and 522)",
-    "rcm": "draw new noise in each step",
+    "fastwan": "attend sparsely (VSA), at the uneven timesteps 1000, 757 and 522",
+    "rcm": "draw new noise at times of a schedule of their own",
 }
 """Other trainers' students whose sampling this engine has not, and what is different in it."""
 
@@ -127,6 +129,7 @@ def check_student(
             f"{_steps(engine_schedule())}, or to see a teacher undistilled, add "
             "--assume-schedule sgmd (or sgmd:N for N steps)"
         )
+    check_solver(schedule.solver, model.interpolant)
     for name, info in header.tensors.items():
         if info.dtype not in FLOAT_TYPES:
             raise UserError(
@@ -288,7 +291,7 @@ def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:
 def _runs(schedule: Schedule) -> bool:
     # The file format keeps three decimals of a timestep.
     near = evenly_spaced(schedule.base, tolerance=1e-3)  # saved schedules are rounded
-    return near and schedule.shift == ENGINE_SHIFT and schedule.solver == "euler"
+    return near and schedule.shift == ENGINE_SHIFT and schedule.solver in ENGINE_SOLVERS
 
 
 def _steps(schedule: Schedule) -> str:

@@ -31,7 +31,7 @@ from lightx2v_sgmd.families.wan import WanModel, fold_text_padding, pad_text, ve
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
-from lightx2v_sgmd.sampling.sampler import noise_for
+from lightx2v_sgmd.sampling.sampler import fresh_noise_for, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
@@ -166,6 +166,8 @@ class Student:
                 noise.to(self.device),
                 self.schedule,
                 on_step=on_step,
+                interpolant=self.model.interpolant,
+                fresh_noise=fresh_noise_for(seeds, shape),
             )
             return x0.float().cpu()
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ from lightx2v_sgmd.system.errors import UserError, joined
 
 NUM_TRAIN_TIMESTEPS = 1000
 MOST_STEPS = 1000
+
+SolverName = Literal["euler", "ddim", "renoise"]
+"""The way from one step of a student to the next, with the data prediction of the first.
+
+``euler``: along the straight line of flow matching (arXiv 2605.30116, Sec. 4.1). ``ddim``: along
+the probability flow of a variance-preserving diffusion (arXiv 2010.02502). ``renoise``: the data
+prediction with new noise, in any interpolant, as DMD2 (arXiv 2405.14867, Sec. 4.4) and FastWan do.
+"""
+SOLVERS: Final[tuple[str, ...]] = get_args(SolverName)
+_COMFYUI_SAMPLERS: Final[Mapping[str, str]] = {"euler": "euler", "renoise": "lcm"}
 
 
 def even_timesteps(steps: int) -> tuple[float, ...]:
@@ -42,15 +52,17 @@ class Schedule:
     Args:
         base: Unshifted timesteps in (0, 1000], falling.
         shift: Flow shift, at least 1.
-        solver: Only ``"euler"``, the paper's choice (arXiv 2605.30116, Sec. 4.1).
+        solver: The way from one step to the next; see ``SolverName``.
     """
 
     # Evenly spaced timesteps, falling from 1000, before the shift.
     base: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
     # Flow shift of the steps; 8 is the only one that is trained and run.
     shift: float = 8.0
-    # Solver of the rollout; the paper's choice.
-    solver: str = "euler"
+    # Solver of the rollout. "euler": along the straight line of flow matching, the paper's choice.
+    # "renoise": the data prediction with new noise, as in DMD2 and FastWan. "ddim": for teachers
+    # with a variance-preserving diffusion; none of the teachers that can be opened today has one.
+    solver: SolverName = "euler"
 
     def __post_init__(self) -> None:
         if len(self.base) > MOST_STEPS:
@@ -63,19 +75,21 @@ class Schedule:
             )
         if self.shift < 1:
             raise UserError(f"schedule.shift: {self.shift} is below 1, which is no shift")
-        if self.solver != "euler":
-            raise UserError(f"schedule.solver: {self.solver!r} is unknown; use 'euler'")
+        if self.solver not in SOLVERS:
+            raise UserError(
+                f"schedule.solver: {self.solver!r} is unknown; use {', '.join(SOLVERS)}"
+            )
 
     @cached_property
-    def sigmas(self) -> Tensor:
-        """The noise level before each step, then 0: ``[n + 1]`` float32."""
+    def times(self) -> Tensor:
+        """The time before each step, then 0: ``[n + 1]`` float32."""
         u = torch.tensor(self.base, dtype=torch.float64) / NUM_TRAIN_TIMESTEPS
         return torch.cat([shift_sigma(u, self.shift), torch.zeros(1)]).float()
 
     @property
     def timesteps(self) -> Tensor:
         """The timestep that the network takes at each step: ``[n]`` float32."""
-        return self.sigmas[:-1] * NUM_TRAIN_TIMESTEPS
+        return self.times[:-1] * NUM_TRAIN_TIMESTEPS
 
     def __len__(self) -> int:
         return len(self.base)
@@ -91,17 +105,18 @@ class Schedule:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Schedule:
-        """Reads the saved form.
+        """Reads the saved form; without a solver, as older files are, it is Euler's.
 
         Raises:
             UserError: a field is missing, or the timesteps are not the shift of the base.
         """
-        missing = [key for key in ("timesteps", "shift", "base", "solver") if key not in saved]
+        missing = [key for key in ("timesteps", "shift", "base") if key not in saved]
         if missing:
             raise UserError(f"schedule: {', '.join(missing)} missing; export the weights again")
         try:
             base = tuple(float(t) for t in saved["base"])
-            schedule = cls(base, float(saved["shift"]), str(saved["solver"]))
+            solver: Any = str(saved.get("solver", "euler"))
+            schedule = cls(base, float(saved["shift"]), solver)
             timesteps = torch.tensor([float(t) for t in saved["timesteps"]])
         except (TypeError, ValueError, OverflowError) as error:
             reason = str(error).removeprefix("schedule.")
@@ -125,9 +140,12 @@ class Schedule:
 
         Raises:
             UserError: the steps cannot be expressed that way: they are not evenly spaced from
-                1000, or there are many of them and their shift is large.
+                1000, there are many of them and their shift is large, or they are those of
+                another scheduler.
         """
         n = len(self)
+        if self.solver == "ddim":
+            raise UserError("schedule.solver: ddim is not for flow matching; use euler")
         if not evenly_spaced(self.base):
             raise UserError(
                 "schedule.base: diffusers' scheduler spaces steps evenly; use "
@@ -135,8 +153,10 @@ class Schedule:
                 f"instead of {list(self.base)}"
             )
         config: dict[str, Any] = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "shift": self.shift}
+        if self.solver == "renoise":
+            config["stochastic_sampling"] = True
         if n > 1:
-            config["shift_terminal"] = float(self.sigmas[n - 1])
+            config["shift_terminal"] = float(self.times[n - 1])
         if n > 2:  # of two steps, both are ends
             shift = _diffusers_shift(n, self.shift)
             if shift is None:
@@ -146,6 +166,17 @@ class Schedule:
                 )
             config["shift"] = shift
         return config
+
+    def comfyui_sampler(self) -> str:
+        """The name of ComfyUI's sampler; its ``lcm`` adds new noise to each data prediction.
+
+        Raises:
+            UserError: ComfyUI has none for the solver.
+        """
+        if self.solver not in _COMFYUI_SAMPLERS:
+            known = ", ".join(_COMFYUI_SAMPLERS)
+            raise UserError(f"schedule.solver: ComfyUI runs {known}, not {self.solver}")
+        return _COMFYUI_SAMPLERS[self.solver]
 
 
 def _diffusers_shift(n: int, shift: float) -> float | None:

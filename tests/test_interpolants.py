@@ -97,8 +97,8 @@ def test_each_prediction_leads_to_x0_and_to_the_score(name: str) -> None:
         torch.testing.assert_close(moved, path.add_noise(x0, noise, at))
     # Guidance of predictions is guidance of data predictions.
     guided = path.x0(x_t, flow.guide(target, other, 5.0), TIME)
-    each = [path.x0(x_t, predicted, TIME) for predicted in (target, other)]
-    torch.testing.assert_close(guided, flow.guide(*each, 5.0))
+    cond, uncond = (path.x0(x_t, predicted, TIME) for predicted in (target, other))
+    torch.testing.assert_close(guided, flow.guide(cond, uncond, 5.0))
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -4,16 +4,17 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
 
 
 def test_the_papers_timesteps() -> None:
     schedule = Schedule()
-    assert schedule.sigmas.dtype == torch.float32
+    assert schedule.times.dtype == torch.float32
     expected = torch.tensor([1000, 960, 8000 / 9, 8000 / 11])
     torch.testing.assert_close(schedule.timesteps, expected, rtol=1e-6, atol=0)
-    assert schedule.sigmas[-1] == 0 and len(schedule.sigmas) == 5
+    assert schedule.times[-1] == 0 and len(schedule.times) == 5
 
 
 def test_saved_form_is_the_contract() -> None:
@@ -25,6 +26,15 @@ def test_saved_form_is_the_contract() -> None:
         "solver": "euler",
     }
     assert Schedule.from_dict(saved) == Schedule()
+    renoise = Schedule(solver="renoise")
+    assert renoise.to_dict() == {**saved, "solver": "renoise"}
+    assert Schedule.from_dict(renoise.to_dict()) == renoise != Schedule()
+
+
+def test_a_file_without_a_solver_is_eulers() -> None:
+    saved = Schedule().to_dict()
+    del saved["solver"]
+    assert Schedule.from_dict(saved) == Schedule() == Schedule(solver="euler")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +43,7 @@ def test_saved_form_is_the_contract() -> None:
         ({"shift": 5.0}, "not shift 5"),
         ({"timesteps": [1000, 937.5, 833.3, 625]}, "not shift 8"),
         ({"timesteps": [1000]}, "not shift 8"),
-        ({"solver": "heun"}, "euler"),
+        ({"solver": "heun"}, "'heun' is unknown; use euler, ddim, renoise"),
         ({"base": [250, 500]}, "falling"),
         ({"base": None}, "cannot be read"),
         ({"base": []}, "falling"),
@@ -53,7 +63,7 @@ def test_contradictions_are_refused(change: dict[str, object], says: str) -> Non
 
 def test_messages_name_what_is_wrong() -> None:
     saved = Schedule().to_dict()
-    with pytest.raises(UserError, match="^schedule: timesteps, base, solver missing; export"):
+    with pytest.raises(UserError, match="^schedule: timesteps, base missing; export"):
         Schedule.from_dict({"shift": 8.0})
     with pytest.raises(UserError, match="^schedule: cannot be read: shift: 0.5 is below 1"):
         Schedule.from_dict({**saved, "shift": 0.5})
@@ -81,7 +91,7 @@ def test_stock_scheduler_takes_our_steps(steps: int, shift: float) -> None:
     schedule = Schedule(even_timesteps(steps), shift)
     stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
     stock.set_timesteps(steps)
-    torch.testing.assert_close(stock.sigmas, schedule.sigmas, rtol=0, atol=2e-7)
+    torch.testing.assert_close(stock.sigmas, schedule.times, rtol=0, atol=2e-7)
     torch.testing.assert_close(stock.timesteps, schedule.timesteps, rtol=0, atol=2e-4)
 
 
@@ -102,7 +112,28 @@ def test_steps_that_the_stock_scheduler_cannot_take() -> None:
     schedule = Schedule(even_timesteps(4), 1000.0)
     stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
     stock.set_timesteps(4)
-    torch.testing.assert_close(stock.sigmas, schedule.sigmas, rtol=0, atol=2e-7)
+    torch.testing.assert_close(stock.sigmas, schedule.times, rtol=0, atol=2e-7)
+
+
+def test_stock_scheduler_adds_noise_for_a_student_that_was_trained_so() -> None:
+    """Two videos, as a pipeline draws them: their noise, then that of each step, in one go."""
+    schedule = Schedule(solver="renoise")
+    stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
+    stock.set_timesteps(4)
+    source, again = (torch.Generator().manual_seed(3) for _ in range(2))
+    noise = theirs = torch.randn(2, 3, 4, generator=source)
+    for timestep in stock.timesteps:
+        theirs = stock.step(
+            torch.tanh(theirs), timestep, theirs, generator=source, return_dict=False
+        )[0]
+    torch.randn(2, 3, 4, generator=again)
+    ours = rollout(
+        lambda x, time: torch.tanh(x),
+        noise,
+        schedule,
+        fresh_noise=lambda step: torch.randn(2, 3, 4, generator=again),
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_even_steps() -> None:
@@ -112,9 +143,14 @@ def test_even_steps() -> None:
     assert evenly_spaced(saved, tolerance=1e-3) and not evenly_spaced(saved)
 
 
-def test_uneven_steps_have_no_stock_form() -> None:
+def test_steps_that_no_program_takes_have_no_stock_form() -> None:
     with pytest.raises(UserError, match="evenly"):
         Schedule((1000, 600, 300)).diffusers_config()
+    assert [Schedule(solver=s).comfyui_sampler() for s in ("euler", "renoise")] == ["euler", "lcm"]
+    with pytest.raises(UserError, match="ComfyUI runs euler, renoise, not ddim"):
+        Schedule(solver="ddim").comfyui_sampler()
+    with pytest.raises(UserError, match="ddim is not for flow matching; use euler"):
+        Schedule(solver="ddim").diffusers_config()
 
 
 def test_limits_are_allowed() -> None:
@@ -128,7 +164,7 @@ def test_steps_are_shifted_in_float64() -> None:
     """Only then rounded to float32, so that every machine has the same bits."""
     base = (997.0, 613.0, 311.0, 77.0, 3.0)
     exact = [8 * (t / 1000) / (1 + 7 * (t / 1000)) for t in base]
-    assert torch.equal(Schedule(base).sigmas[:-1], torch.tensor(exact, dtype=torch.float64).float())
+    assert torch.equal(Schedule(base).times[:-1], torch.tensor(exact, dtype=torch.float64).float())
 
 
 def test_a_saved_base_is_rounded() -> None:

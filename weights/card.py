@@ -43,7 +43,7 @@ _TABLE: Final = """\
 |---|---|
 | teacher | `{teacher}` |
 | method | {method} {options} |
-| timesteps | {timesteps} (shift {shift:g} of {base}), Euler |
+| timesteps | {timesteps} (shift {shift:g} of {base}), {solver} |
 | guidance when it is run | none (`guidance_scale=1.0`) |
 | teacher's guidance in training | {guidance_scale:g}{negative} |
 | trained for | {height}x{width}, {num_frames} frames at {fps:g} per second |
@@ -58,6 +58,11 @@ stands in `lightx2v_sgmd.json` and in the metadata of the safetensors files. `li
 verify THIS_FOLDER` checks that nothing has changed. The teacher's licence applies to this student
 too.
 """
+_SOLVERS: Final = {
+    "euler": "Euler",
+    "ddim": "DDIM",
+    "renoise": "each data prediction noised anew (renoise)",
+}
 _METRICS_ROWS: Final = 40
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _APACHE: Final = (
@@ -102,6 +107,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "timesteps": ", ".join(map(str, schedule["timesteps"])),
         "base": ", ".join(map(str, schedule["base"])),
         "shift": about.schedule.shift,
+        "solver": _SOLVERS[about.schedule.solver],
         "guidance_scale": about.guidance_scale,
         "negative": _negative(about),
         "prompts": public_name(spec.source.prompts or "prompts; see the job that made it"),

@@ -147,7 +147,15 @@ def write_samples(
         check_stop()
         for i in range(count):
             student = partial(strategy.velocity, STUDENT, text=text[i : i + 1])
-            latents.append(rollout(student, noise[i : i + 1], job.schedule, on_step=check_stop))
+            made = rollout(
+                student,
+                noise[i : i + 1],
+                job.schedule,
+                on_step=check_stop,
+                interpolant=strategy.interpolant,
+                fresh_noise=batches.sample_fresh_noise(i),
+            )
+            latents.append(made)
     if len(latents) < count:
         return
 

@@ -107,6 +107,14 @@ def data_prediction(before: Tensor, after: Tensor, sigma: float, next_sigma: flo
     return after - next_sigma * (after - before) / (next_sigma - sigma)
 
 
+def renoised_prediction(after: Tensor, noise: Tensor, next_sigma: float) -> Tensor:
+    """The data prediction of a step of the solver ``renoise``, from its state and its new noise.
+
+    The state is ``(1 - next_sigma) x0 + next_sigma noise``.
+    """
+    return (after - next_sigma * noise) / (1 - next_sigma)
+
+
 def animation(pictures: NDArray[np.uint8], fps: float) -> bytes:
     """Pictures ``[T, h, w, 3]`` as an animated WebP; ``fps`` is that of the video's frames."""
     first, *others = (Image.fromarray(picture) for picture in pictures)

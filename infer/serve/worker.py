@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from infer.engine import Student
     from infer.serve.preview import FrameMeans
     from lightx2v_sgmd.files.video import Frames
+    from lightx2v_sgmd.rollout import FreshNoise
 
 IDLE_S: Final = 0.02
 """How often an idle worker looks into the queue."""
@@ -158,24 +159,34 @@ class Previews:
         self._student, self._results = student, results
         self._decoder = LinearDecoder()
         self._states: Tensor | None = None
+        self._fresh_noise: FreshNoise | None = None
 
     def begin(self, jobs: list[Job]) -> None:
         """Takes the noise that a batch starts from."""
         import torch
 
+        from lightx2v_sgmd.sampling.sampler import fresh_noise_for
+
         shape = self._student.latent_shape(*jobs[0].size)
-        self._states = torch.stack([self._student.noise(job.seed, shape) for job in jobs])
+        seeds = [job.seed for job in jobs]
+        self._states = torch.stack([self._student.noise(seed, shape) for seed in seeds])
+        self._fresh_noise = fresh_noise_for(seeds, shape)
 
     def step(self, jobs: list[Job], step: int, x_t: Tensor) -> None:
         """Writes the previews of a batch after a step, from the states before and after it."""
-        from infer.serve.preview import animation, data_prediction
+        from infer.serve.preview import animation, data_prediction, renoised_prediction
 
-        sigma, following = self._student.schedule.sigmas[step : step + 2].tolist()
+        schedule = self._student.schedule
+        time, following = schedule.times[step : step + 2].tolist()
         after, before = x_t.detach().float().cpu(), self._states
         self._states = after
-        if before is None:
+        if before is None or self._fresh_noise is None:
             return
-        for job, x0 in zip(jobs, data_prediction(before, after, sigma, following), strict=True):
+        if schedule.solver == "renoise":
+            predicted = renoised_prediction(after, self._fresh_noise(step), following)
+        else:
+            predicted = data_prediction(before, after, time, following)
+        for job, x0 in zip(jobs, predicted, strict=True):
             pictures = self._decoder.decode(x0)
             if pictures is not None:
                 self._results.show(job.id, animation(pictures, job.fps))

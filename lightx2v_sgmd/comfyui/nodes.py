@@ -43,8 +43,8 @@ class Record:
 class LoadStudent:
     """Loads weights or a LoRA that carry their steps, and refuses files that carry none.
 
-    The model is patched with the shift of these steps, so that ComfyUI's own KSampler (euler,
-    simple, cfg 1) takes them too.
+    The model is patched with the shift of these steps, so that ComfyUI's own KSampler (euler, or
+    lcm for a student that is noised anew; simple, cfg 1) takes them too.
     """
 
     RETURN_TYPES = ("MODEL", _STUDENT)
@@ -96,7 +96,7 @@ class LoadStudent:
 
 
 class Sampler:
-    """Makes latents in exactly the student's steps: Euler, without guidance."""
+    """Makes latents in exactly the student's steps, by its solver, without guidance."""
 
     RETURN_TYPES = ("LATENT", _RECORD)
     RETURN_NAMES = ("latent", "record")
@@ -130,7 +130,7 @@ class Sampler:
             latent: Empty latents ``[B, C, T, H, W]``.
             seed: The seed of the noise.
         """
-        sampling, sigmas = _comfy("comfy.sample"), student.schedule.sigmas
+        sampling, sigmas = _comfy("comfy.sample"), student.schedule.times
         _check_times(model, sigmas)
         empty = sampling.fix_empty_latent_channels(model, latent["samples"])
         noise = sampling.prepare_noise(empty, seed, latent.get("batch_index"))
@@ -139,7 +139,7 @@ class Sampler:
             model,
             noise,
             1.0,  # cfg: the student has learned its teacher's guidance
-            _comfy("comfy.samplers").sampler_object("euler"),
+            _comfy("comfy.samplers").sampler_object(student.schedule.comfyui_sampler()),
             sigmas,
             positive,
             positive,

@@ -19,7 +19,7 @@ from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.rollout import VelocityFn, rollout
+from lightx2v_sgmd.rollout import FreshNoise, PredictFn, rollout
 from lightx2v_sgmd.sampling.teacher_steps import Solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.text.encoding import encode_prompts
@@ -30,6 +30,31 @@ Videos = NDArray[np.uint8]
 def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     """The noise ``[1, C, T, h, w]`` of one video, the same wherever it is made."""
     return torch.randn(1, *shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def fresh_noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> FreshNoise:
+    """The noise of later steps of a rollout, for the solver ``renoise``.
+
+    Each video's random numbers go on where ``noise_for`` of its seed ends, one draw a step, so that
+    a video does not depend on those beside it.
+
+    Args:
+        seeds: The videos' seeds.
+        shape: ``(C, T, h, w)``.
+
+    Returns:
+        A function that gives ``[B, C, T, h, w]`` on the CPU; it is called once for each step, in
+        their order.
+    """
+    generators: list[torch.Generator] = []
+
+    def draw(step: int) -> torch.Tensor:
+        if not generators:
+            generators.extend(torch.Generator("cpu").manual_seed(seed) for seed in seeds)
+            draw(step)  # the noise that the videos started from
+        return torch.cat([torch.randn(1, *shape, generator=each) for each in generators])
+
+    return draw
 
 
 class VideoSampler:
@@ -91,20 +116,35 @@ class VideoSampler:
         for start in range(0, len(prompts), self.batch):
             these = slice(start, start + self.batch)
             noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[these]])
-            latents = self.latents(prompts[these], noise)
+            fresh = fresh_noise_for(seeds[these], self.shape)
+            latents = self.latents(prompts[these], noise, fresh)
             videos.append(wan.decode_latents(self.vae, latents).cpu().numpy())
             if self.on_batch is not None:
                 self.on_batch(len(noise))
         return np.concatenate(videos)
 
     @torch.no_grad()
-    def latents(self, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
-        """Samples latents from ``noise [B, C, T, h, w]`` as one batch."""
+    def latents(
+        self, prompts: Sequence[str], noise: torch.Tensor, fresh_noise: FreshNoise | None = None
+    ) -> torch.Tensor:
+        """Samples latents from ``noise [B, C, T, h, w]`` as one batch.
+
+        Args:
+            prompts: One for each video.
+            noise: The noise that the videos start from.
+            fresh_noise: The noise of later steps, for a schedule that adds any.
+        """
         self._encode(prompts)
         velocity, noise = self._velocity(prompts), noise.to(self.device)
         if isinstance(self.schedule, UniPC):
             return self.schedule.run(velocity, noise)
-        return rollout(velocity, noise, self.schedule)
+        return rollout(
+            velocity,
+            noise,
+            self.schedule,
+            interpolant=self.model.interpolant,
+            fresh_noise=fresh_noise,
+        )
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Encodes the missing prompts, then frees the encoder, which is often the largest part."""
@@ -122,7 +162,7 @@ class VideoSampler:
         if self.device.type == "cpu" and longest <= self.model.width:
             wan.fold_text_padding(self.transformer)
 
-    def _velocity(self, prompts: Sequence[str]) -> VelocityFn:
+    def _velocity(self, prompts: Sequence[str]) -> PredictFn:
         rows = [self._rows[prompt] for prompt in prompts]
         if self.guidance_scale == 1:
             text = wan.pad_text(rows)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightx2v_sgmd.rollout import VelocityFn
+from lightx2v_sgmd.rollout import PredictFn
 from lightx2v_sgmd.schedule import NUM_TRAIN_TIMESTEPS
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 
@@ -32,7 +32,7 @@ class UniPC:
         """Makes the form that is recorded with pairs and comparisons."""
         return {"solver": "unipc", "shift": self.shift, "steps": self.steps}
 
-    def run(self, velocity: VelocityFn, noise: Tensor) -> Tensor:
+    def run(self, velocity: PredictFn, noise: Tensor) -> Tensor:
         """Samples from noise; states are float32, and times whole numbers, as Wan's are.
 
         Args:

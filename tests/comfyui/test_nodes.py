@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ class Model:
     """A flow-matching model of ComfyUI, as far as the nodes look at it."""
 
     def __init__(self, factor: float = 1000.0) -> None:
-        self.factor, self.shift = factor, 0.0
+        self.factor, self.shift, self.sampler = factor, 0.0, ""
 
     def get_model_object(self, name: str) -> Any:
         assert name == "model_sampling"
@@ -64,7 +65,8 @@ def comfy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         callback: Any = None,
         seed: int | None = None,
     ) -> Tensor:
-        assert (cfg, sampler, callback, seed) == (1.0, "euler", "4 steps", 3)
+        assert (cfg, callback, seed) == (1.0, "4 steps", 3) and sampler in ("euler", "lcm")
+        model.sampler = sampler
         assert positive is negative and not latent_image.any()
         for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
             noise = noise + (following - sigma)
@@ -125,10 +127,18 @@ def test_the_loader_gives_the_steps_and_refuses_files_without(comfy: Path) -> No
 
 def test_the_sampler_takes_the_students_steps(comfy: Path) -> None:
     latent = {"samples": torch.zeros(1, 16, 2, 4, 4), "noise_mask": None}
-    made, record = Sampler().sample(Model(), STUDENT, "text", latent, 3)
+    model = Model()
+    made, record = Sampler().sample(model, STUDENT, "text", latent, 3)
     assert record == Record(STUDENT, 3) and made["noise_mask"] is None
+    assert model.sampler == "euler"
     # From sigma 1 to 0: the noise, which is the seed, and the way of -1.
     assert torch.allclose(made["samples"], torch.full((1, 16, 2, 4, 4), 2.0))
+
+
+def test_a_student_that_is_noised_anew_is_sampled_so(comfy: Path) -> None:
+    model, student = Model(), replace(STUDENT, schedule=Schedule(solver="renoise"))
+    Sampler().sample(model, student, "text", {"samples": torch.zeros(1, 16, 2, 4, 4)}, 3)
+    assert model.sampler == "lcm"
 
 
 def test_a_model_with_other_times_is_refused(comfy: Path) -> None:

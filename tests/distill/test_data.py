@@ -66,8 +66,9 @@ def test_a_global_batch_does_not_depend_on_the_number_of_processes(
         ]
         whole = [
             torch.cat([getattr(part, name) for part in parts])
-            for name in ("noise", "score_noise", "sigma")
+            for name in ("noise", "score_noise", "time")
         ]
+        whole.append(torch.cat([part.fresh_noise(1) for part in parts]))
         seen.append((whole, [prompt for part in parts for prompt in part.prompts]))
     for whole, prompts in seen[1:]:
         assert prompts == seen[0][1]
@@ -147,6 +148,22 @@ def test_a_batch_lies_on_its_rank_s_device(job: Job, pairs: LatentFolder) -> Non
     for batch in (data.micro_batch(0, 0), data.pair_batch(0, 0, 1)):
         tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
         assert {tensor.device.type for tensor in tensors} == {"meta"} and len(tensors) == 6
+
+
+def test_the_noise_of_later_steps_is_the_samples_own(job: Job) -> None:
+    """It is drawn anew for each step and each sample, and again alike."""
+    data = batches(job, Ranks())
+    batch = data.micro_batch(2, 0)
+    first, second = batch.fresh_noise(0), batch.fresh_noise(1)
+    assert first.shape == batch.noise.shape and torch.equal(first, batch.fresh_noise(0))
+    drawn = [first, second, batch.noise, batch.score_noise, data.micro_batch(3, 0).fresh_noise(0)]
+    rows = torch.cat(drawn).flatten(1)
+    different = torch.corrcoef(rows) - torch.eye(len(rows))
+    assert different.abs().max() < 0.5
+    sample = data.sample_fresh_noise(1)(2)
+    assert sample.shape == (1, *batch.noise.shape[1:])
+    assert torch.equal(sample, data.sample_fresh_noise(1)(2))
+    assert not torch.equal(sample, data.sample_fresh_noise(0)(2))
 
 
 def test_prompts_are_unique_and_in_order(tiny_teacher: Path, tmp_path: Path) -> None:

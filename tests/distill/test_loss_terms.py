@@ -101,9 +101,9 @@ def test_an_error_names_term_step_and_samples(bad: float) -> None:
         "gradient": None,
         "videos": {
             "b": [
-                {"sample": 0, "prompt": 7, "sigma": 0.25},
-                {"sample": 2, "prompt": 5, "sigma": 0.75},
-                {"sample": 3, "prompt": 7, "sigma": 0.125},
+                {"sample": 0, "prompt": 7, "time": 0.25},
+                {"sample": 2, "prompt": 5, "time": 0.75},
+                {"sample": 3, "prompt": 7, "time": 0.125},
             ]
         },
     }

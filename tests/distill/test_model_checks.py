@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from distill.model_checks import check_against_model
+from lightx2v_sgmd.interpolants import FLOW
 from lightx2v_sgmd.job.schema import Job, Parallel, load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
@@ -18,7 +19,9 @@ from lightx2v_sgmd.system.resources import config_path
 def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degrees: str) -> None:
     job = load_job(config_path("sprites_sgmd.yaml"))
     shapes: list[tuple[int, int, int]] = []
-    model = SimpleNamespace(num_heads=heads, latent_shape=lambda *size: shapes.append(size))
+    model = SimpleNamespace(
+        num_heads=heads, latent_shape=lambda *size: shapes.append(size), interpolant=FLOW
+    )
 
     def with_degree(degree: int) -> Job:
         return dataclasses.replace(job, parallel=Parallel(strategy="zero3", sequence=degree))

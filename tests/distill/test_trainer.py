@@ -11,10 +11,10 @@ from torch import Tensor
 from distill.counting import PassCounter
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.observed import Event, Listener, StopOnRequest
-from distill.predictions import loss_sample, teacher_x0
+from distill.predictions import loss_sample, student_x0, teacher_x0
 from distill.trainer import Trainer
 from distill.updates import learning_rate_factor
-from lightx2v_sgmd.flow import guide, x0_from_velocity
+from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
 from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import SGMD
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
@@ -91,6 +91,24 @@ def test_the_average_is_the_student_until_it_begins(tiny_teacher: Path, tmp_path
             exact = iteration < 2
             tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-5, "atol": 1e-6}
             torch.testing.assert_close(averaged, expected[name], **tolerance)
+
+
+def test_a_student_that_is_noised_anew_rolls_out_so(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Two steps by hand: a data prediction, new noise, and the data prediction of that."""
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "schedule.solver=renoise"))
+    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.schedule
+    first, second = (time.expand(2) for time in schedule.times[:2])
+
+    def x0(x_t: Tensor, time: Tensor) -> Tensor:
+        velocity = trainer.strategy.velocity(STUDENT, x_t, time, batch.text)
+        return x0_from_velocity(x_t, velocity, time)
+
+    with torch.no_grad():
+        later = add_noise(x0(batch.noise, first), batch.fresh_noise(0), second)
+        expected = x0(later, second)
+    found = student_x0(trainer.strategy, batch, schedule, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.requires_grad
 
 
 def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,27 @@ def test_engine_diffusers_and_training_rollout_agree(shared_student: Path) -> No
     torch.testing.assert_close(made.latents, trained, atol=1e-4, rtol=0)
     # Different prompts and seeds do give different videos, by far more than the tolerance.
     assert (made.latents[0] - made.latents[1]).abs().max() > 0.1
+
+
+def test_a_student_that_is_noised_anew_runs_as_it_was_trained(shared_student: Path) -> None:
+    student = load_student(shared_student)
+    student.checked = replace(student.checked, schedule=Schedule(solver="renoise"))
+    made = student.generate(PROMPTS[:2], [5, 11], batch_size=1, decode=False)
+    text = pad_text(student.encode(PROMPTS[:2]))
+    sources = [generator(seed) for seed in (5, 11)]
+
+    def draw(step: int) -> torch.Tensor:
+        return torch.stack([torch.randn(4, 3, 8, 8, generator=source) for source in sources])
+
+    with torch.no_grad():
+        trained = rollout(
+            lambda x_t, sigma: velocity(student.transformer, x_t, sigma, text),
+            draw(-1),
+            student.schedule,
+            exit_step=3,
+            fresh_noise=draw,
+        )
+    torch.testing.assert_close(made.latents, trained, atol=1e-4, rtol=0)
 
 
 def test_frames_are_those_of_diffusers(shared_student: Path) -> None:

@@ -82,7 +82,7 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, hint: str) 
             '"yes" is not available; use false, selective or true',
         ),
         ("method.name=dmd3", "'dmd3' is unknown; use one of adm, adp, dmd2"),
-        ("schedule.solver=heun", "schedule: "),
+        ("schedule.solver=heun", '"heun" is not available; use euler, ddim or renoise'),
         ("output.dir=7", "output.dir: 7 is not text"),
     ],
 )

@@ -239,8 +239,8 @@ TRACKED: dict[str, tuple[Method, Rate, str]] = {
     "sgmd": (SGMD(lambda_=0.1, weighting="paper", max_weight=CLAMP), sgmd(0.1), "flow"),
     "dmd2": (DMD2(), sgmd(0.0), "flow"),
     "tsg_fisher": (TSGFisher(weighting="paper", max_weight=CLAMP), sgmd(0.0), "flow"),
-    "dmd2, v": (DMD2(), sgmd(0.0), "VP, v"),
-    "dmd2, epsilon": (DMD2(), sgmd(0.0), "VP, epsilon"),
+    "dmd2, v": (DMD2(fake_score_updates=2), sgmd(0.0), "VP, v"),
+    "dmd2, epsilon": (DMD2(fake_score_updates=2), sgmd(0.0), "VP, epsilon"),
 }
 
 

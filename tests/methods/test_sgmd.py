@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -65,7 +65,9 @@ def test_lambda_zero_is_the_fisher_term_alone() -> None:
 
 def test_losses_are_finite_down_to_sigma_min_in_bf16() -> None:
     s = make_sample()
-    tensors = {name: v.bfloat16() for name, v in vars(s).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Any] = {
+        name: v.bfloat16() for name, v in vars(s).items() if isinstance(v, Tensor)
+    }
     half = Sample(**tensors)
     for weighting in ("paper", "normalized"):
         method = SGMD(weighting=weighting)

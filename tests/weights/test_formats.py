@@ -24,6 +24,8 @@ from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
 from weights.card import model_card
 from weights.export_spec import ExportSpec, Losses
+from weights.formats.comfyui_workflow import workflow
+from weights.formats.diffusers import scheduler_problems, write_scheduler
 from weights.formats.registry import FORMATS
 from weights.opening import open_source
 from weights.verify import differences
@@ -128,7 +130,31 @@ def test_the_workflow_runs_the_students_steps(exports: Any) -> None:
     u = torch.arange(1, 1001, dtype=torch.float64) / 1000
     sigmas = 8 * u / (1 + 7 * u)
     taken = [sigmas[-(1 + int(i * 1000 / 4))].item() for i in range(4)]
-    assert torch.allclose(torch.tensor(taken), Schedule().sigmas[:-1], atol=1e-6)
+    assert torch.allclose(torch.tensor(taken), Schedule().times[:-1], atol=1e-6)
+
+
+def test_a_student_that_is_noised_anew_gets_programs_that_do_so(
+    exports: Any, tmp_path: Path
+) -> None:
+    source = open_source(exports.run, ema=True)
+    schedule = Schedule(solver="renoise")
+    source = replace(source, about=replace(source.about, schedule=schedule))
+    write_scheduler(tmp_path, schedule)
+    assert scheduler_problems(tmp_path, schedule) == []
+    assert scheduler_problems(tmp_path, Schedule()) == [
+        "the scheduler does not take the steps of euler"
+    ]
+    kinds = {node["class_type"]: node["inputs"] for node in workflow(source.about, "w").values()}
+    assert kinds["KSampler"]["sampler_name"] == "lcm"
+    for name in ("wan", "lora"):
+        spec = ExportSpec(source, FORMATS[name], "bf16", tmp_path / name)
+        with pytest.raises(UserError, match=r"LightX2V.*takes Euler's steps, not renoise"):
+            FORMATS[name].check(spec)
+    card = model_card(replace(spec, format=FORMATS["diffusers"]), None)
+    assert "noised anew (renoise) |" in card and "vLLM-Omni" not in card
+    euler = replace(source, about=replace(source.about, schedule=Schedule()))
+    other = model_card(replace(spec, source=euler, format=FORMATS["diffusers"]), None)
+    assert ", Euler |" in other and "vLLM-Omni" in other
 
 
 def test_both_forms_of_the_workflow_say_the_same(exports: Any) -> None:

@@ -121,7 +121,7 @@ def merge_lora(network: WanTransformer3DModel) -> None:
 def expected_latents(network: WanTransformer3DModel, schedule: Schedule, text: Tensor) -> Tensor:
     """The latents of a plain Euler loop, as ComfyUI gives them to its VAE: ``LATENTS``."""
     x = torch.randn(LATENTS, generator=torch.manual_seed(SEED))
-    sigmas = schedule.sigmas
+    sigmas = schedule.times
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
         time_step = (1000 * sigma).expand(1)
         x = x + (following - sigma) * network(x, time_step, text, return_dict=False)[0]

@@ -45,7 +45,7 @@ _USAGE: Final = """\
 
 Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
 (`{text_encoder}`) into `models/text_encoders` and its VAE (`{vae}`) into
-`models/vae`, and open `{workflow}`: shift {shift:g}, euler, simple, {count} steps, cfg 1.
+`models/vae`, and open `{workflow}`: shift {shift:g}, {sampler}, simple, {count} steps, cfg 1.
 `workflow_api.json` is the same for the HTTP API.
 {versions}"""
 _VERSIONS: Final = {
@@ -97,6 +97,7 @@ class ComfyuiFormat(NetworkFormat):
             text_encoder=TEXT_ENCODER,
             vae=VAE,
             workflow=WORKFLOW_FILE,
+            sampler=spec.source.schedule.comfyui_sampler(),
         )
         return section(COMFYUI_PROGRAM, spec.source.model.transformer_config, text)
 
@@ -162,8 +163,9 @@ def check_even(schedule: Schedule) -> None:
     """ComfyUI's ``simple`` scheduler takes every n-th of 1000 shifted timesteps.
 
     Raises:
-        UserError: these steps are not spaced that way.
+        UserError: these steps are not spaced that way, or no sampler takes them.
     """
+    schedule.comfyui_sampler()
     if not evenly_spaced(schedule.base):
         even = list(even_timesteps(len(schedule)))
         raise UserError(

@@ -91,7 +91,7 @@ def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str
             seed=0,
             steps=len(schedule),
             cfg=1.0,
-            sampler_name="euler",
+            sampler_name=schedule.comfyui_sampler(),
             scheduler="simple",
             denoise=1.0,
         ),

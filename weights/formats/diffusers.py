@@ -46,7 +46,11 @@ lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out video.mp4
 
 ## Servers
 
-`lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps. Other servers do not take them from
+`lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps. {servers}
+"""
+_SERVERS: Final = {
+    "euler": """\
+Other servers do not take them from
 `scheduler/`, so they must be asked for:
 
 - vLLM-Omni: send `num_inference_steps` {count}, `guidance_scale` 1 and the `extra_args`
@@ -55,7 +59,12 @@ lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out video.mp4
   own pipeline for Wan always samples by UniPC.
 - FastVideo cannot run them: its `WanPipeline` samples by UniPC, and its `WanDMDPipeline` draws new
   noise in every step.
-"""
+""",
+    "renoise": """\
+They add new noise after
+each step; other servers have not been tried with such a student.
+""",
+}
 
 
 class DiffusersFormat(NetworkFormat):
@@ -103,7 +112,8 @@ class DiffusersFormat(NetworkFormat):
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """Says how diffusers and ``lightx2v-sgmd generate`` run the folder."""
-        return _USAGE.format(**values)
+        servers = _SERVERS[spec.source.schedule.solver].format(**values)
+        return _USAGE.format(**values, servers=servers.rstrip())
 
     def weight_files(self, folder: Path) -> list[Path]:
         """The files in ``transformer/``, as its index lists them."""
@@ -141,6 +151,8 @@ def scheduler_problems(folder: Path, schedule: Schedule) -> list[str]:
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(len(schedule))
     got, expected = scheduler.timesteps, schedule.timesteps
-    if torch.allclose(got, expected, atol=1e-2, rtol=0):
-        return []
-    return [f"the scheduler takes timesteps {got.tolist()}, not {expected.tolist()}"]
+    if not torch.allclose(got, expected, atol=1e-2, rtol=0):
+        return [f"the scheduler takes timesteps {got.tolist()}, not {expected.tolist()}"]
+    if scheduler.config.stochastic_sampling != (schedule.solver == "renoise"):
+        return [f"the scheduler does not take the steps of {schedule.solver}"]
+    return []

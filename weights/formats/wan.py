@@ -126,11 +126,16 @@ def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole_steps(schedule: Schedule) -> list[int]:
-    """The unshifted timesteps, which LightX2V wants as whole numbers.
+    """The unshifted timesteps, which LightX2V wants as whole numbers, and takes by Euler.
 
     Raises:
-        UserError: they are not.
+        UserError: they are not whole, or the student has another solver.
     """
+    if schedule.solver != "euler":
+        raise UserError(
+            f"schedule.solver: LightX2V's few-step scheduler takes Euler's steps, not "
+            f"{schedule.solver}; use --format diffusers or comfyui"
+        )
     steps = [round(t) for t in schedule.base]
     if any(abs(a - b) > 1e-6 for a, b in zip(steps, schedule.base, strict=True)):
         raise UserError(

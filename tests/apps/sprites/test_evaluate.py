@@ -48,4 +48,4 @@ def test_gap_closed() -> None:
 
 def test_the_teachers_own_steps() -> None:
     schedule = teacher_schedule(shift=3.0, steps=50)
-    assert len(schedule) == 50 and schedule.sigmas[0] == 1 and schedule.sigmas[25] == 0.75
+    assert len(schedule) == 50 and schedule.times[0] == 1 and schedule.times[25] == 0.75

@@ -14,10 +14,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from infer.serve.preview import FrameMeans, LinearDecoder, animation, data_prediction
+from infer.serve.preview import (
+    FrameMeans,
+    LinearDecoder,
+    animation,
+    data_prediction,
+    renoised_prediction,
+)
 from infer.serve.worker import Maker, Previews
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
+from lightx2v_sgmd.sampling.sampler import fresh_noise_for
 from lightx2v_sgmd.schedule import Schedule
 from tests.infer.serve.standin import WANTED, make_backend
 from tests.students import load_student
@@ -62,6 +69,36 @@ def test_the_data_prediction_of_a_straight_path_is_its_data() -> None:
     after = add_noise(x0, noise, torch.tensor([0.7]))
     assert torch.allclose(data_prediction(before, after, 0.96, 0.7), x0, atol=1e-5)
     assert torch.allclose(data_prediction(before, x0, 0.96, 0.0), x0, atol=1e-5)
+
+
+def test_the_data_prediction_of_a_step_that_adds_noise_is_its_data() -> None:
+    x0, noise = torch.randn(2, 1, 4, 2, 3, 3).unbind()
+    after = add_noise(x0, noise, torch.tensor([0.7]))
+    assert torch.allclose(renoised_prediction(after, noise, 0.7), x0, atol=1e-5)
+    assert torch.equal(renoised_prediction(x0, noise, 0.0), x0)
+
+
+def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path) -> None:
+    """The engine's noise for each seed: what it adds, the preview takes away again."""
+    backend, shape = make_backend(tmp_path / "data"), (4, 3, 4, 4)
+    seen: list[torch.Tensor] = []
+    jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
+    schedule = Schedule(solver="renoise")
+    student: Any = SimpleNamespace(
+        schedule=schedule,
+        latent_shape=lambda *size: shape,
+        noise=lambda seed, shape: torch.ones(shape),
+    )
+    previews = Previews(student, backend.results)
+    previews._decoder = SimpleNamespace(decode=seen.append)  # type: ignore[assignment]
+    previews.begin(jobs)
+    fresh = fresh_noise_for([1, 2], shape)
+    for step in (0, 1):
+        x0 = torch.full((2, *shape), float(step))
+        state = add_noise(x0, fresh(step), schedule.times[step + 1].expand(2))
+        previews.step(jobs, step, state)
+    assert [round(x.mean().item(), 4) for x in seen] == [0, 0, 1, 1]
+    assert max(x.std().item() for x in seen) < 1e-4
 
 
 def test_an_animation_has_a_picture_for_each_latent_frame() -> None:
