@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from lightx2v_sgmd.networks import compiling
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.caches import cache_folder
+from lightx2v_sgmd.system.compilers import compiler_problem
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.disk import nearest_existing
 from lightx2v_sgmd.system.errors import UserError
@@ -150,17 +150,12 @@ def check_compiler(device: torch.device) -> None:
     """Raises unless ``torch.compile`` has what it needs on a device.
 
     Raises:
-        UserError: it has not.
+        UserError: something is missing.
     """
-    if device.type == "cpu" and not (
-        shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    ):
-        raise UserError(
-            "compile: needs a C++ compiler on a CPU, and there is none; install g++ "
-            "(`lightx2v-sgmd doctor` names the command), or leave --compile out"
-        )
+    if problem := compiler_problem(device):
+        raise UserError(f"compile: needs {problem}, or use --no-compile")
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            raise UserError("compile: needs Triton on a GPU; pip install triton, or --no-compile")
+            raise UserError("compile: Triton does not support this GPU; use --no-compile")

@@ -67,13 +67,13 @@ def compiles(setting: str, device: torch.device) -> bool:
     """
     if setting == "never" or (setting == "auto" and device.type != "cuda"):
         return False
-    problem = _missing(device)
+    problem = compiler_problem(device)
     if problem and setting == "always":
         raise UserError(f"parallel.compile: always needs {problem}, or use parallel.compile=never")
     return not problem
 
 
-def _missing(device: torch.device) -> str:
+def compiler_problem(device: torch.device) -> str:
     """The thing that torch.compile lacks on a device, and the remedy; "" if nothing is missing."""
     if device.type == "cuda":
         problem = why_unusable("triton")

@@ -191,9 +191,9 @@ def test_the_job_decides(
 ) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert not compiles("never", gpu) and not compiles("auto", cpu)
-    monkeypatch.setattr(compilers, "_missing", lambda device: "")
+    monkeypatch.setattr(compilers, "compiler_problem", lambda device: "")
     assert compiles("always", cpu) and compiles("auto", gpu)
-    monkeypatch.setattr(compilers, "_missing", lambda device: "a compiler; install it")
+    monkeypatch.setattr(compilers, "compiler_problem", lambda device: "a compiler; install it")
     assert not compiles("auto", gpu)
     with pytest.raises(
         UserError, match="parallel.compile: always needs a compiler; install it, or"
