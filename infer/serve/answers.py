@@ -49,6 +49,7 @@ class VideoAnswer(BaseModel):
     height: int
     num_frames: int
     fps: float
+    lora: str | None = Field(description="The LoRA that it is made with.")
     preview: str | None = Field(description="Where the unfinished video can be seen, if it can.")
     queue_position: int | None = Field(description="Queued jobs before this one.")
     inference_time_s: float | None = Field(description="Seconds that the video took to make.")
@@ -84,6 +85,7 @@ class ModelAnswer(BaseModel):
     size: str | None = Field(description="WIDTHxHEIGHT that it was trained for.")
     num_frames: int | None
     fps: float
+    loras: list[str] = Field(description="Names of the LoRAs that a request may give.")
 
 
 class ModelList(BaseModel):
@@ -129,6 +131,7 @@ def video_answer(
         height=job.height,
         num_frames=job.num_frames,
         fps=job.fps,
+        lora=job.lora,
         preview=f"/v1/videos/{job.id}/preview" if has_preview else None,
         queue_position=ahead,
         inference_time_s=None if job.seconds is None else round(job.seconds, 3),

@@ -218,6 +218,7 @@ def _add_server(app: FastAPI, backend: Backend) -> None:
                     size=f"{trained[1]}x{trained[0]}" if trained else None,
                     num_frames=trained[2] if trained else None,
                     fps=served.fps,
+                    loras=list(served.loras),
                 )
             ]
         )

@@ -25,7 +25,7 @@ STATUSES: Final = ("queued", "in_progress", "completed", "failed")
 
 MOST_DEATHS: Final = 3
 """A job is failed, not tried again, when so many workers died while they made it."""
-_VERSION: Final = 1
+_VERSION: Final = 2
 _TABLES: Final = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -38,6 +38,7 @@ CREATE TABLE jobs (
     width INTEGER NOT NULL,
     num_frames INTEGER NOT NULL,
     fps REAL NOT NULL,
+    lora TEXT,
     progress INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL,
     completed_at REAL,
@@ -50,6 +51,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_status ON jobs (status, number);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
+_FROM_VERSION_1: Final = "ALTER TABLE jobs ADD COLUMN lora TEXT"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Wanted:
     width: int
     num_frames: int
     fps: float
+    lora: str | None
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,10 @@ class JobStore:
                 if not version:
                     for statement in filter(str.strip, _TABLES.split(";")):
                         db.execute(statement)
+                elif version == 1:
+                    db.execute(_FROM_VERSION_1)
+                    version = _VERSION
+                if version in (0, _VERSION):
                     db.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.DatabaseError as error:
             raise UserError(
@@ -211,7 +218,7 @@ class JobStore:
             return found[0]
 
     def claim(self, worker: str, together: Callable[[tuple[int, int, int]], int]) -> list[Job]:
-        """Gives a worker the oldest queued job, and later ones of its size.
+        """Gives a worker the oldest queued job, and later ones of its size and LoRA.
 
         A job that a worker died of is given alone, so that it cannot take others with it.
 
@@ -230,8 +237,8 @@ class JobStore:
             if not first[0].deaths:
                 jobs = self._select(
                     "WHERE status = 'queued' AND deaths = 0 AND height = ? AND width = ? "
-                    "AND num_frames = ? ORDER BY number LIMIT ?",
-                    [*first[0].size, max(1, together(first[0].size))],
+                    "AND num_frames = ? AND lora IS ? ORDER BY number LIMIT ?",
+                    [*first[0].size, first[0].lora, max(1, together(first[0].size))],
                 )
             for job in jobs:
                 db.execute(

@@ -35,6 +35,7 @@ class ServeOptions:
         keep_gib: The oldest finished videos are removed when all take more than this.
         most_body_bytes: The largest body of a request.
         most_prompt: The most characters of a prompt.
+        lora_folder: A folder of LoRAs that requests may name; None takes none.
         sync_limit_s: Seconds after which ``/v1/videos/sync`` gives up.
     """
 
@@ -49,6 +50,7 @@ class ServeOptions:
     most_body_bytes: int = 2**20
     most_prompt: int = 4000
     sync_limit_s: float = 600.0
+    lora_folder: Path | None = None
 
     def token(self) -> str | None:
         """The token that clients must send; None if none is needed.
@@ -89,6 +91,7 @@ class Served:
         steps: The number of its steps.
         shift: The flow shift of its schedule.
         rules: The sizes that it can make.
+        loras: The names of LoRAs that requests may give.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Served:
     steps: int
     shift: float
     rules: SizeRules
+    loras: tuple[str, ...] = ()
 
     @property
     def most_pixels(self) -> int:

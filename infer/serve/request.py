@@ -37,7 +37,7 @@ _IMAGES: Final = (
     *("input_reference", "image_reference", "video_reference", "audio_reference"),
     *("control_reference", "source_video", "image", "image_url", "reference_url"),
 )
-_LORAS: Final = ("lora", "loras", "lora_path", "lora_name")
+_LORAS: Final = ("loras", "lora_path", "lora_name")
 _CHECKED: Final = {*_STEPS, *_GUIDANCE, *_SHIFT, *_NEGATIVE, *_IMAGES, *_LORAS}
 
 _Pixels = Annotated[int, Field(ge=1, le=2**15)]
@@ -80,6 +80,9 @@ class VideoRequest(BaseModel):
     )
     seed: Annotated[int, Field(ge=0, le=_MOST_SEED)] | None = Field(
         None, description="Seed of the noise; the same seed gives the same video. Default random."
+    )
+    lora: str | None = Field(
+        None, max_length=100, description="The name of a LoRA of the server's folder."
     )
     user: str | None = Field(None, max_length=512, description="Accepted, and not kept.")
     extra_params: dict[str, Any] | str | None = Field(
@@ -162,10 +165,14 @@ def refuse_what_a_student_has_not(
                 "teacher's negative prompt is learned; say in the prompt what the video shows"
             )
         if key in _IMAGES:
-            raise RequestProblem(f"{name}: this server makes videos from text alone; leave it out")
+            raise RequestProblem(
+                f"{name}: this student makes videos from text alone, and image-to-video is not "
+                "served; leave it out"
+            )
         if key in _LORAS:
             raise RequestProblem(
-                f"{name}: this server loads no LoRA for a request; start it with --lora"
+                f"{name}: this server loads LoRAs of its own folder alone; give the name of one as "
+                "lora"
             )
 
 
@@ -180,6 +187,9 @@ def settle(request: VideoRequest, served: Served, most_prompt: int) -> Wanted:
             f"model: {request.model[:80]!r} is not served here; this server has {served.name!r}",
             status=404,
         )
+    if request.lora not in (None, "", *served.loras):
+        names = ", ".join(served.loras[:20]) or "none; start it with --lora-folder or --lora"
+        raise RequestProblem(f"lora: {request.lora!r} is not served here; this server has {names}")
     prompt = request.prompt.strip()
     if not prompt:
         raise RequestProblem("prompt: is empty; say what the video shows")
@@ -202,7 +212,8 @@ def settle(request: VideoRequest, served: Served, most_prompt: int) -> Wanted:
             "shorter video"
         )
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Wanted(served.name, prompt, seed, height, width, num_frames, fps)
+    lora = request.lora or None
+    return Wanted(served.name, prompt, seed, height, width, num_frames, fps, lora)
 
 
 def parse_body(body: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from infer.options import Options
 from infer.serve import worker
 from infer.serve.jobs import JobStore
 from infer.serve.options import Served, ServeOptions, State
+from infer.serve.students import named_loras
 from lightx2v_sgmd.system.errors import RunError, UserError
 
 STOP_S: Final = 30.0
@@ -53,6 +54,7 @@ class Supervisor:
         on_end: Callable[[], None],
     ) -> None:
         self._weights, self._engine, self._options = weights, engine, options
+        self._loras = named_loras(options.lora_folder)
         self._store, self._on_end = store, on_end
         self._spawn = multiprocessing.get_context("spawn")
         self._stopping = threading.Event()
@@ -112,7 +114,12 @@ class Supervisor:
         name = secrets.token_hex(8)
         ours, theirs = self._spawn.Pipe()
         order = worker.Order(
-            name, self._weights, self._engine, self._options.batch_size, self._options.data
+            name,
+            self._weights,
+            self._engine,
+            self._options.batch_size,
+            self._options.data,
+            self._loras,
         )
         process = self._spawn.Process(target=worker.run, args=(order, theirs), daemon=True)
         process.start()

@@ -27,6 +27,7 @@ from infer.options import Options
 from infer.serve.jobs import Job, JobStore
 from infer.serve.options import Served
 from infer.serve.results import Results
+from infer.serve.students import Students, StudentSource
 from lightx2v_sgmd.system.errors import UserError, short_line
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from infer.serve.preview import FrameMeans
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.rollout import FreshNoise
+    from lightx2v_sgmd.schedule import Schedule
 
 IDLE_S: Final = 0.02
 """How often an idle worker looks into the queue."""
@@ -52,6 +54,7 @@ class Order:
         engine: The engine's options.
         batch_size: Videos of one size made together; None leaves it to the engine.
         folder: The server's folder.
+        loras: The files of the LoRAs that requests may name.
     """
 
     worker: str
@@ -59,6 +62,7 @@ class Order:
     engine: Options
     batch_size: int | None
     folder: Path
+    loras: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,32 +95,16 @@ def run(order: Order, pipe: Connection) -> None:
     threading.Thread(target=_die_with_the_server, name="watch the server", daemon=True).start()
     results = Results(order.folder)
     try:
-        from infer.checks import check_student
-        from infer.engine import Student
-        from infer.engine_plan import make_plan
-
-        engine = order.engine
-        checked = check_student(
-            order.weights,
-            engine.assume_schedule,
-            engine.loras,
-            engine.base,
-            engine.skip_image_layers,
-        )
-        served = _served(order.weights, checked)
-        batch = order.batch_size or 1
-        plan = make_plan(
-            checked.model, engine, served.trained, batch, teacher_dtype=checked.teacher_dtype
-        )
-        pipe.send(Opened(served))
-        student = Student(checked, plan)
+        students = Students(order.weights, order.engine, order.loras, order.batch_size or 1)
+        pipe.send(Opened(_served(order, students.check())))
+        students.get(None)
     except UserError as error:
         pipe.send(Refused(str(error)))
         return
     with closing(JobStore(results.queue)) as store:
         results.sweep(store)
         pipe.send(Ready())
-        maker = Maker(student, store, results, order.worker, pipe, Previews(student, results))
+        maker = Maker(students, store, results, order.worker, pipe, Previews(results))
         with suppress(Stopped):
             maker.work(order.batch_size)
         store.release(order.worker, died=False)
@@ -133,15 +121,16 @@ def _die_with_the_server() -> None:
     os._exit(3)
 
 
-def _served(weights: Path, checked: Checked) -> Served:
+def _served(order: Order, checked: Checked) -> Served:
     video = checked.video
     return Served(
-        name=weights.resolve().name or str(weights),
+        name=order.weights.resolve().name or str(order.weights),
         trained=(video.height, video.width, video.num_frames) if video else None,
         fps=checked.fps,
         steps=len(checked.schedule),
         shift=checked.schedule.shift,
         rules=checked.model.size_rules,
+        loras=tuple(order.loras),
     )
 
 
@@ -149,34 +138,36 @@ class Previews:
     """Shows unfinished videos after each step, in colours that finished ones have taught.
 
     Args:
-        student: The student.
         results: Where previews are written.
     """
 
-    def __init__(self, student: Student, results: Results) -> None:
+    def __init__(self, results: Results) -> None:
         from infer.serve.preview import LinearDecoder
 
-        self._student, self._results = student, results
-        self._decoder = LinearDecoder()
+        self._results, self._decoder = results, LinearDecoder()
         self._states: Tensor | None = None
+        self._schedule: Schedule | None = None
         self._fresh_noise: FreshNoise | None = None
 
-    def begin(self, jobs: list[Job]) -> None:
-        """Takes the noise that a batch starts from."""
+    def begin(self, student: Student, jobs: list[Job]) -> None:
+        """Takes the noise that a batch starts from, and the student's steps."""
         import torch
 
         from lightx2v_sgmd.sampling.sampler import fresh_noise_for
 
-        shape = self._student.latent_shape(*jobs[0].size)
+        shape = student.latent_shape(*jobs[0].size)
         seeds = [job.seed for job in jobs]
-        self._states = torch.stack([self._student.noise(seed, shape) for seed in seeds])
+        self._states = torch.stack([student.noise(seed, shape) for seed in seeds])
+        self._schedule = student.schedule
         self._fresh_noise = fresh_noise_for(seeds, shape)
 
     def step(self, jobs: list[Job], step: int, x_t: Tensor) -> None:
         """Writes the previews of a batch after a step, from the states before and after it."""
         from infer.serve.preview import animation, data_prediction, renoised_prediction
 
-        schedule = self._student.schedule
+        schedule = self._schedule
+        if schedule is None:
+            return
         time, following = schedule.times[step : step + 2].tolist()
         after, before = x_t.detach().float().cpu(), self._states
         self._states = after
@@ -208,7 +199,7 @@ class Previews:
 class Maker:
     """Makes the videos of the queue, batch by batch."""
 
-    student: Student
+    students: StudentSource
     store: JobStore
     results: Results
     worker: str
@@ -224,7 +215,7 @@ class Maker:
         """
         while True:
             jobs = self.store.claim(
-                self.worker, lambda size: batch_size or self.student.batch_for(size)
+                self.worker, lambda size: batch_size or self.students.batch_for(size)
             )
             if jobs:
                 self._finished.clear()
@@ -260,7 +251,8 @@ class Maker:
 
     def _make_together(self, jobs: list[Job]) -> None:
         start = time.perf_counter()
-        steps = len(self.student.schedule) + 1  # decoding counts as one
+        student = self.students.get(jobs[0].lora)
+        steps = len(student.schedule) + 1  # decoding counts as one
         names = [job.id for job in jobs]
 
         def on_step(step: int, x_t: Tensor) -> None:
@@ -271,11 +263,11 @@ class Maker:
                 self.previews.step(jobs, step, x_t)
 
         if self.previews is not None:
-            self.previews.begin(jobs)
-        rows = self.student.encode([job.prompt for job in jobs], quiet=True)
-        latents = self.student.denoise(rows, [job.seed for job in jobs], jobs[0].size, on_step)
+            self.previews.begin(student, jobs)
+        rows = student.encode([job.prompt for job in jobs], quiet=True)
+        latents = student.denoise(rows, [job.seed for job in jobs], jobs[0].size, on_step)
         denoised_s = time.perf_counter() - start
-        decoded = self.student.decode_each(latents)
+        decoded = student.decode_each(latents)
         for job, one in zip(jobs, latents, strict=True):
             begun = time.perf_counter()
             chunks = next(decoded)

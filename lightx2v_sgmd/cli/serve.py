@@ -73,6 +73,13 @@ def serve_command(
             help="Most videos of one size that are made together; default what suits the size.",
         ),
     ] = None,
+    lora_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of LoRAs (.safetensors) that requests may name; one is loaded at a time.",
+        ),
+    ] = None,
     keep_hours: Annotated[
         float,
         typer.Option(metavar="HOURS", min=0, help="Hours after which finished videos are removed."),
@@ -104,6 +111,7 @@ def serve_command(
         token_file=token_file,
         queue_limit=queue_limit,
         batch_size=batch,
+        lora_folder=lora_folder,
         keep_hours=keep_hours,
         keep_gib=keep_gib,
     )

@@ -25,7 +25,7 @@ SERVED = Served(
     shift=8.0,
     rules=SizeRules(temporal=4, spatial=8, patch=(1, 2, 2), channels=4, most_positions=1024),
 )
-WANTED = Wanted("tiny", "a red circle", 1, 32, 32, 9, 8.0)
+WANTED = Wanted("tiny", "a red circle", 1, 32, 32, 9, 8.0, None)
 
 
 def make_backend(folder: Path, **options: Any) -> Backend:
@@ -104,5 +104,20 @@ class StandIn:
             yield iter([np.full((5, 32, 32, 3), one.seed % 256, np.uint8)] * 2)
 
 
+class OneStudent:
+    """The same student for every LoRA; notes which were asked for."""
+
+    def __init__(self, student: Any) -> None:
+        self.student = student
+        self.asked: list[str | None] = []
+
+    def get(self, lora: str | None) -> Any:
+        self.asked.append(lora)
+        return self.student
+
+    def batch_for(self, size: tuple[int, int, int]) -> int:
+        return int(self.student.batch_for(size))
+
+
 def make_maker(backend: Backend, student: Any, pipe: Connection, worker: str = "w") -> Maker:
-    return Maker(student, backend.store, backend.results, worker, pipe)
+    return Maker(OneStudent(student), backend.store, backend.results, worker, pipe)

@@ -86,7 +86,8 @@ def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
         ({"negative_prompt": "blurry"}, "none of"),
         ({"flow_shift": 3}, "flow shift 8"),
         ({"input_reference": "data:..."}, "text alone"),
-        ({"lora": {"name": "x"}}, "no LoRA for a request"),
+        ({"lora": {"name": "x"}}, "lora: should be a valid string"),
+        ({"lora": "x"}, "this server has none; start it with --lora-folder"),
         ({"extra_params": {"guidance_scale": 2}}, "extra_params.guidance_scale"),
         ({"extra_params": {"fast": True}}, "extra_params.fast: is unknown"),
         ({"extra_params": "{"}, "extra_params: is no JSON"),
@@ -329,3 +330,18 @@ def test_an_unfinished_video_is_seen_where_its_job_says(
     assert client.get(f"/v1/videos/{job.id}").json()["preview"] is None
     assert "has no preview now" in error_of(client.get(path), 404)
     error_of(client.get(f"/v1/videos/video_{'0' * 32}/preview"), 404)
+
+
+def test_a_lora_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path / "data")
+    with_loras = replace(backend, served=replace(backend.served, loras=("anime", "sketch")))
+    with client_of(with_loras) as client:
+        assert client.get("/v1/models").json()["data"][0]["loras"] == ["anime", "sketch"]
+        made = client.post("/v1/videos", json={"prompt": "a fox", "lora": "anime"})
+        assert made.status_code == 200 and made.json()["lora"] == "anime"
+        (job,) = backend.store.claim("w", lambda size: 1)
+        assert job.lora == "anime"
+        wrong = client.post("/v1/videos", json={"prompt": "a fox", "lora": "../anime"})
+        assert "not served here; this server has anime, sketch" in error_of(wrong, 400)
+        path = client.post("/v1/videos", json={"prompt": "a fox", "lora_path": "/a"})
+        assert "give the name of one as lora" in error_of(path, 400)

@@ -106,3 +106,27 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 7")
     with pytest.raises(UserError, match="another version"):
         JobStore(tmp_path / "y.sqlite")
+
+
+def test_jobs_with_one_lora_are_made_together(store: JobStore) -> None:
+    loras = (None, "a", None, "a", "b")
+    jobs = [store.add(replace(WANTED, lora=lora), 10) for lora in loras]
+    batches = [[job.id for job in store.claim("w", lambda size: 8)] for _ in range(3)]
+    assert batches == [[jobs[0].id, jobs[2].id], [jobs[1].id, jobs[3].id], [jobs[4].id]]
+    found = store.get(jobs[4].id)
+    assert found is not None and found.lora == "b"
+
+
+def test_a_queue_of_the_version_before_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "queue.sqlite"
+    before = JobStore(file)
+    job = before.add(WANTED, 10)
+    before.close()
+    with sqlite3.connect(file) as db:
+        db.execute("ALTER TABLE jobs DROP COLUMN lora")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    for _ in range(2):  # the change is made once
+        store = JobStore(file)
+        assert store.get(job.id) == job
+        store.close()

@@ -26,7 +26,7 @@ from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.sampling.sampler import fresh_noise_for
 from lightx2v_sgmd.schedule import Schedule
-from tests.infer.serve.standin import WANTED, make_backend
+from tests.infer.serve.standin import WANTED, OneStudent, make_backend
 from tests.students import load_student
 
 
@@ -89,9 +89,9 @@ def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path)
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),
     )
-    previews = Previews(student, backend.results)
+    previews = Previews(backend.results)
     previews._decoder = SimpleNamespace(decode=seen.append)  # type: ignore[assignment]
-    previews.begin(jobs)
+    previews.begin(student, jobs)
     fresh = fresh_noise_for([1, 2], shape)
     for step in (0, 1):
         x0 = torch.full((2, *shape), float(step))
@@ -119,8 +119,8 @@ def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),
     )
-    previews, states = Previews(student, backend.results), torch.ones(2, *shape)
-    previews.begin(jobs)
+    previews, states = Previews(backend.results), torch.ones(2, *shape)
+    previews.begin(student, jobs)
     previews.step(jobs, 0, 0.9 * states)
     assert not any(backend.results.preview(job.id).exists() for job in jobs)
     means = previews.means(states[0])
@@ -145,8 +145,8 @@ def test_a_real_student_shows_every_step_of_its_second_video(
     results = Mock(wraps=backend.results, folder=backend.results.folder)
     results.show = lambda name, picture: shown.append((name, picture))
     ours, theirs = Pipe()
-    previews = Previews(student, results)
-    maker = Maker(student, backend.store, results, "w", theirs, previews)
+    previews = Previews(results)
+    maker = Maker(OneStudent(student), backend.store, results, "w", theirs, previews)
     jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
     for _ in jobs:
         maker._make(backend.store.claim("w", lambda size: 1))

@@ -17,6 +17,7 @@ from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
 from tests.infer.serve.standin import (
     WANTED,
+    OneStudent,
     StandIn,
     make_backend,
     make_maker,
@@ -134,3 +135,16 @@ def test_stop_gives_the_jobs_back(backend: Backend) -> None:
     assert status(backend, name) == "in_progress"
     backend.store.release("w", died=False)
     assert status(backend, name) == "queued"
+
+
+def test_a_batch_is_made_with_its_lora(backend: Backend) -> None:
+    for seed, lora in ((1, None), (2, "sketch"), (3, "sketch")):
+        add(backend, seed, lora=lora)
+    ours, theirs = pipes()
+    maker = make_maker(backend, StandIn(), theirs)
+    while jobs := backend.store.claim("w", lambda size: 4):
+        maker._make(jobs)
+    ours.close()
+    assert isinstance(maker.students, OneStudent)
+    assert maker.students.asked == [None, "sketch"]
+    assert maker.students.student.batches == [[1], [2, 3]]
