@@ -40,13 +40,36 @@ def collector(made: Made, store: VoteStore) -> Iterator[str]:
             thread.join()
 
 
-def until(page: Any, true: str) -> None:
-    """Waits for something to be true in the page, whose policy lets no test run code of its own."""
-    for _ in range(WAIT_MS // 50):
-        if page.evaluate(true):
-            return
+def comes_true(page: Any, expression: str) -> bool:
+    """Waits for something in the page, whose policy lets no test run code of its own in it."""
+    for _ in range(400):
+        if page.evaluate(expression):
+            return True
         page.wait_for_timeout(50)
-    pytest.fail(f"the page never got so far: {true}")
+    return False
+
+
+def pauses_at_one_moment(page: Any) -> bool:
+    """True if both videos play, and show the same moment once they are paused by the key."""
+    if not comes_true(page, "videos.every(v => v.currentTime > 0)"):
+        return False
+    page.keyboard.press("Space")
+    return comes_true(
+        page,
+        "videos.every(v => v.paused && !v.seeking)"
+        " && Math.abs(videos[0].currentTime - videos[1].currentTime) < 0.03",
+    )
+
+
+def start_and_pause(page: Any, address: str) -> None:
+    """Begins as anna; reloads the page if a busy browser has not loaded a video."""
+    start(page, address, "anna")
+    for _ in range(3):
+        page.locator("#where", has_text="Pair 1 of").wait_for()
+        if pauses_at_one_moment(page):
+            return
+        page.reload()
+    pytest.fail("the videos do not play, or do not stop at one moment")
 
 
 def judge(page: Any, made: Made, at: int) -> None:
@@ -76,15 +99,7 @@ def test_ten_pairs_are_judged_sent_and_reported(made: Made, tmp_path: Path) -> N
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         with collector(made, store) as address:
-            start(page, address, "anna")
-            # Both videos play; when they pause, they show the same moment.
-            until(page, "videos.every(v => v.currentTime > 0)")
-            page.keyboard.press("Space")
-            until(
-                page,
-                "videos.every(v => v.paused && !v.seeking)"
-                " && Math.abs(videos[0].currentTime - videos[1].currentTime) < 0.03",
-            )
+            start_and_pause(page, address)
             page.keyboard.press("Enter")  # goes nowhere: nothing is answered
             for at in range(1, 6):
                 judge(page, made, at)

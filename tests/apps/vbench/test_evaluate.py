@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -66,6 +68,26 @@ def test_shards_make_the_videos_and_results_give_the_total(
     assert found["vbench"]["videos"] == {"wanted": 5, "there": 4, "missing": 1}
     with pytest.raises(UserError, match="--shard: is for making videos"):
         evaluate_vbench(moved, tmp_path / "again", shard, OPTIONS, quiet=True)
+
+
+def test_a_teachers_videos_are_made_once_by_its_own_sampler(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    info, out = test_suite.write(tmp_path, ENTRIES), tmp_path / "out"
+    options = replace(OPTIONS, steps=1, guidance_scale=2.0, height=32, width=32)
+
+    def run() -> dict[str, Any]:
+        found = evaluate_vbench(tiny_teacher, out, VBenchOptions(info), options, quiet=True)
+        assert found is not None
+        setup: dict[str, Any] = found["vbench"]["setup"]
+        return setup
+
+    setup = run()
+    assert (setup["kind"], setup["nfe"], setup["guidance_scale"]) == ("teacher", 2, 2)
+    assert len(list((out / "vbench" / "videos").iterdir())) == 5
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4") if not path.is_symlink()}
+    assert len(made) == 5 and run() == setup
+    assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
 @pytest.mark.parametrize(
