@@ -160,7 +160,7 @@ def compare_command(
         )
     except RunsFailedError as error:
         print(f"error: {short_line(str(error))}", file=sys.stderr, flush=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(error.code) from error
     if as_json:
         print(json.dumps(done.results, indent=1), flush=True)
         return

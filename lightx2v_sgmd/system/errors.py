@@ -7,6 +7,7 @@ A message is one line that names the key or file, the value, the reason and the 
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -82,6 +83,23 @@ def _short_word(found: re.Match[str]) -> str:
 
 def _middle_cut(text: str, most: int, tail: int) -> str:
     return f"{text[: most - tail - 5]} ... {text[len(text) - tail :]}"
+
+
+FULL_DISK: Final = "the disk is full; free some space, then run the same command again"
+"""What is said of a full disk."""
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Returns True if an error, or one that caused it, is that of a full disk.
+
+    Libraries with a Rust or C++ core report the disk's error as text only.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def first_line(error: BaseException) -> str:

@@ -31,7 +31,15 @@ UNITS = ("forwards", "seconds")
 
 
 class RunsFailedError(RuntimeError):
-    """Some runs failed; the message says which, why, and where the report on the others is."""
+    """Some runs failed; the message says which, why, and where the report on the others is.
+
+    Attributes:
+        code: The exit code: 2 if all that failed is the user's to mend, 1 otherwise.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -113,18 +121,21 @@ def compare(
         pool = Pool(plan, workers, nproc)
         failures: dict[Task, str] = run_tasks(pool, all_tasks(plan), "comparing", quiet)
         failures |= run_tasks(pool, _cuts(plan, compute), "measuring at equal compute", quiet)
-        return _report(plan, compute, failures, quiet)
+        code = 2 if failures.keys() <= pool.mistakes else 1
+        return _report(plan, compute, failures, quiet, code)
 
 
-def _report(plan: Plan, compute: str, failures: dict[Task, str], quiet: bool) -> Comparison:
-    """Sums up what there is.
+def _report(
+    plan: Plan, compute: str, failures: dict[Task, str], quiet: bool, code: int = 1
+) -> Comparison:
+    """Sums up what there is; failures end with the exit code ``code``.
 
     Raises:
         RunsFailedError: runs failed; the tables of the others are written.
     """
     if not seeds_done(plan, TEACHER):
         reasons = "; ".join(failures.values()) or "its videos have not been made yet"
-        raise RunsFailedError(f"there is nothing to report on without the teacher: {reasons}")
+        raise RunsFailedError(f"there is nothing to report on without the teacher: {reasons}", code)
     named = {task.name: problem for task, problem in failures.items()}
     results = build_results(plan, compute, named)
     note("writing the report", quiet)
@@ -136,7 +147,8 @@ def _report(plan: Plan, compute: str, failures: dict[Task, str], quiet: bool) ->
         first = next(iter(named.items()))
         raise RunsFailedError(
             f"{len(failures)} of {len(all_tasks(plan))} runs failed, first {first[0]}: {first[1]}; "
-            f"the report on the others is in {plan.out}; the same command tries these again"
+            f"the report on the others is in {plan.out}; the same command tries these again",
+            code,
         )
     return Comparison(plan.out, results)
 

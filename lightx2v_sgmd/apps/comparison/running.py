@@ -13,6 +13,7 @@ from lightx2v_sgmd.apps.comparison import tasks as work
 from lightx2v_sgmd.apps.comparison.plan import Plan
 from lightx2v_sgmd.apps.comparison.tasks import Task
 from lightx2v_sgmd.system.console import note, progress
+from lightx2v_sgmd.system.errors import FULL_DISK
 from lightx2v_sgmd.system.processes import handling, process_environment, release, start_module
 
 _WORKER: Final = "lightx2v_sgmd.apps.comparison.worker"
@@ -111,10 +112,17 @@ class Pool:
         plan: The comparison.
         workers: Number of tasks that run side by side; each gets its share of the cores.
         nproc: Processes of each training run.
+
+    Attributes:
+        running: The process of each task that runs.
+        stopped: The number of requests to stop.
+        environment: The environment of the processes.
+        mistakes: The failed tasks whose reason is the user's to mend, such as a full disk.
     """
 
     def __init__(self, plan: Plan, workers: int, nproc: int = 1) -> None:
         self.plan, self.workers, self.nproc = plan, workers, nproc
+        self.mistakes: set[Task] = set()
         self.running: dict[Task, subprocess.Popen[bytes]] = {}
         self.stopped = 0
         self.environment = process_environment(workers * nproc)
@@ -138,9 +146,13 @@ class Pool:
             if code == 0 and work.is_done(self.plan, task):
                 yield task, None
             else:
+                if code in (2, work.NO_SPACE):
+                    self.mistakes.add(task)
                 yield task, self._problem(task, code)
 
     def _problem(self, task: Task, code: int) -> str:
+        if code == work.NO_SPACE:
+            return FULL_DISK
         log = work.log_file(self.plan, task)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan, file_name
 from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS
@@ -118,6 +119,8 @@ def teacher_folder(plan: Plan, seed: int) -> Path:
     return plan.out / "teacher" / f"seed_{seed}"
 
 
+NO_SPACE: Final = 28
+"""Exit code of a task's process that found the disk full, where it cannot even write its log."""
 TEACHER_BATCH = 16
 
 

@@ -25,7 +25,7 @@ from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import Videos
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.comparison.saved import plan_of
-from lightx2v_sgmd.apps.comparison.tasks import TEACHER_BATCH, Task, teacher_folder
+from lightx2v_sgmd.apps.comparison.tasks import NO_SPACE, TEACHER_BATCH, Task, teacher_folder
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
@@ -36,7 +36,7 @@ from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
-from lightx2v_sgmd.system.errors import UserError, escaped
+from lightx2v_sgmd.system.errors import UserError, escaped, is_full_disk
 from lightx2v_sgmd.system.processes import follow_parent, leave
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
@@ -299,9 +299,12 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        print(f"error: {escaped('; '.join(error.lines))}", file=sys.stderr)
+        with suppress(OSError):  # the log may be on the disk that is full
+            print(f"error: {escaped('; '.join(error.lines))}", file=sys.stderr)
         return 2
     except Exception as error:
+        if is_full_disk(error):
+            return NO_SPACE
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {escaped(str(error))}", file=sys.stderr)
         return 1

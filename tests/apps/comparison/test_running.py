@@ -21,6 +21,7 @@ from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.running import Pool, Tally, run_tasks
 from lightx2v_sgmd.apps.comparison.tasks import Task, outputs
 from lightx2v_sgmd.system.console import Lines, duration
+from lightx2v_sgmd.system.errors import FULL_DISK
 from tests.training import job_file
 
 # Stands in for the interpreter: does a task as its row's name says, without torch.
@@ -33,6 +34,8 @@ with (out / "started").open("a") as file:
 if row == "dmd2":
     print("error: the loss is not finite", file=sys.stderr)
     sys.exit(2)
+if row == "tsg_fisher":
+    sys.exit(28)
 if row == "sid":
     os.kill(os.getpid(), signal.SIGKILL)
 if row == "adm":
@@ -53,7 +56,7 @@ for name in json.loads((out / "outputs.json").read_text())[row]:
 def plan(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     import json
 
-    methods = ["sgmd", "dmd2", "sid", "tsg_sim", "adm"]
+    methods = ["sgmd", "dmd2", "sid", "tsg_sim", "adm", "tsg_fisher"]
     plan = make_plan(job_file(tiny_teacher, tmp_path), tmp_path / "out", methods=methods)
     plan.out.mkdir()
     made = {row: [str(path) for path in outputs(plan, Task(row, 0))] for row in methods}
@@ -86,6 +89,14 @@ def test_a_failing_task_is_reported_and_the_others_go_on(
     assert set(run_tasks(Pool(plan, 1), tasks, "comparing", quiet=True)) == set(tasks[:2])
     assert sorted(started(plan)[4:]) == ["dmd2", "sid"]
     assert run_tasks(Pool(plan, 1), tasks[2:], "comparing", quiet=True) == {}
+
+
+def test_a_full_disk_is_the_users_to_mend(plan: Plan) -> None:
+    tasks = [Task(row, 0) for row in ("tsg_fisher", "dmd2", "sid", "sgmd")]
+    pool = Pool(plan, 2)
+    failures = run_tasks(pool, tasks, "comparing", quiet=True)
+    assert failures[tasks[0]] == FULL_DISK
+    assert pool.mistakes == set(tasks[:2]) and failures.keys() == set(tasks[:3])
 
 
 def test_workers_share_the_cores(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
