@@ -17,6 +17,30 @@ from weights.formats.comfyui_workflow import to_ui, workflow
 from weights.formats.programs import COMFYUI, LIGHTX2V, differing_sizes, refusal, section
 from weights.opening import open_source
 
+# Inputs of ComfyUI's nodes (a125cd8, 2025-10): required ones, and after the bar optional ones.
+NODES = {
+    "UNETLoader": "unet_name weight_dtype |",
+    "LoraLoaderModelOnly": "model lora_name strength_model |",
+    "CLIPLoader": "clip_name type | device",
+    "VAELoader": "vae_name |",
+    "ModelSamplingSD3": "model shift |",
+    "CLIPTextEncode": "text clip |",
+    "EmptyHunyuanLatentVideo": "width height length batch_size |",
+    "KSampler": "model positive negative latent_image "
+    "seed steps cfg sampler_name scheduler denoise |",
+    "VAEDecode": "samples vae |",
+    "CreateVideo": "images fps | audio",
+    "SaveVideo": "video filename_prefix format codec |",
+}
+# Keys of its configuration that LightX2V's code asks for (f8aee98, 2026-08).
+LIGHTX2V_KEYS = {
+    *("infer_steps", "denoising_step_list", "sample_shift", "sample_guide_scale", "enable_cfg"),
+    *("target_video_length", "target_height", "target_width", "fps", "text_len", "rope_type"),
+    *("self_attn_1_type", "cross_attn_1_type", "cross_attn_2_type", "cpu_offload"),
+    *("dit_original_ckpt", "dit_quantized", "dit_quantized_ckpt", "dit_quant_scheme"),
+    "lora_configs",
+}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -75,7 +99,9 @@ def test_the_card_tells_how_to_run_what_runs(
     for dtype in ("fp8", "fp8-legacy"):
         card = (export(run, "comfyui", tmp_path / dtype, dtype=dtype) / "README.md").read_text()
         assert ("need ComfyUI of December 2025 or newer" in card) == (dtype == "fp8")
-    job = json.loads((tmp_path / "wan" / "lightx2v.json").read_text())
+    for format in ("wan", "lora"):
+        job = json.loads((tmp_path / format / "lightx2v.json").read_text())
+        assert set(job) <= LIGHTX2V_KEYS
     # LightX2V's own default needs a package that it does not depend on.
     assert (
         job["rope_type"] == "torch_complex_rope"
@@ -97,6 +123,16 @@ def test_the_terminal_and_the_card_name_what_does_not_run(
         reason = f"{program} does not run this small network"
         assert reason in said and reason in card
     assert "python -m lightx2v.infer" not in card and "models/diffusion_models" not in card
+
+
+@pytest.mark.parametrize("lora", [None, "x_lora.safetensors"])
+def test_the_nodes_take_what_the_workflow_gives_them(run: Path, lora: str | None) -> None:
+    api = workflow(open_source(run, ema=True).about, "x.safetensors", lora)
+    for node in api.values():
+        required, _, optional = NODES[node["class_type"]].partition(" |")
+        missing = set(required.split()) - set(node["inputs"])
+        unknown = set(node["inputs"]) - set(required.split()) - set(optional.split())
+        assert (missing, unknown) == (set(), set()), node["class_type"]
 
 
 @pytest.mark.parametrize("lora", [None, "x_lora.safetensors"])
