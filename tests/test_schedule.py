@@ -109,10 +109,13 @@ def test_steps_that_the_stock_scheduler_cannot_take() -> None:
     says = "schedule.shift: diffusers' scheduler cannot take 30 steps of shift 50; use fewer"
     with pytest.raises(UserError, match=says):
         Schedule(even_timesteps(30), 50.0).diffusers_config()
-    schedule = Schedule(even_timesteps(4), 1000.0)
-    stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
-    stock.set_timesteps(4)
-    torch.testing.assert_close(stock.sigmas, schedule.times, rtol=0, atol=2e-7)
+    with pytest.raises(UserError, match="30 steps of shift 34.56"):
+        Schedule(even_timesteps(30), 34.56).diffusers_config()
+    for steps, shift in ((30, 34.55), (4, 1000.0)):
+        schedule = Schedule(even_timesteps(steps), shift)
+        stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())
+        stock.set_timesteps(steps)
+        torch.testing.assert_close(stock.sigmas, schedule.times, rtol=0, atol=2e-7)
 
 
 def test_stock_scheduler_adds_noise_for_a_student_that_was_trained_so() -> None:
