@@ -17,8 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.job.from_lightx2v import convert
 from lightx2v_sgmd.job.lightx2v_keys import COMMIT, METHODS, MODELS
 from lightx2v_sgmd.lightx2v import NAME, register
@@ -50,7 +49,7 @@ def check_configs(checkout: Path) -> list[str]:
     """The problems of the checkout's YAMLs."""
     problems, count = [], 0
     for path in sorted((checkout / "lightx2v_train" / "configs" / "train").rglob("*.yaml")):
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree, _ = read_tree(path)
         if tree["training"]["method"] not in METHODS or tree["model"]["name"] not in MODELS:
             continue
         count += 1
