@@ -16,11 +16,13 @@ from typing import Any, Final
 
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families.lora.keys import is_lora_key, programs_of
+from lightx2v_sgmd.families.lora.reading import alpha_source, open_lora
 from lightx2v_sgmd.families.sources import Part, is_whole_model, network_in
 from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
-from lightx2v_sgmd.families.wan_lora import PEFT_FILE, alpha_source, is_lora_key, open_lora
 from lightx2v_sgmd.families.wan_variants import variant_of
 from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
+from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, read_manifest
 from lightx2v_sgmd.files.safetensors_files import METADATA_KEY, Header, read_header, schedule_of
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
@@ -29,17 +31,7 @@ from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.building import build_transformer
 from lightx2v_sgmd.untrusted.configs import check_transformer
 
-LORA_FILES: Final = ("pytorch_lora_weights.safetensors", PEFT_FILE)
 _SHOWN: Final = 4
-_LORA_NAMES: Final = (
-    (r"base_model\.model\.", "PEFT"),
-    (r"transformer\.", "diffusers"),
-    (r"lora_unet_", "kohya or musubi-tuner"),
-    (r"lora_transformer_", "OneTrainer"),
-    (r"lycoris_", "LyCORIS"),
-    (r"(model\.)?diffusion_model\.", "ComfyUI or LightX2V"),
-    (r".*\.lora_[AB]\.default\.", "DiffSynth-Studio"),
-)
 
 
 @dataclass
@@ -103,9 +95,9 @@ def _folder(folder: Path, base: str | Path | None) -> Inspection:
     manifest = read_manifest(folder)
     if is_whole_model(folder) or (folder / "model_index.json").is_file():
         return _model(folder, manifest)
-    for name in LORA_FILES:
-        if (folder / name).is_file():
-            return _exported(_files(folder, [folder / name], base, None), manifest)
+    lora = lora_file_in(folder)
+    if lora is not None and any(is_lora_key(name) for name in read_header(lora).tensors):
+        return _exported(_files(folder, [lora], base, None), manifest)
     files, config = network_in(folder)
     return _exported(_files(folder, files, base, config), manifest)
 
@@ -212,7 +204,7 @@ def _naming(reader: WholeTensors, prefix: str) -> str:
 
 def _lora(path: Path, file: Path, base: str | Path | None) -> Inspection:
     header = read_header(file)
-    found = Inspection(path, "LoRA", {"names": _dialect(header.tensors)})
+    found = Inspection(path, "LoRA", {"names": programs_of(header.tensors)})
     found.facts["types"] = _types(header)
     refusals = []
     names = [BUNDLED, *known_hub_ids()] if base is None else [str(base)]
@@ -240,14 +232,6 @@ def _lora(path: Path, file: Path, base: str | Path | None) -> Inspection:
     _schedule_fact(found, header)
     found.missing.append("a base model: give it as --weights, and this as --lora")
     return found
-
-
-def _dialect(names: Iterable[str]) -> str:
-    kinds = Counter(
-        next((kind for pattern, kind in _LORA_NAMES if re.match(pattern, name)), "no prefix")
-        for name in names
-    )
-    return ", ".join(kind for kind, _ in kinds.most_common())
 
 
 def _schedule_fact(found: Inspection, header: Header) -> None:

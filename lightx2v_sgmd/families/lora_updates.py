@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families.wan_lora import read_lora
+from lightx2v_sgmd.families.lora.reading import read_lora
 from lightx2v_sgmd.files.dtypes import FILE_NAMES
 from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_copy import WeightCopier

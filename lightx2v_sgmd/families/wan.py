@@ -21,6 +21,7 @@ import torch
 
 from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.size_rules import SizeRules
@@ -48,7 +49,6 @@ from lightx2v_sgmd.families.wan_forward import (
 )
 from lightx2v_sgmd.families.wan_frames import decode_frames
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
-from lightx2v_sgmd.families.wan_lora import open_lora
 from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.families.wan_variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES

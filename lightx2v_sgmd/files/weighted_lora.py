@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.files.lora_folder import DIFFUSERS_FILE, lora_file_in
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.paths import path_problem
 
@@ -56,9 +57,4 @@ def _lora_file(path: Path) -> Path:
     """The file itself, or that of a folder: exported, written by PEFT, or with one file alone."""
     if not path.is_dir():
         return path
-    names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(path.glob("*.safetensors"))
-    return files[0] if len(files) == 1 else path / names[0]
+    return lora_file_in(path) or path / DIFFUSERS_FILE

@@ -1,0 +1,1 @@
+"""LoRA files of Wan models, whoever wrote them."""
