@@ -10,6 +10,7 @@ from typing import Final
 from infer.network.lora import check_loras, lora_schedule
 from infer.options import Lora
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.inspection import lora_at
 from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
 from lightx2v_sgmd.families.wan_original import transformer_prefix
@@ -206,6 +207,10 @@ def _open(path: Path, base: str | Path | None) -> WanModel:
             f"{path}: is a training run, not a student; first `lightx2v-sgmd export {path} "
             "--format diffusers --out DIR`"
         )
+    kind = lora_at(path)
+    if kind is not None and not _is_export(path):
+        remedy = f"; give its base model as --weights, and add --lora {path}"
+        raise UserError(f"{path}: is {kind}{remedy if kind == 'a LoRA' else ''}")
     try:
         return open_wan(path, base or _teacher_of_export(path))
     except UserError as error:
@@ -219,6 +224,10 @@ def _open(path: Path, base: str | Path | None) -> WanModel:
             ) from error
         reason = str(error).replace("teacher.path: ", "").replace("teacher.base", "--base")
         raise UserError(f"weights: {reason}") from error
+
+
+def _is_export(path: Path) -> bool:
+    return ((path if path.is_dir() else path.parent) / FILE_NAME).is_file()
 
 
 def _teacher_of_export(path: Path) -> str | None:

@@ -298,7 +298,8 @@ class Student:
             quiet: No progress bar.
 
         Raises:
-            UserError: a size that the model cannot make, or seeds that do not match the prompts.
+            UserError: a size that the model cannot make, seeds that do not match the prompts, or
+                latents that are not finite.
             Cancelled: ``cancel`` said so.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -318,6 +319,11 @@ class Student:
                     self.denoise(rows[i : i + together], numbers[i : i + together], size, report)
                     for i in range(0, len(texts), together)
                 ]
+            )
+        if not latents.isfinite().all():
+            raise UserError(
+                f"{self.checked.model.path}: the network gave values that are not finite; its "
+                "weights are damaged, or fp16 is too narrow for them: use bf16 or fp32"
             )
         with self.timed(timings, "decode"), progress(len(texts), "decoding", quiet) as bar:
             videos = []

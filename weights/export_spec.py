@@ -34,6 +34,8 @@ class ExportSpec:
         max_shard_size: The largest size of a weights file, such as ``5GB``.
         rank: The rank of extracted adapters, or None.
         energy: The share of each layer's change that extracted adapters hold, or None.
+        names: The names of adapters in their file: a key of ``weights.io.lora_names.NAMES``.
+        only: ``blocks`` for adapters of the linear layers of blocks alone, or None.
         hashed: The sha256 of files that were hashed while others were written, by path; filled as
             they are.
     """
@@ -45,6 +47,8 @@ class ExportSpec:
     max_shard_size: str = "5GB"
     rank: int | None = None
     energy: float | None = None
+    names: str = "portable"
+    only: str | None = None
     hashed: dict[Path, str] = field(default_factory=dict)
 
     @cached_property

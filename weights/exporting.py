@@ -17,6 +17,7 @@ from weights.formats.programs import refusal
 from weights.formats.registry import FORMATS, format_named
 from weights.hub import check_repository
 from weights.hub import push as push_export
+from weights.io.lora_names import PORTABLE
 from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource
 from weights.manifest import manifest_for
@@ -42,6 +43,8 @@ def export(
     ema: bool = True,
     rank: int | None = None,
     energy: float | None = None,
+    names: str | None = None,
+    only: str | None = None,
     max_shard_size: str = SHARD_SIZE,
     overwrite: bool = False,
     push: str | None = None,
@@ -60,6 +63,10 @@ def export(
         ema: Export the EMA weights if the run has them; False exports the last step.
         rank: The rank of extracted adapters (lora); 64 by default.
         energy: Instead of a rank: the share in (0, 1] of each layer's change that they hold.
+        names: The names of adapters (lora): ``portable`` (the default: for ComfyUI, LightX2V,
+            diffusers, and a copy for PEFT), ``diffusers``, ``peft``, ``musubi``,
+            ``lightx2v_train``.
+        only: ``blocks`` keeps adapters of the linear layers of blocks alone (lora).
         max_shard_size: The largest weights file of diffusers and wan, such as ``5GB``.
         overwrite: Replaces an export of ours, whole and unchanged, with no other file in it, and
             files of the same names in the pushed repository.
@@ -78,7 +85,7 @@ def export(
     """
     out = Path(out)
     target_format = format_named(format)
-    _check_options(target_format, dtype, rank, energy)
+    _check_options(target_format, dtype, rank, energy, names or only)
     if push is not None:
         check_repository(push, not public, overwrite)
     elif public:
@@ -93,7 +100,8 @@ def export(
         opened = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
         refuse_overlap(final, _sources(opened))
         precision = _dtype(opened, target_format, dtype)
-        spec = ExportSpec(opened, target_format, precision, out, max_shard_size, rank, energy)
+        limits = (max_shard_size, rank, energy, names or PORTABLE.name, only)
+        spec = ExportSpec(opened, target_format, precision, out, *limits)
         if ema and not opened.ema:
             reason = "the run kept no moving average (train.ema is 0)"
             note(f"{reason}: exporting its last weights", quiet)
@@ -127,7 +135,11 @@ def export(
 
 
 def _check_options(
-    format: Format, dtype: str | None, rank: int | None, energy: float | None
+    format: Format,
+    dtype: str | None,
+    rank: int | None,
+    energy: float | None,
+    adapters: str | None,
 ) -> None:
     """Raises ``UserError`` for options that the format does not take."""
     if dtype is not None and dtype not in format.dtypes:
@@ -137,9 +149,10 @@ def _check_options(
             f"dtype: --format {format.name} does not support {dtype!r}; "
             f"use {_alternatives(format.dtypes)}{remedy}"
         )
-    if not format.holds_adapters and (rank is not None or energy is not None):
+    given = (rank, energy, adapters)
+    if not format.holds_adapters and any(value is not None for value in given):
         taking = " or ".join(other.name for other in FORMATS.values() if other.holds_adapters)
-        raise UserError(f"rank, energy: belong to --format {taking}; leave them out")
+        raise UserError(f"rank, energy, names, only: belong to --format {taking}; leave them out")
     check_rank(rank, energy)
 
 

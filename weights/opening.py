@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightx2v_sgmd.families.inspection import lora_at
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
@@ -46,6 +47,14 @@ def open_source(
     path = Path(path)
     if (path / FILE_NAME).is_file():
         return _exported(path)
+    kind = lora_at(path)
+    if kind is not None:
+        raise UserError(
+            f"{path}: is {kind}, and no run, checkpoint or export; it runs beside its base model: "
+            f"`lightx2v-sgmd generate --weights MODEL --lora {path}`"
+            if kind == "a LoRA"
+            else f"{path}: is {kind}"
+        )
     checkpoint = find_checkpoint(path, on_damage)
     job_file = checkpoint / "job.yaml"
     job = load_job(job_file)

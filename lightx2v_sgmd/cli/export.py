@@ -63,6 +63,23 @@ def export_command(
             help="Share of the weight change that the LoRA keeps, from 0 to 1, instead of a rank.",
         ),
     ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="Names of the layers in the LoRA's file (lora only): portable for ComfyUI, "
+            "LightX2V and diffusers, with a copy for PEFT; or diffusers, peft, musubi or "
+            "lightx2v_train. Default portable.",
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART",
+            help="blocks: keep the linear layers of the blocks alone, which every program applies "
+            "(lora only).",
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str,
         typer.Option(metavar="SIZE", help="Largest size of one weights file (diffusers, wan)."),
@@ -101,6 +118,8 @@ def export_command(
             ema=ema,
             rank=rank,
             energy=energy,
+            names=names,
+            only=only,
             max_shard_size=max_shard_size,
             overwrite=overwrite,
             push=push,

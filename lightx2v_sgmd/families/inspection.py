@@ -15,21 +15,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.families import wan_original
-from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
-from lightx2v_sgmd.families.lora.keys import is_lora_key, programs_of
+from lightx2v_sgmd.families.hub_configs import known_hub_ids
+from lightx2v_sgmd.families.lora.keys import is_lora_key, lora_kind, programs_of, unsupported_kind
 from lightx2v_sgmd.families.lora.reading import alpha_source, open_lora
+from lightx2v_sgmd.families.network_size import config_from, shapes_of, size_of
 from lightx2v_sgmd.families.sources import Part, is_whole_model, network_in
 from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
 from lightx2v_sgmd.families.wan_variants import variant_of
 from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, read_manifest
-from lightx2v_sgmd.files.safetensors_files import METADATA_KEY, Header, read_header, schedule_of
+from lightx2v_sgmd.files.safetensors_files import (
+    METADATA_KEY,
+    SHARD,
+    Header,
+    read_header,
+    schedule_of,
+)
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError, shortened
-from lightx2v_sgmd.untrusted.building import build_transformer
-from lightx2v_sgmd.untrusted.configs import check_transformer
 
 _SHOWN: Final = 4
 
@@ -89,9 +95,9 @@ def inspect_weights(path: str | Path, base: str | Path | None = None) -> Inspect
 
 def _folder(folder: Path, base: str | Path | None) -> Inspection:
     if (folder / "checkpoints").is_dir():
-        return Inspection(folder, "training run", {"next": f"lightx2v-sgmd export {folder} ..."})
+        return _run(Inspection(folder, "training run"), folder)
     if (folder / "trainer.json").is_file():
-        return Inspection(folder, "checkpoint", {"next": f"lightx2v-sgmd export {folder} ..."})
+        return _run(Inspection(folder, "checkpoint"), folder)
     manifest = read_manifest(folder)
     if is_whole_model(folder) or (folder / "model_index.json").is_file():
         return _model(folder, manifest)
@@ -100,6 +106,29 @@ def _folder(folder: Path, base: str | Path | None) -> Inspection:
         return _exported(_files(folder, [lora], base, None), manifest)
     files, config = network_in(folder)
     return _exported(_files(folder, files, base, config), manifest)
+
+
+def _run(found: Inspection, folder: Path) -> Inspection:
+    """Adds what the job of a run or a checkpoint says."""
+    facts = found.facts
+    facts["written by"] = "lightx2v-sgmd"
+    checkpoints = sorted(folder.glob("checkpoints/step_*"))
+    if (folder / "checkpoints").is_dir():
+        facts["checkpoints"] = _some([path.name for path in checkpoints]) or "none yet"
+    job_file = next(
+        (p for p in [folder, *reversed(checkpoints)] if (p / "job.yaml").is_file()), None
+    )
+    if job_file is None:
+        found.missing.append("its job.yaml")
+    else:
+        job = load_job(job_file)
+        adapters, video = job.student.adapters, job.video
+        facts["method"], facts["teacher"] = job.method.name, job.teacher.path
+        facts["student"] = "all weights" if adapters is None else f"LoRA of rank {adapters.rank}"
+        facts["trained for"] = f"{video.height}x{video.width}, {video.num_frames} frames"
+        facts["schedule"] = f"{_steps(job.schedule)} (job.yaml)"
+    facts["next"] = f"lightx2v-sgmd export {folder} ..."
+    return found
 
 
 def _model(folder: Path, manifest: Manifest | None) -> Inspection:
@@ -141,7 +170,9 @@ def _files(
     header = WholeTensors(files).header if pickled else read_header(files[0])
     names = list(header.tensors)
     if any(is_lora_key(name) for name in names):
-        return _lora(path, files[0], base)
+        return _lora(path, files[0], base) if not pickled else _pickled_lora(path, header)
+    if not names:
+        return Inspection(path, "unknown", {"holds": "no tensors"})
     tail = {name.rsplit(".", 2)[-2] for name in names if "." in name}
     if any("relative_attention_bias" in n or "pos_embedding.embedding" in n for n in names):
         return _other(path, "text encoder", header, "umT5, for the prompts; no student")
@@ -150,11 +181,15 @@ def _files(
     reader = WholeTensors(files, wan_original.transformer_names)
     if "patch_embedding.weight" not in reader.header.tensors:
         shown = ", ".join(map(shortened, names[:_SHOWN]))
+        shard = SHARD.fullmatch(path.name)
+        if shard is not None and int(shard[3]) > 1:
+            told = f"one of {int(shard[3])} shards of a network; give the folder {path.parent}"
+            return Inspection(path, "part of a network", {"holds": told, "types": _types(header)})
         kinds = f"{len(names)} tensors, such as {shown}; {len(tail)} kinds of layers"
         return Inspection(path, "unknown", {"holds": kinds, "types": _types(header)})
     found = Inspection(path, "network")
     model = open_wan(base) if base is not None else None
-    _network_facts(found, reader, config or (model.transformer_config if model else None))
+    _network_facts(found, reader, config or (model.transformer_config if model else None), names)
     found.missing.append("VAE, text encoder and tokenizer: add --base MODEL")
     return found
 
@@ -164,22 +199,28 @@ def _other(path: Path, kind: str, header: Header, use: str) -> Inspection:
 
 
 def _network_facts(
-    found: Inspection, reader: WholeTensors, config: Mapping[str, Any] | None
+    found: Inspection,
+    reader: WholeTensors,
+    config: Mapping[str, Any] | None,
+    markers: Iterable[str] = (),
 ) -> None:
     """Adds names, size, types, schedule and what does not fit of a network's weights."""
     stored, header = list(reader.stored_names.values()), reader.header
     prefix = wan_original.transformer_prefix(stored)
     facts = found.facts
+    origin = _origin([*stored, *markers], prefix, reader.convention or "")
+    if origin is not None:
+        facts["program"] = origin
     facts["names"] = _naming(reader, prefix)
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    facts["size"] = _size(shapes)
+    facts["size"] = size_of(shapes)
     facts["types"] = reader.convention or _types(header)
     _schedule_fact(found, header)
     config = config or config_from(shapes)
     if config is None:
         found.missing.append("weights of the first block or the embeddings; the file is a part")
         return
-    expected = _expected(config)
+    expected = shapes_of(config)
     strange = [name for name in shapes if name not in expected]
     variant = variant_of(strange)
     if variant is not None:
@@ -194,6 +235,21 @@ def _network_facts(
         facts["other shapes than the configuration's"] = _some(other)
 
 
+def _origin(stored: list[str], prefix: str, convention: str) -> str | None:
+    """The program that weights look to be from; None where only the names of layers tell."""
+    if not {"generator", "generator_ema"}.isdisjoint(prefix.split(".")):
+        return "a trainer of few-step students (CausVid, Self-Forcing and their kin)"
+    if prefix.split(".")[0] in ("net", "net_ema"):
+        return "rCM or another trainer that saves `net`"
+    if any(name.endswith(".comfy_quant") for name in stored):
+        return "ComfyUI of December 2025 or newer"
+    if ".scale_weight" in convention:
+        return "ComfyUI before December 2025"
+    if ".weight_scale" in convention:
+        return "LightX2V, or ComfyUI"
+    return "ComfyUI" if prefix.endswith("diffusion_model.") else None
+
+
 def _naming(reader: WholeTensors, prefix: str) -> str:
     ours = any("condition_embedder." in name for name in reader.stored_names.values())
     layout = "diffusers" if ours else "original (Wan2.1, LightX2V)"
@@ -206,6 +262,11 @@ def _lora(path: Path, file: Path, base: str | Path | None) -> Inspection:
     header = read_header(file)
     found = Inspection(path, "LoRA", {"names": programs_of(header.tensors)})
     found.facts["types"] = _types(header)
+    other = unsupported_kind(header.tensors)
+    if other is not None:
+        found.kind = f"{other[0].removeprefix('an ').removeprefix('a ')} file"
+        found.facts["refused"] = f"{found.kind}s are not supported ({shortened(other[1])})"
+        return found
     refusals = []
     names = [BUNDLED, *known_hub_ids()] if base is None else [str(base)]
     for name in names:
@@ -234,6 +295,27 @@ def _lora(path: Path, file: Path, base: str | Path | None) -> Inspection:
     return found
 
 
+def _pickled_lora(path: Path, header: Header) -> Inspection:
+    facts = {"names": programs_of(header.tensors), "types": _types(header)}
+    facts["refused"] = "a LoRA is read from a .safetensors file alone; convert it first"
+    return Inspection(path, "LoRA", facts)
+
+
+def lora_at(path: Path) -> str | None:
+    """What kind of LoRA stands at a path, in words; None if none does, or if it cannot be read.
+
+    Args:
+        path: A file, or the folder of one.
+    """
+    file = path if path.is_file() else lora_file_in(path)
+    if file is None or file.suffix != ".safetensors":
+        return None
+    try:
+        return lora_kind(read_header(file).tensors)
+    except UserError:
+        return None
+
+
 def _schedule_fact(found: Inspection, header: Header) -> None:
     schedule = schedule_of(header.metadata)
     if schedule is not None:
@@ -251,77 +333,6 @@ def _types(header: Header) -> str:
     options = {FILE_NAMES[dtype]: option for option, dtype in OPTIONS.items()}
     counts = Counter(info.dtype for info in header.tensors.values())
     return ", ".join(f"{n} in {options.get(kind, kind)}" for kind, n in counts.most_common())
-
-
-def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    config = config_from(shapes)
-    count = sum(_product(shape) for shape in shapes.values())
-    if config is None:
-        return f"{count:,} weights"
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    plain = f"{config['num_layers']} layers of width {width}, {count:,} weights"
-    for name in known_hub_ids():
-        known = known_transformer_config(name) or {}
-        same = all(
-            known.get(key) == config[key] for key in ("num_layers", "ffn_dim", "in_channels")
-        )
-        if same:
-            return f"{plain} ({name.split('/')[-1].removesuffix('-Diffusers')})"
-    return plain
-
-
-def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """A configuration that gives these shapes; None if too few of them are there.
-
-    The number of heads cannot be told from shapes; that of Wan's models is taken, 128 wide each.
-    """
-    patch = shapes.get("patch_embedding.weight", ())
-    feed = shapes.get("blocks.0.ffn.net.0.proj.weight", ())
-    text = shapes.get("condition_embedder.text_embedder.linear_1.weight", ())
-    time = shapes.get("condition_embedder.time_embedder.linear_1.weight", ())
-    out = shapes.get("proj_out.weight", ())
-    if (len(patch), len(feed), len(text), len(time), len(out)) != (5, 2, 2, 2, 2):
-        return None
-    blocks = [int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d{1,3})\.", name))]
-    width, size = patch[0], _product(patch[2:])
-    head = next((n for n in (128, 32, 12, 8, 4, 2) if width % n == 0), width)
-    config: dict[str, Any] = {
-        "patch_size": list(patch[2:]),
-        "num_attention_heads": width // head,
-        "attention_head_dim": head,
-        "in_channels": patch[1],
-        "out_channels": out[0] // size if size else patch[1],
-        "text_dim": text[1],
-        "freq_dim": time[1],
-        "ffn_dim": feed[0],
-        "num_layers": max(blocks) + 1,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": 1e-6,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
-        "rope_max_seq_len": 1024,
-    }
-    try:
-        check_transformer(config)
-    except UserError:  # sizes that no network of Wan has
-        return None
-    return config
-
-
-def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    with torch.device("meta"):
-        state = build_transformer(dict(config)).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _product(shape: Iterable[int]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _some(names: list[str]) -> str:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from infer.checks import check_student
 from lightx2v_sgmd.cli.main import run as main
-from lightx2v_sgmd.families.inspection import config_from, inspect_weights
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.inspection import inspect_weights
 from lightx2v_sgmd.families.wan_keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
@@ -52,22 +52,13 @@ def test_a_models_folder(base: Path, tmp_path: Path) -> None:
         (tmp_path / "vae.safetensors").rename(moved)
 
 
-def test_the_configuration_follows_from_the_shapes(base: Path) -> None:
-    model = open_wan(base)
-    found = config_from(model.transformer_shapes())
-    assert found is not None
-    for key in ("patch_size", "in_channels", "text_dim", "freq_dim", "ffn_dim", "num_layers"):
-        expected = model.transformer_config[key]
-        assert found[key] == (list(expected) if key == "patch_size" else expected)
-    assert config_from({"a": (1,)}) is None
-
-
 def test_a_research_checkpoint(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     ours = {transformer_to_original(name): tensor for name, tensor in tensors.items()}
     torch.save({"generator": ours, "generator_ema": ours, "step": 1}, tmp_path / "x.pt")
     found = facts(tmp_path / "x.pt")
     assert found["kind"] == "network"
     assert found["names"] == "original (Wan2.1, LightX2V), behind 'generator_ema.'"
+    assert "Self-Forcing" in found["program"]
     assert any("--base" in line for line in found["missing"])
 
 
@@ -108,10 +99,58 @@ def test_a_lora(base: Path, tmp_path: Path, template: str, program: str) -> None
     assert "needs [2, 192]" in facts(tmp_path / "x.safetensors", base="sprites")["refused"]
 
 
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("dora_scale", "DoRA"), ("lokr_w1", "LoKr"), ("hada_w1_a", "LoHa")],
+)
+def test_other_kinds_of_adapters_are_named_by_every_command(
+    base: Path, tmp_path: Path, key: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({f"diffusion_model.blocks.0.self_attn.q.{key}": torch.ones(4, 4)}, path)
+    assert facts(path)["kind"] == f"{kind} file" and "not supported" in facts(path)["refused"]
+    sized = ["--height", "32", "--width", "32", "--num-frames", "5", "--prompt", "a circle"]
+    out = ["--out", str(tmp_path / "out")]
+    for command in (
+        ["generate", "--weights", str(path), *sized, *out],
+        ["generate", "--weights", str(base), "--lora", str(path), *sized, *out],
+        ["export", str(path), "--format", "wan", *out],
+    ):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"is a {kind} file" in line and "not supported" in line
+
+
+def test_a_plain_lora_given_as_weights_is_named(base: Path, tmp_path: Path) -> None:
+    layer = "diffusion_model.blocks.0.self_attn.q"
+    pair = {f"{layer}.lora_down.weight": torch.ones(2, 48)}
+    path = tmp_path / "x.safetensors"
+    save_file(pair | {f"{layer}.lora_up.weight": torch.ones(48, 2)}, path)
+    with pytest.raises(UserError, match=r"is a LoRA; give its base model as --weights.*--lora"):
+        check_student(path, "sgmd", base=base)
+    with pytest.raises(UserError, match=r"is a LoRA, and no run, checkpoint or export"):
+        export(path, "wan", tmp_path / "out", quiet=True)
+
+
+def test_a_shard_and_an_empty_file(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    shard = tmp_path / "model-00002-of-00003.safetensors"
+    save_file({"blocks.1.attn1.to_q.weight": torch.zeros(2)}, shard)
+    assert facts(shard)["holds"].startswith("one of 3 shards of a network; give the folder")
+    save_file({}, tmp_path / "empty.safetensors")
+    assert facts(tmp_path / "empty.safetensors")["holds"] == "no tensors"
+
+
 def test_exports_and_runs(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_checkpoint(tmp_path / "run", base, 20)
-    assert facts(tmp_path / "run")["kind"] == "training run"
-    assert facts(tmp_path / "run" / "checkpoints" / "step_000020")["kind"] == "checkpoint"
+    for path, kind in (
+        (tmp_path / "run", "training run"),
+        (tmp_path / "run" / "checkpoints" / "step_000020", "checkpoint"),
+    ):
+        found = facts(path)
+        assert found["kind"] == kind and found["method"] == "sgmd" and not found["missing"]
+        assert found["schedule"].startswith("1000/960/889/727, shift 8, euler")
+        assert found["student"] == "all weights" and found["trained_for"] == "32x32, 9 frames"
+    assert facts(tmp_path / "run")["checkpoints"] == "step_000020"
     for format, dtype, kind in (
         ("diffusers", "bf16", "export of a whole model"),
         ("wan", "fp8", "export of a network"),
@@ -122,6 +161,8 @@ def test_exports_and_runs(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert found["kind"] == kind and found["format"] == f"{format}, {dtype}"
         assert "lightx2v_sgmd.json" in found["schedule"]
     assert facts(tmp_path / "wan")["types"].startswith("20 matrices in 8 bits with scales")
+    comfyui = export(tmp_path / "run", "comfyui", tmp_path / "c", dtype="fp8", quiet=True)
+    assert facts(comfyui)["program"].startswith("ComfyUI of December 2025")
     assert main(["weights", "inspect", str(tmp_path / "wan"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["written_by"] == "lightx2v-sgmd"
     assert main(["weights", "inspect", str(tmp_path / "nowhere")]) == 2

@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infer.checks import check_student
+from lightx2v_sgmd.families.inspection import inspect_weights
 from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
 from lightx2v_sgmd.system.errors import UserError
+from tests.scaled import CONVENTIONS, FP8, original, quantised
 from tests.students import load_student
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import FORMATS, export
 
-FP8 = torch.float8_e4m3fn
 Tensors = dict[str, Tensor]
 
 
@@ -35,10 +35,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(base: Path) -> Tensors:
     """The weights under diffusers' names."""
     return load_file(base / WEIGHTS)
-
-
-def original(tensors: Tensors) -> Tensors:
-    return {transformer_to_original(name): tensor for name, tensor in tensors.items()}
 
 
 def behind(prefix: str, tensors: Tensors) -> Tensors:
@@ -116,30 +112,8 @@ def test_files_of_torch_save_are_read_as_tensors_alone(
     assert (f"behind '{chosen}'" in capsys.readouterr().err) is bool(chosen)
 
 
-def quantised(tensors: Tensors, ending: str, per_row: bool, extra: Tensors) -> Tensors:
-    """The matrices of blocks in 8 bits, with their scales."""
-    stored = dict(extra)
-    for name, tensor in original(tensors).items():
-        layer = name.removesuffix(".weight")
-        if not name.startswith("blocks.") or layer == name or tensor.ndim != 2:
-            stored[name] = tensor
-            continue
-        largest = tensor.abs().amax(1, keepdim=True) if per_row else tensor.abs().max()
-        stored[name], stored[layer + ending] = (tensor / (largest / 448)).to(FP8), largest / 448
-        if ending == ".weight_scale" and not per_row:
-            text = json.dumps({"format": "float8_e4m3fn"}).encode()
-            stored[f"{layer}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
-            stored[f"{layer}.input_scale"] = torch.tensor(2.0)
-    return stored
-
-
 @pytest.mark.parametrize(
-    ("ending", "per_row", "extra"),
-    [
-        (".scale_weight", False, {"scaled_fp8": torch.zeros(2).to(FP8)}),
-        (".weight_scale", False, {}),
-        (".weight_scale", True, {}),
-    ],
+    ("ending", "per_row", "extra"), CONVENTIONS.values(), ids=list(CONVENTIONS)
 )
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_the_three_conventions_of_scales(
@@ -197,6 +171,17 @@ def test_a_variant_is_named(
         check_student(tmp_path / "x.safetensors", "sgmd", base=base)
 
 
+def test_values_that_are_not_finite_stop_the_python_api_too(
+    base: Path, exact: Tensors, tmp_path: Path
+) -> None:
+    """A command stops when it writes a video; here nothing is written."""
+    name = "blocks.0.ffn.net.2.bias"
+    broken = exact | {name: torch.full_like(exact[name], float("nan"))}
+    save_file(broken, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="x.safetensors: the network gave values that are not fin"):
+        latents(tmp_path / "x.safetensors", base=base, assume_schedule="sgmd")
+
+
 def in_shards(folder: Path, tensors: Tensors) -> None:
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     names = sorted(tensors)
@@ -242,7 +227,7 @@ def latents(path: Path, **options: Any) -> Tensor:
     return load_student(path, **options).generate("a red circle", 3, **size).latents
 
 
-def test_every_export_runs_in_generate(base: Path, tmp_path: Path) -> None:
+def test_every_export_runs_and_can_be_exported_again(base: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", base, 20)
     expected = None
     for format, dtype, shard in CASES:
@@ -250,14 +235,20 @@ def test_every_export_runs_in_generate(base: Path, tmp_path: Path) -> None:
         export(tmp_path / "run", format, out, dtype=dtype, max_shard_size=shard, quiet=True)
         got = latents(out)
         expected = got if dtype == "fp32" and expected is None else expected
-    for format, dtype, shard in CASES:
-        got = latents(tmp_path / f"{format}-{dtype}-{shard}")
-        assert expected is not None
+    assert expected is not None
+    for number, (format, dtype, shard) in enumerate(CASES):
+        out = tmp_path / f"{format}-{dtype}-{shard}"
+        got = latents(out)
         off = ((got - expected).norm() / expected.norm()).item()
         limit = {"fp32": 1e-6, "fp16": 5e-3, "bf16": 3e-2, "fp8": 0.15}[
             dtype.removesuffix("-legacy")
         ]
         assert off <= limit, (format, dtype, shard, off)
+        # What an export holds can be exported again, in float32 to the last bit.
+        target = ("diffusers", "wan", "comfyui")[number % 3]
+        again = export(out, target, tmp_path / f"again-{number}", dtype="fp32", quiet=True)
+        assert latents(again).equal(got), (format, dtype, shard, target)
+        assert inspect_weights(again).kind.startswith("export of a")
     assert expected is not None
     index = tmp_path / "wan-fp32-60KB" / "diffusion_pytorch_model.safetensors.index.json"
     assert latents(index).equal(expected)

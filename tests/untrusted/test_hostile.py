@@ -42,9 +42,8 @@ def make_good(good: Path) -> None:
     export(good.parent / "adapters", "lora", good.parent / "lora", dtype="fp32", quiet=True)
     shutil.copytree(good.parent / "run", good / "run")
     (good / "lora").mkdir()
-    shutil.copyfile(
-        good.parent / "lora" / "pytorch_lora_weights.safetensors", good / "lora" / "x.safetensors"
-    )
+    (exported,) = (good.parent / "lora").glob("*pytorch_lora_weights.safetensors")
+    shutil.copyfile(exported, good / "lora" / "x.safetensors")
 
 
 def make_hostile(work: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_wan
@@ -25,8 +26,6 @@ from weights.formats.registry import FORMATS
 from weights.io.adapters import factorize
 from weights.opening import open_source
 from weights.verify import differences
-
-LORA = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
             return out
 
     return Exports()
+
+
+def lora_file(out: Path) -> Path:
+    file = lora_file_in(out)
+    assert file is not None
+    return file
 
 
 def report_of(out: Path) -> dict[str, Any]:
@@ -107,7 +112,9 @@ def test_the_workflow_names_the_files_of_this_network(exports: Any) -> None:
     nodes = json.loads((out / "workflow_api.json").read_text()).values()
     inputs = {key: value for node in nodes for key, value in node["inputs"].items()}
     assert inputs["unet_name"] == "teacher.safetensors"
-    assert re.fullmatch(r"teacher_sgmd_4step_[a-z0-9]+_lora\.safetensors", inputs["lora_name"])
+    assert re.fullmatch(
+        r"teacher_sgmd_4step_[a-z0-9]+_pytorch_lora_weights\.safetensors", inputs["lora_name"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,7 @@ def test_the_teachers_file_follows_from_its_size(width: int, layers: int, file: 
 
 def test_names_and_content(exports: Any) -> None:
     out = exports(rank=4)
-    stored = load_file(out / LORA)
+    stored = load_file(lora_file(out))
     assert all(name.startswith("diffusion_model.") for name in stored)
     layer = "diffusion_model.blocks.1.cross_attn.o"
     assert stored[f"{layer}.lora_up.weight"].shape == (48, 4)
@@ -136,11 +143,11 @@ def test_names_and_content(exports: Any) -> None:
     # Both forms of what two programs call by two names.
     modulation = "diffusion_model.blocks.0.modulation.diff"
     assert torch.equal(stored[modulation], stored["diffusion_model.blocks.0.diff_m"])
-    assert reading.metadata_of(out / LORA)["lightx2v_sgmd"]
+    assert reading.metadata_of(lora_file(out))["lightx2v_sgmd"]
     job = json.loads((out / "lightx2v.json").read_text())
-    assert job["lora_configs"] == [{"path": LORA, "strength": 1.0}]
+    assert job["lora_configs"] == [{"path": lora_file(out).name, "strength": 1.0}]
     api = json.loads((out / "workflow_api.json").read_text())
-    assert api["11"]["inputs"]["lora_name"].endswith("_lora.safetensors")
+    assert api["11"]["inputs"]["lora_name"].endswith("_pytorch_lora_weights.safetensors")
     assert api["4"]["inputs"]["model"] == ["11", 0]
     assert verify(out) == []
 
@@ -149,7 +156,7 @@ def test_names_and_content(exports: Any) -> None:
 def test_full_rank_adapters_give_the_student_back(exports: Any, program: Any) -> None:
     out = exports(rank=1000, dtype="fp32")
     base = reading.to_original(reading.teacher_weights(exports.teacher_folder))
-    merged = reading.to_diffusers(program(base, load_file(out / LORA)))
+    merged = reading.to_diffusers(program(base, load_file(lora_file(out))))
     for name, tensor in exports.student.items():
         torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-5)
     assert report_of(out)["forward_error"] < 1e-4 and report_of(out)["energy"] > 0.999999
@@ -160,7 +167,7 @@ def test_every_layer_is_within_its_reported_error(exports: Any, options: dict[st
     out = exports(**options)
     teacher = reading.teacher_weights(exports.teacher_folder)
     base = reading.to_original(teacher)
-    merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(out / LORA)))
+    merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(lora_file(out))))
     layers = report_of(out)["layers"]
     assert len(layers) == 26  # ten in each block, five embedders, the head
     for name, values in layers.items():
@@ -183,7 +190,7 @@ def test_stock_diffusers_takes_them(exports: Any, options: dict[str, Any]) -> No
     base = reading.teacher_weights(teacher)
     applied = reading.evaluate(teacher, None, lora=out)
     merged = reading.to_diffusers(
-        reading.lightx2v_lora(reading.to_original(base), load_file(out / LORA))
+        reading.lightx2v_lora(reading.to_original(base), load_file(lora_file(out)))
     )
     skipped = [
         name for name in base if "norm" in name or "table" in name or "patch_embedding" in name
@@ -208,7 +215,7 @@ def test_stock_diffusers_takes_them(exports: Any, options: dict[str, Any]) -> No
 
 def test_the_same_student_gives_the_same_bytes(exports: Any, tmp_path: Path) -> None:
     export(exports.run, "lora", tmp_path / "again", rank=4, quiet=True)
-    assert sha256_file(tmp_path / "again" / LORA) == sha256_file(exports(rank=4) / LORA)
+    assert sha256_file(lora_file(tmp_path / "again")) == sha256_file(lora_file(exports(rank=4)))
 
 
 def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
@@ -217,11 +224,11 @@ def test_adapters_are_a_source_too(exports: Any, tmp_path: Path) -> None:
     export(out, "diffusers", tmp_path / "full", dtype="fp32", quiet=True)
     full = load_file(tmp_path / "full" / WEIGHTS)
     base = reading.to_original(reading.teacher_weights(exports.teacher_folder))
-    merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(out / LORA)))
+    merged = reading.to_diffusers(reading.lightx2v_lora(base, load_file(lora_file(out))))
     for name, tensor in merged.items():
         torch.testing.assert_close(full[name], tensor, atol=1e-6, rtol=1e-5)
     export(out, "lora", tmp_path / "again", quiet=True)
-    assert sha256_file(tmp_path / "again" / LORA) == sha256_file(out / LORA)
+    assert sha256_file(lora_file(tmp_path / "again")) == sha256_file(lora_file(out))
     with pytest.raises(UserError, match="the source consists of adapters already"):
         export(out, "lora", tmp_path / "other", rank=2, quiet=True)
 

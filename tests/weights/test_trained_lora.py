@@ -21,9 +21,9 @@ from tests.students import generate_files
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_lora_checkpoint, write_manifest
+from tests.weights.test_lora import lora_file
 from weights import export, verify
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA = Lora(rank=4, alpha=8.0)
 
 
@@ -60,7 +60,7 @@ def merged(exports: Any, name: str = "student_ema", lora: Lora = LORA) -> dict[s
 
 def test_adapters_are_exported_as_they_were_trained(exports: Any) -> None:
     out = exports("lora", dtype="fp32")
-    stored = load_file(out / LORA_FILE)
+    stored = load_file(lora_file(out))
     trained = load_file(exports.checkpoint / "student_ema.safetensors")
     assert len(stored) == len(trained) // 2 * 3, "two factors and an alpha a layer, nothing else"
     layer, ours = "diffusion_model.blocks.1.ffn.0", "transformer.blocks.1.ffn.net.0.proj"
@@ -79,7 +79,7 @@ def test_adapters_are_exported_as_they_were_trained(exports: Any) -> None:
 @pytest.mark.parametrize("program", [reading.lightx2v_lora, reading.comfyui_lora])
 def test_programs_make_the_student_of_them(exports: Any, program: Any) -> None:
     base = reading.to_original(reading.teacher_weights(exports.teacher))
-    stored = load_file(exports("lora", dtype="fp32") / LORA_FILE)
+    stored = load_file(lora_file(exports("lora", dtype="fp32")))
     found = reading.to_diffusers(program(base, stored))
     for name, tensor in merged(exports).items():
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-5)
@@ -146,7 +146,7 @@ def test_exported_adapters_change_format_as_trained_ones_do(exports: Any, tmp_pa
     )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     export(adapters, "lora", tmp_path / "again", dtype="fp32", quiet=True)
-    assert (tmp_path / "again" / LORA_FILE).read_bytes() == (adapters / LORA_FILE).read_bytes()
+    assert lora_file(tmp_path / "again").read_bytes() == lora_file(adapters).read_bytes()
 
 
 def test_the_engine_runs_every_export(exports: Any, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_other_layers_and_none_outside_blocks_or_some(
         teacher = teacher_folder
 
     out = export(tmp_path / "run", "lora", tmp_path / "out", dtype="fp32", quiet=True)
-    stored = load_file(out / LORA_FILE)
+    stored = load_file(lora_file(out))
     assert ("diffusion_model.head.head.lora_up.weight" in stored) == ("proj_out" in targets)
     expected = reading.evaluate(teacher_folder, merged(Here, lora=lora))
     applied = reading.evaluate(teacher_folder, None, lora=out)

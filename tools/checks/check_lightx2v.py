@@ -22,11 +22,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.system.errors import UserError
 from tools.own_files import check_new
 from weights import verify
-from weights.formats.lora import LORA_FILE
 from weights.formats.registry import FORMATS
 from weights.formats.wan import LIGHTX2V_FILE
 
@@ -40,7 +40,7 @@ def here(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The export's LightX2V job, with the weights' place as it is now."""
     job: dict[str, Any] = json.loads((folder / LIGHTX2V_FILE).read_text(encoding="utf-8"))
     if FORMATS[manifest.format].holds_adapters:
-        job["lora_configs"] = [{"path": str(folder / LORA_FILE), "strength": 1.0}]
+        job["lora_configs"] = [{"path": str(lora_file_in(folder)), "strength": 1.0}]
         return job
     files = FORMATS["wan"].weight_files(folder)
     key = "dit_quantized_ckpt" if manifest.dtype == "fp8" else "dit_original_ckpt"

@@ -22,7 +22,7 @@ from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout
 from weights.formats.programs import Program
-from weights.io.adapters import PortableAdapters
+from weights.io.adapters import StoredAdapters
 from weights.io.network import nbytes
 from weights.io.quantize import is_8_bit
 from weights.io.tensors import FileTensors, ReaderTensors, Tensors, network_shapes
@@ -107,7 +107,7 @@ class Format(ABC):
     @abstractmethod
     def open_tensors(
         self, folder: Path, header: Header, model: WanModel
-    ) -> tuple[Tensors, PortableAdapters | None]:
+    ) -> tuple[Tensors, StoredAdapters | None]:
         """The weights of an export, checked against the network, and its adapters if it has any."""
 
 
@@ -140,7 +140,7 @@ class NetworkFormat(Format):
 
     def open_tensors(
         self, folder: Path, header: Header, model: WanModel
-    ) -> tuple[Tensors, PortableAdapters | None]:
+    ) -> tuple[Tensors, StoredAdapters | None]:
         """The network's weights, checked against its configuration."""
         shapes = network_shapes(model)
         if any(info.dtype in EIGHT_BIT_FLOATS for info in header.tensors.values()):

@@ -1,4 +1,4 @@
-"""lora: adapters for the teacher under portable names: for LightX2V, ComfyUI and diffusers."""
+"""lora: adapters for the teacher: for LightX2V, ComfyUI, diffusers, PEFT and others, by names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
-from lightx2v_sgmd.files.safetensors_files import (
-    Header,
-    read_headers,
-    schedule_metadata,
-    schedule_of,
-)
+from lightx2v_sgmd.files.lora_folder import PEFT_CONFIG, lora_file_in
+from lightx2v_sgmd.files.safetensors_files import Header, schedule_metadata, schedule_of
 from lightx2v_sgmd.files.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
@@ -25,11 +21,12 @@ from weights.formats.base import Format
 from weights.formats.comfyui import base_weights, check_even, stem
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
-from weights.formats.programs import COMFYUI, LIGHTX2V, section
-from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, lightx2v_usage, whole_steps
+from weights.formats.lora_usage import usage_of
+from weights.formats.programs import COMFYUI, LIGHTX2V
+from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, whole_steps
 from weights.io.adapters import (
     Factors,
-    PortableAdapters,
+    StoredAdapters,
     difference_names,
     diffusers_takes,
     factor_names,
@@ -38,54 +35,30 @@ from weights.io.adapters import (
 )
 from weights.io.heap import HeapTrimmer
 from weights.io.json_files import json_problems, write_json
+from weights.io.lora_names import (
+    NAMES,
+    PEFT,
+    PORTABLE,
+    header_settings,
+    pairs_in,
+    peft_config,
+    renamed,
+)
+from weights.io.model_spec import model_spec
 from weights.io.network import SLACK
 from weights.io.probe import probe
 from weights.io.quantize import norm, relative_error
 from weights.io.source import model_tensors, teacher_tensors
 from weights.io.tensors import MergedTensors, Tensors, network_shapes
+from weights.public_names import public_name
 
-LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 DEFAULT_RANK: Final = 64
-
-
-_DIFFUSERS_USAGE: Final = """\
-## diffusers
-
-```python
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-
-pipe = WanPipeline.from_pretrained("{teacher}", torch_dtype=torch.bfloat16)
-pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-    "THIS_FOLDER", subfolder="scheduler"
-)
-pipe.load_lora_weights("THIS_FOLDER", weight_name="{file}")
-video = pipe(
-    "a prompt",
-    height={height},
-    width={width},
-    num_frames={num_frames},
-    num_inference_steps={count},
-    guidance_scale=1.0,
-).frames[0]
-```
-
-diffusers applies the linear layers and their biases, and skips the changes of norms, modulation and
-the patch embedding that the file has too (`.diff`, `.diff_m`).
-"""
-_COMFYUI_USAGE: Final = """\
-## ComfyUI
-
-Copy `{file}` to `ComfyUI/models/loras/{named}`, the teacher to
-`models/diffusion_models/{base_weights}`, and its text encoder and VAE as usual. Then open
-`{workflow}`, which names these files: shift {shift:g}, euler, simple, {count} steps, cfg 1.
-`workflow_api.json` is the same for the HTTP API. ComfyUI skips a LoRA for a network of another size
-with no more than a warning in its log.
-"""
+ONLY: Final = ("blocks",)
+"""The values of ``--only``."""
 
 
 class LoraFormat(Format):
-    """Adapters under portable names, with configurations for the three programs."""
+    """Adapters under the names that a program reads, with its configurations."""
 
     name = "lora"
     dtypes = ("bf16", "fp16", "fp32")
@@ -103,6 +76,10 @@ class LoraFormat(Format):
                 "rank, energy: the source consists of adapters already, which are exported as they "
                 "are; leave the option out"
             )
+        if spec.names not in NAMES:
+            raise UserError(f"names: {spec.names!r} is unknown; use {', '.join(NAMES)}")
+        if spec.only is not None and spec.only not in ONLY:
+            raise UserError(f"only: {spec.only!r} is unknown; use {', '.join(ONLY)}")
         spec.source.schedule.diffusers_config()
         check_even(spec.source.schedule)
         whole_steps(spec.source.schedule)
@@ -110,16 +87,18 @@ class LoraFormat(Format):
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
         total, adapters = 0, spec.source.adapters
+        copies = 2 if spec.names == PORTABLE.name else 1  # one is for PEFT
         if adapters is not None:
             infos = adapters.header.tensors.values()
-            return sum(torch.Size(i.shape).numel() for i in infos) * OPTIONS[spec.dtype].itemsize
+            count = sum(torch.Size(i.shape).numel() for i in infos)
+            return copies * count * OPTIONS[spec.dtype].itemsize
         for name, shape in spec.source.tensors.shapes.items():
             numel = torch.Size(shape).numel()
             if is_matrix(name, shape):
                 rank = min(*shape) if spec.energy else min(*shape, spec.rank or DEFAULT_RANK)
                 numel = sum(shape) * rank
             total += numel * OPTIONS[spec.dtype].itemsize
-        return total
+        return copies * total
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
         """Writes weights and configurations into an empty folder; returns what was lost."""
@@ -134,7 +113,7 @@ class LoraFormat(Format):
                 ranks[name] = written.rank
             trimmer.trim()
             advance(1)
-        _write_file(folder / LORA_FILE, pieces, spec)
+        _write_files(spec, folder, pieces)
         write_scheduler(folder, spec.source.schedule)
         for path, content in _side_files(spec).items():
             write_json(folder / path, content)
@@ -147,12 +126,13 @@ class LoraFormat(Format):
         problems = scheduler_problems(folder, spec.source.schedule)
         for path, content in _side_files(spec).items():
             problems += json_problems(folder / path, content)
-        teacher = teacher_tensors(spec.source)
+        teacher, shapes = teacher_tensors(spec.source), spec.source.tensors.shapes
         try:
-            header = read_headers([folder / LORA_FILE])
-            PortableAdapters.checked(header, spec.source.tensors.shapes, LORA_FILE)
+            adapters = StoredAdapters.checked(folder / file_name(spec), shapes)
+            problems += _peft_problems(spec, folder, adapters)
         except UserError as error:
             return [*problems, str(error)]
+        header = adapters.header
         if schedule_of(header.metadata) != spec.source.schedule:
             problems.append("the weights carry another schedule than the source")
         expected_type = FILE_NAMES[OPTIONS[spec.dtype]]
@@ -175,28 +155,28 @@ class LoraFormat(Format):
         return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
-        """The model card's sections on diffusers, ComfyUI and LightX2V."""
-        diffusers = _DIFFUSERS_USAGE.format(**values, file=LORA_FILE)
-        names = {"named": comfyui_name(spec), "base_weights": base_weights(spec)}
-        comfyui = _COMFYUI_USAGE.format(**values, **names, file=LORA_FILE, workflow=WORKFLOW_FILE)
-        comfyui = section(COMFYUI, spec.source.model.transformer_config, comfyui)
-        return "\n".join([diffusers, comfyui, lightx2v_usage(spec, values)])
+        """The model card's sections on the programs that take the file."""
+        return usage_of(spec, values, file_name(spec))
 
     def weight_files(self, folder: Path) -> list[Path]:
-        """The one file of adapters."""
-        return [folder / LORA_FILE]
+        """The file of adapters; where there is another one for PEFT, that for all others."""
+        file = lora_file_in(folder)
+        if file is None:
+            raise UserError(f"{folder}: has no one file of adapters; export the weights again")
+        return [file]
 
     def open_tensors(
         self, folder: Path, header: Header, model: WanModel
-    ) -> tuple[Tensors, PortableAdapters]:
+    ) -> tuple[Tensors, StoredAdapters]:
         """The teacher's weights with the adapters merged into them, and the adapters."""
-        adapters = PortableAdapters.checked(header, network_shapes(model), str(folder))
+        (file,) = self.weight_files(folder)
+        adapters = StoredAdapters.checked(file, network_shapes(model))
         return MergedTensors(model_tensors(model), adapters), adapters
 
 
-def comfyui_name(spec: ExportSpec) -> str:
-    """The file's name in ComfyUI's folder of LoRAs, where two must not have one name."""
-    return f"{stem(spec)}_lora.safetensors"
+def file_name(spec: ExportSpec) -> str:
+    """The name of the file; under portable names no two students' files have the same."""
+    return NAMES[spec.names].file.format(stem=stem(spec))
 
 
 @dataclass(frozen=True)
@@ -210,6 +190,8 @@ def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
     dtype = OPTIONS[spec.dtype]
     shape = spec.source.tensors.shapes[name]
     adapters = spec.source.adapters
+    if spec.only == "blocks" and not _is_of_blocks(spec, name):
+        return _Pieces({})
     if not is_matrix(name, shape):
         delta = _delta(spec, teacher, name) if adapters is None else adapters.delta(name, shape)
         if delta is None or not delta.any():
@@ -262,20 +244,60 @@ def _finite(spec: ExportSpec, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _write_file(path: Path, pieces: dict[str, Tensor], spec: ExportSpec) -> None:
-    parts = [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in pieces.items()]
-    file = TensorFile(path, parts, schedule_metadata(spec.source.schedule))
+def _is_of_blocks(spec: ExportSpec, name: str) -> bool:
+    """True if a weight belongs to a linear layer of a block."""
+    matrix = f"{name.removesuffix('.weight').removesuffix('.bias')}.weight"
+    shapes = spec.source.tensors.shapes
+    return name.startswith("blocks.") and matrix in shapes and is_matrix(matrix, shapes[matrix])
+
+
+def _write_files(spec: ExportSpec, folder: Path, portable: dict[str, Tensor]) -> None:
+    """Writes adapters under the names that were asked for, and portable ones for PEFT too."""
+    names, pairs = NAMES[spec.names], pairs_in(portable, spec.source.tensors.shapes)
+    metadata = schedule_metadata(spec.source.schedule) | model_spec(spec)
+    tensors = portable if names is PORTABLE else renamed(pairs, names)
+    path = folder / file_name(spec)
+    _write_file(path, tensors, metadata | header_settings(pairs, names))
+    if names is PORTABLE and pairs:
+        _write_file(folder / PEFT.file, renamed(pairs, PEFT), metadata)
+    if names in (PORTABLE, PEFT) and pairs:
+        base = public_name(spec.source.about.teacher)
+        write_json(folder / PEFT_CONFIG, peft_config(pairs, base))
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    parts = [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    file = TensorFile(path, parts, metadata)
     try:
-        for name, tensor in pieces.items():
+        for name, tensor in tensors.items():
             file.write(name, tensor)
     finally:
         file.close()
 
 
+def _peft_problems(spec: ExportSpec, folder: Path, adapters: StoredAdapters) -> list[str]:
+    """Lists linear layers whose change is another one in PEFT's file than in the main one."""
+    if spec.names != PORTABLE.name or not adapters.file.layers:
+        return []
+    shapes = spec.source.tensors.shapes
+    for_peft = StoredAdapters.checked(folder / PEFT.file, shapes)
+    problems = []
+    for layer in adapters.file.layers:
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            ours, theirs = adapters.delta(name, shapes[name]), for_peft.delta(name, shapes[name])
+            off = theirs if ours is None else ours if theirs is None else theirs - ours
+            size = norm(ours) if ours is not None else 0.0
+            if off is not None and norm(off) > SLACK * 1e-2 * size:
+                problems.append(f"{name} is another one in {PEFT.file}")
+    return problems
+
+
 def _side_files(spec: ExportSpec) -> dict[str, Any]:
+    if spec.names != PORTABLE.name:
+        return {}
     job = lightx2v_job(spec)
-    job["lora_configs"] = [{"path": LORA_FILE, "strength": 1.0}]
-    api = workflow(spec.source.about, base_weights(spec), lora=comfyui_name(spec))
+    job["lora_configs"] = [{"path": file_name(spec), "strength": 1.0}]
+    api = workflow(spec.source.about, base_weights(spec), lora=file_name(spec))
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 
@@ -283,7 +305,7 @@ def _side_files(spec: ExportSpec) -> dict[str, Any]:
 class _InDiffusers:
     """The part of adapters that ``load_lora_weights`` applies."""
 
-    adapters: PortableAdapters
+    adapters: StoredAdapters
 
     def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
         return self.adapters.delta(name, shape) if diffusers_takes(name, shape) else None
@@ -301,7 +323,7 @@ def _losses(
 ) -> Losses:
     """The losses of the written file, measured on the file."""
     source = spec.source
-    adapters = PortableAdapters(read_headers([folder / LORA_FILE]))
+    adapters = StoredAdapters.checked(folder / file_name(spec), source.tensors.shapes)
     layers: dict[str, dict[str, float]] = {}
     lost = changed = 0.0
     for name, shape in source.tensors.shapes.items():

@@ -21,11 +21,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.lora.keys import DOWN, UP, UP_BIAS
+from lightx2v_sgmd.families.lora.reading import LoraFile, open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates
 from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.families.wan_keys import transformer_to_original
@@ -33,7 +36,6 @@ from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import PREFIX as ADAPTERS
 from lightx2v_sgmd.networks.adapters import trained_shapes
-from lightx2v_sgmd.system.errors import UserError
 from weights.io.quantize import norm
 from weights.io.tensors import read_tensor
 
@@ -143,57 +145,50 @@ def diffusers_takes(name: str, shape: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class PortableAdapters:
-    """The adapters of a file with portable names; nothing of it is loaded yet."""
+class StoredAdapters:
+    """The adapters of a file, under any program's names; nothing of it is loaded yet."""
 
-    header: Header
+    file: LoraFile
 
     @classmethod
-    def checked(
-        cls, header: Header, shapes: Mapping[str, tuple[int, ...]], what: str
-    ) -> PortableAdapters:
-        """Makes sure that every tensor belongs to a layer of the network.
+    def checked(cls, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> StoredAdapters:
+        """Makes sure that every tensor belongs to a layer of the network and fits it.
 
         Raises:
             UserError: a tensor belongs to none, or half a pair is missing.
         """
-        known: set[str] = set()
-        for name, shape in shapes.items():
-            known.update(difference_names(name))
-            if is_matrix(name, shape):
-                up, down, alpha = factor_names(name)
-                known |= {up, down} | ({alpha} if alpha else set())
-                if (up in header.tensors) != (down in header.tensors):
-                    raise UserError(f"{what}: has one of {up} and {down} only; export it again")
-        strangers = [name for name in header.tensors if name not in known]
-        if strangers:
-            raise UserError(
-                f"{what}: {len(strangers)} tensors match no layer of the teacher's network: "
-                f"{', '.join(strangers[:6])}"
-            )
-        return cls(header)
+        return cls(open_lora(path, shapes))
+
+    @property
+    def header(self) -> Header:
+        """The header of the file."""
+        return self.file.header
 
     def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
         """The tensor that is added to a weight, float32; None if there is none."""
-        if is_matrix(name, shape):
-            factors = self.factors(name)
-            return None if factors is None else factors.product()
-        stored = difference_names(name)[0]
-        return self._read(stored).float() if stored in self.header.tensors else None
+        if name in self.file.differences:
+            return self._read(self.file.differences[name]).float().reshape(shape)
+        layer, _, kind = name.rpartition(".")
+        if kind == "bias" and layer in self.file.layers:
+            stored = self.file.layers[layer].tensors.get(UP_BIAS)
+            return None if stored is None else self._scale(layer) * self._read(stored).float()
+        factors = self.factors(name)
+        return None if factors is None else factors.product()
 
     def factors(self, name: str) -> Factors | None:
         """The pair of a matrix; None if the file has none."""
-        up, down, alpha = factor_names(name)
-        if up not in self.header.tensors:
+        layer = name.removesuffix(".weight")
+        if layer == name or layer not in self.file.layers:
             return None
-        lowered, scale = self._read(down), 1.0
-        if alpha is not None and alpha in self.header.tensors:
-            scale = self._read(alpha).item() / lowered.shape[0]
-        return Factors(self._read(up), lowered, scale)
+        tensors = self.file.layers[layer].tensors
+        return Factors(self._read(tensors[UP]), self._read(tensors[DOWN]), self._scale(layer))
 
     def where(self) -> str:
         """The file of the adapters, for messages."""
-        return str(next(iter(self.header.tensors.values())).file)
+        return str(self.file.path)
+
+    def _scale(self, layer: str) -> float:
+        return self.file.scale(layer, self._read)
 
     def _read(self, name: str) -> Tensor:
         return read_tensor(self.header.tensors[name])

@@ -18,7 +18,7 @@ from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from weights.io.adapters import PortableAdapters, StackedAdapters, TrainedAdapters
+from weights.io.adapters import StackedAdapters, StoredAdapters, TrainedAdapters
 from weights.io.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
 
 
@@ -43,7 +43,7 @@ class ExportSource:
     about: Manifest
     job_file: Path | None = None
     metrics: Mapping[str, Any] | None = None
-    adapters: PortableAdapters | StackedAdapters | TrainedAdapters | None = None
+    adapters: StoredAdapters | StackedAdapters | TrainedAdapters | None = None
 
     @property
     def lora(self) -> Lora | None:

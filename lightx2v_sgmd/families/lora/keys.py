@@ -86,6 +86,15 @@ def unsupported_kind(keys: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
+def lora_kind(keys: Iterable[str]) -> str | None:
+    """What kind of LoRA a file with these tensors is, in words; None if it is none."""
+    keys = list(keys)
+    found = unsupported_kind(keys)
+    if found is not None:
+        return f"{found[0]} file, which is not supported"
+    return "a LoRA" if any(is_lora_key(key) for key in keys) else None
+
+
 def programs_of(names: Iterable[str]) -> str:
     """The programs whose spelling a file's names have, the most frequent first."""
     kinds = Counter(

@@ -91,7 +91,7 @@ def test_the_card_tells_how_to_run_what_runs(
         card = (out / "README.md").read_text()
         assert words in card and "does not run" not in card
     card = (export(run, "lora", tmp_path / "lora", rank=1) / "README.md").read_text()
-    assert "models/loras/teacher_sgmd_4step_bf16_lora.safetensors" in card
+    assert "Copy `teacher_sgmd_4step_bf16_pytorch_lora_weights.safetensors` to" in card
     assert "models/diffusion_models/teacher.safetensors" in card
     assert "does not run" not in capsys.readouterr().err + card
     card = (export(run, "diffusers", tmp_path / "diffusers") / "README.md").read_text()

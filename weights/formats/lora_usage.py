@@ -1,0 +1,134 @@
+"""The model card's words on how each program takes exported adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from weights.export_spec import ExportSpec
+from weights.formats.comfyui import base_weights
+from weights.formats.comfyui_workflow import WORKFLOW_FILE
+from weights.formats.programs import COMFYUI, section
+from weights.formats.wan import lightx2v_usage
+from weights.io.adapters import StoredAdapters, TrainedAdapters
+
+_DIFFUSERS: Final = """\
+## diffusers
+
+```python
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+pipe = WanPipeline.from_pretrained("{teacher}", torch_dtype=torch.bfloat16)
+pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+    "THIS_FOLDER", subfolder="scheduler"
+)
+pipe.load_lora_weights("THIS_FOLDER", weight_name="{file}")
+video = pipe(
+    "a prompt",
+    height={height},
+    width={width},
+    num_frames={num_frames},
+    num_inference_steps={count},
+    guidance_scale=1.0,
+).frames[0]
+```
+"""
+_WHOLE: Final = """
+diffusers applies the linear layers and their biases, and skips the changes of norms, modulation and
+the patch embedding that the file has too (`.diff`, `.diff_m`). Run this once, after
+`load_lora_weights`, to add them:
+
+```python
+from safetensors.torch import load_file
+
+names = {{"self_attn": "attn1", "cross_attn": "attn2", "norm3": "norm2", "head.": ""}}
+weights = dict(pipe.transformer.named_parameters())
+for key, change in load_file("THIS_FOLDER/{file}").items():
+    layer, _, kind = key.removeprefix("diffusion_model.").rpartition(".")
+    layer = layer.replace("modulation", "scale_shift_table")
+    for theirs, ours in names.items():
+        layer = layer.replace(theirs, ours)
+    end = {{"diff": "", "diff_b": ".bias"}}.get(kind) if "table" in layer else None
+    if "norm" in layer or "patch" in layer:
+        end = {{"diff": ".weight", "diff_b": ".bias"}}.get(kind)
+    if end is not None:
+        weights[layer + end].data += change.to(weights[layer + end])
+```
+"""
+_COMFYUI: Final = """\
+## ComfyUI
+
+Copy `{file}` to `ComfyUI/models/loras`, the teacher to
+`models/diffusion_models/{base_weights}`, and its text encoder and VAE as usual. Then open
+`{workflow}`, which names these files: shift {shift:g}, euler, simple, {count} steps, cfg 1.
+`workflow_api.json` is the same for the HTTP API. ComfyUI skips a LoRA for a network of another size
+with no more than a warning in its log.
+"""
+_LIGHTX2V_DYNAMIC: Final = """
+LightX2V's `lora_dynamic_apply` skips what this file changes outside the blocks, and modulation;
+for that, export with `--only blocks`.
+"""
+_PEFT: Final = """\
+## PEFT
+
+```python
+from peft import PeftModel
+
+pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "THIS_FOLDER")
+```
+
+`adapter_config.json` and `adapter_model.safetensors` are for PEFT: the linear layers{biases}.
+"""
+_MUSUBI: Final = """\
+## musubi-tuner
+
+```
+python wan_generate_video.py --lora_weight THIS_FOLDER/{file} \\
+    --sample_solver vanilla --flow_shift {shift:g} --infer_steps {count} --guidance_scale 1 ...
+```
+
+The file has the changes of linear layers alone.
+"""
+_LIGHTX2V_TRAIN: Final = """\
+## LightX2V's trainer
+
+Give this folder as `lora_config: {{path: THIS_FOLDER}}` in the `infer` section. The layers have the
+names of the trainer's own network, so other programs do not take the file.
+"""
+
+
+def usage_of(spec: ExportSpec, values: Mapping[str, Any], file: str) -> str:
+    """The sections of a card on the programs that take a file of adapters.
+
+    Args:
+        spec: The export; its names say for which programs it is.
+        values: The card's values by name.
+        file: The file of adapters.
+    """
+    if spec.names == "musubi":
+        return _MUSUBI.format(**values, file=file)
+    if spec.names == "lightx2v_train":
+        return _LIGHTX2V_TRAIN.format()
+    biases = "" if _linear_alone(spec) else " and their biases"
+    if spec.names == "peft":
+        return _PEFT.format(biases=biases)
+    diffusers = _DIFFUSERS.format(**values, file=file)
+    if spec.names == "diffusers":
+        return diffusers
+    lightx2v = lightx2v_usage(spec, values)
+    if not _linear_alone(spec):
+        diffusers += _WHOLE.format(file=file)
+        lightx2v += _LIGHTX2V_DYNAMIC
+    more = {"file": file, "base_weights": base_weights(spec), "workflow": WORKFLOW_FILE}
+    comfyui = _COMFYUI.format(**values, **more)
+    comfyui = section(COMFYUI, spec.source.model.transformer_config, comfyui)
+    return "\n".join([diffusers, comfyui, lightx2v, _PEFT.format(biases=biases)])
+
+
+def _linear_alone(spec: ExportSpec) -> bool:
+    """True if the adapters change linear layers of the blocks and nothing else."""
+    adapters = spec.source.adapters
+    if spec.only == "blocks" or isinstance(adapters, TrainedAdapters):
+        return True
+    return isinstance(adapters, StoredAdapters) and not adapters.file.differences
