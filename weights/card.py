@@ -84,7 +84,7 @@ def model_card(spec: ExportSpec, losses: Losses | None) -> str:
 def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
     schedule = about.schedule.to_dict()
     name, options = str(about.method["name"]), public_options(about.method["options"])
-    stored = spec.format.stored_as.format(dtype=spec.dtype)
+    stored = spec.format.stored_as.format(dtype=spec.dtype, names=spec.names)
     if is_8_bit(spec.dtype):
         stored = f"8-bit floats with scales in attention and feed-forward, the rest bf16 ({stored})"
     return {

@@ -62,7 +62,7 @@ class LoraFormat(Format):
 
     name = "lora"
     dtypes = ("bf16", "fp16", "fp32")
-    stored_as = "{dtype} adapters, portable names"
+    stored_as = "{dtype} adapters, {names} names"
     library = "diffusers"
     programs = (COMFYUI, LIGHTX2V)
     holds_adapters = True
