@@ -115,9 +115,8 @@ def _run(found: Inspection, folder: Path) -> Inspection:
     checkpoints = sorted(folder.glob("checkpoints/step_*"))
     if (folder / "checkpoints").is_dir():
         facts["checkpoints"] = _some([path.name for path in checkpoints]) or "none yet"
-    job_file = next(
-        (p for p in [folder, *reversed(checkpoints)] if (p / "job.yaml").is_file()), None
-    )
+    files = [path / "job.yaml" for path in (folder, *reversed(checkpoints))]
+    job_file = next((file for file in files if file.is_file()), None)
     if job_file is None:
         found.missing.append("its job.yaml")
     else:

@@ -110,10 +110,10 @@ def test_other_kinds_of_adapters_are_named_by_every_command(
     save_file({f"diffusion_model.blocks.0.self_attn.q.{key}": torch.ones(4, 4)}, path)
     assert facts(path)["kind"] == f"{kind} file" and "not supported" in facts(path)["refused"]
     sized = ["--height", "32", "--width", "32", "--num-frames", "5", "--prompt", "a circle"]
-    out = ["--out", str(tmp_path / "out")]
+    assumed, out = ["--assume-schedule", "sgmd"], ["--out", str(tmp_path / "out")]
     for command in (
         ["generate", "--weights", str(path), *sized, *out],
-        ["generate", "--weights", str(base), "--lora", str(path), *sized, *out],
+        ["generate", "--weights", str(base), "--lora", str(path), *assumed, *sized, *out],
         ["export", str(path), "--format", "wan", *out],
     ):
         assert main(command) == 2
