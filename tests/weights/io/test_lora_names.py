@@ -47,7 +47,10 @@ def test_scale_and_bias_stand_where_the_program_wants_them(
     tensors = renamed(pairs, NAMES[names])
     assert torch.equal(tensors[f"{up}.weight"], torch.full((3, 2), factor))
     found = tensors.get(f"{up}.bias")
-    assert (found is None) if bias is None else torch.equal(found, torch.full((3,), bias))
+    if bias is None:
+        assert found is None
+    else:
+        assert found is not None and torch.equal(found, torch.full((3,), bias))
     # Biases are those of all layers or of none.
     biases = [name for name in tensors if name.endswith(".bias")]
     assert len(biases) == (0 if bias is None else 2)
