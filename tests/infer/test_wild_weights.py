@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infer.checks import check_student
-from lightx2v_sgmd.families.inspection import inspect_weights
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.scaled import CONVENTIONS, FP8, original, quantised
@@ -227,7 +226,7 @@ def latents(path: Path, **options: Any) -> Tensor:
     return load_student(path, **options).generate("a red circle", 3, **size).latents
 
 
-def test_every_export_runs_and_can_be_exported_again(base: Path, tmp_path: Path) -> None:
+def test_every_export_runs_in_generate(base: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", base, 20)
     expected = None
     for format, dtype, shard in CASES:
@@ -236,7 +235,7 @@ def test_every_export_runs_and_can_be_exported_again(base: Path, tmp_path: Path)
         got = latents(out)
         expected = got if dtype == "fp32" and expected is None else expected
     assert expected is not None
-    for number, (format, dtype, shard) in enumerate(CASES):
+    for format, dtype, shard in CASES:
         out = tmp_path / f"{format}-{dtype}-{shard}"
         got = latents(out)
         off = ((got - expected).norm() / expected.norm()).item()
@@ -244,11 +243,6 @@ def test_every_export_runs_and_can_be_exported_again(base: Path, tmp_path: Path)
             dtype.removesuffix("-legacy")
         ]
         assert off <= limit, (format, dtype, shard, off)
-        # What an export holds can be exported again, in float32 to the last bit.
-        target = ("diffusers", "wan", "comfyui")[number % 3]
-        again = export(out, target, tmp_path / f"again-{number}", dtype="fp32", quiet=True)
-        assert latents(again).equal(got), (format, dtype, shard, target)
-        assert inspect_weights(again).kind.startswith("export of a")
     assert expected is not None
     index = tmp_path / "wan-fp32-60KB" / "diffusion_pytorch_model.safetensors.index.json"
     assert latents(index).equal(expected)
