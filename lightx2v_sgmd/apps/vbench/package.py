@@ -7,6 +7,7 @@ where one is named. It downloads its networks itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.outputs import locked_folder, move
+from lightx2v_sgmd.outputs import content_hashes, locked_folder, move, write_text
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import RunError, UserError, short_line
 from lightx2v_sgmd.system.optional_packages import is_installed
@@ -22,6 +23,8 @@ from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
 
 RESULTS: Final = "vbench/results"
 """The folder of results below the output."""
+_MEASURED: Final = "videos.sha256"
+"""The hash of the videos' names and contents that the results beside it belong to."""
 _LOOK_S: Final = 300
 _SHOWN_BYTES: Final = 4000
 
@@ -60,7 +63,7 @@ def find_package(python: Path | None) -> dict[str, Any] | None:
     """
     if python is None and not is_installed("vbench"):
         return None
-    command = [str(python or sys.executable), "-c", _LOOK]
+    command = [_program(python), "-c", _LOOK]
     try:
         done = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_S, check=True
@@ -101,9 +104,11 @@ def run_package(
         quiet: Print no news.
 
     Raises:
+        UserError: results that are there belong to other videos.
         RunError: the package failed; results of other dimensions are kept.
     """
     with locked_folder(out, "evaluate", quiet):
+        _check_videos(videos, out)
         for number, dimension in enumerate(dimensions, start=1):
             if (out / f"{dimension}_eval_results.json").is_file():
                 continue
@@ -112,7 +117,7 @@ def run_package(
             work.mkdir(exist_ok=True)
             log = out / f"{dimension}.log"
             arguments = [device or "auto", info, work, videos, dimension, dimension]
-            command = [str(python or sys.executable), "-c", _RUN, *map(str, arguments)]
+            command = [_program(python), "-c", _RUN, *map(str, arguments)]
             with log.open("wb") as file:
                 done = subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
@@ -126,6 +131,30 @@ def run_package(
             content = parse_json(made.read_bytes(), _result_limits())
             made.write_text(json.dumps(content), encoding="utf-8")
             move(made, out / made.name)
+
+
+def _program(python: Path | None) -> str:
+    """The Python to start; a path without a folder would be looked up in PATH."""
+    if python is None:
+        return sys.executable
+    return str(python.absolute() if python.is_file() else python)
+
+
+def _check_videos(videos: Path, out: Path) -> None:
+    """Notes which videos are measured, and refuses results of other ones."""
+    files = sorted(videos.iterdir())
+    hashes = content_hashes([file.resolve() for file in files])
+    named = [f"{digest}  {file.name}" for digest, file in zip(hashes, files, strict=True)]
+    digest = hashlib.sha256("\n".join(named).encode()).hexdigest()
+    record = out / _MEASURED
+    if record.is_file():
+        if record.read_text(encoding="ascii", errors="replace").strip() != digest:
+            raise UserError(
+                f"{out}: has results of other videos than those that are there now; move that "
+                "folder away, or choose another --out"
+            )
+        return
+    write_text(record, f"{digest}\n")
 
 
 def _result_limits() -> Any:

@@ -68,3 +68,13 @@ def test_each_dimension_is_measured_once(python: Path, tmp_path: Path) -> None:
     assert "measuring color cpu" in (out / "color.log").read_text()
     # What is there is not measured again: without a Python that could.
     run_package(tmp_path / "info.json", videos, out, ["color"], tmp_path / "none", quiet=True)
+    (videos / "a dog-1.mp4").write_text("another")
+    with pytest.raises(UserError, match="has results of other videos"):
+        run_package(tmp_path / "info.json", videos, out, ["color"], python, quiet=True)
+
+
+def test_a_python_in_the_current_folder_is_no_name_in_path(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(python.parent)
+    assert find_package(Path("./python")) is not None
