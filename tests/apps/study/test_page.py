@@ -112,6 +112,9 @@ def test_ten_pairs_are_judged_sent_and_reported(made: Made, tmp_path: Path) -> N
             for at in range(6, ALL + 1):
                 judge(page, made, at)
             page.get_by_text("Your answers have been received").wait_for()
+            # A name with invisible characters would be refused when everything is answered.
+            odd = page.evaluate("plain(' \\u200ban\\u00a0na\\ud83d\\n')")
+            assert odd == "an na" and odd.isprintable()
             # Each rater has an order and sides of his own, always the same ones.
             anna, again, ben = (
                 page.evaluate("name => arranged(name).map(pair => [pair.id, pair.left])", name)
