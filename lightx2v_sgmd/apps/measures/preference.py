@@ -59,19 +59,22 @@ def share_interval(
         The share of True; without an interval if all votes are on one pair.
     """
     mean = float(chosen.mean())
-    weights: list[NDArray[np.float64]] = []
+    found, pair = np.unique(np.asarray(pairs), return_inverse=True)
+    judges, rater = np.unique(np.asarray(raters), return_inverse=True)
+    if len(found) < 2:
+        return Interval(mean, None, None)
+    # Votes are summed in cells [P, R] first: a weight for each of N votes would fill the memory.
+    cells = np.zeros((2, len(found), len(judges)))
+    np.add.at(cells[0], (pair, rater), 1)
+    np.add.at(cells[1], (pair, rater), chosen)
     rng = np.random.default_rng(seed)
-    for groups in (np.asarray(pairs), np.asarray(raters)):
-        found, place = np.unique(groups, return_inverse=True)
-        count = len(found)
-        if count < 2 and not weights:
-            return Interval(mean, None, None)
-        # A single rater cannot be drawn: the interval then is for this rater and other videos.
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-        weights.append(drawn[:, place].astype(np.float64))
-    weight = weights[0] * weights[1]
-    total = weight.sum(1)
-    shares = (weight @ chosen.astype(np.float64))[total > 0] / total[total > 0]
+    # A single rater cannot be drawn: the interval then is for this rater and other videos.
+    of_pairs, of_raters = (
+        rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+        for count in (len(found), len(judges))
+    )
+    total, counted = (((of_pairs @ cell) * of_raters).sum(1) for cell in cells)
+    shares = counted[total > 0] / total[total > 0]
     low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high))
 
