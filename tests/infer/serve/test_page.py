@@ -18,7 +18,7 @@ from infer.serve.backend import Backend
 from infer.serve.guard import Guard
 from infer.serve.listening import listen, url_of
 from infer.serve.preview import animation
-from tests.browser import chromium
+from tests.browser import WAIT_MS, chromium
 from tests.infer.serve.standin import StandIn, make_backend, make_maker
 
 
@@ -58,6 +58,7 @@ def test_a_video_is_asked_for_seen_and_repeated_by_keys(tmp_path: Path) -> None:
     backend = make_backend(tmp_path / "data")
     with server(backend) as url, chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+        page.set_default_timeout(WAIT_MS)
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(url)
@@ -101,6 +102,7 @@ def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
     token = "0123456789abcdef-token"
     with server(backend, token) as url, chromium() as browser:
         page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
         page.goto(url)
         page.get_by_label("Token of this server").wait_for()
         page.get_by_label("Token of this server").fill(token)
