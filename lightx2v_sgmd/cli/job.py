@@ -62,6 +62,7 @@ def from_lightx2v_command(
     """
     from lightx2v_sgmd.job.from_lightx2v import convert
     from lightx2v_sgmd.job.show import annotated_yaml
+    from lightx2v_sgmd.system.errors import escaped
 
     made = convert(config, settings or [])
     if as_json:
@@ -73,7 +74,7 @@ def from_lightx2v_command(
         return
     print(annotated_yaml(made.job, made.origins), end="")
     print(f"# resume.auto_resume: `distill --resume {made.resume}`")
-    different = [f"#   {note}" for note in made.notes if note.differs]
+    different = [f"#   {escaped(str(note))}" for note in made.notes if note.differs]
     if different:
         print("\n".join(["#", "# What differs from LightX2V's trainer:", *different]))
     without_effect: dict[str, list[str]] = {}
@@ -83,7 +84,7 @@ def from_lightx2v_command(
     if without_effect:
         print("#\n# Keys that are not mapped, without effect on the student:")
         for reason, keys in without_effect.items():
-            print(f"#   {', '.join(keys)}: {reason}")
+            print(f"#   {escaped(', '.join(keys))}: {reason}")
 
 
 def _as_json(job: Job, origins: Mapping[str, str]) -> dict[str, object]:

@@ -7,6 +7,7 @@ Defaults that their code has for keys that a file leaves out are written into th
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from lightx2v_sgmd.system.errors import UserError, joined
 
 _KEEP_ALL: Final = 10**6
 _MOST_DEPTH: Final = 8
+_MOST_LOOKUPS: Final = 1000
+"""Values of ``${...}`` that are put in, those of values that are put in included."""
 _WHOLE: Final = re.compile(r"\$\{([^${}]*)\}")
 _DTYPES: Final = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32"}
 _ROLLOUT: Final = (
@@ -177,6 +180,8 @@ class _Theirs:
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(key, f"{value!r} is not a number")
+        if not math.isfinite(value):
+            raise self.refuse(key, f"{value!r} is not a finite number")
         return value
 
 
@@ -230,7 +235,7 @@ def _teacher(theirs: _Theirs, ours: _Ours) -> None:
     ours.set("teacher.negative_prompt", NEGATIVE_PROMPT, "model.name")
     key = "model.running_dtype"
     dtype = theirs.get(key, "bf16")
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise theirs.refuse(key, f"{dtype!r} is not a precision of this project; use bf16 or fp32")
     ours.set("teacher.dtype", _DTYPES[dtype], key)
 
@@ -285,7 +290,7 @@ def _lora_targets(theirs: _Theirs, ours: _Ours, key: str, target: str) -> None:
 def _method(theirs: _Theirs, ours: _Ours) -> None:
     key = "training.method"
     name = theirs.get(key)
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise theirs.refuse(
             key, f"{name!r} is no method of this project; it has {joined(list(METHODS))}"
         )
@@ -386,8 +391,15 @@ def _notes(theirs: _Theirs) -> list[Note]:
 
 def _resolve(tree: Tree, path: Path) -> Tree:
     """The tree with ``${...}`` replaced as OmegaConf does: other keys and the environment."""
+    lookups = 0
 
     def look_up(name: str, depth: int) -> Any:
+        nonlocal lookups
+        lookups += 1
+        if lookups > _MOST_LOOKUPS:
+            raise UserError(
+                f"{path}: more than {_MOST_LOOKUPS} values of ${{...}}; write the values"
+            )
         if depth > _MOST_DEPTH:
             raise UserError(f"{path}: ${{{name}}} goes in a circle, or too deep; write the value")
         if name.startswith("oc.env:"):

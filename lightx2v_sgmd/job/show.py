@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lightx2v_sgmd.files.yaml_loader import parse_tree
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.system.errors import escaped
 
 DEFAULT = "default"
 _COLUMN = 44
@@ -26,12 +27,12 @@ def annotated_yaml(job: Job, origins: Mapping[str, str]) -> str:
     for key, number in sorted(numbers.items(), key=lambda item: -item[1]):
         if key not in comments:
             continue
-        line = lines[number - 1]
+        line, comment = lines[number - 1], escaped(comments[key])
         if _is_whole(line):
-            lines[number - 1] = f"{line:<{_COLUMN - 2}}  # {comments[key]}"
+            lines[number - 1] = f"{line:<{_COLUMN - 2}}  # {comment}"
         else:  # a text of several lines, of which a comment would become a part
             indent = line[: len(line) - len(line.lstrip())]
-            lines.insert(number - 1, f"{indent}# {comments[key]}")
+            lines.insert(number - 1, f"{indent}# {comment}")
     return "\n".join(lines) + "\n"
 
 

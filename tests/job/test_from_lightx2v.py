@@ -165,6 +165,11 @@ def test_their_defaults_are_written_into_the_job(tmp_path: Path) -> None:
         ({"model__name": "wan_ti2v_5b"}, r":\d+ model.name: 'wan_ti2v_5b' is no teacher"),
         ({"model__fake": {"pretrained_model_name_or_path": "b"}}, "are one model here"),
         ({"model__running_dtype": "fp16"}, "'fp16' is not a precision"),
+        ({"model__running_dtype": ["bf16"]}, r"\['bf16'\] is not a precision"),
+        ({"training__method": ["video_dmd"]}, r"\['video_dmd'\] is no method"),
+        ({"training__dmd__min_step_ratio": float("inf")}, "min_step_ratio: inf is not a finite"),
+        ({"training__dmd__timestep_shift": float("nan")}, "timestep_shift: nan is not a finite"),
+        ({"a": ["${b}" * 40], "b": "${c}" * 40, "c": "x"}, r"more than 1000 values of"),
         ({"training__method": "flow"}, "'flow' is no method of this project"),
         ({"training__method": "video_sgmd"}, "5 is not 1, and SGMD has one"),
         ({"training__max_train_iters": None}, "has no training.max_train_iters"),
@@ -206,6 +211,22 @@ def test_the_command_prints_a_job_that_loads(tmp_path: Path) -> None:
     assert load_job(tmp_path / "ours.yaml") == convert(path).job
     assert "#   training.dmd.div_loss.enabled is True: this trainer has no such" in result.output
     assert "#   data.train.shuffle: prompts are always shuffled" in result.output
+
+
+def test_a_key_or_a_file_with_a_line_break_stays_in_its_comment(tmp_path: Path) -> None:
+    path = config(tmp_path, **{"a\nteacher": 1, "logging__b\nteacher": 2})
+    path = path.rename(tmp_path / "their\ns.yaml")
+    result = CliRunner().invoke(main.app, ["job", "from-lightx2v", str(path)])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "ours.yaml").write_text(result.output)
+    assert load_job(tmp_path / "ours.yaml") == convert(path).job
+    assert "#   a\\nteacher is 1: " in result.output
+    assert "#   logging.b\\nteacher: " in result.output
+    assert f"{tmp_path}/their\\ns.yaml:" in result.output
+
+
+def test_the_command_prints_json_too(tmp_path: Path) -> None:
+    path = config(tmp_path, training__dmd__div_loss={"enabled": True})
     result = CliRunner().invoke(main.app, ["job", "from-lightx2v", str(path), "--json"])
     printed = json.loads(result.output)
     assert printed["job"]["train"]["iterations"] == 50
