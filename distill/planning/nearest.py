@@ -161,14 +161,17 @@ def _changes(
         }
         changed = [key for key, value in settings.items() if getattr(layout, key) != value]
         words = [f"--set parallel.{key}={str(settings[key]).lower()}" for key in changed]
+        teacher = job.teacher
+        if sharded and teacher.quantize != "none":  # which only one process can have
+            words.append("--set teacher.quantize=none")
+            teacher = replace(teacher, quantize="none")
         if count != machine.gpus:
             words.append(f"--gpus {count}")
         # Settings that cost no money come first, and more GPUs come before offloading all.
         dearness = (len(words), offloads.index(offload), count, degree, checkpointing.index(again))
         parallel = replace(layout, **settings)  # type: ignore[arg-type]
-        found.append(
-            (dearness, words, replace(job, parallel=parallel), replace(machine, gpus=count))
-        )
+        other = replace(job, parallel=parallel, teacher=teacher)
+        found.append((dearness, words, other, replace(machine, gpus=count)))
     for _, words, other, where in sorted(found, key=lambda item: item[0]):
         if words:
             yield words, other, where

@@ -84,6 +84,20 @@ def test_one_layout_tells_that_none_fits(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(asked) == 1
 
 
+def test_changes_of_a_quantized_job_are_jobs_too(tmp_path: Path) -> None:
+    quantized = "teacher.quantize=fp8-storage"
+    job = make_job(Path("sprites"), tmp_path, quantized)
+    changes = nearest._changes(job, Machine(gpus=1, memory_gib=80), open_wan("sprites"))
+    offered = {
+        tuple(word.removeprefix("--set ") for word in words if "=" in word): other
+        for words, other, _ in changes
+    }
+    strategies = {other.parallel.strategy for other in offered.values()}
+    assert strategies == {"local", "zero3"}
+    for settings, other in offered.items():
+        assert make_job(Path("sprites"), tmp_path, quantized, *settings) == other
+
+
 def test_hopeless_layouts_are_not_metered(
     wan_1_3b: tuple[Job, Any, ModelMeter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
