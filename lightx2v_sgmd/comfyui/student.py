@@ -40,19 +40,18 @@ def check_student(weights: Path, lora: Path | None = None) -> Schedule:
     Raises:
         UserError: neither says so, the two differ, or a file is no safetensors file.
     """
-    carried = {
-        path.name: schedule_of(read_header(path).metadata) for path in (weights, lora) if path
-    }
-    known = {name: schedule for name, schedule in carried.items() if schedule is not None}
+    files = [weights] if lora is None else [weights, lora]  # which may have one name
+    carried = [(path.name, schedule_of(read_header(path).metadata)) for path in files]
+    known = [(name, schedule) for name, schedule in carried if schedule is not None]
     if not known:
-        names = " and ".join(carried)
+        names = " and ".join(name for name, _ in carried)
         raise UserError(
             f"{names}: carries no schedule, and steps that weights were not distilled for give "
             "blur; load a file that `lightx2v-sgmd export --format comfyui` or `lora` wrote"
         )
-    first, *others = known.values()
-    if any(other != first for other in others):
-        steps = [f"{name}: {joined(s.to_dict()['timesteps'])}" for name, s in known.items()]
+    first = known[0][1]
+    if any(schedule != first for _, schedule in known):
+        steps = [f"{name}: {joined(s.to_dict()['timesteps'])}" for name, s in known]
         raise UserError(f"the two files were distilled for other steps ({'; '.join(steps)})")
     return first
 
@@ -81,12 +80,12 @@ def check_lora_fits(
         if weight is None:
             raise UserError(f"{lora.name}: {layer} is no layer of the network; load its own base")
         up = tensors.get(layer + _UP[suffix])
-        expected = shapes[weight]
-        found = (None if up is None else up.shape[0], down.shape[1])
-        if found != (expected[0], expected[1]):
+        expected = shapes[weight][:2]
+        found = (*(up.shape[:1] if up else ()), *down.shape[1:2])
+        if found != expected:
             raise UserError(
-                f"{lora.name}: changes {layer} by a matrix of {found[0]}x{found[1]}, but the "
-                f"network's has {expected[0]}x{expected[1]}; load the LoRA's own base"
+                f"{lora.name}: changes {layer} by a matrix of {'x'.join(map(str, found))}, but the "
+                f"network's has {'x'.join(map(str, expected))}; load the LoRA's own base"
             )
         count += 1
     if not count:

@@ -38,6 +38,12 @@ def test_the_steps_are_those_of_the_weights_or_of_the_lora(tmp_path: Path) -> No
         check_student(base)
     with pytest.raises(UserError, match="other steps .*student.safetensors: 1000, 888.889; lora"):
         check_student(student, lora)
+    (tmp_path / "loras").mkdir()  # two folders may have files of one name
+    namesake = write(tmp_path / "loras" / "student.safetensors", FOUR)
+    with pytest.raises(UserError, match="other steps .*student.safetensors: 1000, 888.889; stud"):
+        check_student(student, namesake)
+    unmarked = write(tmp_path / "loras" / "base.safetensors", None)
+    assert check_student(write(tmp_path / "base.safetensors", TWO), unmarked) == TWO
     (tmp_path / "torn.safetensors").write_bytes(b"abc")
     with pytest.raises(UserError, match="torn.safetensors"):
         check_student(tmp_path / "torn.safetensors")
@@ -52,6 +58,12 @@ def test_a_lora_of_another_network_is_refused(tmp_path: Path, names: tuple[str, 
         check_lora_fits(wide, layers, shapes)
     with pytest.raises(UserError, match="is no layer of the network"):
         check_lora_fits(wide, {}, {})
+    torn = {f"{LAYER}.lora_A.weight": torch.zeros(8)}
+    with pytest.raises(UserError, match="by a matrix of .*, but the network's has 64x32"):
+        check_lora_fits(write(tmp_path / "torn.safetensors", FOUR, **torn), layers, shapes)
+    norm = {f"{LAYER}.weight": (64,)}
+    with pytest.raises(UserError, match="by a matrix of 64x128, but the network's has 64;"):
+        check_lora_fits(wide, layers, norm)
     with pytest.raises(UserError, match="holds no LoRA layer"):
         check_lora_fits(write(tmp_path / "no.safetensors", FOUR), layers, shapes)
 
