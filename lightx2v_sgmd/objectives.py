@@ -75,9 +75,10 @@ def prediction_matching(predicted: Tensor, target: Tensor) -> Tensor:
     """Computes the loss with which a network is trained, ``|predicted - sg[target]|^2``.
 
     Gradient: through ``predicted`` only. With the target that ``Interpolant.target`` makes of
-    generated data, it is flow matching or denoising score matching on them. For ``velocity`` and
-    ``v`` predictions the loss equals ``2 RC / sigma^2``: the data residual is sigma times the
-    prediction's. For ``epsilon`` it is ``2 RC alpha^2 / sigma^2``.
+    generated data, it is flow matching or denoising score matching on them. For ``velocity`` in
+    flow matching and for ``v`` in a variance-preserving diffusion the loss equals
+    ``2 RC / sigma^2``: the data residual is sigma times the prediction's. For ``epsilon`` it is
+    ``2 RC alpha^2 / sigma^2``.
     """
     return mean_per_sample((predicted - target.detach()) ** 2)
 

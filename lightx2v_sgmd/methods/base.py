@@ -236,8 +236,9 @@ class Method:
     def fake_score_losses(self, sample: Sample) -> Losses:
         """The fake score's loss terms: flow or score matching on the student's data.
 
-        It is the error of the velocity, which is the error of x0 (Eq. 4 of arXiv 2605.30116) over
-        sigma^2: another weighting of the score times with the same solution.
+        It is the error of the network's own prediction, which is the error of x0 (Eq. 4 of arXiv
+        2605.30116) over sigma^2, or times alpha^2 / sigma^2 for ``epsilon``: another weighting of
+        the score times with the same solution.
 
         ``x0`` and ``x_t`` carry no gradient.
         """
