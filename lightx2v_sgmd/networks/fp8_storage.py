@@ -59,7 +59,7 @@ class _Product(torch.autograd.Function):
 
 
 def _scaled_back(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    # bfloat16 and float16 have every fp8 number; only the product with the scale is rounded.
+    # bfloat16 and float16 have every fp8 number; the scale and its product are rounded.
     return weight.to(dtype).mul_(scale.to(dtype))
 
 
