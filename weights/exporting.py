@@ -129,7 +129,9 @@ def export(
         try:
             push_export(out, push, private=not public, replace=overwrite, quiet=quiet)
         except UserError as error:
-            again = f"the export is whole in {out}: `lightx2v-sgmd weights push {out} {push}`"
+            options = " --public" * public + " --overwrite" * overwrite
+            command = f"lightx2v-sgmd weights push {out} {push}{options}"
+            again = f"the export is whole in {out}: `{command}`"
             raise UserError(f"{error}; {again}") from error
     return out
 

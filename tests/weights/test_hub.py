@@ -212,6 +212,7 @@ def test_no_token_is_said_before_anything_is_exported(
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="needs a token .*; run `hf auth login`, or set HF_TOKEN"):
         export(folder, "comfyui", tmp_path / "out", push=NAME, quiet=True)
@@ -222,10 +223,11 @@ def test_export_pushes_and_says_how_to_go_on(hub: Hub, folder: Path, tmp_path: P
     hub.refuse_commits = True
     out = tmp_path / "out"
     with pytest.raises(UserError, match="weights push") as caught:
-        export(folder, "comfyui", out, push=NAME, quiet=True)
+        export(folder, "comfyui", out, push=NAME, public=True, quiet=True)
+    assert f"weights push {out} {NAME} --public`" in str(caught.value)
     assert f"the export is whole in {out}" in str(caught.value) and out.is_dir()
     hub.refuse_commits = False
-    push(out, NAME, quiet=True)
+    push(out, NAME, private=False, quiet=True)
     assert any(name.endswith("_bf16.safetensors") for name in hub.files)
 
 
