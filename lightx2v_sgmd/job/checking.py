@@ -286,7 +286,8 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
         case "dataclass_type" | "dataclass_exact_type" | "model_attributes_type":
             return key, f"{shown} is not a section; give its settings indented below it"
         case "tuple_type" | "list_type":
-            return key, f"{shown} is not a list such as [0.0, 0.999]"
+            example = f"[{shown}]" if isinstance(error["input"], str) else "[0.0, 0.999]"
+            return key, f"{shown} is not a list such as {example}"
         case "greater_than_equal":
             return key, f"{shown} is too small; use {context['ge']} or more"
         case "greater_than":

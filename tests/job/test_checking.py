@@ -73,6 +73,7 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, hint: str) 
         ("student={train: lora, lora: {dropout: 1}}", "student.lora.dropout: unknown key"),
         ("student={train: lora, lora: 3}", "student.lora: 3 is not a section"),
         ("student.optimizer.betas=0.9", "0.9 is not a list such as [0.0, 0.999]"),
+        ("teacher.loras=a.safetensors", 'is not a list such as ["a.safetensors"]'),
         ("student.optimizer.betas=[0, 1]", "student.optimizer.betas: 1 is too large"),
         ("student.optimizer.betas=[0]", "student.optimizer.betas: has too few values"),
         ("student.optimizer.betas=[0, 0, 0]", "student.optimizer.betas: has too many values"),
