@@ -14,7 +14,7 @@ from typing import Final
 
 from infer.serve.jobs import JobStore
 from infer.serve.options import ServeOptions
-from lightx2v_sgmd.outputs import clean_temporaries
+from lightx2v_sgmd.outputs import clean_temporaries, move
 from lightx2v_sgmd.outputs.lock import NAME as LOCK
 from lightx2v_sgmd.system.errors import UserError
 
@@ -88,7 +88,7 @@ class Results:
         temporary = file.with_suffix(".part")
         with suppress(OSError):
             temporary.write_bytes(picture)
-            temporary.replace(file)
+            move(temporary, file)
 
     def sweep(self, store: JobStore) -> None:
         """Removes what dead processes left: half-written files, previews, and videos of no job."""

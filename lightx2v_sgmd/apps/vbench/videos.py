@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.apps.vbench.suite import Suite
-from lightx2v_sgmd.outputs import temporary_path
+from lightx2v_sgmd.outputs import move, temporary_path
 from lightx2v_sgmd.system.errors import UserError
 
 VIDEOS: Final = "videos"
@@ -149,5 +149,5 @@ def link(suite: Suite, videos: dict[int, Path], out: Path) -> Path:
             continue
         temporary = temporary_path(folder / name)
         temporary.symlink_to(target)
-        os.replace(temporary, folder / name)
+        move(temporary, folder / name)
     return folder

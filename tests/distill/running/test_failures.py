@@ -56,7 +56,7 @@ def test_a_run_that_diverges_can_be_replayed(
     assert f"step_{failure['iteration'] + 1:06d}" == folder.name
     (term, videos), *_ = failure["videos"].items()
     assert f"the loss {term} is not finite" in problem
-    assert all(0 < video["sigma"] < 1 for video in videos)
+    assert all(0 < video["time"] < 1 for video in videos)
     assert failure["captions"].keys() == {str(video["prompt"]) for video in videos}
     capsys.readouterr()
     assert run_cli(["replay-failure", str(folder)]) == 1

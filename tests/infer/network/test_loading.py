@@ -88,7 +88,7 @@ def test_a_quantised_14b_loads_on_a_24_gib_card(monkeypatch: pytest.MonkeyPatch)
         for name, (out, width) in layers.items()
     }
     update = LoraUpdate(factors, {})
-    monkeypatch.setattr("infer.network.lora.read_lora", lambda *lora: update)
+    monkeypatch.setattr("lightx2v_sgmd.families.lora_updates.read_lora", lambda *lora: update)
     model, memory_mode = open_wan(BIG), MemoryMode(quantize="fp8-storage", one_at_a_time=True)
     with metered(monkeypatch, "F32") as meter:
         _, weights, peak = load(
