@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from lightx2v_sgmd.cli.options import Json, Quiet, Settings, print_result
+from lightx2v_sgmd.cli.options import Json, Processes, Quiet, Settings, print_result
 from lightx2v_sgmd.job.from_lightx2v import Converted, convert, convert_tree
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import short_line
@@ -97,12 +97,7 @@ def train_command(
             help="As for `lightx2v-sgmd distill`; default as resume.auto_resume says.",
         ),
     ] = None,
-    nproc: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Number of processes (GPUs) to start on this machine."
-        ),
-    ] = 1,
+    nproc: Processes = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Quiet, Settings, print_result
+from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Processes, Quiet, Settings, print_result
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -29,12 +29,7 @@ def distill_command(
             "checkpoint.",
         ),
     ] = "auto",
-    nproc: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Number of processes (GPUs) to start on this machine."
-        ),
-    ] = 1,
+    nproc: Processes = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -23,6 +23,12 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the job; repeatable."),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--nproc", min=1, metavar="N", help="Number of processes (GPUs) to start on this machine."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on stdout.")]
 

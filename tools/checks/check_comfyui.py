@@ -38,6 +38,7 @@ from lightx2v_sgmd.families.wan_keys import transformer_to_original
 from lightx2v_sgmd.families.wan_original import VAE_CONFIG
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
+from tools.models.standard_wan import standard_transformer
 
 SEED: Final = 5
 LATENTS: Final = (1, 16, 2, 8, 8)
@@ -71,20 +72,8 @@ def make_network() -> WanTransformer3DModel:
     """A random network with the sizes that ComfyUI takes from no configuration."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=128,
-            in_channels=16,
-            out_channels=16,
-            text_dim=4096,
-            freq_dim=256,
-            ffn_dim=512,
-            num_layers=2,
-        )
-        for weight in network.parameters():
-            weight.data += 0.02 * torch.randn_like(weight)
-    return network.eval()
+        network: WanTransformer3DModel = standard_transformer().eval()
+    return network
 
 
 def write_models(base: Path, network: WanTransformer3DModel, schedule: Schedule) -> None:

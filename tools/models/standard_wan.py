@@ -8,7 +8,7 @@ exports of it run in ComfyUI, LightX2V and the other programs within seconds on 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -19,6 +19,26 @@ SPREAD: Final = 0.02
 """Standard deviation of what is added to fresh weights, which have many zeros and ones."""
 
 
+def standard_transformer(layers: int = 2) -> Any:
+    """A random ``WanTransformer3DModel`` of these sizes; draws from the global generator."""
+    from diffusers import WanTransformer3DModel
+
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        text_dim=4096,
+        freq_dim=256,
+        ffn_dim=512,
+        num_layers=layers,
+    )
+    for parameter in transformer.parameters():
+        parameter.data += SPREAD * torch.randn_like(parameter)
+    return transformer
+
+
 def make_standard_wan(folder: Path, layers: int = 2, seed: int = 0) -> Path:
     """Writes the model in the published folder layout; about 20 MB.
 
@@ -27,7 +47,7 @@ def make_standard_wan(folder: Path, layers: int = 2, seed: int = 0) -> Path:
         layers: The number of blocks.
         seed: Seed of the weights.
     """
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
 
     with torch.random.fork_rng():
@@ -37,17 +57,5 @@ def make_standard_wan(folder: Path, layers: int = 2, seed: int = 0) -> Path:
         config.d_kv, config.d_ff = 2, 8
         text_encoder = UMT5EncoderModel(config)
         vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
-        transformer = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=128,
-            in_channels=16,
-            out_channels=16,
-            text_dim=4096,
-            freq_dim=256,
-            ffn_dim=512,
-            num_layers=layers,
-        )
-        for parameter in transformer.parameters():
-            parameter.data += SPREAD * torch.randn_like(parameter)
+        transformer = standard_transformer(layers)
     return write_wan_folder(folder, transformer, vae, text_encoder, tokenizer, shift=3.0)
