@@ -35,6 +35,7 @@ ROOMS = (
     "parallel",
     "text",
     "sampling",
+    "measures",
     "apps",
     "cli",
     "comfyui",

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.measures import optical_flow
-from lightx2v_sgmd.apps.measures.diversity import pairwise_distance
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.judging import Verdict, judge
 from lightx2v_sgmd.apps.sprites.measure import measure
+from lightx2v_sgmd.measures import optical_flow
+from lightx2v_sgmd.measures.diversity import pairwise_distance
 from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
 

@@ -1,11 +1,8 @@
-"""Features of videos in the teacher's own network, for a Frechet distance without outside weights.
+"""Features of videos in the teacher's own network, those of ``measures.network_features``.
 
-A video model that is conditioned on noise is a feature extractor at every noise level (arXiv
-2306.03881). Here the video's latents get a quarter of a fixed noise, the network runs without a
-prompt as far as its middle block, and the mean of that block's output over all tokens is the
-feature.
+The video is encoded first, and the network has an empty prompt.
 
-Legend: C channels, T latent frames, h, w latent height and width, F, H, W video, D features.
+Legend: F frames, H, W height and width, N videos, D features.
 """
 
 from __future__ import annotations
@@ -28,21 +25,14 @@ from lightx2v_sgmd.families.wan import (
     velocity,
 )
 from lightx2v_sgmd.files.video import Frames
-from lightx2v_sgmd.flow import add_noise
+from lightx2v_sgmd.measures.network_features import middle_features
 from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel.ranks import Ranks
-from lightx2v_sgmd.sampling.sampler import noise_for
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 from lightx2v_sgmd.text.encoding import encode_prompts
 
-SIGMA: Final = 0.25
-_NOISE_SEED: Final = 0
 RULES: Final = "middle block, mean over tokens, sigma 0.25, no prompt, 1"
-
-
-class _Reached(Exception):
-    """The middle block has run; the rest of the network is not needed."""
 
 
 class TeacherFeatures:
@@ -75,28 +65,11 @@ class TeacherFeatures:
         video = torch.from_numpy(frames[:count]).permute(3, 0, 1, 2)[None].to(self.device)
         encoded = self.vae.encode(video.float() / 127.5 - 1).latent_dist.mode()
         x0 = normalized_latents(self.vae, encoded).float()
-        sigma = torch.full((1,), SIGMA, device=self.device)
-        noise = noise_for(_NOISE_SEED, tuple(x0.shape[1:])).to(self.device)
-        return self._middle(add_noise(x0, noise, sigma), sigma).cpu().numpy()
 
-    def _middle(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """``[D]``: the middle block's output, mean over tokens, in float32."""
-        seen: list[Tensor] = []
+        def run(x_t: Tensor, sigma: Tensor) -> Tensor:
+            return velocity(self.network, x_t, sigma, self.text)
 
-        def look(module: Any, arguments: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            seen.append(hidden.float().mean(1)[0])
-            raise _Reached
-
-        blocks = self.network.blocks
-        handle = blocks[len(blocks) // 2].register_forward_hook(look)
-        try:
-            velocity(self.network, x_t, sigma, self.text)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return seen[0]
+        return middle_features(self.network, run, x0)[0].cpu().numpy()
 
 
 def teacher_features(

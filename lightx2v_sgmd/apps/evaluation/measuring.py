@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.measures import optical_flow
-from lightx2v_sgmd.apps.measures.diversity import pairwise_distance
-from lightx2v_sgmd.apps.measures.frames import measure_frames
 from lightx2v_sgmd.files.video import Frames, read_video
+from lightx2v_sgmd.measures.diversity import pairwise_distance
+from lightx2v_sgmd.measures.video import measure_video
 from lightx2v_sgmd.outputs import WrittenFiles, content_hashes
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError, first_line, short_line
@@ -44,15 +42,12 @@ def measure_file(file: Path) -> Values:
         UserError: the file is not a video of two frames or more.
     """
     video, fps = frames_of(file)
-    field = optical_flow.flow(video)
     return {
         "num_frames": len(video),
         "height": video.shape[1],
         "width": video.shape[2],
         "fps": fps,
-        "optflow": optical_flow.mean_flow(field),
-        "dynamic": float(optical_flow.is_dynamic(video, fps)),
-        **asdict(measure_frames(video, field)),
+        **measure_video(video, fps),
     }
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.evaluation.options import METRICS
-from lightx2v_sgmd.apps.measures.bootstrap import Interval, mean_interval
-from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
-from lightx2v_sgmd.apps.measures.motion import motion_shares
+from lightx2v_sgmd.measures.bootstrap import Interval, mean_interval
+from lightx2v_sgmd.measures.frechet import gaussian_distance
+from lightx2v_sgmd.measures.motion import motion_shares
 
 FORMAT_VERSION: Final = 1
 _FLOOR_SPLITS: Final = 10

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
 from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.measures.frechet import gaussian_distance
 from lightx2v_sgmd.system.optional_packages import required
 
 cv2 = required("cv2")

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from lightx2v_sgmd.apps.measures.preference import krippendorff_alpha, share_interval, sign_test
 from lightx2v_sgmd.apps.study.key import Pair, StudyKey
 from lightx2v_sgmd.apps.study.votes import PairVote, Submission
+from lightx2v_sgmd.measures.preference import krippendorff_alpha, share_interval, sign_test
 
 FORMAT_VERSION: Final = 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS
+from lightx2v_sgmd.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.json_text import MEASURED, read_json_object
 

@@ -8,8 +8,8 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.files.prompts import prompt_problem, read_prompts
+from lightx2v_sgmd.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.outputs import content_hash
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.json_text import Limits, read_json_file

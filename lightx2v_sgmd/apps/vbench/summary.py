@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
-from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS, aggregate
 from lightx2v_sgmd.apps.vbench.results import Score
 from lightx2v_sgmd.apps.vbench.suite import SAMPLES, Suite
+from lightx2v_sgmd.measures.vbench import DIMENSIONS, aggregate
 
 FORMAT_VERSION: Final = 1
 

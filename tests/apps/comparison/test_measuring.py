@@ -10,7 +10,7 @@ from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import measure_videos
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
-from tests.apps.measures.test_optical_flow import moving_texture
+from tests.measures.test_optical_flow import moving_texture
 
 
 def sprite_videos(count: int, seed: int) -> np.ndarray:

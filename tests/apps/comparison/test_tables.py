@@ -15,7 +15,7 @@ from lightx2v_sgmd.apps.comparison.measuring import Measured
 from lightx2v_sgmd.apps.comparison.plan import Plan
 from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.plots import plot
-from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
+from lightx2v_sgmd.measures.frechet import gaussian_distance
 from tests.training import job_file
 
 

@@ -17,7 +17,7 @@ from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate, measuring
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.sampling.sampler import noise_for
 from lightx2v_sgmd.system.errors import UserError
-from tests.apps.measures.test_optical_flow import moving_texture
+from tests.measures.test_optical_flow import moving_texture
 from tests.students import make_student
 from tests.tiny import make_tiny_wan
 

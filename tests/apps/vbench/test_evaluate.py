@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
-from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.apps.vbench import Shard, VBenchOptions, evaluate_vbench
 from lightx2v_sgmd.cli import main
+from lightx2v_sgmd.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.system.errors import UserError
 from tests.apps.vbench import test_results, test_suite
 

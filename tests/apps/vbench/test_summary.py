@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.apps.vbench.page import report_page, text_report
 from lightx2v_sgmd.apps.vbench.results import Score
 from lightx2v_sgmd.apps.vbench.suite import Suite
 from lightx2v_sgmd.apps.vbench.summary import is_incomplete, summarise
+from lightx2v_sgmd.measures.vbench import DIMENSIONS
 
 SUITE = Suite(
     file=Path("info.json"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.measures.bootstrap import Interval, mean_interval
+from lightx2v_sgmd.measures.bootstrap import Interval, mean_interval
 
 
 def test_equal_values_have_an_interval_of_no_width() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.measures.motion import motion_shares, wasserstein
+from lightx2v_sgmd.measures.motion import motion_shares, wasserstein
 
 
 def test_a_set_beside_itself_has_a_quarter_of_each() -> None:

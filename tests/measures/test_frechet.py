@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.measures.frechet import gaussian_distance
+from lightx2v_sgmd.measures.frechet import gaussian_distance
 
 
 def exact_sample(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) -> np.ndarray:

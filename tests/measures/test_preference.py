@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.measures.preference import krippendorff_alpha, share_interval, sign_test
+from lightx2v_sgmd.measures.preference import krippendorff_alpha, share_interval, sign_test
 
 # The reliability data of Krippendorff (2011), section C: four observers, twelve units.
 OBSERVED = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightx2v_sgmd.apps.measures.vbench import DIMENSIONS, aggregate
+from lightx2v_sgmd.measures.vbench import DIMENSIONS, aggregate
 
 # Table 3: Final, Quality, Semantic. Table 8: seven dimensions of quality. Table 9: nine of
 # semantics. The rows are in the papers' order; two of them are called ADM, of two teachers.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.measures.optical_flow import flow, is_dynamic, mean_flow, top_flow
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
 from lightx2v_sgmd.apps.sprites.measure import measure
+from lightx2v_sgmd.measures.optical_flow import flow, is_dynamic, mean_flow, top_flow
 
 
 def moving_texture(

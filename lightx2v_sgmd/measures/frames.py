@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.measures.optical_flow import Array
+from lightx2v_sgmd.measures.optical_flow import Array
 from lightx2v_sgmd.system.optional_packages import required
 
 cv2 = required("cv2")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.measures.frames import (
+from lightx2v_sgmd.measures.frames import (
     FrameMeasures,
     colourfulness,
     measure_frames,
     moved_difference,
 )
-from lightx2v_sgmd.apps.measures.optical_flow import flow
-from tests.apps.measures.test_optical_flow import moving_texture
+from lightx2v_sgmd.measures.optical_flow import flow
+from tests.measures.test_optical_flow import moving_texture
 
 
 def measured(video: np.ndarray) -> FrameMeasures:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.measures.bootstrap import LEVEL, RESAMPLES, Interval
+from lightx2v_sgmd.measures.bootstrap import LEVEL, RESAMPLES, Interval
 
 Votes = Sequence[int] | NDArray[np.int64]
 

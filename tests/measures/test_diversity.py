@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.measures.diversity import pairwise_distance
+from lightx2v_sgmd.measures.diversity import pairwise_distance
 
 
 def test_distance_of_videos_is_a_root_mean_square_in_units_of_the_range() -> None:
