@@ -25,6 +25,8 @@ STATUSES: Final = ("queued", "in_progress", "completed", "failed")
 
 MOST_DEATHS: Final = 3
 """A job is failed, not tried again, when so many workers died while they made it."""
+LORA_VERSION: Final = 2
+"""The version of the queue since which a job may name a LoRA."""
 _VERSION: Final = 2
 _TABLES: Final = """
 CREATE TABLE jobs (

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from infer.serve.jobs import LORA_VERSION
 from lightx2v_sgmd.system.errors import UserError
 
 _TABLES: Final = {"jobs", "counters"}
@@ -27,6 +28,10 @@ OR typeof(num_frames) != 'integer' OR typeof(fps) != 'real' OR typeof(progress) 
 OR typeof(created_at) != 'real' OR typeof(bytes) != 'integer' OR typeof(deaths) != 'integer'
 OR length(prompt) > 1000000 OR length(model) > 10000 LIMIT 1
 """
+_STRANGE_LORAS: Final = """
+SELECT id FROM jobs WHERE typeof(lora) NOT IN ('text', 'null') OR length(lora) > 1000 LIMIT 1
+"""
+"""Jobs name a LoRA since version 2 of the queue."""
 
 
 def check_queue(file: Path) -> None:
@@ -80,6 +85,8 @@ def _problem(db: sqlite3.Connection) -> str | None:
         if kind == "index" and any(row[1] == -2 for row in db.execute(_COLUMNS, [name])):
             return f"its index {name} computes something"
     found = db.execute(_STRANGE_JOBS).fetchone()
+    if found is None and version >= LORA_VERSION:
+        found = db.execute(_STRANGE_LORAS).fetchone()
     return None if found is None else f"it has a job {str(found[0])[:60]!r}"
 
 

@@ -12,6 +12,7 @@ from tests.apps.study.conftest import Made
 
 
 def test_what_cannot_be_served_is_refused(made: Made, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
     with pytest.raises(UserError, match="--word: use 16"):
         CollectOptions(word="short")
     with pytest.raises(UserError, match="key.json"):

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("fastapi")
+
 import uvicorn
 
 from infer.serve.listening import listen, url_of

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("fastapi")
+
 import uvicorn
 
 from infer.serve.api import make_app

@@ -34,6 +34,16 @@ def test_a_queue_passes_open_or_closed(tmp_path: Path, queue: Path) -> None:
     check_queue(killed)
 
 
+def test_a_queue_of_before_jobs_had_loras_passes_and_is_brought_up_to_date(queue: Path) -> None:
+    with closing(sqlite3.connect(queue)) as db:
+        db.execute("ALTER TABLE jobs DROP COLUMN lora")
+        db.execute("PRAGMA user_version = 1")
+    check_queue(queue)
+    with closing(JobStore(queue)) as store:
+        assert [job.lora for job in store.page(10, None, True)[0]] == [None]
+    check_queue(queue)
+
+
 def run(*statements: str) -> Callable[[Path], None]:
     def change(queue: Path) -> None:
         with closing(sqlite3.connect(queue)) as db:
@@ -90,6 +100,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a name that leads out": run("UPDATE jobs SET id = '../../holiday'"),
     "a name that is no text": run("UPDATE jobs SET id = x'00'"),
     "a number that is none": run("UPDATE jobs SET height = 'tall'"),
+    "a LoRA that is no text": run("UPDATE jobs SET lora = x'00'"),
+    "a LoRA without end": run("UPDATE jobs SET lora = printf('%2000d', 1)"),
     "a prompt without end": run("UPDATE jobs SET prompt = printf('%2000000d', 1)"),
 }
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("fastapi")
+
 from openai import OpenAI
 from typer.testing import CliRunner
 
