@@ -51,6 +51,8 @@ def test_each_release_is_installed_tested_and_told(
     def popen(command: list[str], **settings: Any) -> subprocess.Popen[str]:
         ran.append(command)
         assert settings["env"]["PYTHONPATH"] == str(ROOT) == str(settings["cwd"])
+        builds = Path(settings["env"]["TORCH_EXTENSIONS_DIR"])
+        assert builds.parent == Path(command[0]).parents[1]  # another PyTorch's are not used
         code = "print('..F'); print('1 failed'); raise SystemExit(1)"
         if "torch-2.11" in command[0]:
             code = "print('3 passed')"

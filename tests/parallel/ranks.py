@@ -52,8 +52,11 @@ def start_ranks(size: int, work: Callable[..., Any], *args: Any) -> Started:
     return Started(processes, [receive for receive, _ in pipes], store)
 
 
-def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float = 300) -> Any:
+def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float = 900) -> Any:
     """What ``work(*args)`` returns on the first of ``size`` ranks.
+
+    The first ranks on a machine wait for DeepSpeed's operations to be compiled: a minute of
+    processor time, five minutes beside other work.
 
     Raises:
         AssertionError: a rank failed; with its traceback.

@@ -105,9 +105,16 @@ def run_tests(python: Path, release: str, arguments: Sequence[str]) -> Result:
     """Runs pytest on this checkout; its output goes to the terminal as it comes."""
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     begun, last = time.monotonic(), "pytest said nothing"
-    # The environment's programs, ninja among them, come first.
+    # The environment's programs, ninja among them, come first. Its DeepSpeed is built in a folder
+    # of its own: the usual one is shared by every PyTorch for one CUDA, and may hold the lock of a
+    # build that was killed.
     path = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "TORCH_EXTENSIONS_DIR": str(python.parents[1].absolute() / "torch_extensions"),
+    }
     with subprocess.Popen(
         command,
         cwd=ROOT,
