@@ -33,7 +33,7 @@ fake_score: {{optimizer: {{lr: 1.0e-4}}}}
 data: {{prompts: prompts.txt}}
 video: {{height: 32, width: 32, num_frames: 5}}
 train: {{iterations: 5, micro_batch: 2, ema: 0.9, warmup: 2, checkpoint_every: 100,
-         sample_every: 100}}
+         sample_every: 100, teacher_sample_steps: 0}}
 output: {{dir: {run}}}
 """
 
@@ -84,6 +84,8 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
     for row in rows:
         for key in ("seconds", "cpu_seconds", "peak_memory_gib", *COUNTS, "forward_equivalents"):
             del row[key]
+        for key in ("samples", "sampling_seconds"):
+            row.pop(key, None)
     return rows
 
 

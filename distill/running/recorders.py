@@ -1,40 +1,31 @@
-"""Records a run: metrics, sample videos, and a description of machine and packages."""
+"""Records a run: metrics, TensorBoard, and a description of machine and packages."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from distill.data import Batches
-from distill.observed import Stopped
 from distill.running.run_folder import METRICS, repair_log
 from distill.updates import Iteration
-from lightx2v_sgmd.families.wan import WanModel, decode_latents
 from lightx2v_sgmd.files.checkpoint import disk_problem
-from lightx2v_sgmd.files.video import write_video
-from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.outputs import WrittenFiles
-from lightx2v_sgmd.parallel import STUDENT, Ranks, Strategy
-from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, first_line
 from lightx2v_sgmd.system.optional_packages import reinstall
 
-SAMPLE_VIDEOS = 4
-
+_LINE_END = b"}\n"
 _PACKAGES = ("lightx2v-sgmd", "torch", "diffusers", "transformers", "safetensors", "deepspeed")
 
 
@@ -53,7 +44,9 @@ class Recorder:
         self.path = run / METRICS
         try:
             repair_log(run, step)
-            self._file = self.path.open("a", encoding="utf-8")
+            # Not for appending: the last line may get more values.
+            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            self._file.seek(0, os.SEEK_END)
             self._board = _tensorboard(run / "tensorboard", step, quiet)
         except OSError as error:
             raise UserError(disk_problem(error, self.path)) from error
@@ -64,15 +57,54 @@ class Recorder:
         Raises:
             UserError: the file cannot be written.
         """
+        self._write(json.dumps(line) + "\n")
+        self._add_scalars(line, line["step"])
+
+    def extend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds values to the last line, which ``record`` wrote.
+
+        A process that dies meanwhile leaves the line as it was, or a last line that is cut off.
+
+        Args:
+            step: The step of the last line.
+            values: The values by name.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if not values:
+            return
+        self._file.seek(-len(_LINE_END), os.SEEK_END)
+        self._write(", " + json.dumps(values).removeprefix("{") + "\n")
+        self._add_scalars(values, step)
+
+    def add_videos(self, step: int, gifs: Sequence[bytes]) -> None:
+        """Shows videos, small GIFs, on TensorBoard's page of images."""
+        if self._board is None:
+            return
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for index, gif in enumerate(gifs):
+            width, height = Image.open(io.BytesIO(gif)).size
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=gif
+            )
+            value = Summary.Value(tag=f"samples/video_{index:02d}", image=image)
+            self._board.file_writer.add_summary(Summary(value=[value]), step)
+
+    def _write(self, text: str) -> None:
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(text.encode())
             self._file.flush()
         except OSError as error:
             raise UserError(disk_problem(error, self.path)) from error
-        for name, value in line.items() if self._board is not None else ():
+
+    def _add_scalars(self, values: Mapping[str, Any], step: int) -> None:
+        for name, value in values.items() if self._board is not None else ():
             scalars = value if isinstance(value, dict) else {"": value}
             for part, scalar in scalars.items():
-                self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, line["step"])
+                self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, step)
 
     def close(self) -> None:
         """Closes the files."""
@@ -118,61 +150,6 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-@torch.no_grad()
-def write_samples(
-    job: Job,
-    model: WanModel,
-    strategy: Strategy,
-    batches: Batches,
-    step: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Writes a few videos of the student, or of its EMA weights, under ``samples/``.
-
-    Prompts and noise are the same throughout a run. All ranks call it; the first one writes. Once
-    ``stop`` returns True on any rank, the remaining videos are left out.
-    """
-    count = min(SAMPLE_VIDEOS, len(batches.rows))
-    text, _ = batches.texts(range(count))
-    noise = batches.sample_noise(count)
-    latents = []
-
-    def check_stop(step: int = 0, x_t: Tensor | None = None) -> None:
-        if strategy.ranks.any(stop()):
-            raise Stopped
-
-    with contextlib.suppress(Stopped), strategy.averaged_student():
-        check_stop()
-        for i in range(count):
-            student = partial(strategy.velocity, STUDENT, text=text[i : i + 1])
-            made = rollout(
-                student,
-                noise[i : i + 1],
-                job.schedule,
-                on_step=check_stop,
-                interpolant=strategy.interpolant,
-                fresh_noise=batches.sample_fresh_noise(i),
-            )
-            latents.append(made)
-    if len(latents) < count:
-        return
-
-    def write() -> None:
-        vae = model.load_vae(device=noise.device)
-        written = WrittenFiles(job.output.dir)
-        for index, latent in enumerate(latents):
-            if stop():
-                return
-            frames = decode_latents(vae, latent)[0].cpu().numpy()
-            try:
-                with written.appearing(f"samples/step_{step:06d}/{index:02d}.mp4") as path:
-                    write_video(frames, path, model.fps)
-            except (UserError, OSError) as error:  # training goes on
-                note(f"a sample video was not written: {error}")
-
-    strategy.ranks.once(write)
 
 
 def environment(strategy: str, ranks: Ranks) -> dict[str, Any]:

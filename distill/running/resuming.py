@@ -27,6 +27,8 @@ _FREE = (
     "train.checkpoint_every",
     "train.checkpoint_minutes",
     "train.sample_every",
+    "train.sample_videos",
+    "train.teacher_sample_steps",
     "train.keep_checkpoints",
     "train.micro_batch",
     "train.accumulation",

@@ -19,10 +19,11 @@ from distill.loss_terms import NotFiniteError
 from distill.model_checks import check_against_model
 from distill.observed import ReportProgress, StopOnRequest
 from distill.running.failures import save_failed_state
-from distill.running.recorders import Recorder, environment, metrics_line, write_samples
+from distill.running.recorders import Recorder, environment, metrics_line
 from distill.running.reports import give_up
 from distill.running.resuming import check_same_run, choose_checkpoint, trainer_state
 from distill.running.run_folder import check_output, check_own, run_lock, write_about
+from distill.running.samples import Sampled, SampleVideos
 from distill.running.saving import Saver, check_space, checkpoint_parts
 from distill.running.signals import stop_on_signal
 from distill.trainer import Trainer
@@ -182,7 +183,7 @@ def _train(
     recorders: list[Recorder] = []  # only the first rank has one
     done = saved = start.step
     ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step, quiet)))
-    sampling = ranks.once(partial(_can_write_samples, quiet))
+    sampling, measuring = ranks.once(partial(_can_sample, quiet))
     if (fault := slow_conv3d(ranks.device)) is not None:
         note(fault, quiet)
     with (
@@ -190,6 +191,7 @@ def _train(
         stop_on_signal(quiet) as stop,
     ):
         before = saved_at = time.monotonic()
+        samples = SampleVideos(job, model, strategy, trainer.batches, stop, measuring, quiet)
         trainer.listen(ReportProgress(trainer.where, watch.tick), StopOnRequest(ranks, stop))
         for result in trainer.run(done, start.partial_iteration):
             done, now = result.step, time.monotonic()
@@ -203,7 +205,8 @@ def _train(
                 saved, saved_at = done, time.monotonic()
             if sampling and (last or done % train.sample_every == 0):
                 with watch.patient(f"sampling videos of step {done}"):
-                    write_samples(job, model, strategy, trainer.batches, done, stop)
+                    sampled = samples.make(done)
+                    ranks.once(partial(_record_samples, recorders, done, sampled))
             counter.take()  # sampling is not training
             before = time.monotonic()
         if done > saved or trainer.partial_iteration is not None:  # asked to stop
@@ -214,13 +217,16 @@ def _train(
     return done
 
 
-def _can_write_samples(quiet: bool) -> bool:
-    """True if sample videos can be encoded; training goes on without them."""
-    problem = why_unusable("imageio_ffmpeg")
-    if problem is not None:
-        name, remedy = distribution("imageio_ffmpeg"), reinstall("imageio_ffmpeg")
-        note(f"no sample videos: the package {name} {problem}; install it again ({remedy})", quiet)
-    return problem is None
+def _can_sample(quiet: bool) -> tuple[bool, bool]:
+    """True if sample videos can be encoded, and if they can be measured; else says why not."""
+    found = []
+    for module, lacks in (("imageio_ffmpeg", "no sample videos"), ("cv2", "samples not measured")):
+        problem = why_unusable(module)
+        if problem is not None:
+            name, remedy = distribution(module), reinstall(module)
+            note(f"{lacks}: the package {name} {problem}; install it again ({remedy})", quiet)
+        found.append(problem is None)
+    return found[0], found[1]
 
 
 def _overdue(train: Train, seconds: float) -> bool:
@@ -232,3 +238,10 @@ def _record(recorders: list[Recorder], line: dict[str, Any], late: bool) -> bool
     for recorder in recorders:
         recorder.record(line)
     return late
+
+
+def _record_samples(recorders: list[Recorder], step: int, sampled: Sampled | None) -> None:
+    if sampled is not None:
+        for recorder in recorders:
+            recorder.extend(step, sampled.line())
+            recorder.add_videos(step, sampled.gifs)

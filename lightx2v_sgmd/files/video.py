@@ -6,6 +6,7 @@ F frames, H height, W width; a video is uint8 RGB ``[F, H, W, 3]``.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +147,28 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
         fps = float(reader.get_meta_data()["fps"])
         frames = np.stack([np.asarray(frame) for frame in reader])
     return frames, fps
+
+
+def small_gif(frames: Frames, fps: float, side: int = 192, most: int = 32) -> bytes:
+    """Makes a small animated GIF of a video, for places that show no mp4.
+
+    Args:
+        frames: ``[F, H, W, 3]``.
+        fps: Frames per second.
+        side: The most pixels of the longer side.
+        most: The most pictures; of a longer video every n-th frame is shown, at the same speed.
+    """
+    from PIL import Image
+
+    every = -(-len(frames) // most)
+    height, width = frames.shape[1:3]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    first, *others = (Image.fromarray(frame).resize(size) for frame in frames[::every])
+    file = io.BytesIO()
+    duration = max(20, round(1000 * every / fps))
+    first.save(file, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
+    return file.getvalue()
 
 
 def contact_sheet(

@@ -202,6 +202,13 @@ class Train:
     checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
     # Iterations between sample videos.
     sample_every: Annotated[int, Field(ge=1, le=10**9)] = 100
+    # Number of sample videos, of the first prompts. Their measures go to metrics.jsonl; the Frechet
+    # distance among them needs two videos, and more of them make it steadier.
+    sample_videos: Annotated[int, Field(ge=1, le=256)] = 4
+    # Steps of the teacher's own sampler for the videos that the samples are compared with. They are
+    # made once, at the first sample videos, in steps * sample_videos * 2 passes of the teacher. 0
+    # makes none, and then there is no Frechet distance.
+    teacher_sample_steps: Annotated[int, Field(ge=0, le=1000)] = 20
     # Number of checkpoints that stay; older ones are deleted.
     keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 2
 

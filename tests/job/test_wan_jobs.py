@@ -153,6 +153,8 @@ def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
         "data.latents": None,
         "train.decay": 0,
         "train.checkpoint_minutes": None,
+        "train.sample_videos": 4,
+        "train.teacher_sample_steps": 20,
         "train.keep_checkpoints": 2,
         "parallel.offload_dir": None,
         "parallel.compile": "auto",

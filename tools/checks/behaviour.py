@@ -42,7 +42,7 @@ EXPORTS = (
 )
 MARK = '"lora bf16": {'
 """A text by which a record is known from other files."""
-NOT_COMPARED = ("seconds", "cpu_seconds", "peak_memory_gib")
+NOT_COMPARED = ("seconds", "sampling_seconds", "cpu_seconds", "peak_memory_gib")
 """Keys of ``metrics.jsonl`` that differ from run to run."""
 
 

@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from distill import distill
 from distill.counting import COUNTS
-from distill.running import recorders
+from distill.running.recorders import Recorder
+from distill.running.samples import SampleVideos
 from distill.running.signals import STOPPING, stop_on_signal
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan import open_wan
@@ -58,7 +59,10 @@ def test_the_run_folder(finished: Job) -> None:
     seen = json.loads((run / "environment.json").read_text())
     assert seen["packages"]["torch"] == torch.__version__ and seen["processes"] == 1
     assert list((run / "tensorboard").iterdir())
-    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step_000003", "step_000006"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        "step_000003",
+        "step_000006",
+    ]
     videos = sorted((run / "samples" / "step_000006").iterdir())
     assert [v.name for v in videos] == ["00.mp4", "01.mp4", "02.mp4", "03.mp4"]
     assert folders(run) == ["step_000004", "step_000006"]
@@ -299,8 +303,8 @@ def test_a_stop_is_seen_within_a_sample(tiny_teacher: Path, tmp_path: Path) -> N
     trainer, forwards = make_trainer(job), []
     student = trainer.strategy.networks[STUDENT]
     student.register_forward_pre_hook(lambda *_: forwards.append(1))
-    arguments = job, open_wan(job.teacher.path), trainer.strategy, trainer.batches, 1
-    recorders.write_samples(*arguments, stop=lambda: len(forwards) >= 2)
+    parts = job, open_wan(job.teacher.path), trainer.strategy, trainer.batches
+    assert SampleVideos(*parts, stop=lambda: len(forwards) >= 2).make(1) is None
     assert len(forwards) == 2 and not job.output.dir.exists()
 
 
@@ -329,15 +333,15 @@ def test_interrupted_and_resumed_in_this_process(
     finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = load_job(finished.output.dir / "job.yaml", [f"output.dir={tmp_path / 'run'}"])
-    record = recorders.Recorder.record
+    record = Recorder.record
 
-    def interrupting(self: recorders.Recorder, line: dict[str, Any]) -> None:
+    def interrupting(self: Recorder, line: dict[str, Any]) -> None:
         record(self, line)
         if line["step"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorders.Recorder, "record", interrupting)
+        patch.setattr(Recorder, "record", interrupting)
         with pytest.raises(KeyboardInterrupt):
             distill(job, quiet=True)
     assert folders(job.output.dir)[-1] == "step_000002"
