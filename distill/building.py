@@ -12,7 +12,7 @@ from distill.data import Batches
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
 from distill.updates import Iteration, updates_done
-from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, open_strategy
@@ -32,7 +32,7 @@ class StartingPoint:
 
 def build_trainer(
     job: Job,
-    model: WanModel,
+    model: Model,
     prompts: list[str],
     latents: LatentFolder | None,
     ranks: Ranks,
@@ -66,11 +66,13 @@ def build_trainer(
         strategy.load(start.checkpoint, updates)
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.num_frames)
-    batches = Batches(job, rows[:-1], rows[-1], shape, ranks, latents, model.interpolant)
+    batches = Batches(
+        job, rows[:-1], rows[-1], shape, ranks, latents, model.interpolant, model.conditioning
+    )
     return Trainer(job, strategy, batches, _pixels(job, model, strategy))
 
 
-def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
+def open_latents(job: Job, model: Model) -> LatentFolder | None:
     """The latents that the method reads, if it does.
 
     Raises:
@@ -95,7 +97,7 @@ def open_latents(job: Job, model: WanModel) -> LatentFolder | None:
     return latents
 
 
-def _pixels(job: Job, model: WanModel, strategy: Strategy) -> PixelFeatures | None:
+def _pixels(job: Job, model: Model, strategy: Strategy) -> PixelFeatures | None:
     """The pixel discriminator's backbone, if the method has one."""
     pixels = job.method.pixel_discriminator
     if pixels is None:
@@ -104,31 +106,31 @@ def _pixels(job: Job, model: WanModel, strategy: Strategy) -> PixelFeatures | No
     return PixelFeatures.load(model, pixels.vision_encoder, strategy.ranks.device, group)
 
 
-def check_embeddings(job: Job, model: WanModel, prompts: list[str]) -> None:
+def check_embeddings(job: Job, model: Model, prompts: list[str]) -> None:
     """Refuses a folder of embeddings that lacks prompts and cannot be written.
 
     Raises:
         UserError: it is such a folder.
     """
     if job.data.embeddings is not None:
-        dtype = text_dtype(job.teacher.dtype)
+        dtype = model.text_dtype(job.teacher.dtype)
         check_fillable(model, _wanted(job, model, prompts), dtype, job.data.embeddings)
 
 
 def _embeddings(
-    job: Job, model: WanModel, prompts: list[str], ranks: Ranks, quiet: bool
+    job: Job, model: Model, prompts: list[str], ranks: Ranks, quiet: bool
 ) -> Sequence[Tensor]:
     """The prompts' embeddings and, last, the negative prompt's."""
-    dtype = text_dtype(job.teacher.dtype)
+    dtype = model.text_dtype(job.teacher.dtype)
     wanted = _wanted(job, model, prompts)
     return encode_prompts(model, wanted, ranks, dtype, job.data.embeddings, quiet)
 
 
-def _wanted(job: Job, model: WanModel, prompts: list[str]) -> list[str]:
+def _wanted(job: Job, model: Model, prompts: list[str]) -> list[str]:
     return [*prompts, model.negative_prompt_for(job.teacher.negative_prompt)]
 
 
-def _worth_folding(model: WanModel, rows: Sequence[Tensor], ranks: Ranks) -> bool:
-    """On a CPU, if the network is wide enough to carry the padding weights (see ``wan``)."""
+def _worth_folding(model: Model, rows: Sequence[Tensor], ranks: Ranks) -> bool:
+    """On a CPU, if the network is wide enough to carry the padding weights (see ``text_rows``)."""
     width = model.width
     return ranks.device.type == "cpu" and longest(rows) + 1 <= width

@@ -7,15 +7,16 @@ batch does not depend on how many processes share it, and a resumed run needs no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.model_folder import shipped_prompts
-from lightx2v_sgmd.families.wan import pad_text
+from lightx2v_sgmd.families.text_rows import text_conditioning
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
@@ -25,7 +26,7 @@ from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.rollout import FreshNoise
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width,
-# S text tokens, D text width
+# S text tokens of a prompt, D text width
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
@@ -60,14 +61,14 @@ def prompts_digest(prompts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this rank, on its device, float32 but the text.
+    """One micro-batch of this rank, on its device, float32 but the conditioning.
 
     Attributes:
         noise: ``[B, C, T, h, w]``, where the rollout starts.
         score_noise: ``[B, C, T, h, w]``, of x_t.
         time: ``[B]``, score times.
-        text: ``[B, S, D]``.
-        negative_text: ``[B, S, D]``, what guidance leads away from.
+        conditioning: Of the prompts.
+        negative: Of the negative prompt, for each sample: what guidance leads away from.
         prompts: Indices of the prompts.
         samples: Indices in the global batch.
         fresh_noise: The noise of the rollout's later steps, by the step's index, for the solver
@@ -78,8 +79,8 @@ class Batch:
     noise: Tensor
     score_noise: Tensor
     time: Tensor
-    text: Tensor
-    negative_text: Tensor
+    conditioning: Conditioning
+    negative: Conditioning
     prompts: tuple[int, ...]
     samples: tuple[int, ...]
     fresh_noise: FreshNoise
@@ -88,7 +89,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """One micro-batch of ODE pairs of this rank, on its device, float32 but the text.
+    """One micro-batch of ODE pairs of this rank, on its device, float32 but the conditioning.
 
     Attributes:
         x0: ``[B, C, T, h, w]``, what the teacher's sampler made of ``noise``.
@@ -97,7 +98,7 @@ class PairBatch:
         discriminator_noise: ``[B, C, T, h, w]``, of the discriminator's input.
         discriminator_time: ``[B]``, its times.
         frames: Indices of the frames that a pixel discriminator sees.
-        text: ``[B, S, D]``.
+        conditioning: Of the pairs' prompts.
         prompts: Indices of the pairs.
         samples: Indices in the global batch.
     """
@@ -108,7 +109,7 @@ class PairBatch:
     discriminator_noise: Tensor
     discriminator_time: Tensor
     frames: tuple[int, ...]
-    text: Tensor
+    conditioning: Conditioning
     prompts: tuple[int, ...]
     samples: tuple[int, ...]
 
@@ -124,6 +125,7 @@ class Batches:
         ranks: Who shares the global batch.
         latents: Latents of the prompts, one for each, for methods that read them.
         interpolant: The networks' path from data to noise, which may have a grid of times.
+        batched: Makes one conditioning of several prompts' embeddings, ``Model.conditioning``.
     """
 
     def __init__(
@@ -135,8 +137,9 @@ class Batches:
         ranks: Ranks,
         latents: LatentFolder | None = None,
         interpolant: Interpolant = FLOW,
+        batched: Callable[[Sequence[Tensor]], Conditioning] = text_conditioning,
     ) -> None:
-        self.interpolant = interpolant
+        self.interpolant, self._batched = interpolant, batched
         self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
         self.latent_shape = latent_shape
@@ -163,13 +166,13 @@ class Batches:
         samples, prompts = self._slice(batch_index, micro)
         u = self._uniform("u", batch_index, samples)
         time = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
-        text, negative_text = self.texts(prompts)
+        conditioning, negative = self.conditioning(prompts)
         return Batch(
             noise=self._noise("noise", batch_index, samples),
             score_noise=self._noise("score_noise", batch_index, samples),
             time=self._time(time),
-            text=text,
-            negative_text=negative_text,
+            conditioning=conditioning,
+            negative=negative,
             prompts=prompts,
             samples=tuple(samples),
             fresh_noise=partial(self._fresh_noise, batch_index, samples),
@@ -198,7 +201,7 @@ class Batches:
             discriminator_noise=self._noise("score_noise", batch_index, samples),
             discriminator_time=self._time(u.clamp(train.sigma_min, train.sigma_max)),
             frames=tuple(sorted(order[:frames].tolist())),
-            text=self.texts(prompts)[0],
+            conditioning=self.conditioning(prompts)[0],
             prompts=prompts,
             samples=tuple(samples),
         )
@@ -224,10 +227,11 @@ class Batches:
         assert self.latents is not None, "the method reads no latents"
         return self.latents.read(name, prompts).to(self.ranks.device)
 
-    def texts(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The prompts' and the negative prompt's rows, padded to one length."""
-        text = pad_text([*(self.rows[p] for p in prompts), self.negative]).to(self.ranks.device)
-        return text[:-1], text[-1:].expand(len(prompts), -1, -1)
+    def conditioning(self, prompts: Sequence[int]) -> tuple[Conditioning, Conditioning]:
+        """That of the prompts, and that of the negative prompt for each; padded to one length."""
+        every = self._batched([*(self.rows[p] for p in prompts), self.negative])
+        every = every.to(self.ranks.device)
+        return every.rows(slice(-1)), every.rows(slice(-1, None)).expanded(len(prompts))
 
     def sample_noise(self, count: int) -> Tensor:
         """``[count, C, T, h, w]`` for sample videos: the same all through the run."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from distill.model_checks import teacher_sources
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan import WanModel, normalized_latents
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
 from lightx2v_sgmd.files.video import check_writable
@@ -64,7 +64,7 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
 
 @torch.no_grad()
 def _encode(
-    model: WanModel,
+    model: Model,
     files: Sequence[Path],
     captions: Sequence[str],
     size: VideoSize,
@@ -92,7 +92,7 @@ def _encode(
                 for file in files[these]:
                     video = _video(file, size)[None].to(device)
                     encoded = vae.encode(video).latent_dist.mode()
-                    latents.append(normalized_latents(vae, encoded).cpu())
+                    latents.append(model.normalized_latents(vae, encoded).cpu())
                 write_shard(out, start // shard, torch.cat(latents), None, captions[these], origin)
             bar.advance(len(files[these]))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.model_folder import model_folder
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import check_adapters
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.rollout import check_solver
 
 
-def check_against_model(job: Job, model: WanModel) -> None:
+def check_against_model(job: Job, model: Model) -> None:
     """Checks what only the model's configuration can tell; loads no weights.
 
     Raises:

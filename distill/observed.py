@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.parallel import (
     DISCRIMINATOR,
@@ -143,19 +144,21 @@ class Observed(Strategy):
         for listener in self.listeners:
             listener.after(event)
 
-    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def predict(self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """See ``Strategy``."""
         with self.event("forward", role):
-            return self.inner.velocity(role, x_t, sigma, text)
+            return self.inner.predict(role, x_t, time, conditioning)
 
-    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> FakeScoreQuery:
+    def fake_score_at(
+        self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> FakeScoreQuery:
         """See ``Strategy``; the query's passes are events."""
-        return _ObservedQuery(self, self.inner.fake_score_at(x0, x_t, sigma, text))
+        return _ObservedQuery(self, self.inner.fake_score_at(x0, x_t, time, conditioning))
 
-    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+    def logits(self, x_t: Tensor, time: Tensor, conditioning: Conditioning, update: bool) -> Tensor:
         """See ``Strategy``."""
         with self.event("heads", DISCRIMINATOR):
-            return self.inner.logits(x_t, sigma, text, update)
+            return self.inner.logits(x_t, time, conditioning, update)
 
     def frame_logits(self, features: Sequence[Tensor], update: bool) -> Tensor:
         """See ``Strategy``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lightx2v_sgmd.families.wan import WanModel, decode_frames, vae_latents
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone
 from lightx2v_sgmd.parallel.sequence import Group, gathered_parts, shared_input
 
@@ -29,21 +29,24 @@ class PixelFeatures:
     frames, too, and gather what the encoder makes of them.
 
     Args:
-        vae: The VAE that decodes.
+        model: The model whose VAE decodes.
+        vae: The VAE.
         vision: The vision encoder.
         group: The ranks that share a video, if there are several.
     """
 
-    def __init__(self, vae: Any, vision: VisionBackbone, group: Group | None = None) -> None:
-        self._vae: Any = vae.eval().requires_grad_(False)
+    def __init__(
+        self, model: Model, vae: Any, vision: VisionBackbone, group: Group | None = None
+    ) -> None:
+        self._model, self._vae = model, vae.eval().requires_grad_(False)
         self._vision, self._group = vision, group
 
     @classmethod
     def load(
-        cls, model: WanModel, path: str, device: torch.device, group: Group | None = None
+        cls, model: Model, path: str, device: torch.device, group: Group | None = None
     ) -> PixelFeatures:
         """Loads a model's VAE and the vision encoder in the folder ``path`` to a device."""
-        return cls(model.load_vae(device=device), VisionBackbone(path, device), group)
+        return cls(model, model.load_vae(device=device), VisionBackbone(path, device), group)
 
     def __call__(self, x0: Tensor, frames: Sequence[int]) -> list[Tensor]:
         """Normalised latents ``[B, C, T, h, w]`` to maps ``[B * len(frames), D, h', w']``."""
@@ -68,7 +71,7 @@ class PixelFeatures:
 
     def decode(self, x0: Tensor, frames: Sequence[int]) -> Tensor:
         """Decodes frames ``[len(frames), 3, H, W]`` of one video, ``[1, C, T, h, w]``."""
-        return decode_frames(self._vae, vae_latents(self._vae, x0), frames)[0]
+        return self._model.decode_frames(self._vae, x0, frames)[0]
 
     def features(self, frame: Tensor) -> list[Tensor]:
         """The encoder's maps ``[1, D, h', w']`` of a frame ``[1, 3, H, W]``."""

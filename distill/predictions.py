@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.data import Batch
+from lightx2v_sgmd.families.conditioning import joined
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.methods import Sample
 from lightx2v_sgmd.parallel import DISCRIMINATOR, STUDENT, TEACHER, Strategy
@@ -19,7 +20,7 @@ from lightx2v_sgmd.schedule import Schedule
 
 def student_x0(strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int) -> Tensor:
     """The student's rollout ``[B, C, T, h, w]``, of which step ``exit_step`` carries gradient."""
-    student = partial(strategy.velocity, STUDENT, text=batch.text)
+    student = partial(strategy.predict, STUDENT, conditioning=batch.conditioning)
     return rollout(
         student,
         batch.noise,
@@ -35,13 +36,13 @@ def teacher_x0(strategy: Strategy, x_t: Tensor, batch: Batch, guidance_scale: fl
 
     It carries gradient if ``x_t`` does.
     """
-    teacher = partial(strategy.velocity, TEACHER)
+    teacher = partial(strategy.predict, TEACHER)
     with torch.set_grad_enabled(x_t.requires_grad):
         if guidance_scale == 1:
-            predicted = teacher(x_t, batch.time, text=batch.text).float()
+            predicted = teacher(x_t, batch.time, batch.conditioning).float()
         else:
-            text = torch.cat([batch.text, batch.negative_text])
-            both = teacher(torch.cat([x_t, x_t]), batch.time.repeat(2), text=text).float()
+            conditioning = joined([batch.conditioning, batch.negative])
+            both = teacher(torch.cat([x_t, x_t]), batch.time.repeat(2), conditioning).float()
             cond, uncond = both.chunk(2)
             predicted = guide(cond, uncond, guidance_scale)
         return strategy.interpolant.x0(x_t, predicted, batch.time)
@@ -72,8 +73,8 @@ def loss_sample(
     if update is not None and DISCRIMINATOR in strategy.trained:
 
         def discriminate(x: Tensor, time: Tensor) -> Tensor:
-            text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
-            return strategy.logits(x, time, text, update)
+            conditioning = batch.conditioning.repeated(len(x) // len(x0))
+            return strategy.logits(x, time, conditioning, update)
 
     return Sample(
         x0=x0,

@@ -32,7 +32,7 @@ def add_pair_gradients(
     pixels = method.pixel_discriminator
     batch = trainer.batches.pair_batch(batch_index, micro, pixels.frames if pixels else 0)
     x_t = strategy.interpolant.add_noise(batch.x0, batch.noise, batch.time)
-    predicted = strategy.velocity(STUDENT, x_t, batch.time, batch.text).float()
+    predicted = strategy.predict(STUDENT, x_t, batch.time, batch.conditioning).float()
     x0 = strategy.interpolant.x0(x_t, predicted, batch.time)
 
     to_x0 = _generator_gradient(trainer, method, batch, x0)
@@ -87,8 +87,8 @@ def _sample(trainer: Trainer, batch: PairBatch, x0: Tensor, update: bool) -> Pai
     strategy, pixels = trainer.strategy, trainer.pixels
 
     def discriminate(x: Tensor, time: Tensor) -> Tensor:
-        text = batch.text.repeat(len(x) // len(batch.text), 1, 1)
-        return strategy.logits(x, time, text, update)
+        conditioning = batch.conditioning.repeated(len(x) // len(x0))
+        return strategy.logits(x, time, conditioning, update)
 
     def discriminate_pixels(x0: Tensor) -> Tensor:
         assert pixels is not None, "there is no pixel discriminator"

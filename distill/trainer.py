@@ -174,7 +174,7 @@ class Trainer:
 
         # The generator's loss depends on the student through x0 and x_t only. Its gradient there,
         # carried back by a second scalar, keeps the networks' backward passes apart.
-        query = strategy.fake_score_at(x0, x_t, time, batch.text)
+        query = strategy.fake_score_at(x0, x_t, time, batch.conditioning)
         to_x0, to_x_t = query.generator_gradient(generator_loss, method.through_fake_score)
         trained = [STUDENT]
         if not method.fresh_rollouts:
@@ -212,7 +212,7 @@ class Trainer:
             sample = loss_sample(self.strategy, batch, x0, x_t, predicted, None)
             return self.losses.total(method.fake_score_losses(sample), batch)
 
-        self.strategy.fake_score_at(x0, x_t, batch.time, batch.text).backward(loss)
+        self.strategy.fake_score_at(x0, x_t, batch.time, batch.conditioning).backward(loss)
         return (FAKE_SCORE,)
 
     def _guidance(self, iteration: int) -> float:

@@ -9,12 +9,12 @@ from typing import Final
 
 from infer.network.lora import check_loras, lora_schedule
 from infer.options import Lora
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.inspection import lora_at
 from lightx2v_sgmd.families.model_folder import model_folder
-from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
+from lightx2v_sgmd.families.opening import BUNDLED, WEIGHT_FILES, open_model
 from lightx2v_sgmd.families.wan_original import transformer_prefix
-from lightx2v_sgmd.families.wan_variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.safetensors_files import (
@@ -53,7 +53,7 @@ _NOT_RUN: Final = {
 class Checked:
     """A folder of weights that is whole and fits this engine."""
 
-    model: WanModel
+    model: Model
     manifest: Manifest | None
     schedule: Schedule
 
@@ -138,7 +138,7 @@ def check_student(
                 "give bf16, fp16, fp32 or fp8 weights"
             )
     expected = model.transformer_shapes()
-    refuse_variant(header, expected, str(_where(header)))
+    model.refuse_variant(header, expected, str(_where(header)))
     check_keys(header, expected, str(_where(header)))
     _say_how_read(weights, quiet)
     check_loras(loras, expected, skip_image_layers, quiet)
@@ -184,7 +184,7 @@ def wanted_size(
     return size[0], size[1], size[2]
 
 
-def _open(path: Path, base: str | Path | None) -> WanModel:
+def _open(path: Path, base: str | Path | None) -> Model:
     """Looks at the model, after what is most often given in its place."""
     wrote = "give a folder that `lightx2v-sgmd export` wrote"
     if not path.exists() and known_transformer_config(str(path)) is None:
@@ -212,7 +212,7 @@ def _open(path: Path, base: str | Path | None) -> WanModel:
         remedy = f"; give its base model as --weights, and add --lora {path}"
         raise UserError(f"{path}: is {kind}{remedy if kind == 'a LoRA' else ''}")
     try:
-        return open_wan(path, base or _teacher_of_export(path))
+        return open_model(path, base or _teacher_of_export(path))
     except UserError as error:
         pickles = sorted(p for p in path.glob("*") if p.suffix in PICKLE_SUFFIXES)
         if pickles and not (path / "config.json").exists():  # as a folder of the release has

@@ -27,7 +27,7 @@ from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
 from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Tiling, decode_stream, videos_at_once
-from lightx2v_sgmd.families.wan import WanModel, fold_text_padding, pad_text, velocity
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
@@ -75,7 +75,7 @@ class Student:
             return load_network(self.model, self.plan, self.ranks, self.quiet)
 
     @property
-    def model(self) -> WanModel:
+    def model(self) -> Model:
         """The model that the student runs as: its configuration and its parts."""
         return self.checked.model
 
@@ -155,14 +155,16 @@ class Student:
         """
         shape = self.latent_shape(*size)
         noise = torch.stack([self.noise(seed, shape) for seed in seeds])
-        text = pad_text(rows)
-        network = self.network_for(text.shape[1])
+        conditioning = self.model.conditioning(rows)
+        text_rows = conditioning["text"].shape[1]
+        network = self.network_for(text_rows)
         if self.plan.compile:
-            text = torch.nn.functional.pad(text, (0, 0, 0, -text.shape[1] % _TEXT_ROWS))
-        text = text.to(self.device)
+            padding = (0, 0, 0, -text_rows % _TEXT_ROWS)
+            conditioning = conditioning.map(lambda rows: torch.nn.functional.pad(rows, padding))
+        conditioning = conditioning.to(self.device)
         with self._memory_explained(size, len(seeds), "denoising"):
             x0 = rollout(
-                lambda x_t, sigma: velocity(network, x_t, sigma, text),
+                lambda x_t, time: self.model.predict(network, x_t, time, conditioning),
                 noise.to(self.device),
                 self.schedule,
                 on_step=on_step,
@@ -182,7 +184,7 @@ class Student:
         if self.plan.compile:
             text_rows += _TEXT_ROWS
         if text_rows <= self.model.width:
-            fold_text_padding(self.transformer)
+            self.model.fold_text_padding(self.transformer)
         elif getattr(self.transformer, "text_padding_is_folded", False):
             self.parts.drop(NETWORK)
         return self.transformer
@@ -218,7 +220,8 @@ class Student:
     def _decode(self, latents: Tensor) -> Iterator[Frames]:
         """Chunks ``[B, F, H, W, 3]``."""
         height, width = self._pixels(latents)
-        size = (height, width, 4 * latents.shape[2] - 3)
+        rules = self.model.size_rules
+        size = (height, width, rules.temporal * (latents.shape[2] - 1) + 1)
         tiling = Tiling() if self.plan.memory_mode.tile_vae else None
         share = share_tiles(self.ranks)
         tiles = tiling.count(height, width) if tiling is not None and share is not None else 1
@@ -232,7 +235,7 @@ class Student:
 
     def _pixels(self, latents: Tensor) -> tuple[int, int]:
         """Height and width of the frames."""
-        ratio = int(self.model.vae_config.get("scale_factor_spatial", 8))
+        ratio = self.model.size_rules.spatial
         return latents.shape[-2] * ratio, latents.shape[-1] * ratio
 
     # A str is a sequence of str, too; the first signature is the one that counts for it.

@@ -9,7 +9,7 @@ import torch
 
 from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
 from infer.options import Dtype, Options, Quantize
-from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files import dtypes
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -47,7 +47,7 @@ class EnginePlan:
 
 
 def make_plan(
-    model: WanModel,
+    model: Model,
     options: Options,
     size: tuple[int, int, int] | None,
     batch: int = 1,
@@ -72,7 +72,7 @@ def make_plan(
     together = 1 if ranks is None else ranks.size
     default = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = default if options.dtype is None else torch_dtype(options.dtype)
-    head_dim = int(model.transformer_config["attention_head_dim"])
+    head_dim = model.head_dim
     kernel = kernels.choose(options.attention, device, dtype, head_dim)
     _check_quantize(options, device)
     if options.offload and device.type != "cuda":
@@ -102,7 +102,7 @@ def make_plan(
         options,
         device,
         dtype,
-        text_dtype(teacher_dtype or dtype),
+        model.text_dtype(teacher_dtype or dtype),
         kernel,
         memory_mode,
         compiled,
@@ -191,7 +191,7 @@ def _limit(options: Options, device: torch.device) -> float | None:
 
 
 def out_of_memory(
-    model: WanModel, plan: EnginePlan, size: tuple[int, int, int], batch: int, where: str
+    model: Model, plan: EnginePlan, size: tuple[int, int, int], batch: int, where: str
 ) -> UserError:
     """The error when memory runs out: how much was needed, and what would fit."""
     work = Workload(

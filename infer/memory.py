@@ -23,7 +23,7 @@ import torch
 from infer.options import Quantize
 from infer.vae.decoding import FRAMES_AT_ONCE, Tiling
 from infer.vae.memory import decode_gib
-from lightx2v_sgmd.families.wan import WanModel, text_dtype
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
@@ -112,7 +112,7 @@ class Workload:
             it, otherwise in the network's.
     """
 
-    model: WanModel
+    model: Model
     height: int
     width: int
     num_frames: int
@@ -123,7 +123,7 @@ class Workload:
     teacher_dtype: str | None = None
 
 
-def sizes_of(model: WanModel) -> Sizes:
+def sizes_of(model: Model) -> Sizes:
     """Counts a model's parameters on the meta device."""
     return _sizes(
         json.dumps(model.transformer_config, sort_keys=True),
@@ -155,7 +155,7 @@ def _count(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _text_config(model: WanModel) -> dict[str, Any]:
+def _text_config(model: Model) -> dict[str, Any]:
     saved = model.expected_text_encoder_config()
     return {key: saved[key] for key in _TEXT_SIZES if key in saved}
 
@@ -191,7 +191,7 @@ def needed_gib(work: Workload, memory_mode: MemoryMode) -> dict[str, float]:
 
 def _text_bytes(work: Workload, each: int) -> int:
     """Bytes of a number in the text encoder."""
-    return text_dtype(work.teacher_dtype).itemsize if work.teacher_dtype else each
+    return work.model.text_dtype(work.teacher_dtype).itemsize if work.teacher_dtype else each
 
 
 def _changing(sizes: Sizes, memory_mode: MemoryMode, each: int) -> float:

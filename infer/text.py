@@ -17,7 +17,8 @@ from torch import Tensor
 
 from infer.network.load_progress import encoder_bar
 from infer.network.offload import PartSwitcher
-from lightx2v_sgmd.families.wan import TextEncoder, WanModel
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.quiet import no_library_bars
@@ -39,7 +40,7 @@ class Texts:
     Args:
         model: The model whose encoder is used.
         device: The device of the encoder.
-        dtype: The precision of the encoder, from ``text_dtype``.
+        dtype: The precision of the encoder, from ``Model.text_dtype``.
         cache: A folder of cached embeddings; None to store nothing.
         parts: Holds the encoder; other parts may have to leave the device for it.
         quiet: True to show no progress bar while the encoder is loaded.
@@ -47,7 +48,7 @@ class Texts:
 
     def __init__(
         self,
-        model: WanModel,
+        model: Model,
         device: torch.device,
         dtype: torch.dtype,
         cache: Path | None = None,

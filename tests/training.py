@@ -16,6 +16,7 @@ from distill import distill
 from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import STEMS, student_files
@@ -50,9 +51,11 @@ def job_file(teacher: Path, folder: Path) -> Path:
     return folder / "job.yaml"
 
 
-def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") -> Trainer:
+def make_trainer(
+    job: Job, ranks: Ranks | None = None, strategy: str = "local", model: Model | None = None
+) -> Trainer:
     ranks = ranks or Ranks()
-    model = open_teacher(job.teacher)
+    model = model or open_teacher(job.teacher)
     *rows, negative = encode_prompts(
         model,
         [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)],
@@ -63,7 +66,9 @@ def make_trainer(job: Job, ranks: Ranks | None = None, strategy: str = "local") 
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
     networks = open_strategy(strategy, model, StrategySettings.of(job), ranks, fold_text=folded)
-    return Trainer(job, networks, Batches(job, rows, negative, shape, ranks))
+    return Trainer(
+        job, networks, Batches(job, rows, negative, shape, ranks, None, model.interpolant)
+    )
 
 
 def train(job: Job, ranks: int = 1) -> Path:

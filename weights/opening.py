@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.inspection import lora_at
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import (
     FILE_NAME,
@@ -75,7 +75,7 @@ def open_source(
     return ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
 
 
-def _about(job: Job, step: int, averaged: bool, model: WanModel) -> Manifest:
+def _about(job: Job, step: int, averaged: bool, model: Model) -> Manifest:
     method = parse_value(job.to_yaml(), "the job")["method"]
     return Manifest(
         method={"name": method.pop("name"), "options": method},

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.pixels import PixelFeatures, frames_per_rank
 from distill.planning.metering import MemoryMeter, Pass, fused_attention, prepare_pass
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import PixelDiscriminator
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone
 from lightx2v_sgmd.parallel.base import HeadSettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
-from lightx2v_sgmd.untrusted.building import build_vae
 
 # B batch, C channels, T latent frames, h, w latent height and width
 
@@ -68,7 +65,7 @@ class DiscriminatorMeter:
         model: The teacher, whose blocks the heads read and whose VAE decodes.
     """
 
-    def __init__(self, model: WanModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self._heads: dict[object, HeadsMemory] = {}
 
@@ -77,9 +74,8 @@ class DiscriminatorMeter:
         settings = _settings(job)
         if settings is None:
             return {}
-        network = SimpleNamespace(config=SimpleNamespace(**self.model.transformer_config))
         with torch.device("meta"):
-            roles = build_heads(network, settings)
+            roles = build_heads(self.model, settings)
         return {role: [p.numel() for p in heads.parameters()] for role, heads in roles.items()}
 
     def heads(self, job: Job, what: Pass) -> HeadsMemory:
@@ -98,10 +94,10 @@ class DiscriminatorMeter:
         pixels = job.method.pixel_discriminator
         if pixels is None:
             return None
-        config = _VaeConfig(repr(sorted(self.model.vae_config.items())), self.model.vae_config)
+        vae = _Vae(repr(sorted(self.model.vae_config.items())), self.model)
         videos = (job.train.micro_batch, *latents)
         degree = job.parallel.sequence
-        return _pixel_cost(config, videos, job.video.num_frames, pixels, degree)
+        return _pixel_cost(vae, videos, job.video.num_frames, pixels, degree)
 
 
 def _settings(job: Job) -> HeadSettings | None:
@@ -114,7 +110,7 @@ def _settings(job: Job) -> HeadSettings | None:
 
 
 def meter_heads(
-    model: WanModel, what: Pass, settings: HeadSettings, dtype: torch.dtype
+    model: Model, what: Pass, settings: HeadSettings, dtype: torch.dtype
 ) -> HeadsMemory:
     """Meters the heads with the blocks that they read; every head adds as much as the one before.
 
@@ -124,7 +120,7 @@ def meter_heads(
         settings: The heads.
         dtype: The heads' precision.
     """
-    layers, every = int(model.transformer_config["num_layers"]), settings.every
+    layers, every = model.num_blocks, settings.every
     count = max(1, layers // every)
     if count <= 3:
         return _heads(model, what, settings, dtype, layers)
@@ -138,25 +134,26 @@ def meter_heads(
 
 
 def _heads(
-    model: WanModel, what: Pass, settings: HeadSettings, dtype: torch.dtype, layers: int
+    model: Model, what: Pass, settings: HeadSettings, dtype: torch.dtype, layers: int
 ) -> HeadsMemory:
     network, run, x_t = prepare_pass(model, what, layers)
     network.requires_grad_(False)
     twice, run_twice, pair = prepare_pass(model, replace(what, batch=2 * what.batch), layers)
     twice.requires_grad_(False)
     with torch.device("meta"):
-        heads = next(iter(build_heads(network, settings).values())).to(dtype)
+        heads = next(iter(build_heads(model.with_blocks(layers), settings).values()))
+        heads = heads.to(dtype)
     x_t.requires_grad_()
     meter = MemoryMeter()
     with fused_attention(), meter:
-        logits = heads(backbone_features(network, lambda: run(x_t), x_t, settings))
+        logits = heads(backbone_features(model, network, lambda: run(x_t), x_t, settings))
         torch.autograd.grad(logits.sum(), x_t)
         del logits
     generator = meter.peak
     meter = MemoryMeter()
     with fused_attention(), meter:
         with torch.no_grad():
-            features = backbone_features(twice, lambda: run_twice(pair), pair, settings)
+            features = backbone_features(model, twice, lambda: run_twice(pair), pair, settings)
         logits = heads(features)
         logits.sum().backward()
         del logits, features
@@ -164,31 +161,29 @@ def _heads(
 
 
 @dataclass(frozen=True)
-class _VaeConfig:
-    """The arguments of a VAE, which are told apart by their text."""
+class _Vae:
+    """A model's VAE; the text of its arguments tells it from others."""
 
     text: str
-    arguments: dict[str, Any] = field(compare=False)
+    model: Model = field(compare=False)
 
 
 @lru_cache(maxsize=8)
 def _pixel_cost(
-    vae_config: _VaeConfig,
+    vae: _Vae,
     latents: tuple[int, ...],
     num_frames: int,
     pixels: PixelDiscriminator,
     degree: int,
 ) -> PixelCost:
     """The cost with the frames that need most, the last ones; models share their VAE."""
-    with torch.device("meta"):
-        vae = build_vae(vae_config.arguments)
     last = min(pixels.frames, num_frames)
     frames = range(num_frames - frames_per_rank(last, degree), num_frames)
-    return meter_pixels(vae, VisionBackbone.planned(pixels.vision_encoder), latents, frames)
+    return meter_pixels(vae.model, VisionBackbone.planned(pixels.vision_encoder), latents, frames)
 
 
 def meter_pixels(
-    vae: Any, vision: VisionBackbone, latents: tuple[int, ...], frames: Sequence[int]
+    model: Model, vision: VisionBackbone, latents: tuple[int, ...], frames: Sequence[int]
 ) -> PixelCost:
     """Meters the decoding of frames and the vision encoder.
 
@@ -196,12 +191,14 @@ def meter_pixels(
     peak, operations grow evenly, and each frame leaves itself and what the encoder makes of it.
 
     Args:
-        vae: The VAE, on the meta device.
+        model: The model whose VAE decodes.
         vision: The encoder, on the meta device.
         latents: ``(B, C, T, h, w)`` of the student's videos.
         frames: Indices of the frames, rising.
     """
-    pixels = PixelFeatures(vae, vision)
+    with torch.device("meta"):
+        vae = model.build_vae()
+    pixels = PixelFeatures(model, vae, vision)
     weights = sum(4 * p.numel() for each in (vae, vision.network) for p in each.parameters())
     videos, count = latents[0], len(frames)
     with torch.device("meta"):

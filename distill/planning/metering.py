@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distill.planning.metered_passes import MeteredPasses
-from lightx2v_sgmd.families.wan import WanModel, stays_float32, velocity
+from lightx2v_sgmd.families.base import Model, stays_float32
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.job.schema import Lora
 from lightx2v_sgmd.networks.adapters import add_adapters
 from lightx2v_sgmd.networks.compiled_passes import use_passes
 from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
 from lightx2v_sgmd.parallel.sequence import enable_sequence_parallel
-from lightx2v_sgmd.untrusted.building import build_vae
 
 # B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
 
@@ -169,29 +169,29 @@ class Pass:
     fp8_storage: bool = False
 
 
-def meter_pass(model: WanModel, what: Pass) -> PassMemory:
+def meter_pass(model: Model, what: Pass) -> PassMemory:
     """Meters a forward, and a forward with backward, of a network.
 
     All blocks are alike, so three and four of them tell what any number needs. Only with gradients
     that stay must all of them run: then the peak may be at either end of the backward pass.
     """
-    layers = int(model.transformer_config["num_layers"])
+    layers = model.num_blocks
     if what.keeping or layers <= 4:
         return PassMemory(**_meter(model, what, layers))
     few, more = _meter(model, what, 3), _meter(model, what, 4)
     return PassMemory(**{name: few[name] + (layers - 3) * (more[name] - few[name]) for name in few})
 
 
-def meter_forward(model: WanModel, what: Pass) -> int:
+def meter_forward(model: Model, what: Pass) -> int:
     """Meters a forward pass without gradients, as ``meter_pass`` does, and no backward pass."""
-    layers = int(model.transformer_config["num_layers"])
+    layers = model.num_blocks
     if layers <= 4:
         return _forward(*prepare_pass(model, what, layers)[1:])
     few, more = (_forward(*prepare_pass(model, what, count)[1:]) for count in (3, 4))
     return few + (layers - 3) * (more - few)
 
 
-def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
+def _meter(model: Model, what: Pass, layers: int) -> dict[str, int]:
     network, run, x_t = prepare_pass(model, what, layers)
     found = {"forward": _forward(run, x_t)}
     found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
@@ -202,15 +202,15 @@ def _meter(model: WanModel, what: Pass, layers: int) -> dict[str, int]:
 
 
 def prepare_pass(
-    model: WanModel, what: Pass, layers: int
+    model: Model, what: Pass, layers: int
 ) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
     """Builds a network of so many blocks, its pass and the pass's input, all without data."""
-    shortened = replace(model, transformer_config=model.transformer_config | {"num_layers": layers})
     with torch.device("meta"):
-        network = shortened.build_transformer()
+        network = model.with_blocks(layers).build_transformer()
         x_t = torch.empty(what.batch, *what.latents)
-        sigma = torch.empty(what.batch)
+        time = torch.empty(what.batch)
         text = torch.empty(what.batch, what.text_rows, model.text_dim)
+    conditioning = Conditioning({"text": text})
     kept = stays_float32(network)
     for name, p in network.named_parameters():
         p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
@@ -220,13 +220,13 @@ def prepare_pass(
     if what.adapters is not None:
         add_adapters(network, what.adapters, 0, what.dtype)
     enable_sequence_parallel(network, PlannedGroup(what.degree))
-    network.text_padding_is_folded = True  # or ``velocity`` would add rows
+    network.text_padding_is_folded = True  # or ``predict`` would add rows
     enable_checkpointing(network, what.checkpointing)
     if what.compiled:
         use_passes(network, MeteredPasses())
 
     def run(x_t: Tensor) -> Tensor:
-        return velocity(network, x_t, sigma, text)
+        return model.predict(network, x_t, time, conditioning)
 
     return network, run, x_t
 
@@ -261,7 +261,7 @@ def _training(
     return kept, meter.peak
 
 
-def meter_decoding(model: WanModel, latents: tuple[int, int, int, int]) -> int:
+def meter_decoding(model: Model, latents: tuple[int, int, int, int]) -> int:
     """Peak of a model's float32 VAE while it decodes one video, weights included.
 
     The VAE decodes one latent frame after the other, so the first ones tell what many need: each
@@ -278,10 +278,10 @@ def meter_decoding(model: WanModel, latents: tuple[int, int, int, int]) -> int:
     return peak + (frames - few) * (4 * channels * height * width + 2 * (pixels - fewer_pixels))
 
 
-def _decode(model: WanModel, latents: tuple[int, int, int, int]) -> tuple[int, int]:
+def _decode(model: Model, latents: tuple[int, int, int, int]) -> tuple[int, int]:
     """Peak of a VAE that decodes one video, weights included, and the bytes of the video."""
     with torch.device("meta"):
-        vae = build_vae(model.vae_config).eval()
+        vae = model.build_vae().eval()
         x0 = torch.empty(1, *latents)
     weights: int = sum(4 * p.numel() for p in vae.parameters())
     meter = MemoryMeter()

@@ -10,7 +10,8 @@ from torch import nn
 
 from distill.planning.discriminators import DiscriminatorMeter
 from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
-from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job, Lora
 from lightx2v_sgmd.networks.adapters import trained_shapes
@@ -45,7 +46,7 @@ class ModelMeter:
         on_gpu: True if runs would be on GPUs, where ``parallel.compile: auto`` compiles.
     """
 
-    def __init__(self, model: WanModel, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
+    def __init__(self, model: Model, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
         self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
         self._passes: dict[Pass, PassMemory] = {}
         self._forwards: dict[Pass, int] = {}
@@ -137,7 +138,7 @@ class ModelMeter:
         return self._decoding[latents]
 
 
-def _text_encoder_weights(model: WanModel) -> int:
+def _text_encoder_weights(model: Model) -> int:
     """Numbers in the text encoder."""
     with torch.device("meta"):
         encoder = build_text_encoder(model.expected_text_encoder_config())

@@ -18,7 +18,7 @@ from distill.planning.plan import (
     make_plan,
     total_gib,
 )
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel.sequence import sequence_degrees
 from lightx2v_sgmd.system.errors import UserError
@@ -27,7 +27,7 @@ MORE_GPUS = 1024
 """Largest number that is tried when a job does not fit."""
 
 
-def check_possible(job: Job, model: WanModel, machine: Machine, meter: ModelMeter) -> None:
+def check_possible(job: Job, model: Model, machine: Machine, meter: ModelMeter) -> None:
     """Refuses a job that is far too large for any layout, before activations are metered.
 
     Raises:
@@ -45,7 +45,7 @@ def check_possible(job: Job, model: WanModel, machine: Machine, meter: ModelMete
         )
 
 
-def check_plan(plan: JobPlan, model: WanModel, meter: ModelMeter) -> None:
+def check_plan(plan: JobPlan, model: Model, meter: ModelMeter) -> None:
     """Refuses a plan that does not fit.
 
     Raises:
@@ -77,7 +77,7 @@ def check_plan(plan: JobPlan, model: WanModel, meter: ModelMeter) -> None:
 
 
 def _nearest(
-    plan: JobPlan, model: WanModel, meter: ModelMeter
+    plan: JobPlan, model: Model, meter: ModelMeter
 ) -> tuple[list[tuple[list[str], JobPlan]], Memory | None, float]:
     """Finds the nearest changes that fit, on these GPUs and on more.
 
@@ -129,9 +129,7 @@ def _in_words(change: list[str], other: JobPlan, plan: JobPlan) -> str:
     return f"{' '.join(change)} ({', '.join(needs)})"
 
 
-def _changes(
-    job: Job, machine: Machine, model: WanModel
-) -> Iterator[tuple[list[str], Job, Machine]]:
+def _changes(job: Job, machine: Machine, model: Model) -> Iterator[tuple[list[str], Job, Machine]]:
     """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
     layout = job.parallel
     checkpointing = list(CHECKPOINTING.values())  # the fastest first

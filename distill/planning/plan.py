@@ -21,7 +21,7 @@ from distill.planning.flops import (
 from distill.planning.memory import Memory, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.running.saving import checkpoint_copies
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import file_count
 from lightx2v_sgmd.job.schema import Job
@@ -194,9 +194,7 @@ def _gib(parts: dict[str, int]) -> dict[str, float]:
     return {name: value / GIB for name, value in parts.items() if value}
 
 
-def make_plan(
-    job: Job, model: WanModel, machine: Machine, meter: ModelMeter | None = None
-) -> JobPlan:
+def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None = None) -> JobPlan:
     """Plans a job on a machine, whether it fits or not.
 
     Args:
@@ -273,7 +271,7 @@ def _preemption(job: Job, machine: Machine, meter: ModelMeter, forward: Operatio
     )
 
 
-def check_layout(job: Job, model: WanModel, machine: Machine) -> None:
+def check_layout(job: Job, model: Model, machine: Machine) -> None:
     """Raises ``UserError`` for a layout that cannot run, whatever the memory."""
     gpus, node = machine.gpus, machine.node_gpus
     if job.parallel.strategy == "local" and gpus != 1:

@@ -27,8 +27,8 @@ from distill.running.samples import Sampled, SampleVideos
 from distill.running.saving import Saver, check_space, checkpoint_parts
 from distill.running.signals import stop_on_signal
 from distill.trainer import Trainer
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job, Train
 from lightx2v_sgmd.outputs import OutputLock
@@ -91,7 +91,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
 
 def _run(
     job: Job,
-    model: WanModel,
+    model: Model,
     prompts: list[str],
     latents: LatentFolder | None,
     ranks: Ranks,
@@ -145,7 +145,7 @@ def _watching(watch: Watch) -> Iterator[None]:
 
 def _prepare(
     job: Job,
-    model: WanModel,
+    model: Model,
     prompts: list[str],
     state: dict[str, Any],
     ranks: Ranks,
@@ -169,7 +169,7 @@ def _prepare(
 
 def _train(
     job: Job,
-    model: WanModel,
+    model: Model,
     trainer: Trainer,
     saver: Saver,
     start: StartingPoint,

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from distill.data import Batches
 from distill.observed import Stopped
-from lightx2v_sgmd.families.wan import WanModel, decode_latents
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import joined
 from lightx2v_sgmd.files.video import small_gif, write_video
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.job.schema import Job
@@ -99,7 +100,7 @@ class SampleVideos:
     def __init__(
         self,
         job: Job,
-        model: WanModel,
+        model: Model,
         strategy: Strategy,
         batches: Batches,
         stop: Callable[[], bool] = lambda: False,
@@ -136,12 +137,13 @@ class SampleVideos:
 
     def _student_latents(self) -> list[Tensor]:
         noise, fresh = self.batches.sample_noise(self.count), self.batches.sample_fresh_noise
-        text, _ = self.batches.texts(range(self.count))
+        conditioning, _ = self.batches.conditioning(range(self.count))
         latents = []
         with self.strategy.averaged_student():
             self._check_stop()
             for i in range(self.count):
-                student = partial(self.strategy.velocity, STUDENT, text=text[i : i + 1])
+                one = conditioning.rows(slice(i, i + 1))
+                student = partial(self.strategy.predict, STUDENT, conditioning=one)
                 made = rollout(
                     student,
                     noise[i : i + 1],
@@ -180,37 +182,38 @@ class SampleVideos:
             self.quiet,
         )
         noise, latents = self.batches.sample_noise(self.count), []
-        text, negative = self.batches.texts(range(self.count))
+        conditioning, negative = self.batches.conditioning(range(self.count))
 
-        def velocity(i: int, x_t: Tensor, sigma: Tensor) -> Tensor:
+        def predict(i: int, x_t: Tensor, time: Tensor) -> Tensor:
             self._check_stop()
+            one = slice(i, i + 1)
             if scale == 1:
-                return self.strategy.velocity(TEACHER, x_t, sigma, text[i : i + 1])
-            both = torch.cat([text[i : i + 1], negative[i : i + 1]])
-            twice = self.strategy.velocity(TEACHER, torch.cat([x_t, x_t]), sigma.repeat(2), both)
+                return self.strategy.predict(TEACHER, x_t, time, conditioning.rows(one))
+            both = joined([conditioning.rows(one), negative.rows(one)])
+            twice = self.strategy.predict(TEACHER, torch.cat([x_t, x_t]), time.repeat(2), both)
             cond, uncond = twice.float().chunk(2)
             return guide(cond, uncond, scale)
 
         for i in range(self.count):
             start = noise[i : i + 1]
             if isinstance(solver, UniPC):
-                latents.append(solver.run(partial(velocity, i), start))
+                latents.append(solver.run(partial(predict, i), start))
             else:
                 path = self.strategy.interpolant
-                latents.append(rollout(partial(velocity, i), start, solver, interpolant=path))
+                latents.append(rollout(partial(predict, i), start, solver, interpolant=path))
         return latents
 
     def _features(self, latents: Sequence[Tensor]) -> list[list[float]]:
         """The features of each video; a collective."""
         from lightx2v_sgmd.measures.network_features import middle_features
 
-        _, negative = self.batches.texts(range(self.count))
+        _, negative = self.batches.conditioning(range(self.count))
         network = self.strategy.networks[TEACHER]
         path = self.strategy.interpolant
 
-        def run(x_t: Tensor, sigma: Tensor) -> Tensor:
+        def run(x_t: Tensor, time: Tensor) -> Tensor:
             self._check_stop()
-            return self.strategy.velocity(TEACHER, x_t, sigma, negative[:1])
+            return self.strategy.predict(TEACHER, x_t, time, negative.rows(slice(1)))
 
         # All of the pass, since sharded networks count on it.
         found = [middle_features(network, run, x0, path, whole_pass=True) for x0 in latents]
@@ -239,7 +242,7 @@ class SampleVideos:
         for index, latent in enumerate(latents):
             if self.stop():
                 return None
-            frames = decode_latents(vae, latent)[0].cpu().numpy()
+            frames = self.model.decode_latents(vae, latent)[0].cpu().numpy()
             try:
                 with self._written.appearing(f"{folder}/{index:02d}.mp4") as path:
                     write_video(frames, path, self.model.fps)

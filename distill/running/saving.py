@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.updates import Iteration
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files import student_weights
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
@@ -216,7 +216,7 @@ def checkpoint_copies(job: Job) -> dict[str, tuple[int, int]]:
     return copies
 
 
-def checkpoint_parts(job: Job, model: WanModel) -> tuple[int, int]:
+def checkpoint_parts(job: Job, model: Model) -> tuple[int, int]:
     """Computes a checkpoint's bytes in files of whole weights and in slices.
 
     They are exact to a percent; a discriminator's heads are less than that.

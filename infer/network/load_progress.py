@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Final
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.system.console import Bar, progress
 
 _SHOWN_FROM: Final = 5 * 10**8
 """Parts of fewer parameters are loaded before anybody has read a line about it."""
 
 
-def network_bar(model: WanModel, quiet: bool) -> AbstractContextManager[Bar]:
+def network_bar(model: Model, quiet: bool) -> AbstractContextManager[Bar]:
     """A bar for loading the transformer, one step for each block and one for the rest."""
     config = model.transformer_config
     layers = int(config["num_layers"])
@@ -21,7 +21,7 @@ def network_bar(model: WanModel, quiet: bool) -> AbstractContextManager[Bar]:
     return progress(1 + layers, "loading the network", quiet or parameters < _SHOWN_FROM)
 
 
-def encoder_bar(model: WanModel, quiet: bool) -> AbstractContextManager[Bar]:
+def encoder_bar(model: Model, quiet: bool) -> AbstractContextManager[Bar]:
     """The same for the text encoder."""
     config = model.expected_text_encoder_config()
     layers, vocabulary = int(config["num_layers"]), int(config["vocab_size"])

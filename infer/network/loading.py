@@ -17,8 +17,8 @@ from infer.network.fused_products import fuse_products
 from infer.network.load_progress import network_bar
 from infer.network.lora import add_loras
 from infer.network.offload import HostWeights
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.lora_updates import LoraUpdates
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.networks import compiling
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes
@@ -31,7 +31,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
 
 
-def load_network(model: WanModel, plan: EnginePlan, ranks: Ranks, quiet: bool = True) -> Any:
+def load_network(model: Model, plan: EnginePlan, ranks: Ranks, quiet: bool = True) -> Any:
     """Loads the transformer and prepares it; nothing of it needs gradients.
 
     With several ranks it is one network, whose tokens they share.
@@ -67,7 +67,7 @@ def load_network(model: WanModel, plan: EnginePlan, ranks: Ranks, quiet: bool = 
     return network
 
 
-def _loaded(model: WanModel, plan: EnginePlan, quiet: bool) -> Any:
+def _loaded(model: Model, plan: EnginePlan, quiet: bool) -> Any:
     """The transformer, each block merged, fused and quantised as soon as it is there.
 
     Blocks that will be offloaded never all meet on the device: those that are quantised come there

@@ -26,8 +26,8 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     held_out_captions,
     summarise,
 )
+from lightx2v_sgmd.families.opening import bundled_teacher
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan import bundled_teacher
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
@@ -129,20 +129,20 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
         return
     import torch
 
-    from lightx2v_sgmd.families import wan
+    from lightx2v_sgmd.families.conditioning import Conditioning
 
     model = open_teacher(job.teacher)
     network = model.load_transformer().eval()
-    wan.fold_text_padding(network)
+    model.fold_text_padding(network)
     batch = 16
     shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
-    x_t, sigma = torch.zeros(batch, *shape), torch.full((batch,), 0.5)
-    text = torch.zeros(batch, 12, model.text_dim)
+    x_t, time_t = torch.zeros(batch, *shape), torch.full((batch,), 0.5)
+    text = Conditioning({"text": torch.zeros(batch, 12, model.text_dim)})
     with torch.no_grad():
-        wan.velocity(network, x_t, sigma, text)
+        model.predict(network, x_t, time_t, text)
         before = time.monotonic()
         for _ in range(3):
-            wan.velocity(network, x_t, sigma, text)
+            model.predict(network, x_t, time_t, text)
         forward_s = (time.monotonic() - before) / 3
     # 13.5 forwards an iteration; 100 + 4 + 4 to sample a prompt's videos, and a fifth for the
     # VAE and the measuring, which were timed beside them.

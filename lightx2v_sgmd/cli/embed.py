@@ -43,7 +43,6 @@ def embed_command(
     from distill.model_checks import job_sources
     from distill.running.signals import interruptible
     from lightx2v_sgmd.families.teacher import open_teacher
-    from lightx2v_sgmd.families.wan import text_dtype
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
@@ -60,7 +59,7 @@ def embed_command(
     # The first process has the lock for all: a launcher ends the others with it.
     lock = locked_folder(out, "embed", quiet, ["*"]) if ranks.first else nullcontext()
     with interruptible(), lock:
-        done = embed(model, prompts, ranks, text_dtype(checked.teacher.dtype), cache, quiet)
+        done = embed(model, prompts, ranks, model.text_dtype(checked.teacher.dtype), cache, quiet)
     if ranks.first:
         print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S text tokens, D text width
@@ -87,6 +88,11 @@ def pad_text(rows: Sequence[Tensor]) -> Tensor:
     for target, row in zip(text, rows, strict=True):
         target[: row.shape[0]] = row
     return text
+
+
+def text_conditioning(rows: Sequence[Tensor]) -> Conditioning:
+    """The conditioning of networks that see text alone: ``text``, as ``pad_text`` makes it."""
+    return Conditioning({"text": pad_text(rows)})
 
 
 def fold_text_padding(transformer: Any) -> None:

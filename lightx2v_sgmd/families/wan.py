@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from lightx2v_sgmd.families import wan_original
+from lightx2v_sgmd.families.base import AuthorsSampler, stays_float32, within_modules
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
@@ -38,6 +41,7 @@ from lightx2v_sgmd.families.text_rows import (
     TextEncoder,
     fold_text_padding,
     pad_text,
+    text_conditioning,
     text_dtype,
 )
 from lightx2v_sgmd.families.wan_forward import (
@@ -49,11 +53,11 @@ from lightx2v_sgmd.families.wan_forward import (
 )
 from lightx2v_sgmd.families.wan_frames import decode_frames
 from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
-from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.wan_sampling import DEFAULT_SHIFT, NEGATIVE_PROMPT, shift_of_network
 from lightx2v_sgmd.families.wan_variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import check_keys
+from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
@@ -61,6 +65,8 @@ from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
+from lightx2v_sgmd.untrusted.configs import check_scheduler
+from lightx2v_sgmd.untrusted.json_text import read_json_object
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
 # C channels, T latent frames, h, w latent height and width
@@ -131,6 +137,38 @@ class WanModel:
         return WAN_FPS if self.video is None else self.video.fps
 
     @property
+    def authors_sampler(self) -> AuthorsSampler:
+        """Solver and flow shift of its authors.
+
+        For Wan's own networks that is UniPC with the shift of their code, whatever layout they are
+        in. For others it is what ``scheduler/scheduler_config.json`` of the model's folder names,
+        Euler or UniPC, with its shift; without such a file it is UniPC with shift 5, Wan's default.
+
+        Raises:
+            UserError: the scheduler's file is damaged.
+        """
+        path = Path(self.path) / "scheduler" / "scheduler_config.json"
+        named = AuthorsSampler("unipc", DEFAULT_SHIFT)
+        if path.is_file():
+            config = read_json_object(path)
+            check_scheduler(config)
+            shift = float(config.get("flow_shift") or config.get("shift") or DEFAULT_SHIFT)
+            euler = config.get("_class_name") == "FlowMatchEulerDiscreteScheduler"
+            named = AuthorsSampler("euler" if euler else "unipc", shift)
+        published = shift_of_network(self.transformer_config)
+        return named if published is None else AuthorsSampler("unipc", published)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.transformer_config["num_layers"])
+
+    @property
+    def head_dim(self) -> int:
+        """Number of channels of a head."""
+        return int(self.transformer_config["attention_head_dim"])
+
+    @property
     def num_heads(self) -> int:
         """Number of attention heads; a sequence degree must divide it."""
         return int(self.transformer_config["num_attention_heads"])
@@ -138,7 +176,7 @@ class WanModel:
     @property
     def width(self) -> int:
         """Number of channels of a token in the transformer."""
-        return self.num_heads * int(self.transformer_config["attention_head_dim"])
+        return self.num_heads * self.head_dim
 
     @property
     def text_dim(self) -> int:
@@ -187,6 +225,59 @@ class WanModel:
         for lora in loras:
             open_lora(lora.path, shapes)
         return replace(self, loras=(*self.loras, *loras))
+
+    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
+        """The precision of umT5; see ``text_rows.text_dtype``."""
+        return text_dtype(teacher_dtype)
+
+    def conditioning(self, rows: Sequence[Tensor]) -> Conditioning:
+        """The text ``[B, S, D]`` of prompts ``[S_i, D]``; zeros follow each."""
+        return text_conditioning(rows)
+
+    def predict(
+        self,
+        network: Any,
+        x_t: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Computes a network's velocity; see ``wan_forward.velocity``."""
+        return velocity(network, x_t, time, conditioning["text"], dtype)
+
+    def fold_text_padding(self, network: Any) -> None:
+        """Makes a network attend to the text's padding once; see ``text_rows``."""
+        fold_text_padding(network)
+
+    def with_transformer_config(self, config: dict[str, Any]) -> WanModel:
+        """The same model with other arguments of ``WanTransformer3DModel``."""
+        return replace(self, transformer_config=config)
+
+    def with_blocks(self, count: int) -> WanModel:
+        """The same model with another number of blocks."""
+        return self.with_transformer_config(self.transformer_config | {"num_layers": count})
+
+    def refuse_variant(
+        self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
+    ) -> None:
+        """Refuses weights of an image-to-video model and the like; see ``wan_variants``."""
+        refuse_variant(header, expected, what)
+
+    def build_vae(self) -> Any:
+        """Builds an ``AutoencoderKLWan`` with random weights (none on the meta device)."""
+        return build_vae(self.vae_config)
+
+    def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
+        """Normalises what the VAE encoded, ``[B, C, T, h, w]``, for the network."""
+        return normalized_latents(vae, encoded)
+
+    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decodes normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+        return decode_latents(vae, latents)
+
+    def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Decodes some frames ``[B, len(frames), 3, H, W]`` with gradient; see ``wan_frames``."""
+        return decode_frames(vae, vae_latents(vae, latents), frames)
 
     def build_transformer(self) -> Any:
         """Builds a ``WanTransformer3DModel`` with random weights (none on the meta device)."""
@@ -241,7 +332,7 @@ class WanModel:
     def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
         """Loads the video VAE, frozen; raises as ``load_transformer``."""
         with _empty_weights():
-            network = build_vae(self.vae_config)
+            network = self.build_vae()
         in_float32 = stays_float32(network)
         return self._fill(network, "vae", dtype, in_float32, device).requires_grad_(False)
 
@@ -263,7 +354,7 @@ class WanModel:
         # This product overflows in float16, as in every T5.
         in_float32 = {"wo"} if dtype == torch.float16 else set()
         filled = self._fill(
-            network, "text_encoder", dtype, partial(_within, in_float32), device, on_part
+            network, "text_encoder", dtype, partial(within_modules, in_float32), device, on_part
         )
         filled.requires_grad_(False)
         filled.set_input_embeddings(filled.shared)
@@ -428,12 +519,3 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
             "AutoencoderKLWan"
         )
     return WanModel(source.root, config, {"num_res_blocks": 2, **without_private(vae)}, source)
-
-
-def stays_float32(network: Any) -> Callable[[str], bool]:
-    """A function of a weight's name: True if diffusers keeps the weight in float32."""
-    return partial(_within, {*(network._keep_in_fp32_modules or ())})
-
-
-def _within(modules: set[str], name: str) -> bool:
-    return bool(modules & {*name.split(".")})

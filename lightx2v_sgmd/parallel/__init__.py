@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Parallel
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
@@ -104,7 +104,7 @@ def disconnect(strategy: str) -> None:
 
 
 def open_strategy(
-    strategy: str, model: WanModel, settings: StrategySettings, ranks: Ranks, fold_text: bool
+    strategy: str, model: Model, settings: StrategySettings, ranks: Ranks, fold_text: bool
 ) -> Strategy:
     """Loads the networks in a strategy's layout.
 
@@ -114,7 +114,7 @@ def open_strategy(
         settings: The job's settings.
         ranks: The processes, from ``connect``.
         fold_text: Let the networks attend once to all padding rows of the text; for small models
-            on a CPU (see ``wan.fold_text_padding``).
+            on a CPU (see ``Model.fold_text_padding``).
     """
     if strategy == "zero3":
         from lightx2v_sgmd.parallel.zero3.strategy import Zero3

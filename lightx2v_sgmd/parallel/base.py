@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.job.schema import Job, Lora, Optimizer
@@ -30,7 +31,7 @@ from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.networks.vision_encoder import vision_widths
 from lightx2v_sgmd.parallel.ranks import Ranks
 
-# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+# B batch, C channels, T latent frames, h, w latent height and width
 
 ScoreLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A loss ``(x0, x_t, prediction of the fake score at x_t) -> scalar``."""
@@ -154,8 +155,8 @@ class FakeScoreQuery(Protocol):
         fake score's, nor the teacher's, nor the discriminator's.
 
         Args:
-            loss: The loss; it may call ``velocity`` of the teacher and ``logits``.
-            through: Let the velocity that the loss takes carry gradient to x_t.
+            loss: The loss; it may call ``predict`` of the teacher and ``logits``.
+            through: Let the prediction that the loss takes carry gradient to x_t.
         """
         ...
 
@@ -171,7 +172,7 @@ class Strategy(Protocol):
         settings: The job's settings.
         ranks: This process and the others.
         interpolant: The networks' path from data to noise, and what they predict on it.
-        networks: Modules by role, for hooks and names only; forwards go through ``velocity``.
+        networks: Modules by role, for hooks and names only; forwards go through ``predict``.
         shapes: The shape of each of the student's trained weights: all of the network's under
             diffusers' names, or its adapters' (see ``networks.adapters``).
         trained: The roles that are trained, the student first.
@@ -184,21 +185,23 @@ class Strategy(Protocol):
     networks: Mapping[str, nn.Module]
     shapes: Mapping[str, torch.Size]
 
-    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """Computes a role's velocity ``[B, C, T, h, w]``; sigma is ``[B]``, text ``[B, S, D]``."""
+    def predict(self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Computes a role's prediction ``[B, C, T, h, w]`` at the times ``[B]``."""
         ...
 
-    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> FakeScoreQuery:
+    def fake_score_at(
+        self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> FakeScoreQuery:
         """Prepares the fake score at ``x_t``; neither tensor carries gradient out of the query."""
         ...
 
-    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+    def logits(self, x_t: Tensor, time: Tensor, conditioning: Conditioning, update: bool) -> Tensor:
         """Computes the discriminator's logits ``[B, L]`` by heads on the frozen teacher's blocks.
 
         Args:
             x_t: ``[B, C, T, h, w]``.
-            sigma: ``[B]``.
-            text: ``[B, S, D]``.
+            time: ``[B]``.
+            conditioning: Of the same batch.
             update: If True, only the heads receive gradient; if False, only ``x_t`` does, in a
                 loss of ``generator_gradient``.
         """
@@ -246,7 +249,7 @@ class Strategy(Protocol):
         ...
 
     def averaged_student(self) -> AbstractContextManager[None]:
-        """Inside, the student's velocity is that of its EMA weights, if the run has them."""
+        """Inside, the student's prediction is that of its EMA weights, if the run has them."""
         ...
 
     def whole_tensors(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 from lightx2v_sgmd.networks.discriminator_heads import (
     FrameHead,
@@ -20,12 +21,10 @@ from lightx2v_sgmd.parallel.base import HeadSettings
 from lightx2v_sgmd.parallel.sequence import whole_tokens
 
 
-def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
-    """The heads by role, for a network's blocks and, if given, for a vision encoder's layers."""
-    config = network.config
-    width = config.num_attention_heads * config.attention_head_dim
-    blocks = head_blocks(config.num_layers, settings.every)
-    heads = {DISCRIMINATOR: Heads(Head, [width] * len(blocks), settings.channels, settings.seed)}
+def build_heads(model: Model, settings: HeadSettings) -> dict[str, Heads]:
+    """The heads by role, for a model's blocks and, if given, for a vision encoder's layers."""
+    widths = [model.width] * len(head_blocks(model.num_blocks, settings.every))
+    heads = {DISCRIMINATOR: Heads(Head, widths, settings.channels, settings.seed)}
     if settings.frame_widths:
         heads[PIXEL_DISCRIMINATOR] = Heads(
             FrameHead, settings.frame_widths, settings.channels, settings.seed
@@ -34,21 +33,21 @@ def build_heads(network: Any, settings: HeadSettings) -> dict[str, Heads]:
 
 
 def backbone_features(
-    network: Any, velocity: Callable[[], Tensor], x_t: Tensor, settings: HeadSettings
+    model: Model, network: Any, run: Callable[[], Tensor], x_t: Tensor, settings: HeadSettings
 ) -> list[Tensor]:
     """Runs a network and returns block outputs ``[B, D, T, H, W]``, whole on every rank.
 
     Args:
+        model: The network's model, for the size of a patch.
         network: The network with the blocks.
-        velocity: Function that runs the network at ``x_t``.
+        run: Function that runs the network at ``x_t``.
         x_t: The input ``[B, C, T, h, w]``; its size gives the number of patches.
         settings: Names the blocks that have heads.
     """
     with capture_blocks(network, settings.every) as blocks:
-        velocity()
+        run()
     frames, height, width = (
-        length // patch
-        for length, patch in zip(x_t.shape[2:], network.config.patch_size, strict=True)
+        length // patch for length, patch in zip(x_t.shape[2:], model.size_rules.patch, strict=True)
     )
     count = frames * height * width
     return [

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
@@ -32,7 +33,7 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
 from lightx2v_sgmd.system.compilers import compiles
 
-# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+# B batch, C channels, T latent frames, h, w latent height and width
 
 
 class Local:
@@ -51,11 +52,12 @@ class Local:
     """
 
     def __init__(
-        self, model: wan.WanModel, settings: StrategySettings, device: torch.device, fold_text: bool
+        self, model: Model, settings: StrategySettings, device: torch.device, fold_text: bool
     ) -> None:
         self.settings = settings
         self.ranks = Ranks(device=device)
         self.interpolant = model.interpolant
+        self._model = model
         self.trained = tuple(settings.optimizers)
         prepare = _store_block if settings.fp8_storage else None
         teacher = model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)
@@ -74,12 +76,12 @@ class Local:
             networks[role] = network.eval()
         if fold_text:
             for network in networks.values():
-                wan.fold_text_padding(network)
+                model.fold_text_padding(network)
         if compiles(settings.compile, device):
             for network in networks.values():
                 compile_passes(network)
         if settings.heads is not None:
-            for role, heads in build_heads(networks[TEACHER], settings.heads).items():
+            for role, heads in build_heads(model, settings.heads).items():
                 networks[role] = heads.to(device)
         self.networks: Mapping[str, nn.Module] = networks
         self._named = {role: trained_parameters(networks[role]) for role in self.trained}
@@ -102,23 +104,27 @@ class Local:
         }
         self._average = [p.detach().clone() for p in self._weights[STUDENT] if settings.ema]
 
-    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """Computes a role's velocity; trained roles run under autocast in bfloat16 jobs."""
+    def predict(self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Computes a role's prediction; trained roles run under autocast in bfloat16 jobs."""
         dtype = self.settings.dtype
         mixed = role in self.trained and dtype != torch.float32
         with torch.autocast(x_t.device.type, dtype, enabled=mixed):
-            return wan.velocity(self.networks[role], x_t, sigma, text, dtype)
+            return self._model.predict(self.networks[role], x_t, time, conditioning, dtype)
 
-    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _SharedForward:
+    def fake_score_at(
+        self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> _SharedForward:
         """Prepares the fake score, which runs at the first request."""
-        return _SharedForward(self, x0, x_t, sigma, text)
+        return _SharedForward(self, x0, x_t, time, conditioning)
 
-    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+    def logits(self, x_t: Tensor, time: Tensor, conditioning: Conditioning, update: bool) -> Tensor:
         """Computes logits by heads on the teacher's blocks."""
         assert self.settings.heads is not None, "the method has no discriminator"
         with torch.set_grad_enabled(not update):
-            velocity = partial(self.velocity, TEACHER, x_t, sigma, text)
-            features = backbone_features(self.networks[TEACHER], velocity, x_t, self.settings.heads)
+            run = partial(self.predict, TEACHER, x_t, time, conditioning)
+            features = backbone_features(
+                self._model, self.networks[TEACHER], run, x_t, self.settings.heads
+            )
         logits: Tensor = self.networks[DISCRIMINATOR](features)
         return logits
 
@@ -247,23 +253,25 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 class _SharedForward:
     """The fake score at a leaf copy of x_t; one graph serves both backward passes."""
 
-    def __init__(self, local: Local, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
+    def __init__(
+        self, local: Local, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> None:
         self._local = local
         self._x0 = x0.detach().requires_grad_()
         self._x_t = x_t.detach().requires_grad_()
-        self._run = partial(local.velocity, FAKE_SCORE, sigma=sigma, text=text)
-        self._velocity: Tensor | None = None
+        self._run = partial(local.predict, FAKE_SCORE, time=time, conditioning=conditioning)
+        self._predicted: Tensor | None = None
 
     def generator_gradient(
         self, loss: ScoreLoss, through: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         if through:
-            velocity = self._velocity = self._run(x_t=self._x_t)
+            predicted = self._predicted = self._run(x_t=self._x_t)
         else:
             with torch.no_grad():
-                velocity = self._run(x_t=self._x_t)
+                predicted = self._run(x_t=self._x_t)
         to_x0, to_x_t = torch.autograd.grad(
-            loss(self._x0, self._x_t, velocity),
+            loss(self._x0, self._x_t, predicted),
             [self._x0, self._x_t],
             retain_graph=through,
             allow_unused=True,
@@ -272,5 +280,5 @@ class _SharedForward:
 
     def backward(self, loss: ScoreLoss) -> None:
         x_t = self._x_t.detach()
-        velocity = self._run(x_t=x_t) if self._velocity is None else self._velocity
-        self._local.backward(FAKE_SCORE, loss(self._x0.detach(), x_t, velocity))
+        predicted = self._run(x_t=x_t) if self._predicted is None else self._predicted
+        self._local.backward(FAKE_SCORE, loss(self._x0.detach(), x_t, predicted))

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.base import stays_float32
 
 
 def keep_in_float32(network: Any) -> None:
     """Makes these weights float32 in a network that was built in shards, before it has values."""
-    stays_float32 = wan.stays_float32(network)
+    kept = stays_float32(network)
     for name, p in network.named_parameters():
-        if stays_float32(name):
+        if kept(name):
             p.data = p.data.float()
             p.ds_tensor.data = p.ds_tensor.data.float()
 

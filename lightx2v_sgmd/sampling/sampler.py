@@ -9,13 +9,14 @@ Legend: C channels, T latent frames, h, w latent height and width, F, H, W video
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -74,7 +75,7 @@ class VideoSampler:
 
     def __init__(
         self,
-        model: wan.WanModel,
+        model: Model,
         schedule: Solver,
         size: tuple[int, int, int],
         guidance_scale: float = 1.0,
@@ -118,7 +119,7 @@ class VideoSampler:
             noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[these]])
             fresh = fresh_noise_for(seeds[these], self.shape)
             latents = self.latents(prompts[these], noise, fresh)
-            videos.append(wan.decode_latents(self.vae, latents).cpu().numpy())
+            videos.append(self.model.decode_latents(self.vae, latents).cpu().numpy())
             if self.on_batch is not None:
                 self.on_batch(len(noise))
         return np.concatenate(videos)
@@ -135,11 +136,11 @@ class VideoSampler:
             fresh_noise: The noise of later steps, for a schedule that adds any.
         """
         self._encode(prompts)
-        velocity, noise = self._velocity(prompts), noise.to(self.device)
+        predict, noise = self._predict(prompts), noise.to(self.device)
         if isinstance(self.schedule, UniPC):
-            return self.schedule.run(velocity, noise)
+            return self.schedule.run(predict, noise)
         return rollout(
-            velocity,
+            predict,
             noise,
             self.schedule,
             interpolant=self.model.interpolant,
@@ -155,24 +156,23 @@ class VideoSampler:
         ]
         if not missing:
             return
-        dtype = wan.text_dtype(self.dtype)
+        dtype = self.model.text_dtype(self.dtype)
         rows = encode_prompts(self.model, missing, Ranks(device=self.device), dtype, cache=None)
         self._rows |= zip(missing, (row.to(self.device) for row in rows), strict=True)
         longest = max(len(row) for row in self._rows.values()) + 1
         if self.device.type == "cpu" and longest <= self.model.width:
-            wan.fold_text_padding(self.transformer)
+            self.model.fold_text_padding(self.transformer)
 
-    def _velocity(self, prompts: Sequence[str]) -> PredictFn:
+    def _predict(self, prompts: Sequence[str]) -> PredictFn:
         rows = [self._rows[prompt] for prompt in prompts]
+        run = partial(self.model.predict, self.transformer)
         if self.guidance_scale == 1:
-            text = wan.pad_text(rows)
-            return lambda x_t, sigma: wan.velocity(self.transformer, x_t, sigma, text)
-        both = wan.pad_text(rows + [self._rows[self.negative_prompt]] * len(rows))
+            alone = self.model.conditioning(rows)
+            return lambda x_t, time: run(x_t, time, alone)
+        both = self.model.conditioning(rows + [self._rows[self.negative_prompt]] * len(rows))
 
-        def guided(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            twice = wan.velocity(
-                self.transformer, torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), both
-            )
+        def guided(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            twice = run(torch.cat([x_t, x_t]), torch.cat([time, time]), both)
             cond, uncond = twice.chunk(2)
             return guide(cond, uncond, self.guidance_scale)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final, Literal
 
-from lightx2v_sgmd.families.wan import WanModel
-from lightx2v_sgmd.families.wan_sampling import DEFAULT_SHIFT, shift_of_network
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.schedule import Schedule, even_timesteps
-from lightx2v_sgmd.untrusted.configs import check_scheduler
-from lightx2v_sgmd.untrusted.json_text import read_json_object
 
 SolverName = Literal["unipc", "euler"]
 Solver = Schedule | UniPC
@@ -26,16 +22,14 @@ def teacher_schedule(shift: float = 3.0, steps: int = TEACHER_STEPS) -> Schedule
 
 
 def teacher_solver(
-    model: WanModel,
+    model: Model,
     solver: SolverName | None = None,
     shift: float | None = None,
     steps: int = TEACHER_STEPS,
 ) -> Solver:
     """The solver with which a teacher is sampled: by default as its authors do.
 
-    For Wan's own networks that is UniPC with the shift of their code, whatever layout they are in.
-    For others it is what ``scheduler/scheduler_config.json`` of the model's folder names, Euler or
-    UniPC, with its shift; without such a file it is UniPC with shift 5, Wan's default.
+    The model's family says what that is (``Model.authors_sampler``).
 
     Args:
         model: The teacher.
@@ -46,26 +40,11 @@ def teacher_solver(
     Raises:
         UserError: the scheduler's file is damaged.
     """
-    named, own_shift = _scheduler_facts(model)
-    published = shift_of_network(model.transformer_config)
-    if published is not None:
-        named, own_shift = "unipc", published
+    named, own_shift = model.authors_sampler
     chosen = own_shift if shift is None else shift
     if (solver or named) == "euler":
         return teacher_schedule(chosen, steps)
     return UniPC(chosen, steps)
-
-
-def _scheduler_facts(model: WanModel) -> tuple[SolverName, float]:
-    """Solver and flow shift that a model's own scheduler file names, or Wan's without one."""
-    path = Path(model.path) / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        return "unipc", DEFAULT_SHIFT
-    config = read_json_object(path)
-    check_scheduler(config)
-    shift = float(config.get("flow_shift") or config.get("shift") or DEFAULT_SHIFT)
-    euler = config.get("_class_name") == "FlowMatchEulerDiscreteScheduler"
-    return ("euler" if euler else "unipc"), shift
 
 
 def solver_text(solver: Solver) -> str:

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.files.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing, write_text
@@ -81,7 +81,7 @@ class EmbeddingCache:
         keys = [prompt_key(prompt) for prompt in prompts]
         return CachedRows(keys, {key: self._files[key] for key in keys})
 
-    def describe(self, model: WanModel, dtype: torch.dtype) -> None:
+    def describe(self, model: Model, dtype: torch.dtype) -> None:
         """Writes which encoder made the embeddings, for machines that have no encoder."""
         about = {
             "model": model.source.root,
@@ -165,7 +165,7 @@ class CachedRows(Sequence[Tensor]):
         return self._open[file]
 
 
-def is_embedding(model: WanModel, row: Tensor) -> bool:
+def is_embedding(model: Model, row: Tensor) -> bool:
     """True if a tensor has the shape of an embedding for this model."""
     return row.ndim == 2 and row.shape[1] == model.text_dim
 

@@ -9,22 +9,22 @@ from typing import Final
 
 import torch
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.sources import Part
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.outputs import content_hashes
 
 _PROGRAMS: Final = (".py", ".pyc", ".so")
 """Suffixes of program files, which are no part of a tokenizer."""
 
 
-def encoder_kind(model: WanModel, dtype: torch.dtype) -> str:
+def encoder_kind(model: Model, dtype: torch.dtype) -> str:
     """Names the encoder's architecture and the precision; needs no weights and no tokenizer."""
     digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
     digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
     return digest.hexdigest()[:24]
 
 
-def weights_digest(model: WanModel, *parts: Part) -> str:
+def weights_digest(model: Model, *parts: Part) -> str:
     """Names the weights of a model's parts and the transformer's configuration: every byte counts.
 
     A transformer's weights include the LoRAs that are merged into it, with their strengths.
@@ -43,7 +43,7 @@ def weights_digest(model: WanModel, *parts: Part) -> str:
     return digest.hexdigest()
 
 
-def encoder_files(model: WanModel) -> list[Path]:
+def encoder_files(model: Model) -> list[Path]:
     """The files that decide an embedding: the encoder's weights and its tokenizer."""
     tokenizer = sorted(
         file
@@ -53,7 +53,7 @@ def encoder_files(model: WanModel) -> list[Path]:
     return [*model.source.files("text_encoder"), *tokenizer]
 
 
-def encoder_identity(model: WanModel, dtype: torch.dtype) -> str:
+def encoder_identity(model: Model, dtype: torch.dtype) -> str:
     """A name for what decides an embedding: the encoder's weights, its tokenizer and the precision.
 
     Every byte counts. ``outputs.content`` stores the hashes of large files, so that 11 GB are read

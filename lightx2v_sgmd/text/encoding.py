@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import TextEncoder, WanModel
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks
@@ -31,7 +32,7 @@ SHARD_ROWS = 256
 
 
 def encode_prompts(
-    model: WanModel,
+    model: Model,
     prompts: Sequence[str],
     ranks: Ranks,
     dtype: torch.dtype,
@@ -47,7 +48,7 @@ def encode_prompts(
         model: The model whose encoder is used.
         prompts: The prompts of the training.
         ranks: The processes of the run.
-        dtype: The encoder's precision, from ``text_dtype``.
+        dtype: The encoder's precision, from ``Model.text_dtype``.
         cache: A folder for the embeddings that all ranks see; None to store nothing.
         quiet: True to show no progress.
 
@@ -72,9 +73,7 @@ def encode_prompts(
     return ranks.each(lambda: EmbeddingCache(cache / name).rows(prompts))[ranks.rank]
 
 
-def check_fillable(
-    model: WanModel, prompts: Sequence[str], dtype: torch.dtype, cache: Path
-) -> None:
+def check_fillable(model: Model, prompts: Sequence[str], dtype: torch.dtype, cache: Path) -> None:
     """Refuses a cache that lacks prompts and cannot be written.
 
     Raises:
@@ -115,7 +114,7 @@ class Filled:
 
 
 def embed(
-    model: WanModel,
+    model: Model,
     prompts: Sequence[str],
     ranks: Ranks,
     dtype: torch.dtype,
@@ -135,7 +134,7 @@ def embed(
 
 def fill(
     store: EmbeddingCache,
-    model: WanModel,
+    model: Model,
     prompts: Sequence[str],
     dtype: torch.dtype,
     ranks: Ranks,
@@ -175,7 +174,7 @@ def fill(
 
 def _copy_entries(
     store: EmbeddingCache,
-    model: WanModel,
+    model: Model,
     dtype: torch.dtype,
     chunks: Sequence[Sequence[str]],
     missing: set[str],
@@ -204,7 +203,7 @@ def _bar(total: int, done: int, quiet: bool) -> Any:
 
 
 def _encoded(
-    model: WanModel,
+    model: Model,
     dtype: torch.dtype,
     device: torch.device,
     chunks: Sequence[Sequence[str]],
@@ -233,7 +232,7 @@ def encode_each(encoder: TextEncoder, prompts: Sequence[str]) -> Iterator[Tensor
 
 
 def _folder_name(
-    model: WanModel, dtype: torch.dtype, cache: Path, prompts: Sequence[str], quiet: bool
+    model: Model, dtype: torch.dtype, cache: Path, prompts: Sequence[str], quiet: bool
 ) -> str:
     """The encoder's folder in the cache; without its weights, the folder that has all prompts.
 

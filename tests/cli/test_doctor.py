@@ -114,11 +114,11 @@ def test_ninja_off_the_path_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.slow
 def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lightx2v_sgmd.families import wan
+    from lightx2v_sgmd.families import opening
     from tests.tiny import make_tiny_wan
 
     folder = make_tiny_wan(tmp_path / "sprites")
-    monkeypatch.setattr(wan, "bundled_teacher", lambda: folder)
+    monkeypatch.setattr(opening, "bundled_teacher", lambda: folder)
     assert [c.state for c in checks._teacher()] == ["ok"]
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

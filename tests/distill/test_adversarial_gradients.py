@@ -20,6 +20,7 @@ from transformers import SamVisionConfig, SamVisionModel
 
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX
@@ -130,7 +131,7 @@ class Written:
     guidance: float = GUIDANCE
 
     def network(self, role: str, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.trainer.strategy.velocity(role, x, t, text)
+        return self.trainer.strategy.predict(role, x, t, Conditioning({"text": text}))
 
     def rollout(self, noise: Tensor, text: Tensor, last: int) -> Tensor:
         """Alg. 1, lines 16 and 17: Euler steps without gradient, the last one to t = 0 with it."""
@@ -193,22 +194,22 @@ class Written:
         for index in indices:
             batch = self.trainer.batches.micro_batch(index, 0)
             last = 3 if whole else self.trainer.batches.exit_step(index)
-            x0 = self.rollout(batch.noise, batch.text, last).detach()
+            x0 = self.rollout(batch.noise, batch.conditioning["text"], last).detach()
             t = batch.time[:, None, None, None, None]
             x_t = (1 - t) * x0 + t * batch.score_noise
-            velocity = self.network(FAKE_SCORE, x_t, batch.time, batch.text)
+            velocity = self.network(FAKE_SCORE, x_t, batch.time, batch.conditioning["text"])
             total = total + (velocity - (batch.score_noise - x0)).square().mean()
         return self.gradient(FAKE_SCORE, total)
 
     def adm(self, index: int, own: Sequence[int], delta: float) -> Gradients:
         """Alg. 1, lines 15 to 26."""
         batch = self.trainer.batches.micro_batch(index, 0)
-        text, sigma = batch.text, batch.time
+        text, sigma = batch.conditioning["text"], batch.time
         x0 = self.rollout(batch.noise, text, self.trainer.batches.exit_step(index))
         t = sigma[:, None, None, None, None]
         x_t = (1 - t) * x0 + t * batch.score_noise
         fake = x_t - delta * self.network(FAKE_SCORE, x_t, sigma, text)
-        real = x_t - delta * self.guided(x_t, sigma, text, batch.negative_text)
+        real = x_t - delta * self.guided(x_t, sigma, text, batch.negative["text"])
         student = -self.latent_d(fake, sigma - delta, text).mean()
         on_fake = self.latent_d(fake.detach(), sigma - delta, text)
         on_real = self.latent_d(real.detach(), sigma - delta, text)
@@ -223,13 +224,13 @@ class Written:
         """DMD's gradient at x0, and the non-saturating GAN on noised data."""
         batch = self.trainer.batches.micro_batch(index, 0)
         assert batch.real is not None
-        text, sigma = batch.text, batch.time
+        text, sigma = batch.conditioning["text"], batch.time
         x0 = self.rollout(batch.noise, text, self.trainer.batches.exit_step(index))
         t = sigma[:, None, None, None, None]
         x_t = (1 - t) * x0 + t * batch.score_noise
         real_t = (1 - t) * batch.real + t * batch.score_noise
         x_fake = x_t - t * self.network(FAKE_SCORE, x_t, sigma, text)
-        x_real = x_t - t * self.guided(x_t, sigma, text, batch.negative_text)
+        x_real = x_t - t * self.guided(x_t, sigma, text, batch.negative["text"])
         student = weight * softplus(-self.latent_d(x_t, sigma, text)).mean()
         for sample in range(len(x0)):
             scale = (x0[sample] - x_real[sample]).abs().mean()
@@ -248,16 +249,16 @@ class Written:
         batch = self.trainer.batches.pair_batch(index, 0, frames)
         t = batch.time[:, None, None, None, None]
         x_t = (1 - t) * batch.x0 + t * batch.noise
-        made = x_t - t * self.network(STUDENT, x_t, batch.time, batch.text)
+        made = x_t - t * self.network(STUDENT, x_t, batch.time, batch.conditioning["text"])
         later = batch.discriminator_time
         t = later[:, None, None, None, None]
 
         def noisy(x0: Tensor) -> Tensor:
             return (1 - t) * x0 + t * batch.discriminator_noise
 
-        student = -0.85 * self.latent_d(noisy(made), later, batch.text).mean()
-        on_fake = self.latent_d(noisy(made).detach(), later, batch.text)
-        on_real = self.latent_d(noisy(batch.x0), later, batch.text)
+        student = -0.85 * self.latent_d(noisy(made), later, batch.conditioning["text"]).mean()
+        on_fake = self.latent_d(noisy(made).detach(), later, batch.conditioning["text"])
+        on_real = self.latent_d(noisy(batch.x0), later, batch.conditioning["text"])
         critic = (1 + on_fake).clamp(min=0).mean() + (1 - on_real).clamp(min=0).mean()
         found = {DISCRIMINATOR: self.gradient(DISCRIMINATOR, 0.85 * critic)}
         if encoder is not None:

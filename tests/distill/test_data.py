@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.data import Batches, generator, load_prompts, prompts_digest
 from lightx2v_sgmd.apps.sprites.evaluate import training_captions
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.flow import sample_score_sigmas
 from lightx2v_sgmd.job.schema import Job
@@ -126,7 +127,7 @@ def test_every_epoch_has_every_prompt_once_in_another_order(job: Job) -> None:
 
 
 def test_text_and_negative_text_are_padded_alike(job: Job) -> None:
-    text, negative = batches(job, Ranks()).texts([0, 2])
+    text, negative = (each["text"] for each in batches(job, Ranks()).conditioning([0, 2]))
     assert text.shape == negative.shape == (2, 4, 16)
     assert bool((text[1, :3] == 2).all()) and bool((text[1, 3] == 0).all())
 
@@ -137,16 +138,19 @@ def test_a_batch_has_its_prompts_texts_and_the_negative_one(job: Job) -> None:
     data.negative = torch.full((1, 16), -1.0)
     batch = data.micro_batch(1, 0)
     for row, prompt in enumerate(batch.prompts):
-        assert bool((batch.text[row, : 1 + prompt % 3] == prompt).all())
-        assert bool((batch.negative_text[row, 0] == -1).all())
-    assert batch.negative_text.shape == batch.text.shape and not bool((batch.text == -1).any())
+        assert bool((batch.conditioning["text"][row, : 1 + prompt % 3] == prompt).all())
+        assert bool((batch.negative["text"][row, 0] == -1).all())
+    text, negative = batch.conditioning["text"], batch.negative["text"]
+    assert negative.shape == text.shape and not bool((text == -1).any())
 
 
 def test_a_batch_lies_on_its_rank_s_device(job: Job, pairs: LatentFolder) -> None:
     data = batches(job, Ranks(device=torch.device("meta")))
     data.latents = pairs
     for batch in (data.micro_batch(0, 0), data.pair_batch(0, 0, 1)):
+        trees = [v for v in vars(batch).values() if isinstance(v, Conditioning)]
         tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+        tensors += [tensor for tree in trees for tensor in tree.values()]
         assert {tensor.device.type for tensor in tensors} == {"meta"} and len(tensors) == 6
 
 
@@ -270,8 +274,8 @@ def test_a_pair_s_ends_belong_together(job: Job, pairs: LatentFolder) -> None:
         for row, pair in enumerate(batch.prompts):
             assert bool((batch.x0[row] == pair).all())
             assert bool((batch.noise[row] == 100 + pair).all())
-            assert bool((batch.text[row, : 1 + pair % 3] == pair).all())
-        assert batch.text.shape[0] == 2
+            assert bool((batch.conditioning["text"][row, : 1 + pair % 3] == pair).all())
+        assert batch.conditioning.batch == 2
         seen += batch.prompts
     assert Counter(seen) == dict.fromkeys(range(5), 2)
     real = data.micro_batch(1, 0)

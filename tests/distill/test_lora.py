@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from distill import distill
 from distill.running.saving import checkpoint_parts
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.safetensors_files import schedule_of
@@ -73,9 +74,9 @@ def test_stock_diffusers_loads_the_checkpoint_as_it_is(finished: Job) -> None:
     x_t, sigma = torch.ones(1, 4, 2, 4, 4), torch.tensor([0.6])
     text = pad_text([torch.ones(3, 16)])
     with torch.no_grad():
-        first = strategy.velocity("student", x_t, sigma, text)
+        first = strategy.predict("student", x_t, sigma, Conditioning({"text": text}))
         strategy.load(folder, {"student": 4, "fake_score": 4})
-        ours = strategy.velocity("student", x_t, sigma, text)
+        ours = strategy.predict("student", x_t, sigma, Conditioning({"text": text}))
         theirs = velocity(pipe.transformer, x_t, sigma, text)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert float((ours - first).abs().max()) > 1e-3

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from distill.counting import PassCounter
 from distill.predictions import teacher_x0
 from distill.trainer import Trainer
-from lightx2v_sgmd.flow import add_noise, x0_from_velocity
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.methods import ADM, DMD2, SGMD, TSGSIM, Sample, SiD, TSGFisher
 from lightx2v_sgmd.methods.base import Discriminator
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
@@ -36,15 +39,38 @@ METHODS: list[Any] = [
 ]
 
 
+IN_VP: list[Any] = [
+    SGMD(weighting="paper"),
+    DMD2(fake_score_updates=2, gan_weight=0.1, discriminator=HEADS),
+    ADM(discriminator=HEADS),
+]
+DISCRETE = VariancePreserving(scaled_linear_alphas(snr_shift=3.0, zero_snr=True), "v")
+
+
+class DiscreteWan(WanModel):
+    """A family of its own: Wan's network, as if it predicted v on a discrete noise schedule."""
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return DISCRETE
+
+    def predict(
+        self, network: Any, x_t: Tensor, time: Tensor, conditioning: Conditioning, dtype: Any = None
+    ) -> Tensor:
+        return super().predict(network, x_t, DISCRETE.timestep(time) / 1000, conditioning, dtype)
+
+
 def name_of(method: Any) -> str:
     options = ("form", "gan_weight", "fake_score_rollout")
     return f"{method.name}-{''.join(str(getattr(method, name, '')) for name in options)}"
 
 
-def trainer_for(method: Any, teacher: Path, folder: Path, *settings: str) -> Trainer:
+def trainer_for(
+    method: Any, teacher: Path, folder: Path, *settings: str, model: Model | None = None
+) -> Trainer:
     """A trainer of that method; real latents, where it reads them, are made up."""
     job = replace(make_job(teacher, folder, *settings), method=method)
-    trainer = make_trainer(job)
+    trainer = make_trainer(job, model=model)
     draw = trainer.batches.micro_batch
 
     def with_real(number: int, micro: int) -> Any:
@@ -61,7 +87,21 @@ def test_gradients_are_those_of_one_plain_graph(
     method: Any, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """The leaves and the carried gradient are the chain rule: compare with no such thing."""
-    trainer = trainer_for(method, tiny_teacher, tmp_path)
+    assert_plain_gradients(trainer_for(method, tiny_teacher, tmp_path), method)
+
+
+@pytest.mark.parametrize("method", IN_VP, ids=name_of)
+def test_so_are_those_of_a_family_with_a_discrete_diffusion(
+    method: Any, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    model = DiscreteWan(**vars(open_wan(tiny_teacher)))
+    trainer = trainer_for(method, tiny_teacher, tmp_path, "schedule.solver=ddim", model=model)
+    assert trainer.strategy.interpolant is DISCRETE
+    assert_plain_gradients(trainer, method)
+
+
+def assert_plain_gradients(trainer: Trainer, method: Any) -> None:
+    """Compares an update's gradients with those of whole graphs."""
     strategy: Any = trainer.strategy
     got = trainer.add_gradients(0, batch_index=0, iteration=0)
     assert set(got) == {STUDENT, *({FAKE_SCORE} if not method.fresh_rollouts else ())} | (
@@ -89,21 +129,23 @@ def gradients(network: nn.Module) -> list[Any]:
 def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
     """By role, from whole graphs through every network, built without the trainer's parts."""
     strategy: Any = trainer.strategy
+    path: Interpolant = strategy.interpolant
     batch = trainer.batches.micro_batch(0, 0)
-    sigma, text = batch.time, batch.text
+    sigma, told = batch.time, batch.conditioning
     scale = trainer.job.teacher.guidance_scale
     if method.guidance_range is not None:
         scale = trainer.batches.uniform("guidance", 0, *method.guidance_range)
         assert method.guidance_range[0] < scale < method.guidance_range[1]
 
     def student() -> Tensor:
-        velocity = partial(strategy.velocity, STUDENT, text=text)
-        return rollout(velocity, batch.noise, trainer.job.schedule, trainer.batches.exit_step(0))
+        velocity = partial(strategy.predict, STUDENT, conditioning=told)
+        steps, last = trainer.job.schedule, trainer.batches.exit_step(0)
+        return rollout(velocity, batch.noise, steps, last, interpolant=path)
 
     def sample(x0: Tensor, update: bool) -> Sample:
-        x_t = add_noise(x0, batch.score_noise, sigma)
+        x_t = path.add_noise(x0, batch.score_noise, sigma)
         seen = x_t if method.through_fake_score else x_t.detach()
-        velocity = strategy.velocity(FAKE_SCORE, seen, sigma, text)
+        velocity = strategy.predict(FAKE_SCORE, seen, sigma, told)
         real = teacher_x0(
             trainer.strategy, x_t if method.through_teacher else x_t.detach(), batch, scale
         )
@@ -115,10 +157,11 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
             time=sigma,
             x_t=x_t,
             predicted_fake=velocity,
-            x_fake=x0_from_velocity(x_t, velocity, sigma),
+            x_fake=path.x0(x_t, velocity, sigma),
+            interpolant=path,
             x_real=real,
             discriminate=lambda x, s: strategy.logits(
-                x, s, text.repeat(len(x) // len(text), 1, 1), update
+                x, s, told.repeated(len(x) // told.batch), update
             ),
             real=batch.real,
         )

@@ -27,10 +27,10 @@ def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degree
         return dataclasses.replace(job, parallel=Parallel(strategy="zero3", sequence=degree))
 
     with pytest.raises(UserError) as caught:
-        check_against_model(with_degree(degree), model)  # type: ignore[arg-type]
+        check_against_model(with_degree(degree), model)
     assert str(caught.value) == (
         f"parallel.sequence: {degree} does not divide the {heads} attention heads of sprites; "
         f"use {degrees}"
     )
-    check_against_model(with_degree(4), model)  # type: ignore[arg-type]
+    check_against_model(with_degree(4), model)
     assert shapes == [(job.video.height, job.video.width, job.video.num_frames)]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from distill.observed import Event, Listener, Observed, ReportProgress, StopOnRequest, Stopped
+from lightx2v_sgmd.interpolants import FLOW
 from lightx2v_sgmd.parallel.ranks import Ranks
 from tests.training import make_job, make_trainer
 
@@ -62,7 +63,7 @@ def test_a_pass_that_fails_does_not_hide_later_ones(tiny_teacher: Path, tmp_path
     trainer.listen(recorder)
     strategy: Any = trainer.strategy
     with pytest.raises(AttributeError):
-        strategy.velocity("nobody", None, None, None)
+        strategy.predict("nobody", None, None, None)
     assert recorder.ended == []
     strategy.update_average(0.9)
     assert recorder.ended == [Event("average", "student")]  # not nested in the one that failed
@@ -87,7 +88,7 @@ def test_only_passes_ask_whether_to_stop() -> None:
 class Fake:
     """A strategy that remembers its calls and answers with their names."""
 
-    settings, ranks, trained = "settings", "ranks", ("student",)
+    settings, ranks, trained, interpolant = "settings", "ranks", ("student",), FLOW
     networks: ClassVar[dict[str, Any]] = {}
     shapes: ClassVar[dict[str, Any]] = {}
 
@@ -104,7 +105,7 @@ class Fake:
 
 CALLS: dict[str, tuple[tuple[Any, ...], str | None]] = {
     # By method, its arguments and the event that tells of it.
-    "velocity": (("teacher", "x", "sigma", "text"), "forward teacher"),
+    "predict": (("teacher", "x", "time", "conditioning"), "forward teacher"),
     "logits": (("x", "sigma", "text", True), "heads discriminator"),
     "frame_logits": (("features", False), "heads pixel_discriminator"),
     "gradient": (("loss", "x0"), "gradient discriminator"),

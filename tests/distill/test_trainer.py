@@ -100,7 +100,7 @@ def test_a_student_that_is_noised_anew_rolls_out_so(tiny_teacher: Path, tmp_path
     first, second = (time.expand(2) for time in schedule.times[:2])
 
     def x0(x_t: Tensor, time: Tensor) -> Tensor:
-        velocity = trainer.strategy.velocity(STUDENT, x_t, time, batch.text)
+        velocity = trainer.strategy.predict(STUDENT, x_t, time, batch.conditioning)
         return x0_from_velocity(x_t, velocity, time)
 
     with torch.no_grad():
@@ -117,8 +117,8 @@ def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) 
     x_t = batch.noise
     with torch.no_grad():
         cond, uncond = (
-            trainer.strategy.velocity(TEACHER, x_t, batch.time, text)
-            for text in (batch.text, batch.negative_text)
+            trainer.strategy.predict(TEACHER, x_t, batch.time, told)
+            for told in (batch.conditioning, batch.negative)
         )
     expected = x0_from_velocity(x_t, guide(cond, uncond, 8.0), batch.time)
     torch.testing.assert_close(
@@ -133,15 +133,15 @@ def test_the_teacher_keeps_no_graph_that_the_method_does_not_use(
     """It would change no gradient, and a large teacher's would fill the memory."""
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, f"method={{name: {method}}}"))
     strategy: Any = trainer.strategy
-    velocity, seen = strategy.velocity, []
+    predict, seen = strategy.predict, []
 
     def noted(role: str, x_t: Tensor, *args: Any, **options: Any) -> Tensor:
         if role == TEACHER:
             seen.append((torch.is_grad_enabled(), x_t.requires_grad))
-        found: Tensor = velocity(role, x_t, *args, **options)
+        found: Tensor = predict(role, x_t, *args, **options)
         return found
 
-    monkeypatch.setattr(strategy, "velocity", noted)
+    monkeypatch.setattr(strategy, "predict", noted)
     trainer.iterate(0)
     assert seen == [(method == "sid", method == "sid")]
 
@@ -152,15 +152,15 @@ def test_a_rollout_for_the_fake_score_alone_keeps_no_graph(
     settings = ("method={name: dmd2, fake_score_updates: 1}",)
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
     strategy: Any = trainer.strategy
-    velocity, seen = strategy.velocity, []
+    predict, seen = strategy.predict, []
 
     def noted(role: str, *args: Any, **options: Any) -> Tensor:
         if role == STUDENT:
             seen.append(torch.is_grad_enabled())
-        found: Tensor = velocity(role, *args, **options)
+        found: Tensor = predict(role, *args, **options)
         return found
 
-    monkeypatch.setattr(strategy, "velocity", noted)
+    monkeypatch.setattr(strategy, "predict", noted)
     students, fake_scores = trainer.updates(0)
     fake_scores[1](0)
     assert seen and not any(seen)

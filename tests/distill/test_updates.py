@@ -81,13 +81,13 @@ def test_the_fake_score_of_adm_learns_from_whole_rollouts(
     trainer = make_trainer(replace(make_job(tiny_teacher, tmp_path), method=method))
     trainer.batches.exit_step = lambda batch_index: 1  # type: ignore[method-assign]
     steps: list[str] = []
-    velocity = trainer.strategy.velocity
+    predict = trainer.strategy.predict
 
     def noted(role: str, *args: Any, **options: Any) -> Any:
         steps.append(role)
-        return velocity(role, *args, **options)
+        return predict(role, *args, **options)
 
-    trainer.strategy.velocity = noted  # type: ignore[method-assign]
+    trainer.strategy.predict = noted  # type: ignore[method-assign]
     trainer.add_fake_score_gradients(0, batch_index=1, iteration=0)
     assert steps.count(STUDENT) == (4 if whole else 2)
     steps.clear()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.conditioning import Conditioning
 from tests.training import make_job, make_trainer
 
 
@@ -29,10 +30,10 @@ def gradients(
         for network in strategy.networks.values():
             network.double()
 
-        def velocity(role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-            return wan.velocity(strategy.networks[role], x_t, sigma, text)
+        def predict(role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+            return wan.velocity(strategy.networks[role], x_t, time, conditioning["text"])
 
-        strategy.velocity = velocity  # type: ignore[method-assign]
+        strategy.predict = predict  # type: ignore[method-assign]
     roles = trainer.add_gradients(0, 0, 0)
     found = {}
     for role in roles:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.parallel import FAKE_SCORE, Strategy
 
 
@@ -35,8 +36,8 @@ def what_is_left(
         draw = torch.Generator().manual_seed(0)
         for micro in range(micro_batches):
             x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=draw)
-            text = torch.randn(2, 6, 16, generator=draw)
-            query = strategy.fake_score_at(x0, x_t, torch.tensor([0.3, 0.8]), text)
+            told = Conditioning({"text": torch.randn(2, 6, 16, generator=draw)})
+            query = strategy.fake_score_at(x0, x_t, torch.tensor([0.3, 0.8]), told)
             if with_generator:
                 to_x0, to_x_t = query.generator_gradient(generator_loss, through=True)
                 assert to_x0 is not None and to_x_t is not None

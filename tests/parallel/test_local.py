@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.networks.adapters import trained_parameters
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, StrategySettings, connect
@@ -23,10 +24,11 @@ def build(teacher: Path, folder: Path, *settings: str) -> Local:
     return Local(open_wan(teacher), StrategySettings.of(job), torch.device("cpu"), fold_text=True)
 
 
-def query_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def query_inputs() -> tuple[Tensor, Tensor, Tensor, Conditioning]:
     draw = torch.Generator().manual_seed(1)
     x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=draw)
-    return x0, x_t, torch.tensor([0.2, 0.7]), torch.randn(2, 5, 16, generator=draw)
+    told = Conditioning({"text": torch.randn(2, 5, 16, generator=draw)})
+    return x0, x_t, torch.tensor([0.2, 0.7]), told
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
@@ -50,11 +52,9 @@ def test_shared_forward_gives_the_gradients_of_two(
     assert sum(p.grad is not None for p in others) == len(weights)
 
     leaf_0, leaf_t = x0.clone().requires_grad_(), x_t.clone().requires_grad_()
-    value = isolation.generator_loss(
-        leaf_0, leaf_t, local.velocity(FAKE_SCORE, leaf_t, sigma, text)
-    )
+    value = isolation.generator_loss(leaf_0, leaf_t, local.predict(FAKE_SCORE, leaf_t, sigma, text))
     apart = torch.autograd.grad(value, [leaf_0, leaf_t])
-    value = isolation.fake_score_loss(x0, x_t, local.velocity(FAKE_SCORE, x_t, sigma, text))
+    value = isolation.fake_score_loss(x0, x_t, local.predict(FAKE_SCORE, x_t, sigma, text))
     apart_weights = torch.autograd.grad(value, weights)
     for ours, theirs in zip([*shared, *shared_weights], [*apart, *apart_weights], strict=True):
         assert ours is not None
@@ -79,8 +79,8 @@ def test_isolation_check_sees_a_leak(
     def leaking(
         self: local_module._SharedForward, loss: Callable[..., Any], through: bool
     ) -> tuple[Any, ...]:
-        self._velocity = self._run(x_t=self._x_t)
-        loss(self._x0, self._x_t, self._velocity).backward(retain_graph=True)
+        self._predicted = self._run(x_t=self._x_t)
+        loss(self._x0, self._x_t, self._predicted).backward(retain_graph=True)
         return self._x0.grad, self._x_t.grad
 
     monkeypatch.setattr(local_module._SharedForward, "generator_gradient", leaking)

@@ -45,24 +45,25 @@ def differences(job: Job) -> list[str]:
     stock = open_wan(job.teacher.path).load_transformer(torch.bfloat16)
     wan.fold_text_padding(stock)
     batch = trainer.batches.micro_batch(0, 0)
-    inputs = batch.noise, batch.time, batch.text
-    expected = wan.velocity(stock, *inputs)
+    inputs = batch.noise, batch.time, batch.conditioning
+    text = batch.conditioning["text"]
+    expected = wan.velocity(stock, batch.noise, batch.time, text)
     found = [
         f"{role} is not what diffusers loads"
         for role in (STUDENT, FAKE_SCORE, TEACHER)
-        if not torch.equal(trainer.strategy.velocity(role, *inputs), expected)
+        if not torch.equal(trainer.strategy.predict(role, *inputs), expected)
     ]
     for iteration in range(2):
         with torch.enable_grad():
             trainer.iterate(iteration)
-    ours = trainer.strategy.velocity(STUDENT, *inputs)
+    ours = trainer.strategy.predict(STUDENT, *inputs)
     if torch.equal(ours, expected):
         found.append("nothing was learned")
     if job.student.train == "full":
         # The masters, each rounded to what a weight of that name has.
         for name, master in trainer.strategy.whole_tensors(STUDENT):
             stock.get_parameter(name).copy_(master)
-        if not torch.equal(ours, wan.velocity(stock, *inputs)):
+        if not torch.equal(ours, wan.velocity(stock, batch.noise, batch.time, text)):
             found.append("the student is not its masters")
         for name, p in trainer.strategy.networks[STUDENT].named_parameters():
             sharded = hasattr(p, "ds_tensor")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from distill.counting import PassCounter
 from distill.trainer import Trainer
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.wan import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SiD
@@ -74,10 +75,11 @@ def update(strategy: Any, batches: Iterable[int]) -> dict[str, Any]:
     for batch in batches:
         draw = torch.Generator().manual_seed(batch)
         noise, added = torch.randn(2, 1, 4, 2, 8, 8, generator=draw)
-        sigma, text = torch.tensor([0.6]), torch.randn(1, 6, 16, generator=draw)
-        x0 = noise - strategy.velocity(STUDENT, noise, torch.ones(1), text)
+        sigma = torch.tensor([0.6])
+        told = Conditioning({"text": torch.randn(1, 6, 16, generator=draw)})
+        x0 = noise - strategy.predict(STUDENT, noise, torch.ones(1), told)
         x_t = 0.4 * x0 + 0.6 * added
-        query = strategy.fake_score_at(x0, x_t, sigma, text)
+        query = strategy.fake_score_at(x0, x_t, sigma, told)
         to_x0, to_x_t = query.generator_gradient(isolation.generator_loss, True)
         query.backward(isolation.fake_score_loss)
         strategy.backward(STUDENT, (x0 * to_x0).sum() + (x_t * to_x_t).sum())

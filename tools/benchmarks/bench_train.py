@@ -39,8 +39,8 @@ from typing import Any
 import torch
 
 from lightx2v_sgmd.apps.comparison.planning import method_job
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.parallel import Ranks, connect, training_device
 from lightx2v_sgmd.system.resources import config_path
@@ -250,7 +250,7 @@ def measure_together(
     note(benches, True)
 
 
-def _model(args: argparse.Namespace, job: Job, ranks: Ranks) -> WanModel:
+def _model(args: argparse.Namespace, job: Job, ranks: Ranks) -> Model:
     if args.shape is not None:
         return open_random_wan(job.teacher.path, ranks.device)
     return open_teacher(job.teacher)

@@ -20,7 +20,8 @@ from distill.planning.flops import forward_operations, iteration_passes
 from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.trainer import Trainer
-from lightx2v_sgmd.families.wan import TEXT_LENGTH, WanModel
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.wan import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks
@@ -61,7 +62,7 @@ class TrainingBench:
         alone: True if no other trainer is in this process, so that memory is this one's.
     """
 
-    def __init__(self, job: Job, model: WanModel, ranks: Ranks, alone: bool) -> None:
+    def __init__(self, job: Job, model: Model, ranks: Ranks, alone: bool) -> None:
         self.job, self.model, self.ranks, self.alone = job, model, ranks, alone
         check_against_model(job, model)
         self._cuda = ranks.device.type == "cuda"
@@ -225,7 +226,7 @@ class TrainingBench:
         return videos * flops, videos * sum(each.operations(forward) for each in once)
 
 
-def _trainer(job: Job, model: WanModel, ranks: Ranks) -> Trainer:
+def _trainer(job: Job, model: Model, ranks: Ranks) -> Trainer:
     if isinstance(model, RandomWan):
         dtype = torch_type(job.teacher.dtype)
         rows = [row.to(dtype) for row in model.random_rows(9, TEXT_ROWS)]

@@ -16,8 +16,8 @@ from pathlib import Path
 from distill.planning.flops import RolePasses, forward_operations, training_pass
 from distill.planning.model_meter import ModelMeter
 from distill.planning.plan import GIB, JobPlan, Machine, make_plan
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.system.resources import config_path
@@ -58,7 +58,7 @@ def make_tables() -> dict[str, str]:
     return {"gpus": _gpus(plans), "paper": _paper(job, model, meter)}
 
 
-def _plan(job: Job, model: WanModel, meter: ModelMeter, gpus: int, degree: int) -> JobPlan | None:
+def _plan(job: Job, model: Model, meter: ModelMeter, gpus: int, degree: int) -> JobPlan | None:
     """With the paper's batch; None where one update would have a larger one."""
     accumulation, rest = divmod(BATCH * degree, gpus * job.train.micro_batch)
     if not accumulation or rest:
@@ -106,7 +106,7 @@ def _gpus(plans: list[JobPlan]) -> str:
     return _table(heads, rows)
 
 
-def _paper(job: Job, model: WanModel, meter: ModelMeter) -> str:
+def _paper(job: Job, model: Model, meter: ModelMeter) -> str:
     plan = _plan(job, model, meter, 32, 1)
     assert plan is not None
     forward = forward_operations(model.transformer_config, plan.tokens, meter.text_rows)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.wan_original import transformer_names
 from lightx2v_sgmd.files.dtypes import OPTIONS
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
@@ -100,13 +100,13 @@ class Format(ABC):
         """
         raise NotImplementedError(f"{self.name} does not store a whole network")
 
-    def open_model(self, folder: Path, teacher: Callable[[], WanModel]) -> WanModel:
+    def open_model(self, folder: Path, teacher: Callable[[], Model]) -> Model:
         """The configuration of an export's network; most formats leave it to the teacher's."""
         return teacher()
 
     @abstractmethod
     def open_tensors(
-        self, folder: Path, header: Header, model: WanModel
+        self, folder: Path, header: Header, model: Model
     ) -> tuple[Tensors, StoredAdapters | None]:
         """The weights of an export, checked against the network, and its adapters if it has any."""
 
@@ -139,7 +139,7 @@ class NetworkFormat(Format):
         return Layout(self.stored_names(), lambda name: main)
 
     def open_tensors(
-        self, folder: Path, header: Header, model: WanModel
+        self, folder: Path, header: Header, model: Model
     ) -> tuple[Tensors, StoredAdapters | None]:
         """The network's weights, checked against its configuration."""
         shapes = network_shapes(model)

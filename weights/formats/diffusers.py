@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import torch
 
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.safetensors_files import weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
@@ -105,7 +106,7 @@ class DiffusersFormat(NetworkFormat):
         problems = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
         problems += scheduler_problems(folder, spec.source.schedule)
         try:
-            config = open_wan(folder).transformer_config
+            config = open_model(folder).transformer_config
         except UserError as error:
             return [*problems, str(error)]
         return problems + network_problems(spec, folder, config, losses, advance)
@@ -123,9 +124,9 @@ class DiffusersFormat(NetworkFormat):
         """The layout in which the weights that diffusers keeps in float32 stay float32."""
         return Layout(str, lambda name: torch.float32 if stays_float32(name) else main)
 
-    def open_model(self, folder: Path, teacher: Callable[[], WanModel]) -> WanModel:
+    def open_model(self, folder: Path, teacher: Callable[[], Model]) -> Model:
         """The configuration in the folder itself: the export is a whole model."""
-        return open_wan(folder)
+        return open_model(folder)
 
 
 def stays_float32(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
 from lightx2v_sgmd.files.lora_folder import PEFT_CONFIG, lora_file_in
 from lightx2v_sgmd.files.safetensors_files import Header, schedule_metadata, schedule_of
@@ -166,7 +166,7 @@ class LoraFormat(Format):
         return [file]
 
     def open_tensors(
-        self, folder: Path, header: Header, model: WanModel
+        self, folder: Path, header: Header, model: Model
     ) -> tuple[Tensors, StoredAdapters]:
         """The teacher's weights with the adapters merged into them, and the adapters."""
         (file,) = self.weight_files(folder)

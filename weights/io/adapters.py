@@ -27,10 +27,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.lora.keys import DOWN, UP, UP_BIAS
 from lightx2v_sgmd.families.lora.reading import LoraFile, open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.families.wan_keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.job.schema import Lora
@@ -207,7 +207,7 @@ class StackedAdapters:
     merged: LoraUpdates
 
     @classmethod
-    def of(cls, trained: TrainedAdapters, model: WanModel) -> StackedAdapters | None:
+    def of(cls, trained: TrainedAdapters, model: Model) -> StackedAdapters | None:
         """The changes of a teacher's base; None if they are no products of two matrices.
 
         Args:
@@ -265,7 +265,7 @@ class TrainedAdapters:
     lora: Lora
 
     @classmethod
-    def checked(cls, header: Header, lora: Lora, model: WanModel, what: str) -> TrainedAdapters:
+    def checked(cls, header: Header, lora: Lora, model: Model, what: str) -> TrainedAdapters:
         """Makes sure that the file holds exactly what was trained.
 
         Raises:

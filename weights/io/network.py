@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.dtypes import FILE_NAMES
 from lightx2v_sgmd.files.safetensors_files import (
     Header,
@@ -137,7 +136,7 @@ def network_problems(
             advance(1)
         return layout.decode(name, parts)
 
-    exported = replace(source.model, transformer_config=config)
+    exported = source.model.with_transformer_config(config)
     got = _forward(exported, layout, compared, problems)
     for name in source.tensors.shapes:
         if name not in seen:
@@ -184,7 +183,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _forward(
-    model: WanModel, layout: Layout, read: Callable[[str], Tensor], problems: list[str]
+    model: Model, layout: Layout, read: Callable[[str], Tensor], problems: list[str]
 ) -> Tensor | None:
     try:
         return probe(model, layout.stored_dtype, read)

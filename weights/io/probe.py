@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import WanModel, pad_text, velocity
+from lightx2v_sgmd.families.base import Model
 from weights.io.heap import HeapTrimmer
 
 
 def probe(
-    model: WanModel, dtype_of: Callable[[str], torch.dtype], read: Callable[[str], Tensor]
+    model: Model, dtype_of: Callable[[str], torch.dtype], read: Callable[[str], Tensor]
 ) -> Tensor:
-    """The velocity of a network on a few tokens, float32, the same tokens for every network.
+    """The prediction of a network on a few tokens, float32, the same tokens for every network.
 
     diffusers' own network is built without weights; each layer gets its own just before it runs
     and loses them right after. A network of 28 GB then needs no more memory than its largest
@@ -55,7 +55,7 @@ def probe(
     return _run(network, model)
 
 
-def _empty(model: WanModel, dtype_of: Callable[[str], torch.dtype]) -> Any:
+def _empty(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Any:
     """The network on the meta device, but with its rotary tables, which are no weights."""
     with torch.device("meta"):
         network = model.build_transformer()
@@ -70,11 +70,11 @@ def _empty(model: WanModel, dtype_of: Callable[[str], torch.dtype]) -> Any:
 
 
 @torch.no_grad()
-def _run(network: Any, model: WanModel) -> Tensor:
+def _run(network: Any, model: Model) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
     patch_t, patch_h, patch_w = model.transformer_config["patch_size"]
     channels = int(model.transformer_config["in_channels"])
     shape = (1, channels, 2 * patch_t, 2 * patch_h, 2 * patch_w)
     x_t = torch.randn(shape, generator=generator)
-    text = pad_text([torch.randn(8, model.text_dim, generator=generator)])
-    return velocity(network, x_t, torch.tensor([0.96]), text).float()
+    conditioning = model.conditioning([torch.randn(8, model.text_dim, generator=generator)])
+    return model.predict(network, x_t, torch.tensor([0.96]), conditioning).float()

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.sources import read_json
-from lightx2v_sgmd.families.wan import WanModel
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
 from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, split
@@ -26,7 +26,7 @@ _SHARD_SIZE: Final = "5GB"
 _STEMS: Final = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
-def shared_bytes(model: WanModel) -> int:
+def shared_bytes(model: Model) -> int:
     """The size of the shared parts on disk, in bytes.
 
     Raises:
@@ -40,7 +40,7 @@ def shared_bytes(model: WanModel) -> int:
     return total + sum(file.stat().st_size for file in tokenizer.rglob("*") if file.is_file())
 
 
-def write_shared(model: WanModel, folder: Path) -> None:
+def write_shared(model: Model, folder: Path) -> None:
     """Writes the parts as diffusers has them."""
     shutil.copytree(model.source.tokenizer(), folder / "tokenizer", ignore=_not_copied)
     for part in _NETWORKS:
@@ -55,11 +55,11 @@ def write_shared(model: WanModel, folder: Path) -> None:
     write_json(folder / "model_index.json", _index(model))
 
 
-def _weights(model: WanModel, part: Shared) -> WholeTensors:
+def _weights(model: Model, part: Shared) -> WholeTensors:
     return model.vae_weights() if part == "vae" else model.text_encoder_weights()
 
 
-def _config(model: WanModel, part: str) -> Mapping[str, Any]:
+def _config(model: Model, part: str) -> Mapping[str, Any]:
     if part == "vae":
         return {"_class_name": "AutoencoderKLWan", **model.vae_config}
     return model.full_text_encoder_config()
@@ -81,7 +81,7 @@ def _convert(weights: WholeTensors, folder: Path, stem: str) -> None:
         writer.close()
 
 
-def _index(model: WanModel) -> dict[str, Any]:
+def _index(model: Model) -> dict[str, Any]:
     """``model_index.json``: the teacher's, or that of Wan2.1, with the student's scheduler."""
     index: dict[str, Any] = {
         "_class_name": "WanPipeline",
@@ -98,7 +98,7 @@ def _index(model: WanModel) -> dict[str, Any]:
     return index
 
 
-def _tokenizer_class(model: WanModel) -> str:
+def _tokenizer_class(model: Model) -> str:
     """The class that diffusers loads the tokenizer with; Wan2.1 has the fast form of T5's."""
     config = model.source.tokenizer() / "tokenizer_config.json"
     named = read_json(config).get("tokenizer_class") if config.is_file() else None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.manifest import Manifest
 from lightx2v_sgmd.files.safetensors_files import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import student_files
@@ -39,7 +40,7 @@ class ExportSource:
 
     path: Path
     tensors: Tensors
-    model: WanModel
+    model: Model
     about: Manifest
     job_file: Path | None = None
     metrics: Mapping[str, Any] | None = None
@@ -80,7 +81,7 @@ class ExportSource:
 
 
 def student_tensors(
-    checkpoint: Path, averaged: bool, model: WanModel, lora: Lora | None
+    checkpoint: Path, averaged: bool, model: Model, lora: Lora | None
 ) -> tuple[Tensors, TrainedAdapters | None, Schedule | None]:
     """A checkpoint's student, its adapters if it has any, and the schedule that its file carries.
 
@@ -114,7 +115,7 @@ def teacher_tensors(source: ExportSource) -> Tensors:
     return model_tensors(teacher_of(source.about, source.job_file))
 
 
-def teacher_of(about: Manifest, job_file: Path | None) -> WanModel:
+def teacher_of(about: Manifest, job_file: Path | None) -> Model:
     """The teacher that a student names, without its LoRAs.
 
     The student's job says what a lone file of weights belongs to.
@@ -125,10 +126,10 @@ def teacher_of(about: Manifest, job_file: Path | None) -> WanModel:
         base = section.get("base") if isinstance(section, dict) else None
         if base is not None and not isinstance(base, str):
             raise UserError(f"{job_file}: teacher.base: is not text; export the weights again")
-    return open_wan(about.teacher, base)
+    return open_model(about.teacher, base)
 
 
-def model_tensors(model: WanModel) -> Tensors:
+def model_tensors(model: Model) -> Tensors:
     """A model's network, checked against its configuration."""
     weights = model.transformer_weights()
     shapes = network_shapes(model)

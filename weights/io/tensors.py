@@ -151,6 +151,6 @@ class MergedTensors:
 
 
 def network_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """The weights of a ``WanModel``'s network, from its configuration alone."""
+    """The weights of a ``Model``'s network, from its configuration alone."""
     shapes: dict[str, tuple[int, ...]] = model.transformer_shapes()
     return shapes

@@ -21,7 +21,7 @@ from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metric
 from lightx2v_sgmd.apps.evaluation.page import report_page
 from lightx2v_sgmd.apps.evaluation.sources import Source, open_source, video_files, wanted_size
 from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
-from lightx2v_sgmd.families.wan import WanModel
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.files.video import check_writable
@@ -65,7 +65,7 @@ class _Plan:
     own: dict[str, list[Path]]
     prompts: list[str]
     metrics: tuple[str, ...]
-    teacher: WanModel | None
+    teacher: Model | None
     options: EvaluateOptions
 
     @property
@@ -170,7 +170,7 @@ def _plan(
     return _Plan(sources, sizes, own, texts, metrics, teacher, options)
 
 
-def _features_model(sources: dict[str, Source], options: EvaluateOptions) -> WanModel | None:
+def _features_model(sources: dict[str, Source], options: EvaluateOptions) -> Model | None:
     """The teacher in whose features the Frechet distance is taken."""
     if options.teacher is not None:
         return open_source(options.teacher, "--teacher").model

@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
-from lightx2v_sgmd.families.wan import (
-    WanModel,
-    normalized_latents,
-    pad_text,
-    text_dtype,
-    velocity,
-)
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.measures.network_features import middle_features
 from lightx2v_sgmd.outputs import WrittenFiles
@@ -44,10 +38,11 @@ class TeacherFeatures:
         dtype: Their precision.
     """
 
-    def __init__(self, model: WanModel, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, device: str, dtype: torch.dtype) -> None:
         self.model, self.device = model, torch.device(device)
-        rows = encode_prompts(model, [""], Ranks(device=self.device), text_dtype(dtype), cache=None)
-        self.text = pad_text(list(rows)).to(self.device)
+        text_dtype = model.text_dtype(dtype)
+        rows = encode_prompts(model, [""], Ranks(device=self.device), text_dtype, cache=None)
+        self.conditioning = model.conditioning(list(rows)).to(self.device)
         self.network: Any = model.load_transformer(dtype, self.device).requires_grad_(False)
         self.vae = model.load_vae(device=self.device)
 
@@ -60,21 +55,22 @@ class TeacherFeatures:
         Raises:
             UserError: the model cannot take a video of that size.
         """
-        count = (len(frames) - 1) // 4 * 4 + 1
+        per_latent = self.model.size_rules.temporal
+        count = (len(frames) - 1) // per_latent * per_latent + 1
         self.model.latent_shape(frames.shape[1], frames.shape[2], count)
         video = torch.from_numpy(frames[:count]).permute(3, 0, 1, 2)[None].to(self.device)
         encoded = self.vae.encode(video.float() / 127.5 - 1).latent_dist.mode()
-        x0 = normalized_latents(self.vae, encoded).float()
+        x0 = self.model.normalized_latents(self.vae, encoded).float()
 
-        def run(x_t: Tensor, sigma: Tensor) -> Tensor:
-            return velocity(self.network, x_t, sigma, self.text)
+        def run(x_t: Tensor, time: Tensor) -> Tensor:
+            return self.model.predict(self.network, x_t, time, self.conditioning)
 
         return middle_features(self.network, run, x0)[0].cpu().numpy()
 
 
 def teacher_features(
     load: Callable[[], TeacherFeatures],
-    model: WanModel,
+    model: Model,
     files: Sequence[Path],
     hashes: Sequence[str],
     written: WrittenFiles,

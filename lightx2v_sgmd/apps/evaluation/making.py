@@ -102,7 +102,6 @@ def teacher_videos(
     from infer.batch.outputs import check_own
     from infer.batch.requests import make_requests
     from infer.batch.sidecars import is_there, publish, sidecar
-    from lightx2v_sgmd.families.wan import text_dtype
     from lightx2v_sgmd.sampling.sampler import VideoSampler
     from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
     from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity, weights_digest
@@ -123,7 +122,7 @@ def teacher_videos(
         "dtype": str(dtype).removeprefix("torch."),
         "version": __version__,
         "weights": weights_digest(model, "transformer", "vae"),
-        "text_encoder": encoder_identity(model, text_dtype(dtype)),
+        "text_encoder": encoder_identity(model, model.text_dtype(dtype)),
     }
     about: list[dict[str, Any]] = [
         {"prompt": request.prompt, "seed": request.seed, **common} for request in requests

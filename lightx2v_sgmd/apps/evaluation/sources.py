@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import model_folder
-from lightx2v_sgmd.families.wan import WanModel, open_wan
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.safetensors_files import schedule_of
 from lightx2v_sgmd.system.errors import UserError
@@ -34,7 +35,7 @@ class Source:
     path: str
     kind: Kind
     nfe: int = 0
-    model: WanModel | None = None
+    model: Model | None = None
     manifest: Manifest | None = None
     video: VideoFacts | None = None
     files: tuple[Path, ...] = ()
@@ -72,7 +73,7 @@ def open_source(path: str | Path, option: str) -> Source:
     if manifest is not None or is_run:  # a run is refused, with the command that exports it
         return _student(path)
     try:
-        model = open_wan(path)
+        model = open_model(path)
         schedule = schedule_of(model.transformer_weights().header.metadata)
     except UserError as error:
         raise UserError(f"{option}: {str(error).removeprefix('teacher.path: ')}") from error

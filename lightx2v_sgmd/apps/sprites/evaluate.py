@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.judging import Scores, Verdict, judge, score
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance, measure
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.sampling.sampler import Videos, VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, Solver, teacher_schedule
 
@@ -64,7 +64,7 @@ class TeacherSampler(VideoSampler):
 
     def __init__(
         self,
-        model: wan.WanModel,
+        model: Model,
         schedule: Solver,
         guidance_scale: float = 1.0,
         negative_prompt: str = "",

@@ -275,13 +275,13 @@ def _temporary() -> Path:
 
 
 def _teacher() -> list[Check]:
-    from lightx2v_sgmd.families.wan import bundled_teacher, open_wan
+    from lightx2v_sgmd.families.opening import bundled_teacher, open_model
     from lightx2v_sgmd.files.safetensors_files import read_headers, weight_files
 
     if not bundled_teacher().is_dir():
         detail = f"is missing from {bundled_teacher()}: the demo cannot run"
         return [Check("bundled teacher", "broken", detail, pip("--force-reinstall lightx2v-sgmd"))]
-    model = open_wan(bundled_teacher())
+    model = open_model(bundled_teacher())
     parts: Sequence[tuple[str, str]] = (
         ("transformer", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),

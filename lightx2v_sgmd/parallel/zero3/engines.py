@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.parallel.base import StrategySettings
 from lightx2v_sgmd.parallel.precision import keep_in_float32, of_mixed_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -190,7 +190,7 @@ def _linear(layer: nn.Linear, function: Callable[..., Tensor], x: Tensor) -> Ten
     return function(rows, layer.weight, layer.bias).view(*x.shape[:-1], layer.out_features)
 
 
-def build_sharded(model: wan.WanModel, config: Mapping[str, Any]) -> Any:
+def build_sharded(model: Model, config: Mapping[str, Any]) -> Any:
     """Builds the network with random weights, of which each rank holds its shard."""
     import deepspeed
 

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.methods.base import (
@@ -58,7 +59,7 @@ from lightx2v_sgmd.parallel.zero3.nvme import SwapFolder, check_swapping
 from lightx2v_sgmd.parallel.zero3.prefetch import PrefetchByPass
 from lightx2v_sgmd.system.compilers import compiles
 
-# B batch, C channels, T latent frames, h, w latent height and width, S text tokens, D text width
+# B batch, C channels, T latent frames, h, w latent height and width
 
 _PIECE = 1 << 24
 """Numbers of the moving average that change places at once."""
@@ -78,10 +79,11 @@ class Zero3:
     """
 
     def __init__(
-        self, model: wan.WanModel, settings: StrategySettings, ranks: Ranks, fold_text: bool
+        self, model: Model, settings: StrategySettings, ranks: Ranks, fold_text: bool
     ) -> None:
         self.settings, self.ranks = settings, ranks
         self.interpolant = model.interpolant
+        self._model = model
         self.trained = tuple(settings.optimizers)
         self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
         whole = model.transformer_weights()
@@ -102,7 +104,7 @@ class Zero3:
                 adapters, seed = settings.adapters[role], settings.adapter_seed(role)
                 add_adapters(network, adapters, seed, settings.dtype)
             if fold_text:
-                wan.fold_text_padding(network)
+                model.fold_text_padding(network)
             # The teacher's as well: some methods send the generator's gradient through it.
             enable_checkpointing(network, settings.checkpointing)
             if group is not None:
@@ -111,7 +113,7 @@ class Zero3:
                 compile_passes(network)
             self._engines[role] = self._engine(role, network)
         if settings.heads is not None:
-            for role, heads in build_heads(self._engines[TEACHER].module, settings.heads).items():
+            for role, heads in build_heads(model, settings.heads).items():
                 self._engines[role] = self._engine(role, heads)
         self.shapes: Mapping[str, torch.Size] = {
             name: torch.Size(p.ds_shape) for name, p in self._named[STUDENT].items()
@@ -181,26 +183,32 @@ class Zero3:
         self._prefetch[role] = PrefetchByPass(engine)
         return engine
 
-    def velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """Computes a role's velocity; trained roles run through their engines."""
+    def predict(self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Computes a role's prediction; trained roles run through their engines."""
         if role == TEACHER:  # its engine takes no part in a backward pass, its module does
-            return self.inner_velocity(role, x_t, sigma, text)
-        return wan.velocity(self._engines[role], x_t, sigma, text)
+            return self.predict_inside(role, x_t, time, conditioning)
+        return self._model.predict(self._engines[role], x_t, time, conditioning)
 
-    def fake_score_at(self, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> _TwoForwards:
+    def fake_score_at(
+        self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> _TwoForwards:
         """Prepares the fake score, which runs once for each update."""
-        return _TwoForwards(self, x0, x_t, sigma, text)
+        return _TwoForwards(self, x0, x_t, time, conditioning)
 
-    def inner_velocity(self, role: str, x_t: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """Computes a role's velocity without its engine's gradient hooks."""
-        return wan.velocity(self._engines[role].module, x_t, sigma, text)
+    def predict_inside(
+        self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """Computes a role's prediction without its engine's gradient hooks."""
+        return self._model.predict(self._engines[role].module, x_t, time, conditioning)
 
-    def logits(self, x_t: Tensor, sigma: Tensor, text: Tensor, update: bool) -> Tensor:
+    def logits(self, x_t: Tensor, time: Tensor, conditioning: Conditioning, update: bool) -> Tensor:
         """Computes logits by heads on the teacher's blocks; in an update, through their engine."""
         assert self.settings.heads is not None, "the method has no discriminator"
         with torch.set_grad_enabled(not update), self._prefetch[TEACHER].labelled("features"):
-            velocity = partial(self.inner_velocity, TEACHER, x_t, sigma, text)
-            features = backbone_features(self.networks[TEACHER], velocity, x_t, self.settings.heads)
+            run = partial(self.predict_inside, TEACHER, x_t, time, conditioning)
+            features = backbone_features(
+                self._model, self.networks[TEACHER], run, x_t, self.settings.heads
+            )
         heads = self._engines[DISCRIMINATOR] if update else self.networks[DISCRIMINATOR]
         logits: Tensor = heads(features)
         return logits
@@ -367,10 +375,12 @@ class Zero3:
 class _TwoForwards:
     """The fake score at x_t: the frozen module serves the generator, the engine its own update."""
 
-    def __init__(self, zero3: Zero3, x0: Tensor, x_t: Tensor, sigma: Tensor, text: Tensor) -> None:
+    def __init__(
+        self, zero3: Zero3, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
+    ) -> None:
         self._zero3 = zero3
         self._x0, self._x_t = x0.detach(), x_t.detach()
-        self._sigma, self._text = sigma, text
+        self._at = time, conditioning
 
     def generator_gradient(
         self, loss: ScoreLoss, through: bool
@@ -379,12 +389,12 @@ class _TwoForwards:
         others = [role for role in self._zero3.trained if role != STUDENT]
         with self._zero3.frozen(*others):
             with torch.set_grad_enabled(through):
-                velocity = self._zero3.inner_velocity(FAKE_SCORE, x_t, self._sigma, self._text)
+                predicted = self._zero3.predict_inside(FAKE_SCORE, x_t, *self._at)
             to_x0, to_x_t = torch.autograd.grad(
-                loss(x0, x_t, velocity), [x0, x_t], allow_unused=True
+                loss(x0, x_t, predicted), [x0, x_t], allow_unused=True
             )
         return to_x0, to_x_t
 
     def backward(self, loss: ScoreLoss) -> None:
-        velocity = self._zero3.velocity(FAKE_SCORE, self._x_t, self._sigma, self._text)
-        self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, velocity))
+        predicted = self._zero3.predict(FAKE_SCORE, self._x_t, *self._at)
+        self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, predicted))

@@ -156,7 +156,7 @@ def test_files_change_no_number(tiny_teacher: Path, tmp_path: Path) -> None:
         steps = [trainer.iterate(iteration) for iteration in range(2)]
         batch = trainer.batches.micro_batch(0, 0)
         with torch.no_grad(), strategy.averaged_student():
-            averaged = strategy.velocity(STUDENT, batch.noise, batch.time, batch.text)
+            averaged = strategy.predict(STUDENT, batch.noise, batch.time, batch.conditioning)
         steps.append(trainer.iterate(2))
         results[offload] = [(step.losses, step.grad_norm) for step in steps]
         states[offload] = everything(strategy) | {"averaged velocity": averaged}

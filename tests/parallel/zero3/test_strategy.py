@@ -68,7 +68,7 @@ def test_generator_step_leaves_nothing_in_the_fake_score(
 def test_isolation_check_sees_the_engine_in_place_of_the_module(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Zero3, "inner_velocity", Zero3.velocity)
+    monkeypatch.setattr(Zero3, "predict_inside", Zero3.predict)
     left = isolation.what_is_left(partial(build, tiny_teacher, tmp_path), waiting, 1)
     assert "a gradient is waiting" in left
 
@@ -80,7 +80,7 @@ def test_isolation_check_sees_a_leak(
 
     def leaking(self: Any, loss: Callable[..., Any], through: bool) -> tuple[Any, ...]:
         x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
-        velocity = self._zero3.velocity(FAKE_SCORE, x_t, self._sigma, self._text)
+        velocity = self._zero3.predict(FAKE_SCORE, x_t, *self._at)
         loss(x0, x_t, velocity).backward()
         return x0.grad, x_t.grad
 
@@ -105,7 +105,7 @@ def test_average_and_swapping_it_in(tiny_teacher: Path, tmp_path: Path) -> None:
 
     batch = trainer.batches.micro_batch(0, 0)
     with torch.no_grad():
-        run = partial(strategy.velocity, STUDENT, batch.noise, batch.time, batch.text)
+        run = partial(strategy.predict, STUDENT, batch.noise, batch.time, batch.conditioning)
         plain = run()
         with strategy.averaged_student():
             averaged_velocity = run()

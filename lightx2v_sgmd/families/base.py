@@ -1,0 +1,342 @@
+"""What a teacher family supplies: the protocol behind which everything that differs is.
+
+Code outside this folder holds a ``Model`` and does not ask which family it is of. A family is a
+module here with one class of that protocol, named in ``opening``. What knows the layers of Wan's
+networks and VAE beside it makes them fast or small: ``networks``, ``infer/network``, ``infer/vae``
+and the export formats (docs/decisions/034-the-seam.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.size_rules import SizeRules
+from lightx2v_sgmd.families.sources import Source
+from lightx2v_sgmd.families.text_rows import TextEncoder
+from lightx2v_sgmd.files.manifest import VideoFacts
+from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
+from lightx2v_sgmd.interpolants import Interpolant
+from lightx2v_sgmd.networks.block_loading import Device, OnPart
+
+# B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
+# S text tokens, D text width
+
+
+class AuthorsSampler(NamedTuple):
+    """The sampler with which a model's authors run it.
+
+    Attributes:
+        solver: Its name.
+        shift: The flow shift of its steps.
+    """
+
+    solver: Literal["unipc", "euler"]
+    shift: float
+
+
+class Model(Protocol):
+    """A model whose configuration was read, and whose weights were not.
+
+    Networks are modules of diffusers and transformers. Methods that load or build one leave it in
+    evaluation mode.
+    """
+
+    # What it is
+
+    @property
+    def path(self) -> str:
+        """The path as given: a folder, a hub id or a file of weights."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """The location of its parts."""
+        ...
+
+    @property
+    def transformer_config(self) -> dict[str, Any]:
+        """The arguments of the network's class."""
+        ...
+
+    @property
+    def vae_config(self) -> dict[str, Any]:
+        """The arguments of the VAE's class."""
+        ...
+
+    @property
+    def video(self) -> VideoFacts | None:
+        """The size, length and frame rate that it was made for; None if nothing says so."""
+        ...
+
+    @property
+    def loras(self) -> tuple[WeightedLora, ...]:
+        """LoRA files that are merged into the network when its weights are read."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of its videos."""
+        ...
+
+    @property
+    def negative_prompt(self) -> str:
+        """The prompt that its authors guide away from."""
+        ...
+
+    def negative_prompt_for(self, asked: str | None) -> str:
+        """The negative prompt that a job asks for; None asks for the authors' own."""
+        ...
+
+    @property
+    def authors_sampler(self) -> AuthorsSampler:
+        """The sampler of its authors.
+
+        Raises:
+            UserError: the file that names it is damaged.
+        """
+        ...
+
+    # Diffusion
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """The path from data to noise, and what the network predicts on it."""
+        ...
+
+    # Sizes
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of the network's repeated blocks."""
+        ...
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads; a sequence degree must divide it."""
+        ...
+
+    @property
+    def head_dim(self) -> int:
+        """Number of channels of a head."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a token in the network."""
+        ...
+
+    @property
+    def text_dim(self) -> int:
+        """Width D of a text row."""
+        ...
+
+    @property
+    def text_length(self) -> int:
+        """Number of text rows that the network attends to, padding included."""
+        ...
+
+    @property
+    def size_rules(self) -> SizeRules:
+        """The rules that the size of a video must meet."""
+        ...
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a video's latents.
+
+        Raises:
+            UserError: the model cannot make a video of that size.
+        """
+        ...
+
+    def token_count(self, height: int, width: int, num_frames: int) -> int:
+        """Number of tokens of one video; raises as ``latent_shape``."""
+        ...
+
+    # Conditioning
+
+    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
+        """The precision of the text encoder for a teacher's precision."""
+        ...
+
+    def conditioning(self, rows: Sequence[Tensor]) -> Conditioning:
+        """Batches what the text encoder made of each prompt, ``[S_i, D]``."""
+        ...
+
+    # The network
+
+    def predict(
+        self,
+        network: Any,
+        x_t: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Runs a network.
+
+        Args:
+            network: A network of this model, or an engine around one.
+            x_t: ``[B, C, T, h, w]``; cast to the network's precision.
+            time: ``[B]`` float32, 0 for data and 1 for noise.
+            conditioning: Of the same batch.
+            dtype: The network's precision, if autocast makes it differ from its weights'.
+
+        Returns:
+            ``[B, C, T, h, w]`` in that precision, of the interpolant's kind.
+        """
+        ...
+
+    def fold_text_padding(self, network: Any) -> None:
+        """Makes a network attend once to all padding rows of the text, if it has any.
+
+        It is for small models on a CPU; the longest text must have fewer rows than the network is
+        wide.
+        """
+        ...
+
+    def with_loras(self, loras: Sequence[WeightedLora]) -> Model:
+        """The same model with LoRA files merged into its network; reads no weights.
+
+        Raises:
+            UserError: a file is missing, damaged, or no LoRA for this network.
+        """
+        ...
+
+    def with_blocks(self, count: int) -> Model:
+        """The same model with another number of blocks, for measurements."""
+        ...
+
+    def with_transformer_config(self, config: dict[str, Any]) -> Model:
+        """The same model with other arguments of the network's class."""
+        ...
+
+    def build_transformer(self) -> Any:
+        """Builds the network with random weights (none on the meta device)."""
+        ...
+
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the network's weights under diffusers' names; reads no weights."""
+        ...
+
+    def transformer_weights(self) -> WholeTensors:
+        """The network's weights under diffusers' names; reads tensors or slices on request.
+
+        Raises:
+            UserError: the weights are missing or cannot be trusted.
+        """
+        ...
+
+    def refuse_variant(
+        self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
+    ) -> None:
+        """Refuses weights with layers of a variant that is not supported.
+
+        Args:
+            header: The weights under diffusers' names.
+            expected: The shapes of the network's weights.
+            what: The weights, for the message.
+
+        Raises:
+            UserError: they have such layers; the message names the variant.
+        """
+        ...
+
+    def load_transformer(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+    ) -> Any:
+        """Loads the network; weights that diffusers keeps in float32 stay float32.
+
+        Args:
+            dtype: The precision of the weights.
+            device: Device of the weights.
+            on_part: Called with each part of the network whose weights are there: the network
+                itself when it has all but its blocks' weights, then each block.
+
+        Raises:
+            UserError: weights are missing, unexpected, of the wrong shape, or cannot be trusted.
+        """
+        ...
+
+    # The text encoder
+
+    def text_encoder_weights(self) -> WholeTensors:
+        """The text encoder's weights; see ``transformer_weights``."""
+        ...
+
+    def load_text_encoder(
+        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+    ) -> TextEncoder:
+        """Loads the tokenizer and the encoder, frozen; as ``load_transformer``."""
+        ...
+
+    def load_tokenizer(self) -> Any:
+        """Loads the tokenizer alone; raises as ``load_transformer``."""
+        ...
+
+    def full_text_encoder_config(self) -> dict[str, Any]:
+        """The arguments of the encoder's configuration.
+
+        Raises:
+            UserError: the model has a text encoder of another kind.
+        """
+        ...
+
+    def expected_text_encoder_config(self) -> Mapping[str, Any]:
+        """The same without a download: that of the family's published models."""
+        ...
+
+    # The VAE
+
+    def build_vae(self) -> Any:
+        """Builds the VAE with random weights (none on the meta device)."""
+        ...
+
+    def vae_weights(self) -> WholeTensors:
+        """The VAE's weights; see ``transformer_weights``."""
+        ...
+
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
+        """Loads the VAE, frozen; raises as ``load_transformer``."""
+        ...
+
+    def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
+        """Normalises what the VAE encoded, ``[B, C, T, h, w]``, for the network."""
+        ...
+
+    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decodes normalised latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+        ...
+
+    def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Decodes some frames of normalised latents; gradient flows to the latents.
+
+        Args:
+            vae: The VAE, frozen.
+            latents: ``[B, C, T, h, w]``.
+            frames: Indices of the frames.
+
+        Returns:
+            ``[B, len(frames), 3, H, W]`` in [-1, 1].
+        """
+        ...
+
+
+def stays_float32(network: Any) -> Callable[[str], bool]:
+    """A function of a weight's name: True if diffusers keeps the weight in float32."""
+    return partial(within_modules, {*(network._keep_in_fp32_modules or ())})
+
+
+def within_modules(modules: set[str], name: str) -> bool:
+    """True if a weight's name goes through one of these modules."""
+    return bool(modules & {*name.split(".")})
