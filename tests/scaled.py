@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_original
 
 FP8 = torch.float8_e4m3fn
 Tensors = dict[str, Tensor]

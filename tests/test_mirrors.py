@@ -42,7 +42,7 @@ TOGETHER = {
     "distill/planning/test_memory.py": ("distill/planning/metered_passes.py",),
     "distill/running/test_run.py": ("distill/running/recorders.py", "distill/running/signals.py"),
     "distill/running/test_launch.py": ("distill/running/reports.py",),
-    "job/test_wan_jobs.py": ("lightx2v_sgmd/families/wan_sampling.py",),
+    "job/test_wan_jobs.py": ("lightx2v_sgmd/families/wan/sampling.py",),
     "apps/comparison/test_compare.py": (
         "lightx2v_sgmd/apps/comparison/folder.py",
         "lightx2v_sgmd/apps/comparison/page.py",
@@ -56,12 +56,13 @@ TOGETHER = {
     ),
     "apps/comparison/test_tables.py": ("lightx2v_sgmd/apps/comparison/plots.py",),
     "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
+    "families/test_base.py": ("lightx2v_sgmd/families/opening.py",),
     "families/test_teacher.py": ("lightx2v_sgmd/families/lora_updates.py",),
-    "families/test_wan.py": (
+    "families/wan/test_model.py": (
         "lightx2v_sgmd/families/size_rules.py",
-        "lightx2v_sgmd/families/wan_forward.py",
+        "lightx2v_sgmd/families/wan/forward.py",
     ),
-    "families/test_sources.py": ("lightx2v_sgmd/families/wan_original.py",),
+    "families/test_sources.py": ("lightx2v_sgmd/families/wan/original.py",),
     "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
     # Requests to the server's application, with a stand-in for the worker.
     "infer/serve/test_api.py": (
@@ -77,7 +78,7 @@ TOGETHER = {
     "infer/serve/test_worker.py": ("infer/serve/results.py",),
     # Files of weights as other programs write them, opened and run.
     "infer/test_wild_weights.py": (
-        "lightx2v_sgmd/families/wan_variants.py",
+        "lightx2v_sgmd/families/wan/variants.py",
         "lightx2v_sgmd/files/scaled_weights.py",
     ),
     "networks/test_fused_blocks.py": ("lightx2v_sgmd/networks/block_modulation.py",),

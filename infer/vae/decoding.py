@@ -19,7 +19,7 @@ from torch import Tensor
 
 from infer.vae.decoder import VaeDecoder
 from infer.vae.layers import Caches
-from lightx2v_sgmd.families.wan_forward import to_frames, vae_latents
+from lightx2v_sgmd.families.wan.forward import to_frames, vae_latents
 
 
 @dataclass(frozen=True)

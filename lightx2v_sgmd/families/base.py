@@ -1,7 +1,7 @@
 """What a teacher family supplies: the protocol behind which everything that differs is.
 
 Code outside this folder holds a ``Model`` and does not ask which family it is of. A family is a
-module here with one class of that protocol, named in ``opening``. What knows the layers of Wan's
+folder here with one class of that protocol, named in ``opening``. What knows the layers of Wan's
 networks and VAE beside it makes them fast or small: ``networks``, ``infer/network``, ``infer/vae``
 and the export formats (docs/decisions/034-the-seam.md).
 """

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_hub_ids
 from lightx2v_sgmd.families.lora.keys import is_lora_key, lora_kind, programs_of, unsupported_kind
 from lightx2v_sgmd.families.lora.reading import alpha_source, open_lora
 from lightx2v_sgmd.families.network_size import config_from, shapes_of, size_of
 from lightx2v_sgmd.families.sources import Part, is_whole_model, network_in
-from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, WanModel, open_wan
-from lightx2v_sgmd.families.wan_variants import variant_of
+from lightx2v_sgmd.families.wan import original as wan_original
+from lightx2v_sgmd.families.wan.model import BUNDLED, WEIGHT_FILES, WanModel, open_wan
+from lightx2v_sgmd.families.wan.variants import variant_of
 from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, read_manifest

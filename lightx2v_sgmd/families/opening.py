@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.wan import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
+from lightx2v_sgmd.families.wan.model import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
 
 __all__ = ["BUNDLED", "WEIGHT_FILES", "bundled_teacher", "open_model"]
 
@@ -15,7 +15,7 @@ def open_model(path: str | Path, base: str | Path | None = None) -> Model:
 
     Args:
         path: A folder in a layout that a family knows, a hub id, ``sprites``, or a file of a
-            network's weights alone; ``families.wan`` has the layouts of Wan.
+            network's weights alone; ``families.wan.model`` has the layouts of Wan.
         base: For such a file: the model that it is a variant of, which gives the configuration, the
             VAE and the text encoder. Default: the folder of the file.
 

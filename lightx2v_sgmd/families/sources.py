@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
+from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (

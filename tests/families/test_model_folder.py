@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE, shipped_prompts
-from lightx2v_sgmd.families.wan import WAN_FPS, bundled_teacher, open_wan
-from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.wan.model import WAN_FPS, bundled_teacher, open_wan
+from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.system.errors import UserError
 from tools.models.train_sprites_teacher import write_facts

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
 from distill import distill
-from lightx2v_sgmd.families import wan, wan_original
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources import without_private
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
-from lightx2v_sgmd.families.wan_original import TEXT_ENCODER_CONFIG, VAE_CONFIG
+from lightx2v_sgmd.families.wan import model as wan
+from lightx2v_sgmd.families.wan import original as wan_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_original
+from lightx2v_sgmd.families.wan.original import TEXT_ENCODER_CONFIG, VAE_CONFIG
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.original import open_tiny_original, original_config, write_original

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import TextEncoder, open_wan, text_dtype
+from lightx2v_sgmd.families.wan.model import TextEncoder, open_wan, text_dtype
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.sampling.sampler import VideoSampler

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightx2v_sgmd.families.wan import BUNDLED, open_wan, pad_text, velocity
+from lightx2v_sgmd.families.wan.model import BUNDLED, open_wan, pad_text, velocity
 from lightx2v_sgmd.networks import attention
 from tests.students import load_student
 from tools.gpu_check.steps.attention import sampled_error

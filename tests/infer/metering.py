@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from lightx2v_sgmd.families.wan import WanModel
-from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
 from lightx2v_sgmd.files.tensor_copy import WeightCopier

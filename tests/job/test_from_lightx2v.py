@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from lightx2v_sgmd.cli import main
-from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.job.from_lightx2v import convert
 from lightx2v_sgmd.job.schema import Lora, load_job
 from lightx2v_sgmd.methods import DMD2, SGMD

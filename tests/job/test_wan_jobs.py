@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from distill.updates import average_decay
-from lightx2v_sgmd.families.wan import open_wan
-from lightx2v_sgmd.families.wan_sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.lightx2v_keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT
 from lightx2v_sgmd.job.schema import Job, load_job

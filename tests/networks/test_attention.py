@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch
 
-from lightx2v_sgmd.families.wan import fold_text_padding, open_wan, pad_text, velocity
+from lightx2v_sgmd.families.wan.model import fold_text_padding, open_wan, pad_text, velocity
 from lightx2v_sgmd.networks import attention
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.wan import model as wan
 from tests.training import make_job, make_trainer
 
 

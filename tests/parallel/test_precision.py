@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightx2v_sgmd.families import wan
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan import model as wan
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, connect, disconnect

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.wan import fold_text_padding, velocity
+from lightx2v_sgmd.families.wan.model import fold_text_padding, velocity
 from lightx2v_sgmd.networks.compiled_passes import Passes
 from lightx2v_sgmd.parallel import sequence
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees

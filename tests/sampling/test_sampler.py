@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for

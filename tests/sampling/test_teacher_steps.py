@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_schedule, teacher_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 

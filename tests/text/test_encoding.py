@@ -17,7 +17,7 @@ from transformers import UMT5EncoderModel
 
 from distill import distill
 from lightx2v_sgmd.cli.main import run as cli
-from lightx2v_sgmd.families.wan import TextEncoder, open_wan
+from lightx2v_sgmd.families.wan.model import TextEncoder, open_wan
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text import encoding

@@ -117,7 +117,7 @@ def test_a_shape_with_random_weights(
     command = ["bench_train", "--shape", "sprites", "--strategy", strategy, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", [*command, *options, *small])
     monkeypatch.setattr(bench_train, "_STARTED", time.monotonic())  # not when tests were collected
-    monkeypatch.setattr("lightx2v_sgmd.families.wan.WanModel.transformer_weights", None)
+    monkeypatch.setattr("lightx2v_sgmd.families.wan.model.WanModel.transformer_weights", None)
     bench_train.main()
     report = json.loads(out.read_text(encoding="utf-8"))
     (result,) = report["methods"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.configs import (
     TEXT_ENCODER,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.job.schema import Lora
 from tests.families.original import write_original
 from tests.tiny import make_tiny_wan

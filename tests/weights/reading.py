@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan_keys import transformer_to_diffusers, transformer_to_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_diffusers, transformer_to_original
 
 
 def metadata_of(file: Path) -> dict[str, str]:

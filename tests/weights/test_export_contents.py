@@ -12,8 +12,8 @@ from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lightx2v_sgmd.families import wan_original
-from lightx2v_sgmd.families.wan import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.wan import original as wan_original
+from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
 from lightx2v_sgmd.files.manifest import changed_files, read_manifest
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.rollout import rollout

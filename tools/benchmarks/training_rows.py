@@ -21,7 +21,7 @@ from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.wan import TEXT_LENGTH
+from lightx2v_sgmd.families.wan.model import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks

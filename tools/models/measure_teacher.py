@@ -27,7 +27,7 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
 )
 from lightx2v_sgmd.apps.sprites.judging import judge, score
 from lightx2v_sgmd.apps.sprites.measure import measure
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.wan import model as wan
 from lightx2v_sgmd.files.video import contact_sheet
 from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver

@@ -16,8 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan import TextEncoder, WanModel, open_wan, stays_float32
-from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan.model import TextEncoder, WanModel, open_wan, stays_float32
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
 

@@ -27,8 +27,8 @@ from transformers import UMT5EncoderModel
 
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.evaluate import training_captions
-from lightx2v_sgmd.families import wan
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
+from lightx2v_sgmd.families.wan import model as wan
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from tools.benchmarks.muon import Muon
 from tools.models.sprites_training import Clock, save_atomically, set_lr, trapezoid

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 import torch
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.wan_original import transformer_names
+from lightx2v_sgmd.families.wan.original import transformer_names
 from lightx2v_sgmd.files.dtypes import OPTIONS
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.files.scaled_weights import EIGHT_BIT_FLOATS

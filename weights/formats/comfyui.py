@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header, weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
@@ -104,7 +104,7 @@ def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The original's ``config.json`` from diffusers' configuration of the network."""
     original = {
-        "_class_name": "Model",
+        "_class_name": "WanModel",
         "_diffusers_version": "0.30.0",
         "dim": int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
         "eps": config["eps"],

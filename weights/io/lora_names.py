@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.lora_folder import DIFFUSERS_FILE, PEFT_FILE
 from lightx2v_sgmd.networks.adapters import METADATA_KEY
 from lightx2v_sgmd.networks.adapters import PREFIX as DIFFUSERS_PREFIX

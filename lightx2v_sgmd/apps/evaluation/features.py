@@ -65,7 +65,7 @@ class TeacherFeatures:
         def run(x_t: Tensor, time: Tensor) -> Tensor:
             return self.model.predict(self.network, x_t, time, self.conditioning)
 
-        return middle_features(self.network, run, x0)[0].cpu().numpy()
+        return middle_features(self.network, run, x0, self.model.interpolant)[0].cpu().numpy()
 
 
 def teacher_features(

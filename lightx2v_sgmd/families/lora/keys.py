@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from lightx2v_sgmd.families.wan_keys import transformer_to_original
+from lightx2v_sgmd.families.wan.keys import transformer_to_original
 
 DOWN: Final = "down"
 UP: Final = "up"

@@ -31,7 +31,7 @@ from lightx2v_sgmd.families.lora.keys import (
     unsupported_kind,
 )
 from lightx2v_sgmd.families.lora.settings import read_settings, scale_in
-from lightx2v_sgmd.families.wan_variants import IMAGE_TO_VIDEO, variant_of
+from lightx2v_sgmd.families.wan.variants import IMAGE_TO_VIDEO, variant_of
 from lightx2v_sgmd.files.safetensors_files import Header, read_header
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.system.errors import UserError, shortened

@@ -19,7 +19,7 @@ from distill.planning.flops import (
     stop_intervals,
 )
 from distill.planning.model_meter import ModelMeter
-from lightx2v_sgmd.families.wan import open_wan, velocity
+from lightx2v_sgmd.families.wan.model import open_wan, velocity
 from tests.training import make_job, make_trainer
 
 

@@ -7,7 +7,7 @@ import torch
 
 from distill.planning import metering
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan.model import open_wan
 
 
 def test_meter_counts_what_lives() -> None:

@@ -10,7 +10,7 @@ import pytest
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan
 from distill.planning.plan import Machine, make_plan
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 

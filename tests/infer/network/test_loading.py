@@ -21,7 +21,7 @@ from infer.network import loading
 from infer.network.loading import load_network
 from infer.options import Options
 from lightx2v_sgmd.families.lora.reading import LoraUpdate
-from lightx2v_sgmd.families.wan import WanModel, open_wan, velocity
+from lightx2v_sgmd.families.wan.model import WanModel, open_wan, velocity
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.tensor_copy import PIECE_BYTES
 from lightx2v_sgmd.parallel.ranks import Ranks

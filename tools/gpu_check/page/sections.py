@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distill.planning.flops import forward_operations
-from lightx2v_sgmd.families.wan import TEXT_LENGTH, open_wan
+from lightx2v_sgmd.families.wan.model import TEXT_LENGTH, open_wan
 from lightx2v_sgmd.networks.attention import KERNELS
 from tools.gpu_check.page.goals import rows
 from tools.models.random_wan import SHAPES

@@ -20,7 +20,7 @@ from infer.checks import engine_schedule
 from infer.engine import Student
 from infer.engine_plan import make_plan, why_not_quantize
 from infer.options import Options
-from lightx2v_sgmd.families.wan import pad_text, velocity
+from lightx2v_sgmd.families.wan.model import pad_text, velocity
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.rollout import rollout
 from tools.gpu_check.context import Context, relative_difference

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from lightx2v_sgmd.families import wan_keys
+from lightx2v_sgmd.families.wan import keys as wan_keys
 from lightx2v_sgmd.system.errors import UserError
 
 VAE_STEM: Final = "Wan2.1_VAE"

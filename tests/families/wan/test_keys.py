@@ -14,9 +14,9 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import UMT5EncoderModel
 
-from lightx2v_sgmd.families import wan_keys
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.wan import keys as wan_keys
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.names import (
     TEXT_ENCODER_NAMES,

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families import wan_frames
-from lightx2v_sgmd.families.wan_frames import decode_frames, frame_window
+from lightx2v_sgmd.families.wan import frames as wan_frames
+from lightx2v_sgmd.families.wan.frames import decode_frames, frame_window
 
 
 @pytest.fixture(scope="module")

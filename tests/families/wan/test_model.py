@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
-from lightx2v_sgmd.families import wan
+from lightx2v_sgmd.families.wan import model as wan
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError

@@ -20,7 +20,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families import wan_original
 from lightx2v_sgmd.families.base import AuthorsSampler, stays_float32, within_modules
 from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
@@ -44,17 +43,18 @@ from lightx2v_sgmd.families.text_rows import (
     text_conditioning,
     text_dtype,
 )
-from lightx2v_sgmd.families.wan_forward import (
+from lightx2v_sgmd.families.wan import original as wan_original
+from lightx2v_sgmd.families.wan.forward import (
     decode_latents,
     normalized_latents,
     to_frames,
     vae_latents,
     velocity,
 )
-from lightx2v_sgmd.families.wan_frames import decode_frames
-from lightx2v_sgmd.families.wan_keys import TEXT_ENCODER_ALIASES
-from lightx2v_sgmd.families.wan_sampling import DEFAULT_SHIFT, NEGATIVE_PROMPT, shift_of_network
-from lightx2v_sgmd.families.wan_variants import refuse_variant
+from lightx2v_sgmd.families.wan.frames import decode_frames
+from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.wan.sampling import DEFAULT_SHIFT, NEGATIVE_PROMPT, shift_of_network
+from lightx2v_sgmd.families.wan.variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
@@ -242,7 +242,7 @@ class WanModel:
         conditioning: Conditioning,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Computes a network's velocity; see ``wan_forward.velocity``."""
+        """Computes a network's velocity; see ``forward.velocity``."""
         return velocity(network, x_t, time, conditioning["text"], dtype)
 
     def fold_text_padding(self, network: Any) -> None:
@@ -260,7 +260,7 @@ class WanModel:
     def refuse_variant(
         self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
     ) -> None:
-        """Refuses weights of an image-to-video model and the like; see ``wan_variants``."""
+        """Refuses weights of an image-to-video model and the like; see ``variants``."""
         refuse_variant(header, expected, what)
 
     def build_vae(self) -> Any:
@@ -276,7 +276,7 @@ class WanModel:
         return decode_latents(vae, latents)
 
     def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Decodes some frames ``[B, len(frames), 3, H, W]`` with gradient; see ``wan_frames``."""
+        """Decodes some frames ``[B, len(frames), 3, H, W]`` with gradient; see ``frames``."""
         return decode_frames(vae, vae_latents(vae, latents), frames)
 
     def build_transformer(self) -> Any:
@@ -445,7 +445,7 @@ def _empty_weights() -> Any:
 
 def bundled_teacher() -> Path:
     """The folder of the small teacher that ships with the package."""
-    return Path(__file__).resolve().parents[1] / "assets" / BUNDLED
+    return Path(__file__).resolve().parents[2] / "assets" / BUNDLED
 
 
 def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
