@@ -77,8 +77,7 @@ def rollout(
     if not 0 <= last < len(schedule):
         raise ValueError(f"exit_step {exit_step} is outside the {len(schedule)} steps")
     check_solver(schedule.solver, interpolant)
-    times = torch.cat([interpolant.nearest(schedule.times[:-1]), schedule.times[-1:]])
-    times = times.to(noise.device)
+    times = interpolant.nearest(schedule.times[:-1]).to(noise.device)
     x_t = noise.float()
     for step in range(last + 1):
         time = times[step].expand(x_t.shape[0])

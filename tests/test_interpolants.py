@@ -52,6 +52,10 @@ def draw(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(count, len(TIME), 3, 2, generator=generator, dtype=dtype)
 
 
+def test_a_path_of_ones_own_states_three_functions() -> None:
+    assert Interpolant.__abstractmethods__ == {"alpha", "sigma", "timestep"}
+
+
 def test_flow_is_the_special_case_of_the_general_formulas() -> None:
     general, later = General(), TIME / 2
     x0, noise, other = draw(3)
@@ -139,20 +143,26 @@ def test_values_worked_by_hand() -> None:
     close(path.target(x0, noise, time).item(), -0.6 - 0.8 * 2, rtol=1e-6, atol=0)
     close(path.fisher_weight(time).item(), 0.36 / 0.8**4, rtol=1e-6, atol=0)
     assert path.timestep(time).item() == 499
+    exact = [1 - n / 1001 for n in range(1, 1001)]  # a list keeps its 64 bits
+    assert VariancePreserving(exact, "v").alpha(time).item() == exact[499]
 
 
 def test_the_grid_of_a_noise_schedule() -> None:
     path = PATHS["VP, v"]
-    time = torch.tensor([0.0, 0.001, 0.5, 1.0])
-    alphas = [1.0, ZERO_SNR[0], ZERO_SNR[499], 0.0]
+    time = torch.tensor([0.0, 0.001, 0.5, 0.999, 1.0])
+    alphas = [1.0, ZERO_SNR[0], ZERO_SNR[499], ZERO_SNR[998], 0.0]
     assert path.alpha(time).tolist() == torch.tensor(alphas, dtype=torch.float32).tolist()
-    torch.testing.assert_close(path.alpha(time) ** 2 + path.sigma(time) ** 2, torch.ones(4))
-    assert path.sigma(time)[[0, 3]].tolist() == [0.0, 1.0]
+    torch.testing.assert_close(path.alpha(time) ** 2 + path.sigma(time) ** 2, torch.ones(5))
+    assert path.sigma(time)[[0, 4]].tolist() == [0.0, 1.0]
+    assert path.alpha(torch.tensor([-0.01, 1.01])).tolist() == [1.0, 0.0]  # a little outside
     drawn = torch.tensor([0.00001, 0.02049, 0.7777, 0.9999])
     assert path.nearest(drawn).tolist() == torch.tensor([0.001, 0.02, 0.778, 1.0]).tolist()
     assert path.timestep(path.nearest(drawn)).tolist() == [0, 19, 777, 999]
-    between = path.alpha(torch.tensor([0.5005], dtype=torch.float64))
-    torch.testing.assert_close(between, (ZERO_SNR[499:500] + ZERO_SNR[500:501]) / 2)
+    assert path.timestep(drawn).tolist() == [0, 19, 777, 999]
+    for part in (0.0015, 0.5, 0.75):  # of the way from one time of the grid to the next
+        between = path.alpha(torch.tensor([0.5 + part / 1000], dtype=torch.float64))
+        expected = torch.lerp(ZERO_SNR[499:500], ZERO_SNR[500:501], part)
+        torch.testing.assert_close(between, expected, rtol=1e-9, atol=0)
 
 
 def test_a_bad_noise_schedule_is_refused() -> None:
@@ -160,6 +170,9 @@ def test_a_bad_noise_schedule_is_refused() -> None:
         VariancePreserving(ALPHAS[:10], "v")
     with pytest.raises(UserError, match="1000 values of alpha that fall"):
         VariancePreserving(ALPHAS.flip(0), "v")
+    for last in (ALPHAS[-2], -0.001):  # it stays, or falls below 0
+        with pytest.raises(UserError, match="1000 values of alpha that fall"):
+            VariancePreserving([*ALPHAS[:-1].tolist(), float(last)], "v")
     with pytest.raises(UserError, match="cannot start where alpha is 0"):
         VariancePreserving(ZERO_SNR, "epsilon")
 

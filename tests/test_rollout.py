@@ -75,8 +75,9 @@ def test_renoising_follows_a_worked_example() -> None:
         torch.full((1, 1), 8.0),
         schedule,
         on_step=lambda step, x: states.append(x.item()),
-        fresh_noise=lambda step: torch.full((1, 1), 6.0 + step),
+        fresh_noise=lambda step: torch.full((1, 1), 6.0 + step, dtype=torch.float64),
     )
+    assert result.dtype == torch.float32
     # x0 = 8 - 4 = 4; x = 4 / 2 + 6 / 2 = 5; x0 = 5 - 5 / 4.
     assert states == [5.0, 3.75] and result.item() == 3.75
     with pytest.raises(ValueError, match="renoise needs fresh_noise"):

@@ -59,6 +59,7 @@ LOOP_TESTS: Final = (
 
 MODULES: Final[dict[str, tuple[str, ...]]] = {
     "lightx2v_sgmd/flow.py": ("tests/test_flow.py",),
+    "lightx2v_sgmd/interpolants.py": ("tests/test_interpolants.py",),
     "lightx2v_sgmd/schedule.py": ("tests/test_schedule.py",),
     "lightx2v_sgmd/rollout.py": ("tests/test_rollout.py",),
     "lightx2v_sgmd/objectives.py": ("tests/test_objectives.py", METHOD_TESTS[0]),
