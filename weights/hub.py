@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.files.manifest import FILE_NAME, read_manifest
 from lightx2v_sgmd.system.errors import UserError, shortened
+from weights.public_names import public_name
 from weights.verify import verify
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -74,7 +76,8 @@ def push(
     """Uploads an exported folder to the Hugging Face Hub, and returns its address there.
 
     Args:
-        folder: What ``export`` wrote. Only the files that its manifest lists are uploaded.
+        folder: What ``export`` wrote. Only the files that its manifest lists are uploaded; the
+            manifest there has the last name of a teacher's path.
         repository: ``ORG/NAME``; it is made if it does not exist.
         private: Make it private.
         replace: Replace files of the same names in a repository that has files.
@@ -89,24 +92,24 @@ def push(
     if problems or manifest is None:
         raise UserError(f"{folder}: {problems[0]}; export the weights again, then push them")
     check_repository(repository, private, replace)
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    names = [*manifest.sha256, FILE_NAME]
+    files: dict[str, Path | bytes] = {name: folder / name for name in manifest.sha256}
+    # The path of a teacher on this machine is for later exports here, and nobody else's business.
+    public = replace_fields(manifest, teacher=public_name(manifest.teacher))
+    files[FILE_NAME] = public.to_text().encode()
     with _explained(repository), _bars(shown=not quiet):
         url: Any = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            allow_patterns=[_literally(name) for name in names],
+        api.create_commit(
+            repository,
+            operations=[
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+                for name, content in files.items()
+            ],
             commit_message=f"Upload a {manifest.format} export of lightx2v-sgmd",
         )
     return str(url)
-
-
-def _literally(name: str) -> str:
-    """A file's name as a pattern that matches no other name."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 @contextmanager

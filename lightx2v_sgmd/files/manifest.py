@@ -127,10 +127,14 @@ class Manifest:
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"cannot be read: {error}; export the weights again") from error
 
+    def to_text(self) -> str:
+        """The content of the file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def write(self, folder: Path) -> Path:
         """Writes the file into ``folder``."""
         path = folder / FILE_NAME
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        path.write_text(self.to_text(), encoding="utf-8")
         return path
 
 

@@ -8,14 +8,14 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.files.manifest import read_manifest
+from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
@@ -148,13 +148,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(base / "run", "wan", base / "out", quiet=True)
 
 
-def test_an_export_is_pushed_as_it_is(hub: Hub, folder: Path) -> None:
+def test_an_export_is_pushed_without_paths_of_this_machine(hub: Hub, folder: Path) -> None:
     assert push(folder, NAME, quiet=True) == f"{hub.url}/{NAME}"
     assert hub.private is True
     manifest = read_manifest(folder)
     assert manifest is not None
     assert set(hub.files) == {*manifest.sha256, "lightx2v_sgmd.json"}
+    saved = hub.files.pop("lightx2v_sgmd.json")
     assert all(content == (folder / name).read_bytes() for name, content in hub.files.items())
+    # Only the manifest differs: it names the teacher, and no folder of this machine.
+    assert manifest.teacher.endswith("/teacher")
+    assert Manifest.from_dict(json.loads(saved)) == replace(manifest, teacher="teacher")
+    assert str(folder.parent).encode() not in b"".join([saved, *hub.files.values()])
 
 
 def test_only_what_the_manifest_lists_is_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
