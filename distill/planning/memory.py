@@ -14,6 +14,7 @@ import torch
 
 from distill.planning.metering import PassMemory
 from distill.planning.model_meter import ModelMeter, Weights
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.vision_encoder import vision_is_here
@@ -97,23 +98,35 @@ def lasting_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
 
 
 def least_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
-    """Counts what a rank holds at least: ``lasting_bytes`` and the inputs of the network's blocks.
+    """Counts what a rank holds at least: ``lasting_bytes`` and ``block_inputs``; meters nothing."""
+    return lasting_bytes(job, meter, gpus) + block_inputs(job, meter.model)
 
-    The backward pass needs these inputs whatever is computed again; nothing is metered.
+
+def block_inputs(job: Job, model: Model) -> int:
+    """Counts the bytes of the inputs of the network's blocks in a rank's micro-batch.
+
+    The backward pass needs these inputs whatever is computed again. Only the model's configuration
+    is read.
     """
-    config = meter.model.transformer_config
+    config = model.transformer_config
     video = job.video
-    tokens = meter.model.token_count(video.height, video.width, video.num_frames)
+    tokens = model.token_count(video.height, video.width, video.num_frames)
     width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
     inputs = int(config["num_layers"]) * (tokens // job.parallel.sequence) * width * _size(job)
-    return lasting_bytes(job, meter, gpus) + job.train.micro_batch * inputs
+    return job.train.micro_batch * inputs
+
+
+def latent_bytes(job: Job, model: Model) -> int:
+    """Counts the bytes of a micro-batch's latents, noises and terms of losses."""
+    video = job.video
+    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    return 4 * LATENT_COPIES * job.train.micro_batch * torch.Size(shape).numel()
 
 
 def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts, Parts]:
     local = job.parallel.strategy == "local"
     always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
-    numbers = torch.Size(meter.latents(job)).numel()
-    always["latents"] = 4 * LATENT_COPIES * job.train.micro_batch * numbers
+    always["latents"] = latent_bytes(job, meter.model)
     pixels = meter.discriminators.pixels(job, meter.latents(job))
     if pixels is not None:
         always[_frozen_pixels(job)] = pixels.weights

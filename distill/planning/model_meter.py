@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,33 +54,54 @@ class ModelMeter:
         self._forwards: dict[Pass, int] = {}
         self._decoding: dict[tuple[int, ...], int] = {}
         self.discriminators = DiscriminatorMeter(model)
+        self._trained: dict[Lora, Weights] = {}
+
+    @cached_property
+    def network(self) -> Any:
+        """The model's network on the meta device.
+
+        The first use of it imports diffusers and transformers, which takes some seconds.
+        """
         with torch.device("meta"):
-            network = model.build_transformer()
-        self.weights = Weights.of([p.numel() for p in network.parameters()])
-        layers = [m for m in network.blocks.modules() if isinstance(m, nn.Linear)]
-        self._matrices = sum(layer.weight.numel() for layer in layers)
-        self._rows = sum(layer.out_features for layer in layers)
-        self._trained: dict[Lora | None, Weights] = {None: self.weights}
-        self.text_encoder = _text_encoder_weights(model)
+            return self.model.build_transformer()
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The network's weights."""
+        return Weights.of([p.numel() for p in self.network.parameters()])
+
+    @cached_property
+    def text_encoder(self) -> int:
+        """Numbers in the text encoder."""
+        with torch.device("meta"):
+            encoder = build_text_encoder(self.model.expected_text_encoder_config())
+        return sum(p.numel() for p in encoder.parameters())
 
     def frozen(self, job: Job) -> int:
         """Bytes of the frozen network's weights as the job stores them."""
         size = torch_type(job.teacher.dtype).itemsize
         if job.teacher.quantize == "none":
             return size * self.weights.count
-        return self._matrices + 4 * self._rows + size * (self.weights.count - self._matrices)
+        layers = [m for m in self.network.blocks.modules() if isinstance(m, nn.Linear)]
+        matrices = sum(layer.weight.numel() for layer in layers)
+        rows = sum(layer.out_features for layer in layers)
+        return matrices + 4 * rows + size * (self.weights.count - matrices)
 
     def trained(self, job: Job) -> dict[str, Weights]:
         """The trained weights of the student and, if the method has one, of the fake score."""
         found = {}
         for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
-            lora = settings.adapters
-            if lora not in self._trained:
-                shapes = trained_shapes(self.model, lora)
-                self._trained[lora] = Weights.of([shape.numel() for shape in shapes.values()])
             if role in job.method.roles:
-                found[role] = self._trained[lora]
+                found[role] = self._trained_weights(settings.adapters)
         return found
+
+    def _trained_weights(self, lora: Lora | None) -> Weights:
+        if lora is None:
+            return self.weights
+        if lora not in self._trained:
+            shapes = trained_shapes(self.model, lora)
+            self._trained[lora] = Weights.of([shape.numel() for shape in shapes.values()])
+        return self._trained[lora]
 
     def shares(self, job: Job) -> dict[str, float]:
         """The share of the network's weights that is trained, by role."""
@@ -136,10 +159,3 @@ class ModelMeter:
         if latents not in self._decoding:
             self._decoding[latents] = meter_decoding(self.model, latents)
         return self._decoding[latents]
-
-
-def _text_encoder_weights(model: Model) -> int:
-    """Numbers in the text encoder."""
-    with torch.device("meta"):
-        encoder = build_text_encoder(model.expected_text_encoder_config())
-    return sum(p.numel() for p in encoder.parameters())

@@ -7,7 +7,13 @@ from dataclasses import replace
 from itertools import product
 
 from distill.model_checks import check_against_model
-from distill.planning.memory import Memory, least_bytes, rank_memory
+from distill.planning.memory import (
+    Memory,
+    block_inputs,
+    latent_bytes,
+    least_bytes,
+    rank_memory,
+)
 from distill.planning.model_meter import ModelMeter
 from distill.planning.plan import (
     CHECKPOINTING,
@@ -36,7 +42,11 @@ def check_possible(job: Job, model: Model, machine: Machine, meter: ModelMeter) 
     check_against_model(job, model)
     check_layout(job, model, machine)
     layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, model))]
-    least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB
+    # Latents and inputs are counted at once; what comes with them needs the network, and seconds.
+    inputs = min(block_inputs(job, model) for job, _ in layouts)
+    least = (inputs + latent_bytes(job, model)) / GIB
+    if least <= machine.memory_gib:
+        least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB
     if least > machine.memory_gib:
         raise UserError(
             f"{job.teacher.path} with {job.method.name} needs at least {least:.1f} GiB of a GPU's "

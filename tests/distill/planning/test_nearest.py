@@ -14,7 +14,7 @@ from distill.planning.memory import Memory, lasting_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan, check_possible
 from distill.planning.plan import Machine, make_plan
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.model import WanModel, open_wan
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import make_job
@@ -96,6 +96,24 @@ def test_changes_of_a_quantized_job_are_jobs_too(tmp_path: Path) -> None:
     assert strategies == {"local", "zero3"}
     for settings, other in offered.items():
         assert make_job(Path("sprites"), tmp_path, quantized, *settings) == other
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("video={height: 8192, width: 8192, num_frames: 21}", "needs at least .* with any layout"),
+        ("video={height: 32, width: 48, num_frames: 100001}", "gives 25001 positions"),
+    ],
+)
+def test_absurd_videos_are_refused_from_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, says: str
+) -> None:
+    """At once: building a network, even without weights, imports libraries for seconds."""
+    monkeypatch.setattr(WanModel, "build_transformer", None)
+    model = open_wan("sprites")
+    job = make_job(Path("sprites"), tmp_path, setting)
+    with pytest.raises(UserError, match=says):
+        check_possible(job, model, Machine(gpus=1, memory_gib=10), ModelMeter(model))
 
 
 def test_hopeless_layouts_are_not_metered(
