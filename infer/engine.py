@@ -119,8 +119,7 @@ class Student:
 
     def batch_for(self, size: tuple[int, int, int]) -> int:
         """The number of videos of a size (height, width, frames) denoised together by default."""
-        shape = self.latent_shape(*size)
-        return max(1, min(16, _TOKENS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
+        return videos_together(self.latent_shape(*size))
 
     def noise(self, seed: int, shape: tuple[int, int, int, int]) -> Tensor:
         """The start of one video, ``[C, T, h, w]`` float32.
@@ -359,6 +358,11 @@ class Student:
                 if "not enough memory" not in str(error) and "can't allocate" not in str(error):
                     raise
             raise out_of_memory(self.model, self.plan, size, batch, where) from error
+
+
+def videos_together(shape: tuple[int, int, int, int]) -> int:
+    """The number of videos with latents ``(C, T, h, w)`` that are denoised together by default."""
+    return max(1, min(16, _TOKENS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
 
 
 def load_student(

@@ -84,7 +84,7 @@ def make_plan(
         options.tile_vae or together > 1,  # processes share a decode by tiles
         options.text_on_cpu,
     )
-    limit = _limit(options, device)
+    limit = memory_limit_gib(options, device)
     if limit is not None and size is not None:
         work = Workload(
             model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
@@ -179,7 +179,12 @@ def _unmerged(options: Options) -> bool:
     return bool(options.loras) and not options.merge_lora
 
 
-def _limit(options: Options, device: torch.device) -> float | None:
+def memory_limit_gib(options: Options, device: torch.device) -> float | None:
+    """The memory that may be used: as asked for, or on a GPU what is free; None on a CPU.
+
+    Raises:
+        UserError: the limit is not positive.
+    """
     if options.max_memory_gib is not None:
         if options.max_memory_gib <= 0:
             raise UserError(f"max_memory_gib: {options.max_memory_gib:g} is not positive")

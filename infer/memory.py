@@ -132,7 +132,7 @@ def sizes_of(model: Model) -> Sizes:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=100)
 def _sizes(transformer: str, vae: str, text: str) -> Sizes:
     with torch.device("meta"):
         network = build_transformer(json.loads(transformer))
@@ -166,10 +166,45 @@ def needed_gib(work: Workload, memory_mode: MemoryMode) -> dict[str, float]:
     ``load`` is the network's loading: text encoder and VAE, which come later, need no more than
     what they weigh.
     """
+    parts = _parts(work, memory_mode)
+    resting = 0.0 if memory_mode.one_at_a_time else parts.together
+    context = _CONTEXT_GIB * GIB if work.cuda else 0.0
+    stages = {
+        "load": parts.loading,
+        "text": max(parts.encoder, resting),
+        "denoise": max(parts.transformer, resting) + _activations(work, parts.bytes_each),
+        "decode": max(parts.vae, resting) + _decoding(work, memory_mode),
+    }
+    return {stage: (amount + context) / GIB for stage, amount in stages.items()}
+
+
+def resting_gib(work: Workload, memory_mode: MemoryMode) -> float:
+    """The memory in GiB that a loaded model keeps between two videos, without CUDA's own."""
+    parts = _parts(work, memory_mode)
+    if memory_mode.one_at_a_time:  # the last one that computed stays
+        return max(parts.encoder, parts.transformer, parts.vae) / GIB
+    return parts.together / GIB
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Bytes on the device of a model's parts, and while its network is loaded."""
+
+    transformer: float
+    encoder: float
+    vae: float
+    loading: float
+    bytes_each: int
+
+    @property
+    def together(self) -> float:
+        return self.transformer + self.encoder + self.vae
+
+
+def _parts(work: Workload, memory_mode: MemoryMode) -> _Parts:
     sizes = sizes_of(work.model)
     each = 2 if memory_mode.half else work.bytes_each
     encoder = sizes.text_encoder * _text_bytes(work, each)
-    vae = sizes.vae * 4
     linears = sizes.linears * _BYTES.get(memory_mode.quantize, each)
     transformer = linears + sizes.rest * each
     loading = transformer + _changing(sizes, memory_mode, each)
@@ -178,15 +213,7 @@ def needed_gib(work: Workload, memory_mode: MemoryMode) -> dict[str, float]:
         share = sizes.block * (transformer / (sizes.linears + sizes.rest))
         transformer = _GROUPS_AT_ONCE * share + sizes.rest * each
     encoder_here = 0 if memory_mode.text_on_cpu and work.cuda else encoder
-    resting = 0.0 if memory_mode.one_at_a_time else transformer + encoder_here + vae
-    context = _CONTEXT_GIB * GIB if work.cuda else 0.0
-    stages = {
-        "load": loading,
-        "text": max(encoder_here, resting),
-        "denoise": max(transformer, resting) + _activations(work, each),
-        "decode": max(vae, resting) + _decoding(work, memory_mode),
-    }
-    return {stage: (amount + context) / GIB for stage, amount in stages.items()}
+    return _Parts(transformer, encoder_here, sizes.vae * 4, loading, each)
 
 
 def _text_bytes(work: Workload, each: int) -> int:

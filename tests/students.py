@@ -64,9 +64,9 @@ def manifest_of(schedule: Schedule) -> Manifest:
     )
 
 
-def make_student(folder: Path) -> Path:
+def make_student(folder: Path, seed: int = 0, heads: int = 4) -> Path:
     """A tiny random student as an export looks, in float32."""
-    make_tiny_wan(folder)
+    make_tiny_wan(folder, seed, heads)
     schedule = Schedule()
     write_metadata(folder, schedule_metadata(schedule))
     scheduler = {

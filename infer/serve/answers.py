@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from infer.serve.jobs import Job, Status
-from infer.serve.options import State
+from infer.serve.options import Served, State
 
 
 class Problem(BaseModel):
@@ -75,7 +75,7 @@ class DeletedAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """The served student."""
+    """A served student."""
 
     id: str
     object: Literal["model"] = "model"
@@ -89,7 +89,7 @@ class ModelAnswer(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The list of models: one."""
+    """The list of models, the default first."""
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
@@ -136,6 +136,20 @@ def video_answer(
         queue_position=ahead,
         inference_time_s=None if job.seconds is None else round(job.seconds, 3),
         error=failed,
+    )
+
+
+def model_answer(served: Served) -> ModelAnswer:
+    """Served weights as clients see them."""
+    trained = served.trained
+    return ModelAnswer(
+        id=served.name,
+        created=0,
+        steps=served.steps,
+        size=f"{trained[1]}x{trained[0]}" if trained else None,
+        num_frames=trained[2] if trained else None,
+        fps=served.fps,
+        loras=list(served.loras),
     )
 
 

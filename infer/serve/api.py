@@ -24,11 +24,11 @@ from starlette.formparsers import MultiPartException
 from infer.serve.answers import (
     DeletedAnswer,
     Health,
-    ModelAnswer,
     ModelList,
     VideoAnswer,
     VideoPage,
     error_answers,
+    model_answer,
 )
 from infer.serve.backend import Backend, not_found
 from infer.serve.guard import BodyTooLarge, error_body, kind_of
@@ -205,23 +205,9 @@ def _add_server(app: FastAPI, backend: Backend) -> None:
         )
         return HTMLResponse(page, headers={"content-security-policy": policy})
 
-    @app.get("/v1/models", summary="The served student")
+    @app.get("/v1/models", summary="The served students")
     def models() -> ModelList:
-        served = backend.served
-        trained = served.trained
-        return ModelList(
-            data=[
-                ModelAnswer(
-                    id=served.name,
-                    created=0,
-                    steps=served.steps,
-                    size=f"{trained[1]}x{trained[0]}" if trained else None,
-                    num_frames=trained[2] if trained else None,
-                    fps=served.fps,
-                    loras=list(served.loras),
-                )
-            ]
-        )
+        return ModelList(data=[model_answer(served) for served in backend.served])
 
     @app.get("/health", summary="Is the worker ready?", responses={503: {"model": Health}})
     def health() -> JSONResponse:

@@ -22,7 +22,7 @@ class Backend:
     Attributes:
         store: The queue.
         results: The folder of the videos.
-        served: The weights.
+        served: The weights; requests that name none get the first.
         options: The server's options.
         state: Returns the worker's state.
         restarts: Returns how often the worker was started again.
@@ -30,7 +30,7 @@ class Backend:
 
     store: JobStore
     results: Results
-    served: Served
+    served: tuple[Served, ...]
     options: ServeOptions
     state: Callable[[], State]
     restarts: Callable[[], int]

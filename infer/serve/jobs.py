@@ -219,14 +219,14 @@ class JobStore:
                 self._add_to(db, "cancelled", 1)
             return found[0]
 
-    def claim(self, worker: str, together: Callable[[tuple[int, int, int]], int]) -> list[Job]:
-        """Gives a worker the oldest queued job, and later ones of its size and LoRA.
+    def claim(self, worker: str, together: Callable[[Job], int]) -> list[Job]:
+        """Gives a worker the oldest queued job, and later ones of its weights, LoRA and size.
 
         A job that a worker died of is given alone, so that it cannot take others with it.
 
         Args:
             worker: The name of this start of the worker.
-            together: The most videos of a size (height, width, frames) made at once.
+            together: The most jobs like a job that are made at once.
         """
         oldest = "WHERE status = 'queued' ORDER BY number LIMIT 1"
         if not self._select(oldest, []):  # an idle worker asks often: it locks nothing
@@ -239,8 +239,8 @@ class JobStore:
             if not first[0].deaths:
                 jobs = self._select(
                     "WHERE status = 'queued' AND deaths = 0 AND height = ? AND width = ? "
-                    "AND num_frames = ? AND lora IS ? ORDER BY number LIMIT ?",
-                    [*first[0].size, first[0].lora, max(1, together(first[0].size))],
+                    "AND num_frames = ? AND model = ? AND lora IS ? ORDER BY number LIMIT ?",
+                    [*first[0].size, first[0].model, first[0].lora, max(1, together(first[0]))],
                 )
             for job in jobs:
                 db.execute(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,7 +64,9 @@ class VideoRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(min_length=1, description="The text that the video is made from.")
-    model: str | None = Field(None, description="The name of the served student.")
+    model: str | None = Field(
+        None, description="The name of a served student; default the first of /v1/models."
+    )
     seconds: str | float | None = Field(
         None,
         description="Length of the video; the nearest number of frames that the model can make.",
@@ -91,17 +93,37 @@ class VideoRequest(BaseModel):
     )
 
 
-def read_request(values: Mapping[str, Any], served: Served, *, form: bool) -> VideoRequest:
+def pick(models: Sequence[Served], name: object) -> Served:
+    """The student that a request names; the first if it names none.
+
+    Raises:
+        RequestProblem: it is not served here (404).
+    """
+    if not isinstance(name, str) or not name:
+        return models[0]
+    for served in models:
+        if served.name == name:
+            return served
+    names = ", ".join(repr(served.name) for served in models[:20])
+    raise RequestProblem(
+        f"model: {name[:80]!r} is not served here; this server has {names}", status=404
+    )
+
+
+def read_request(
+    values: Mapping[str, Any], models: Sequence[Served], *, form: bool
+) -> VideoRequest:
     """Reads the fields of a request.
 
     Args:
         values: The fields by name.
-        served: The weights.
+        models: The served students.
         form: True if the values are text, as a form's are.
 
     Raises:
         RequestProblem: names the field, what is wrong and what to do.
     """
+    served = pick(models, values.get("model"))
     refuse_what_a_student_has_not(values, served)
     values = {key: value for key, value in values.items() if key not in _CHECKED}
     known = list(VideoRequest.model_fields)
@@ -130,7 +152,7 @@ def read_request(values: Mapping[str, Any], served: Served, *, form: bool) -> Vi
             raise RequestProblem(f"extra_params.{key}: is also given outside; give one of the two")
     given = {key: value for key, value in values.items() if key not in (*extra, "extra_params")}
     outer = request.model_dump(include=set(given))
-    return read_request({**outer, **extra}, served, form=False)
+    return read_request({**outer, **extra}, models, form=False)
 
 
 def refuse_what_a_student_has_not(
@@ -176,20 +198,18 @@ def refuse_what_a_student_has_not(
             )
 
 
-def settle(request: VideoRequest, served: Served, most_prompt: int) -> Wanted:
+def settle(request: VideoRequest, models: Sequence[Served], most_prompt: int) -> Wanted:
     """Fills in what a request leaves open, and checks that the model can make it.
 
     Raises:
         RequestProblem: the model is another one (404), or the prompt or size cannot be made.
     """
-    if request.model not in (None, "", served.name):
-        raise RequestProblem(
-            f"model: {request.model[:80]!r} is not served here; this server has {served.name!r}",
-            status=404,
-        )
+    served = pick(models, request.model)
     if request.lora not in (None, "", *served.loras):
         names = ", ".join(served.loras[:20]) or "none; start it with --lora-folder or --lora"
-        raise RequestProblem(f"lora: {request.lora!r} is not served here; this server has {names}")
+        raise RequestProblem(
+            f"lora: {request.lora!r} is not served with {served.name!r} here; it has {names}"
+        )
     prompt = request.prompt.strip()
     if not prompt:
         raise RequestProblem("prompt: is empty; say what the video shows")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final
 from infer.options import Options
 from infer.serve.jobs import JobStore
 from infer.serve.listening import listen, need_packages, sigterm_as_interrupt, url_of
+from infer.serve.names import named_weights
 from infer.serve.options import Served, ServeOptions
 from infer.serve.queue_check import check_queue
 from infer.serve.results import Results
@@ -24,18 +25,18 @@ _RETIRE_S: Final = 30.0
 
 
 def serve(
-    weights: Path,
+    weights: Path | Mapping[str, Path],
     options: ServeOptions | None = None,
     engine: Options | None = None,
-    on_start: Callable[[str, Served], None] = lambda url, served: None,
+    on_start: Callable[[str, tuple[Served, ...]], None] = lambda url, served: None,
 ) -> None:
-    """Serves a student until the process is told to stop.
+    """Serves students until the process is told to stop.
 
     Accepted requests are kept in the folder ``options.data``: a server that is started on it again
     goes on with them.
 
     Args:
-        weights: As for ``infer.load_student``.
+        weights: As for ``infer.load_student``; or several, by the names that requests give.
         options: Address, folder, limits.
         engine: Precision, device, memory, LoRAs and so on.
         on_start: Called with the server's address and the facts of the weights when requests are
@@ -46,17 +47,19 @@ def serve(
             used. All are found before weights are loaded.
         KeyboardInterrupt: Ctrl-C, after everything was put away.
     """
+    named = named_weights([weights]) if isinstance(weights, Path) else weights
     options, engine = options or ServeOptions(), engine or Options()
     need_packages("serve")
     token = options.token()
     options = replace(options, data=options.data.resolve())
     results = Results(options.data)
-    refuse_overlap(options.data, {"the weights": weights}, "--data")
+    for path in named.values():
+        refuse_overlap(options.data, {"the weights": path}, "--data")
     with closing(listen(options.host, options.port)) as listening:
         results.check()
         with locked_folder(options.data, "serve", quiet=True):
             with _queue(results) as store:
-                _serve(weights, options, engine, token, store, listening, on_start)
+                _serve(named, options, engine, token, store, listening, on_start)
 
 
 @contextmanager
@@ -77,13 +80,13 @@ def _queue(results: Results) -> Iterator[JobStore]:
 
 
 def _serve(
-    weights: Path,
+    weights: Mapping[str, Path],
     options: ServeOptions,
     engine: Options,
     token: str | None,
     store: JobStore,
     listening: socket.socket,
-    on_start: Callable[[str, Served], None],
+    on_start: Callable[[str, tuple[Served, ...]], None],
 ) -> None:
     import uvicorn
 

@@ -1,16 +1,16 @@
-"""The student of a job: the served weights, alone or with a LoRA of the server's folder.
+"""The student of a job: one of the served weights, alone or with a LoRA of the server's folder.
 
-One is loaded at a time, so that the memory that was planned for one suffices; a job with another
-LoRA than the one before it waits for a load. Imports no PyTorch by itself.
+Students stay loaded as long as all of them, and the video that is being made, fit into the memory
+limit together; then the least recently used one is put out. Imports no PyTorch by itself.
 """
 
 from __future__ import annotations
 
 import gc
-import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from infer.options import Lora, Options
 from lightx2v_sgmd.system.errors import UserError
@@ -19,95 +19,138 @@ if TYPE_CHECKING:
     from infer.checks import Checked
     from infer.engine import Student
     from infer.engine_plan import EnginePlan
+    from infer.memory import Workload
+    from lightx2v_sgmd.parallel.ranks import Ranks
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_MOST: Final = 1000
-
-
-def named_loras(folder: Path | None) -> dict[str, Path]:
-    """The LoRA files of a folder by the names that requests give: a file's name less its suffix.
-
-    Raises:
-        UserError: the folder cannot be read, holds no such file or too many, or a file has a name
-            that no request could give.
-    """
-    if folder is None:
-        return {}
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
-    except OSError as error:
-        raise UserError(
-            f"--lora-folder: {folder} cannot be read ({error.strerror}); give a folder"
-        ) from None
-    if not 0 < len(files) <= _MOST:
-        raise UserError(
-            f"--lora-folder: {folder} holds {len(files)} .safetensors files; give a folder with 1 "
-            f"to {_MOST:,}"
-        )
-    for path in files:
-        if not _NAME.fullmatch(path.stem):
-            raise UserError(
-                f"--lora-folder: {path.name!r} is no name for requests; use letters, digits, "
-                "dots, dashes and underscores"
-            )
-    return {path.stem: path.absolute() for path in files}
+Size = tuple[int, int, int]
+"""Height, width and frames."""
 
 
 class StudentSource(Protocol):
     """What makes the videos of a job."""
 
-    def get(self, lora: str | None) -> Student:
-        """The student with a LoRA of that name, or without.
+    def get(
+        self, model: str, lora: str | None, size: Size | None = None, count: int = 1
+    ) -> Student:
+        """The student of that name, with a LoRA of that name or without.
+
+        Args:
+            model: The name of the weights.
+            lora: The name of a LoRA.
+            size: The size of the videos that it will make.
+            count: The number of videos that it will make together.
 
         Raises:
-            UserError: its files do not fit or cannot be loaded any more.
+            UserError: it is not served any more, or its files do not fit or cannot be loaded.
         """
 
-    def batch_for(self, size: tuple[int, int, int]) -> int:
-        """The number of videos of a size (height, width, frames) that are made together."""
+    def batch_for(self, model: str, size: Size) -> int:
+        """The number of videos of a size that are made together."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights that were checked, and the names of the LoRAs that fit them."""
+
+    checked: Checked
+    loras: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    student: Student
+    checked: Checked
+    rest_gib: float
 
 
 class Students:
-    """Loads the served weights, with one LoRA after the other.
+    """Loads the served weights, with and without LoRAs, and keeps those that fit together.
 
     Args:
-        weights: The served weights.
+        weights: The served weights by name.
         engine: The engine's options; its LoRAs are always applied.
         loras: The files of LoRAs by name.
         batch: Videos that memory is planned for.
+        ranks: The processes that share a video; default one.
     """
 
-    def __init__(self, weights: Path, engine: Options, loras: dict[str, Path], batch: int) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Path],
+        engine: Options,
+        loras: Mapping[str, Path],
+        batch: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._weights, self._engine, self._loras, self._batch = weights, engine, loras, batch
-        self._loaded: Student | None = None
-        self._name: str | None = None
+        self._ranks = ranks
+        self._loaded: dict[tuple[str, str | None], _Loaded] = {}
+        self._fits: dict[str, Fit] = {}
+        self._limit_gib: float | None = None
 
-    def check(self) -> Checked:
-        """Checks the weights, and every LoRA against them, and plans memory; loads nothing.
+    def check(self) -> dict[str, Fit]:
+        """Checks all weights, and every LoRA against them, and plans memory; loads nothing.
+
+        Each of the weights is planned as if it were alone. A LoRA must fit one of the weights.
 
         Returns:
-            The weights without a LoRA of the folder.
+            The weights by name, as they were given.
 
         Raises:
             UserError: a file does not fit or was distilled for other steps, or the memory does not
                 suffice.
         """
-        alone = self._check(None)
-        self._plan(alone, None)
-        for name in self._loras:
-            if self._check(name).schedule != alone.schedule:
-                raise UserError(
-                    f"--lora-folder: {name} was distilled for other steps than the weights; serve "
-                    "it by itself with --lora"
-                )
-        return alone
+        self._set_limit()
+        alone: dict[str, Checked] = {}
+        for model in self._weights:
+            alone[model] = self._check(model, None)
+            self._plan(alone[model], None)
+        fitting = {lora: self._models_of(lora, alone) for lora in self._loras}
+        self._fits = {
+            model: Fit(checked, tuple(lora for lora in fitting if model in fitting[lora]))
+            for model, checked in alone.items()
+        }
+        return self._fits
 
-    def _check(self, lora: str | None) -> Checked:
+    def _set_limit(self) -> None:
+        """Takes what is free before anything is loaded, or what the user allows."""
+        from infer.engine_plan import device_of, memory_limit_gib
+        from lightx2v_sgmd.system.host_memory import host_memory_gib
+
+        device = device_of(self._engine.device) if self._ranks is None else self._ranks.device
+        self._limit_gib = memory_limit_gib(self._engine, device)
+        if self._limit_gib is not None:  # others that are loaded must not count as taken
+            self._engine = replace(self._engine, max_memory_gib=self._limit_gib)
+        elif (host := host_memory_gib()) is not None:
+            self._limit_gib = host[1]
+
+    def _models_of(self, lora: str, alone: Mapping[str, Checked]) -> set[str]:
+        """The weights that a LoRA fits.
+
+        Raises:
+            UserError: there are none; says why it does not fit the first.
+        """
+        fitting, reasons = set(), []
+        for model, checked in alone.items():
+            try:
+                if self._check(model, lora).schedule != checked.schedule:
+                    raise UserError(
+                        f"--lora-folder: {lora} was distilled for other steps than the weights; "
+                        "serve it by itself with --lora"
+                    )
+                fitting.add(model)
+            except UserError as error:
+                reasons.append(error)
+        if not fitting:
+            raise reasons[0]
+        return fitting
+
+    def _check(self, model: str, lora: str | None) -> Checked:
         from infer.checks import check_student
 
         engine = self._options(lora)
         return check_student(
-            self._weights,
+            self._weights[model],
             engine.assume_schedule,
             engine.loras,
             engine.base,
@@ -119,32 +162,103 @@ class Students:
             return self._engine
         return replace(self._engine, loras=(*self._engine.loras, Lora(self._loras[lora])))
 
-    def get(self, lora: str | None) -> Student:
-        """The student with that LoRA; another one is dropped first."""
-        if self._loaded is not None and self._name == lora:
-            return self._loaded
-        from infer.engine import Student
-
+    def get(
+        self, model: str, lora: str | None, size: Size | None = None, count: int = 1
+    ) -> Student:
+        """The student of a name; others are put out first where the memory demands it."""
+        if model not in self._weights:
+            raise UserError(f"model: {model!r} is not served any more; ask for another one")
         if lora is not None and lora not in self._loras:
             raise UserError(f"lora: {lora!r} is not in the server's folder any more")
-        self._loaded = None
-        gc.collect()
-        checked = self._check(lora)
-        self._loaded, self._name = Student(checked, self._plan(checked, lora)), lora
-        return self._loaded
+        key = (model, lora)
+        found = self._loaded.pop(key, None)
+        if found is None:
+            found = self._load(model, lora, size, count)
+        elif self._loaded:
+            self._make_room(self._peak_gib(found.checked, found.student.plan, size, count))
+        self._loaded[key] = found  # the last one is the one that was used last
+        return found.student
+
+    @property
+    def loaded(self) -> list[tuple[str, str | None]]:
+        """What is loaded, the least recently used first: names of weights and LoRA."""
+        return list(self._loaded)
+
+    def _load(self, model: str, lora: str | None, size: Size | None, count: int) -> _Loaded:
+        from infer.engine import Student
+        from infer.memory import resting_gib
+
+        checked = self._check(model, lora)
+        plan = self._plan(checked, lora)
+        if self._loaded:
+            self._make_room(self._peak_gib(checked, plan, size, count))
+        work = self._work(checked, plan, size, count)
+        rest = 0.0 if work is None else resting_gib(work, plan.memory_mode)
+        return _Loaded(Student(checked, plan, self._ranks), checked, rest)
+
+    def _make_room(self, needed_gib: float | None) -> None:
+        """Puts students out until the rest and what is needed fit; all of them if nobody knows."""
+        limit, put_out = self._limit_gib, False
+        while self._loaded:
+            resting = sum(one.rest_gib for one in self._loaded.values())
+            if limit is not None and needed_gib is not None and resting + needed_gib <= limit:
+                break
+            del self._loaded[next(iter(self._loaded))]
+            put_out = True
+        if put_out:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _peak_gib(
+        self, checked: Checked, plan: EnginePlan, size: Size | None, count: int
+    ) -> float | None:
+        """The most memory that a student takes while it makes such videos; None if unknown."""
+        from infer.memory import needed_gib
+
+        work = self._work(checked, plan, size, count)
+        return None if work is None else max(needed_gib(work, plan.memory_mode).values())
+
+    def _work(
+        self, checked: Checked, plan: EnginePlan, size: Size | None, count: int
+    ) -> Workload | None:
+        from infer.memory import Workload
+
+        size = size or _trained(checked)
+        if size is None:
+            return None
+        return Workload(
+            checked.model,
+            *size,
+            max(count, self._batch),
+            plan.dtype.itemsize,
+            plan.device.type == "cuda",
+            1 if self._ranks is None else self._ranks.size,
+            checked.teacher_dtype,
+        )
 
     def _plan(self, checked: Checked, lora: str | None) -> EnginePlan:
         from infer.engine_plan import make_plan
 
-        video = checked.video
         return make_plan(
             checked.model,
             self._options(lora),
-            (video.height, video.width, video.num_frames) if video else None,
+            _trained(checked),
             self._batch,
+            self._ranks,
             teacher_dtype=checked.teacher_dtype,
         )
 
-    def batch_for(self, size: tuple[int, int, int]) -> int:
-        """What the loaded student takes together; 1 before one is loaded."""
-        return 1 if self._loaded is None else self._loaded.batch_for(size)
+    def batch_for(self, model: str, size: Size) -> int:
+        """What the engine takes together; 1 if the weights are not served."""
+        from infer.engine import videos_together
+
+        fit = self._fits.get(model)
+        return 1 if fit is None else videos_together(fit.checked.model.latent_shape(*size))
+
+
+def _trained(checked: Checked) -> Size | None:
+    video = checked.video
+    return (video.height, video.width, video.num_frames) if video else None

@@ -7,7 +7,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,8 +17,8 @@ from typing import Final
 from infer.options import Options
 from infer.serve import worker
 from infer.serve.jobs import JobStore
+from infer.serve.names import named_loras
 from infer.serve.options import Served, ServeOptions, State
-from infer.serve.students import named_loras
 from lightx2v_sgmd.system.errors import RunError, UserError
 
 STOP_S: Final = 30.0
@@ -38,7 +38,7 @@ class Supervisor:
     """The worker, as the server sees it.
 
     Args:
-        weights: The student.
+        weights: The students by name.
         engine: The engine's options.
         options: The server's options.
         store: The queue.
@@ -47,7 +47,7 @@ class Supervisor:
 
     def __init__(
         self,
-        weights: Path,
+        weights: Mapping[str, Path],
         engine: Options,
         options: ServeOptions,
         store: JobStore,
@@ -70,7 +70,7 @@ class Supervisor:
         """The worker's process number."""
         return self._running.process.pid
 
-    def open(self) -> Served:
+    def open(self) -> tuple[Served, ...]:
         """Waits until the weights are found whole, and watches the worker from then on.
 
         Raises:
@@ -115,7 +115,7 @@ class Supervisor:
         ours, theirs = self._spawn.Pipe()
         order = worker.Order(
             name,
-            self._weights,
+            dict(self._weights),
             self._engine,
             self._options.batch_size,
             self._options.data,

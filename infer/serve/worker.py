@@ -27,15 +27,14 @@ from infer.options import Options
 from infer.serve.jobs import Job, JobStore
 from infer.serve.options import Served
 from infer.serve.results import Results
-from infer.serve.students import Students, StudentSource
+from infer.serve.students import Fit, Students, StudentSource
 from lightx2v_sgmd.system.errors import UserError, short_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from infer.checks import Checked
     from infer.engine import Student
-    from infer.serve.preview import FrameMeans
+    from infer.serve.preview import FrameMeans, LinearDecoder
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.rollout import FreshNoise
     from lightx2v_sgmd.schedule import Schedule
@@ -50,7 +49,7 @@ class Order:
 
     Attributes:
         worker: The name of this start.
-        weights: The student.
+        weights: The students by name.
         engine: The engine's options.
         batch_size: Videos of one size made together; None leaves it to the engine.
         folder: The server's folder.
@@ -58,7 +57,7 @@ class Order:
     """
 
     worker: str
-    weights: Path
+    weights: dict[str, Path]
     engine: Options
     batch_size: int | None
     folder: Path
@@ -69,7 +68,7 @@ class Order:
 class Opened:
     """The weights are whole and can run here."""
 
-    served: Served
+    served: tuple[Served, ...]
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,9 @@ def run(order: Order, pipe: Connection) -> None:
     results = Results(order.folder)
     try:
         students = Students(order.weights, order.engine, order.loras, order.batch_size or 1)
-        pipe.send(Opened(_served(order, students.check())))
-        students.get(None)
+        fits = students.check()
+        pipe.send(Opened(tuple(served_as(name, fit) for name, fit in fits.items())))
+        students.get(next(iter(order.weights)), None)
     except UserError as error:
         pipe.send(Refused(str(error)))
         return
@@ -121,16 +121,18 @@ def _die_with_the_server() -> None:
     os._exit(3)
 
 
-def _served(order: Order, checked: Checked) -> Served:
+def served_as(name: str, fit: Fit) -> Served:
+    """The facts of checked weights that requests are checked against."""
+    checked = fit.checked
     video = checked.video
     return Served(
-        name=order.weights.resolve().name or str(order.weights),
+        name=name,
         trained=(video.height, video.width, video.num_frames) if video else None,
         fps=checked.fps,
         steps=len(checked.schedule),
         shift=checked.schedule.shift,
         rules=checked.model.size_rules,
-        loras=tuple(order.loras),
+        loras=fit.loras,
     )
 
 
@@ -142,9 +144,8 @@ class Previews:
     """
 
     def __init__(self, results: Results) -> None:
-        from infer.serve.preview import LinearDecoder
-
-        self._results, self._decoder = results, LinearDecoder()
+        self._results = results
+        self._decoders: dict[str, LinearDecoder] = {}
         self._states: Tensor | None = None
         self._schedule: Schedule | None = None
         self._fresh_noise: FreshNoise | None = None
@@ -177,8 +178,9 @@ class Previews:
             predicted = renoised_prediction(after, self._fresh_noise(step), following)
         else:
             predicted = data_prediction(before, after, time, following)
+        decoder = self._decoder(jobs[0])
         for job, x0 in zip(jobs, predicted, strict=True):
-            pictures = self._decoder.decode(x0)
+            pictures = decoder.decode(x0)
             if pictures is not None:
                 self._results.show(job.id, animation(pictures, job.fps))
 
@@ -188,11 +190,17 @@ class Previews:
 
         return FrameMeans(latents.shape[1:])
 
-    def learn(self, latents: Tensor, means: FrameMeans) -> None:
+    def learn(self, job: Job, latents: Tensor, means: FrameMeans) -> None:
         """Learns from a video that is finished."""
         colours = means.colours
         if colours is not None:
-            self._decoder.learn(latents, colours)
+            self._decoder(job).learn(latents, colours)
+
+    def _decoder(self, job: Job) -> LinearDecoder:
+        """The map of a job's weights: others may have latents of another kind."""
+        from infer.serve.preview import LinearDecoder
+
+        return self._decoders.setdefault(job.model, LinearDecoder())
 
 
 @dataclass
@@ -215,7 +223,8 @@ class Maker:
         """
         while True:
             jobs = self.store.claim(
-                self.worker, lambda size: batch_size or self.students.batch_for(size)
+                self.worker,
+                lambda job: batch_size or self.students.batch_for(job.model, job.size),
             )
             if jobs:
                 self._finished.clear()
@@ -251,7 +260,7 @@ class Maker:
 
     def _make_together(self, jobs: list[Job]) -> None:
         start = time.perf_counter()
-        student = self.students.get(jobs[0].lora)
+        student = self.students.get(jobs[0].model, jobs[0].lora, jobs[0].size, len(jobs))
         steps = len(student.schedule) + 1  # decoding counts as one
         names = [job.id for job in jobs]
 
@@ -295,7 +304,7 @@ class Maker:
         means = self.previews.means(latents)
         whole = self._write(job, means.watching(chunks))
         if whole:
-            self.previews.learn(latents, means)
+            self.previews.learn(job, latents, means)
         return whole
 
     def _write(self, job: Job, chunks: Iterator[Frames]) -> bool:

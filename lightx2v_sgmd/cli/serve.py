@@ -16,6 +16,7 @@ EXAMPLES = (
     "\b\nExamples:\n"
     f"  {PROG} serve --weights demo/student\n"
     f"  {PROG} serve --weights wan14b --port 9000 --data /var/lib/videos\n"
+    f"  {PROG} serve --weights student --weights before=old/student --max-memory-gib 40\n"
     "  openssl rand -hex 32 > token\n"
     f"  {PROG} serve --weights wan14b --host 0.0.0.0 --token-file token"
 )
@@ -24,13 +25,17 @@ EXAMPLES = (
 @with_options(Options)
 def serve_command(
     weights: Annotated[
-        Path,
+        list[str] | None,
         typer.Option(
-            metavar="DIR|FILE",
+            metavar="[NAME=]DIR|FILE",
             help="Weights that `export` wrote, or a base model for --lora; sprites is the bundled "
-            "teacher.",
+            "teacher. Repeatable: requests name one as `model`, by default the first.",
         ),
-    ],
+    ] = None,
+    weights_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder whose folders and files of weights are served."),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -77,7 +82,7 @@ def serve_command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of LoRAs (.safetensors) that requests may name; one is loaded at a time.",
+            help="Folder of LoRAs (.safetensors) that requests may name.",
         ),
     ] = None,
     keep_hours: Annotated[
@@ -96,11 +101,12 @@ def serve_command(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Serve a student over HTTP, and print the address.
+    """Serve students over HTTP, and print the address.
 
     The API is OpenAI's videos API: POST /v1/videos, GET /v1/videos/ID, GET /v1/videos/ID/content. A
     page at / uses it. Accepted requests survive a restart on the same --data folder. Ctrl-C stops.
     """
+    from infer.serve.names import named_weights
     from infer.serve.options import Served, ServeOptions
     from infer.serve.server import serve
 
@@ -116,12 +122,19 @@ def serve_command(
         keep_gib=keep_gib,
     )
 
-    def started(url: str, served: Served) -> None:
+    def started(url: str, served: tuple[Served, ...]) -> None:
+        names = [one.name for one in served]
         if as_json:
-            print(json.dumps({"url": url, "model": served.name, "data": str(data)}), flush=True)
+            facts = {"url": url, "model": names[0], "models": names, "data": str(data)}
+            print(json.dumps(facts), flush=True)
         else:
             print(url, flush=True)
             if not quiet:
-                print(f"serving {served.name}; Ctrl-C stops", file=sys.stderr, flush=True)
+                print(f"serving {', '.join(names)}; Ctrl-C stops", file=sys.stderr, flush=True)
 
-    serve(weights, settings, Options(**read_options(options)), started)
+    serve(
+        named_weights(weights or [], weights_folder),
+        settings,
+        Options(**read_options(options)),
+        started,
+    )

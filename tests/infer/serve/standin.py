@@ -28,7 +28,7 @@ SERVED = Served(
 WANTED = Wanted("tiny", "a red circle", 1, 32, 32, 9, 8.0, None)
 
 
-def make_backend(folder: Path, **options: Any) -> Backend:
+def make_backend(folder: Path, served: tuple[Served, ...] = (SERVED,), **options: Any) -> Backend:
     """A server's state in a folder, without a worker."""
     folder.mkdir(exist_ok=True)
     results = Results(folder)
@@ -37,7 +37,7 @@ def make_backend(folder: Path, **options: Any) -> Backend:
     return Backend(
         store=store,
         results=results,
-        served=SERVED,
+        served=served,
         options=ServeOptions(data=folder, **options),
         state=lambda: "ready",
         restarts=lambda: 0,
@@ -46,7 +46,7 @@ def make_backend(folder: Path, **options: Any) -> Backend:
 
 def finish(backend: Backend, content: bytes = b"0123456789") -> list[Job]:
     """Completes the next batch as a worker would."""
-    jobs = backend.store.claim("w", lambda size: 1)
+    jobs = backend.store.claim("w", lambda job: 1)
     for job in jobs:
         backend.results.video(job.id).write_bytes(content)
         assert backend.store.complete("w", job.id, 2.0, len(content))
@@ -105,17 +105,17 @@ class StandIn:
 
 
 class OneStudent:
-    """The same student for every LoRA; notes which were asked for."""
+    """The same student for all weights and LoRAs; notes which were asked for."""
 
     def __init__(self, student: Any) -> None:
         self.student = student
-        self.asked: list[str | None] = []
+        self.asked: list[tuple[str, str | None]] = []
 
-    def get(self, lora: str | None) -> Any:
-        self.asked.append(lora)
+    def get(self, model: str, lora: str | None, size: Any = None, count: int = 1) -> Any:
+        self.asked.append((model, lora))
         return self.student
 
-    def batch_for(self, size: tuple[int, int, int]) -> int:
+    def batch_for(self, model: str, size: tuple[int, int, int]) -> int:
         return int(self.student.batch_for(size))
 
 

@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from infer.serve.api import make_app
 from infer.serve.backend import Backend
 from infer.serve.guard import Guard
-from tests.infer.serve.standin import WANTED, finish, make_backend
+from tests.infer.serve.standin import SERVED, WANTED, finish, make_backend
 
 LOCAL = "http://127.0.0.1:8000"
 TOKEN = "0123456789abcdef-token"
@@ -90,7 +90,7 @@ def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
         ({"flow_shift": 3}, "flow shift 8"),
         ({"input_reference": "data:..."}, "text alone"),
         ({"lora": {"name": "x"}}, "lora: should be a valid string"),
-        ({"lora": "x"}, "this server has none; start it with --lora-folder"),
+        ({"lora": "x"}, "with 'tiny' here; it has none; start it with --lora-folder"),
         ({"extra_params": {"guidance_scale": 2}}, "extra_params.guidance_scale"),
         ({"extra_params": {"fast": True}}, "extra_params.fast: is unknown"),
         ({"extra_params": "{"}, "extra_params: is no JSON"),
@@ -325,7 +325,7 @@ def test_an_unfinished_video_is_seen_where_its_job_says(
     job = backend.store.add(WANTED, 10)
     backend.results.show(job.id, b"picture")
     assert client.get(f"/v1/videos/{job.id}").json()["preview"] is None  # it only waits
-    backend.store.claim("w", lambda size: 1)
+    backend.store.claim("w", lambda job: 1)
     path = client.get(f"/v1/videos/{job.id}").json()["preview"]
     shown = client.get(path)
     assert (shown.content, shown.headers["content-type"]) == (b"picture", "image/webp")
@@ -336,15 +336,39 @@ def test_an_unfinished_video_is_seen_where_its_job_says(
 
 
 def test_a_lora_is_asked_for_by_its_name(tmp_path: Path) -> None:
-    backend = make_backend(tmp_path / "data")
-    with_loras = replace(backend, served=replace(backend.served, loras=("anime", "sketch")))
-    with client_of(with_loras) as client:
+    served = replace(SERVED, loras=("anime", "sketch"))
+    backend = make_backend(tmp_path / "data", (served,))
+    with client_of(backend) as client:
         assert client.get("/v1/models").json()["data"][0]["loras"] == ["anime", "sketch"]
         made = client.post("/v1/videos", json={"prompt": "a fox", "lora": "anime"})
         assert made.status_code == 200 and made.json()["lora"] == "anime"
-        (job,) = backend.store.claim("w", lambda size: 1)
+        (job,) = backend.store.claim("w", lambda job: 1)
         assert job.lora == "anime"
         wrong = client.post("/v1/videos", json={"prompt": "a fox", "lora": "../anime"})
-        assert "not served here; this server has anime, sketch" in error_of(wrong, 400)
+        assert "not served with 'tiny' here; it has anime, sketch" in error_of(wrong, 400)
         path = client.post("/v1/videos", json={"prompt": "a fox", "lora_path": "/a"})
         assert "give the name of one as lora" in error_of(path, 400)
+
+
+def test_a_request_picks_one_of_several_students(tmp_path: Path) -> None:
+    other = replace(SERVED, name="other", trained=(16, 16, 5), steps=2, loras=("anime",))
+    backend = make_backend(tmp_path / "data", (SERVED, other))
+    with client_of(backend) as client:
+        listed = client.get("/v1/models").json()["data"]
+        assert [(one["id"], one["size"], one["loras"]) for one in listed] == [
+            ("tiny", "32x32", []),
+            ("other", "16x16", ["anime"]),
+        ]
+        body = {"prompt": "a fox", "num_inference_steps": 2, "lora": "anime"}
+        for model, size in ((None, None), ("tiny", None), ("other", "16x16")):
+            answer = client.post("/v1/videos", json={**body, "model": model})
+            if size is None:  # it has other steps
+                assert "exactly 4 steps" in error_of(answer, 400)
+            else:
+                assert (answer.json()["model"], answer.json()["size"]) == (model, size)
+        plain = client.post("/v1/videos", json={"prompt": "a fox"}).json()
+        assert (plain["model"], plain["size"]) == ("tiny", "32x32")
+        wrong = client.post("/v1/videos", json={"prompt": "a fox", "lora": "anime"})
+        assert "lora: 'anime' is not served with 'tiny' here" in error_of(wrong, 400)
+        gone = client.post("/v1/videos", json={"prompt": "a fox", "model": "third"})
+        assert "this server has 'tiny', 'other'" in error_of(gone, 404)

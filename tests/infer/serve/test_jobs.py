@@ -29,7 +29,7 @@ def test_a_full_queue_refuses(store: JobStore) -> None:
     store.add(WANTED, 2)
     with pytest.raises(QueueFull):
         store.add(WANTED, 2)
-    store.claim("w", lambda size: 1)
+    store.claim("w", lambda job: 1)
     store.add(WANTED, 2)
 
 
@@ -43,12 +43,12 @@ def test_the_oldest_job_comes_first_with_others_of_its_size(store: JobStore) -> 
 
 def test_a_job_belongs_to_its_worker_alone(store: JobStore) -> None:
     job = store.add(WANTED, 10)
-    store.claim("old", lambda size: 1)
+    store.claim("old", lambda job: 1)
     store.release(None, died=False)
     assert store.advance("old", [job.id], 50) == set()
     assert not store.complete("old", job.id, 1.0, 5)
     store.fail("old", job.id, "no")
-    store.claim("new", lambda size: 1)
+    store.claim("new", lambda job: 1)
     assert store.advance("new", [job.id], 50) == {job.id}
     assert store.complete("new", job.id, 1.0, 5)
     found = store.get(job.id)
@@ -70,7 +70,7 @@ def test_a_job_that_kills_workers_is_tried_alone_and_then_failed(store: JobStore
 def test_a_restart_of_the_server_is_not_counted_against_a_job(store: JobStore) -> None:
     job = store.add(WANTED, 10)
     for _ in range(2 * MOST_DEATHS):
-        assert store.claim("w", lambda size: 1)
+        assert store.claim("w", lambda job: 1)
         store.release(None, died=False)
     found = store.get(job.id)
     assert found is not None and (found.status, found.deaths) == ("queued", 0)
@@ -79,7 +79,7 @@ def test_a_restart_of_the_server_is_not_counted_against_a_job(store: JobStore) -
 def test_old_and_large_results_are_removed(store: JobStore) -> None:
     jobs = [store.add(WANTED, 10) for _ in range(4)]
     waiting = store.add(replace(WANTED, num_frames=17), 10)
-    for job in store.claim("w", lambda size: 4):
+    for job in store.claim("w", lambda job: 4):
         store.complete("w", job.id, 1.0, 100)
     assert store.remove_finished(before=0, most_bytes=250) == [jobs[1].id, jobs[0].id]
     assert set(store.remove_finished(before=2**40, most_bytes=1e9)) == {jobs[2].id, jobs[3].id}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from infer.serve.guard import Guard
 from infer.serve.listening import listen, url_of
 from infer.serve.preview import animation
 from tests.browser import WAIT_MS, chromium
-from tests.infer.serve.standin import StandIn, make_backend, make_maker
+from tests.infer.serve.standin import SERVED, StandIn, make_backend, make_maker
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def make_waiting(backend: Backend) -> None:
     """Makes the videos that wait."""
     ours, theirs = Pipe()
     maker = make_maker(backend, StandIn(), theirs)
-    jobs = backend.store.claim("w", lambda size: 4)
+    jobs = backend.store.claim("w", lambda job: 4)
     maker._make(jobs)
     ours.close()
 
@@ -74,7 +75,7 @@ def test_a_video_is_asked_for_seen_and_repeated_by_keys(tmp_path: Path) -> None:
         waiting = page.locator("#queue li", has_text="a red circle")
         waiting.wait_for()
         assert page.locator("#idle").is_hidden()
-        (job,) = backend.store.claim("w", lambda size: 1)
+        (job,) = backend.store.claim("w", lambda job: 1)
         backend.results.show(job.id, animation(np.full((3, 8, 8, 3), 120, np.uint8), 8.0))
         assert backend.store.advance("w", [job.id], 40)
         picture = page.get_by_role("img", name="Preview of a red circle")
@@ -116,3 +117,50 @@ def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
         page.get_by_role("button", name="Make the video").press("Enter")
         page.locator("#said.bad", has_text="width").wait_for()
         assert not backend.store.names()
+
+
+@pytest.mark.slow
+def test_two_weights_are_compared_side_by_side(tmp_path: Path) -> None:
+    served = (replace(SERVED, name="new", loras=("anime",)), replace(SERVED, name="old"))
+    backend = make_backend(tmp_path / "data", served)
+    with server(backend) as url, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        page.set_default_timeout(WAIT_MS)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(url)
+        page.get_by_label("Prompt").fill("a red circle")
+        page.get_by_label("LoRA").select_option("anime")
+        page.get_by_label("Compare with").select_option("old")
+        page.get_by_role("button", name="Make the video").press("Enter")
+        comparison = page.get_by_role("region", name="Comparison")
+        comparison.get_by_text("waits").nth(1).wait_for()
+        assert comparison.get_by_role("button", name="Play both").is_disabled()
+        first, second = backend.store.page(10, None, False)[0]
+        assert (first.model, first.lora, second.model, second.lora) == ("new", "anime", "old", None)
+        assert (first.prompt, first.seed, first.size) == (second.prompt, second.seed, second.size)
+        for _ in served:
+            make_waiting(backend)
+        for name in ("new", "old"):
+            comparison.get_by_label(f"Video with {name}").wait_for()
+        both = comparison.get_by_role("button", name="Play both")
+        page.wait_for_function("!document.getElementById('both').disabled")
+        both.press("Enter")
+        playing = (
+            "[...document.querySelectorAll('#pair video')].filter(film => !film.paused).length"
+        )
+        page.wait_for_function(f"{playing} === 2")
+        comparison.get_by_role("button", name="Pause both").press("Enter")
+        check_layout(page)
+        page.reload()  # the address names both videos
+        page.get_by_label("Video with old").wait_for()
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 360, "height": 700})
+        check_layout(page)
+        page.get_by_role("button", name="Close the comparison").press("Enter")
+        comparison.wait_for(state="hidden")
+        again = page.get_by_role("button", name="Compare a red circle with old")
+        again.press("Enter")  # both are there already: nothing is made
+        comparison.get_by_label("Video with new").wait_for()
+        assert len(backend.store.names()) == 2
+        assert problems == []

@@ -90,7 +90,8 @@ def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path)
         noise=lambda seed, shape: torch.ones(shape),
     )
     previews = Previews(backend.results)
-    previews._decoder = SimpleNamespace(decode=seen.append)  # type: ignore[assignment]
+    stand_in: Any = SimpleNamespace(decode=seen.append)
+    previews._decoders = {WANTED.model: stand_in}
     previews.begin(student, jobs)
     fresh = fresh_noise_for([1, 2], shape)
     for step in (0, 1):
@@ -125,7 +126,7 @@ def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
     assert not any(backend.results.preview(job.id).exists() for job in jobs)
     means = previews.means(states[0])
     list(means.watching(iter([np.full((9, 32, 32, 3), 90, np.uint8)])))
-    previews.learn(states[0], means)
+    previews.learn(jobs[0], states[0], means)
     # The next step goes from 0.9 to 0.9: its velocity is 0, and the prediction a latent of 0.9.
     previews.step(jobs, 1, 0.9 * states)
     for job in jobs:
@@ -149,7 +150,7 @@ def test_a_real_student_shows_every_step_of_its_second_video(
     maker = Maker(OneStudent(student), backend.store, results, "w", theirs, previews)
     jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
     for _ in jobs:
-        maker._make(backend.store.claim("w", lambda size: 1))
+        maker._make(backend.store.claim("w", lambda job: 1))
     ours.close()
     statuses = [job.status for job in backend.store.page(10, None, False)[0]]
     assert statuses == ["completed"] * 2

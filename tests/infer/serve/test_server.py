@@ -159,4 +159,9 @@ def test_the_command_gives_its_options_on(monkeypatch: pytest.MonkeyPatch) -> No
     result = CliRunner().invoke(main.app, arguments)
     assert result.exit_code == 0, result.output
     weights, options, engine = given[:3]
-    assert (weights, options.port, options.batch_size, engine.dtype) == (Path("w"), 9, 2, "bf16")
+    assert (weights, options.port, options.batch_size, engine.dtype) == (
+        {"w": Path("w")},
+        9,
+        2,
+        "bf16",
+    )

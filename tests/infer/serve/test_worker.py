@@ -142,9 +142,22 @@ def test_a_batch_is_made_with_its_lora(backend: Backend) -> None:
         add(backend, seed, lora=lora)
     ours, theirs = pipes()
     maker = make_maker(backend, StandIn(), theirs)
-    while jobs := backend.store.claim("w", lambda size: 4):
+    while jobs := backend.store.claim("w", lambda job: 4):
         maker._make(jobs)
     ours.close()
     assert isinstance(maker.students, OneStudent)
-    assert maker.students.asked == [None, "sketch"]
+    assert maker.students.asked == [("tiny", None), ("tiny", "sketch")]
     assert maker.students.student.batches == [[1], [2, 3]]
+
+
+def test_a_batch_is_made_with_its_weights(backend: Backend) -> None:
+    for seed, model in ((1, "tiny"), (2, "other"), (3, "tiny")):
+        add(backend, seed, model=model)
+    student = OneStudent(StandIn())
+    ours, theirs = pipes()
+    maker = Maker(student, backend.store, backend.results, "w", theirs)
+    while jobs := backend.store.claim("w", lambda job: 4):
+        maker._make(jobs)
+    ours.close()
+    assert student.asked == [("tiny", None), ("other", None)]
+    assert student.student.batches == [[1, 3], [2]]
