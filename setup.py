@@ -97,6 +97,10 @@ setup(
             "python-multipart>=0.0.20",
             "uvicorn>=0.35",
         ],
+        # Trackers of a run (output.trackers), each an extra of its own.
+        "wandb": ["wandb>=0.21"],
+        "trackio": ["trackio>=0.2"],
+        "mlflow": ["mlflow>=3"],
         # For tools/checks/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [

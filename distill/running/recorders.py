@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from distill.running.run_folder import METRICS, repair_log
+from distill.running.trackers import Tracker
 from distill.updates import Iteration
 from lightx2v_sgmd.files.checkpoint import disk_problem
 from lightx2v_sgmd.parallel import Ranks
@@ -30,7 +31,7 @@ _PACKAGES = ("lightx2v-sgmd", "torch", "diffusers", "transformers", "safetensors
 
 
 class Recorder:
-    """Writes ``metrics.jsonl`` and ``tensorboard/``.
+    """Writes ``metrics.jsonl`` and ``tensorboard/``, and feeds the other trackers.
 
     Lines of steps that a resumed run will do again are moved away first (``run_folder``).
 
@@ -38,16 +39,25 @@ class Recorder:
         run: The run folder.
         step: Number of iterations done.
         quiet: Show nothing.
+        trackers: Other programs that get the same, already started.
+        board: Write ``tensorboard/``.
     """
 
-    def __init__(self, run: Path, step: int, quiet: bool = False) -> None:
-        self.path = run / METRICS
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        quiet: bool = False,
+        trackers: Sequence[Tracker] = (),
+        board: bool = True,
+    ) -> None:
+        self.path, self.trackers = run / METRICS, trackers
         try:
             repair_log(run, step)
             # Not for appending: the last line may get more values.
             self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             self._file.seek(0, os.SEEK_END)
-            self._board = _tensorboard(run / "tensorboard", step, quiet)
+            self._board = _tensorboard(run / "tensorboard", step, quiet) if board else None
         except OSError as error:
             raise UserError(disk_problem(error, self.path)) from error
 
@@ -78,8 +88,10 @@ class Recorder:
         self._write(", " + json.dumps(values).removeprefix("{") + "\n")
         self._add_scalars(values, step)
 
-    def add_videos(self, step: int, gifs: Sequence[bytes]) -> None:
-        """Shows videos, small GIFs, on TensorBoard's page of images."""
+    def add_videos(self, step: int, gifs: Sequence[bytes], files: Sequence[Path] = ()) -> None:
+        """Shows videos: small GIFs on TensorBoard's page of images, mp4 files in the others."""
+        for tracker in self.trackers if files else ():
+            tracker.log_videos(step, files)
         if self._board is None:
             return
         from PIL import Image
@@ -101,7 +113,11 @@ class Recorder:
             raise UserError(disk_problem(error, self.path)) from error
 
     def _add_scalars(self, values: Mapping[str, Any], step: int) -> None:
-        for name, value in values.items() if self._board is not None else ():
+        for tracker in self.trackers:
+            tracker.log({key: value for key, value in values.items() if key != "step"}, step)
+        if self._board is None:
+            return
+        for name, value in values.items():
             scalars = value if isinstance(value, dict) else {"": value}
             for part, scalar in scalars.items():
                 self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, step)

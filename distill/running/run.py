@@ -26,6 +26,7 @@ from distill.running.run_folder import check_output, check_own, run_lock, write_
 from distill.running.samples import Sampled, SampleVideos
 from distill.running.saving import Saver, check_space, checkpoint_parts
 from distill.running.signals import stop_on_signal
+from distill.running.trackers import TENSORBOARD, Tracker, check_trackers, open_trackers
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
@@ -66,6 +67,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     """
     # Checks that need no weights and no other process come first.
     check_output(job, resume)
+    check_trackers(job.output.trackers)
     model = open_teacher(job.teacher)
     check_against_model(job, model)
     prompts = load_prompts(job)
@@ -108,19 +110,31 @@ def _run(
         note(f"{job.output.dir} already has all {start.step} iterations", quiet)
         disconnect(job.parallel.strategy)
         return start.step
+    trackers: list[Tracker] = []  # only the first rank has any
+    ranks.once(lambda: trackers.extend(open_trackers(job, quiet)))
     watch = Watch(ranks, timeout, partial(give_up, job.output.dir, ranks.rank))
-    with _watching(watch):
+    with _watching(watch), _closing(trackers):
         with watch.patient("loading"):
             trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet)
         watch.follow(trainer.strategy.networks)
         saver = Saver(job, trainer.strategy, state, lock)
         try:
-            done = _train(job, model, trainer, saver, start, quiet, watch)
+            done = _train(job, model, trainer, saver, start, quiet, watch, trackers)
         except NotFiniteError as error:
             with watch.patient("saving the failed state"):
                 raise save_failed_state(error, saver, prompts) from error
     trainer.strategy.close()
     return done
+
+
+@contextmanager
+def _closing(trackers: list[Tracker]) -> Iterator[None]:
+    """Ends the run in all trackers when the block ends, however it does."""
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            tracker.close()
 
 
 @contextmanager
@@ -175,6 +189,7 @@ def _train(
     start: StartingPoint,
     quiet: bool,
     watch: Watch,
+    trackers: list[Tracker],
 ) -> int:
     """Runs iterations, with logging and saving after each; returns how many are done."""
     strategy: Strategy = trainer.strategy  # without listeners: samples are not an iteration
@@ -182,7 +197,9 @@ def _train(
     counter = PassCounter(strategy.networks, train.micro_batch * train.accumulation)
     recorders: list[Recorder] = []  # only the first rank has one
     done = saved = start.step
-    ranks.once(lambda: recorders.append(Recorder(job.output.dir, start.step, quiet)))
+    board = TENSORBOARD in job.output.trackers
+    opened = partial(Recorder, job.output.dir, start.step, quiet, trackers, board)
+    ranks.once(lambda: recorders.append(opened()))
     sampling, measuring = ranks.once(partial(_can_sample, quiet))
     if (fault := slow_conv3d(ranks.device)) is not None:
         note(fault, quiet)
@@ -244,4 +261,4 @@ def _record_samples(recorders: list[Recorder], step: int, sampled: Sampled | Non
     if sampled is not None:
         for recorder in recorders:
             recorder.extend(step, sampled.line())
-            recorder.add_videos(step, sampled.gifs)
+            recorder.add_videos(step, sampled.gifs, sampled.files)

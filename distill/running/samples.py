@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -67,12 +68,14 @@ class Sampled:
         teacher: The same of the teacher's videos, without ``frechet``.
         seconds: How long the step took, the teacher's videos included.
         gifs: Small copies of the videos, on the first rank alone.
+        files: The videos.
     """
 
     measures: dict[str, float]
     teacher: dict[str, float]
     seconds: float
     gifs: list[bytes] = field(default_factory=list)
+    files: tuple[Path, ...] = ()
 
     def line(self) -> dict[str, Any]:
         """What the iteration's line of ``metrics.jsonl`` gets."""
@@ -133,7 +136,9 @@ class SampleVideos:
         except Stopped:
             return None
         means = {} if teacher is None else teacher.measures
-        return Sampled(values, means, time.monotonic() - began, gifs)
+        files = [self._written.folder / f"{folder}/{i:02d}.mp4" for i in range(self.count)]
+        there = tuple(file for file in files if file.is_file())
+        return Sampled(values, means, time.monotonic() - began, gifs, there)
 
     def _student_latents(self) -> list[Tensor]:
         noise, fresh = self.batches.sample_noise(self.count), self.batches.sample_fresh_noise

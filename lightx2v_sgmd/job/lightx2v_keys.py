@@ -186,7 +186,7 @@ UNMAPPED: Final = (
     Unmapped("data.train.*", _DATA),
     Unmapped("data.val.*", _SAMPLES),
     Unmapped("inference.*", _SAMPLES),
-    Unmapped("logging.*", "metrics.jsonl has every iteration, TensorBoard shows it"),
+    Unmapped("logging.*", "metrics.jsonl has every iteration, output.trackers name what shows it"),
 )
 """What is not mapped and why; the first pattern that fits a key counts."""
 

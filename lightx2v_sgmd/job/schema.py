@@ -29,6 +29,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs, shipped_model
 
 LoraText = Annotated[str, Field(min_length=1, max_length=4096)]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 LATENTS = "latents"
 """The value of ``data.prompts`` that stands for the captions of ``data.latents``."""
@@ -250,6 +251,9 @@ class Output:
 
     # The run folder, relative to the current folder. The same command run again resumes it.
     dir: Path
+    # Programs that get the curves and sample videos, beside metrics.jsonl, which always does:
+    # tensorboard, wandb, trackio, mlflow. All but the first need the extra of their name.
+    trackers: Annotated[tuple[TrackerName, ...], Field(max_length=8)] = ("tensorboard",)
 
 
 @dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})

@@ -43,7 +43,7 @@ def test_every_mistake_of_a_file_is_reported_at_once(file: Path) -> None:
         ("train.lr=1", "did you mean student.optimizer.lr or fake_score.optimizer.lr?"),
         ("seed=1", "did you mean train.seed?"),
         ("student.optimiser.lr=1", "did you mean student.optimizer?"),
-        ("output.qqqq=1", "output has dir"),
+        ("output.qqqq=1", "output has dir, trackers"),
         ("method.lambda_=1", "did you mean method.lambda?"),
     ],
 )

@@ -156,6 +156,7 @@ def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
         "train.sample_videos": 4,
         "train.teacher_sample_steps": 20,
         "train.keep_checkpoints": 2,
+        "output.trackers": ["tensorboard"],
         "parallel.offload_dir": None,
         "parallel.compile": "auto",
         "parallel.timeout_minutes": 10.0,

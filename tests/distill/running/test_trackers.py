@@ -1,0 +1,162 @@
+"""Trackers: what is refused before a run, and what each gets. Missing packages are skipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import distill
+from distill.running import trackers
+from distill.running.recorders import Recorder
+from distill.running.trackers import IDS, Tracker, check_trackers, open_trackers
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.system.errors import UserError
+from tests.training import make_job
+
+
+@pytest.fixture
+def job(tiny_teacher: Path, tmp_path: Path) -> Job:
+    made = make_job(tiny_teacher, tmp_path)
+    made.output.dir.mkdir()
+    return made
+
+
+class StandIn:
+    """A tracker's module in place of accelerate's class; it fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[Any, ...]] = []
+        self.broken = False
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.got.append(("job", values["train/iterations"], values["output/trackers"]))
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        if self.broken:
+            raise ConnectionError("the server is gone")
+        self.got.append((step, values))
+
+    def finish(self) -> None:
+        self.got.append(("finish",))
+
+
+def with_stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn()
+    monkeypatch.setattr(trackers, "_started", lambda *arguments: stand_in)
+    return stand_in
+
+
+def test_a_missing_package_is_refused_before_anything_is_loaded(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "why_unusable", lambda name: "is not installed")
+    job = make_job(tiny_teacher, tmp_path, "output.trackers=[tensorboard, wandb]")
+    with pytest.raises(UserError) as error:
+        distill(job, quiet=True)
+    assert str(error.value) == (
+        "output.trackers: the package wandb is not installed; "
+        "pip install 'lightx2v-sgmd[wandb]', or leave wandb out"
+    )
+    assert not job.output.dir.exists()
+    check_trackers(["tensorboard"])
+
+
+def test_a_tracker_gets_numbers_and_its_failure_ends_no_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in = with_stand_in(monkeypatch)
+    tracker = Tracker("wandb", job, None, quiet=False)
+    recorder = Recorder(job.output.dir, 0, trackers=[tracker], board=False)
+    recorder.record({"step": 1, "nr": -1.5, "lr": {"student": 0.5}})
+    recorder.extend(1, {"samples": {"optflow": 0.25}, "warnings": ["nr grows"]})
+    stand_in.broken = True
+    for step in (2, 3):
+        recorder.record({"step": step, "nr": -1.0})
+    recorder.close()
+    tracker.close()
+    assert stand_in.got == [
+        ("job", 5, "['tensorboard']"),
+        (1, {"nr": -1.5, "lr/student": 0.5}),
+        (1, {"samples/optflow": 0.25}),
+    ]
+    said = capsys.readouterr().err
+    assert said.count("wandb gets nothing more: the server is gone") == 1
+    lines = (job.output.dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert not (job.output.dir / "tensorboard").exists()
+
+
+def test_a_tracker_that_does_not_start_is_refused_in_a_line(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("api_key not configured\nlong trace")
+
+    monkeypatch.setattr(trackers, "_started", fail)
+    with pytest.raises(UserError) as error:
+        Tracker("wandb", job, None, quiet=True)
+    assert str(error.value) == (
+        "output.trackers: wandb does not start: api_key not configured; run `wandb login`, or "
+        "set WANDB_MODE=offline, or leave wandb out"
+    )
+
+
+def opened_twice(job: Job) -> list[Tracker]:
+    """Opens a job's one tracker, logs, closes, and resumes; returns it and its like, closed."""
+    found = []
+    for step in (1, 2):
+        (tracker,) = open_trackers(job, quiet=True)
+        tracker.log({"nr": -0.5 * step, "lr": {"student": 0.25}}, step)
+        found.append(tracker)
+        saved = json.loads((job.output.dir / IDS).read_text())
+        assert saved == {tracker.name: tracker.run_id}
+        tracker.close()
+    return found
+
+
+def tracked(job_folder: Path, teacher: Path, name: str) -> Job:
+    job = make_job(teacher, job_folder, f"output.trackers=[{name}]")
+    job.output.dir.mkdir(parents=True)
+    return job
+
+
+@pytest.mark.slow
+def test_wandb_offline(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("HOME", tmp_path)):
+        monkeypatch.setenv(name, str(value))
+    job = tracked(tmp_path, tiny_teacher, "wandb")
+    opened_twice(job)
+    run_id = json.loads((job.output.dir / IDS).read_text())["wandb"]
+    files = list((job.output.dir / "wandb").glob("offline-run-*/*.wandb"))
+    assert files and {file.name for file in files} == {f"run-{run_id}.wandb"}
+
+
+@pytest.mark.slow
+def test_trackio_on_this_machine(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    opened_twice(tracked(tmp_path, tiny_teacher, "trackio"))
+    assert list((tmp_path / "trackio").rglob("*.db"))
+
+
+@pytest.mark.slow
+def test_mlflow_in_the_run_folder(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    job = tracked(tmp_path, tiny_teacher, "mlflow")
+    (_, last) = opened_twice(job)
+    run_id = json.loads((job.output.dir / IDS).read_text())["mlflow"]
+    run = mlflow.get_run(run_id)
+    assert run.data.metrics == {"nr": -1.0, "lr/student": 0.25}
+    assert run.info.artifact_uri.startswith(str(job.output.dir / "mlruns"))
+    assert run.data.params["method/name"] == "sgmd"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.yaml", "prompts.txt", "run"]
