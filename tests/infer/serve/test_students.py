@@ -14,7 +14,7 @@ from infer.memory import MemoryMode, Workload, needed_gib, resting_gib
 from infer.options import Options
 from infer.serve.names import named_loras
 from infer.serve.students import Students
-from lightx2v_sgmd.families.wan import open_wan
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
@@ -86,7 +86,7 @@ def test_students_stay_loaded_until_the_memory_is_full(
 
 def measured(path: Path, size: tuple[int, int, int]) -> tuple[float, float]:
     """What the engine's own formulas say of a student: at rest and at work, in GiB."""
-    work = Workload(open_wan(path), *size, 1, 4, cuda=False)
+    work = Workload(open_model(path), *size, 1, 4, cuda=False)
     return resting_gib(work, MemoryMode()), max(needed_gib(work, MemoryMode()).values())
 
 
