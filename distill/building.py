@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from distill.data import Batches
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
 from distill.updates import Iteration, updates_done
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, open_strategy
@@ -38,7 +37,7 @@ def build_trainer(
     ranks: Ranks,
     start: StartingPoint,
     quiet: bool,
-    rows: Sequence[Tensor] | None = None,
+    rows: Sequence[Embedding] | None = None,
 ) -> Trainer:
     """Loads everything; ``strategy.close`` of the trainer lets go of it.
 
@@ -119,7 +118,7 @@ def check_embeddings(job: Job, model: Model, prompts: list[str]) -> None:
 
 def _embeddings(
     job: Job, model: Model, prompts: list[str], ranks: Ranks, quiet: bool
-) -> Sequence[Tensor]:
+) -> Sequence[Embedding]:
     """The prompts' embeddings and, last, the negative prompt's."""
     dtype = model.text_dtype(job.teacher.dtype)
     wanted = _wanted(job, model, prompts)
@@ -130,7 +129,7 @@ def _wanted(job: Job, model: Model, prompts: list[str]) -> list[str]:
     return [*prompts, model.negative_prompt_for(job.teacher.negative_prompt)]
 
 
-def _worth_folding(model: Model, rows: Sequence[Tensor], ranks: Ranks) -> bool:
+def _worth_folding(model: Model, rows: Sequence[Embedding], ranks: Ranks) -> bool:
     """On a CPU, if the network is wide enough to carry the padding weights (see ``text_rows``)."""
     width = model.width
     return ranks.device.type == "cpu" and longest(rows) + 1 <= width

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.text_rows import text_conditioning
 from lightx2v_sgmd.files.latents import LatentFolder
@@ -25,8 +25,7 @@ from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.rollout import FreshNoise
 
-# B batch of this rank, C channels, T latent frames, h, w latent height and width,
-# S text tokens of a prompt, D text width
+# B batch of this rank, C channels, T latent frames, h, w latent height and width
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
@@ -119,7 +118,7 @@ class Batches:
 
     Args:
         job: Whose seed, sizes and score times count.
-        rows: The prompts' embeddings ``[S_i, D]``.
+        rows: The prompts' embeddings.
         negative: The negative prompt's.
         latent_shape: ``(C, T, h, w)``.
         ranks: Who shares the global batch.
@@ -131,13 +130,13 @@ class Batches:
     def __init__(
         self,
         job: Job,
-        rows: Sequence[Tensor],
-        negative: Tensor,
+        rows: Sequence[Embedding],
+        negative: Embedding,
         latent_shape: tuple[int, ...],
         ranks: Ranks,
         latents: LatentFolder | None = None,
         interpolant: Interpolant = FLOW,
-        batched: Callable[[Sequence[Tensor]], Conditioning] = text_conditioning,
+        batched: Callable[[Sequence[Embedding]], Conditioning] = text_conditioning,
     ) -> None:
         self.interpolant, self._batched = interpolant, batched
         self.job, self.ranks, self.latents = job, ranks, latents

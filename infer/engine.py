@@ -28,6 +28,7 @@ from infer.text import Texts
 from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Tiling, decode_stream, videos_at_once
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
@@ -129,14 +130,14 @@ class Student:
         """
         return noise_for(seed, shape)[0]
 
-    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
-        """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
+    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Embedding]:
+        """Each prompt's embedding on the CPU; says which prompts are cut."""
         return self.ranks.once(lambda: self.texts.encode(prompts, quiet))
 
     @torch.no_grad()
     def denoise(
         self,
-        rows: Sequence[Tensor],
+        rows: Sequence[Embedding],
         seeds: Sequence[int],
         size: tuple[int, int, int],
         on_step: OnStep | None = None,
@@ -144,7 +145,7 @@ class Student:
         """Runs the student's steps on one batch.
 
         Args:
-            rows: Each video's text, from ``encode``.
+            rows: Each video's embedding, from ``encode``.
             seeds: One per video.
             size: Height, width and frames.
             on_step: Called after each step; it may raise to cancel.

@@ -13,20 +13,17 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from infer.network.load_progress import encoder_bar
 from infer.network.offload import PartSwitcher
-from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.text_rows import TextEncoder
+from lightx2v_sgmd.families.base import Model, PromptEncoder
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.text.cache import EmbeddingCache, is_embedding, prune_entries
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 from lightx2v_sgmd.text.encoding import encode_each
-
-# S text tokens, D text width
 
 TEXT_ENCODER: Final = "text_encoder"
 """The encoder's name among the parts that take turns."""
@@ -61,8 +58,8 @@ class Texts:
         )
         self._parts = parts or PartSwitcher(device, alternate=False)
 
-    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
-        """Each prompt's embedding ``[S_i, D]`` on the CPU; says which prompts are cut."""
+    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Embedding]:
+        """Each prompt's embedding on the CPU; says which prompts are cut."""
         known = {
             prompt: saved
             for prompt in dict.fromkeys(prompts)
@@ -86,7 +83,7 @@ class Texts:
         """The tokenizer, for prompts whose embeddings are cached."""
         return self.model.load_tokenizer()
 
-    def _load(self) -> TextEncoder:
+    def _load(self) -> PromptEncoder:
         with no_library_bars(), encoder_bar(self.model, self.quiet) as bar:
             return self.model.load_text_encoder(
                 self.dtype, self.device, lambda name, part: bar.advance()
@@ -108,17 +105,17 @@ class Texts:
             f"cut off: {lost[:80]!r}{' ...' if len(lost) > 80 else ''}"
         )
 
-    def _read(self, prompt: str) -> tuple[Tensor, str] | None:
+    def _read(self, prompt: str) -> tuple[Embedding, str] | None:
         """The cached embedding of a prompt, and the note if the prompt is cut."""
         saved = None if self.cache is None else self.cache.read(prompt)
-        if saved is None or saved[0].dtype != self.dtype or not is_embedding(self.model, saved[0]):
+        if saved is None or not is_embedding(self.model, saved[0], self.dtype):
             return None
         row, metadata = saved
         if "cut" not in metadata:  # training and ``embed`` do not note it, but a tokenizer tells
             return row, self._cut(prompt, lambda: self._tokenizer)
         return row, metadata["cut"]
 
-    def _write(self, prompt: str, row: Tensor, cut: str) -> None:
+    def _write(self, prompt: str, row: Embedding, cut: str) -> None:
         if self.cache is None:
             return
         try:

@@ -25,6 +25,7 @@ from infer.options import GenerateOptions
 from infer.result import Cancelled
 from infer.stopping import Cancel, OnStep, stoppable
 from infer.text import TEXT_ENCODER
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.outputs import OutputLock, resolved
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -220,7 +221,7 @@ class _Run:
         self,
         student: Student,
         batch: list[Request],
-        texts: dict[str, Tensor],
+        texts: dict[str, Embedding],
         bar: Bar,
         last: bool,
     ) -> None:
@@ -312,7 +313,7 @@ class _Run:
 
 
 def _denoise(
-    student: Student, batch: Sequence[Request], texts: dict[str, Tensor], on_step: OnStep
+    student: Student, batch: Sequence[Request], texts: dict[str, Embedding], on_step: OnStep
 ) -> Tensor:
     rows = [texts[request.name] for request in batch]
     return student.denoise(rows, [request.seed for request in batch], batch[0].size, on_step)

@@ -15,10 +15,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources import Source
-from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
@@ -40,6 +39,19 @@ class AuthorsSampler(NamedTuple):
 
     solver: Literal["unipc", "euler"]
     shift: float
+
+
+class PromptEncoder(Protocol):
+    """The tokenizers and text encoders of a model, loaded."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that reads most of a prompt: ``Model.text_length`` tokens."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> list[Embedding]:
+        """What the network is told of each prompt; a prompt's does not depend on the others."""
+        ...
 
 
 class Model(Protocol):
@@ -144,6 +156,11 @@ class Model(Protocol):
         ...
 
     @property
+    def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The shapes of a prompt's embedding by name; None stands for any length."""
+        ...
+
+    @property
     def size_rules(self) -> SizeRules:
         """The rules that the size of a video must meet."""
         ...
@@ -166,8 +183,8 @@ class Model(Protocol):
         """The precision of the text encoder for a teacher's precision."""
         ...
 
-    def conditioning(self, rows: Sequence[Tensor]) -> Conditioning:
-        """Batches what the text encoder made of each prompt, ``[S_i, D]``."""
+    def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
+        """Batches what the text encoder made of each prompt."""
         ...
 
     # The network
@@ -276,7 +293,7 @@ class Model(Protocol):
 
     def load_text_encoder(
         self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
-    ) -> TextEncoder:
+    ) -> PromptEncoder:
         """Loads the tokenizer and the encoder, frozen; as ``load_transformer``."""
         ...
 

@@ -1,33 +1,31 @@
 """What a network is told beside x_t and the time, as a small tree of tensors.
 
-Text-to-video networks of Wan have one entry, ``text``. Other families add pooled vectors, time ids,
-image latents or masks; code outside the families passes them on without looking inside.
+An ``Embedding`` is what is computed once for a prompt and cached; a ``Conditioning`` is a batch of
+them, as the network takes it. Both have an entry ``text``, which is all that text-to-video networks
+of Wan need. Other families add pooled vectors, image latents or masks; code outside the families
+passes them on without looking inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
-# B batch
+# B batch, S text tokens, D text width
+
+TEXT: Final = "text"
+"""The entry that every family has: the rows of the text encoder."""
 
 
 @dataclass(frozen=True)
-class Conditioning(Mapping[str, Tensor]):
-    """Named tensors with one row for each sample.
-
-    Attributes:
-        tensors: The tensors ``[B, ...]`` by name; the family says which it needs.
-    """
+class _Tensors(Mapping[str, Tensor]):
+    """Tensors by name."""
 
     tensors: Mapping[str, Tensor]
-
-    def __post_init__(self) -> None:
-        sizes = {len(tensor) for tensor in self.tensors.values()}
-        assert len(sizes) == 1, f"conditioning of different batches: {sorted(sizes)}"
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -38,18 +36,46 @@ class Conditioning(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same names with a function of each tensor."""
+        return type(self)({name: change(tensor) for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+
+@dataclass(frozen=True)
+class Embedding(_Tensors):
+    """What a model's text encoders make of one prompt.
+
+    Attributes:
+        tensors: ``text``, ``[S, D]``, and whatever else the family needs, by name. Names are plain
+            identifiers, because files of embeddings store them.
+    """
+
+    @property
+    def text(self) -> Tensor:
+        """The rows ``[S, D]`` of the prompt."""
+        return self.tensors[TEXT]
+
+
+@dataclass(frozen=True)
+class Conditioning(_Tensors):
+    """Named tensors with one row for each sample.
+
+    Attributes:
+        tensors: The tensors ``[B, ...]`` by name; the family says which it needs.
+    """
+
+    def __post_init__(self) -> None:
+        sizes = {len(tensor) for tensor in self.tensors.values()}
+        assert len(sizes) == 1, f"conditioning of different batches: {sorted(sizes)}"
+
     @property
     def batch(self) -> int:
         """The number of samples."""
         return len(next(iter(self.tensors.values())))
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same names with a function of each tensor."""
-        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
-
-    def to(self, device: torch.device | str) -> Conditioning:
-        """The same on a device."""
-        return self.map(lambda tensor: tensor.to(device))
 
     def rows(self, which: slice) -> Conditioning:
         """Some of the samples."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S text tokens, D text width
@@ -70,8 +70,12 @@ class TextEncoder:
         hidden = self.network(ids.to(device), mask.to(device)).last_hidden_state
         return hidden, mask.to(device)
 
+    def encode(self, prompts: Sequence[str]) -> list[Embedding]:
+        """The embedding of each prompt: its rows alone."""
+        return [Embedding({TEXT: row}) for row in self.rows(prompts)]
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+    def rows(self, prompts: Sequence[str]) -> list[Tensor]:
         """Encodes each prompt as ``[S_i, D]``, like ``WanPipeline`` before its zero padding.
 
         Each prompt is encoded alone. In a batch, the padding and the size of the products depend on
@@ -90,9 +94,9 @@ def pad_text(rows: Sequence[Tensor]) -> Tensor:
     return text
 
 
-def text_conditioning(rows: Sequence[Tensor]) -> Conditioning:
+def text_conditioning(embeddings: Sequence[Embedding]) -> Conditioning:
     """The conditioning of networks that see text alone: ``text``, as ``pad_text`` makes it."""
-    return Conditioning({"text": pad_text(rows)})
+    return Conditioning({TEXT: pad_text([embedding.text for embedding in embeddings])})
 
 
 def fold_text_padding(transformer: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -98,7 +99,7 @@ class VideoSampler:
         self.transformer = model.load_transformer(dtype, self.device)
         self.transformer.eval().requires_grad_(False)
         self.vae = model.load_vae(device=self.device)
-        self._rows: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, Embedding] = {}
 
     @property
     def nfe(self) -> int:
@@ -159,7 +160,7 @@ class VideoSampler:
         dtype = self.model.text_dtype(self.dtype)
         rows = encode_prompts(self.model, missing, Ranks(device=self.device), dtype, cache=None)
         self._rows |= zip(missing, (row.to(self.device) for row in rows), strict=True)
-        longest = max(len(row) for row in self._rows.values()) + 1
+        longest = max(len(row.text) for row in self._rows.values()) + 1
         if self.device.type == "cpu" and longest <= self.model.width:
             self.model.fold_text_padding(self.transformer)
 

@@ -4,7 +4,8 @@
     CACHE/<encoder>/rows_<digest>.safetensors    many prompts; written by ``embed`` and training
     CACHE/<encoder>/<key>.safetensors            one prompt; written by ``generate``
 
-A tensor ``[S, D]`` is stored under the sha256 of its prompt in both kinds of files. The folder's
+The rows ``[S, D]`` of a prompt are stored under its sha256 in both kinds of files; whatever else a
+family's embedding has (a pooled vector, say) is beside them as ``<sha256>.<name>``. The folder's
 name is a fingerprint of the encoder: weights, tokenizer and precision. So a changed encoder or
 prompt never gets the embedding of another one. Prompts themselves are not written.
 
@@ -20,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -29,13 +30,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import TEXT, Embedding
 from lightx2v_sgmd.files.safetensors_files import open_tensors
 from lightx2v_sgmd.files.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing, write_text
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_kind
-
-# S text tokens, D text width
 
 ABOUT_FILE: Final = "encoder.json"
 """The file that describes the encoder of a folder."""
@@ -59,7 +59,7 @@ class EmbeddingCache:
         for file in sorted(folder.glob("rows_*.safetensors")):
             try:
                 with open_tensors(file) as shard:
-                    self._files |= dict.fromkeys(shard.keys(), file)
+                    self._files |= dict.fromkeys(_stored_names(shard.keys()), file)
             except (OSError, SafetensorError, UserError):
                 continue
 
@@ -90,17 +90,17 @@ class EmbeddingCache:
         }
         write_text(self.folder / ABOUT_FILE, json.dumps(about, indent=2) + "\n")
 
-    def write(self, rows: dict[str, Tensor]) -> int:
+    def write(self, rows: Mapping[str, Embedding]) -> int:
         """Writes a shard of embeddings, by key; returns how many it has."""
         if not rows:
             return 0
         digest = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:24]
         file = self.folder / f"rows_{digest}.safetensors"
         with appearing(file, suffix=".safetensors") as temporary:
-            write_tensors(temporary, rows, {})
+            write_tensors(temporary, _stored(rows), {})
         return len(rows)
 
-    def read(self, prompt: str) -> tuple[Tensor, dict[str, str]] | None:
+    def read(self, prompt: str) -> tuple[Embedding, dict[str, str]] | None:
         """The embedding of one prompt, and the metadata of its file; None if there is none."""
         key = prompt_key(prompt)
         entry = self.entry_file(prompt)
@@ -109,8 +109,9 @@ class EmbeddingCache:
                 continue
             try:
                 with open_tensors(file) as saved:
-                    row, metadata = saved.get_tensor(key), dict(saved.metadata() or {})
-            except (SafetensorError, OSError, UserError):
+                    row = _read(saved, _stored_names(saved.keys())[key])
+                    metadata = dict(saved.metadata() or {})
+            except (KeyError, SafetensorError, OSError, UserError):
                 continue
             if file == entry:
                 with contextlib.suppress(OSError):
@@ -122,18 +123,42 @@ class EmbeddingCache:
         """The file that has one prompt's embedding alone."""
         return self.folder / f"{prompt_key(prompt)}.safetensors"
 
-    def write_entry(self, prompt: str, row: Tensor, metadata: dict[str, str]) -> None:
+    def write_entry(self, prompt: str, row: Embedding, metadata: dict[str, str]) -> None:
         """Writes the embedding of one prompt to a file of its own."""
         with appearing(self.entry_file(prompt), suffix=".safetensors") as temporary:
-            write_tensors(temporary, {prompt_key(prompt): row}, metadata)
+            write_tensors(temporary, _stored({prompt_key(prompt): row}), metadata)
 
 
-class CachedRows(Sequence[Tensor]):
+def _stored(rows: Mapping[str, Embedding]) -> dict[str, Tensor]:
+    """The tensors of embeddings, by key, under the names that files have."""
+    return {
+        key if name == TEXT else f"{key}.{name}": tensor
+        for key, row in rows.items()
+        for name, tensor in row.items()
+    }
+
+
+def _stored_names(stored: Iterable[str]) -> dict[str, dict[str, str]]:
+    """For each key in a file, the names of its embedding's entries and theirs in the file."""
+    names: dict[str, dict[str, str]] = {}
+    for each in stored:
+        key, _, name = each.partition(".")
+        names.setdefault(key, {})[name or TEXT] = each
+    return names
+
+
+def _read(saved: Any, names: Mapping[str, str]) -> Embedding:
+    """An embedding in an open file, from ``_stored_names``."""
+    return Embedding({name: saved.get_tensor(stored) for name, stored in names.items()})
+
+
+class CachedRows(Sequence[Embedding]):
     """Cached embeddings in the order of the prompts; each is read when it is asked for."""
 
     def __init__(self, keys: Sequence[str], files: dict[str, Path]) -> None:
         self._keys, self._files = keys, files
         self._open: dict[Path, Any] = {}
+        self._names: dict[Path, dict[str, dict[str, str]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # handles do not travel between processes
@@ -142,17 +167,19 @@ class CachedRows(Sequence[Tensor]):
         return len(self._keys)
 
     @overload
-    def __getitem__(self, index: int) -> Tensor: ...
+    def __getitem__(self, index: int) -> Embedding: ...
 
     @overload
     def __getitem__(self, index: slice) -> CachedRows: ...
 
-    def __getitem__(self, index: int | slice) -> Tensor | CachedRows:
+    def __getitem__(self, index: int | slice) -> Embedding | CachedRows:
         if isinstance(index, slice):
             return CachedRows(self._keys[index], self._files)
         key = self._keys[index]
-        row: Tensor = self._shard(key).get_tensor(key)
-        return row
+        file = self._files[key]
+        if file not in self._names:
+            self._names[file] = _stored_names(self._shard(key).keys())
+        return _read(self._shard(key), self._names[file][key])
 
     def longest(self) -> int:
         """The number of text tokens of the longest embedding; reads only headers."""
@@ -165,14 +192,25 @@ class CachedRows(Sequence[Tensor]):
         return self._open[file]
 
 
-def is_embedding(model: Model, row: Tensor) -> bool:
-    """True if a tensor has the shape of an embedding for this model."""
-    return row.ndim == 2 and row.shape[1] == model.text_dim
+def is_embedding(model: Model, row: Embedding, dtype: torch.dtype) -> bool:
+    """True if a prompt's embedding has the shapes and the precision that this model needs."""
+    shapes = model.embedding_shapes
+    return (
+        row.keys() == shapes.keys()
+        and row.text.dtype == dtype
+        and all(_has_shape(row[name], shape) for name, shape in shapes.items())
+    )
 
 
-def longest(rows: Sequence[Tensor]) -> int:
+def _has_shape(tensor: Tensor, shape: Sequence[int | None]) -> bool:
+    return tensor.ndim == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def longest(rows: Sequence[Embedding]) -> int:
     """The number of text tokens of the longest embedding."""
-    return rows.longest() if isinstance(rows, CachedRows) else max(map(len, rows))
+    return rows.longest() if isinstance(rows, CachedRows) else max(len(row.text) for row in rows)
 
 
 def prune_entries(folder: Path, limit: int) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.text_rows import TextEncoder
+from lightx2v_sgmd.families.base import Model, PromptEncoder
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks
@@ -22,8 +21,6 @@ from lightx2v_sgmd.text.cache import ABOUT_FILE, EmbeddingCache, is_embedding, p
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity, encoder_kind
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
-
-# S text tokens, D text width
 
 CHUNK = 16
 """Number of prompts in a chunk; the ranks divide the work by chunks."""
@@ -38,8 +35,8 @@ def encode_prompts(
     dtype: torch.dtype,
     cache: Path | None,
     quiet: bool = True,
-) -> Sequence[Tensor]:
-    """Text embeddings ``[S_i, D]`` of the prompts, on the CPU; the encoder is freed afterwards.
+) -> Sequence[Embedding]:
+    """Embeddings of the prompts, on the CPU; the encoder is freed afterwards.
 
     The ranks share the work. With a cache that has all prompts no encoder is loaded, and rows are
     read when asked for.
@@ -61,7 +58,7 @@ def encode_prompts(
             own = range(ranks.rank, len(chunks), ranks.size)
             mine = dict(_encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size))
         every = {index: rows for part in ranks.gather(mine) for index, rows in part.items()}
-        by_prompt: dict[str, Tensor] = {}
+        by_prompt: dict[str, Embedding] = {}
         for index, chunk in enumerate(chunks):
             by_prompt |= zip(chunk, every[index], strict=True)
         return [by_prompt[prompt] for prompt in prompts]
@@ -156,7 +153,7 @@ def fill(
     if not own:
         return 0
     count = 0
-    waiting: dict[str, Tensor] = {}
+    waiting: dict[str, Embedding] = {}
     store.describe(model, dtype)
     done = sum(map(len, chunks[ranks.rank :: ranks.size])) - sum(len(chunks[i]) for i in own)
     try:
@@ -185,7 +182,7 @@ def _copy_entries(
         rows = {}
         for prompt in (p for chunk in chunks[start : start + SHARD_ROWS // CHUNK] for p in chunk):
             saved = store.read(prompt) if prompt in missing else None
-            if saved is not None and saved[0].dtype == dtype and is_embedding(model, saved[0]):
+            if saved is not None and is_embedding(model, saved[0], dtype):
                 rows[prompt_key(prompt)] = saved[0]
                 copied.add(prompt)
         if rows:
@@ -210,7 +207,7 @@ def _encoded(
     own: Sequence[int],
     bar: Bar,
     ranks: int,
-) -> Iterator[tuple[int, list[Tensor]]]:
+) -> Iterator[tuple[int, list[Embedding]]]:
     """Encodes the chunks ``own``; the bar moves for all ranks, which are about as fast."""
     if not own:
         return
@@ -225,10 +222,10 @@ def _encoded(
         yield index, rows
 
 
-def encode_each(encoder: TextEncoder, prompts: Sequence[str]) -> Iterator[Tensor]:
-    """Each prompt's embedding ``[S_i, D]`` on the CPU, as soon as it is computed."""
+def encode_each(encoder: PromptEncoder, prompts: Sequence[str]) -> Iterator[Embedding]:
+    """Each prompt's embedding on the CPU, as soon as it is computed."""
     for prompt in prompts:
-        yield encoder.encode([prompt])[0].cpu()
+        yield encoder.encode([prompt])[0].to("cpu")
 
 
 def _folder_name(

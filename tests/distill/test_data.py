@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.data import Batches, generator, load_prompts, prompts_digest
 from lightx2v_sgmd.apps.sprites.evaluate import training_captions
-from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.flow import sample_score_sigmas
 from lightx2v_sgmd.job.schema import Job
@@ -22,8 +22,8 @@ SHAPE = (4, 2, 8, 8)
 
 
 def batches(job: Job, ranks: Ranks, prompts: int = 5) -> Batches:
-    rows = [torch.full((1 + p % 3, 16), float(p)) for p in range(prompts)]
-    return Batches(job, rows, torch.zeros(1, 16), SHAPE, ranks)
+    rows = [Embedding({"text": torch.full((1 + p % 3, 16), float(p))}) for p in range(prompts)]
+    return Batches(job, rows, Embedding({"text": torch.zeros(1, 16)}), SHAPE, ranks)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_text_and_negative_text_are_padded_alike(job: Job) -> None:
 def test_a_batch_has_its_prompts_texts_and_the_negative_one(job: Job) -> None:
     """Prompt p's rows are p here, and the negative prompt's are -1."""
     data = batches(job, Ranks(), prompts=6)
-    data.negative = torch.full((1, 16), -1.0)
+    data.negative = Embedding({"text": torch.full((1, 16), -1.0)})
     batch = data.micro_batch(1, 0)
     for row, prompt in enumerate(batch.prompts):
         assert bool((batch.conditioning["text"][row, : 1 + prompt % 3] == prompt).all())

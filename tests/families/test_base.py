@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lightx2v_sgmd.families.base import Model, stays_float32
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.model import WanModel, pad_text, velocity
 
@@ -51,7 +52,7 @@ def test_its_prediction_is_the_networks_velocity(tiny_teacher: Path) -> None:
     model = open_model(tiny_teacher)
     network, rows = model.load_transformer(), [torch.ones(3, 16), torch.ones(1, 16)]
     x_t, time = torch.ones(2, 4, 2, 4, 4), torch.tensor([0.25, 1.0])
-    told = model.conditioning(rows)
+    told = model.conditioning([Embedding({"text": row}) for row in rows])
     assert torch.equal(told["text"], pad_text(rows))
     expected = velocity(network, x_t, time, pad_text(rows))
     assert torch.equal(model.predict(network, x_t, time, told), expected)

@@ -96,9 +96,7 @@ def test_a_model_of_either_layout_by_its_id(
     vae, same = model.load_vae(), expected.load_vae().state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in vae.state_dict().items())
     prompts = ["a red circle"]
-    ours, theirs = (
-        m.load_text_encoder(torch.float32).encode(prompts)[0] for m in (model, expected)
-    )
+    ours, theirs = (m.load_text_encoder(torch.float32).rows(prompts)[0] for m in (model, expected))
     assert torch.equal(ours, theirs)
 
 

@@ -87,8 +87,8 @@ def test_an_original_folder_is_the_same_model(model: wan.WanModel, original_fold
     assert same_weights(opened.load_transformer(), model.load_transformer())
     assert same_weights(opened.load_vae(), model.load_vae())
     text = zip(
-        opened.load_text_encoder(torch.float32).encode(PROMPTS),
-        model.load_text_encoder(torch.float32).encode(PROMPTS),
+        opened.load_text_encoder(torch.float32).rows(PROMPTS),
+        model.load_text_encoder(torch.float32).rows(PROMPTS),
         strict=True,
     )
     assert all(torch.equal(ours, theirs) for ours, theirs in text)
@@ -317,12 +317,12 @@ def test_an_embedding_under_either_name(model: wan.WanModel, tmp_path: Path) -> 
     shutil.copytree(model.path, folder)
     file = folder / "text_encoder" / "model.safetensors"
     state = load_file(file)
-    expected = model.load_text_encoder(torch.float32).encode(PROMPTS)
+    expected = model.load_text_encoder(torch.float32).rows(PROMPTS)
     embedding = state.get("encoder.embed_tokens.weight", state["shared.weight"])
     for names in (["shared.weight"], ["encoder.embed_tokens.weight"]):
         rest = {k: t for k, t in state.items() if "embed_tokens" not in k and "shared" not in k}
         save_file(rest | {name: embedding for name in names}, file)
-        got = wan.open_wan(folder).load_text_encoder(torch.float32).encode(PROMPTS)
+        got = wan.open_wan(folder).load_text_encoder(torch.float32).rows(PROMPTS)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

@@ -29,28 +29,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_training(folder: Path, dtype: torch.dtype, cache: Path | None) -> list[Tensor]:
-    return list(encode_prompts(open_wan(folder), PROMPTS, Ranks(), dtype, cache))
+    found = encode_prompts(open_wan(folder), PROMPTS, Ranks(), dtype, cache)
+    return [each.text for each in found]
 
 
 def in_generation(folder: Path, dtype: str, cache: Path | None) -> list[Tensor]:
     manifest = read_manifest(folder)
     assert manifest is not None
     replace(manifest, teacher_dtype=dtype).write(folder)
-    return load_student(folder, device="cpu", text_cache=cache).encode(PROMPTS)
+    found = load_student(folder, device="cpu", text_cache=cache).encode(PROMPTS)
+    return [each.text for each in found]
 
 
 def in_measuring(folder: Path, dtype: torch.dtype) -> list[Tensor]:
     """As ``compare``, ``collect-pairs`` and ``measure_teacher`` do."""
     sampler = VideoSampler(open_wan(folder), Schedule(), (32, 32, 5), dtype=dtype)
     sampler._encode(PROMPTS)
-    return [sampler._rows[prompt] for prompt in PROMPTS]
+    return [sampler._rows[prompt].text for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_every_caller_has_the_same_rows(folder: Path, tmp_path: Path, name: str) -> None:
     dtype = text_dtype(name)
     assert str(dtype) == f"torch.{name}"
-    expected = [open_wan(folder).load_text_encoder(dtype).encode([p])[0] for p in PROMPTS]
+    expected = [open_wan(folder).load_text_encoder(dtype).rows([p])[0] for p in PROMPTS]
     embed(open_wan(folder), PROMPTS[::-1], Ranks(), dtype, tmp_path / "embed", quiet=True)
     for rows in (
         in_training(folder, dtype, None),

@@ -196,7 +196,7 @@ def test_students_of_lightx2vs_trainer_run_in_its_steps(student: Path) -> None:
     made = loaded.generate("a", 3, height=32, width=32, num_frames=5, decode=False).latents
     model = loaded.model
     network = model.load_transformer()
-    text = pad_text(model.load_text_encoder(torch.float32).encode(["a"]))
+    text = pad_text([model.load_text_encoder(torch.float32).encode(["a"])[0].text])
     x_t = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(3))
     sigmas = [1.0, 0.9375, 5 / 6, 0.625, 0.0]
     with torch.no_grad():

@@ -32,7 +32,7 @@ def test_engine_diffusers_and_training_rollout_agree(shared_student: Path) -> No
 
     model = open_wan(shared_student)
     network = model.load_transformer()
-    text = pad_text(model.load_text_encoder(torch.float32).encode(PROMPTS[:2]))
+    text = pad_text(model.load_text_encoder(torch.float32).rows(PROMPTS[:2]))
     noise = torch.stack([torch.randn(4, 3, 8, 8, generator=generator(s)) for s in (5, 11)])
     with torch.no_grad():
         trained = rollout(
@@ -47,7 +47,7 @@ def test_a_student_that_is_noised_anew_runs_as_it_was_trained(shared_student: Pa
     student = load_student(shared_student)
     student.checked = replace(student.checked, schedule=Schedule(solver="renoise"))
     made = student.generate(PROMPTS[:2], [5, 11], batch_size=1, decode=False)
-    text = pad_text(student.encode(PROMPTS[:2]))
+    text = student.model.conditioning(student.encode(PROMPTS[:2]))["text"]
     sources = [generator(seed) for seed in (5, 11)]
 
     def draw(step: int) -> torch.Tensor:

@@ -32,7 +32,7 @@ def test_a_cached_prompt_needs_no_encoder(
     monkeypatch.setattr(WanModel, "load_text_encoder", refuse)
     again = load_student(shared_student, text_cache=tmp_path).encode(PROMPTS)
     for a, b, c in zip(plain, first, again, strict=True):
-        assert torch.equal(a, b) and torch.equal(a, c)
+        assert torch.equal(a.text, b.text) and torch.equal(a.text, c.text)
     with pytest.raises(AssertionError, match="was loaded"):
         load_student(shared_student, text_cache=tmp_path).encode(["another"])
 
@@ -59,7 +59,7 @@ def test_a_long_prompt_that_embed_wrote_needs_no_encoder(
     capsys.readouterr()
     monkeypatch.setattr(WanModel, "load_text_encoder", refuse)
     found = Texts(model, CPU, torch.float32, tmp_path).encode(prompts)
-    assert [row.shape for row in found] == [row.shape for row in plain]
+    assert [row.text.shape for row in found] == [row.text.shape for row in plain]
     said = capsys.readouterr().err
     assert "prompt 1 has 514 tokens" in said and "prompt 2" not in said
 
@@ -70,7 +70,7 @@ def test_a_damaged_entry_is_computed_again(shared_student: Path, tmp_path: Path)
     (file,) = tmp_path.glob("*/*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
-    assert torch.equal(texts.encode(PROMPTS[:1])[0], rows)
+    assert torch.equal(texts.encode(PROMPTS[:1])[0].text, rows.text)
     assert file.read_bytes() == whole
 
 

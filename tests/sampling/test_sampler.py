@@ -31,8 +31,8 @@ def test_guidance_is_the_rollout_of_the_guided_velocity(tiny_teacher: Path) -> N
     noise = torch.cat([noise_for(seed, sampler.shape) for seed in (0, 1)])
     network = model.load_transformer(torch.float32).eval()
     encoder = model.load_text_encoder(torch.float32)
-    cond = pad_text(encoder.encode(PROMPTS))
-    uncond = pad_text(encoder.encode(["a green thing"] * 2))
+    cond = pad_text(encoder.rows(PROMPTS))
+    uncond = pad_text(encoder.rows(["a green thing"] * 2))
 
     def guided(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         with_text, without = (velocity(network, x_t, sigma, text) for text in (cond, uncond))

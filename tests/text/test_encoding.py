@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from distill import distill
 from lightx2v_sgmd.cli.main import run as cli
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.wan.model import TextEncoder, open_wan
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text import encoding
-from lightx2v_sgmd.text.cache import CachedRows, EmbeddingCache, longest, prompt_key
+from lightx2v_sgmd.text.cache import CachedRows, EmbeddingCache, is_embedding, longest, prompt_key
 from lightx2v_sgmd.text.encoding import embed, encode_prompts
 from tests.parallel.ranks import run_ranks
 from tests.training import PROMPTS, job_file, make_job, read_trace
@@ -30,12 +30,15 @@ F32 = torch.float32
 MANY = [f"a red circle moving left {'and right ' * (i % 5)}{i}" for i in range(70)]
 
 
-def encode(teacher: Path, cache: Path | None, prompts: Sequence[str] = PROMPTS) -> Sequence[Tensor]:
+def encode(
+    teacher: Path, cache: Path | None, prompts: Sequence[str] = PROMPTS
+) -> Sequence[Embedding]:
     return encode_prompts(open_wan(teacher), prompts, Ranks(), F32, cache)
 
 
-def same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+def same(ours: Sequence[Embedding], theirs: Sequence[Embedding]) -> bool:
+    pairs = list(zip(ours, theirs, strict=True))
+    return all(a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) for a, b in pairs)
 
 
 @pytest.fixture
@@ -66,13 +69,13 @@ def test_rows_are_the_encoder_s_and_are_kept(
     del encoded[:]
     rows = encode(tiny_teacher, tmp_path)
     assert isinstance(rows, CachedRows) and same(rows, expected) and encoded == []
-    assert longest(rows) == longest(expected) == max(map(len, expected))
+    assert longest(rows) == longest(expected) == max(len(each.text) for each in expected)
     assert same(rows[1:3], expected[1:3])
     assert same(encode(tiny_teacher, tmp_path, [*PROMPTS, "", "circle"])[:4], expected)
 
 
 def test_damaged_shards_are_made_anew(tiny_teacher: Path, tmp_path: Path) -> None:
-    rows = [row.clone() for row in encode(tiny_teacher, tmp_path)]
+    rows = [row.map(torch.clone) for row in encode(tiny_teacher, tmp_path)]
     (file,) = tmp_path.glob("*/*.safetensors")
     file.write_bytes(file.read_bytes()[:-5])
     assert same(encode(tiny_teacher, tmp_path), rows)
@@ -82,7 +85,7 @@ def test_an_altered_encoder_or_prompt_gets_rows_of_its_own(
     own_teacher: Path, tmp_path: Path, encoded: list[str]
 ) -> None:
     cache = tmp_path / "cache"
-    before = [row.clone() for row in encode(own_teacher, cache)]
+    before = [row.map(torch.clone) for row in encode(own_teacher, cache)]
     weights = next((own_teacher / "text_encoder").glob("*.safetensors"))
     changed = load_file(weights)
     name = next(key for key in changed if key.endswith("SelfAttention.v.weight"))
@@ -90,13 +93,13 @@ def test_an_altered_encoder_or_prompt_gets_rows_of_its_own(
     save_file(changed, weights, metadata={"format": "pt"})
     after = encode(own_teacher, cache)
     assert same(after, open_wan(own_teacher).load_text_encoder(torch.float32).encode(PROMPTS))
-    assert not torch.equal(after[0], before[0])
+    assert not torch.equal(after[0].text, before[0].text)
     del encoded[:]
     encode(own_teacher, cache, ["a red  circle moving left"])  # a blank more is another prompt
     assert encoded == ["a red  circle moving left"]
     model = open_wan(own_teacher)
     rows = encode_prompts(model, PROMPTS, Ranks(), torch.bfloat16, cache)
-    assert rows[0].dtype == torch.bfloat16
+    assert rows[0].text.dtype == torch.bfloat16
 
 
 def test_an_interrupted_run_loses_nothing(
@@ -142,8 +145,8 @@ def on_two_ranks(teacher: Path, cache: Path | None) -> list[Any]:
 
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     rows = encode_prompts(open_wan(teacher), MANY, ranks, F32, cache)
-    assert all(ranks.gather(torch.equal(rows[3], ranks.gather(rows[3])[0])))
-    return [row.tolist() for row in rows]
+    assert all(ranks.gather(torch.equal(rows[3].text, ranks.gather(rows[3])[0].text)))
+    return [row.text.tolist() for row in rows]
 
 
 @pytest.mark.parametrize("keeping", [False, True])
@@ -151,7 +154,7 @@ def test_ranks_get_the_same_rows(tiny_teacher: Path, tmp_path: Path, keeping: bo
     rows = run_ranks(2, on_two_ranks, tiny_teacher, tmp_path if keeping else None)
     here = encode(tiny_teacher, None, MANY)  # which may have more threads than a rank
     for row, other in zip(rows, here, strict=True):
-        torch.testing.assert_close(torch.tensor(row), other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(row), other.text, rtol=0, atol=1e-5)
     assert len(list(tmp_path.rglob("*.safetensors"))) == (2 if keeping else 0)
 
 
@@ -253,3 +256,22 @@ def test_a_run_leaves_no_encoder_and_no_vae(
     run = distill(make_job(tiny_teacher, tmp_path, *settings), quiet=True)
     assert len(list((run / "samples").iterdir())) == 3
     assert seen == [before] * 3
+
+
+def test_everything_of_an_embedding_is_kept_and_files_of_text_alone_are_read(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    model = open_wan(tiny_teacher)
+    both = [Embedding({"text": torch.randn(3 + i, 16), "pooled": torch.randn(5)}) for i in range(2)]
+    EmbeddingCache(tmp_path).write({prompt_key(PROMPTS[i]): both[i] for i in range(2)})
+    EmbeddingCache(tmp_path).write_entry(PROMPTS[2], both[0], {"cut": ""})
+    old = {prompt_key(PROMPTS[3]): torch.ones(2, 16)}  # as files were before other families
+    save_file(old, tmp_path / "rows_old.safetensors")
+    store = EmbeddingCache(tmp_path)
+    rows = store.rows([PROMPTS[1], PROMPTS[0], PROMPTS[3]])
+    assert same(rows[:2], both[::-1]) and longest(rows) == 4
+    assert same([rows[2]], [Embedding({"text": torch.ones(2, 16)})])
+    alone = store.read(PROMPTS[2])
+    assert alone is not None and same([alone[0]], both[:1])
+    assert is_embedding(model, rows[2], F32) and not is_embedding(model, rows[0], F32)
+    assert not is_embedding(model, rows[2], torch.bfloat16)

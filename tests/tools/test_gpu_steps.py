@@ -91,7 +91,7 @@ def test_random_networks_run_and_are_equal_each_time(small: RandomWan) -> None:
         other = again.get_parameter(name).float()
         torch.testing.assert_close(weight, other, atol=1e-3, rtol=1e-2)
     encoder = small.load_text_encoder(torch.float32)
-    (rows,) = encoder.encode([PROMPT])
+    (rows,) = encoder.rows([PROMPT])
     assert rows.shape[1] == small.text_dim and rows.isfinite().all()
     x_t = torch.randn(1, *small.latent_shape(32, 32, 9))
     with torch.no_grad():

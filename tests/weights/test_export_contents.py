@@ -45,7 +45,7 @@ def test_engine_diffusers_and_the_trained_weights_agree(
     model = open_wan(teacher)
     network = model.load_transformer()
     network.load_state_dict(student_tensors(teacher, 1020))  # the newest one's moving average
-    text = pad_text(model.load_text_encoder(torch.float32).encode(prompts))
+    text = pad_text(model.load_text_encoder(torch.float32).rows(prompts))
     noise = torch.stack(
         [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds]
     )

@@ -21,6 +21,7 @@ from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.wan.model import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
@@ -229,7 +230,7 @@ class TrainingBench:
 def _trainer(job: Job, model: Model, ranks: Ranks) -> Trainer:
     if isinstance(model, RandomWan):
         dtype = torch_type(job.teacher.dtype)
-        rows = [row.to(dtype) for row in model.random_rows(9, TEXT_ROWS)]
+        rows = [Embedding({"text": row.to(dtype)}) for row in model.random_rows(9, TEXT_ROWS)]
         return build_trainer(job, model, [], None, ranks, StartingPoint(), quiet=True, rows=rows)
     latents = open_latents(job, model)
     return build_trainer(job, model, load_prompts(job), latents, ranks, StartingPoint(), quiet=True)

@@ -97,7 +97,7 @@ class Bench:
         self.untrained = self._checkpoint("untrained", 0.0)
         schedule = Schedule()
         student = load_student(self._export("run", "diffusers", "fp32"), _OPTIONS)
-        text = student.model.load_text_encoder(torch.float32).encode([PROMPT])[0]
+        text = student.model.load_text_encoder(torch.float32).encode([PROMPT])[0].text
         noise = torch.randn(16, 3, 4, 6, generator=torch.Generator().manual_seed(0))
         tensors = {"noise": noise, "text": text.contiguous(), "sigmas": schedule.times}
         save_file(tensors, folder / "inputs.safetensors")

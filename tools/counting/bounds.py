@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightx2v_sgmd.families.wan.model import pad_text, velocity
+from lightx2v_sgmd.families.wan.model import velocity
 
 
 def median_seconds(work: Callable[[], Any], device: torch.device, repetitions: int = 15) -> float:
@@ -52,7 +52,7 @@ def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]
 @torch.no_grad()
 def stage_work(student: Any, prompt: str, count: int, size: tuple[int, int, int]) -> dict[str, Any]:
     """FLOPs, operations and seconds of one forward and of the decode of ``count`` videos."""
-    text = pad_text(student.encode([prompt] * count))
+    text = student.model.conditioning(student.encode([prompt] * count))["text"]
     network = student.network_for(text.shape[1])
     text = text.to(student.device)
     x_t = torch.randn(count, *student.latent_shape(*size), device=student.device)

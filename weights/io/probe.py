@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Embedding
 from weights.io.heap import HeapTrimmer
+
+_ROWS = 8
+"""Text tokens of the prompt that is made up."""
 
 
 def probe(
@@ -76,5 +80,10 @@ def _run(network: Any, model: Model) -> Tensor:
     channels = int(model.transformer_config["in_channels"])
     shape = (1, channels, 2 * patch_t, 2 * patch_h, 2 * patch_w)
     x_t = torch.randn(shape, generator=generator)
-    conditioning = model.conditioning([torch.randn(8, model.text_dim, generator=generator)])
+    shapes = model.embedding_shapes
+    told = {
+        name: torch.randn([size or _ROWS for size in shape], generator=generator)
+        for name, shape in shapes.items()
+    }
+    conditioning = model.conditioning([Embedding(told)])
     return model.predict(network, x_t, torch.tensor([0.96]), conditioning).float()

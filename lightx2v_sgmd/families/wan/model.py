@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import AuthorsSampler, stays_float32, within_modules
-from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
@@ -230,9 +230,14 @@ class WanModel:
         """The precision of umT5; see ``text_rows.text_dtype``."""
         return text_dtype(teacher_dtype)
 
-    def conditioning(self, rows: Sequence[Tensor]) -> Conditioning:
+    @property
+    def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The shape of a prompt's embedding: rows of text."""
+        return {TEXT: (None, self.text_dim)}
+
+    def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
         """The text ``[B, S, D]`` of prompts ``[S_i, D]``; zeros follow each."""
-        return text_conditioning(rows)
+        return text_conditioning(embeddings)
 
     def predict(
         self,

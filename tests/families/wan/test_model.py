@@ -38,7 +38,7 @@ def test_latent_shape_and_its_refusals(folder: Path) -> None:
 
 def test_folded_padding_changes_nothing_but_the_work(folder: Path) -> None:
     model = wan.open_wan(folder)
-    text = wan.pad_text(model.load_text_encoder(torch.float32).encode(PROMPTS))
+    text = wan.pad_text(model.load_text_encoder(torch.float32).rows(PROMPTS))
     assert text.shape[1] < 40
     network = model.load_transformer()
     x_t, sigma = torch.randn(2, 4, 3, 8, 8), torch.tensor([0.3, 0.9])
@@ -62,7 +62,7 @@ def test_folded_padding_changes_nothing_but_the_work(folder: Path) -> None:
 
 def test_a_prompt_of_full_length_has_no_padding_to_fold(folder: Path) -> None:
     model = wan.open_wan(folder)
-    rows = model.load_text_encoder(torch.float32).encode(["a red circle moving left and " * 100])
+    rows = model.load_text_encoder(torch.float32).rows(["a red circle moving left and " * 100])
     text = wan.pad_text(rows)
     assert rows[0].shape[0] == wan.TEXT_LENGTH == text.shape[1]
 
@@ -75,7 +75,7 @@ def test_rollout_equals_stock_diffusers(folder: Path) -> None:
     noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     network = model.load_transformer()
     wan.fold_text_padding(network)
-    text = wan.pad_text(model.load_text_encoder(torch.float32).encode(PROMPTS[:1]))
+    text = wan.pad_text(model.load_text_encoder(torch.float32).rows(PROMPTS[:1]))
     with torch.no_grad():
         ours = rollout(lambda x, s: wan.velocity(network, x, s, text), noise, Schedule())
     torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)

@@ -20,6 +20,7 @@ from infer.checks import engine_schedule
 from infer.engine import Student
 from infer.engine_plan import make_plan, why_not_quantize
 from infer.options import Options
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.wan.model import pad_text, velocity
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.rollout import rollout
@@ -165,7 +166,7 @@ def prepared(context: Context, variant: Variant) -> tuple[Denoise, Row, Callable
     }
 
     def denoise(on_step: Any) -> Tensor:
-        return student.denoise([rows], [SEED], context.size, on_step)
+        return student.denoise([Embedding({"text": rows})], [SEED], context.size, on_step)
 
     def short() -> Tensor:
         whole = student.checked
