@@ -64,7 +64,7 @@ def build_trainer(
         updates = {role: count + stepped.get(role, 0) for role, count in updates.items()}
         strategy.load(start.checkpoint, updates)
     video = job.video
-    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    shape = model.latent_shape(video.height, video.width, video.frames)
     batches = Batches(
         job, rows[:-1], rows[-1], shape, ranks, latents, model.interpolant, model.conditioning
     )
@@ -82,7 +82,7 @@ def open_latents(job: Job, model: Model) -> LatentFolder | None:
         return None
     latents = LatentFolder(job.data.latents)
     video = job.video
-    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    shape = model.latent_shape(video.height, video.width, video.frames)
     if tuple(latents.shape) != shape:
         raise UserError(
             f"data.latents: {latents.folder} holds latents of shape {tuple(latents.shape)}, the "

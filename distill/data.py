@@ -191,7 +191,7 @@ class Batches:
         time = cubic_sigmas(self._uniform("u", batch_index, samples), train.sigma_min, 1.0)
         # The purpose is a seed: renaming it would change every run.
         u = self._uniform("critic_u", batch_index, samples)
-        count = self.job.video.num_frames
+        count = self.job.video.frames
         order = torch.randperm(count, generator=generator(train.seed, "frames", batch_index))
         return PairBatch(
             x0=self._latents("x0", prompts),

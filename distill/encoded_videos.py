@@ -78,7 +78,7 @@ def _encode(
     origin = {
         "model": model.path,
         "vae": weights_digest(model, "vae"),
-        "size": [size.height, size.width, size.num_frames],
+        "size": [size.height, size.width, size.frames],
         "videos": len(files),
         "shard": shard,
         "content": hashlib.sha256(content.encode()).hexdigest(),
@@ -107,15 +107,15 @@ def _video(file: Path, size: VideoSize) -> Tensor:
     import imageio.v3 as imageio
 
     try:
-        frames = torch.from_numpy(imageio.imread(file)[: size.num_frames])
+        frames = torch.from_numpy(imageio.imread(file)[: size.frames])
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
             f"{file}: cannot be read as a video ({short_line(str(error), 80)}); convert it to mp4"
         ) from error
-    if tuple(frames.shape[:3]) != (size.num_frames, size.height, size.width):
+    if tuple(frames.shape[:3]) != (size.frames, size.height, size.width):
         raise UserError(
             f"{file}: has {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]}, but the job "
-            f"needs {size.num_frames} of {size.height}x{size.width}; convert it first"
+            f"needs {size.frames} of {size.height}x{size.width}; convert it first"
         )
     return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
 

@@ -10,19 +10,25 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import check_adapters
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.rollout import check_solver
+from lightx2v_sgmd.system.errors import UserError
 
 
 def check_against_model(job: Job, model: Model) -> None:
     """Checks what only the model's configuration can tell; loads no weights.
 
     Raises:
-        UserError: ``parallel.sequence`` does not divide the heads, the video's size does not fit
-            the VAE and the network's patches, the student's solver is not one for the model's
-            diffusion, or adapters are for layers that it does not have.
+        UserError: ``parallel.sequence`` does not divide the heads, a video has no number of frames,
+            its size does not fit the VAE and the network's patches, the student's solver is not
+            one for the model's diffusion, or adapters are for layers that it does not have.
     """
     check_solver(job.schedule.solver, model.interpolant)
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
-    model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    if job.video.num_frames is None and not model.size_rules.images:
+        raise UserError(
+            f"video.num_frames: is missing, but {job.teacher.path} makes videos; give a number "
+            f"such as {model.size_rules.nearest_frames(81)}"
+        )
+    model.latent_shape(job.video.height, job.video.width, job.video.frames)
     for name, role in (("student", job.student), ("fake_score", job.fake_score)):
         if role.adapters is not None:
             check_adapters(role.adapters, model, name)

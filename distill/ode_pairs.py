@@ -120,7 +120,7 @@ def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet:
     model = open_teacher(job.teacher)
     schedule = teacher_solver(model, plan.solver, plan.shift, plan.steps)
     negative_prompt = model.negative_prompt_for(job.teacher.negative_prompt)
-    size = (job.video.height, job.video.width, job.video.num_frames)
+    size = (job.video.height, job.video.width, job.video.frames)
     sampler = VideoSampler(
         model,
         schedule,

@@ -145,6 +145,19 @@ def check_student(
     return Checked(model, manifest, schedule)
 
 
+def output_suffix(path: str | Path, base: str | Path | None = None) -> str:
+    """The suffix of the files that weights make, ``.mp4`` or ``.png``; reads no weights.
+
+    Args:
+        path: As for ``check_student``.
+        base: As for ``check_student``.
+
+    Raises:
+        UserError: the weights are no model.
+    """
+    return _open(model_folder(path), base).size_rules.suffix
+
+
 def _say_how_read(weights: WholeTensors, quiet: bool) -> None:
     """Says what was chosen and stripped in weights of other programs."""
     stored = weights.stored_names[ANCHOR]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightx2v_sgmd.files.video import Frames, write_video
+from lightx2v_sgmd.files.video import Frames, write_frames
 
 
 class Cancelled(Exception):
@@ -39,12 +39,12 @@ class Video:
     timings: Mapping[str, float]
 
     def save(self, path: str | Path) -> Path:
-        """Writes it as mp4, which appears complete or not at all.
+        """Writes it as mp4, or an image as PNG; the file appears complete or not at all.
 
         Raises:
             UserError: the file cannot be written there.
         """
-        return write_video(self.frames, path, self.fps)
+        return write_frames(self.frames, path, self.fps)
 
 
 @dataclass(frozen=True)

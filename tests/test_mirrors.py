@@ -58,10 +58,7 @@ TOGETHER = {
     "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
     "families/test_base.py": ("lightx2v_sgmd/families/opening.py",),
     "families/test_teacher.py": ("lightx2v_sgmd/families/lora_updates.py",),
-    "families/wan/test_model.py": (
-        "lightx2v_sgmd/families/size_rules.py",
-        "lightx2v_sgmd/families/wan/forward.py",
-    ),
+    "families/wan/test_model.py": ("lightx2v_sgmd/families/wan/forward.py",),
     "families/test_sources.py": ("lightx2v_sgmd/families/wan/original.py",),
     "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
     # Requests to the server's application, with a stand-in for the worker.

@@ -63,7 +63,7 @@ def make_trainer(
         torch.float32,
         None,
     )
-    shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
     networks = open_strategy(strategy, model, StrategySettings.of(job), ranks, fold_text=folded)
     return Trainer(

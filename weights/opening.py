@@ -83,7 +83,7 @@ def _about(job: Job, step: int, averaged: bool, model: Model) -> Manifest:
         teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,
-        video=VideoFacts(job.video.height, job.video.width, job.video.num_frames, model.fps),
+        video=VideoFacts(job.video.height, job.video.width, job.video.frames, model.fps),
         step=step,
         ema=averaged,
         dtype="fp32",

@@ -97,7 +97,7 @@ class DiscriminatorMeter:
         vae = _Vae(repr(sorted(self.model.vae_config.items())), self.model)
         videos = (job.train.micro_batch, *latents)
         degree = job.parallel.sequence
-        return _pixel_cost(vae, videos, job.video.num_frames, pixels, degree)
+        return _pixel_cost(vae, videos, job.video.frames, pixels, degree)
 
 
 def _settings(job: Job) -> HeadSettings | None:

@@ -110,7 +110,7 @@ def block_inputs(job: Job, model: Model) -> int:
     """
     config = model.transformer_config
     video = job.video
-    tokens = model.token_count(video.height, video.width, video.num_frames)
+    tokens = model.token_count(video.height, video.width, video.frames)
     width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
     inputs = int(config["num_layers"]) * (tokens // job.parallel.sequence) * width * _size(job)
     return job.train.micro_batch * inputs
@@ -119,7 +119,7 @@ def block_inputs(job: Job, model: Model) -> int:
 def latent_bytes(job: Job, model: Model) -> int:
     """Counts the bytes of a micro-batch's latents, noises and terms of losses."""
     video = job.video
-    shape = model.latent_shape(video.height, video.width, video.num_frames)
+    shape = model.latent_shape(video.height, video.width, video.frames)
     return 4 * LATENT_COPIES * job.train.micro_batch * torch.Size(shape).numel()
 
 

@@ -110,7 +110,7 @@ class ModelMeter:
 
     def latents(self, job: Job) -> tuple[int, int, int, int]:
         """The latent shape ``(C, T, h, w)`` of a job's videos."""
-        return self.model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+        return self.model.latent_shape(job.video.height, job.video.width, job.video.frames)
 
     def passes(
         self,

@@ -210,7 +210,7 @@ def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None
     check_layout(job, model, machine)
     meter = meter or ModelMeter(model)
     video = job.video
-    tokens = model.token_count(video.height, video.width, video.num_frames)
+    tokens = model.token_count(video.height, video.width, video.frames)
     degree, train = job.parallel.sequence, job.train
     passes = iteration_passes(job, meter.shares(job))
     forward = forward_operations(model.transformer_config, tokens, meter.text_rows)

@@ -26,7 +26,7 @@ from distill.data import Batches
 from distill.observed import Stopped
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import joined
-from lightx2v_sgmd.files.video import small_gif, write_video
+from lightx2v_sgmd.files.video import small_gif, write_frames
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import WrittenFiles
@@ -113,7 +113,7 @@ class SampleVideos:
         self.job, self.model, self.strategy, self.batches = job, model, strategy, batches
         self.stop, self.quiet = stop, quiet
         self.count = min(job.train.sample_videos, len(batches.rows))
-        self.measured = measured and job.video.num_frames > 1
+        self.measured = measured and job.video.frames > 1
         self._written = WrittenFiles(job.output.dir)
         self._reference: Reference | None = None
 
@@ -250,7 +250,7 @@ class SampleVideos:
             frames = self.model.decode_latents(vae, latent)[0].cpu().numpy()
             try:
                 with self._written.appearing(f"{folder}/{index:02d}.mp4") as path:
-                    write_video(frames, path, self.model.fps)
+                    write_frames(frames, path, self.model.fps)
             except (UserError, OSError) as error:  # training goes on
                 note(f"a sample video was not written: {error}")
             gifs.append(small_gif(frames, self.model.fps))

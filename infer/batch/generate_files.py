@@ -15,9 +15,10 @@ from infer.batch.outputs import check_own, check_profile, output_files, output_l
 from infer.batch.profiling import profiled
 from infer.batch.provenance import Provenance
 from infer.batch.requests import Request, batches, make_requests, settle
+from infer.batch.sheet import write_sheet
 from infer.batch.sidecars import is_there, publish, sidecar
 from infer.batch.writing import Pending, writing
-from infer.checks import check_student
+from infer.checks import check_student, output_suffix
 from infer.engine import NETWORK, Student
 from infer.engine_plan import make_plan
 from infer.multi_gpu import check_ranks, processes
@@ -26,7 +27,7 @@ from infer.result import Cancelled
 from infer.stopping import Cancel, OnStep, stoppable
 from infer.text import TEXT_ENCODER
 from lightx2v_sgmd.families.conditioning import Embedding
-from lightx2v_sgmd.files.video import Frames
+from lightx2v_sgmd.files.video import IMAGE_SUFFIX, Frames
 from lightx2v_sgmd.outputs import OutputLock, resolved
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.console import Bar, note, progress
@@ -93,7 +94,7 @@ def generate_files(
     cancel: Cancel | None = None,
     quiet: bool = False,
 ) -> Outcome:
-    """Makes videos and writes them as mp4.
+    """Makes videos and writes them as mp4, or images and writes them as PNG.
 
     Each video gets a sidecar (``.json``) that says what it was made from, and a video whose sidecar
     fits is not made again. Only videos and sidecars of ours are replaced. A video that fails does
@@ -119,7 +120,8 @@ def generate_files(
         raise UserError(f"fps: {options.fps:g} is not from 0.1 to 1000 frames per second")
     requests = make_requests(prompts, options.seed)
     resolved(out)
-    files = output_files(requests, Path(out), alone=isinstance(prompts, str))
+    suffix = output_suffix(weights, options.base)
+    files = output_files(requests, Path(out), alone=isinstance(prompts, str), suffix=suffix)
     if options.profile is not None:
         check_profile(options.profile, files)
     refuse_sources(files, weights, options, prompts, Path(out))
@@ -151,6 +153,8 @@ def generate_files(
                     note(fault, run.quiet)
                 with profiled(options.profile if ranks.first else None):
                     run.go(lambda: Student(checked, plan, ranks, silent), options.batch_size)
+                if suffix == IMAGE_SUFFIX and len(run.done) > 1 and ranks.first:
+                    write_sheet([file for file in files if file in run.done], Path(out), quiet)
     run.outcome.files = [file for file in files if file in run.done]
     return run.outcome
 

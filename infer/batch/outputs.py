@@ -23,27 +23,31 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
 
 
-def output_files(requests: Sequence[Request], out: Path, alone: bool) -> list[Path]:
-    """The videos to write, each of which can be written.
+def output_files(
+    requests: Sequence[Request], out: Path, alone: bool, suffix: str = ".mp4"
+) -> list[Path]:
+    """The videos or images to write, each of which can be written.
 
     Args:
         requests: One for each video.
         out: A file or a folder.
         alone: True if there is one prompt, which may go to a file.
+        suffix: ``.mp4`` for videos, ``.png`` for images.
 
     Raises:
         UserError: says what is in the way.
     """
     if alone and not out.is_dir():
-        if out.suffix.lower() not in ("", ".mp4"):
-            raise UserError(f"{out}: videos are written as .mp4; end --out with .mp4")
-        file = out.with_suffix(".mp4")
+        if out.suffix.lower() not in ("", suffix):
+            what = "videos" if suffix == ".mp4" else "this model's images"
+            raise UserError(f"{out}: {what} are written as {suffix}; end --out with {suffix}")
+        file = out.with_suffix(suffix)
         check_writable(file)
         return [file]
-    if out.suffix.lower() == ".mp4":
+    if out.suffix.lower() == suffix:
         raise UserError(f"{out}: is one file for {len(requests)} prompts; give a folder as --out")
     check_writable(out, folder=True)
-    files = [out / f"{request.name}.mp4" for request in requests]
+    files = [out / f"{request.name}{suffix}" for request in requests]
     for file in files:
         if file.is_dir():
             raise UserError(f"{file}: is a folder, not a file; move it or choose another output")

@@ -184,7 +184,7 @@ def _request(row: dict[str, Any], where: str, index: int, seed: int, *, hints: b
     return Request(
         row["prompt"],
         seed if own_seed is None else own_seed,
-        name.removesuffix(".mp4"),
+        name.removesuffix(".mp4").removesuffix(".png"),
         numbers["height"],
         numbers["width"],
         numbers["num_frames"],

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.files.video import Frames, video_writer
+from lightx2v_sgmd.files.video import Frames, frame_writer
 
 _CHUNKS_AHEAD: Final = 4
 """Chunks of frames that may wait for the encoder: memory is bounded, not by the video's length."""
@@ -67,7 +67,7 @@ class Pending:
     def _run(self) -> None:
         ended = False
         try:
-            with video_writer(self.path, self.fps, self.publish) as write:
+            with frame_writer(self.path, self.fps, self.publish) as write:
                 while not isinstance(item := self._queue.get(), _End):
                     write(item)
                 ended = True
@@ -86,7 +86,7 @@ def writing(path: Path, fps: float, publish: Callable[[Path], None]) -> Iterator
     """A video to put frames into; after the block its last frames are still being written.
 
     Args:
-        path: The mp4.
+        path: The mp4 or, of an image, the PNG.
         fps: Frames per second.
         publish: Gives the finished file its name.
     """

@@ -135,7 +135,7 @@ def _announce(job: Job, prompts: int, quiet: bool) -> None:
     network = model.load_transformer().eval()
     model.fold_text_padding(network)
     batch = 16
-    shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     x_t, time_t = torch.zeros(batch, *shape), torch.full((batch,), 0.5)
     text = Conditioning({"text": torch.zeros(batch, 12, model.text_dim)})
     with torch.no_grad():

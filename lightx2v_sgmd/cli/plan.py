@@ -88,7 +88,7 @@ def as_text(plan: JobPlan) -> str:
     video, layout, memory = job.video, job.parallel, found["memory_gib"]
     lines = [
         f"{job.method.name} on {job.teacher.path}, {plan.parameters / 1e9:.2f} billion weights",
-        f"{video.width}x{video.height}, {video.num_frames} frames: {plan.tokens:,} tokens, "
+        f"{video.width}x{video.height}, {video.frames} frames: {plan.tokens:,} tokens, "
         f"{plan.tokens_per_rank:,} a rank (sequence {layout.sequence})",
         f"{machine.gpus} GPU(s), {layout.strategy}, offload {layout.offload}, gradient "
         f"checkpointing {_shown(layout.gradient_checkpointing)}, global batch "

@@ -19,6 +19,9 @@ class SizeRules:
         patch: Latent frames, height and width of one token.
         channels: Channels of the latents.
         most_positions: The most tokens that the model tells apart in each direction.
+        images: True for a model that makes images, which are videos of one frame here.
+        multiple: Pixels that divide height and width, whatever the patch; stock pipelines of video
+            models ask for 16.
     """
 
     temporal: int
@@ -26,6 +29,13 @@ class SizeRules:
     patch: tuple[int, int, int]
     channels: int
     most_positions: int
+    images: bool = False
+    multiple: int = 16
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the files that show what the model makes."""
+        return ".png" if self.images else ".mp4"
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents.
@@ -34,14 +44,17 @@ class SizeRules:
             UserError: the model cannot make a video of that size.
         """
         _, patch_h, patch_w = self.patch
+        if self.images and num_frames != 1:
+            raise UserError(
+                f"video.num_frames: is {num_frames}, but this model makes images; leave it out"
+            )
         if num_frames < 1 or (num_frames - 1) % self.temporal:
             raise UserError(
                 f"video.num_frames: {num_frames} is not {self.temporal}k + 1, which this model's "
                 f"VAE needs; use {self.nearest_frames(num_frames)}"
             )
         for name, value, patch in (("height", height, patch_h), ("width", width, patch_w)):
-            # Stock pipelines also ask for 16.
-            multiple = max(16, self.spatial * patch)
+            multiple = max(self.multiple, self.spatial * patch)
             if value < multiple or value % multiple:
                 near = max(1, round(value / multiple)) * multiple
                 raise UserError(
@@ -64,4 +77,6 @@ class SizeRules:
 
     def nearest_frames(self, num_frames: float) -> int:
         """The number of frames nearest to a wish that the model can make."""
+        if self.images:
+            return 1
         return max(0, round((num_frames - 1) / self.temporal)) * self.temporal + 1

@@ -1,4 +1,4 @@
-"""Videos as files: H.264 mp4 through imageio, and contact sheets.
+"""Videos as files: H.264 mp4 through imageio, images as PNG, and contact sheets.
 
 F frames, H height, W width; a video is uint8 RGB ``[F, H, W, 3]``.
 """
@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from lightx2v_sgmd.system.optional_packages import required
 from lightx2v_sgmd.untrusted.paths import path_problem
 
 Frames = NDArray[np.uint8]
+IMAGE_SUFFIX: Final = ".png"
 
 CRF: Final = 14
 """x264's constant rate factor: 0 is lossless, 18 is called visually lossless."""
@@ -46,6 +47,58 @@ def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
     with video_writer(path, fps) as write:
         write(np.asarray(frames))
     return Path(path)
+
+
+def write_frames(frames: Frames, path: str | Path, fps: float) -> Path:
+    """Writes a video as mp4, or an image, which is a video of one frame, as PNG.
+
+    Args:
+        frames: ``[F, H, W, 3]`` uint8.
+        path: Ends in ``.mp4`` or ``.png``; missing folders are made.
+        fps: Frames per second of an mp4.
+
+    Raises:
+        UserError: the file cannot be written there, or the disk is full.
+    """
+    with frame_writer(path, fps) as write:
+        write(np.asarray(frames))
+    return Path(path)
+
+
+def frame_writer(
+    path: str | Path, fps: float, publish: Callable[[Path], None] | None = None
+) -> AbstractContextManager[Callable[[Frames], None]]:
+    """``video_writer`` for an mp4 and ``image_writer`` for a PNG, by the path's suffix."""
+    if Path(path).suffix.lower() == IMAGE_SUFFIX:
+        return image_writer(path, publish)
+    return video_writer(path, fps, publish)
+
+
+@contextmanager
+def image_writer(
+    path: str | Path, publish: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[Frames], None]]:
+    """Gives a function that takes the one frame of an image; see ``video_writer``.
+
+    Args:
+        path: Ends in ``.png``; missing folders are made.
+        publish: As for ``video_writer``.
+
+    Yields:
+        What takes a frame ``[1, H, W, 3]`` uint8.
+
+    Raises:
+        UserError: the file cannot be written there, or the disk is full.
+    """
+    from PIL import Image
+
+    with _appearing(Path(path), publish) as temporary:
+        taken: list[Frames] = []
+        yield taken.append
+        frames = np.concatenate(taken) if taken else np.zeros((0, 0, 0, 3), np.uint8)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != 1:
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 [1, H, W, 3]")
+        Image.fromarray(frames[0]).save(temporary, format="PNG")
 
 
 @contextmanager
@@ -177,6 +230,7 @@ def contact_sheet(
     *,
     captions: Sequence[str] | None = None,
     columns: int = 6,
+    publish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes a PNG with one row per video: frames from first to last, the caption above them.
 
@@ -185,6 +239,7 @@ def contact_sheet(
         path: Ends in ``.png``; missing folders are made.
         captions: One per video.
         columns: Frames per video, at most; small frames are enlarged by a whole factor.
+        publish: As for ``video_writer``.
 
     Raises:
         UserError: the file cannot be written there.
@@ -206,7 +261,7 @@ def contact_sheet(
         sheet.paste(Image.fromarray(row), (gap, top + caption_height))
         top += row.shape[0] + caption_height + gap
     path = Path(path)
-    with _appearing(path) as temporary:
+    with _appearing(path, publish) as temporary:
         sheet.save(temporary)
     return path
 

@@ -48,8 +48,8 @@ def _pixels(size: int) -> str | None:
     return f"{size} is not divisible by 16 (VAE 8 times patch 2); use {down} or {up}"
 
 
-def _frames(count: int) -> str | None:
-    if count % 4 == 1:
+def _frames(count: int | None) -> str | None:
+    if count is None or count % 4 == 1:
         return None
     down, up = (count - 1) // 4 * 4 + 1, (count - 1) // 4 * 4 + 5
     return f"{count} is not 4k + 1 (the VAE keeps one frame, then takes four); use {down} or {up}"

@@ -161,7 +161,13 @@ class VideoSize:
     # Width in pixels, divisible by 16.
     width: Annotated[int, Field(ge=16, le=2**14)]
     # Number of frames, 4k + 1: the causal VAE keeps the first frame and then takes four at a time.
-    num_frames: Annotated[int, Field(ge=1, le=100_001)]
+    # null is for models that make images.
+    num_frames: Annotated[int, Field(ge=1, le=100_001)] | None = None
+
+    @property
+    def frames(self) -> int:
+        """Number of frames of a video; an image is one frame."""
+        return 1 if self.num_frames is None else self.num_frames
 
 
 @dataclass(frozen=True, config=STRICT)

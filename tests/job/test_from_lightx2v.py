@@ -88,7 +88,7 @@ def test_every_value_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(job.method, DMD2) and job.method.fake_score_updates == 5
     # Relative to the current folder, as their trainer reads it, not to the YAML.
     assert job.data.prompts == str(tmp_path / "prompts.txt")
-    assert (job.video.height, job.video.width, job.video.num_frames) == (480, 640, 17)
+    assert (job.video.height, job.video.width, job.video.frames) == (480, 640, 17)
     student, fake = job.student, job.fake_score
     assert (student.train, student.optimizer.lr, student.optimizer.weight_decay) == (
         *("full", 2e-6),

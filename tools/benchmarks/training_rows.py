@@ -217,7 +217,7 @@ class TrainingBench:
     def _flops(self) -> tuple[float, float]:
         """This process's operations in an iteration, with and without what is computed again."""
         job = self.job
-        tokens = self.model.token_count(job.video.height, job.video.width, job.video.num_frames)
+        tokens = self.model.token_count(job.video.height, job.video.width, job.video.frames)
         config = self.model.transformer_config
         forward = forward_operations(config, tokens, self._text_rows())
         videos = job.train.micro_batch * job.train.accumulation / job.parallel.sequence

@@ -100,7 +100,7 @@ def count(job: Job) -> Cost:
     ranks, model = Ranks(), open_teacher(job.teacher)
     texts = [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)]
     *rows, negative = encode_prompts(model, texts, ranks, torch.float32, None)
-    shape = model.latent_shape(job.video.height, job.video.width, job.video.num_frames)
+    shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     strategy = open_strategy("local", model, StrategySettings.of(job), ranks, fold_text=False)
     trainer = Trainer(job, strategy, EveryExit(job, rows, negative, shape, ranks))
     counter = PassCounter(strategy.networks, job.train.micro_batch)

@@ -194,7 +194,7 @@ class Bench:
         """The teacher on its own steps with guidance, or on the student's without."""
         job, video = self.job, self.job.video
         model = open_teacher(job.teacher)
-        size = (video.height, video.width, video.num_frames)
+        size = (video.height, video.width, video.frames)
         _, frames, height, width = model.latent_shape(*size)
         return VideoSampler(
             model,

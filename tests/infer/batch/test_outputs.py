@@ -15,6 +15,7 @@ from lightx2v_sgmd.system.errors import UserError
 def test_one_prompt_goes_to_a_file_and_several_to_a_folder(tmp_path: Path) -> None:
     one, two = make_requests("a", 0), make_requests(["a", "b"], 0)
     assert output_files(one, tmp_path / "v", alone=True) == [tmp_path / "v.mp4"]
+    assert output_files(one, tmp_path / "v", True, ".png") == [tmp_path / "v.png"]
     assert output_files(one, tmp_path / "v.MP4", alone=True) == [tmp_path / "v.mp4"]
     files = output_files(two, tmp_path / "out", alone=False)
     assert files == [tmp_path / "out" / "0000_a.mp4", tmp_path / "out" / "0001_b.mp4"]
@@ -24,6 +25,8 @@ def test_one_prompt_goes_to_a_file_and_several_to_a_folder(tmp_path: Path) -> No
 
 def test_an_output_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     one, two = make_requests("a", 0), make_requests(["a", "b"], 0)
+    with pytest.raises(UserError, match=r"this model's images are written as \.png; end --out"):
+        output_files(one, tmp_path / "v.mp4", True, ".png")
     with pytest.raises(UserError, match=r"videos are written as \.mp4; end --out with \.mp4"):
         output_files(one, tmp_path / "v.gif", alone=True)
     with pytest.raises(UserError, match="is one file for 2 prompts; give a folder"):
