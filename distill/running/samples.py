@@ -244,12 +244,13 @@ class SampleVideos:
     ) -> dict[str, float] | None:
         vae = self.model.load_vae(device=self.strategy.ranks.device)
         measured: list[dict[str, float]] = []
+        suffix = self.model.size_rules.suffix
         for index, latent in enumerate(latents):
             if self.stop():
                 return None
             frames = self.model.decode_latents(vae, latent)[0].cpu().numpy()
             try:
-                with self._written.appearing(f"{folder}/{index:02d}.mp4") as path:
+                with self._written.appearing(f"{folder}/{index:02d}{suffix}") as path:
                     write_frames(frames, path, self.model.fps)
             except (UserError, OSError) as error:  # training goes on
                 note(f"a sample video was not written: {error}")
