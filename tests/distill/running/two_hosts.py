@@ -20,6 +20,7 @@ from pathlib import Path
 
 HOSTS = ("node-a", "node-b")
 NO_PRIVILEGES = 77
+PATIENCE_S = 600
 
 
 def ip(*arguments: str) -> None:
@@ -89,21 +90,20 @@ def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen[str]]) 
         time.sleep(0.05)
 
 
-def outcomes(processes: list[subprocess.Popen[str]], patience_s: float) -> dict[str, object]:
-    """What each host said, and after how many seconds it ended; killed after ``patience_s``."""
+def outcomes(processes: list[subprocess.Popen[str]]) -> dict[str, object]:
+    """What each host said, and its exit code; killed after ``PATIENCE_S``."""
     began = time.monotonic()
     found: dict[str, object] = {}
     left = dict(zip(HOSTS, processes, strict=True))
     while left:
-        late = time.monotonic() - began > patience_s
+        late = time.monotonic() - began > PATIENCE_S
         for host, process in list(left.items()):
             if late:
                 process.kill()
             if process.poll() is not None:
-                seconds = time.monotonic() - began
                 out, err = process.communicate()
                 code = process.returncode
-                found[host] = {"code": code, "seconds": seconds, "out": out, "err": err}
+                found[host] = {"code": code, "out": out, "err": err}
                 del left[host]
         time.sleep(0.05)
     return found
@@ -113,14 +113,14 @@ def cut_apart(job: str, run: Path, timeout_s: float) -> dict[str, object]:
     processes = torchrun(job, timeout_s)
     wait_for_step(run, 3, processes)
     ip("-n", HOSTS[1], "link", "set", "eth0", "down")
-    cut = outcomes(processes, patience_s=10 * timeout_s)
+    cut = outcomes(processes)
     done = (run / "metrics.jsonl").read_text().count("\n")
     ip("-n", HOSTS[1], "link", "set", "eth0", "up")
     processes = torchrun(job, timeout_s)
     wait_for_step(run, done + 2, processes)
     for process in processes:
         process.send_signal(signal.SIGUSR1)
-    return {"cut": cut, "done": done, "resumed": outcomes(processes, patience_s=120)}
+    return {"cut": cut, "done": done, "resumed": outcomes(processes)}
 
 
 def main(launcher: str, job: str, *options: str) -> int:
@@ -130,7 +130,7 @@ def main(launcher: str, job: str, *options: str) -> int:
         print(getattr(error, "stderr", error), file=sys.stderr)
         return NO_PRIVILEGES
     if launcher == "deepspeed":
-        found = outcomes(deepspeed(job), patience_s=600)
+        found = outcomes(deepspeed(job))
     else:
         found = cut_apart(job, Path(options[0]), float(options[1]))
     print(json.dumps(found))
