@@ -11,6 +11,7 @@ until they are used.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
     """
     _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with warnings.catch_warnings():  # of old or new pickles; an error says what is wrong
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{path}: does not hold tensors alone, and unpickling anything else can run any code "

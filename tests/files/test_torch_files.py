@@ -69,6 +69,16 @@ def test_state_dicts_within_dicts_are_flattened(tmp_path: Path) -> None:
     assert torch.equal(loaded["raw.a.weight"], STATE["a.weight"])
 
 
+def test_torch_s_warnings_of_other_pickles_are_not_shown(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"a": Evil(tmp_path / "ran")}, path, pickle_protocol=4)
+    with pytest.raises(UserError, match="does not hold tensors alone"):
+        load_torch_file(path)
+    assert list(recwarn) == []
+
+
 def test_slices_of_a_transposed_tensor(tmp_path: Path) -> None:
     tensor = torch.arange(12.0).view(3, 4).t()
     torch.save({"w": tensor, "s": torch.tensor(7.0)}, tmp_path / "x.pth")

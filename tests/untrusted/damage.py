@@ -87,6 +87,31 @@ def with_metadata(file: str, key: str, text: str) -> Callable[[Path], None]:
     return damage
 
 
+def described(file: str, ending: str, **changes: Any) -> Callable[[Path], None]:
+    """Changes what the header of a safetensors file says of the first tensor of such a name."""
+
+    def damage(folder: Path) -> None:
+        path = folder / file
+        raw = path.read_bytes()
+        length = struct.unpack("<Q", raw[:8])[0]
+        content = json.loads(raw[8 : 8 + length])
+        name = next(name for name in content if name.endswith(ending))
+        content[name].update(changes)
+        new = json.dumps(content).encode()
+        path.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+
+    return damage
+
+
+def shortened(file: str, count: int) -> Callable[[Path], None]:
+    """Leaves the first ``count`` bytes of a file."""
+
+    def damage(folder: Path) -> None:
+        (folder / file).write_bytes((folder / file).read_bytes()[:count])
+
+    return damage
+
+
 def instead(old: str, new: str, content: bytes) -> Callable[[Path], None]:
     """Puts a file in another one's place."""
 
@@ -113,13 +138,15 @@ class RunsCode:
         return os.system, ("touch executed",)
 
 
-def torch_archive(compress: int = zipfile.ZIP_STORED, size: int = 0) -> bytes:
-    """A file as ``torch.save`` writes it, whose pickle runs a program."""
+def torch_archive(
+    compress: int = zipfile.ZIP_STORED, size: int = 0, pickled: bytes | None = None
+) -> bytes:
+    """A file as ``torch.save`` writes it, whose pickle runs a program, or is another one."""
     import io
 
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compress) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"a": RunsCode()}))
+        archive.writestr("archive/data.pkl", pickled or pickle.dumps({"a": RunsCode()}))
         archive.writestr("archive/version", "3\n")
         if size:
             archive.writestr("archive/data/0", b"\0" * size)

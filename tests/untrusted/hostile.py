@@ -22,18 +22,20 @@ from tests.untrusted.damage import (
     both,
     charsmap,
     deeply,
+    described,
     header,
     instead,
     link,
     many_tensors,
     put,
+    shortened,
     step,
     torch_archive,
     with_metadata,
     write,
 )
 
-Base = Literal["teacher", "original", "vision", "export", "lora", "run"]
+Base = Literal["teacher", "original", "vision", "export", "lora", "run", "torch_save", "scaled"]
 CODE = "import os\nos.system('touch executed')\nclass Evil: pass\n"
 DEEP = "[" * 100_000
 
@@ -379,7 +381,41 @@ RUNS = _kinds(
     header_many=many_tensors(f"{CHECKPOINT}/student.safetensors", 1_000_000),
     student_pickle=write(f"{CHECKPOINT}/student.safetensors", torch_archive()),
 )
+TORCH_SAVE = _kinds(
+    "torch_save",
+    True,
+    code=write("x.pt", torch_archive()),
+    legacy=write("x.pt", pickle.dumps({"a": RunsCode()})),
+    bomb=write("x.pt", torch_archive(zipfile.ZIP_DEFLATED, 100_000_000)),
+    deep=write("x.pt", torch_archive(pickled=b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")),
+    keys=write("x.pt", torch_archive(pickled=pickle.dumps({str(i): 0 for i in range(300_000)}, 2))),
+    doubling=write(
+        "x.pt", torch_archive(pickled=b"\x80\x02](" + b"0" * 10 + b"2" * 100_000 + b"e.")
+    ),
+    getter=write("x.pt", torch_archive(pickled=b"\x80\x02cbuiltins\ngetattr\n.")),
+    endless=write("x.pt", torch_archive(pickled=b"\x80\x02]q\x00h\x00a.")),
+    number=write("x.pt", torch_archive(pickled=b"\x80\x02\x8b\xff\xff\xff\x7f.")),
+    cut=shortened("x.pt", 20_000),
+    text=write("x.pt", "import os"),
+    a_device=link("x.pt", "/dev/zero"),
+)
+SCALED = _kinds(
+    "scaled",
+    True,
+    scale_large=described("x.safetensors", ".weight_scale", shape=[2**40, 2**40]),
+    scale_nested=described("x.safetensors", ".weight_scale", shape=[[1]]),
+    scale_elsewhere=described("x.safetensors", ".weight_scale", data_offsets=[2**60, 2**60 + 4]),
+    scale_of_bytes=described("x.safetensors", ".weight_scale", dtype="U8"),
+    scale_unknown=described("x.safetensors", ".weight_scale", dtype="evil.Evil"),
+    matrix_of_four_bits=described("x.safetensors", "ffn.0.weight", dtype="U8"),
+    matrix_negative=described("x.safetensors", "ffn.0.weight", shape=[-1, 2]),
+    many=many_tensors("x.safetensors", 100_000),
+    cut=shortened("x.safetensors", 20_000),
+    pickle=write("x.safetensors", torch_archive()),
+)
 KINDS = [
+    *TORCH_SAVE,
+    *SCALED,
     *RUNS,
     *CONFIGS,
     *TOKENIZERS,

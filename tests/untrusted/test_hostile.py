@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.job.schema import Lora
 from tests.families.original import write_original
-from tests.tiny import make_tiny_wan
+from tests.scaled import CONVENTIONS, original, quantised
+from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.untrusted.hostile import CODE, KINDS, Hostile
 from tests.weights.conftest import write_checkpoint, write_lora_checkpoint
 from weights import export
@@ -44,6 +46,12 @@ def make_good(good: Path) -> None:
     (good / "lora").mkdir()
     (exported,) = (good.parent / "lora").glob("*pytorch_lora_weights.safetensors")
     shutil.copyfile(exported, good / "lora" / "x.safetensors")
+    weights = load_file(teacher / WEIGHTS)
+    for name in ("torch_save", "scaled"):
+        (good / name).mkdir()
+    torch.save(original(weights), good / "torch_save" / "x.pt")
+    scaled = quantised(weights, *CONVENTIONS["lightx2v"])
+    save_file(scaled, good / "scaled" / "x.safetensors")
 
 
 def make_hostile(work: Path) -> None:
