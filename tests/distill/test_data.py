@@ -228,6 +228,10 @@ def test_draws_are_those_of_their_own_seeds(job: Job, pairs: LatentFolder) -> No
     assert torch.equal(
         data.sample_noise(2)[1], torch.randn(SHAPE, generator=drawn("samples", 0, 1))
     )
+    assert torch.equal(
+        data.sample_fresh_noise(1)(2)[0],
+        torch.randn(SHAPE, generator=drawn("sample_steps", 0, 1, 2)),
+    )
     u = float(torch.rand((), generator=drawn("guidance", 3)))
     assert data.uniform("guidance", 3, 5.0, 7.0) == pytest.approx(5 + 2 * u)
     order = torch.randperm(5, generator=drawn("prompts", 2))  # positions 12 to 15 of 5 prompts

@@ -303,16 +303,22 @@ def test_zero3_on_two_ranks_equals_local(
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["sam"], indirect=True)
+@pytest.mark.parametrize(
+    "method",
+    ["sid", f"adm, delta: 0.5, {SLOW_HEADS}", f"adp, pixel_weight: 0, {SLOW_HEADS}", "dmdx"],
+)
 def test_two_ranks_on_one_video_equal_local(
-    tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
+    method: str, tiny_teacher: Path, tmp_path: Path, pairs: Path, encoder: Path
 ) -> None:
-    """ADP, then ADM, with all activations computed again but the attention's.
+    """All activations are computed again but the attention's; dmdx is ADP, then ADM.
 
     ``tests/parallel/test_sequence_zero3.py`` compares each gradient with all of them computed
     again.
     """
+    if method == "dmdx":
+        method = DMDX_JOB.format(encoder=encoder)
     layout = ["parallel.sequence=2", "parallel.gradient_checkpointing=selective"]
-    equals_local(DMDX_JOB.format(encoder=encoder), tiny_teacher, tmp_path, pairs, *layout)
+    equals_local(method, tiny_teacher, tmp_path, pairs, *layout)
 
 
 def equals_local(method: str, teacher: Path, tmp_path: Path, pairs: Path, *layout: str) -> None:

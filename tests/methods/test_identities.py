@@ -73,6 +73,12 @@ def assert_same(mine: Losses, theirs: Losses, sample: Sample, factor: float = 1.
             torch.testing.assert_close(one, factor * other, **exact)
 
 
+def test_what_a_fake_score_should_predict_carries_no_gradient() -> None:
+    sample = leaves()
+    assert sample.x0.requires_grad and not sample.target.requires_grad
+    torch.testing.assert_close(sample.target, sample.noise - sample.x0.detach())
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_sim_is_eq_30_at_alpha_1(weighting: Weighting) -> None:
     sample = leaves()
