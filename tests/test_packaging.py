@@ -57,7 +57,7 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
         check=True,
     )
     home = base / "lib" / "lightx2v_sgmd" / "system" / "resources.py"
-    assert done.stdout.split() == [str(home), str(len(shipped_jobs())), "2", "True", "2048"]
+    assert done.stdout.split() == [str(home), str(len(shipped_jobs())), "3", "True", "2048"]
 
 
 def test_every_requirement_is_locked() -> None:

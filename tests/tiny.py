@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,6 +15,21 @@ WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 """Where diffusers' layout has a transformer's weights, below a model's folder."""
 
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
+
+
+def make_tiny_experts(folder: Path, boundary: float = 0.875) -> Path:
+    """Writes the same with a second random transformer, in the layout of Wan2.2-T2V-A14B."""
+    make_tiny_wan(folder)
+    second = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        for p in second.parameters():
+            p.data += 0.05 * torch.randn_like(p)
+    second.save_pretrained(folder / "transformer_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return folder
 
 
 def make_tiny_wan(folder: Path, seed: int = 0, heads: int = 4, layers: int = 2) -> Path:

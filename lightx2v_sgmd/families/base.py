@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
+from lightx2v_sgmd.families.experts import Expert
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources import Source
 from lightx2v_sgmd.files.manifest import VideoFacts
@@ -121,6 +122,14 @@ class Model(Protocol):
     @property
     def interpolant(self) -> Interpolant:
         """The path from data to noise, and what the network predicts on it."""
+        ...
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Its networks by time, the one next to noise first; most models have one.
+
+        Whatever this protocol says of "the network" is about the first of them.
+        """
         ...
 
     # Sizes

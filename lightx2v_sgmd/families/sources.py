@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
 from lightx2v_sgmd.families.wan import original as wan_original
+from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
 from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (
@@ -55,11 +56,13 @@ class Source:
         root: The model's folder, or the id of a repository on the hub.
         layout: ``diffusers``: a folder for each part. ``original``: as Wan2.1 was released.
         transformer: Files with the transformer's weights, used instead of those in ``root``.
+        network: The folder in ``root`` with the transformer; empty is that of a model with one.
     """
 
     root: str
     layout: Literal["diffusers", "original"]
     transformer: tuple[Path, ...] = ()
+    network: str = ""
 
     def files(self, part: Part) -> list[Path]:
         """The files of a part's weights; downloads them if the model is on the hub.
@@ -70,9 +73,12 @@ class Source:
         if part == "transformer" and self.transformer:
             return list(self.transformer)
         if self.layout == "diffusers":
-            return weight_files(self._folder(_within(part)) / part, _STEMS[part], by_name=True)
+            name = self._name(part)
+            return weight_files(self._folder(_within(name)) / name, _STEMS[part], by_name=True)
         stem = _ORIGINAL_STEMS[part]
-        folder = self._folder([f"{stem}*{suffix}" for suffix in (*_SUFFIXES, ".index.json")])
+        within = f"{self.network}/" if part == "transformer" and self.network else ""
+        patterns = [f"{within}{stem}*{suffix}" for suffix in (*_SUFFIXES, ".index.json")]
+        folder = self._folder(patterns) / within
         if (folder / f"{stem}.safetensors.index.json").is_file():
             return weight_files(folder, stem)
         for suffix in _SUFFIXES:
@@ -106,7 +112,8 @@ class Source:
         """A part's ``config.json``; None if the layout has none."""
         if self.layout == "original":
             return None
-        path = self._folder([f"{part}/config.json"]) / part / "config.json"
+        name = self._name(part)
+        path = self._folder([f"{name}/config.json"]) / name / "config.json"
         config = read_json(path)
         if part in _CHECKS:
             _checked(path, _CHECKS[part], config)
@@ -123,6 +130,10 @@ class Source:
         if not folder.is_dir():
             raise UserError(f"{folder}: is missing; {_LAYOUTS}")
         return folder
+
+    def _name(self, part: Part) -> str:
+        """The name of a part's folder in diffusers' layout."""
+        return self.network if part == "transformer" and self.network else part
 
     def _folder(self, patterns: Sequence[str]) -> Path:
         folder = Path(self.root)
@@ -159,7 +170,10 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
         return _in_folder(folder)
     known = known_transformer_config(path)
     if known is not None:
-        return Source(path, "diffusers" if path.endswith("-Diffusers") else "original"), known
+        if path.endswith("-Diffusers"):
+            return Source(path, "diffusers"), known
+        network = _EXPERTS["original"][0] if path in BOUNDARIES else ""
+        return Source(path, "original", network=network), known
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return _on_hub(path)
     raise UserError(
@@ -167,10 +181,90 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
     )
 
 
+def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source, float] | None:
+    """The source of the second expert of a model that has two, and the time at which they meet.
+
+    Args:
+        source: The model's source, from ``find_source``.
+        config: The configuration of its first transformer.
+
+    Raises:
+        UserError: an expert is missing, or they do not fit together.
+    """
+    root = Path(source.root)
+    if not root.is_dir() and known_transformer_config(source.root) is not None:
+        published = BOUNDARIES.get(source.root)
+        second = replace(source, network=_EXPERTS[source.layout][1])
+        return None if published is None else (second, published)
+    if source.layout == "original":
+        if not source.network:
+            return None
+        boundary = BOUNDARIES["Wan-AI/Wan2.2-T2V-A14B"]
+    else:
+        index = _model_index(source)
+        ratio, named = index.get("boundary_ratio"), index.get("transformer_2") or [None]
+        held = (root / _EXPERTS["diffusers"][1]).is_dir()
+        if ratio is None and named[0] is None and not held:
+            return None
+        if not isinstance(ratio, float) or not 0 < ratio < 1:
+            raise UserError(
+                f"{source.root}: has transformer_2, but boundary_ratio in model_index.json is "
+                f"{shortened(str(ratio))}, not a number between 0 and 1; copy the model's own file"
+            )
+        boundary = ratio
+    low_noise = replace(source, network=_EXPERTS[source.layout][1])
+    if root.is_dir():
+        own = _transformer_config(_expert_config(root, low_noise.network))
+    else:
+        own = without_private(low_noise.config("transformer") or {})
+        check_transformer(own)
+    if own != dict(config):
+        differing = sorted(
+            key for key in own.keys() | config.keys() if own.get(key) != config.get(key)
+        )
+        raise UserError(
+            f"{source.root}: its two experts differ in {differing[0]}; give the folder as it was "
+            "published"
+        )
+    return low_noise, boundary
+
+
+_EXPERTS: Final = {
+    "diffusers": ("transformer", "transformer_2"),
+    "original": ("high_noise_model", "low_noise_model"),
+}
+"""The folders of the two experts, by layout: that of the times next to noise comes first."""
+
+
+def _expert_config(root: Path, name: str) -> Path:
+    """The configuration of one of two experts.
+
+    Raises:
+        UserError: it is missing.
+    """
+    path = root / name / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{root}: has no {name}/config.json, and needs both experts of the model; copy the "
+            "missing one too"
+        )
+    return path
+
+
+def _model_index(source: Source) -> dict[str, Any]:
+    if Path(source.root).is_dir():
+        path = Path(source.root) / "model_index.json"
+        return read_json(path) if path.is_file() else {}
+    index = read_json(source._folder(["model_index.json"]) / "model_index.json")
+    check_model_index(index)
+    return index
+
+
 def is_whole_model(folder: Path) -> bool:
     """True if a folder has a model's other parts beside its transformer, in either layout."""
     original = any(folder.glob(f"{wan_original.VAE_STEM}.*"))
-    return original or (folder / "transformer" / "config.json").is_file()
+    networks = _EXPERTS["diffusers"]
+    return original or any((folder / name / "config.json").is_file() for name in networks)
 
 
 def network_in(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
@@ -189,17 +283,26 @@ def network_in(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
 
 def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
     if (folder / "transformer" / "config.json").is_file():
-        parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        parts = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
         refuse_outside_links(folder, [folder / name for name in (*parts, *_SMALL_FILES)])
         _check_pipeline(folder)
         return Source(str(folder), "diffusers"), _transformer_config(
             folder / "transformer" / "config.json"
         )
+    high, low = _EXPERTS["original"]
+    if (folder / high).is_dir() or (folder / low).is_dir():
+        weights = [path for name in (high, low) for path in (folder / name).glob("*")]
+        others = [path for path in folder.iterdir() if path.suffix in _SUFFIXES]
+        refuse_outside_links(folder, [*weights, *others, folder / wan_original.TOKENIZER])
+        plain = _transformer_config(_expert_config(folder, high))
+        return Source(str(folder), "original", network=high), plain
     config = folder / "config.json"
     if config.is_file():
         files = [path for path in folder.iterdir() if path.suffix in (*_SUFFIXES, ".json")]
         refuse_outside_links(folder, [*files, folder / wan_original.TOKENIZER])
         return Source(str(folder), "original"), _transformer_config(config)
+    if (folder / _EXPERTS["diffusers"][1]).is_dir():
+        _expert_config(folder, _EXPERTS["diffusers"][0])
     raise UserError(f"{folder}: has neither transformer/config.json nor config.json; {_LAYOUTS}")
 
 

@@ -9,7 +9,6 @@ Legend: C channels, T latent frames, h, w latent height and width, F, H, W video
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.networks.adapters import load_trained
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -72,6 +72,8 @@ class VideoSampler:
         on_batch: Called with the number of videos done after each batch.
         device: The device of the networks; noise is always drawn on the CPU.
         dtype: The teacher's precision, for the network and the text encoder.
+        guidance_scale_2: The guidance of the second expert, for a model that has two; None is the
+            same for both.
     """
 
     def __init__(
@@ -86,29 +88,43 @@ class VideoSampler:
         on_batch: Callable[[int], None] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        guidance_scale_2: float | None = None,
     ) -> None:
         self.model = model
         self.schedule = schedule
         self.guidance_scale = guidance_scale
+        second = guidance_scale if guidance_scale_2 is None else guidance_scale_2
+        self._scales = (guidance_scale, second)[: len(model.experts)]
+        self._boundary = boundary_of(model.experts)
         self.negative_prompt = negative_prompt
         self.batch = batch
         self.on_batch = on_batch
         self.device = torch.device(device)
         self.shape = model.latent_shape(*size)
         self.dtype = dtype
-        self.transformer = model.load_transformer(dtype, self.device)
-        self.transformer.eval().requires_grad_(False)
+        self.transformers = [
+            expert.model.load_transformer(dtype, self.device).eval().requires_grad_(False)
+            for expert in model.experts
+        ]
         self.vae = model.load_vae(device=self.device)
         self._rows: dict[str, Embedding] = {}
 
     @property
     def nfe(self) -> int:
         """Network evaluations for one video."""
-        return len(self.schedule) * (1 if self.guidance_scale == 1 else 2)
+        return len(self.schedule) * (1 if self._unguided else 2)
+
+    @property
+    def _unguided(self) -> bool:
+        return all(scale == 1 for scale in self._scales)
 
     def load_weights(self, files: Sequence[Path]) -> None:
-        """Takes a student's files: all weights, or adapters for the model's own."""
-        load_trained(self.transformer, files)
+        """Takes a student's files: all weights, or adapters for the model's own.
+
+        The model has one network.
+        """
+        assert len(self.transformers) == 1, "files of one network for a model with experts"
+        load_trained(self.transformers[0], files)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:
@@ -162,12 +178,17 @@ class VideoSampler:
         self._rows |= zip(missing, (row.to(self.device) for row in rows), strict=True)
         longest = max(len(row.text) for row in self._rows.values()) + 1
         if self.device.type == "cpu" and longest <= self.model.width:
-            self.model.fold_text_padding(self.transformer)
+            for transformer in self.transformers:
+                self.model.fold_text_padding(transformer)
 
     def _predict(self, prompts: Sequence[str]) -> PredictFn:
         rows = [self._rows[prompt] for prompt in prompts]
-        run = partial(self.model.predict, self.transformer)
-        if self.guidance_scale == 1:
+
+        def run(x_t: torch.Tensor, time: torch.Tensor, told: Conditioning) -> torch.Tensor:
+            network = self.transformers[expert_at(self._boundary, time)]
+            return self.model.predict(network, x_t, time, told)
+
+        if self._unguided:
             alone = self.model.conditioning(rows)
             return lambda x_t, time: run(x_t, time, alone)
         both = self.model.conditioning(rows + [self._rows[self.negative_prompt]] * len(rows))
@@ -175,6 +196,6 @@ class VideoSampler:
         def guided(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             twice = run(torch.cat([x_t, x_t]), torch.cat([time, time]), both)
             cond, uncond = twice.chunk(2)
-            return guide(cond, uncond, self.guidance_scale)
+            return guide(cond, uncond, self._scales[expert_at(self._boundary, time)])
 
         return guided

@@ -32,7 +32,7 @@ def weights_digest(model: Model, *parts: Part) -> str:
     ``outputs.content`` stores the hashes of large files, so that each file is read once.
     """
     digest = hashlib.sha256(json.dumps(model.transformer_config, sort_keys=True).encode())
-    files = [file for part in parts for file in model.source.files(part)]
+    files = [file for part in parts for file in _files(model, part)]
     for content in content_hashes(files):
         digest.update(content.encode())
     if "transformer" in parts:
@@ -41,6 +41,13 @@ def weights_digest(model: Model, *parts: Part) -> str:
         ):
             digest.update(f"{content} {lora.strength}".encode())
     return digest.hexdigest()
+
+
+def _files(model: Model, part: Part) -> list[Path]:
+    """The files of a part; of the transformer, those of all experts."""
+    if part != "transformer":
+        return model.source.files(part)
+    return [file for expert in model.experts for file in expert.model.source.files(part)]
 
 
 def encoder_files(model: Model) -> list[Path]:

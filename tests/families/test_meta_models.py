@@ -62,6 +62,7 @@ def test_known_configurations() -> None:
     assert known_hub_ids() == [
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
     ]
     assert known_transformer_config("Wan-AI/Wan9") is None
     assert known_transformer_config("../configs/Wan-AI--Wan2.1-T2V-14B-Diffusers") is None

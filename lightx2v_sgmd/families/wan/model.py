@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.base import AuthorsSampler, stays_float32, within_modules
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert, only_expert
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
@@ -32,6 +33,7 @@ from lightx2v_sgmd.families.sources import (
     Source,
     find_source,
     is_whole_model,
+    low_noise_source,
     network_in,
     without_private,
 )
@@ -53,7 +55,12 @@ from lightx2v_sgmd.families.wan.forward import (
 )
 from lightx2v_sgmd.families.wan.frames import decode_frames
 from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
-from lightx2v_sgmd.families.wan.sampling import DEFAULT_SHIFT, NEGATIVE_PROMPT, shift_of_network
+from lightx2v_sgmd.families.wan.sampling import (
+    DEFAULT_SHIFT,
+    EXPERTS_SHIFT,
+    NEGATIVE_PROMPT,
+    shift_of_network,
+)
 from lightx2v_sgmd.families.wan.variants import refuse_variant
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
@@ -111,6 +118,9 @@ class WanModel:
         negative_prompt: The prompt that its authors guide away from: that of Wan's own sampler,
             unless the model's ``video.json`` names another.
         loras: LoRA files that are merged into the transformer when its weights are read.
+        low_noise: The model with the transformer of the times below ``boundary``, for Wan2.2-A14B;
+            this model's own transformer then serves the others.
+        boundary: The time at which the two transformers meet.
     """
 
     path: str
@@ -121,6 +131,19 @@ class WanModel:
     video: VideoFacts | None = None
     negative_prompt: str = NEGATIVE_PROMPT
     loras: tuple[WeightedLora, ...] = ()
+    low_noise: WanModel | None = None
+    boundary: float | None = None
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The transformers by time: one of Wan2.1, two of Wan2.2-A14B."""
+        if self.low_noise is None or self.boundary is None:
+            return only_expert(self)
+        high_noise = replace(self, low_noise=None, boundary=None)
+        return (
+            Expert(HIGH_NOISE, self.boundary, 1.0, high_noise),
+            Expert(LOW_NOISE, 0.0, self.boundary, self.low_noise),
+        )
 
     @property
     def interpolant(self) -> Interpolant:
@@ -156,6 +179,8 @@ class WanModel:
             euler = config.get("_class_name") == "FlowMatchEulerDiscreteScheduler"
             named = AuthorsSampler("euler" if euler else "unipc", shift)
         published = shift_of_network(self.transformer_config)
+        if published is not None and self.low_noise is not None:
+            published = EXPERTS_SHIFT
         return named if published is None else AuthorsSampler("unipc", published)
 
     @property
@@ -221,6 +246,11 @@ class WanModel:
         Raises:
             UserError: a file is missing, damaged, or no LoRA for this network.
         """
+        if loras and self.low_noise is not None:
+            raise UserError(
+                f"lora: {self.path} has two experts, and a LoRA is of one of them; give LoRAs to "
+                "models with one network only"
+            )
         shapes = self.transformer_shapes() if loras else {}
         for lora in loras:
             open_lora(lora.path, shapes)
@@ -255,8 +285,13 @@ class WanModel:
         fold_text_padding(network)
 
     def with_transformer_config(self, config: dict[str, Any]) -> WanModel:
-        """The same model with other arguments of ``WanTransformer3DModel``."""
-        return replace(self, transformer_config=config)
+        """The same model with other arguments of ``WanTransformer3DModel``, for both experts."""
+        low = self.low_noise
+        return replace(
+            self,
+            transformer_config=config,
+            low_noise=None if low is None else low.with_transformer_config(config),
+        )
 
     def with_blocks(self, count: int) -> WanModel:
         """The same model with another number of blocks."""
@@ -419,7 +454,8 @@ class WanModel:
             for name, tensor in network.state_dict().items()
             if name not in TEXT_ENCODER_ALIASES
         }
-        what = f"teacher.path: {part} of {self.path}"
+        named = self.source.network if part == "transformer" and self.source.network else part
+        what = f"teacher.path: {named} of {self.path}"
         if part == "transformer":
             refuse_variant(weights.header, expected, what)
         check_keys(weights.header, expected, what)
@@ -479,7 +515,13 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         source, config = find_source(str(model_folder(path)))
         video, negative = read_video_facts(Path(source.root))
         model = replace(_opened(source, config), video=video)
-        return model if negative is None else replace(model, negative_prompt=negative)
+        if negative is not None:
+            model = replace(model, negative_prompt=negative)
+        second = low_noise_source(source, config)
+        if second is None:
+            return model
+        low_noise, boundary = second
+        return replace(model, low_noise=replace(model, source=low_noise), boundary=boundary)
     except UserError as error:
         raise UserError(f"teacher.path: {error}") from error
 
@@ -493,6 +535,7 @@ def _open_file(file: Path, base: str | Path | None) -> WanModel:
             f"{file} has a transformer alone; set teacher.base to the model that it is a variant "
             f"of, for its VAE and text encoder ({reason})"
         ) from error
+    _refuse_half(file, model)
     source = replace(model.source, transformer=(file,))
     return replace(model, path=str(file), source=source)
 
@@ -500,9 +543,18 @@ def _open_file(file: Path, base: str | Path | None) -> WanModel:
 def _open_network_folder(folder: Path, base: str | Path) -> WanModel:
     files, config = network_in(folder)
     model = open_wan(base)
+    _refuse_half(folder, model)
     source = replace(model.source, transformer=tuple(files))
     config = config or model.transformer_config
     return replace(model, path=str(folder), source=source, transformer_config=config)
+
+
+def _refuse_half(path: Path, base: WanModel) -> None:
+    if base.low_noise is not None:
+        raise UserError(
+            f"{path} has one transformer, and {base.path} needs two experts; give a folder with "
+            "both of them"
+        )
 
 
 def _opened(source: Source, config: dict[str, Any]) -> WanModel:

@@ -29,6 +29,18 @@ SHIFT_BY_SIZE: Final[Mapping[tuple[int, int], float]] = {(40, 40): 5.0, (30, 12)
 14B has the default of ``generate.py``; for 1.3B the README recommends 8, with guidance 6.
 """
 
+BOUNDARIES: Final[Mapping[str, float]] = {
+    "Wan-AI/Wan2.2-T2V-A14B": 0.875,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 0.875,
+}
+"""The time at which the two experts of a published model meet.
+
+It is ``boundary`` of ``wan/configs/wan_t2v_A14B.py`` in https://github.com/Wan-Video/Wan2.2, and
+``boundary_ratio`` of the model's ``model_index.json`` for diffusers.
+"""
+EXPERTS_SHIFT: Final = 12.0
+"""Flow shift of Wan2.2's sampler for its two experts (``sample_shift`` of the same file)."""
+
 
 def shift_of_network(config: Mapping[str, Any]) -> float | None:
     """The flow shift with which Wan's authors sample a network; None for one that is not theirs.
