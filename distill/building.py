@@ -9,7 +9,7 @@ from pathlib import Path
 from distill.data import Batches
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
-from distill.updates import Iteration, updates_done
+from distill.updates import Iteration, updates_done, updates_of_experts
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.files.latents import LatentFolder
@@ -58,16 +58,27 @@ def build_trainer(
     strategy = open_strategy(
         job.parallel.strategy, model, StrategySettings.of(job), ranks, fold_text
     )
-    if start.checkpoint is not None:
-        updates = updates_done(job.method, start.step)
-        stepped = start.partial_iteration.stepped if start.partial_iteration else {}
-        updates = {role: count + stepped.get(role, 0) for role, count in updates.items()}
-        strategy.load(start.checkpoint, updates)
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.frames)
     batches = Batches(
-        job, rows[:-1], rows[-1], shape, ranks, latents, model.interpolant, model.conditioning
+        job,
+        rows[:-1],
+        rows[-1],
+        shape,
+        ranks,
+        latents,
+        model.interpolant,
+        model.conditioning,
+        model.experts,
     )
+    if start.checkpoint is not None:
+        updates = updates_done(job.method, start.step)
+        if len(model.experts) > 1:
+            count = len(model.experts)
+            updates = updates_of_experts(job.method, start.step, count, batches.expert)
+        stepped = start.partial_iteration.stepped if start.partial_iteration else {}
+        updates = {role: count + stepped.get(role, 0) for role, count in updates.items()}
+        strategy.load(start.checkpoint, updates)
     return Trainer(job, strategy, batches, _pixels(job, model, strategy))
 
 

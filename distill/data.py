@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
+from lightx2v_sgmd.families.experts import Expert, boundary_of, expert_at
 from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.text_rows import text_conditioning
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.prompts import read_prompts
-from lightx2v_sgmd.flow import cubic_sigmas, sample_score_sigmas
+from lightx2v_sgmd.flow import cubic_sigmas, sample_sigmas_between
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.parallel import Ranks
@@ -73,6 +74,7 @@ class Batch:
         fresh_noise: The noise of the rollout's later steps, by the step's index, for the solver
             ``renoise``.
         real: ``[B, C, T, h, w]``, latents of real videos, for methods that read them.
+        expert: Index of the model's expert whose times the score times are.
     """
 
     noise: Tensor
@@ -84,6 +86,7 @@ class Batch:
     samples: tuple[int, ...]
     fresh_noise: FreshNoise
     real: Tensor | None = None
+    expert: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Batches:
         latents: Latents of the prompts, one for each, for methods that read them.
         interpolant: The networks' path from data to noise, which may have a grid of times.
         batched: Makes one conditioning of several prompts' embeddings, ``Model.conditioning``.
+        experts: The model's experts, if it has several.
     """
 
     def __init__(
@@ -137,7 +141,9 @@ class Batches:
         latents: LatentFolder | None = None,
         interpolant: Interpolant = FLOW,
         batched: Callable[[Sequence[Embedding]], Conditioning] = text_conditioning,
+        experts: Sequence[Expert] = (),
     ) -> None:
+        self.experts = experts
         self.interpolant, self._batched = interpolant, batched
         self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
@@ -148,6 +154,13 @@ class Batches:
         """Uniform over the steps; the same for all ranks and micro-batches."""
         source = generator(self.job.train.seed, "exit_step", batch_index)
         return int(torch.randint(len(self.job.schedule), (), generator=source))
+
+    def expert(self, batch_index: int) -> int:
+        """The index of the expert that a batch trains: that of its exit step; one for all ranks."""
+        if len(self.experts) < 2:
+            return 0
+        times = self.interpolant.nearest(self.job.schedule.times)
+        return expert_at(boundary_of(self.experts), times[self.exit_step(batch_index)])
 
     def uniform(self, purpose: str, batch_index: int, low: float, high: float) -> float:
         """A number from a range; the same for all ranks and micro-batches."""
@@ -164,7 +177,12 @@ class Batches:
         train = self.job.train
         samples, prompts = self._slice(batch_index, micro)
         u = self._uniform("u", batch_index, samples)
-        time = sample_score_sigmas(u, train.score_shift, train.sigma_min, train.sigma_max)
+        number = self.expert(batch_index)
+        low, high = 0.0, 1.0
+        if self.experts:
+            low, high = self.experts[number].low, self.experts[number].high
+        clamps = (train.sigma_min, train.sigma_max)
+        time = sample_sigmas_between(u, train.score_shift, low, high, *clamps)
         conditioning, negative = self.conditioning(prompts)
         return Batch(
             noise=self._noise("noise", batch_index, samples),
@@ -176,6 +194,7 @@ class Batches:
             samples=tuple(samples),
             fresh_noise=partial(self._fresh_noise, batch_index, samples),
             real=None if self.latents is None else self._latents("x0", prompts),
+            expert=number,
         )
 
     def pair_batch(self, batch_index: int, micro: int, frames: int) -> PairBatch:

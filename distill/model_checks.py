@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 from lightx2v_sgmd.networks.adapters import check_adapters
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.rollout import check_solver
@@ -19,9 +21,11 @@ def check_against_model(job: Job, model: Model) -> None:
     Raises:
         UserError: ``parallel.sequence`` does not divide the heads, a video has no number of frames,
             its size does not fit the VAE and the network's patches, the student's solver is not
-            one for the model's diffusion, or adapters are for layers that it does not have.
+            one for the model's diffusion, adapters are for layers that it does not have, or the
+            model has experts that the job cannot train.
     """
     check_solver(job.schedule.solver, model.interpolant)
+    _check_experts(job, model)
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
     if job.video.num_frames is None and not model.size_rules.images:
         raise UserError(
@@ -32,6 +36,47 @@ def check_against_model(job: Job, model: Model) -> None:
     for name, role in (("student", job.student), ("fake_score", job.fake_score)):
         if role.adapters is not None:
             check_adapters(role.adapters, model, name)
+
+
+def _check_experts(job: Job, model: Model) -> None:
+    """Checks that each expert has a step of the student and score times, and the method trains it.
+
+    Raises:
+        UserError: it is not so, or the job has a setting of a second expert that is not there.
+    """
+    experts = model.experts
+    boundary = boundary_of(experts)
+    if boundary is None:
+        if job.teacher.guidance_scale_2 is not None:
+            raise UserError(
+                f"teacher.guidance_scale_2: {model.path} has one network and no second expert; "
+                "leave it out (null)"
+            )
+        return
+    what = f"{model.path} has two experts, which meet at time {boundary:g}"
+    heads = {DISCRIMINATOR, PIXEL_DISCRIMINATOR} & {*job.method.roles}
+    if heads or job.method.reads_latents == "pairs":
+        raise UserError(
+            f"method.name: {job.method.name} trains a discriminator here, and {what}; its heads "
+            "read one network only: use sgmd, or dmd2 with gan_weight 0"
+        )
+    steps = [expert_at(boundary, time) for time in job.schedule.times[:-1]]
+    for number, expert in enumerate(experts):
+        if number not in steps:
+            timesteps = ", ".join(f"{t:g}" for t in job.schedule.timesteps.tolist())
+            raise UserError(
+                f"schedule.base: none of the steps {timesteps} is the {expert.name} expert's, and "
+                f"{what}; use more steps"
+            )
+    for key, value, wrong in (
+        ("sigma_min", job.train.sigma_min, job.train.sigma_min >= boundary),
+        ("sigma_max", job.train.sigma_max, job.train.sigma_max <= boundary),
+    ):
+        if wrong:
+            raise UserError(
+                f"train.{key}: {value:g} leaves no score times to one expert: {what}; move it to "
+                "the other side"
+            )
 
 
 def teacher_sources(job: Job) -> dict[str, Path | None]:

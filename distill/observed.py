@@ -180,10 +180,10 @@ class Observed(Strategy):
         with self.event("step", role):
             return self.inner.step(role, lr)
 
-    def update_average(self, decay: float) -> None:
+    def update_average(self, decay: float, role: str = STUDENT) -> None:
         """See ``Strategy``."""
-        with self.event("average", STUDENT):
-            self.inner.update_average(decay)
+        with self.event("average", role):
+            self.inner.update_average(decay, role)
 
     def gradient_norm(self, role: str) -> float:
         """See ``Strategy``."""

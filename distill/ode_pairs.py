@@ -129,10 +129,13 @@ def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet:
         negative_prompt,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=torch_type(job.teacher.dtype),
+        guidance_scale_2=job.teacher.guidance_scale_2,
     )
+    second = job.teacher.guidance_scale_2
     origin = {
         "teacher": job.teacher.path,
         "guidance_scale": job.teacher.guidance_scale,
+        **({} if second is None else {"guidance_scale_2": second}),
         "negative_prompt": negative_prompt,
         "schedule": schedule.to_dict(),
         "count": plan.count,

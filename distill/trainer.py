@@ -32,7 +32,14 @@ from distill.updates import (
 )
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import PairMethod, stage_at
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, Strategy
+from lightx2v_sgmd.parallel import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    STUDENT,
+    Strategy,
+    expert_role,
+    role_of,
+)
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width
 
@@ -115,7 +122,8 @@ class Trainer:
             for role in trained:
                 self._step(role, result, index)
             result.done, self.partial_iteration = number + 1, result
-        self.strategy.update_average(average_decay(result.step, self.job.train))
+        student = expert_role(STUDENT, self.batches.expert(updates[0][0]))
+        self.strategy.update_average(average_decay(result.step, self.job.train), student)
         self.partial_iteration = None
         return result
 
@@ -156,7 +164,7 @@ class Trainer:
         exit_step = self.batches.exit_step(batch_index)
         x0 = student_x0(strategy, batch, self.job.schedule, exit_step)
         x_t = strategy.interpolant.add_noise(x0, batch.score_noise, time)
-        guidance = self._guidance(iteration)
+        guidance = self._guidance(iteration, batch.expert)
         x_real = None
         if not method.through_teacher:
             x_real = teacher_x0(strategy, x_t.detach(), batch, guidance)
@@ -176,10 +184,11 @@ class Trainer:
         # carried back by a second scalar, keeps the networks' backward passes apart.
         query = strategy.fake_score_at(x0, x_t, time, batch.conditioning)
         to_x0, to_x_t = query.generator_gradient(generator_loss, method.through_fake_score)
-        trained = [STUDENT]
+        student = expert_role(STUDENT, batch.expert)
+        trained = [student]
         if not method.fresh_rollouts:
             query.backward(fake_score_loss)
-            trained.append(FAKE_SCORE)
+            trained.append(expert_role(FAKE_SCORE, batch.expert))
         if DISCRIMINATOR in method.roles:
             detached = x0.detach(), x_t.detach(), predictions[0]
             sample = loss_sample(strategy, batch, *detached, x_real, update=True)
@@ -192,7 +201,7 @@ class Trainer:
             if gradient is not None
         ]
         assert carried, "the generator's loss does not depend on the student"
-        strategy.backward(STUDENT, sum(carried[1:], carried[0]))
+        strategy.backward(student, sum(carried[1:], carried[0]))
         return tuple(trained)
 
     def add_fake_score_gradients(
@@ -213,12 +222,12 @@ class Trainer:
             return self.losses.total(method.fake_score_losses(sample), batch)
 
         self.strategy.fake_score_at(x0, x_t, batch.time, batch.conditioning).backward(loss)
-        return (FAKE_SCORE,)
+        return (expert_role(FAKE_SCORE, batch.expert),)
 
-    def _guidance(self, iteration: int) -> float:
-        """The job's guidance scale, or this iteration's from the method's range."""
+    def _guidance(self, iteration: int, expert: int) -> float:
+        """The job's guidance scale for an expert, or this iteration's from the method's range."""
         if self.job.method.guidance_range is None:
-            return self.job.teacher.guidance_scale
+            return self.job.teacher.guidance_of(expert)
         return self.batches.uniform("guidance", iteration, *self.job.method.guidance_range)
 
     def _check_gradients(self, roles: tuple[str, ...], index: UpdateIndex) -> None:
@@ -233,11 +242,11 @@ class Trainer:
 
     def _step(self, role: str, result: Iteration, index: UpdateIndex) -> None:
         """Updates a role and records the norm of its gradient."""
-        first = first_update(self.job.method, role)
+        first = first_update(self.job.method, role_of(role))
         factor = learning_rate_factor(index.iteration, self.job.train, first)
-        if role == STUDENT:
+        if role_of(role) == STUDENT:
             factor *= stage_at(self.job.method, index.iteration).lr_factor
-        result.lr[role] = self.strategy.settings.optimizers[role].lr * factor
+        result.lr[role] = self.strategy.settings.optimizers[role_of(role)].lr * factor
         norm = result.grad_norm[role] = self.strategy.step(role, result.lr[role])
         if not math.isfinite(norm):
             raise NotFiniteError.of_gradient(role, norm, index)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import Method
-from lightx2v_sgmd.methods.base import pair_iterations
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, PIXEL_DISCRIMINATOR, STUDENT
+from lightx2v_sgmd.methods.base import pair_iterations, stage_at
+from lightx2v_sgmd.parallel import (
+    DISCRIMINATOR,
+    FAKE_SCORE,
+    PIXEL_DISCRIMINATOR,
+    STUDENT,
+    expert_role,
+)
 
 
 def learning_rate_factor(iteration: int, train: Train, first: int = 0) -> float:
@@ -71,6 +78,29 @@ def updates_done(method: Method, step: int) -> dict[str, int]:
         PIXEL_DISCRIMINATOR: on_pairs,
     }
     return {role: done[role] for role in method.roles}
+
+
+def updates_of_experts(
+    method: Method, step: int, experts: int, expert_of: Callable[[int], int]
+) -> dict[str, int]:
+    """The same for a model with several experts, each of which is a role of its own.
+
+    Args:
+        method: The method; it trains no discriminator.
+        step: The number of iterations.
+        experts: The number of experts.
+        expert_of: The expert that a global batch trains, by the batch's index.
+    """
+    roles = [expert_role(role, expert) for role in method.roles for expert in range(experts)]
+    done = dict.fromkeys(roles, 0)
+    for iteration in range(step):
+        stage, first = stage_at(method, iteration).method, first_batch(method, iteration)
+        done[expert_role(STUDENT, expert_of(first))] += 1
+        own = batches_per_iteration(stage) - 1
+        shared = [first] * (FAKE_SCORE in stage.roles and not stage.fresh_rollouts)
+        for batch_index in (*shared, *range(first + 1, first + 1 + own)):
+            done[expert_role(FAKE_SCORE, expert_of(batch_index))] += 1
+    return done
 
 
 @dataclass

@@ -65,6 +65,30 @@ def sample_score_sigmas(u: Tensor, shift: float, low: float, high: float) -> Ten
     return torch.clamp(shift_sigma(u, shift), low, high)
 
 
+def sample_sigmas_between(
+    u: Tensor, shift: float, low: float, high: float, least: float, most: float
+) -> Tensor:
+    """Shifts uniform ``u`` to score times that lie in ``[low, high)`` before they are clamped.
+
+    Their distribution is that of ``sample_score_sigmas``, given that they lie there. Between 0 and
+    1 they are the same numbers.
+
+    Args:
+        u: ``[B]`` uniform in [0, 1).
+        shift: The flow shift.
+        low: The lowest time.
+        high: The end of the times, which is none of them unless it is 1.
+        least: The lower clamp.
+        most: The upper clamp.
+    """
+    if (low, high) == (0.0, 1.0):
+        return sample_score_sigmas(u, shift, least, most)
+    first, end = (t / (shift - (shift - 1) * t) for t in (low, high))
+    sigma = torch.clamp(shift_sigma(first + (end - first) * u, shift), low, high)
+    # A thousandth of a timestep below the end, so that rounding does not reach it.
+    return torch.clamp(sigma, max(low, least), min(most, high - 1e-6) if high < 1 else most)
+
+
 def cubic_sigmas(u: Tensor, low: float, high: float) -> Tensor:
     """Maps uniform ``u`` to times near noise, ``1 - u^3``, and clamps them.
 

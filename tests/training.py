@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
-from lightx2v_sgmd.files.student_weights import STEMS, student_files
+from lightx2v_sgmd.files.student_weights import stem, student_files
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.outputs.writer import write_text
 from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
@@ -67,7 +68,18 @@ def make_trainer(
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
     networks = open_strategy(strategy, model, StrategySettings.of(job), ranks, fold_text=folded)
     return Trainer(
-        job, networks, Batches(job, rows, negative, shape, ranks, None, model.interpolant)
+        job,
+        networks,
+        Batches(
+            job,
+            rows,
+            negative,
+            shape,
+            ranks,
+            None,
+            model.interpolant,
+            experts=model.experts,
+        ),
     )
 
 
@@ -97,14 +109,17 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
 def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     """Student, average and fake score of a checkpoint, flat, by role and name."""
     found = {}
-    for averaged, role in STEMS.items():
-        for part in student_files(checkpoint, averaged):
+    experts = range(2 if list(checkpoint.glob(f"{stem(False, 1)}.*")) else 1)
+    for averaged, expert in product((False, True), experts):
+        role = stem(averaged, expert)
+        for part in student_files(checkpoint, averaged, expert):
             for name, value in load_file(part).items():
                 found[f"{role}/{name}"] = value.flatten()
-    for file in sorted((checkpoint / "state").glob("fake_score.*.safetensors")):
+    for file in sorted((checkpoint / "state").glob("fake_score*.*.safetensors")):
+        role = file.name.partition(".")[0]
         for name, value in load_file(file).items():
             if name.endswith("/master"):
-                key = f"fake_score/{name}"
+                key = f"{role}/{name}"
                 found[key] = torch.cat([found.get(key, torch.zeros(0)), value])
     return found
 

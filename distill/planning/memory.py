@@ -125,7 +125,10 @@ def latent_bytes(job: Job, model: Model) -> int:
 
 def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts, Parts]:
     local = job.parallel.strategy == "local"
-    always, host, disk = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
+    one = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
+    # Every expert has networks, optimizers and buffers of its own; an iteration trains one of them.
+    experts = len(meter.model.experts)
+    always, host, disk = ({name: experts * n for name, n in parts.items()} for parts in one)
     always["latents"] = latent_bytes(job, meter.model)
     pixels = meter.discriminators.pixels(job, meter.latents(job))
     if pixels is not None:

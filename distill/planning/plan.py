@@ -90,7 +90,7 @@ class JobPlan:
         tokens: Number of patches of a video.
         tokens_per_rank: The largest share of the tokens that a rank has (sequence parallelism).
         global_batch: Number of videos of an update.
-        parameters: Number of parameters of one network.
+        parameters: Number of parameters of one network; a model with experts has several.
         memory: The memory of a rank.
         activations: Bytes of a forward and backward pass, with and without checkpointing.
         passes: The passes of an iteration, by role.
@@ -259,15 +259,16 @@ def _preemption(job: Job, machine: Machine, meter: ModelMeter, forward: Operatio
     longest = max(found, key=lambda name: found[name])
     per_second = job.parallel.sequence * machine.mfu * machine.peak_flops
     trained, copies = meter.trained(job), checkpoint_copies(job)
-    networks = copies[STUDENT][0]
+    networks, experts = copies[STUDENT][0], len(meter.model.experts)
     student = 4 * trained[STUDENT].count
     files = 1 if job.student.adapters else file_count(student, machine.gpus)
     slices = sum(4 * trained[role].count * states for role, (_, states) in copies.items())
     return Preemption(
         longest=longest,
         seconds=job.train.micro_batch * found[longest] / per_second,
-        checkpoint_bytes=networks * student + slices,
-        rank_bytes=-(-networks * files // machine.gpus) * student // files + slices // machine.gpus,
+        checkpoint_bytes=experts * (networks * student + slices),
+        rank_bytes=-(-experts * networks * files // machine.gpus) * student // files
+        + experts * slices // machine.gpus,
     )
 
 

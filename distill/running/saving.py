@@ -23,7 +23,7 @@ from lightx2v_sgmd.files.student_weights import WeightFile, divided
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.outputs import OutputLock
-from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Strategy
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, Strategy, expert_role, role_of
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
@@ -146,11 +146,13 @@ class Saver:
         """Writes this rank's files of weights; joins every gather even if writing fails."""
         ranks, shapes = self.strategy.ranks, self.strategy.shapes
         most = sys.maxsize if self.job.student.adapters else student_weights.MOST
-        networks: dict[bool, list[WeightFile]] = {}
+        networks: dict[tuple[bool, int], list[WeightFile]] = {}
+        students = [role for role in self.strategy.trained if role_of(role) == STUDENT]
         for averaged in (False, True) if self.job.train.ema else (False,):
-            first = len(networks.get(False, ()))
-            stem = student_weights.STEMS[averaged]
-            networks[averaged] = divided(stem, shapes, ranks.size, first, most)
+            for expert in range(len(students)):
+                first = sum(map(len, networks.values()))
+                stem = student_weights.stem(averaged, expert)
+                networks[averaged, expert] = divided(stem, shapes, ranks.size, first, most)
         mine = {f.name: f for files in networks.values() for f in files if f.rank == ranks.rank}
         feeds: dict[str, Feed] = {name: Queue(maxsize=2) for name in mine}
         with ThreadPoolExecutor(max_workers=max(1, len(mine))) as pool:
@@ -159,18 +161,19 @@ class Saver:
                 for name, file in mine.items()
             ]
             try:
-                for averaged, files in networks.items():
+                for (averaged, expert), files in networks.items():
                     file_of = {name: file for file in files for name in file.shapes}
                     to = {name: file.rank for name, file in file_of.items()}
-                    for name, tensor in self.strategy.whole_tensors(STUDENT, averaged, to):
+                    role = expert_role(STUDENT, expert)
+                    for name, tensor in self.strategy.whole_tensors(role, averaged, to):
                         feeds[file_of[name].name].put((name, tensor))
             finally:
                 for feed in feeds.values():
                     feed.put(None)
         entries = {name: entry for part in written for name, entry in part.result().items()}
-        for averaged, files in networks.items():
+        for which, files in networks.items():
             if ranks.first and len(files) > 1:
-                name, text = student_weights.index(student_weights.STEMS[averaged], files)
+                name, text = student_weights.index(student_weights.stem(*which), files)
                 entries |= pending.write_text(name, text)
         return entries
 
@@ -227,8 +230,8 @@ def checkpoint_parts(job: Job, model: Model) -> tuple[int, int]:
         shapes = trained_shapes(model, adapters[role])
         one = 4 * sum(shape.numel() for shape in shapes.values())
         one += len(safetensors_header(float32_parts(shapes), {}))
-        whole += files * one
-        slices += states * one
+        whole += files * one * len(model.experts)
+        slices += states * one * len(model.experts)
     return whole, slices
 
 

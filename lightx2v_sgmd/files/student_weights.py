@@ -3,7 +3,8 @@
     student.safetensors
     student-00001-of-00012.safetensors ... and student.safetensors.index.json, as the hub has them
 
-Adapters are always one file, for so they are loaded elsewhere.
+Adapters are always one file, for so they are loaded elsewhere. If the model has two experts, the
+second one is ``student_2``, in the same way.
 """
 
 from __future__ import annotations
@@ -19,8 +20,16 @@ from lightx2v_sgmd.files.safetensors_files import weight_files
 
 MOST: Final = 5_000_000_000
 """Bytes of a file, if there are ranks enough for more of them."""
-STEMS: Final = {False: "student", True: "student_ema"}
-"""The beginning of the files' names: for the last weights, and for their moving average."""
+
+
+def stem(averaged: bool, expert: int = 0) -> str:
+    """The beginning of the files' names: ``student``, ``student_ema``, ``student_2``.
+
+    Args:
+        averaged: True for the moving average, False for the last weights.
+        expert: The expert's index.
+    """
+    return "student" + (f"_{expert + 1}" if expert else "") + ("_ema" if averaged else "")
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,18 @@ class WeightFile:
 
 
 def divided(
-    stem: str, shapes: Mapping[str, Sequence[int]], ranks: int, first: int = 0, most: int = MOST
+    beginning: str,
+    shapes: Mapping[str, Sequence[int]],
+    ranks: int,
+    first: int = 0,
+    most: int = MOST,
 ) -> list[WeightFile]:
     """Files of about the same size, at most one a rank; neighbouring weights are in different ones.
 
     So all ranks have something to write from the first weights on.
 
     Args:
-        stem: The beginning of the names.
+        beginning: The beginning of the names.
         shapes: The shapes of all weights, in the order in which they come.
         ranks: Number of ranks that may write.
         first: The rank that writes the first file; the next writes the second.
@@ -55,7 +68,7 @@ def divided(
     bytes_of = {name: 4 * prod(shape) for name, shape in shapes.items()}
     count = file_count(sum(bytes_of.values()), ranks, most)
     if count == 1:
-        return [WeightFile(f"{stem}.safetensors", shapes, first % ranks)]
+        return [WeightFile(f"{beginning}.safetensors", shapes, first % ranks)]
     parts: list[dict[str, Sequence[int]]] = [{} for _ in range(count)]
     filled = [0] * count
     for name, shape in shapes.items():
@@ -64,7 +77,9 @@ def divided(
         filled[least] += bytes_of[name]
     return [
         WeightFile(
-            f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors", part, (first + number) % ranks
+            f"{beginning}-{number + 1:05d}-of-{count:05d}.safetensors",
+            part,
+            (first + number) % ranks,
         )
         for number, part in enumerate(parts)
     ]
@@ -75,23 +90,30 @@ def file_count(size: int, ranks: int, most: int = MOST) -> int:
     return max(1, min(ranks, -(-size // most)))
 
 
-def index(stem: str, files: Sequence[WeightFile]) -> tuple[str, str]:
+def index(beginning: str, files: Sequence[WeightFile]) -> tuple[str, str]:
     """Name and text of the file that says which weight is where."""
     total = sum(4 * prod(shape) for file in files for shape in file.shapes.values())
     places = {name: file.name for file in files for name in file.shapes}
     content = {"metadata": {"total_size": total}, "weight_map": places}
-    return f"{stem}.safetensors.index.json", json.dumps(content, indent=2, sort_keys=True) + "\n"
+    return f"{beginning}.safetensors.index.json", json.dumps(
+        content, indent=2, sort_keys=True
+    ) + "\n"
 
 
-def student_files(checkpoint: Path, averaged: bool = False) -> list[Path]:
+def student_files(checkpoint: Path, averaged: bool = False, expert: int = 0) -> list[Path]:
     """The files of a checkpoint's student, or of its moving average.
+
+    Args:
+        checkpoint: The folder.
+        averaged: True for the moving average.
+        expert: The expert's index.
 
     Raises:
         UserError: they are not there.
     """
-    return weight_files(checkpoint, STEMS[averaged])
+    return weight_files(checkpoint, stem(averaged, expert))
 
 
 def has_average(checkpoint: Path) -> bool:
     """True if a checkpoint holds a moving average."""
-    return any(checkpoint.glob(f"{STEMS[True]}.safetensors*"))
+    return any(checkpoint.glob(f"{stem(True)}.safetensors*"))

@@ -45,6 +45,9 @@ class Teacher:
     # Guidance scale w in the Ho-Salimans form, uncond + w (cond - uncond): 1 is no guidance. A text
     # that writes cond + s (cond - uncond) means w = s + 1.
     guidance_scale: Annotated[float, Field(ge=1)]
+    # Guidance scale of the second expert, for a teacher that has two (Wan2.2-A14B), whose first one
+    # has guidance_scale; null is the same for both. Wan2.2's authors use 4 and 3.
+    guidance_scale_2: Annotated[float, Field(ge=1)] | None = None
     # Type of the teacher's weights and of the trained networks' computation; master weights,
     # schedules and losses are float32 always. bfloat16 halves the teacher's memory.
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -63,6 +66,11 @@ class Teacher:
     # to the job file (from --set: to the current folder). They are merged into the weights that
     # teacher, student and fake score start from.
     loras: Annotated[tuple[LoraText, ...], Field(max_length=16)] = ()
+
+    def guidance_of(self, expert: int) -> float:
+        """The guidance scale of an expert of the teacher, by the expert's index."""
+        second = self.guidance_scale_2
+        return self.guidance_scale if expert == 0 or second is None else second
 
     @property
     def lora_files(self) -> tuple[WeightedLora, ...]:

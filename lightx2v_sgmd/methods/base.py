@@ -26,6 +26,23 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 STUDENT, TEACHER, FAKE_SCORE = "student", "teacher", "fake_score"
 DISCRIMINATOR, PIXEL_DISCRIMINATOR = "discriminator", "pixel_discriminator"
 
+
+def expert_role(role: str, expert: int) -> str:
+    """The role of a role's network for one of the model's experts: ``student``, ``student_2``.
+
+    Args:
+        role: The role.
+        expert: The expert's index in ``Model.experts``; the first one's role has no number.
+    """
+    return role if expert == 0 else f"{role}_{expert + 1}"
+
+
+def role_of(expert: str) -> str:
+    """The role that an expert's role belongs to: ``student`` for ``student_2``."""
+    role, _, number = expert.rpartition("_")
+    return role if number.isdecimal() else expert
+
+
 Losses = dict[str, Tensor]
 """Loss terms ``[B]`` by name, already weighted: what is minimised is their sum."""
 

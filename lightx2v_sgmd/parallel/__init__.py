@@ -17,6 +17,8 @@ from lightx2v_sgmd.methods.base import (
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
+    expert_role,
+    role_of,
 )
 from lightx2v_sgmd.parallel.base import (
     FakeScoreQuery,
@@ -45,7 +47,9 @@ __all__ = [
     "check_offload",
     "connect",
     "disconnect",
+    "expert_role",
     "open_strategy",
+    "role_of",
     "training_device",
 ]
 

@@ -26,6 +26,7 @@ from lightx2v_sgmd.methods.base import (
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
+    expert_role,
 )
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.networks.vision_encoder import vision_widths
@@ -112,6 +113,15 @@ class StrategySettings:
         trained = [role for role in self.optimizers if role not in heads]
         return [*trained, TEACHER]
 
+    def trained(self, experts: int) -> tuple[str, ...]:
+        """The roles that are trained, one for each expert of each network, the student's first."""
+        heads = (DISCRIMINATOR, PIXEL_DISCRIMINATOR)
+        return tuple(
+            expert_role(role, expert)
+            for role in self.optimizers
+            for expert in range(1 if role in heads else experts)
+        )
+
     @classmethod
     def of(cls, job: Job) -> StrategySettings:
         """Reads them from a job."""
@@ -174,8 +184,12 @@ class Strategy(Protocol):
         interpolant: The networks' path from data to noise, and what they predict on it.
         networks: Modules by role, for hooks and names only; forwards go through ``predict``.
         shapes: The shape of each of the student's trained weights: all of the network's under
-            diffusers' names, or its adapters' (see ``networks.adapters``).
+            diffusers' names, or its adapters' (see ``networks.adapters``). Experts have the same.
         trained: The roles that are trained, the student first.
+
+    A model with experts has a role for each expert's network: ``student`` and ``student_2``.
+    ``predict`` and ``fake_score_at`` take the plain role and choose the expert by time; all times
+    of a batch are one expert's. Everything else takes the role of one network.
     """
 
     settings: StrategySettings
@@ -240,11 +254,12 @@ class Strategy(Protocol):
         """
         ...
 
-    def update_average(self, decay: float) -> None:
+    def update_average(self, decay: float, role: str = STUDENT) -> None:
         """Updates the EMA weights: ``decay * average + (1 - decay) * student``.
 
         Args:
             decay: Decay of this update; 0 makes the average equal to the student.
+            role: The student's role, of the expert that was trained.
         """
         ...
 

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.job.schema import Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
+    expert_role,
+    role_of,
 )
 from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
@@ -58,22 +62,16 @@ class Local:
         self.ranks = Ranks(device=device)
         self.interpolant = model.interpolant
         self._model = model
-        self.trained = tuple(settings.optimizers)
-        prepare = _store_block if settings.fp8_storage else None
-        teacher = model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)
+        self._boundary = boundary_of(model.experts)
+        self.trained = settings.trained(len(model.experts))
         networks: dict[str, nn.Module] = {}
-        for role in settings.networks:
-            if role == TEACHER:
-                network = teacher
-            elif role in settings.adapters:
-                network = _with_adapters(teacher, settings, role)
-            else:
-                network = model.load_transformer(torch.float32, device)
-            # The teacher's as well: some methods send the generator's gradient through it.
-            enable_checkpointing(network, settings.checkpointing)
-            if role in self.trained and settings.dtype != torch.float32:
-                follow_diffusers(network, device)
-            networks[role] = network.eval()
+        for number, expert in enumerate(model.experts):
+            for role, network in self._networks(expert.model, number, device):
+                # The teacher's as well: some methods send the generator's gradient through it.
+                enable_checkpointing(network, settings.checkpointing)
+                if role in self.trained and settings.dtype != torch.float32:
+                    follow_diffusers(network, device)
+                networks[role] = network.eval()
         if fold_text:
             for network in networks.values():
                 model.fold_text_padding(network)
@@ -92,21 +90,38 @@ class Local:
             name: p.shape for name, p in self._named[STUDENT].items()
         }
         self._optimizers = {
-            role: torch.optim.AdamW(
-                self._weights[role],
-                lr=settings.optimizers[role].lr,
-                betas=settings.optimizers[role].betas,
-                eps=settings.optimizers[role].eps,
-                weight_decay=settings.optimizers[role].weight_decay,
-                fused=True,
-            )
+            role: _adamw(self._weights[role], settings.optimizers[role_of(role)])
             for role in self.trained
         }
-        self._average = [p.detach().clone() for p in self._weights[STUDENT] if settings.ema]
+        self._average: dict[str, list[Tensor]] = {
+            role: [p.detach().clone() for p in self._weights[role]]
+            for role in self.trained
+            if settings.ema and role_of(role) == STUDENT
+        }
+
+    def _networks(
+        self, model: Model, expert: int, device: torch.device
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """The networks of one expert by role; the teacher's comes first into memory."""
+        settings = self.settings
+        prepare = _store_block if settings.fp8_storage else None
+        teacher = model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)
+        for plain in settings.networks:
+            role = expert_role(plain, expert)
+            if plain == TEACHER:
+                yield role, teacher
+            elif plain in settings.adapters:
+                yield role, _with_adapters(teacher, settings, role)
+            else:
+                yield role, model.load_transformer(torch.float32, device)
+
+    def at(self, role: str, time: Tensor) -> str:
+        """The role of the network that serves a batch of times."""
+        return expert_role(role, expert_at(self._boundary, time))
 
     def predict(self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Computes a role's prediction; trained roles run under autocast in bfloat16 jobs."""
-        dtype = self.settings.dtype
+        dtype, role = self.settings.dtype, self.at(role, time)
         mixed = role in self.trained and dtype != torch.float32
         with torch.autocast(x_t.device.type, dtype, enabled=mixed):
             return self._model.predict(self.networks[role], x_t, time, conditioning, dtype)
@@ -164,28 +179,30 @@ class Local:
         return float(norm)
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
+    def update_average(self, decay: float, role: str = STUDENT) -> None:
         """Updates the EMA weights, ``decay * average + (1 - decay) * student``."""
         if self._average:
-            torch._foreach_lerp_(self._average, self._weights[STUDENT], 1 - decay)
+            torch._foreach_lerp_(self._average[role], self._weights[role], 1 - decay)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
         """Swaps the EMA weights in."""
-        trained = [p.data for p in self._weights[STUDENT]]
-        for p, averaged in zip(self._weights[STUDENT], self._average, strict=False):
+        weights = [p for role in self._average for p in self._weights[role]]
+        trained = [p.data for p in weights]
+        averages = [average for each in self._average.values() for average in each]
+        for p, averaged in zip(weights, averages, strict=True):
             p.data = averaged
         try:
             yield
         finally:
-            for p, data in zip(self._weights[STUDENT], trained, strict=True):
+            for p, data in zip(weights, trained, strict=True):
                 p.data = data
 
     def whole_tensors(
         self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """Gives each weight, which is whole here."""
-        values = self._average if averaged else self._weights[role]
+        values = self._average.get(role, []) if averaged else self._weights[role]
         for name, value in zip(self._named[role], values, strict=True):
             yield name, value.detach().float().cpu()
 
@@ -197,20 +214,24 @@ class Local:
             for kind in ("exp_avg", "exp_avg_sq"):
                 moment = state[kind] if state else torch.zeros_like(p)
                 slices[f"{name}/{kind}"] = moment.detach().flatten().cpu()
-            if role != STUDENT:
+            if role_of(role) != STUDENT:
                 slices[f"{name}/master"] = p.detach().flatten().cpu()
         return slices
 
     @torch.no_grad()
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
         """Reads weights, EMA weights and optimizer state."""
-        student = WholeTensors(student_files(checkpoint))
+        students = [expert_role(STUDENT, number) for number in range(len(self._model.experts))]
+        held = {
+            role: WholeTensors(student_files(checkpoint, expert=number))
+            for number, role in enumerate(students)
+        }
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
             for name, p in self._named[role].items():
                 n = p.numel()
-                if role == STUDENT:
-                    values = student.read(name, 0, n)
+                if role in held:
+                    values = held[role].read(name, 0, n)
                 else:
                     values = state.read(f"{name}/master", n, 0, n)
                 p.copy_(values.view_as(p))
@@ -219,15 +240,15 @@ class Local:
                 for kind in ("exp_avg", "exp_avg_sq"):
                     moment = torch.empty_like(p, memory_format=torch.preserve_format)
                     entry[kind] = moment.copy_(state.read(f"{name}/{kind}", n, 0, n).view_as(p))
-        if self._average:
-            average = WholeTensors(student_files(checkpoint, averaged=True))
-            for name, value in zip(self.shapes, self._average, strict=True):
+        for number, (_, averages) in enumerate(self._average.items()):
+            average = WholeTensors(student_files(checkpoint, averaged=True, expert=number))
+            for name, value in zip(self.shapes, averages, strict=True):
                 value.copy_(average.read(name, 0, value.numel()).view_as(value))
 
     def close(self) -> None:
         """Releases the networks."""
         self.networks = {}
-        self._named, self._weights, self._optimizers, self._average = {}, {}, {}, []
+        self._named, self._weights, self._optimizers, self._average = {}, {}, {}, {}
 
 
 def _store_block(name: str, part: nn.Module) -> None:
@@ -236,12 +257,23 @@ def _store_block(name: str, part: nn.Module) -> None:
         store_in_fp8(part)
 
 
+def _adamw(weights: list[Tensor], options: Optimizer) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        weights,
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
 def _with_adapters(teacher: Any, settings: StrategySettings, role: str) -> Any:
     """Builds a network that shares the teacher's weights and has adapters of its own."""
     shared: dict[int, Any] = {id(p): p for p in teacher.parameters()}
     network = copy.deepcopy(teacher, shared)
     seed = settings.adapter_seed(role)
-    add_adapters(network, settings.adapters[role], seed, torch.float32)
+    add_adapters(network, settings.adapters[role_of(role)], seed, torch.float32)
     return network
 
 
@@ -260,6 +292,7 @@ class _SharedForward:
         self._x0 = x0.detach().requires_grad_()
         self._x_t = x_t.detach().requires_grad_()
         self._run = partial(local.predict, FAKE_SCORE, time=time, conditioning=conditioning)
+        self._role = local.at(FAKE_SCORE, time)
         self._predicted: Tensor | None = None
 
     def generator_gradient(
@@ -281,4 +314,4 @@ class _SharedForward:
     def backward(self, loss: ScoreLoss) -> None:
         x_t = self._x_t.detach()
         predicted = self._run(x_t=x_t) if self._predicted is None else self._predicted
-        self._local.backward(FAKE_SCORE, loss(self._x0.detach(), x_t, predicted))
+        self._local.backward(self._role, loss(self._x0.detach(), x_t, predicted))

@@ -74,7 +74,7 @@ def test_both_gradients_are_taken_before_either_step(
         monkeypatch.setattr(strategy, name, noted)
     trainer.iterate(0)
     micro = ["backward fake_score", "backward student"]
-    assert calls == [*micro, *micro, "step student", "step fake_score", "update_average"]
+    assert calls == [*micro, *micro, "step student", "step fake_score", "update_average student"]
 
 
 def test_the_average_is_the_student_until_it_begins(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
     silent = {key: value for key, value in resolved(PAPER_JOB).items() if key not in PAPER | OPEN}
     assert silent == {
         "teacher.base": None,
+        "teacher.guidance_scale_2": None,
         "teacher.loras": [],
         "teacher.quantize": "none",
         "student.lora": None,

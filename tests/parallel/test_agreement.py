@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
+from tests.tiny import make_tiny_experts
 from tests.training import make_job, needs_deepspeed, read_trace, train, weights_of
 
 pytestmark = [needs_deepspeed, pytest.mark.slow]
@@ -54,6 +55,30 @@ def test_strategies_agree(
         for n, w in _start(tiny_teacher)
     ]
     assert min(moved) > 1e-5, "every weight moved further than the tolerance"
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_strategies_agree_on_two_experts(tmp_path: Path, adapters: bool) -> None:
+    """Each iteration trains one of them, so an engine often has no gradient."""
+    teacher = make_tiny_experts(tmp_path / "teacher")
+    lora = ("student.train=lora", "student.lora.rank=2", "fake_score.train=lora")
+    weights, steps = {}, set()
+    for layout in ("local", "two ranks"):
+        nproc, strategy, micro_batch, _ = LAYOUTS[layout]
+        folder = tmp_path / layout.replace(" ", "_")
+        settings = (f"train.micro_batch={micro_batch}", f"parallel.strategy={strategy}")
+        job = make_job(teacher, folder, *settings, *(lora if adapters else ()))
+        run = train(job, nproc)
+        weights[layout] = weights_of(find_checkpoint(run))
+        steps |= {row["exit_step"] == 3 for row in read_trace(run)}
+    assert steps == {True, False}, "both experts are trained"
+    names = weights["local"].keys()
+    assert {name.partition("/")[0] for name in names} == {
+        *("student", "student_2", "student_ema", "student_2_ema", "fake_score", "fake_score_2")
+    }
+    assert weights["two ranks"].keys() == names
+    for name, value in weights["local"].items():
+        assert float((value - weights["two ranks"][name]).abs().max()) <= 1e-5, name
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:

@@ -88,7 +88,13 @@ def make_plan(
 
     for job in jobs.values():
         refuse_overlap(resolved(out), job_sources(job))
-    check_against_model(base, open_teacher(base.teacher))
+    model = open_teacher(base.teacher)
+    check_against_model(base, model)
+    if len(model.experts) > 1:
+        raise UserError(
+            f"teacher.path: {model.path} has two experts, and compare measures models with one "
+            "network; train the jobs with distill, and compare their exports with evaluate"
+        )
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
     settings = _fitting(settings, base, every)

@@ -30,7 +30,7 @@ from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.dtypes import torch_type
-from lightx2v_sgmd.files.student_weights import STEMS, has_average, student_files
+from lightx2v_sgmd.files.student_weights import has_average, stem, student_files
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
@@ -131,7 +131,7 @@ def _link(checkpoint: Path, target: Path) -> None:
     clean_temporaries(target.parent)
     temporary = temporary_path(target)
     temporary.mkdir(parents=True)
-    for file in checkpoint.glob(f"{STEMS[has_average(checkpoint)]}[-.]*"):
+    for file in checkpoint.glob(f"{stem(has_average(checkpoint))}[-.]*"):
         try:
             os.link(file, temporary / file.name)
         except OSError:  # a file system without hard links

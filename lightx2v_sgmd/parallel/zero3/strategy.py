@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.methods.base import (
@@ -31,6 +32,8 @@ from lightx2v_sgmd.methods.base import (
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
+    expert_role,
+    role_of,
 )
 from lightx2v_sgmd.networks.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
@@ -84,34 +87,15 @@ class Zero3:
         self.settings, self.ranks = settings, ranks
         self.interpolant = model.interpolant
         self._model = model
-        self.trained = tuple(settings.optimizers)
+        self._boundary = boundary_of(model.experts)
+        self.trained = settings.trained(len(model.experts))
         self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
-        whole = model.transformer_weights()
         group = open_sequence_group(ranks.share) if ranks.share > 1 else None
-        teacher = build_sharded(model, self._config(TEACHER)).eval().requires_grad_(False)
-        expected = {name: tuple(p.ds_shape) for name, p in teacher.named_parameters()}
-        check_keys(whole.header, expected, f"teacher.path: {model.path}")
         self._named: dict[str, dict[str, Any]] = {}
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         self._prefetch: dict[str, PrefetchByPass] = {}
-        for role in settings.networks:
-            network = teacher
-            if role != TEACHER:
-                network = build_sharded(model, self._config(role)).eval()
-            if role in settings.adapters:
-                share_frozen(network, teacher)
-                adapters, seed = settings.adapters[role], settings.adapter_seed(role)
-                add_adapters(network, adapters, seed, settings.dtype)
-            if fold_text:
-                model.fold_text_padding(network)
-            # The teacher's as well: some methods send the generator's gradient through it.
-            enable_checkpointing(network, settings.checkpointing)
-            if group is not None:
-                enable_sequence_parallel(network, group)
-            if compiles(settings.compile, ranks.device):
-                compile_passes(network)
-            self._engines[role] = self._engine(role, network)
+        teachers = [self._open_expert(number, fold_text, group) for number in self._experts]
         if settings.heads is not None:
             for role, heads in build_heads(model, settings.heads).items():
                 self._engines[role] = self._engine(role, heads)
@@ -122,19 +106,73 @@ class Zero3:
             role: engine.module for role, engine in self._engines.items()
         }
         self._micro = dict.fromkeys(self.trained, 0)
-        self._read_teacher(teacher, whole)
-        for role in settings.adapters:
-            self._write_first_adapters(role)
-        self._average: list[Tensor] = []
+        for number, (teacher, whole) in enumerate(teachers):
+            self._read_teacher(number, teacher, whole)
+            for role in settings.adapters:
+                self._write_first_adapters(expert_role(role, number))
+        self._average: dict[str, list[Tensor]] = {}
         if settings.ema:
-            self._average = [flat.detach().clone() for flat in self._masters(STUDENT).flats()]
+            self._average = {
+                role: [flat.detach().clone() for flat in self._masters(role).flats()]
+                for role in self._students
+            }
 
-    def _read_teacher(self, teacher: nn.Module, whole: WholeTensors) -> None:
-        """Reads the teacher, also into the master weights of all networks that start from it."""
+    @property
+    def _experts(self) -> range:
+        return range(len(self._model.experts))
+
+    @property
+    def _students(self) -> list[str]:
+        """The student's roles, one for each expert."""
+        return [expert_role(STUDENT, number) for number in self._experts]
+
+    def at(self, role: str, time: Tensor) -> str:
+        """The role of the network that serves a batch of times."""
+        return expert_role(role, expert_at(self._boundary, time))
+
+    def _open_expert(
+        self, number: int, fold_text: bool, group: Any
+    ) -> tuple[nn.Module, WholeTensors]:
+        """Opens the engines of an expert's networks; returns its teacher and the weights to read.
+
+        Args:
+            number: The expert's index.
+            fold_text: True if the networks attend once to all padding rows of the text.
+            group: The ranks that share a video's tokens; None if each has its own.
+        """
+        model, settings = self._model.experts[number].model, self.settings
+        whole = model.transformer_weights()
+        name = expert_role(TEACHER, number)
+        teacher: nn.Module = build_sharded(model, self._config(name)).eval().requires_grad_(False)
+        sharded: dict[str, Any] = dict(teacher.named_parameters())
+        expected = {name: tuple(p.ds_shape) for name, p in sharded.items()}
+        check_keys(whole.header, expected, f"teacher.path: {model.path}")
+        for plain in settings.networks:
+            role, network = expert_role(plain, number), teacher
+            if plain != TEACHER:
+                network = build_sharded(model, self._config(role)).eval()
+            if plain in settings.adapters:
+                share_frozen(network, teacher)
+                adapters, seed = settings.adapters[plain], settings.adapter_seed(role)
+                add_adapters(network, adapters, seed, settings.dtype)
+            if fold_text:
+                model.fold_text_padding(network)
+            # The teacher's as well: some methods send the generator's gradient through it.
+            enable_checkpointing(network, settings.checkpointing)
+            if group is not None:
+                enable_sequence_parallel(network, group)
+            if compiles(settings.compile, self.ranks.device):
+                compile_passes(network)
+            self._engines[role] = self._engine(role, network)
+        return teacher, whole
+
+    def _read_teacher(self, number: int, teacher: nn.Module, whole: WholeTensors) -> None:
+        """Reads a teacher, also into the master weights of all networks that start from it."""
         roles = [
             role
-            for role in self.trained
-            if role in self.settings.networks and role not in self.settings.adapters
+            for plain in self.settings.networks
+            if plain not in self.settings.adapters
+            and (role := expert_role(plain, number)) in self.trained
         ]
         masters = [self._masters(role) for role in roles]
         held: dict[str, Any] = dict(teacher.named_parameters())
@@ -165,7 +203,7 @@ class Zero3:
     def _engine(self, role: str, network: nn.Module) -> Any:
         optimizer = None
         if role in self.trained:
-            options = self.settings.optimizers[role]
+            options = self.settings.optimizers[role_of(role)]
             groups = by_precision(trained_parameters(network))
             self._named[role] = {name: p for group in groups for name, p in group.items()}
             optimizer = torch.optim.AdamW(
@@ -187,7 +225,7 @@ class Zero3:
         """Computes a role's prediction; trained roles run through their engines."""
         if role == TEACHER:  # its engine takes no part in a backward pass, its module does
             return self.predict_inside(role, x_t, time, conditioning)
-        return self._model.predict(self._engines[role], x_t, time, conditioning)
+        return self._model.predict(self._engines[self.at(role, time)], x_t, time, conditioning)
 
     def fake_score_at(
         self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
@@ -199,7 +237,8 @@ class Zero3:
         self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning
     ) -> Tensor:
         """Computes a role's prediction without its engine's gradient hooks."""
-        return self._model.predict(self._engines[role].module, x_t, time, conditioning)
+        network = self._engines[self.at(role, time)].module
+        return self._model.predict(network, x_t, time, conditioning)
 
     def logits(self, x_t: Tensor, time: Tensor, conditioning: Conditioning, update: bool) -> Tensor:
         """Computes logits by heads on the teacher's blocks; in an update, through their engine."""
@@ -263,10 +302,11 @@ class Zero3:
         return float(engine.get_global_grad_norm())
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
+    def update_average(self, decay: float, role: str = STUDENT) -> None:
         """Updates this rank's EMA weights, ``decay * average + (1 - decay) * student``."""
         if self._average:
-            for average, flat in zip(self._average, self._masters(STUDENT).flats(), strict=True):
+            flats = self._masters(role).flats()
+            for average, flat in zip(self._average[role], flats, strict=True):
                 average.lerp_(flat, 1 - decay)
 
     @contextmanager
@@ -284,21 +324,22 @@ class Zero3:
     @torch.no_grad()
     def _exchange_average(self) -> None:
         """Swaps EMA and master weights piece by piece: a copy may not fit in memory."""
-        masters = self._masters(STUDENT)
-        for average, flat in zip(self._average, masters.flats(write=True), strict=True):
-            pieces = (torch.split(numbers, _PIECE) for numbers in (average, flat))
-            for ours, theirs in zip(*pieces, strict=True):
-                before = ours.clone()
-                ours.copy_(theirs)
-                theirs.copy_(before)
-        masters.publish()
+        for role, averages in self._average.items():
+            masters = self._masters(role)
+            for average, flat in zip(averages, masters.flats(write=True), strict=True):
+                pieces = (torch.split(numbers, _PIECE) for numbers in (average, flat))
+                for ours, theirs in zip(*pieces, strict=True):
+                    before = ours.clone()
+                    ours.copy_(theirs)
+                    theirs.copy_(before)
+            masters.publish()
 
     def whole_tensors(
         self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """Gathers one weight at a time."""
         masters, ranks = self._masters(role), self.ranks
-        parts = self._averaged_parts() if averaged else masters.parts()
+        parts = self._averaged_parts(role) if averaged else masters.parts()
         for name, p, part in parts:
             part = part.detach().to(ranks.device)
             mine = to is None or to[name] == ranks.rank
@@ -315,7 +356,7 @@ class Zero3:
         masters, slices = self._masters(role), {}
         for group, flat in enumerate(masters.flats()):
             flats = masters.moments(flat)
-            if role != STUDENT:
+            if role_of(role) != STUDENT:
                 flats["master"] = flat
             for kind, values in flats.items():
                 for name, p, part in masters.split(group, values):
@@ -327,15 +368,18 @@ class Zero3:
     @torch.no_grad()
     def load(self, checkpoint: Path, updates: Mapping[str, int]) -> None:
         """Reads this rank's part of weights, EMA weights and optimizer state."""
-        student = WholeTensors(student_files(checkpoint))
+        held = {
+            role: WholeTensors(student_files(checkpoint, expert=number))
+            for number, role in enumerate(self._students)
+        }
         for role in self.trained:
             state = SlicedTensors(sorted((checkpoint / "state").glob(f"{role}.*.safetensors")))
             masters = self._masters(role)
             for group, flat in enumerate(masters.flats(write=True)):
                 for name, p, master in masters.split(group, flat):
                     start, stop = self._owned(p)
-                    if role == STUDENT:
-                        put(master, student.read(name, start, stop))
+                    if role in held:
+                        put(master, held[role].read(name, start, stop))
                     else:
                         put(master, state.read(f"{name}/master", p.ds_numel, start, stop))
                 masters.set_updates(flat, updates[role])
@@ -343,16 +387,16 @@ class Zero3:
                     for name, p, part in masters.split(group, moment):
                         put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
             masters.publish()
-        if self._average:
-            average = WholeTensors(student_files(checkpoint, averaged=True))
-            for name, p, part in self._averaged_parts():
+        for number, role in enumerate(self._average):
+            average = WholeTensors(student_files(checkpoint, averaged=True, expert=number))
+            for name, p, part in self._averaged_parts(role):
                 put(part, average.read(name, *self._owned(p)))
 
     def close(self) -> None:
         """Releases the engines and leaves the process group; without that, the exit aborts."""
         for engine in self._engines.values():
             engine.destroy()
-        self._engines, self._optimizers, self._average = {}, {}, []
+        self._engines, self._optimizers, self._average = {}, {}, {}
         self.networks, self._named = {}, {}
         gc.collect()
         if self._swap is not None:
@@ -363,9 +407,9 @@ class Zero3:
         sharded = self._engines[role].optimizer
         return MasterWeights(sharded, self._optimizers[role], self._named[role])
 
-    def _averaged_parts(self) -> Iterator[tuple[str, Any, Tensor]]:
-        masters = self._masters(STUDENT)
-        for group, flat in enumerate(self._average):
+    def _averaged_parts(self, role: str) -> Iterator[tuple[str, Any, Tensor]]:
+        masters = self._masters(role)
+        for group, flat in enumerate(self._average[role]):
             yield from masters.split(group, flat)
 
     def _owned(self, p: Any) -> tuple[int, int]:
@@ -386,7 +430,7 @@ class _TwoForwards:
         self, loss: ScoreLoss, through: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
-        others = [role for role in self._zero3.trained if role != STUDENT]
+        others = [role for role in self._zero3.trained if role_of(role) != STUDENT]
         with self._zero3.frozen(*others):
             with torch.set_grad_enabled(through):
                 predicted = self._zero3.predict_inside(FAKE_SCORE, x_t, *self._at)
@@ -397,4 +441,6 @@ class _TwoForwards:
 
     def backward(self, loss: ScoreLoss) -> None:
         predicted = self._zero3.predict(FAKE_SCORE, self._x_t, *self._at)
-        self._zero3.backward(FAKE_SCORE, loss(self._x0, self._x_t, predicted))
+        self._zero3.backward(
+            self._zero3.at(FAKE_SCORE, self._at[0]), loss(self._x0, self._x_t, predicted)
+        )

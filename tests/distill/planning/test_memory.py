@@ -16,7 +16,7 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks, connect, disconnect
 from tests.parallel.ranks import run_ranks
 from tests.profiling import live_bytes, peak_growth
-from tests.tiny import make_tiny_wan
+from tests.tiny import make_tiny_experts, make_tiny_wan
 from tests.training import make_job, make_trainer, needs_deepspeed
 
 SMALL_WAN = {
@@ -111,6 +111,25 @@ def test_memory_of_one_process(
 ) -> None:
     job = small_job(small_teacher, tmp_path, *settings)
     measured = measured_peak(job, Ranks(), "local")
+    assert predicted_peak(job, 1) == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.slow
+def test_memory_of_two_experts(tmp_path: Path) -> None:
+    """Weights and optimizers of both, and the activations and gradients of the trained one."""
+    from diffusers import WanTransformer3DModel
+
+    teacher = make_tiny_experts(tmp_path / "experts")
+    for name in ("transformer", "transformer_2"):
+        WanTransformer3DModel(**SMALL_WAN).save_pretrained(teacher / name)
+    job = small_job(teacher, tmp_path, "train.iterations=50")
+    before = live_bytes()
+    trainer = make_trainer(job)
+    steps = [trainer.batches.expert(n) for n in range(50)]
+    first, last = steps.index(0), steps.index(1)
+    for iteration in (first, last):
+        trainer.iterate(iteration)  # an optimizer has no state before its first step
+    measured = live_bytes() - before + peak_growth(partial(trainer.iterate, first))
     assert predicted_peak(job, 1) == pytest.approx(measured, rel=0.1)
 
 
