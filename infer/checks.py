@@ -107,17 +107,18 @@ def check_student(
     place = model_folder(path)
     model = _open(place, base)
     folder = place if place.is_dir() else place.parent
-    weights = model.transformer_weights()
-    parts = {
-        "transformer": weights.header,
-        "vae": model.vae_weights().header,
-        "text_encoder": model.text_encoder_weights().header,
-    }
-    header = parts["transformer"]
+    if loras and len(model.experts) > 1:
+        raise UserError(
+            f"lora: {path} has two experts, and a LoRA is of one of them; merge it into its expert "
+            "first, or run both in the program that they come from"
+        )
+    headers = [expert.model.transformer_weights().header for expert in model.experts]
+    for weights in (model.vae_weights(), model.text_encoder_weights()):
+        assert weights.header.tensors, "reading a header checks the files"
     manifest = read_manifest(folder)
     carried = {
         folder / FILE_NAME: None if manifest is None else manifest.schedule,
-        _where(header): schedule_of(header.metadata),
+        **{_where(header): schedule_of(header.metadata) for header in headers},
         **{lora.path: lora_schedule(lora) for lora in loras},
     }
     for lora in loras:
@@ -131,18 +132,25 @@ def check_student(
             "--assume-schedule sgmd (or sgmd:N for N steps)"
         )
     check_solver(schedule.solver, model.interpolant)
+    for expert in model.experts:
+        _check_network(expert.model, quiet)
+    check_loras(loras, model.transformer_shapes(), skip_image_layers, quiet)
+    return Checked(model, manifest, schedule)
+
+
+def _check_network(model: Model, quiet: bool) -> None:
+    """Checks the types, keys and shapes of one network's weights."""
+    weights = model.transformer_weights()
+    header, expected = weights.header, model.transformer_shapes()
     for name, info in header.tensors.items():
         if info.dtype not in FLOAT_TYPES:
             raise UserError(
                 f"{info.file}: {name} is stored as {info.dtype}, which the engine cannot run; "
                 "give bf16, fp16, fp32 or fp8 weights"
             )
-    expected = model.transformer_shapes()
     model.refuse_variant(header, expected, str(_where(header)))
     check_keys(header, expected, str(_where(header)))
     _say_how_read(weights, quiet)
-    check_loras(loras, expected, skip_image_layers, quiet)
-    return Checked(model, manifest, schedule)
 
 
 def output_suffix(path: str | Path, base: str | Path | None = None) -> str:

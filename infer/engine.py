@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -29,6 +30,7 @@ from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Tiling, decode_stream, videos_at_once
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import rollout
@@ -43,6 +45,11 @@ _TEXT_ROWS = 16
 """Compiled networks get texts of multiples of this, so that few shapes are compiled."""
 NETWORK: Final = "transformer"
 VAE: Final = "vae"
+
+
+def _part(expert: int) -> str:
+    """The name of an expert's network among the parts."""
+    return NETWORK if expert == 0 else f"{NETWORK}_{expert + 1}"
 
 
 class Student:
@@ -63,17 +70,20 @@ class Student:
         self.texts = Texts(
             self.model, text_device, plan.text_dtype, plan.options.text_cache, self.parts, quiet
         )
+        self._boundary = boundary_of(self.model.experts)
         if not plan.memory_mode.one_at_a_time:
-            self.transformer  # noqa: B018  # loads it
+            for expert in range(len(self.model.experts)):
+                self.network_of(expert)  # loads it
 
-    def _load_transformer(self) -> Any:
+    def _load_transformer(self, expert: int) -> Any:
         video = self.checked.video
         explained: AbstractContextManager[None] = nullcontext()
         if video is not None:
             size = (video.height, video.width, video.num_frames)
             explained = self._memory_explained(size, 1, "loading")
         with explained:
-            return load_network(self.model, self.plan, self.ranks, self.quiet)
+            model = self.model.experts[expert].model
+            return load_network(model, self.plan, self.ranks, self.quiet)
 
     @property
     def model(self) -> Model:
@@ -92,9 +102,19 @@ class Student:
 
     @property
     def transformer(self) -> Any:
-        """The network, on its device."""
+        """The network, on its device; of a model with experts the first one's."""
+        return self.network_of(0)
+
+    def network_of(self, expert: int) -> Any:
+        """An expert's network, on its device. Where parts take turns, the other expert leaves it.
+
+        Args:
+            expert: The expert's index in ``Model.experts``.
+        """
         return self.parts.get(
-            NETWORK, self._load_transformer, moves=not self.plan.memory_mode.offload
+            _part(expert),
+            partial(self._load_transformer, expert),
+            moves=not self.plan.memory_mode.offload,
         )
 
     @property
@@ -112,7 +132,9 @@ class Student:
         Where parts take turns it is then not kept in the main memory. If it is needed after all, it
         is loaded again.
         """
-        self.parts.release(part)
+        experts = range(len(self.model.experts))
+        for name in map(_part, experts) if part == NETWORK else (part,):
+            self.parts.release(name)
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents."""
@@ -157,14 +179,18 @@ class Student:
         noise = torch.stack([self.noise(seed, shape) for seed in seeds])
         conditioning = self.model.conditioning(rows)
         text_rows = conditioning["text"].shape[1]
-        network = self.network_for(text_rows)
         if self.plan.compile:
             padding = (0, 0, 0, -text_rows % _TEXT_ROWS)
             conditioning = conditioning.map(lambda rows: torch.nn.functional.pad(rows, padding))
         conditioning = conditioning.to(self.device)
+
+        def predict(x_t: Tensor, time: Tensor) -> Tensor:
+            network = self.network_for(text_rows, expert_at(self._boundary, time))
+            return self.model.predict(network, x_t, time, conditioning)
+
         with self._memory_explained(size, len(seeds), "denoising"):
             x0 = rollout(
-                lambda x_t, time: self.model.predict(network, x_t, time, conditioning),
+                predict,
                 noise.to(self.device),
                 self.schedule,
                 on_step=on_step,
@@ -173,21 +199,24 @@ class Student:
             )
             return x0.float().cpu()
 
-    def network_for(self, text_rows: int) -> Any:
-        """The network, with the text's padding folded where that helps: on a CPU, with plain SDPA.
+    def network_for(self, text_rows: int, expert: int = 0) -> Any:
+        """An expert's network, with the text's padding folded where that helps.
+
+        That is on a CPU, with plain SDPA.
 
         Folding needs the text to have no more rows than the network is wide; a longer one gets the
         network as it is.
         """
+        network = self.network_of(expert)
         if self.device.type != "cpu" or self.attention != "sdpa":
-            return self.transformer
+            return network
         if self.plan.compile:
             text_rows += _TEXT_ROWS
         if text_rows <= self.model.width:
-            self.model.fold_text_padding(self.transformer)
-        elif getattr(self.transformer, "text_padding_is_folded", False):
-            self.parts.drop(NETWORK)
-        return self.transformer
+            self.model.fold_text_padding(network)
+        elif getattr(network, "text_padding_is_folded", False):
+            self.parts.drop(_part(expert))
+        return self.network_of(expert)
 
     def decode(self, latents: Tensor) -> Iterator[Frames]:
         """One video's frames, chunk by chunk.

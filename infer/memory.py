@@ -212,8 +212,12 @@ def _parts(work: Workload, memory_mode: MemoryMode) -> _Parts:
         loading = sizes.rest * each + _changing(sizes, memory_mode, each)
         share = sizes.block * (transformer / (sizes.linears + sizes.rest))
         transformer = _GROUPS_AT_ONCE * share + sizes.rest * each
+    # Experts take turns like the other parts; blocks that are offloaded leave by themselves.
+    turns = memory_mode.one_at_a_time and not memory_mode.offload
+    at_once = 1 if turns else len(work.model.experts)
+    loading += (at_once - 1) * transformer
     encoder_here = 0 if memory_mode.text_on_cpu and work.cuda else encoder
-    return _Parts(transformer, encoder_here, sizes.vae * 4, loading, each)
+    return _Parts(at_once * transformer, encoder_here, sizes.vae * 4, loading, each)
 
 
 def _text_bytes(work: Workload, each: int) -> int:

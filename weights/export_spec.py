@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,7 @@ class ExportSpec:
         energy: The share of each layer's change that extracted adapters hold, or None.
         names: The names of adapters in their file: a key of ``weights.io.lora_names.NAMES``.
         only: ``blocks`` for adapters of the linear layers of blocks alone, or None.
+        expert: The index of the expert that ``source`` is, for a model that has two.
         hashed: The sha256 of files that were hashed while others were written, by path; filled as
             they are.
     """
@@ -49,7 +50,14 @@ class ExportSpec:
     energy: float | None = None
     names: str = "portable"
     only: str | None = None
+    expert: int = 0
     hashed: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def experts(self) -> list[ExportSpec]:
+        """One description for each network: this one, and that of the second expert if any."""
+        second = self.source.second
+        return [self] if second is None else [self, replace(self, source=second, expert=1)]
 
     @cached_property
     def layout(self) -> Layout:

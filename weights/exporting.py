@@ -98,6 +98,12 @@ def export(
         finish_replacing(final)
         before = replaceable(final, overwrite)
         opened = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
+        if opened.second is not None and not target_format.holds_experts:
+            able = " or ".join(other.name for other in FORMATS.values() if other.holds_experts)
+            raise UserError(
+                f"format: {target_format.name} holds one network, and {opened.path} has two "
+                f"experts; use --format {able}"
+            )
         refuse_overlap(final, _sources(opened))
         precision = _dtype(opened, target_format, dtype)
         limits = (max_shard_size, rank, energy, names or PORTABLE.name, only)

@@ -62,7 +62,12 @@ def open_source(
     step = int(read_trainer_state(checkpoint)["step"])
     model = open_teacher(job.teacher)
     about = _about(job, step, averaged, model)
-    tensors, adapters, carried = student_tensors(checkpoint, averaged, model, job.student.adapters)
+    lora = job.student.adapters
+    opened = [
+        student_tensors(checkpoint, averaged, expert.model, lora, number)
+        for number, expert in enumerate(model.experts)
+    ]
+    tensors, adapters, carried = opened[0]
     if carried is not None and carried != job.schedule:
         raise UserError(
             f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
@@ -72,7 +77,13 @@ def open_source(
     changes: StackedAdapters | TrainedAdapters | None = adapters
     if adapters is not None and model.loras:
         changes = StackedAdapters.of(adapters, model)
-    return ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
+    source = ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
+    if len(opened) == 1:
+        return source
+    theirs, beside, _ = opened[1]
+    low_noise = model.experts[1].model
+    second = replace(source, tensors=theirs, adapters=beside, model=low_noise)
+    return replace(source, second=second)
 
 
 def _about(job: Job, step: int, averaged: bool, model: Model) -> Manifest:
@@ -99,21 +110,27 @@ def _exported(folder: Path) -> ExportSource:
     if changed:
         raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")
     written_in = format_named(about.format)
-    header = read_headers(written_in.weight_files(folder))
     job_file = folder / "job.yaml"
     model = written_in.open_model(folder, lambda: teacher_of(about, job_file))
-    tensors, adapters = written_in.open_tensors(folder, header, model)
-    if schedule_of(header.metadata) != about.schedule:
-        raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
-    return ExportSource(
-        folder,
-        tensors,
-        model,
-        replace(about, sha256={}),
-        job_file if job_file.is_file() else None,
-        _metrics(folder),
-        adapters,
-    )
+    sources: list[ExportSource] = []
+    for number, expert in enumerate(model.experts):
+        header = read_headers(written_in.weight_files(folder, number))
+        tensors, adapters = written_in.open_tensors(folder, header, expert.model)
+        if schedule_of(header.metadata) != about.schedule:
+            raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
+        sources.append(
+            ExportSource(
+                folder,
+                tensors,
+                expert.model,
+                replace(about, sha256={}),
+                job_file if job_file.is_file() else None,
+                _metrics(folder),
+                adapters,
+            )
+        )
+    second = sources[1] if len(sources) > 1 else None
+    return replace(sources[0], model=model, second=second)
 
 
 def _metrics(folder: Path) -> Mapping[str, Any] | None:

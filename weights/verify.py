@@ -92,11 +92,14 @@ def _strangers(folder: Path, manifest: Manifest) -> list[str]:
 
 def _weights_problems(folder: Path, manifest: Manifest) -> list[str]:
     """Lists faults of the weights' headers, and a schedule that is not the manifest's."""
+    written_in = format_named(manifest.format)
     try:
-        header = read_headers(format_named(manifest.format).weight_files(folder))
-        carried = schedule_of(header.metadata)
+        carried = [
+            schedule_of(read_headers(written_in.weight_files(folder, expert)).metadata)
+            for expert in range(written_in.expert_count(folder))
+        ]
     except UserError as error:
         return [str(error)]
-    if carried != manifest.schedule:
+    if any(schedule != manifest.schedule for schedule in carried):
         return [f"the weights carry another schedule than {FILE_NAME}"]
     return []

@@ -42,6 +42,7 @@ class Format(ABC):
         programs: The programs, beside diffusers and this one, that the files are written for.
         holds_adapters: True if the files hold adapters and not the whole network. Only such a
             format takes ``--rank`` and ``--energy``.
+        holds_experts: True if it can hold both networks of a model that has two experts.
     """
 
     name: ClassVar[str]
@@ -50,6 +51,7 @@ class Format(ABC):
     library: ClassVar[str]
     programs: ClassVar[tuple[Program, ...]] = ()
     holds_adapters: ClassVar[bool] = False
+    holds_experts: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, spec: ExportSpec) -> None:
@@ -57,11 +59,11 @@ class Format(ABC):
 
     def count(self, spec: ExportSpec) -> int:
         """The number of tensors that are written, for the progress bar."""
-        return len(spec.source.tensors.shapes)
+        return sum(len(each.source.tensors.shapes) for each in spec.experts)
 
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
-        return nbytes(spec)
+        return sum(map(nbytes, spec.experts))
 
     @abstractmethod
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
@@ -83,12 +85,20 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def weight_files(self, folder: Path) -> list[Path]:
+    def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The weight files of an export in this format.
+
+        Args:
+            folder: The export.
+            expert: The index of the expert whose files they are.
 
         Raises:
             UserError: they are missing, or not as the format has them.
         """
+
+    def expert_count(self, folder: Path) -> int:
+        """The number of networks that an export in this format holds: 1, or 2 experts."""
+        return 1
 
     def layout(self, dtype: str, keep: Tensors | None = None) -> Layout:
         """The names and types under which a whole network is stored.
@@ -144,7 +154,8 @@ class NetworkFormat(Format):
         """The network's weights, checked against its configuration."""
         shapes = network_shapes(model)
         if any(info.dtype in EIGHT_BIT_FLOATS for info in header.tensors.values()):
-            reader = WholeTensors(self.weight_files(folder), transformer_names)
+            files = sorted({info.file for info in header.tensors.values()})
+            reader = WholeTensors(files, transformer_names)
             check_keys(reader.header, shapes, str(folder))
             return ReaderTensors(reader, shapes), None
         return FileTensors.checked(header, shapes, self.stored_names(header), str(folder)), None

@@ -101,7 +101,7 @@ class ComfyuiFormat(NetworkFormat):
         )
         return section(COMFYUI_PROGRAM, spec.source.model.transformer_config, text)
 
-    def weight_files(self, folder: Path) -> list[Path]:
+    def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The one safetensors file of the folder."""
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:

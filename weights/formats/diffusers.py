@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.safetensors_files import weight_files
 from lightx2v_sgmd.schedule import Schedule
@@ -18,9 +19,11 @@ from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import STEM, NetworkFormat
 from weights.formats.layout import Layout
 from weights.io.json_files import write_json
-from weights.io.network import nbytes, network_problems, write_network
+from weights.io.network import network_problems, write_network
 from weights.io.shared import SHARED, shared_bytes, write_shared
 
+_NETWORKS: Final = ("transformer", "transformer_2")
+"""The folders of the networks: of one expert, or of two."""
 _USAGE: Final = """\
 ## diffusers
 
@@ -75,6 +78,7 @@ class DiffusersFormat(NetworkFormat):
     dtypes = ("bf16", "fp16", "fp32")
     stored_as = "{dtype}; layers that diffusers keeps in float32 are float32"
     library = "diffusers"
+    holds_experts = True
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -83,7 +87,7 @@ class DiffusersFormat(NetworkFormat):
 
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
-        return nbytes(spec) + shared_bytes(spec.source.model)
+        return super().nbytes(spec) + shared_bytes(spec.source.model)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""
@@ -91,13 +95,15 @@ class DiffusersFormat(NetworkFormat):
         from diffusers import __version__
 
         write_shared(spec.source.model, folder)
-        (folder / "transformer").mkdir()
-        config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": __version__}
-        config |= spec.source.model.transformer_config
-        write_json(folder / "transformer" / "config.json", config)
-        losses = write_network(spec, folder / "transformer", STEM, advance)
+        for each in spec.experts:
+            network = folder / _NETWORKS[each.expert]
+            network.mkdir()
+            config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": __version__}
+            config |= each.source.model.transformer_config
+            write_json(network / "config.json", config)
+            write_network(each, network, STEM, advance)
         write_scheduler(folder, spec.source.schedule)
-        return losses
+        return None
 
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
@@ -106,19 +112,28 @@ class DiffusersFormat(NetworkFormat):
         problems = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
         problems += scheduler_problems(folder, spec.source.schedule)
         try:
-            config = open_model(folder).transformer_config
+            model = open_model(folder)
         except UserError as error:
             return [*problems, str(error)]
-        return problems + network_problems(spec, folder, config, losses, advance)
+        if boundary_of(model.experts) != boundary_of(spec.source.model.experts):
+            problems.append("the experts meet at another time than the source's")
+        for each in spec.experts:
+            config = model.transformer_config
+            problems += network_problems(each, folder, config, losses, advance)
+        return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """Says how diffusers and ``lightx2v-sgmd generate`` run the folder."""
         servers = _SERVERS[spec.source.schedule.solver].format(**values)
         return _USAGE.format(**values, servers=servers.rstrip())
 
-    def weight_files(self, folder: Path) -> list[Path]:
-        """The files in ``transformer/``, as its index lists them."""
-        return weight_files(folder / "transformer", STEM)
+    def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
+        """The files in the network's folder, as its index lists them."""
+        return weight_files(folder / _NETWORKS[expert], STEM)
+
+    def expert_count(self, folder: Path) -> int:
+        """The number of its networks: 2 where there is a folder for the second expert."""
+        return 2 if (folder / _NETWORKS[1]).is_dir() else 1
 
     def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
         """The layout in which the weights that diffusers keeps in float32 stay float32."""

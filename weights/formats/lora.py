@@ -158,7 +158,7 @@ class LoraFormat(Format):
         """The model card's sections on the programs that take the file."""
         return usage_of(spec, values, file_name(spec))
 
-    def weight_files(self, folder: Path) -> list[Path]:
+    def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The file of adapters; where there is another one for PEFT, that for all others."""
         file = lora_file_in(folder)
         if file is None:

@@ -81,7 +81,7 @@ class WanFormat(NetworkFormat):
         """The model card's section on LightX2V."""
         return lightx2v_usage(spec, values)
 
-    def weight_files(self, folder: Path) -> list[Path]:
+    def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The files at the top of the folder, as their index lists them."""
         return weight_files(folder, STEM)
 

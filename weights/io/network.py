@@ -72,7 +72,7 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
         writer.close()
     if layout.scales is None:
         return None
-    header = read_headers(spec.format.weight_files(folder))
+    header = read_headers(spec.format.weight_files(folder, spec.expert))
     forward_error = relative_error(
         probe(
             source.model,
@@ -118,7 +118,7 @@ def network_problems(
     """
     source, layout = spec.source, spec.layout
     try:
-        header = read_headers(spec.format.weight_files(folder))
+        header = read_headers(spec.format.weight_files(folder, spec.expert))
     except UserError as error:
         return [str(error)]
     problems = _header_problems(spec, header)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.sources import read_json
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
@@ -94,6 +95,9 @@ def _index(model: Model) -> dict[str, Any]:
         own = model.source.files("vae")[0].parent.parent / "model_index.json"
         if own.is_file():
             index |= read_json(own)
+    boundary = boundary_of(model.experts)
+    if boundary is not None:
+        index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     return index
 

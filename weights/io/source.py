@@ -36,6 +36,8 @@ class ExportSource:
         metrics: The results of its evaluation, if it has been evaluated.
         adapters: The adapters that make it of its teacher, or of the base of a teacher that has
             LoRAs; None if it was trained in full.
+        second: The student's second expert, whose ``model`` is that network alone; None if the
+            model has one network.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class ExportSource:
     job_file: Path | None = None
     metrics: Mapping[str, Any] | None = None
     adapters: StoredAdapters | StackedAdapters | TrainedAdapters | None = None
+    second: ExportSource | None = None
 
     @property
     def lora(self) -> Lora | None:
@@ -81,7 +84,7 @@ class ExportSource:
 
 
 def student_tensors(
-    checkpoint: Path, averaged: bool, model: Model, lora: Lora | None
+    checkpoint: Path, averaged: bool, model: Model, lora: Lora | None, expert: int = 0
 ) -> tuple[Tensors, TrainedAdapters | None, Schedule | None]:
     """A checkpoint's student, its adapters if it has any, and the schedule that its file carries.
 
@@ -90,12 +93,13 @@ def student_tensors(
         averaged: True for the moving average, False for the last weights.
         model: The teacher, whose weights adapters are merged into.
         lora: The settings of the adapters; None if all weights were trained.
+        expert: The index of the expert that ``model`` is.
 
     Raises:
         UserError: the file is damaged or does not fit the network, or adapters' teacher is not
             on this machine and cannot be fetched.
     """
-    files = student_files(checkpoint, averaged)
+    files = student_files(checkpoint, averaged, expert)
     what = str(files[0] if len(files) == 1 else checkpoint)
     header = read_headers(files)
     carried = schedule_of(header.metadata)

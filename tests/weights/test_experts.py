@@ -1,0 +1,107 @@
+"""A student of two experts: trained, exported as a pair, and run by the engine and by diffusers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.building import StartingPoint, build_trainer
+from distill.data import load_prompts
+from distill.predictions import student_x0
+from lightx2v_sgmd.families.experts import boundary_of
+from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.files.checkpoint import find_checkpoint
+from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.sampling.sampler import noise_for
+from lightx2v_sgmd.system.errors import UserError
+from tests.stock import run_stock, stock_pipe
+from tests.students import load_student
+from tests.tiny import make_tiny_experts
+from tests.training import PROMPTS, make_job, train
+from weights import export, verify
+
+SIZE = (32, 32, 5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experts")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run by adapters that has trained both experts."""
+    teacher = make_tiny_experts(folder / "teacher")
+    settings = ("student.train=lora", "student.lora.rank=4", "student.optimizer.lr=0.01")
+    return train(make_job(teacher, folder, *settings, "train.ema=0.5", "train.micro_batch=1"))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, folder: Path) -> Path:
+    return export(run, "diffusers", folder / "student", dtype="fp32", quiet=True)
+
+
+def test_training_engine_and_stock_pipeline_agree(run: Path, exported: Path, folder: Path) -> None:
+    student = load_student(exported)
+    ours = student.generate(PROMPTS[0], 3, decode=False).latents
+    stock = run_stock(stock_pipe(exported), PROMPTS[:1], [3], num_frames=5)
+    torch.testing.assert_close(ours, stock[0], atol=1e-4, rtol=0)
+    job = make_job(folder / "teacher", folder, "student.train=lora", "student.lora.rank=4")
+    model = open_model(folder / "teacher")
+    start = StartingPoint(5, find_checkpoint(run))
+    trainer = build_trainer(job, model, load_prompts(job), None, Ranks(), start, quiet=True)
+    noise = noise_for(3, model.latent_shape(*SIZE))
+    with torch.no_grad(), trainer.strategy.averaged_student():
+        batch = trainer.batches.micro_batch(0, 0)
+        told, _ = trainer.batches.conditioning([0])
+        start_here = replace(batch, noise=noise, conditioning=told)
+        x0 = student_x0(trainer.strategy, start_here, job.schedule, 3)
+    torch.testing.assert_close(ours, x0[0], atol=1e-4, rtol=0)
+    teacher = run_stock(stock_pipe(folder / "teacher"), PROMPTS[:1], [3], num_frames=5)
+    assert (teacher[0] - ours).abs().max() > 1e-2
+
+
+def test_both_experts_moved(exported: Path, folder: Path) -> None:
+    for ours, theirs in zip(
+        open_model(exported).experts, open_model(folder / "teacher").experts, strict=True
+    ):
+        name = "blocks.0.attn1.to_q.weight"
+        mine, before = (e.model.transformer_weights().tensor(name) for e in (ours, theirs))
+        assert (mine - before).abs().max() > 1e-4
+
+
+def test_experts_that_take_turns_give_the_same_video(exported: Path) -> None:
+    together, apart = (load_student(exported, one_at_a_time=apart) for apart in (False, True))
+    latents = [s.generate(PROMPTS[0], 3, decode=False).latents for s in (together, apart)]
+    assert torch.equal(*latents)
+    assert {"transformer", "transformer_2"} <= together.parts._present
+    assert "transformer" not in apart.parts._present
+
+
+def test_the_pair_is_verified_and_exported_again(exported: Path, tmp_path: Path) -> None:
+    assert verify(exported) == []
+    again = export(exported, "diffusers", tmp_path / "again", dtype="fp32", quiet=True)
+    for name in ("transformer", "transformer_2"):
+        file = f"{name}/diffusion_pytorch_model.safetensors"
+        assert (again / file).read_bytes() == (exported / file).read_bytes()
+    assert boundary_of(open_model(again).experts) == 0.875
+    (again / "transformer_2" / "diffusion_pytorch_model.safetensors").unlink()
+    assert any("transformer_2" in problem for problem in verify(again))
+
+
+def test_a_student_without_an_expert_is_refused(exported: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    shutil.rmtree(copy / "transformer_2")
+    with pytest.raises(UserError, match="has no transformer_2/config.json"):
+        load_student(copy)
+
+
+def test_stock_pipelines_are_told_the_boundary(exported: Path) -> None:
+    index = json.loads((exported / "model_index.json").read_text())
+    assert index["boundary_ratio"] == 0.875
+    assert index["transformer_2"] == ["diffusers", "WanTransformer3DModel"]
