@@ -30,6 +30,7 @@ from lightx2v_sgmd.cli import (
     plan,
     replay_failure,
     serve,
+    watch,
 )
 from lightx2v_sgmd.cli import job as job_commands
 from lightx2v_sgmd.cli import study as study_commands
@@ -92,6 +93,7 @@ app.command("generate", epilog=generate.EXAMPLES)(generate.generate_command)
 app.command("export", epilog=export.EXAMPLES)(export.export_command)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate_command)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve_command)
+app.command("watch", epilog=watch.EXAMPLES)(watch.watch_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo_command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare_command)

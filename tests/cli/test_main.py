@@ -22,6 +22,7 @@ COMMANDS = (
     "distill",
     "generate",
     "serve",
+    "watch",
     "export",
     "evaluate",
     "compare",

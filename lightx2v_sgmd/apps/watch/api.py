@@ -1,0 +1,72 @@
+"""The server's application: the page, the state of the run, its sample videos. It only reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from lightx2v_sgmd.apps.watch.reading import WatchedRun
+from lightx2v_sgmd.system.errors import UserError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+PAGE: Final = Path(__file__).parents[2] / "assets" / "watch.html"
+_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; media-src 'self' blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_KEPT: Final = {"cache-control": "private, max-age=86400"}
+"""A sample video does not change."""
+_MOST_BODY_BYTES: Final = 1024
+
+
+def make_app(run: WatchedRun, token: str | None, host: str) -> ASGIApp:
+    """The application behind its checks.
+
+    Args:
+        run: The run.
+        token: What clients must send; None if only this machine can reach the server.
+        host: The address that the server listens on.
+    """
+    from infer.serve.guard import Guard, error_body, kind_of
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/")
+    def home() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": _POLICY})
+
+    @app.get("/run")
+    def state() -> JSONResponse:
+        return JSONResponse(run.state())
+
+    @app.get("/samples/{folder}/{name}")
+    def video(folder: str, name: str) -> FileResponse:
+        file = run.video(folder, name)
+        if file is None:
+            raise HTTPException(404, "there is no such video")
+        return FileResponse(file, media_type="video/mp4", headers=_KEPT)
+
+    def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
+        body = error_body(message, kind_of(status))
+        return JSONResponse(body, status_code=status, headers=headers)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(UserError)
+    async def unreadable(request: Request, error: UserError) -> JSONResponse:
+        return answer(503, str(error))
+
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> JSONResponse:
+        return answer(500, "internal error; the server's log says more")
+
+    return Guard(app, token, host, _MOST_BODY_BYTES)
