@@ -101,6 +101,27 @@ class Losses:
         text = json.dumps(content, indent=2) + "\n"
         (folder / LOSSES_FILE).write_text(text, encoding="utf-8")
 
+    @classmethod
+    def of_experts(cls, losses: Mapping[str, Losses | None]) -> Losses | None:
+        """The losses of several networks as those of one export; the largest forward error counts.
+
+        Args:
+            losses: Each network's, by the name of its folder, which then begins its layers' names.
+        """
+        found = {name: each for name, each in losses.items() if each is not None}
+        if not found:
+            return None
+        first = next(iter(found.values()))
+        return replace(
+            first,
+            forward_error=max(each.forward_error for each in found.values()),
+            layers={
+                f"{name}/{layer}": values
+                for name, each in found.items()
+                for layer, values in each.layers.items()
+            },
+        )
+
     @property
     def summary(self) -> str:
         """One line for the terminal and the model card."""

@@ -229,9 +229,10 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
     return low_noise, boundary
 
 
+ORIGINAL_EXPERTS: Final = ("high_noise_model", "low_noise_model")
 _EXPERTS: Final = {
     "diffusers": ("transformer", "transformer_2"),
-    "original": ("high_noise_model", "low_noise_model"),
+    "original": ORIGINAL_EXPERTS,
 }
 """The folders of the two experts, by layout: that of the times next to noise comes first."""
 

@@ -94,6 +94,46 @@ def test_the_pair_is_verified_and_exported_again(exported: Path, tmp_path: Path)
     assert any("transformer_2" in problem for problem in verify(again))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp8"])
+def test_the_original_layout_holds_the_pair(
+    run: Path, exported: Path, tmp_path: Path, dtype: str
+) -> None:
+    out = export(run, "wan", tmp_path / "wan", dtype=dtype, quiet=True)
+    assert verify(out) == []
+    job = json.loads((out / "lightx2v.json").read_text())
+    kind = "quantized" if dtype == "fp8" else "original"
+    for part in ("high_noise", "low_noise"):
+        file = f"{part}_model/diffusion_pytorch_model.safetensors"
+        assert job[f"{part}_{kind}_ckpt"] == file and (out / file).is_file()
+        assert (out / f"{part}_model" / "config.json").is_file()
+    assert job["boundary_step_index"] == 3 and job["sample_guide_scale"] == [1, 1]
+    assert not any(key.startswith("dit_original") for key in job)
+    ours, theirs = (
+        load_student(folder).generate(PROMPTS[0], 3, decode=False).latents
+        for folder in (out, exported)
+    )
+    if dtype == "fp32":
+        assert torch.equal(ours, theirs)
+        back = export(out, "diffusers", tmp_path / "back", dtype="fp32", quiet=True)
+        for name in ("transformer", "transformer_2"):
+            file = f"{name}/diffusion_pytorch_model.safetensors"
+            assert (back / file).read_bytes() == (exported / file).read_bytes()
+    else:
+        assert 1e-6 < (ours - theirs).abs().max() < 0.5
+        assert any(layer.startswith("low_noise_model/") for layer in _lost_layers(out))
+
+
+def _lost_layers(folder: Path) -> dict[str, object]:
+    layers: dict[str, object] = json.loads((folder / "losses.json").read_text())["layers"]
+    return layers
+
+
+@pytest.mark.parametrize("format", ["comfyui", "lora"])
+def test_formats_of_one_network_are_refused(run: Path, tmp_path: Path, format: str) -> None:
+    with pytest.raises(UserError, match="two experts; use --format diffusers or wan"):
+        export(run, format, tmp_path / "out", quiet=True)
+
+
 def test_a_student_without_an_expert_is_refused(exported: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(exported, tmp_path / "copy")
     shutil.rmtree(copy / "transformer_2")

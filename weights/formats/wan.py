@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header, weight_files
@@ -23,6 +24,8 @@ from weights.io.network import network_problems, write_network
 from weights.io.quantize import LIGHTX2V
 
 LIGHTX2V_FILE: Final = "lightx2v.json"
+_EXPERTS: Final = ("high_noise_model", "low_noise_model")
+"""The folders of two experts, as Wan2.2's release names them."""
 
 _USAGE: Final = """\
 ## LightX2V
@@ -40,6 +43,22 @@ off, and names the weights as files of the folder that the command runs in.
 """
 
 
+_TWO_EXPERTS: Final = """\
+## LightX2V
+
+```
+cd THIS_FOLDER
+python -m lightx2v.infer --model_cls wan2.2_moe_distill --task t2v \\
+    --model_path /path/to/Wan2.2-T2V-A14B --config_json {file} \\
+    --prompt "a prompt" --negative_prompt "" --save_result_path video.mp4
+```
+
+`/path/to/Wan2.2-T2V-A14B` is the original folder of the teacher, for its text encoder and VAE.
+`{file}` holds the steps, says how many of them are the high-noise expert's, turns guidance off, and
+names both experts' weights as files of the folder that the command runs in.
+"""
+
+
 class WanFormat(NetworkFormat):
     """The network under the original names, with configurations for LightX2V and the original."""
 
@@ -48,6 +67,7 @@ class WanFormat(NetworkFormat):
     stored_as = "{dtype}, original names"
     library = "lightx2v"
     programs = (LIGHTX2V_PROGRAM,)
+    holds_experts = True
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -55,35 +75,50 @@ class WanFormat(NetworkFormat):
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""
-        losses = write_network(spec, folder, STEM, advance)
-        write_json(folder / "config.json", original_config(spec.source.model.transformer_config))
-        job = lightx2v_job(spec)
-        files = self.weight_files(folder)
-        location = files[0].name if len(files) == 1 else "."
+        job, losses = lightx2v_job(spec), {}
+        kind = "original"
         if spec.dtype == "fp8":
             job |= {"dit_quantized": True, "dit_quant_scheme": "fp8-sgl"}
-            job["dit_quantized_ckpt"] = location
-        else:
-            job["dit_original_ckpt"] = location
+            kind = "quantized"
+        for each in spec.experts:
+            pair = len(spec.experts) > 1
+            within = _EXPERTS[each.expert] if pair else "."
+            network = folder / within
+            network.mkdir(exist_ok=True)
+            losses[within] = write_network(each, network, STEM, advance)
+            config = original_config(each.source.model.transformer_config)
+            write_json(network / "config.json", config)
+            files = self.weight_files(folder, each.expert)
+            location = files[0].relative_to(folder).as_posix() if len(files) == 1 else within
+            part = within.removesuffix("_model") if pair else "dit"
+            job[f"{part}_{kind}_ckpt"] = location
         write_json(folder / LIGHTX2V_FILE, job)
-        return losses
+        return Losses.of_experts(losses) if spec.source.second else losses["."]
 
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
         config = spec.source.model.transformer_config
-        problems = json_problems(folder / "config.json", original_config(config))
-        problems += json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
-        return problems + network_problems(spec, folder, config, losses, advance)
+        problems = json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
+        for each in spec.experts:
+            network = folder / _EXPERTS[each.expert] if len(spec.experts) > 1 else folder
+            problems += json_problems(network / "config.json", original_config(config))
+            problems += network_problems(each, folder, config, losses, advance)
+        return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's section on LightX2V."""
         return lightx2v_usage(spec, values)
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
-        """The files at the top of the folder, as their index lists them."""
-        return weight_files(folder, STEM)
+        """The files in the folder, or in an expert's folder there, as their index lists them."""
+        pair = (folder / _EXPERTS[0]).is_dir() or (folder / _EXPERTS[1]).is_dir()
+        return weight_files(folder / _EXPERTS[expert] if pair else folder, STEM)
+
+    def expert_count(self, folder: Path) -> int:
+        """The number of its networks: 2 where there is a folder for the second expert."""
+        return 2 if (folder / _EXPERTS[1]).is_dir() else 1
 
     def stored_names(self, header: Header | None = None) -> Callable[[str], str]:
         """The original names."""
@@ -97,7 +132,8 @@ class WanFormat(NetworkFormat):
 
 def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     """The model card's section on LightX2V, from the card's values."""
-    text = _USAGE.format(**values, file=LIGHTX2V_FILE)
+    text = _USAGE if spec.source.second is None else _TWO_EXPERTS
+    text = text.format(**values, file=LIGHTX2V_FILE)
     return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text)
 
 
@@ -148,6 +184,12 @@ def whole_steps(schedule: Schedule) -> list[int]:
 def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
     """LightX2V's configuration for the student; the caller adds the path of the weights."""
     video, schedule = spec.source.about.video, spec.source.schedule
+    boundary = boundary_of(spec.source.model.experts)
+    experts: dict[str, Any] = {}
+    if boundary is not None:
+        steps = [expert_at(boundary, time) for time in schedule.times[:-1]]
+        # The first so many steps are the high-noise expert's; guidance comes in the same order.
+        experts = {"boundary_step_index": steps.count(0), "sample_guide_scale": [1, 1]}
     return {
         "infer_steps": len(schedule),
         "denoising_step_list": whole_steps(schedule),
@@ -165,4 +207,5 @@ def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
         "cross_attn_1_type": "torch_sdpa",
         "cross_attn_2_type": "torch_sdpa",
         "cpu_offload": False,
+        **experts,
     }

@@ -29,6 +29,7 @@ from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources import (
+    ORIGINAL_EXPERTS,
     Part,
     Source,
     find_source,
@@ -511,6 +512,8 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         if base is not None:
             if not file.is_dir() or is_whole_model(file):
                 raise UserError(f"{path} is not a file of weights; leave out teacher.base")
+            if all((file / name).is_dir() for name in ORIGINAL_EXPERTS):
+                return _open_expert_folders(file, base)
             return _open_network_folder(file, base)
         source, config = find_source(str(model_folder(path)))
         video, negative = read_video_facts(Path(source.root))
@@ -547,6 +550,26 @@ def _open_network_folder(folder: Path, base: str | Path) -> WanModel:
     source = replace(model.source, transformer=tuple(files))
     config = config or model.transformer_config
     return replace(model, path=str(folder), source=source, transformer_config=config)
+
+
+def _open_expert_folders(folder: Path, base: str | Path) -> WanModel:
+    """Opens two experts' folders without the model's other parts, as ``export`` writes them."""
+    model = open_wan(base)
+    if model.low_noise is None:
+        raise UserError(
+            f"{folder} has two experts, and {model.path} has one network; give the model that the "
+            "experts are a variant of"
+        )
+    opened = []
+    for name, own in zip(ORIGINAL_EXPERTS, (model, model.low_noise), strict=True):
+        files, config = network_in(folder / name)
+        source = replace(own.source, transformer=tuple(files))
+        changed = own.transformer_config if config is None else config
+        opened.append(replace(own, path=str(folder), source=source, transformer_config=changed))
+    high_noise, low_noise = opened
+    if high_noise.transformer_config != low_noise.transformer_config:
+        raise UserError(f"{folder}: its two experts have two shapes; export them again")
+    return replace(high_noise, low_noise=low_noise)
 
 
 def _refuse_half(path: Path, base: WanModel) -> None:
