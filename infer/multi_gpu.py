@@ -58,8 +58,13 @@ def processes(device: str | torch.device | None) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def check_ranks(ranks: Ranks, heads: int) -> None:
+def check_ranks(ranks: Ranks, heads: int, option: str = "nproc-per-node") -> None:
     """Raises unless the heads can be dealt out to the processes.
+
+    Args:
+        ranks: The processes.
+        heads: The number of attention heads.
+        option: The option that says how many processes there are, for the message.
 
     Raises:
         UserError: says which numbers of processes can.
@@ -67,7 +72,7 @@ def check_ranks(ranks: Ranks, heads: int) -> None:
     if heads % ranks.size:
         fitting = [n for n in range(1, heads + 1) if heads % n == 0]
         raise UserError(
-            f"nproc-per-node: {ranks.size} processes do not divide the {heads} attention heads of "
+            f"{option}: {ranks.size} processes do not divide the {heads} attention heads of "
             f"this model; start {', '.join(map(str, fitting[:-1]))} or {fitting[-1]}"
         )
 

@@ -72,7 +72,7 @@ TOGETHER = {
         "infer/serve/request.py",
     ),
     # The real command, whose worker and server are killed.
-    "infer/serve/test_server.py": ("infer/serve/listening.py", "infer/serve/supervisor.py"),
+    "infer/serve/test_server.py": ("infer/serve/listening.py",),
     "infer/serve/test_worker.py": ("infer/serve/results.py",),
     # Files of weights as other programs write them, opened and run.
     "infer/test_wild_weights.py": (

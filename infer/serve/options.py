@@ -36,6 +36,7 @@ class ServeOptions:
         most_body_bytes: The largest body of a request.
         most_prompt: The most characters of a prompt.
         lora_folder: A folder of LoRAs that requests may name; None takes none.
+        nproc: Processes of this machine that make one video together, each on a GPU of its own.
         sync_limit_s: Seconds after which ``/v1/videos/sync`` gives up.
     """
 
@@ -51,6 +52,7 @@ class ServeOptions:
     most_prompt: int = 4000
     sync_limit_s: float = 600.0
     lora_folder: Path | None = None
+    nproc: int = 1
 
     def token(self) -> str | None:
         """The token that clients must send; None if none is needed.

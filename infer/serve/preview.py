@@ -29,12 +29,17 @@ _LEAST: Final = 1e-3
 
 
 class LinearDecoder:
-    """A map from latents to colours, fitted to all videos so far."""
+    """A map from latents to colours, fitted to the videos that it learned from.
+
+    Attributes:
+        videos: The number of them.
+    """
 
     def __init__(self) -> None:
         self._left: Tensor | None = None
         self._right = torch.zeros(0)
         self._solved: Tensor | None = None
+        self.videos = 0
 
     def learn(self, latents: Tensor, colours: Tensor) -> None:
         """Adds a video.
@@ -45,6 +50,7 @@ class LinearDecoder:
                 belong to each latent.
         """
         rows = _with_one(latents)
+        self.videos += 1
         if self._left is None:
             self._left = torch.zeros(len(rows), len(rows), dtype=torch.float64)
             self._right = torch.zeros(len(rows), 3, dtype=torch.float64)

@@ -7,7 +7,7 @@ limit together; then the least recently used one is put out. Imports no PyTorch 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,14 +16,44 @@ from infer.options import Lora, Options
 from lightx2v_sgmd.system.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from infer.checks import Checked
     from infer.engine import Student
     from infer.engine_plan import EnginePlan
     from infer.memory import Workload
+    from infer.stopping import OnStep
+    from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.parallel.ranks import Ranks
+    from lightx2v_sgmd.schedule import Schedule
 
 Size = tuple[int, int, int]
 """Height, width and frames."""
+
+
+class WorkingStudent(Protocol):
+    """What a worker needs of a student, see ``infer.engine.Student``."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The steps it runs."""
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a video's latents."""
+
+    def noise(self, seed: int, shape: tuple[int, int, int, int]) -> Tensor:
+        """The start of one video."""
+
+    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
+        """Each prompt's embedding."""
+
+    def denoise(
+        self, rows: Sequence[Tensor], seeds: Sequence[int], size: Size, on_step: OnStep
+    ) -> Tensor:
+        """Latents of a batch."""
+
+    def decode_each(self, latents: Tensor) -> Iterator[Iterator[Frames]]:
+        """Each video's frames, chunk by chunk."""
 
 
 class StudentSource(Protocol):
@@ -31,7 +61,7 @@ class StudentSource(Protocol):
 
     def get(
         self, model: str, lora: str | None, size: Size | None = None, count: int = 1
-    ) -> Student:
+    ) -> WorkingStudent:
         """The student of that name, with a LoRA of that name or without.
 
         Args:
@@ -100,10 +130,14 @@ class Students:
             UserError: a file does not fit or was distilled for other steps, or the memory does not
                 suffice.
         """
+        from infer.multi_gpu import check_ranks
+
         self._set_limit()
         alone: dict[str, Checked] = {}
         for model in self._weights:
             alone[model] = self._check(model, None)
+            if self._ranks is not None:
+                check_ranks(self._ranks, alone[model].model.num_heads, "--nproc")
             self._plan(alone[model], None)
         fitting = {lora: self._models_of(lora, alone) for lora in self._loras}
         self._fits = {

@@ -1,4 +1,7 @@
-"""Keeps one worker running: starts it, starts it again when it dies, stops it. No PyTorch here."""
+"""Keeps one worker running: starts it, starts it again when it dies, stops it. No PyTorch here.
+
+A worker may be a group of processes (``group``); the death of one of them is the worker's.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from infer.options import Options
 from infer.serve import worker
@@ -23,15 +26,43 @@ from lightx2v_sgmd.system.errors import RunError, UserError
 
 STOP_S: Final = 30.0
 """Seconds that a worker may take to stop after its current step."""
+_LAST_WORDS_S: Final = 10.0
 _MOST_PAUSE_S: Final = 30.0
 _PAUSE_S: Final = 0.5
 
 
 @dataclass
 class _Running:
+    """A worker's processes, the first of which leads, and the pipe to that one."""
+
     name: str
-    process: multiprocessing.process.BaseProcess
+    processes: list[multiprocessing.process.BaseProcess]
     pipe: Connection
+
+    def wait(self) -> bool:
+        """Waits for a message; False if a process has ended and there is no message."""
+        ended = [process.sentinel for process in self.processes]
+        return self.pipe in wait([self.pipe, *ended])
+
+    def end(self, patience_s: float, all_of_them: bool = False) -> int | None:
+        """Ends all processes; returns the exit code of one that ended by itself.
+
+        Args:
+            patience_s: Seconds until one of them has ended by itself.
+            all_of_them: True waits so long for all of them.
+        """
+        until = time.monotonic() + patience_s
+        if all_of_them:
+            for process in self.processes:
+                process.join(max(0.0, until - time.monotonic()))
+        else:
+            wait([process.sentinel for process in self.processes], patience_s)
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+        return next((code for code in codes if code is not None), self.processes[0].exitcode)
 
 
 class Supervisor:
@@ -43,6 +74,8 @@ class Supervisor:
         options: The server's options.
         store: The queue.
         on_end: Called when the worker refuses to run; the server then stops.
+        run: What the worker's process does.
+        follow: What the other processes of a group do.
     """
 
     def __init__(
@@ -52,7 +85,10 @@ class Supervisor:
         options: ServeOptions,
         store: JobStore,
         on_end: Callable[[], None],
+        run: Callable[..., None] = worker.run,
+        follow: Callable[..., None] = worker.run_follower,
     ) -> None:
+        self._run, self._follow = run, follow
         self._weights, self._engine, self._options = weights, engine, options
         self._loras = named_loras(options.lora_folder)
         self._store, self._on_end = store, on_end
@@ -68,7 +104,7 @@ class Supervisor:
     @property
     def pid(self) -> int | None:
         """The worker's process number."""
-        return self._running.process.pid
+        return self._running.processes[0].pid
 
     def open(self) -> tuple[Served, ...]:
         """Waits until the weights are found whole, and watches the worker from then on.
@@ -77,16 +113,14 @@ class Supervisor:
             UserError: the weights or options cannot be used.
             RunError: the worker died.
         """
-        try:
-            message = self._running.pipe.recv()
-        except EOFError:
-            self._running.process.join()
+        message = self._message()
+        if message is None:
+            code = self._running.end(_LAST_WORDS_S)
             raise RunError(
-                f"the worker ended with {self._running.process.exitcode} while it opened the "
-                "weights; its messages are above"
-            ) from None
+                f"the worker ended with {code} while it opened the weights; its messages are above"
+            )
         if isinstance(message, worker.Refused):
-            self._running.process.join()
+            self._running.end(_LAST_WORDS_S)
             raise UserError(message.message)
         assert isinstance(message, worker.Opened), "a worker opens the weights first"
         self._served = message.served
@@ -100,11 +134,7 @@ class Supervisor:
             running = self._running
         with suppress(OSError):
             running.pipe.send("stop")
-        if self.state == "ready":
-            running.process.join(STOP_S)
-        if running.process.is_alive():
-            running.process.kill()
-            running.process.join()
+        running.end(STOP_S if self.state == "ready" else 0.0, all_of_them=True)
         if self._watcher.is_alive():
             self._watcher.join()
         self._store.release(running.name, died=False)
@@ -120,19 +150,36 @@ class Supervisor:
             self._options.batch_size,
             self._options.data,
             self._loras,
+            self._options.nproc,
         )
-        process = self._spawn.Process(target=worker.run, args=(order, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        return _Running(name, process, ours)
+        pipes = [self._spawn.Pipe(duplex=False) for _ in range(1, order.nproc)]
+        targets: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+            (self._run, (order, theirs, [send for _, send in pipes])),
+            *(
+                (self._follow, (order, receive, rank))
+                for rank, (receive, _) in enumerate(pipes, start=1)
+            ),
+        ]
+        processes: list[multiprocessing.process.BaseProcess] = []
+        for target, values in targets:
+            processes.append(self._spawn.Process(target=target, args=values, daemon=True))
+            processes[-1].start()
+        for end in (theirs, *(end for pair in pipes for end in pair)):
+            end.close()
+        return _Running(name, processes, ours)
+
+    def _message(self) -> Any:
+        """The worker's next message; None if it, or one of its processes, has ended."""
+        try:
+            return self._running.pipe.recv() if self._running.wait() else None
+        except (EOFError, OSError):
+            return None
 
     def _watch(self) -> None:
         pause_s = _PAUSE_S
         while not self._stopping.is_set():
-            try:
-                message = self._running.pipe.recv()
-            except (EOFError, OSError):
-                self._running.process.join()
+            message = self._message()
+            if message is None:
                 if self._stopping.is_set():
                     return
                 self._restart(pause_s)
@@ -148,7 +195,7 @@ class Supervisor:
                 return
 
     def _restart(self, pause_s: float) -> None:
-        code = self._running.process.exitcode
+        code = self._running.end(_LAST_WORDS_S)
         print(f"serve: the worker ended with {code} and is started again", file=sys.stderr)
         self.state = "restarting"
         self._store.release(self._running.name, died=True)

@@ -9,36 +9,41 @@ T latent frames, h, w latent height and width, C channels.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from infer.options import Options
 from infer.serve.jobs import Job, JobStore
 from infer.serve.options import Served
 from infer.serve.results import Results
-from infer.serve.students import Fit, Students, StudentSource
+from infer.serve.students import Fit, Students, StudentSource, WorkingStudent
 from lightx2v_sgmd.system.errors import UserError, short_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from infer.engine import Student
     from infer.serve.preview import FrameMeans, LinearDecoder
     from lightx2v_sgmd.files.video import Frames
+    from lightx2v_sgmd.parallel.ranks import Ranks
     from lightx2v_sgmd.rollout import FreshNoise
     from lightx2v_sgmd.schedule import Schedule
 
+PREVIEW_S: Final = 0.5
+"""The least time between two previews: a page asks every second, and each costs processor time."""
+LEARN_FROM: Final = 8
+"""Videos of each weights whose colours are learned: more would cost time and change little."""
 IDLE_S: Final = 0.02
 """How often an idle worker looks into the queue."""
 
@@ -54,6 +59,7 @@ class Order:
         batch_size: Videos of one size made together; None leaves it to the engine.
         folder: The server's folder.
         loras: The files of the LoRAs that requests may name.
+        nproc: The number of processes that make a video together.
     """
 
     worker: str
@@ -62,6 +68,7 @@ class Order:
     batch_size: int | None
     folder: Path
     loras: dict[str, Path] = field(default_factory=dict)
+    nproc: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,66 @@ class Stopped(Exception):
     """The server said stop."""
 
 
-def run(order: Order, pipe: Connection) -> None:
-    """The whole life of a worker; see the module."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach both; the server says stop
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_the_server, name="watch the server", daemon=True).start()
-    results = Results(order.folder)
+def run(order: Order, pipe: Connection, followers: Sequence[Connection] = ()) -> None:
+    """The whole life of a worker; see the module.
+
+    Args:
+        order: What it is started with.
+        pipe: To the server.
+        followers: To the other processes that make videos together with this one.
+    """
+    _live_with_the_server()
     try:
-        students = Students(order.weights, order.engine, order.loras, order.batch_size or 1)
-        fits = students.check()
-        pipe.send(Opened(tuple(served_as(name, fit) for name, fit in fits.items())))
-        students.get(next(iter(order.weights)), None)
+        with _ranks(order, followers) as ranks:
+            _work(order, pipe, ranks, followers)
     except UserError as error:
         pipe.send(Refused(str(error)))
+
+
+def run_follower(order: Order, leader: Connection, rank: int) -> None:
+    """The whole life of another process of a group; see ``group``.
+
+    Args:
+        order: What the worker is started with.
+        leader: From the first process.
+        rank: The number of this process.
+    """
+    from infer.serve.group import BROKEN, follow
+
+    _live_with_the_server()
+    batch = order.batch_size or 1
+    try:
+        follow(order.weights, order.engine, order.loras, batch, leader, rank, order.nproc)
+    except (EOFError, UserError):
+        pass  # the first process is gone, or refuses it as well
+    except BaseException:
+        traceback.print_exc()
+        os._exit(BROKEN)  # the others may wait in a collective, and a usual end would as well
+
+
+@contextmanager
+def _ranks(order: Order, followers: Sequence[Connection]) -> Iterator[Ranks | None]:
+    if not followers:
+        yield None
         return
+    from infer.serve.group import leading
+
+    with leading(order.engine.device, followers) as ranks:
+        yield ranks
+
+
+def _work(
+    order: Order, pipe: Connection, ranks: Ranks | None, followers: Sequence[Connection]
+) -> None:
+    """Loads the first weights, and makes videos until the server says stop."""
+    from infer.serve.group import Leader
+
+    results = Results(order.folder)
+    own = Students(order.weights, order.engine, order.loras, order.batch_size or 1, ranks)
+    fits = own.check()
+    students: Students | Leader = own if ranks is None else Leader(own, ranks, followers)
+    pipe.send(Opened(tuple(served_as(name, fit) for name, fit in fits.items())))
+    students.get(next(iter(order.weights)), None)
     with closing(JobStore(results.queue)) as store:
         results.sweep(store)
         pipe.send(Ready())
@@ -108,6 +161,14 @@ def run(order: Order, pipe: Connection) -> None:
         with suppress(Stopped):
             maker.work(order.batch_size)
         store.release(order.worker, died=False)
+    if isinstance(students, Leader):
+        students.stop()
+
+
+def _live_with_the_server() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach both; the server says stop
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_the_server, name="watch the server", daemon=True).start()
 
 
 def _die_with_the_server() -> None:
@@ -141,16 +202,18 @@ class Previews:
 
     Args:
         results: Where previews are written.
+        every_s: The least seconds between the previews of two steps.
     """
 
-    def __init__(self, results: Results) -> None:
-        self._results = results
+    def __init__(self, results: Results, every_s: float = PREVIEW_S) -> None:
+        self._results, self._every_s = results, every_s
+        self._shown_at = -math.inf
         self._decoders: dict[str, LinearDecoder] = {}
         self._states: Tensor | None = None
         self._schedule: Schedule | None = None
         self._fresh_noise: FreshNoise | None = None
 
-    def begin(self, student: Student, jobs: list[Job]) -> None:
+    def begin(self, student: WorkingStudent, jobs: list[Job]) -> None:
         """Takes the noise that a batch starts from, and the student's steps."""
         import torch
 
@@ -169,20 +232,28 @@ class Previews:
         schedule = self._schedule
         if schedule is None:
             return
-        time, following = schedule.times[step : step + 2].tolist()
+        sigma, following = schedule.times[step : step + 2].tolist()
         after, before = x_t.detach().float().cpu(), self._states
         self._states = after
-        if before is None or self._fresh_noise is None:
+        now = time.monotonic()
+        if before is None or self._fresh_noise is None or now - self._shown_at < self._every_s:
             return
+        if not self._decoder(jobs[0]).videos:
+            return
+        self._shown_at = now
         if schedule.solver == "renoise":
             predicted = renoised_prediction(after, self._fresh_noise(step), following)
         else:
-            predicted = data_prediction(before, after, time, following)
+            predicted = data_prediction(before, after, sigma, following)
         decoder = self._decoder(jobs[0])
         for job, x0 in zip(jobs, predicted, strict=True):
             pictures = decoder.decode(x0)
             if pictures is not None:
                 self._results.show(job.id, animation(pictures, job.fps))
+
+    def learns(self, job: Job) -> bool:
+        """True if the map of a job's weights still learns."""
+        return self._decoder(job).videos < LEARN_FROM
 
     def means(self, latents: Tensor) -> FrameMeans:
         """Takes the frames of a video whose latents are ``[C, T, h, w]``."""
@@ -203,12 +274,31 @@ class Previews:
         return self._decoders.setdefault(job.model, LinearDecoder())
 
 
+class Desk(Protocol):
+    """Where a worker's jobs come from and their results go, see ``JobStore``."""
+
+    def claim(self, worker: str, together: Callable[[Job], int]) -> list[Job]:
+        """Gives the worker the next batch."""
+
+    def get(self, name: str) -> Job | None:
+        """A job; None if nobody wants it any more."""
+
+    def advance(self, worker: str, names: Sequence[str], percent: int) -> set[str]:
+        """Notes progress; returns the jobs that are still wanted."""
+
+    def complete(self, worker: str, name: str, seconds: float, size: int) -> bool:
+        """Notes that a video is there; False if the job is no longer this worker's."""
+
+    def fail(self, worker: str, name: str, reason: str) -> None:
+        """Notes that a job cannot be made."""
+
+
 @dataclass
 class Maker:
     """Makes the videos of the queue, batch by batch."""
 
     students: StudentSource
-    store: JobStore
+    store: Desk
     results: Results
     worker: str
     pipe: Connection
@@ -227,8 +317,7 @@ class Maker:
                 lambda job: batch_size or self.students.batch_for(job.model, job.size),
             )
             if jobs:
-                self._finished.clear()
-                self._make(jobs)
+                self.make(jobs)
             self._look(0 if jobs else IDLE_S)
 
     def _look(self, wait_s: float) -> None:
@@ -241,6 +330,11 @@ class Maker:
             with suppress(EOFError):
                 self.pipe.recv()
             raise Stopped
+
+    def make(self, jobs: list[Job]) -> None:
+        """Makes one batch."""
+        self._finished.clear()
+        self._make(jobs)
 
     def _make(self, jobs: list[Job]) -> None:
         """One batch; if it fails, each of it alone."""
@@ -299,7 +393,7 @@ class Maker:
 
     def _write_and_learn(self, job: Job, latents: Any, chunks: Iterator[Frames]) -> bool:
         """Writes a video as ``_write`` does, and learns its colours."""
-        if self.previews is None:
+        if self.previews is None or not self.previews.learns(job):
             return self._write(job, chunks)
         means = self.previews.means(latents)
         whole = self._write(job, means.watching(chunks))

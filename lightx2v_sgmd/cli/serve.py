@@ -85,6 +85,14 @@ def serve_command(
             help="Folder of LoRAs (.safetensors) that requests may name.",
         ),
     ] = None,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of processes (GPUs) that make one video together on this machine.",
+        ),
+    ] = 1,
     keep_hours: Annotated[
         float,
         typer.Option(metavar="HOURS", min=0, help="Hours after which finished videos are removed."),
@@ -118,6 +126,7 @@ def serve_command(
         queue_limit=queue_limit,
         batch_size=batch,
         lora_folder=lora_folder,
+        nproc=nproc,
         keep_hours=keep_hours,
         keep_gib=keep_gib,
     )

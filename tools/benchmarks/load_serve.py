@@ -2,11 +2,11 @@
 
     python -m tools.benchmarks.load_serve --weights demo/student --requests 40 --clients 4
 
-Clients create videos, ask for their state and download them. Reported are videos per second, the
-50th and 99th percentile of the time from request to file, the time of the API's own answers, and
-the overhead: the processor time of worker and server for each video over that of the engine alone,
-which makes the same videos one by one in this process before. Processor time is compared because
-other programs do not change it much. Exit code 1 if a video was lost.
+Clients create videos, ask for their state every ``--poll-s`` seconds and download them. Reported
+are videos per second, the 50th and 99th percentile of the time from request to file, the time of
+the API's own answers, and the overhead: the processor time of worker and server for each video over
+that of the engine alone, which makes the same videos one by one in this process before. Processor
+time is compared because other programs do not change it much. Exit code 1 if a video was lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-_POLL_S: Final = 0.05
 _MOST: Final = 1000
 
 
@@ -34,15 +33,15 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
 
 
-def bare_seconds(weights: str, count: int, out: Path) -> tuple[float, float]:
+def bare_seconds(weights: str, count: int, out: Path, size: dict[str, Any]) -> tuple[float, float]:
     """Processor and wall seconds for each video of the engine alone, written as mp4."""
     from infer import Options, load_student
 
     student = load_student(weights, Options(device="cpu"), quiet=True)
-    student.generate("a red circle", seed=0).save(out / "warm.mp4")
+    student.generate("a red circle", seed=0, **size).save(out / "warm.mp4")
     processor, wall = _own_seconds(), time.perf_counter()
     for seed in range(count):
-        student.generate("a red circle", seed=seed).save(out / f"{seed}.mp4")
+        student.generate("a red circle", seed=seed, **size).save(out / f"{seed}.mp4")
     return (_own_seconds() - processor) / count, (time.perf_counter() - wall) / count
 
 
@@ -72,7 +71,8 @@ def ask(url: str, body: dict[str, Any] | None = None) -> bytes:
 class Load:
     """Requests of several clients, and how long they took."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, poll_s: float, size: dict[str, int]) -> None:
+        self.poll_s, self.size = poll_s, size
         self.url, self.lock = url, threading.Lock()
         self.whole: list[float] = []
         self.answers: list[float] = []
@@ -88,9 +88,10 @@ class Load:
     def one(self, seed: int) -> None:
         """Creates a video, waits for it and downloads it."""
         begun, videos = time.perf_counter(), f"{self.url}/v1/videos"
-        job = json.loads(self._timed(videos, {"prompt": "a red circle", "seed": seed}))
+        body = {"prompt": "a red circle", "seed": seed, **self.size}
+        job = json.loads(self._timed(videos, body))
         while job["status"] in ("queued", "in_progress"):
-            time.sleep(_POLL_S)
+            time.sleep(self.poll_s)
             job = json.loads(self._timed(f"{videos}/{job['id']}"))
         content = ask(f"{videos}/{job['id']}/content") if job["status"] == "completed" else b""
         with self.lock:
@@ -99,15 +100,26 @@ class Load:
                 self.lost.append(f"{job['id']} is {job['status']}")
 
 
-def measure(weights: str, requests: int, clients: int, folder: Path) -> dict[str, Any]:
-    """The figures of a load."""
-    bare, bare_wall = bare_seconds(weights, min(requests, 20), folder)
+def measure(
+    weights: str, requests: int, clients: int, poll_s: float, size: dict[str, int], folder: Path
+) -> dict[str, Any]:
+    """The figures of a load.
+
+    Args:
+        weights: The student.
+        requests: The number of videos.
+        clients: The number of clients at a time.
+        poll_s: Seconds between two questions of a client.
+        size: Height, width and frames, where they are not those of the weights.
+        folder: Where the videos go.
+    """
+    bare, bare_wall = bare_seconds(weights, min(requests, 20), folder, size)
     command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--weights", weights, "--port", "0"]
     command += ["--data", str(folder / "data"), "--json", "--device", "cpu", "--batch", "1"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        load = Load(json.loads(server.stdout.readline())["url"])
+        load = Load(json.loads(server.stdout.readline())["url"], poll_s, size)
         load.one(0)  # the weights are loaded and everything has run once
         load.whole, load.answers = [], []
         processor, wall = tree_seconds(server.pid), time.perf_counter()
@@ -121,6 +133,7 @@ def measure(weights: str, requests: int, clients: int, folder: Path) -> dict[str
     return {
         "requests": requests,
         "clients": clients,
+        "poll_s": poll_s,
         "videos_per_second": requests / wall,
         "bare_videos_per_second": 1 / bare_wall,
         "p50_s": percentile(load.whole, 0.5),
@@ -140,12 +153,21 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="a student")
     parser.add_argument("--requests", type=int, default=40, help="videos (default 40)")
     parser.add_argument("--clients", type=int, default=4, help="clients at a time (default 4)")
+    parser.add_argument(
+        "--poll-s", type=float, default=1.0, help="seconds between two questions (default 1)"
+    )
+    for name in ("height", "width", "num-frames"):
+        parser.add_argument(f"--{name}", type=int, help="default as trained")
     args = parser.parse_args()
+    asked = {name: getattr(args, name) for name in ("height", "width", "num_frames")}
+    size = {name: value for name, value in asked.items() if value is not None}
     if not 0 < args.clients <= args.requests <= _MOST:
         print(f"error: give 1 to {_MOST} requests and no more clients", file=sys.stderr)
         sys.exit(2)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(args.weights, args.requests, args.clients, Path(folder))
+        figures = measure(
+            args.weights, args.requests, args.clients, args.poll_s, size, Path(folder)
+        )
     print(json.dumps(figures, indent=2))
     sys.exit(1 if figures["lost"] else 0)
 

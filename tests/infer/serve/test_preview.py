@@ -21,7 +21,7 @@ from infer.serve.preview import (
     data_prediction,
     renoised_prediction,
 )
-from infer.serve.worker import Maker, Previews
+from infer.serve.worker import LEARN_FROM, Maker, Previews
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.sampling.sampler import fresh_noise_for
@@ -89,8 +89,8 @@ def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path)
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),
     )
-    previews = Previews(backend.results)
-    stand_in: Any = SimpleNamespace(decode=seen.append)
+    previews = Previews(backend.results, every_s=0)
+    stand_in: Any = SimpleNamespace(decode=seen.append, videos=1)
     previews._decoders = {WANTED.model: stand_in}
     previews.begin(student, jobs)
     fresh = fresh_noise_for([1, 2], shape)
@@ -120,7 +120,7 @@ def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),
     )
-    previews, states = Previews(backend.results), torch.ones(2, *shape)
+    previews, states = Previews(backend.results, every_s=0), torch.ones(2, *shape)
     previews.begin(student, jobs)
     previews.step(jobs, 0, 0.9 * states)
     assert not any(backend.results.preview(job.id).exists() for job in jobs)
@@ -138,6 +138,29 @@ def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
     assert not backend.results.preview(jobs[1].id).exists()
 
 
+def test_steps_that_follow_fast_are_shown_once_and_few_videos_are_learned(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path / "data")
+    shown: list[str] = []
+    results = Mock(wraps=backend.results, show=lambda name, picture: shown.append(name))
+    job, shape = backend.store.add(WANTED, 10), (4, 3, 4, 4)
+    student: Any = SimpleNamespace(
+        schedule=Schedule(),
+        latent_shape=lambda *size: shape,
+        noise=lambda seed, shape: torch.ones(shape),
+    )
+    previews, state = Previews(results, every_s=1e9), torch.ones(1, *shape)
+    for _ in range(LEARN_FROM):
+        assert previews.learns(job)
+        means = previews.means(state[0])
+        list(means.watching(iter([np.full((9, 32, 32, 3), 90, np.uint8)])))
+        previews.learn(job, state[0], means)
+    assert not previews.learns(job) and previews.learns(replace(job, model="other"))
+    previews.begin(student, [job])
+    for step in range(4):
+        previews.step([job], step, state)
+    assert shown == [job.id]
+
+
 def test_a_real_student_shows_every_step_of_its_second_video(
     shared_student: Path, tmp_path: Path
 ) -> None:
@@ -146,7 +169,7 @@ def test_a_real_student_shows_every_step_of_its_second_video(
     results = Mock(wraps=backend.results, folder=backend.results.folder)
     results.show = lambda name, picture: shown.append((name, picture))
     ours, theirs = Pipe()
-    previews = Previews(results)
+    previews = Previews(results, every_s=0)
     maker = Maker(OneStudent(student), backend.store, results, "w", theirs, previews)
     jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
     for _ in jobs:
