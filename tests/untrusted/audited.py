@@ -151,9 +151,11 @@ def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | Non
         **inspect,
     }
     if base == "export":
-        export = ("export", folder, "--format", "lora", "--out", str(made))
-        verify = lambda: command("weights", "verify", folder)  # noqa: E731
-        return {"verify": verify, "export": lambda: command(*export), **every}
+        return {
+            "verify": lambda: command("weights", "verify", folder),
+            "export": lambda: command("export", folder, "--format", "lora", "--out", str(made)),
+            **every,
+        }
     return {**every, "teacher": lambda: called(lambda: open_teacher(folder))}
 
 
@@ -163,9 +165,9 @@ def open_served(folder: str) -> None:
     from infer.serve.students import Students
 
     options = Options(device="cpu", assume_schedule="sgmd", text_cache=None)
-    students = Students(Path(folder), options, {}, 1)
+    students = Students({"student": Path(folder)}, options, {}, 1)
     students.check()
-    students.get(None)
+    students.get("student", None)
 
 
 def open_teacher(folder: str) -> None:
@@ -215,9 +217,9 @@ def main(work: Path) -> None:
     (work / "out").mkdir()
     (work / "prompts.txt").write_text("a red circle\n")
     for base in sorted(path.name for path in (work / "good").iterdir()):
-        for name, way in ways(base, str(work / "good" / base), work).items():
-            answer = way()
-            assert answer is None or (base, name) == ("export", "export"), (base, name, answer)
+        for way, call in ways(base, str(work / "good" / base), work).items():
+            answer = call()
+            assert answer is None or (base, way) == ("export", "export"), (base, way, answer)
     gc.collect()
     gc.freeze()  # so that the collections of a command look at what it made alone
     audit = Audit(work)

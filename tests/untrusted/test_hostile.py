@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from lightx2v_sgmd.families.wan.model import open_wan
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from tests.families.original import write_original
 from tests.scaled import CONVENTIONS, original, quantised
 from tests.tiny import WEIGHTS, make_tiny_wan
@@ -39,7 +39,7 @@ def make_good(good: Path) -> None:
     )
     write_checkpoint(good.parent / "run", teacher, 1)
     export(good.parent / "run", "diffusers", good / "export", dtype="fp32", quiet=True)
-    lora = Lora(rank=4)
+    lora = AdapterSettings(rank=4)
     write_lora_checkpoint(good.parent / "adapters", teacher, 1, lora)
     export(good.parent / "adapters", "lora", good.parent / "lora", dtype="fp32", quiet=True)
     shutil.copytree(good.parent / "run", good / "run")
