@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from distill.planning.metered_passes import MeteredPasses
 from lightx2v_sgmd.families.base import Model, stays_float32
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import add_adapters
 from lightx2v_sgmd.networks.compiled_passes import use_passes
 from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
@@ -164,7 +164,7 @@ class Pass:
     checkpointing: Checkpointing
     degree: int = 1
     keeping: bool = False
-    adapters: Lora | None = None
+    adapters: AdapterSettings | None = None
     compiled: bool = False
     fp8_storage: bool = False
 

@@ -15,7 +15,7 @@ from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_fo
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
-from lightx2v_sgmd.job.schema import Job, Lora
+from lightx2v_sgmd.job.schema import AdapterSettings, Job
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT
@@ -54,7 +54,7 @@ class ModelMeter:
         self._forwards: dict[Pass, int] = {}
         self._decoding: dict[tuple[int, ...], int] = {}
         self.discriminators = DiscriminatorMeter(model)
-        self._trained: dict[Lora, Weights] = {}
+        self._trained: dict[AdapterSettings, Weights] = {}
 
     @cached_property
     def network(self) -> Any:
@@ -95,7 +95,7 @@ class ModelMeter:
                 found[role] = self._trained_weights(settings.adapters)
         return found
 
-    def _trained_weights(self, lora: Lora | None) -> Weights:
+    def _trained_weights(self, lora: AdapterSettings | None) -> Weights:
         if lora is None:
             return self.weights
         if lora not in self._trained:
@@ -118,7 +118,7 @@ class ModelMeter:
         batch: int,
         checkpointing: Checkpointing,
         keeping: bool,
-        adapters: Lora | None = None,
+        adapters: AdapterSettings | None = None,
     ) -> PassMemory:
         """The memory of a network's passes in a job, ``batch`` videos at once."""
         planned = self.planned_pass(job, batch)

@@ -101,7 +101,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Lora:
+class AdapterSettings:
     """Low-rank adapters (arXiv 2106.09685): ``W + alpha / rank * B A``, of which A and B learn."""
 
     # Rank of the adapters: rows of A and columns of B.
@@ -133,14 +133,14 @@ class Role:
     # stay as they are. Adapters need a learning rate that is ten to a hundred times higher.
     train: Literal["full", "lora"] = "full"
     # Settings of the adapters; only with train: lora.
-    lora: Lora | None = None
+    lora: AdapterSettings | None = None
     # Settings of AdamW.
     optimizer: Optimizer = Optimizer()
 
     @property
-    def adapters(self) -> Lora | None:
+    def adapters(self) -> AdapterSettings | None:
         """The adapters that are trained; None if all weights are."""
-        return (self.lora or Lora()) if self.train == "lora" else None
+        return (self.lora or AdapterSettings()) if self.train == "lora" else None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_logging
@@ -44,7 +44,7 @@ class Builds(Protocol):
         ...
 
 
-def check_adapters(lora: Lora, model: Builds, role: str) -> None:
+def check_adapters(lora: AdapterSettings, model: Builds, role: str) -> None:
     """Checks that a job's adapters can be made; loads no weights.
 
     Args:
@@ -74,7 +74,7 @@ def check_adapters(lora: Lora, model: Builds, role: str) -> None:
             )
 
 
-def add_adapters(network: Any, lora: Lora, seed: int, dtype: torch.dtype) -> None:
+def add_adapters(network: Any, lora: AdapterSettings, seed: int, dtype: torch.dtype) -> None:
     """Puts trainable adapters beside a network's linear layers and freezes everything else.
 
     The network first computes the same as before, because each product starts as zero.
@@ -107,7 +107,7 @@ def add_adapters(network: Any, lora: Lora, seed: int, dtype: torch.dtype) -> Non
         setattr(network.get_submodule(owner), attribute, weight)
 
 
-def trained_shapes(model: Builds, lora: Lora | None) -> dict[str, torch.Size]:
+def trained_shapes(model: Builds, lora: AdapterSettings | None) -> dict[str, torch.Size]:
     """The shapes of a network's trained weights: the adapters, or all weights if there are none."""
     with torch.device("meta"):
         network = model.build_transformer()
@@ -148,13 +148,13 @@ def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {saved_name(name): p for name, p in network.named_parameters() if p.requires_grad}
 
 
-def adapter_metadata(lora: Lora) -> dict[str, str]:
+def adapter_metadata(lora: AdapterSettings) -> dict[str, str]:
     """The entry about adapters in the header of their file."""
     settings = {f"{PREFIX}{key}": value for key, value in _settings(lora).items()}
     return {METADATA_KEY: json.dumps(settings, sort_keys=True)}
 
 
-def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
+def adapters_in(metadata: Mapping[str, str]) -> AdapterSettings | None:
     """The adapters that a file's header describes; None if it has none.
 
     Raises:
@@ -164,7 +164,7 @@ def adapters_in(metadata: Mapping[str, str]) -> Lora | None:
         return None
     try:
         told = parse_json(metadata[METADATA_KEY], METADATA)
-        return Lora(
+        return AdapterSettings(
             rank=told[f"{PREFIX}r"],
             alpha=told[f"{PREFIX}lora_alpha"],
             targets=told[f"{PREFIX}target_modules"],
@@ -212,7 +212,7 @@ def load_trained(network: Any, files: Sequence[Path]) -> None:
     network.requires_grad_(False)
 
 
-def _settings(lora: Lora) -> dict[str, Any]:
+def _settings(lora: AdapterSettings) -> dict[str, Any]:
     """The settings under PEFT's names."""
     return {
         "r": lora.rank,

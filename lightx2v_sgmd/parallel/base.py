@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.interpolants import Interpolant
-from lightx2v_sgmd.job.schema import Job, Lora, Optimizer
+from lightx2v_sgmd.job.schema import AdapterSettings, Job, Optimizer
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     FAKE_SCORE,
@@ -101,7 +101,7 @@ class StrategySettings:
     offload_dir: Path | None
     checkpointing: Checkpointing
     heads: HeadSettings | None
-    adapters: Mapping[str, Lora]
+    adapters: Mapping[str, AdapterSettings]
     seed: int
     compile: str = "never"
     fp8_storage: bool = False

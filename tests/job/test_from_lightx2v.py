@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lightx2v_sgmd.cli import main
 from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.job.from_lightx2v import convert
-from lightx2v_sgmd.job.schema import Lora, load_job
+from lightx2v_sgmd.job.schema import AdapterSettings, load_job
 from lightx2v_sgmd.methods import DMD2, SGMD
 from lightx2v_sgmd.system.errors import UserError
 
@@ -100,7 +100,7 @@ def test_every_value_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         *(4e-7, 0.02),
         1e-7,
     )
-    assert fake.lora == Lora(8, 4, ("to_q", "attn1.to_out.0", "ffn.net.2"))
+    assert fake.lora == AdapterSettings(8, 4, ("to_q", "attn1.to_out.0", "ffn.net.2"))
     train = job.train
     assert (train.iterations, train.micro_batch, train.accumulation, train.clip) == (50, 3, 4, 7.0)
     assert (train.checkpoint_every, train.keep_checkpoints, train.sample_every) == (20, 6, 20)

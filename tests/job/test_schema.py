@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightx2v_sgmd.job.schema import (
-    Lora,
+    AdapterSettings,
     Optimizer,
     Teacher,
     job_keys,
@@ -67,8 +67,11 @@ def test_any_value_survives_a_round_trip(
 
 def test_adapters_are_resolved_and_survive_a_round_trip(file: Path, tmp_path: Path) -> None:
     job = load_job(file, ["student.train=lora", "fake_score={train: lora, lora: {alpha: 16}}"])
-    assert job.student.lora == Lora() and Lora().scale == 1
-    assert job.fake_score.lora == Lora(rank=64, alpha=16.0) and job.fake_score.lora.scale == 0.25
+    assert job.student.lora == AdapterSettings() and AdapterSettings().scale == 1
+    assert (
+        job.fake_score.lora == AdapterSettings(rank=64, alpha=16.0)
+        and job.fake_score.lora.scale == 0.25
+    )
     saved = tmp_path / "saved.yaml"
     saved.write_text(job.to_yaml())
     assert load_job(saved) == job and "rank: 64" in job.to_yaml()

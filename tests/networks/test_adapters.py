@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan.model import open_wan, velocity
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks import adapters
 from lightx2v_sgmd.system.errors import UserError
 
-LORA = Lora(rank=4, alpha=8.0)
+LORA = AdapterSettings(rank=4, alpha=8.0)
 
 
 def with_adapters(teacher: Path) -> Any:
@@ -87,11 +87,13 @@ def test_alpha_is_divided_by_the_rank(tiny_teacher: Path) -> None:
 def test_a_target_that_is_no_linear_layer_is_refused(tiny_teacher: Path, target: str) -> None:
     model = open_wan(tiny_teacher)
     with pytest.raises(UserError) as caught:
-        adapters.check_adapters(Lora(targets=("to_q", target)), model, "student")
+        adapters.check_adapters(AdapterSettings(targets=("to_q", target)), model, "student")
     line = str(caught.value)
     assert line.startswith(f"student.lora.targets: {target} is no linear layer of {model.path}")
     assert "attn1.to_q, " in line and "proj_out" in line
-    adapters.check_adapters(Lora(targets=("to_q", "proj_out", "attn2.to_k")), model, "student")
+    adapters.check_adapters(
+        AdapterSettings(targets=("to_q", "proj_out", "attn2.to_k")), model, "student"
+    )
 
 
 def test_a_missing_peft_is_said_in_one_line(
@@ -145,7 +147,7 @@ def test_a_whole_network_is_taken_too_and_other_files_are_refused(
     save_file(values, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match="bare.safetensors: .*missing"):
         adapters.load_trained(network, [tmp_path / "bare.safetensors"])
-    told = adapters.adapter_metadata(Lora(rank=2**16))
+    told = adapters.adapter_metadata(AdapterSettings(rank=2**16))
     save_file(values, tmp_path / "large.safetensors", told)
     with pytest.raises(UserError, match=r"has adapters of ranks \[4\], not the 65536"):
         adapters.load_trained(network, [tmp_path / "large.safetensors"])

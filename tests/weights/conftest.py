@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
-from lightx2v_sgmd.job.schema import Lora, Role, load_job
+from lightx2v_sgmd.job.schema import AdapterSettings, Role, load_job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
@@ -51,7 +51,7 @@ def write_checkpoint(run: Path, teacher: Path, step: int, ema: bool = True) -> P
     return folder
 
 
-def write_lora_checkpoint(run: Path, teacher: Path, step: int, lora: Lora) -> Path:
+def write_lora_checkpoint(run: Path, teacher: Path, step: int, lora: AdapterSettings) -> Path:
     """A checkpoint of adapters, random ones, with a moving average, as training leaves it."""
     folder = write_checkpoint(run, teacher, step, ema=False)
     shapes = trained_shapes(open_wan(teacher), lora)

@@ -29,7 +29,7 @@ from weights import export
 from weights.io.lora_names import NAMES
 
 pytest.importorskip("peft")
-TRAINED = schema.Lora(rank=4, alpha=6.0)
+TRAINED = schema.AdapterSettings(rank=4, alpha=6.0)
 
 
 @pytest.fixture(scope="module")

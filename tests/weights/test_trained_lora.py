@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infer.network.lora import check_loras
-from infer.options import Lora as LoraFile
+from infer.options import Lora
 from lightx2v_sgmd.families.wan.model import open_wan
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import adapter_metadata
 from lightx2v_sgmd.system.errors import UserError
 from tests.students import generate_files
@@ -24,7 +24,7 @@ from tests.weights.conftest import write_lora_checkpoint, write_manifest
 from tests.weights.test_lora import lora_file
 from weights import export, verify
 
-LORA = Lora(rank=4, alpha=8.0)
+LORA = AdapterSettings(rank=4, alpha=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Exports()
 
 
-def merged(exports: Any, name: str = "student_ema", lora: Lora = LORA) -> dict[str, Tensor]:
+def merged(
+    exports: Any, name: str = "student_ema", lora: AdapterSettings = LORA
+) -> dict[str, Tensor]:
     """The teacher's weights with the checkpoint's adapters, put together from their definition."""
     weights = {n: t.clone() for n, t in reading.teacher_weights(exports.teacher).items()}
     stored = load_file(exports.checkpoint / f"{name}.safetensors")
@@ -166,7 +168,7 @@ def test_the_engine_runs_every_export(exports: Any, tmp_path: Path) -> None:
     made = {}
     for name, (weights, options) in ways.items():
         if "loras" in options:
-            options["loras"] = [LoraFile.parse(str(path)) for path in options["loras"]]
+            options["loras"] = [Lora.parse(str(path)) for path in options["loras"]]
         out = tmp_path / f"{name}.mp4"
         chosen = {"dtype": torch.float32, "quiet": True, **sizes, **options}
         generate_files(weights, "a red circle moving left", out, **chosen)
@@ -179,17 +181,17 @@ def test_metadata_that_cannot_be_read_is_refused(exports: Any, tmp_path: Path) -
     tensors = load_file(exports.checkpoint / "student.safetensors")
     for text in ("{", "[]", '{"transformer.r": "4"}'):
         save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": text})
-        lora = LoraFile(tmp_path / "x.safetensors")
+        lora = Lora(tmp_path / "x.safetensors")
         with pytest.raises(UserError, match="lora_adapter_metadata"):
             check_loras([lora], {"proj_out.weight": (4, 4)})
 
 
 def test_another_rank_than_the_file_says_is_refused(exports: Any, tmp_path: Path) -> None:
     tensors = load_file(exports.checkpoint / "student.safetensors")
-    save_file(tensors, tmp_path / "x.safetensors", adapter_metadata(Lora(rank=60000)))
+    save_file(tensors, tmp_path / "x.safetensors", adapter_metadata(AdapterSettings(rank=60000)))
     shapes = open_wan(exports.teacher).transformer_shapes()
     with pytest.raises(UserError, match=r"is \[4, 48\], the model's layer needs \[60000, 48"):
-        check_loras([LoraFile(tmp_path / "x.safetensors")], shapes)
+        check_loras([Lora(tmp_path / "x.safetensors")], shapes)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_other_layers_and_none_outside_blocks_or_some(
     tmp_path: Path, targets: tuple[str, ...]
 ) -> None:
     """diffusers takes all layers outside the blocks or none; there alpha is multiplied in."""
-    lora = Lora(rank=2, alpha=6.0, targets=targets)
+    lora = AdapterSettings(rank=2, alpha=6.0, targets=targets)
     teacher_folder = make_tiny_wan(tmp_path / "teacher")
 
     class Here:

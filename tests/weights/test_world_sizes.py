@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from distill.running.saving import Saver
 from lightx2v_sgmd.families.wan.model import open_wan
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.parallel import StrategySettings, connect
@@ -56,7 +56,7 @@ def test_one_two_and_four_processes_export_the_same_bytes(
         assert sha256_file(fp8) == sha256_file(same), ranks
 
 
-LORA = Lora(rank=4, alpha=8.0)
+LORA = AdapterSettings(rank=4, alpha=8.0)
 
 
 def test_adapters_pass_through_any_number_of_processes(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from lightx2v_sgmd.families.lora.reading import LoraFile, open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import PREFIX as ADAPTERS
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from weights.io.quantize import norm
@@ -262,10 +262,12 @@ class TrainedAdapters:
     """
 
     header: Header
-    lora: Lora
+    lora: AdapterSettings
 
     @classmethod
-    def checked(cls, header: Header, lora: Lora, model: Model, what: str) -> TrainedAdapters:
+    def checked(
+        cls, header: Header, lora: AdapterSettings, model: Model, what: str
+    ) -> TrainedAdapters:
         """Makes sure that the file holds exactly what was trained.
 
         Raises:

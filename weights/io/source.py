@@ -16,7 +16,7 @@ from lightx2v_sgmd.files.manifest import Manifest
 from lightx2v_sgmd.files.safetensors_files import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.files.yaml_loader import read_tree
-from lightx2v_sgmd.job.schema import Lora
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from weights.io.adapters import StackedAdapters, StoredAdapters, TrainedAdapters
@@ -50,10 +50,10 @@ class ExportSource:
     second: ExportSource | None = None
 
     @property
-    def lora(self) -> Lora | None:
+    def lora(self) -> AdapterSettings | None:
         """The settings of its adapters; None if all weights were trained, or if no job is there."""
         student = self._job_section("student")
-        return Lora(**student["lora"]) if student.get("train") == "lora" else None
+        return AdapterSettings(**student["lora"]) if student.get("train") == "lora" else None
 
     @property
     def step(self) -> int:
@@ -84,7 +84,11 @@ class ExportSource:
 
 
 def student_tensors(
-    checkpoint: Path, averaged: bool, model: Model, lora: Lora | None, expert: int = 0
+    checkpoint: Path,
+    averaged: bool,
+    model: Model,
+    lora: AdapterSettings | None,
+    expert: int = 0,
 ) -> tuple[Tensors, TrainedAdapters | None, Schedule | None]:
     """A checkpoint's student, its adapters if it has any, and the schedule that its file carries.
 
