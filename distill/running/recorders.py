@@ -19,6 +19,7 @@ import torch
 
 from distill.running.run_folder import METRICS, repair_log
 from distill.running.trackers import Tracker
+from distill.running.warnings import RunWarnings
 from distill.updates import Iteration
 from lightx2v_sgmd.files.checkpoint import disk_problem
 from lightx2v_sgmd.parallel import Ranks
@@ -41,6 +42,7 @@ class Recorder:
         quiet: Show nothing.
         trackers: Other programs that get the same, already started.
         board: Write ``tensorboard/``.
+        warnings: What looks at each line; its warnings are recorded too.
     """
 
     def __init__(
@@ -50,10 +52,13 @@ class Recorder:
         quiet: bool = False,
         trackers: Sequence[Tracker] = (),
         board: bool = True,
+        warnings: RunWarnings | None = None,
     ) -> None:
-        self.path, self.trackers = run / METRICS, trackers
+        self.path, self.trackers, self.warnings = run / METRICS, trackers, warnings
         try:
             repair_log(run, step)
+            if warnings is not None and step:
+                warnings.replay(self.path)
             # Not for appending: the last line may get more values.
             self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             self._file.seek(0, os.SEEK_END)
@@ -61,12 +66,19 @@ class Recorder:
         except OSError as error:
             raise UserError(disk_problem(error, self.path)) from error
 
-    def record(self, line: Mapping[str, Any]) -> None:
+    def record(self, line: Mapping[str, Any], more: bool = False) -> None:
         """Appends an iteration's line.
+
+        Args:
+            line: The line.
+            more: ``extend`` follows, and brings the line's warnings too.
 
         Raises:
             UserError: the file cannot be written.
         """
+        if self.warnings is not None:
+            found = self.warnings.losses(line, later=more)
+            line = {**line, "warnings": found} if found else line
         self._write(json.dumps(line) + "\n")
         self._add_scalars(line, line["step"])
 
@@ -82,6 +94,9 @@ class Recorder:
         Raises:
             UserError: the file cannot be written.
         """
+        if self.warnings is not None:
+            found = self.warnings.samples(values)
+            values = {**values, "warnings": found} if found else values
         if not values:
             return
         self._file.seek(-len(_LINE_END), os.SEEK_END)
@@ -120,7 +135,8 @@ class Recorder:
         for name, value in values.items():
             scalars = value if isinstance(value, dict) else {"": value}
             for part, scalar in scalars.items():
-                self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, step)
+                if isinstance(scalar, int | float):
+                    self._board.add_scalar(f"{name}/{part}".rstrip("/"), scalar, step)
 
     def close(self) -> None:
         """Closes the files."""

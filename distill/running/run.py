@@ -27,6 +27,7 @@ from distill.running.samples import Sampled, SampleVideos
 from distill.running.saving import Saver, check_space, checkpoint_parts
 from distill.running.signals import stop_on_signal
 from distill.running.trackers import TENSORBOARD, Tracker, check_trackers, open_trackers
+from distill.running.warnings import RunWarnings
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
@@ -198,7 +199,8 @@ def _train(
     recorders: list[Recorder] = []  # only the first rank has one
     done = saved = start.step
     board = TENSORBOARD in job.output.trackers
-    opened = partial(Recorder, job.output.dir, start.step, quiet, trackers, board)
+    warnings = RunWarnings(job, quiet)
+    opened = partial(Recorder, job.output.dir, start.step, quiet, trackers, board, warnings)
     ranks.once(lambda: recorders.append(opened()))
     sampling, measuring = ranks.once(partial(_can_sample, quiet))
     if (fault := slow_conv3d(ranks.device)) is not None:
@@ -213,14 +215,16 @@ def _train(
         for result in trainer.run(done, start.partial_iteration):
             done, now = result.step, time.monotonic()
             line = metrics_line(result, now - before, counter.take(), ranks.device)
-            late = ranks.once(partial(_record, recorders, line, _overdue(train, now - saved_at)))
-            bar.advance(1, "  ".join(f"{k} {v:.4g}" for k, v in result.losses.items()))
             last = done == train.iterations
+            samples_due = sampling and (last or done % train.sample_every == 0)
+            overdue = _overdue(train, now - saved_at)
+            late = ranks.once(partial(_record, recorders, line, overdue, samples_due))
+            bar.advance(1, "  ".join(f"{k} {v:.4g}" for k, v in result.losses.items()))
             if last or late or done % train.checkpoint_every == 0:
                 with watch.patient(f"saving the checkpoint of step {done}"):
                     saver.save(done)
                 saved, saved_at = done, time.monotonic()
-            if sampling and (last or done % train.sample_every == 0):
+            if samples_due:
                 with watch.patient(f"sampling videos of step {done}"):
                     sampled = samples.make(done)
                     ranks.once(partial(_record_samples, recorders, done, sampled))
@@ -251,9 +255,11 @@ def _overdue(train: Train, seconds: float) -> bool:
     return train.checkpoint_minutes is not None and seconds >= 60 * train.checkpoint_minutes
 
 
-def _record(recorders: list[Recorder], line: dict[str, Any], late: bool) -> bool:
+def _record(
+    recorders: list[Recorder], line: dict[str, Any], late: bool, more: bool = False
+) -> bool:
     for recorder in recorders:
-        recorder.record(line)
+        recorder.record(line, more)
     return late
 
 

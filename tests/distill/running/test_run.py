@@ -335,8 +335,8 @@ def test_interrupted_and_resumed_in_this_process(
     job = load_job(finished.output.dir / "job.yaml", [f"output.dir={tmp_path / 'run'}"])
     record = Recorder.record
 
-    def interrupting(self: Recorder, line: dict[str, Any]) -> None:
-        record(self, line)
+    def interrupting(self: Recorder, line: dict[str, Any], more: bool) -> None:
+        record(self, line, more)
         if line["step"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
