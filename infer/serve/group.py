@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from infer.engine import Student
     from infer.stopping import OnStep
+    from lightx2v_sgmd.families.conditioning import Embedding
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.parallel.ranks import Ranks
     from lightx2v_sgmd.schedule import Schedule
@@ -86,7 +87,7 @@ def follow(
 def obey(students: Students, leader: Connection, ranks: Ranks) -> None:
     """Does what the first process says until it says stop."""
     student: Student | None = None
-    rows: Sequence[Tensor] = ()
+    rows: Sequence[Embedding] = ()
     latents: Tensor | None = None
 
     def on_step(step: int, x_t: Tensor) -> None:
@@ -177,14 +178,14 @@ class GroupStudent:
         """The start of one video, ``[C, T, h, w]`` float32."""
         return self._student.noise(seed, shape)
 
-    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
+    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Embedding]:
         """Each prompt's embedding, as ``Student.encode`` gives it."""
         self._leader.tell("encode", (list(prompts),))
         with _or_end(UserError):
             return self._student.encode(prompts, quiet)
 
     def denoise(
-        self, rows: Sequence[Tensor], seeds: Sequence[int], size: Size, on_step: OnStep
+        self, rows: Sequence[Embedding], seeds: Sequence[int], size: Size, on_step: OnStep
     ) -> Tensor:
         """Latents, as ``Student.denoise`` gives them; an exception of ``on_step`` stops all."""
         ranks = self._leader.ranks

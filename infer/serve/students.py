@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from infer.engine_plan import EnginePlan
     from infer.memory import Workload
     from infer.stopping import OnStep
+    from lightx2v_sgmd.families.conditioning import Embedding
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.parallel.ranks import Ranks
     from lightx2v_sgmd.schedule import Schedule
@@ -44,11 +45,11 @@ class WorkingStudent(Protocol):
     def noise(self, seed: int, shape: tuple[int, int, int, int]) -> Tensor:
         """The start of one video."""
 
-    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Tensor]:
+    def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Embedding]:
         """Each prompt's embedding."""
 
     def denoise(
-        self, rows: Sequence[Tensor], seeds: Sequence[int], size: Size, on_step: OnStep
+        self, rows: Sequence[Embedding], seeds: Sequence[int], size: Size, on_step: OnStep
     ) -> Tensor:
         """Latents of a batch."""
 
