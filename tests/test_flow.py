@@ -59,3 +59,21 @@ def test_cubic_times_lie_near_noise() -> None:
     u = torch.tensor([0.0, 0.5, 0.9, 1.0])
     expected = torch.tensor([0.99, 0.875, 1 - 0.729, 0.02])
     torch.testing.assert_close(flow.cubic_sigmas(u, 0.02, 0.99), expected)
+
+
+def test_score_times_of_a_part_of_the_path() -> None:
+    u = torch.tensor([0.0, 0.5, 1 - 2.0**-24])
+
+    def between(low: float, high: float, least: float = 0.02, most: float = 1.0) -> list[float]:
+        return flow.sample_sigmas_between(u, 5.0, low, high, least, most).tolist()
+
+    # Shift 5 leads from 1/6 to 0.5 and from 9/14 to 0.9, and from the middle of them to 17/22.
+    middle = torch.tensor(17 / 22)
+    torch.testing.assert_close(torch.tensor(between(0.5, 0.9)[1]), middle)
+    ends = torch.tensor([0.5, 0.9 - 1e-6]).tolist()
+    assert between(0.5, 0.9)[::2] == ends
+    assert between(0.0, 0.5)[0] == torch.tensor(0.02).item()
+    assert between(0.5, 1.0)[2] > 1 - 5e-7  # up to the end of the path
+    assert between(0.5, 0.9, most=0.8)[2] == torch.tensor(0.8).item()
+    whole = flow.sample_score_sigmas(u, 5.0, 0.02, 0.98).tolist()
+    assert between(0.0, 1.0, most=0.98) == whole

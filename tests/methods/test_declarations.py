@@ -29,6 +29,7 @@ from lightx2v_sgmd.methods.base import (
     Discriminator,
     PairMethod,
     PixelDiscriminator,
+    expert_role,
     pair_iterations,
     stage_at,
 )
@@ -282,3 +283,8 @@ def test_names_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="'sgdm' is unknown; use one of added, adm, adp"):
         method_class("sgdm")
     assert set(asked) == {"lightx2v_sgmd.methods"}
+
+
+def test_experts_are_numbered_from_the_first() -> None:
+    names = [expert_role("student", expert) for expert in range(3)]
+    assert names == ["student", "student_2", "student_3"]

@@ -388,7 +388,7 @@ TORCH_SAVE = _kinds(
     legacy=write("x.pt", pickle.dumps({"a": RunsCode()})),
     bomb=write("x.pt", torch_archive(zipfile.ZIP_DEFLATED, 100_000_000)),
     deep=write("x.pt", torch_archive(pickled=b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")),
-    keys=write("x.pt", torch_archive(pickled=pickle.dumps({str(i): 0 for i in range(300_000)}, 2))),
+    keys=write("x.pt", torch_archive(pickled=pickle.dumps({str(i): 0 for i in range(60_000)}, 2))),
     doubling=write(
         "x.pt", torch_archive(pickled=b"\x80\x02](" + b"0" * 10 + b"2" * 100_000 + b"e.")
     ),
