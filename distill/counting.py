@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightx2v_sgmd.networks.adapters import is_adapter
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.parallel import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 
 COUNTS = ("forwards", "recomputed", "backwards", "weight_backwards")
@@ -42,9 +43,8 @@ class PassCounter:
         for role in self._roles:
             network = networks[role]
             network.register_forward_pre_hook(partial(self._forward, role), with_kwargs=True)
-            blocks = network.blocks
-            assert isinstance(blocks, nn.ModuleList), f"{role} has no list of blocks"
-            blocks[0].register_forward_pre_hook(partial(self._block, role))
+            blocks = repeated_blocks(network)
+            blocks[0].register_forward_pre_hook(partial(self._block, role), with_kwargs=True)
             # Not at the network's end: a discriminator's heads read blocks before it. The output
             # of a block that runs again is in no graph, so its hook is never called.
             blocks[0].register_forward_hook(partial(self._watch, role))
@@ -64,12 +64,15 @@ class PassCounter:
         # The first block runs in this forward; when it runs again, that is a recomputation.
         self._rows["recomputed"][role] -= len(kwargs["hidden_states"])
 
-    def _block(self, role: str, module: nn.Module, args: Any) -> None:
-        self._rows["recomputed"][role] += len(args[0])
+    def _block(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        tokens = args[0] if args else kwargs["hidden_states"]
+        self._rows["recomputed"][role] += len(tokens)
 
     def _watch(self, role: str, module: nn.Module, args: Any, output: Any) -> None:
-        if output.requires_grad:
-            output.register_hook(partial(self._backward, role, len(output)))
+        # Some blocks return the text's tokens beside the video's; gradient comes to both.
+        first = output[0] if isinstance(output, tuple) else output
+        if first.requires_grad:
+            first.register_hook(partial(self._backward, role, len(first)))
 
     def _backward(self, role: str, rows: int, gradient: Tensor) -> None:
         self._rows["backwards"][role] += rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.base import Model, require_feature
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.job.schema import Job
@@ -19,12 +19,14 @@ def check_against_model(job: Job, model: Model) -> None:
     """Checks what only the model's configuration can tell; loads no weights.
 
     Raises:
-        UserError: ``parallel.sequence`` does not divide the heads, a video has no number of frames,
-            its size does not fit the VAE and the network's patches, the student's solver is not
-            one for the model's diffusion, adapters are for layers that it does not have, or the
+        UserError: the model's family lacks what the job asks for, the student's steps are not those
+            of the family, ``parallel.sequence`` does not divide the heads, a video has no number of
+            frames, its size does not fit the VAE and the network's patches, the student's solver is
+            not one for the model's diffusion, adapters are for layers that it does not have, or the
             model has experts that the job cannot train.
     """
     check_solver(job.schedule.solver, model.interpolant)
+    _check_features(job, model)
     _check_experts(job, model)
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
     if job.video.num_frames is None and not model.size_rules.images:
@@ -36,6 +38,22 @@ def check_against_model(job: Job, model: Model) -> None:
     for name, role in (("student", job.student), ("fake_score", job.fake_score)):
         if role.adapters is not None:
             check_adapters(role.adapters, model, name)
+
+
+def _check_features(job: Job, model: Model) -> None:
+    """Refuses what the model's family has not."""
+    if job.schedule.shift != model.student_shift:
+        raise UserError(
+            f"schedule.shift: {job.schedule.shift:g} is not that of a student of {model.family}, "
+            f"which the engine and exported weights run; use {model.student_shift:g}"
+        )
+    if job.parallel.sequence > 1:
+        what = f"parallel.sequence: {job.parallel.sequence}"
+        require_feature(model, "sequence", what, "1")
+    if job.parallel.compile == "always":
+        require_feature(model, "fast_blocks", "parallel.compile: always", "auto or never")
+    if job.teacher.loras:
+        require_feature(model, "loras", "teacher.loras: a LoRA file", "weights with it merged")
 
 
 def _check_experts(job: Job, model: Model) -> None:

@@ -155,7 +155,7 @@ def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet:
         for index, numbers in missing:
             texts = [prompts[i % len(prompts)] for i in numbers]
             seeds = [job.train.seed * 1_000_003 + i for i in numbers]
-            noise = torch.cat([noise_for(seed, sampler.shape) for seed in seeds])
+            noise = torch.cat([noise_for(sampler.model, seed, sampler.shape) for seed in seeds])
             x0 = sampler.latents(texts, noise)
             write_shard(out, index, x0.cpu(), noise, texts, origin)
             bar.advance(len(numbers))

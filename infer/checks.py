@@ -26,15 +26,15 @@ from lightx2v_sgmd.files.safetensors_files import (
     schedule_of,
 )
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.interpolants import FlowMatching
 from lightx2v_sgmd.rollout import check_solver
-from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
+from lightx2v_sgmd.schedule import Schedule, SolverName, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 ANCHOR: Final = "patch_embedding.weight"
 ENGINE_SHIFT: Final = 8.0
-ENGINE_SOLVERS: Final = ("euler", "renoise")
-"""The engine runs steps of this flow shift, evenly spaced from 1000 before it, by these solvers."""
+"""The flow shift of students of Wan's, whose schedule may be assumed."""
 
 
 # Steps of other trainers' students that this engine can run: Euler from pure noise to data.
@@ -123,7 +123,7 @@ def check_student(
     }
     for lora in loras:
         manifest = manifest or read_manifest(lora.path.parent)
-    schedule = _schedule(carried) or assumed
+    schedule = _schedule(carried, model) or assumed
     if schedule is None:
         raise UserError(
             f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
@@ -168,6 +168,8 @@ def output_suffix(path: str | Path, base: str | Path | None = None) -> str:
 
 def _say_how_read(weights: WholeTensors, quiet: bool) -> None:
     """Says what was chosen and stripped in weights of other programs."""
+    if ANCHOR not in weights.header.tensors:  # of a family that is read in diffusers' layout alone
+        return
     stored = weights.stored_names[ANCHOR]
     prefix = transformer_prefix([stored])
     where = weights.header.tensors[ANCHOR].file
@@ -297,16 +299,17 @@ def _assumed(name: str | None) -> Schedule | None:
     )
 
 
-def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:
+def _schedule(carried: Mapping[Path, Schedule | None], model: Model) -> Schedule | None:
     """The schedule that weights carry: one that the engine runs, the same wherever it stands."""
     first: tuple[Path, Schedule] | None = None
     for where, schedule in carried.items():
         if schedule is None:
             continue
-        if not _runs(schedule):
+        if not _runs(schedule, model):
+            example = Schedule(even_timesteps(4), model.student_shift, _solvers(model)[0])
             raise UserError(
                 f"{where}: the weights were distilled for {_steps(schedule)}; this engine runs "
-                f"shift {ENGINE_SHIFT:g} of evenly spaced steps, as {_steps(engine_schedule())}, "
+                f"shift {model.student_shift:g} of evenly spaced steps, as {_steps(example)}, "
                 "and would give blur; use weights distilled for such steps"
             )
         if first is not None and schedule != first[1]:
@@ -318,10 +321,16 @@ def _schedule(carried: Mapping[Path, Schedule | None]) -> Schedule | None:
     return None if first is None else first[1]
 
 
-def _runs(schedule: Schedule) -> bool:
+def _runs(schedule: Schedule, model: Model) -> bool:
     # The file format keeps three decimals of a timestep.
     near = evenly_spaced(schedule.base, tolerance=1e-3)  # saved schedules are rounded
-    return near and schedule.shift == ENGINE_SHIFT and schedule.solver in ENGINE_SOLVERS
+    return near and schedule.shift == model.student_shift and schedule.solver in _solvers(model)
+
+
+def _solvers(model: Model) -> tuple[SolverName, ...]:
+    """The solvers of the rollout for a model's diffusion."""
+    flow = isinstance(model.interpolant, FlowMatching)
+    return ("euler" if flow else "ddim", "renoise")
 
 
 def _steps(schedule: Schedule) -> str:

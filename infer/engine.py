@@ -118,12 +118,21 @@ class Student:
         )
 
     @property
-    def decoder(self) -> VaeDecoder:
-        """The VAE's decoder, in float32 unless asked: bfloat16 shows as banding."""
+    def decoder(self) -> Any:
+        """The VAE's decoder, in float32 unless asked: bfloat16 shows as banding.
+
+        It is a ``VaeDecoder``, or the VAE itself in families without streamed decoding.
+        """
         return self.parts.get(VAE, self._load_decoder)
 
-    def _load_decoder(self) -> VaeDecoder:
-        vae = self.model.load_vae(torch_dtype(self.plan.options.vae_dtype))
+    def _load_decoder(self) -> Any:
+        dtype = torch_dtype(self.plan.options.vae_dtype)
+        if "streamed_decoding" not in self.model.features:
+            vae = self.model.load_vae(dtype, self.device)
+            if self.plan.memory_mode.tile_vae:
+                vae.enable_tiling()
+            return vae
+        vae = self.model.load_vae(dtype)
         return VaeDecoder(vae, DecodeSettings(compile=self.plan.compile), self.device)
 
     def release(self, part: str) -> None:
@@ -150,7 +159,7 @@ class Student:
         It is what diffusers draws from the same generator; drawn on the CPU, so that every machine
         starts from the same noise.
         """
-        return noise_for(seed, shape)[0]
+        return noise_for(self.model, seed, shape)[0]
 
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Embedding]:
         """Each prompt's embedding on the CPU; says which prompts are cut."""
@@ -195,7 +204,7 @@ class Student:
                 self.schedule,
                 on_step=on_step,
                 interpolant=self.model.interpolant,
-                fresh_noise=fresh_noise_for(seeds, shape),
+                fresh_noise=fresh_noise_for(self.model, seeds, shape),
             )
             return x0.float().cpu()
 
@@ -225,7 +234,8 @@ class Student:
             latents: ``[C, T, h, w]``.
 
         Yields:
-            ``[F, H, W, 3]`` uint8: the first frame, then four or eight at a time.
+            ``[F, H, W, 3]`` uint8: the first frame, then four or eight at a time; all frames at
+            once in families without streamed decoding.
         """
         return (chunk[0] for chunk in self._decode(latents[None]))
 
@@ -250,6 +260,12 @@ class Student:
         """Chunks ``[B, F, H, W, 3]``."""
         height, width = self._pixels(latents)
         rules = self.model.size_rules
+        if "streamed_decoding" not in self.model.features:
+            size = (height, width, rules.temporal * (latents.shape[2] - 1) + 1)
+            with self._memory_explained(size, len(latents), "decoding"):
+                whole = self.model.decode_latents(self.decoder, latents.to(self.device))
+            yield whole.cpu().numpy()
+            return
         size = (height, width, rules.temporal * (latents.shape[2] - 1) + 1)
         tiling = Tiling() if self.plan.memory_mode.tile_vae else None
         share = share_tiles(self.ranks)

@@ -9,7 +9,7 @@ import torch
 
 from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
 from infer.options import Dtype, Options, Quantize
-from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.base import Model, require_feature
 from lightx2v_sgmd.files import dtypes
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -72,8 +72,10 @@ def make_plan(
     together = 1 if ranks is None else ranks.size
     default = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = default if options.dtype is None else torch_dtype(options.dtype)
-    head_dim = model.head_dim
-    kernel = kernels.choose(options.attention, device, dtype, head_dim)
+    _check_features(model, options, together)
+    kernel = "sdpa"
+    if "attention_kernels" in model.features:
+        kernel = kernels.choose(options.attention, device, dtype, model.head_dim)
     _check_quantize(options, device)
     if options.offload and device.type != "cuda":
         raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
@@ -84,7 +86,8 @@ def make_plan(
         options.tile_vae or together > 1,  # processes share a decode by tiles
         options.text_on_cpu,
     )
-    limit = memory_limit_gib(options, device)
+    planned = "planned_memory" in model.features
+    limit = memory_limit_gib(options, device) if planned else None
     if limit is not None and size is not None:
         work = Workload(
             model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
@@ -97,7 +100,12 @@ def make_plan(
     moving = memory_mode.offload or memory_mode.quantize == "fp8-storage" or _unmerged(options)
     compiled = options.compile
     if compiled is None:
-        compiled = device.type == "cuda" and not moving and why_unusable("triton") is None
+        compiled = (
+            "fast_blocks" in model.features
+            and device.type == "cuda"
+            and not moving
+            and why_unusable("triton") is None
+        )
     return EnginePlan(
         options,
         device,
@@ -107,7 +115,10 @@ def make_plan(
         memory_mode,
         compiled,
         # The processes exchange q, k and v one by one.
-        options.fuse_qkv and not _unmerged(options) and together == 1,
+        options.fuse_qkv
+        and "fast_blocks" in model.features
+        and not _unmerged(options)
+        and together == 1,
         limit,
         replace(memory_mode, frames_at_once=asked.frames_at_once)
         != asked,  # costs nothing to speak of
@@ -164,6 +175,24 @@ def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
     return None
 
 
+def _check_features(model: Model, options: Options, ranks: int) -> None:
+    """Refuses options for fast paths that the model's family has not."""
+    if options.attention not in ("auto", "sdpa"):
+        what = f"attention: {options.attention}"
+        require_feature(model, "attention_kernels", what, "auto")
+    if options.quantize != "none":
+        require_feature(model, "quantize", f"quantize: {options.quantize}", "none")
+    if options.compile:
+        require_feature(model, "fast_blocks", "compile: true", "--no-compile")
+    if options.loras:
+        require_feature(model, "loras", "lora: a LoRA file", "weights with it merged")
+    if options.max_memory_gib is not None:
+        what = "max_memory_gib: planning the memory"
+        require_feature(model, "planned_memory", what, "--offload or --one-at-a-time")
+    if ranks > 1:
+        require_feature(model, "sequence", f"{ranks} processes for a video", "one")
+
+
 def _check_quantize(options: Options, device: torch.device) -> None:
     if options.quantize not in get_args(Quantize):
         kinds = ", ".join(get_args(Quantize))
@@ -199,6 +228,12 @@ def out_of_memory(
     model: Model, plan: EnginePlan, size: tuple[int, int, int], batch: int, where: str
 ) -> UserError:
     """The error when memory runs out: how much was needed, and what would fit."""
+    if "planned_memory" not in model.features:
+        return UserError(
+            f"out of memory on {plan.device} ({where}): {batch} x {size[0]}x{size[1]}, {size[2]} "
+            "frames; try --batch 1, --offload, --one-at-a-time or --tile-vae, or ask for a smaller "
+            "or shorter video"
+        )
     work = Workload(
         model,
         *size,

@@ -24,6 +24,7 @@ from infer.options import Quantize
 from infer.vae.decoding import FRAMES_AT_ONCE, Tiling
 from infer.vae.memory import decode_gib
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
@@ -138,14 +139,13 @@ def _sizes(transformer: str, vae: str, text: str) -> Sizes:
         network = build_transformer(json.loads(transformer))
         autoencoder = build_vae(json.loads(vae))
         encoder = build_text_encoder(json.loads(text))
-    linears = sum(
-        m.weight.numel() for m in network.blocks.modules() if isinstance(m, torch.nn.Linear)
-    )
+    blocks = repeated_blocks(network)
+    linears = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, torch.nn.Linear))
     return Sizes(
         linears,
         _count(network) - linears,
-        _count(network.blocks[0]),
-        max(p.numel() for p in network.blocks[0].parameters()),
+        _count(blocks[0]),
+        max(p.numel() for p in blocks[0].parameters()),
         _count(encoder),
         _count(autoencoder),
     )

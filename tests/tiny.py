@@ -1,4 +1,4 @@
-"""Random tiny Wan models in the real folder layout."""
+"""Random tiny models in the real folder layouts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from transformers import UMT5EncoderModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    WanTransformer3DModel,
+)
+from transformers import T5Config, T5EncoderModel, UMT5EncoderModel
 
 from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
@@ -64,3 +71,72 @@ def make_tiny_wan(folder: Path, seed: int = 0, heads: int = 4, layers: int = 2) 
         for p in transformer.parameters():  # away from the zeros and ones of a fresh model
             p.data += 0.02 * torch.randn_like(p)
     return write_wan_folder(folder, transformer, vae, text_encoder, tokenizer, shift=3.0)
+
+
+def make_tiny_cogvideox(folder: Path, seed: int = 0, rotary: bool = False) -> Path:
+    """Writes a random CogVideoX for 32x32 videos of 8k + 1 frames, in the layout of 2b, or of 5b.
+
+    The text changes its output by more than a hundredth, as that of ``conftest.tiny_teacher``.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = make_tokenizer(WORDS, max_length=226)
+        text_encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=16,
+                d_kv=8,
+                d_ff=32,
+                num_layers=2,
+                num_heads=2,
+                dropout_rate=0.0,
+                feed_forward_proj="gated-gelu",
+                relative_attention_num_buckets=16,
+                relative_attention_max_distance=32,
+                tie_word_embeddings=False,
+            )
+        )
+        vae = AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 3,
+            up_block_types=("CogVideoXUpBlock3D",) * 3,
+            block_out_channels=(4, 4, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            sample_height=32,
+            sample_width=32,
+            scaling_factor=0.7 if rotary else 1.15258426,
+        )
+        transformer = CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            text_embed_dim=16,
+            time_embed_dim=24,
+            num_layers=2,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=9,
+            use_rotary_positional_embeddings=rotary,
+        )
+        for p in transformer.parameters():  # away from the zeros and ones of a fresh model
+            p.data += 0.02 * torch.randn_like(p)
+        transformer.patch_embed.text_proj.weight.data *= 5
+    scheduler = CogVideoXDDIMScheduler(
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=1.0 if rotary else 3.0,
+        timestep_spacing="trailing",
+    )
+    CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=scheduler,
+    ).save_pretrained(folder)
+    video = {"height": 32, "width": 32, "num_frames": 9, "fps": 8}
+    (folder / "video.json").write_text(json.dumps(video))
+    return folder

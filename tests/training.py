@@ -78,6 +78,7 @@ def make_trainer(
             ranks,
             None,
             model.interpolant,
+            model.conditioning,
             experts=model.experts,
         ),
     )

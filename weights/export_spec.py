@@ -65,7 +65,7 @@ class ExportSpec:
         tensors = self.source.tensors
         converted = isinstance(tensors, FileTensors) and not self.is_checkpoint
         keep = tensors if converted and self.dtype == self.source.about.dtype else None
-        return self.format.layout(self.dtype, keep)
+        return self.format.layout(self.dtype, keep, self.source.model)
 
     @property
     def is_checkpoint(self) -> bool:

@@ -107,6 +107,11 @@ def export(
         refuse_overlap(final, _sources(opened))
         precision = _dtype(opened, target_format, dtype)
         limits = (max_shard_size, rank, energy, names or PORTABLE.name, only)
+        if format not in opened.model.formats:
+            raise UserError(
+                f"format: students of {opened.model.family} cannot be written as {format}; use "
+                f"{' or '.join(opened.model.formats)}"
+            )
         spec = ExportSpec(opened, target_format, precision, out, *limits)
         if ema and not opened.ema:
             reason = "the run kept no moving average (train.ema is 0)"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, recomputes_attention
@@ -247,7 +248,7 @@ class Traffic:
 def iteration_traffic(
     job: Job,
     passes: Mapping[str, RolePasses],
-    config: Mapping[str, Any],
+    model: Model,
     *,
     parameters: int,
     tokens: int,
@@ -262,7 +263,7 @@ def iteration_traffic(
     Args:
         job: The job.
         passes: From ``iteration_passes``.
-        config: The network's configuration.
+        model: The model.
         parameters: Number of parameters of one network.
         tokens: Patches of a video.
         gpus: Number of GPUs of the run.
@@ -274,9 +275,9 @@ def iteration_traffic(
     others = parameters * size * (gpus - 1) / gpus * batches
     degree = job.parallel.sequence
     own = -(-tokens // degree)
-    width = config["num_attention_heads"] * config["attention_head_dim"]
+    width = model.width
     # Queries, keys, values and the output of each block; all but one's own part comes from others.
-    exchange = 4 * config["num_layers"] * own * width * size * (degree - 1) / degree
+    exchange = 4 * model.num_blocks * own * width * size * (degree - 1) / degree
     videos = batches * job.train.micro_batch
     return Traffic(
         gather=others * sum(p.forward_calls + p.backward_calls for p in passes.values()),

@@ -108,11 +108,9 @@ def block_inputs(job: Job, model: Model) -> int:
     The backward pass needs these inputs whatever is computed again. Only the model's configuration
     is read.
     """
-    config = model.transformer_config
     video = job.video
     tokens = model.token_count(video.height, video.width, video.frames)
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    inputs = int(config["num_layers"]) * (tokens // job.parallel.sequence) * width * _size(job)
+    inputs = model.num_blocks * (tokens // job.parallel.sequence) * model.width * _size(job)
     return job.train.micro_batch * inputs
 
 

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from distill.planning.metered_passes import MeteredPasses
 from lightx2v_sgmd.families.base import Model, stays_float32
-from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import add_adapters
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.networks.compiled_passes import use_passes
 from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
@@ -209,17 +209,17 @@ def prepare_pass(
         network = model.with_blocks(layers).build_transformer()
         x_t = torch.empty(what.batch, *what.latents)
         time = torch.empty(what.batch)
-        text = torch.empty(what.batch, what.text_rows, model.text_dim)
-    conditioning = Conditioning({"text": text})
+        conditioning = model.empty_conditioning(what.batch, what.text_rows)
     kept = stays_float32(network)
     for name, p in network.named_parameters():
         p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
     if what.fp8_storage:
-        for block in network.blocks:
+        for block in repeated_blocks(network):
             store_in_fp8(block)
     if what.adapters is not None:
         add_adapters(network, what.adapters, 0, what.dtype)
-    enable_sequence_parallel(network, PlannedGroup(what.degree))
+    if what.degree > 1:
+        enable_sequence_parallel(network, PlannedGroup(what.degree))
     network.text_padding_is_folded = True  # or ``predict`` would add rows
     enable_checkpointing(network, what.checkpointing)
     if what.compiled:

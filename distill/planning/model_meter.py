@@ -9,17 +9,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill.planning.discriminators import DiscriminatorMeter
-from distill.planning.metering import Pass, PassMemory, meter_decoding, meter_forward, meter_pass
+from distill.planning.flops import Operations
+from distill.planning.metering import (
+    Pass,
+    PassMemory,
+    fused_attention,
+    meter_decoding,
+    meter_forward,
+    meter_pass,
+    prepare_pass,
+)
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import AdapterSettings, Job
 from lightx2v_sgmd.networks.adapters import trained_shapes
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT
-from lightx2v_sgmd.untrusted.building import build_text_encoder
 
 WHOLE = 100_000
 """Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
@@ -44,14 +53,16 @@ class ModelMeter:
 
     Args:
         model: The teacher.
-        text_rows: Text rows that its network attends to.
+        text_rows: Text rows that its network attends to; default all that it can.
         on_gpu: True if runs would be on GPUs, where ``parallel.compile: auto`` compiles.
     """
 
-    def __init__(self, model: Model, text_rows: int = TEXT_LENGTH, on_gpu: bool = True) -> None:
-        self.model, self.text_rows, self.on_gpu = model, text_rows, on_gpu
+    def __init__(self, model: Model, text_rows: int | None = None, on_gpu: bool = True) -> None:
+        self.model, self.on_gpu = model, on_gpu
+        self.text_rows = model.text_length if text_rows is None else text_rows
         self._passes: dict[Pass, PassMemory] = {}
         self._forwards: dict[Pass, int] = {}
+        self._operations: dict[tuple[int, ...], Operations] = {}
         self._decoding: dict[tuple[int, ...], int] = {}
         self.discriminators = DiscriminatorMeter(model)
         self._trained: dict[AdapterSettings, Weights] = {}
@@ -74,7 +85,7 @@ class ModelMeter:
     def text_encoder(self) -> int:
         """Numbers in the text encoder."""
         with torch.device("meta"):
-            encoder = build_text_encoder(self.model.expected_text_encoder_config())
+            encoder = self.model.build_text_encoder()
         return sum(p.numel() for p in encoder.parameters())
 
     def frozen(self, job: Job) -> int:
@@ -82,10 +93,25 @@ class ModelMeter:
         size = torch_type(job.teacher.dtype).itemsize
         if job.teacher.quantize == "none":
             return size * self.weights.count
-        layers = [m for m in self.network.blocks.modules() if isinstance(m, nn.Linear)]
+        layers = [m for m in repeated_blocks(self.network).modules() if isinstance(m, nn.Linear)]
         matrices = sum(layer.weight.numel() for layer in layers)
         rows = sum(layer.out_features for layer in layers)
         return matrices + 4 * rows + size * (self.weights.count - matrices)
+
+    def operations(self, job: Job) -> Operations:
+        """The operations of a forward of the network for one video of a job.
+
+        All blocks are alike, so one and two of them tell what any number needs.
+        """
+        key = self.latents(job)
+        if key not in self._operations:
+            one, two = (count_operations(self.model, key, self.text_rows, n) for n in (1, 2))
+            more = self.model.num_blocks - 1
+            self._operations[key] = Operations(
+                one.linear + more * (two.linear - one.linear),
+                one.attention + more * (two.attention - one.attention),
+            )
+        return self._operations[key]
 
     def trained(self, job: Job) -> dict[str, Weights]:
         """The trained weights of the student and, if the method has one, of the fake score."""
@@ -149,7 +175,8 @@ class ModelMeter:
             text_rows=self.text_rows,
             checkpointing=False,
             degree=job.parallel.sequence,
-            compiled=job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
+            compiled="fast_blocks" in self.model.features
+            and job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
             fp8_storage=job.teacher.quantize != "none",
         )
 
@@ -159,3 +186,23 @@ class ModelMeter:
         if latents not in self._decoding:
             self._decoding[latents] = meter_decoding(self.model, latents)
         return self._decoding[latents]
+
+
+def count_operations(
+    model: Model, latents: tuple[int, int, int, int], text_rows: int, layers: int
+) -> Operations:
+    """Counts the operations of a forward of a model's network with so many blocks.
+
+    Args:
+        model: The model.
+        latents: ``(C, T, h, w)`` of the video.
+        text_rows: Text rows that the network attends to, padding included.
+        layers: Number of blocks.
+    """
+    what = Pass(latents, 1, torch.float32, text_rows, checkpointing=False)
+    _, run, x_t = prepare_pass(model, what, layers)
+    with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter:
+        run(x_t)
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(n for operator, n in counts.items() if "attention" in str(operator))
+    return Operations(counter.get_total_flops() - attention, attention)

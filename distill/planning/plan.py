@@ -13,7 +13,6 @@ from distill.planning.flops import (
     Operations,
     RolePasses,
     Traffic,
-    forward_operations,
     iteration_passes,
     iteration_traffic,
     stop_intervals,
@@ -213,7 +212,7 @@ def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None
     tokens = model.token_count(video.height, video.width, video.frames)
     degree, train = job.parallel.sequence, job.train
     passes = iteration_passes(job, meter.shares(job))
-    forward = forward_operations(model.transformer_config, tokens, meter.text_rows)
+    forward = meter.operations(job)
     return JobPlan(
         job=job,
         machine=machine,
@@ -231,7 +230,7 @@ def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None
         traffic=iteration_traffic(
             job,
             passes,
-            model.transformer_config,
+            model,
             parameters=meter.weights.count,
             tokens=tokens,
             gpus=machine.gpus,

@@ -214,14 +214,14 @@ class SampleVideos:
 
         _, negative = self.batches.conditioning(range(self.count))
         network = self.strategy.networks[TEACHER]
-        path = self.strategy.interpolant
+        model = self.model
 
         def run(x_t: Tensor, time: Tensor) -> Tensor:
             self._check_stop()
             return self.strategy.predict(TEACHER, x_t, time, negative.rows(slice(1)))
 
         # All of the pass, since sharded networks count on it.
-        found = [middle_features(network, run, x0, path, whole_pass=True) for x0 in latents]
+        found = [middle_features(model, network, run, x0, whole_pass=True) for x0 in latents]
         return [[float(value) for value in row[0]] for row in found]
 
     def _check_stop(self, step: int = 0, x_t: Tensor | None = None) -> None:

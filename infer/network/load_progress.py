@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from math import prod
 from typing import Final
 
 from lightx2v_sgmd.families.base import Model
@@ -14,10 +15,8 @@ _SHOWN_FROM: Final = 5 * 10**8
 
 def network_bar(model: Model, quiet: bool) -> AbstractContextManager[Bar]:
     """A bar for loading the transformer, one step for each block and one for the rest."""
-    config = model.transformer_config
-    layers = int(config["num_layers"])
-    width = model.width
-    parameters = layers * width * (8 * width + 2 * int(config["ffn_dim"]))
+    layers = model.num_blocks
+    parameters = sum(map(prod, model.transformer_shapes().values()))
     return progress(1 + layers, "loading the network", quiet or parameters < _SHOWN_FROM)
 
 

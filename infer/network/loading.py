@@ -54,10 +54,12 @@ def load_network(model: Model, plan: EnginePlan, ranks: Ranks, quiet: bool = Tru
         if not plan.memory_mode.offload:
             network.to(plan.device)
     network.eval().requires_grad_(False)
-    fuse_passes(network)
-    kernels.apply(network, plan.attention)
+    if "fast_blocks" in model.features:
+        fuse_passes(network)
+    if "attention_kernels" in model.features:
+        kernels.apply(network, plan.attention)
     share_tokens(network, ranks)
-    if plan.memory_mode.quantize == "none" and not unmerged:
+    if "fast_blocks" in model.features and plan.memory_mode.quantize == "none" and not unmerged:
         fuse_products(network, plan.device, plan.compile)
     if plan.compile:
         # The ranks' communication inside a block cannot be compiled.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from infer.engine import Student
     from infer.stopping import OnStep
+    from lightx2v_sgmd.families.base import Model
     from lightx2v_sgmd.families.conditioning import Embedding
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.parallel.ranks import Ranks
@@ -169,6 +170,11 @@ class GroupStudent:
     def schedule(self) -> Schedule:
         """The steps it runs."""
         return self._student.schedule
+
+    @property
+    def model(self) -> Model:
+        """The model that it runs as."""
+        return self._student.model
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from infer.engine_plan import EnginePlan
     from infer.memory import Workload
     from infer.stopping import OnStep
+    from lightx2v_sgmd.families.base import Model
     from lightx2v_sgmd.families.conditioning import Embedding
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.parallel.ranks import Ranks
@@ -34,6 +35,10 @@ Size = tuple[int, int, int]
 
 class WorkingStudent(Protocol):
     """What a worker needs of a student, see ``infer.engine.Student``."""
+
+    @property
+    def model(self) -> Model:
+        """The model that it runs as."""
 
     @property
     def schedule(self) -> Schedule:
@@ -182,15 +187,19 @@ class Students:
 
     def _check(self, model: str, lora: str | None) -> Checked:
         from infer.checks import check_student
+        from lightx2v_sgmd.families.base import require_feature
 
         engine = self._options(lora)
-        return check_student(
+        checked = check_student(
             self._weights[model],
             engine.assume_schedule,
             engine.loras,
             engine.base,
             engine.skip_image_layers,
         )
+        what = f"{self._weights[model]}: serving it"
+        require_feature(checked.model, "planned_memory", what, "lightx2v-sgmd generate")
+        return checked
 
     def _options(self, lora: str | None) -> Options:
         if lora is None:

@@ -223,7 +223,7 @@ class Previews:
         seeds = [job.seed for job in jobs]
         self._states = torch.stack([student.noise(seed, shape) for seed in seeds])
         self._schedule = student.schedule
-        self._fresh_noise = fresh_noise_for(seeds, shape)
+        self._fresh_noise = fresh_noise_for(student.model, seeds, shape)
 
     def step(self, jobs: list[Job], step: int, x_t: Tensor) -> None:
         """Writes the previews of a batch after a step, from the states before and after it."""

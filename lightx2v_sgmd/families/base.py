@@ -25,9 +25,48 @@ from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
 
 # B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
 # S text tokens, D text width
+
+
+Feature = Literal[
+    "fast_blocks",
+    "attention_kernels",
+    "quantize",
+    "sequence",
+    "streamed_decoding",
+    "planned_memory",
+    "loras",
+]
+"""What the engine and the trainer can do with the networks of some families only.
+
+``fast_blocks``: passes written for the family's blocks, and ``torch.compile`` of them.
+``attention_kernels``: other attention kernels than PyTorch's. ``quantize``: the engine's weights in
+8 bits. ``sequence``: several ranks share a video. ``streamed_decoding``: the VAE decodes chunks of
+frames, and ranks share its tiles. ``planned_memory``: the engine knows its memory beforehand.
+``loras``: LoRA files are read, and written.
+"""
+
+
+class Pipeline(NamedTuple):
+    """The stock pipeline of a family, by the classes of its parts.
+
+    Attributes:
+        name: The pipeline's class in diffusers.
+        transformer: The network's class in diffusers.
+        vae: The VAE's class in diffusers.
+        text_encoder: The text encoder's class in transformers.
+        tokenizer: The tokenizer's class in transformers, for folders that name none.
+    """
+
+    name: str
+    transformer: str
+    vae: str
+    text_encoder: str
+    tokenizer: str = "T5TokenizerFast"
 
 
 class AuthorsSampler(NamedTuple):
@@ -38,7 +77,7 @@ class AuthorsSampler(NamedTuple):
         shift: The flow shift of its steps.
     """
 
-    solver: Literal["unipc", "euler"]
+    solver: Literal["unipc", "euler", "ddim"]
     shift: float
 
 
@@ -63,6 +102,26 @@ class Model(Protocol):
     """
 
     # What it is
+
+    @property
+    def family(self) -> str:
+        """The family's name, for messages: ``Wan2.1``."""
+        ...
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The optional abilities of the family's networks."""
+        ...
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The export formats that its students can be written in."""
+        ...
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The stock pipeline that runs its students."""
+        ...
 
     @property
     def path(self) -> str:
@@ -132,6 +191,23 @@ class Model(Protocol):
         """
         ...
 
+    @property
+    def student_shift(self) -> float:
+        """The flow shift of the steps of its students; 1 shifts nothing."""
+        ...
+
+    def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
+        """The class and arguments of the stock scheduler that takes a student's steps.
+
+        Raises:
+            UserError: no stock scheduler takes these steps.
+        """
+        ...
+
+    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draws the noise of one video as the stock pipeline does: ``[1, C, T, h, w]`` float32."""
+        ...
+
     # Sizes
 
     @property
@@ -196,6 +272,15 @@ class Model(Protocol):
         """Batches what the text encoder made of each prompt."""
         ...
 
+    def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
+        """Makes a conditioning without values, for measurements.
+
+        Args:
+            batch: Number of samples.
+            text_rows: Text rows that the network attends to, padding included.
+        """
+        ...
+
     # The network
 
     def predict(
@@ -246,6 +331,10 @@ class Model(Protocol):
 
     def build_transformer(self) -> Any:
         """Builds the network with random weights (none on the meta device)."""
+        ...
+
+    def video_tokens(self, output: Any) -> Tensor:
+        """The tokens ``[B, N, D]`` of the video in what a block of the network returned."""
         ...
 
     def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -310,6 +399,10 @@ class Model(Protocol):
         """Loads the tokenizer alone; raises as ``load_transformer``."""
         ...
 
+    def build_text_encoder(self) -> Any:
+        """Builds the encoder with random weights (none on the meta device); downloads nothing."""
+        ...
+
     def full_text_encoder_config(self) -> dict[str, Any]:
         """The arguments of the encoder's configuration.
 
@@ -356,6 +449,22 @@ class Model(Protocol):
             ``[B, len(frames), 3, H, W]`` in [-1, 1].
         """
         ...
+
+
+def require_feature(model: Model, feature: Feature, what: str, remedy: str) -> None:
+    """Refuses a setting that a model's family has not.
+
+    Args:
+        model: The model.
+        feature: What the setting needs.
+        what: The setting, for the message: ``parallel.sequence: 2``.
+        remedy: The value to use instead.
+
+    Raises:
+        UserError: the family lacks the feature.
+    """
+    if feature not in model.features:
+        raise UserError(f"{what} is not supported for {model.family}; use {remedy}")
 
 
 def stays_float32(network: Any) -> Callable[[str], bool]:

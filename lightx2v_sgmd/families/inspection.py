@@ -267,7 +267,7 @@ def _lora(path: Path, file: Path, base: str | Path | None) -> Inspection:
         found.facts["refused"] = f"{found.kind}s are not supported ({shortened(other[1])})"
         return found
     refusals = []
-    names = [BUNDLED, *known_hub_ids()] if base is None else [str(base)]
+    names = [BUNDLED, *known_hub_ids("WanTransformer3DModel")] if base is None else [str(base)]
     for name in names:
         try:
             model: WanModel = open_wan(name)

@@ -20,7 +20,7 @@ def size_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return f"{count:,} weights"
     width = config["num_attention_heads"] * config["attention_head_dim"]
     plain = f"{config['num_layers']} layers of width {width}, {count:,} weights"
-    for name in known_hub_ids():
+    for name in known_hub_ids("WanTransformer3DModel"):
         known = known_transformer_config(name) or {}
         same = all(
             known.get(key) == config[key] for key in ("num_layers", "ffn_dim", "in_channels")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.cogvideox.model import NETWORK as COGVIDEOX
+from lightx2v_sgmd.families.cogvideox.model import open_cogvideox
+from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.sources import network_class
 from lightx2v_sgmd.families.wan.model import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
 
 __all__ = ["BUNDLED", "WEIGHT_FILES", "bundled_teacher", "open_model"]
@@ -15,11 +19,14 @@ def open_model(path: str | Path, base: str | Path | None = None) -> Model:
 
     Args:
         path: A folder in a layout that a family knows, a hub id, ``sprites``, or a file of a
-            network's weights alone; ``families.wan.model`` has the layouts of Wan.
+            network's weights alone; ``families.wan.model`` has the layouts of Wan. Other families
+            are read in diffusers' layout alone.
         base: For such a file: the model that it is a variant of, which gives the configuration, the
             VAE and the text encoder. Default: the folder of the file.
 
     Raises:
         UserError: the path is a model of no known family, or the model cannot be trusted.
     """
+    if base is None and network_class(str(model_folder(path))) == COGVIDEOX:
+        return open_cogvideox(path)
     return open_wan(path, base)

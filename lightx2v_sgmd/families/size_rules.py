@@ -22,6 +22,8 @@ class SizeRules:
         images: True for a model that makes images, which are videos of one frame here.
         multiple: Pixels that divide height and width, whatever the patch; stock pipelines of video
             models ask for 16.
+        frame_step: Step of the numbers of frames that the VAE takes, ``frame_step k + 1``; None is
+            ``temporal``.
     """
 
     temporal: int
@@ -31,6 +33,7 @@ class SizeRules:
     most_positions: int
     images: bool = False
     multiple: int = 16
+    frame_step: int | None = None
 
     @property
     def suffix(self) -> str:
@@ -48,9 +51,9 @@ class SizeRules:
             raise UserError(
                 f"video.num_frames: is {num_frames}, but this model makes images; leave it out"
             )
-        if num_frames < 1 or (num_frames - 1) % self.temporal:
+        if num_frames < 1 or (num_frames - 1) % self.step:
             raise UserError(
-                f"video.num_frames: {num_frames} is not {self.temporal}k + 1, which this model's "
+                f"video.num_frames: {num_frames} is not {self.step}k + 1, which this model's "
                 f"VAE needs; use {self.nearest_frames(num_frames)}"
             )
         for name, value, patch in (("height", height, patch_h), ("width", width, patch_w)):
@@ -79,4 +82,9 @@ class SizeRules:
         """The number of frames nearest to a wish that the model can make."""
         if self.images:
             return 1
-        return max(0, round((num_frames - 1) / self.temporal)) * self.temporal + 1
+        return max(0, round((num_frames - 1) / self.step)) * self.step + 1
+
+    @property
+    def step(self) -> int:
+        """Step of the numbers of frames: they are ``step k + 1``."""
+        return self.temporal if self.frame_step is None else self.frame_step

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.hub_configs import known_network_class, known_transformer_config
 from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
@@ -39,10 +39,9 @@ _SUFFIXES: Final = (".safetensors", ".pth")
 _SMALL_FILES: Final = ("model_index.json", VIDEO_FILE, PROMPTS_FILE)
 _FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
 """The files that are downloaded from a folder on the hub: no programs, and no pickles."""
-_CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], None]]] = {
-    "vae": check_vae,
-    "text_encoder": check_text_encoder,
-}
+Checks = Mapping[str, Callable[[Mapping[str, Any]], None]]
+"""By part, a function that raises ``UserError`` for a configuration out of its limits."""
+_CHECKS: Final[Checks] = {"vae": check_vae, "text_encoder": check_text_encoder}
 _LAYOUTS: Final = (
     "give a folder as Wan2.1-T2V-1.3B-Diffusers (diffusers) or Wan2.1-T2V-1.3B (original) is"
 )
@@ -57,12 +56,14 @@ class Source:
         layout: ``diffusers``: a folder for each part. ``original``: as Wan2.1 was released.
         transformer: Files with the transformer's weights, used instead of those in ``root``.
         network: The folder in ``root`` with the transformer; empty is that of a model with one.
+        checks: The limits of the parts' configurations; they differ from family to family.
     """
 
     root: str
     layout: Literal["diffusers", "original"]
     transformer: tuple[Path, ...] = ()
     network: str = ""
+    checks: Checks = field(default_factory=lambda: _CHECKS, compare=False, repr=False)
 
     def files(self, part: Part) -> list[Path]:
         """The files of a part's weights; downloads them if the model is on the hub.
@@ -115,8 +116,20 @@ class Source:
         name = self._name(part)
         path = self._folder([f"{name}/config.json"]) / name / "config.json"
         config = read_json(path)
-        if part in _CHECKS:
-            _checked(path, _CHECKS[part], config)
+        if part in self.checks:
+            _checked(path, self.checks[part], config)
+        return config
+
+    def scheduler(self) -> dict[str, Any]:
+        """The configuration of the model's scheduler.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        name = "scheduler/scheduler_config.json"
+        path = self._folder([name]) / name
+        config = read_json(path)
+        _checked(path, self.checks.get("scheduler", check_scheduler), config)
         return config
 
     def tokenizer(self) -> Path:
@@ -259,6 +272,48 @@ def _model_index(source: Source) -> dict[str, Any]:
     index = read_json(source._folder(["model_index.json"]) / "model_index.json")
     check_model_index(index)
     return index
+
+
+def network_class(path: str) -> str | None:
+    """The class that a model's ``transformer/config.json`` names; None if there is no such file.
+
+    Args:
+        path: A folder or a hub id; the file of one that is not shipped is downloaded.
+    """
+    folder = Path(path)
+    known = known_network_class(path)
+    if known is not None:
+        return known
+    file = folder / "transformer" / "config.json"
+    if not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            file = Path(hf_hub_download(path, "transformer/config.json"))
+        except (HfHubHTTPError, OSError, ValueError):  # whoever opens it says what is wrong
+            return None
+    return str(read_json(file).get("_class_name")) if file.is_file() else None
+
+
+def diffusers_source(root: str, checks: Checks) -> Source:
+    """The source of a model in diffusers' layout; its small files are checked, none is loaded.
+
+    Args:
+        root: A folder or a hub id.
+        checks: The limits of the parts' configurations.
+
+    Raises:
+        UserError: a file is damaged, or links lead out of the folder.
+    """
+    folder = Path(root)
+    if folder.is_dir():
+        parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        refuse_outside_links(folder, [folder / name for name in (*parts, *_SMALL_FILES)])
+        index = folder / "model_index.json"
+        if index.is_file():
+            _checked(index, check_model_index, read_json(index))
+    return Source(root, "diffusers", checks=checks)
 
 
 def is_whole_model(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from lightx2v_sgmd.schedule import evenly_spaced
 from lightx2v_sgmd.system.errors import joined
@@ -22,16 +22,21 @@ class Rule:
     problem: Callable[..., str | None]
 
 
+_SHIFTS: Final = {8.0: "Wan2.1", 1.0: "CogVideoX"}
+"""The flow shift of students by family; ``distill.model_checks`` compares it with the teacher's."""
+
+
 def _fixed_schedule(shift: float, base: list[float]) -> str | None:
     """The student's schedule is one of a family; see ``schedule.Schedule``."""
-    if shift == 8 and base and evenly_spaced(base):
+    if shift in _SHIFTS and base and evenly_spaced(base):
         return None
     steps = joined([f"{timestep:g}" for timestep in base])
+    known = " or ".join(f"shift {value:g} ({family})" for value, family in _SHIFTS.items())
     return (
-        f"shift {shift:g} of base [{steps}] is not a student's schedule: shift 8 of steps evenly "
+        f"shift {shift:g} of base [{steps}] is not a student's schedule: {known} of steps evenly "
         "spaced from 1000, of which the four 1000, 960, 888.889, 727.273 are [1000, 750, 500, 250] "
-        "(engine and exported weights run these and no others); use shift 8.0 and base "
-        "[1000, 750, 500, 250]"
+        "under shift 8 (engine and exported weights run these and no others); for Wan2.1 use shift "
+        "8.0 and base [1000, 750, 500, 250]"
     )
 
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.interpolants import FLOW, Interpolant
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.parallel.sequence import whole_tokens
 from lightx2v_sgmd.sampling.sampler import noise_for
 
@@ -30,21 +31,21 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def middle_features(
+    model: Model,
     network: Any,
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, Tensor], Tensor],
     x0: Tensor,
-    interpolant: Interpolant = FLOW,
     *,
     whole_pass: bool = False,
 ) -> Tensor:
     """Takes features of latents; every rank that shares the network's tokens calls it.
 
     Args:
+        model: The network's model.
         network: The network with the blocks.
-        velocity: Runs the network at ``x_t`` and ``sigma [B]``; its text should be the same for all
-            videos that are compared.
+        predict: Runs the network at ``x_t`` and the times ``[B]``; its text should be the same for
+            all videos that are compared.
         x0: ``[B, C, T, h, w]``.
-        interpolant: The network's path from data to noise.
         whole_pass: Let the network run to its end, as a network that is shared over processes
             must; otherwise it stops after the middle block.
 
@@ -52,22 +53,22 @@ def middle_features(
         ``[B, D]`` float32.
     """
     found: list[Tensor] = []
-    patches = zip(x0.shape[2:], network.config.patch_size, strict=True)
+    patches = zip(x0.shape[2:], model.size_rules.patch, strict=True)
     count = math.prod(length // patch for length, patch in patches)
 
     def look(module: Any, arguments: Any, output: Any) -> None:
         if found:
             return
-        hidden = output[0] if isinstance(output, tuple) else output
-        found.append(whole_tokens(network, hidden, count).float().mean(1))
+        found.append(whole_tokens(network, model.video_tokens(output), count).float().mean(1))
         if not whole_pass:
             raise _Reached
 
-    sigma = torch.full((len(x0),), SIGMA, device=x0.device)
-    noise = noise_for(_NOISE_SEED, tuple(x0.shape[1:])).to(x0.device)
-    handle = network.blocks[len(network.blocks) // 2].register_forward_hook(look)
+    time = torch.full((len(x0),), SIGMA, device=x0.device)
+    noise = noise_for(model, _NOISE_SEED, tuple(x0.shape[1:])).to(x0.device)
+    blocks = repeated_blocks(network)
+    handle = blocks[len(blocks) // 2].register_forward_hook(look)
     try:
-        velocity(interpolant.add_noise(x0, noise.expand_as(x0), sigma), sigma)
+        predict(model.interpolant.add_noise(x0, noise.expand_as(x0), time), time)
     except _Reached:
         pass
     finally:

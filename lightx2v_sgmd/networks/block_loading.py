@@ -7,7 +7,7 @@ block more than the finished network.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,22 @@ OnPart = Callable[[str, nn.Module], None]
 """A function that gets the name and module of each filled part: "" and the network, then blocks."""
 
 
+_BLOCKS: Final = ("blocks", "transformer_blocks", "encoder.block")
+"""Names of the lists of blocks in the networks of diffusers and transformers."""
+
+
+def repeated_blocks(network: nn.Module) -> nn.ModuleList:
+    """The list of blocks that a network repeats."""
+    for name in _BLOCKS:
+        blocks = getattr(network, name, None)
+        if isinstance(blocks, nn.ModuleList):
+            return blocks
+    raise AssertionError(f"{type(network).__name__} has no list of blocks")
+
+
 def blocks_of(network: nn.Module) -> Mapping[str, nn.Module]:
     """The blocks that a network repeats, by name, in the order in which they run."""
-    for path in ("blocks", "encoder.block"):
+    for path in _BLOCKS:
         parent: Any = network
         for name in path.split("."):
             parent = getattr(parent, name, None)

@@ -5,11 +5,14 @@ The design follows ADM, arXiv 2507.18569, Sec. 4.1 and App. B.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 
 # B batch, N tokens, D width, T, H, W latent frames, height and width in patches
 
@@ -20,19 +23,25 @@ def head_blocks(num_blocks: int, every: int) -> list[int]:
 
 
 @contextmanager
-def capture_blocks(network: nn.Module, every: int) -> Iterator[list[Tensor]]:
+def capture_blocks(
+    network: nn.Module, every: int, tokens_of: Callable[[Any], Tensor]
+) -> Iterator[list[Tensor]]:
     """A context in which a forward of ``network`` fills the list with outputs ``[B, N, D]``.
 
     Blocks that gradient checkpointing runs again are not captured again.
+
+    Args:
+        network: The network.
+        every: Number of blocks for each output.
+        tokens_of: Function that takes the video's tokens out of what a block returned.
     """
     found: list[Tensor] = []
-    blocks = network.blocks
-    assert isinstance(blocks, nn.ModuleList), "the network has no list of blocks"
+    blocks = repeated_blocks(network)
     captured = head_blocks(len(blocks), every)
 
-    def capture(module: nn.Module, args: object, output: Tensor) -> None:
+    def capture(module: nn.Module, args: object, output: Any) -> None:
         if len(found) < len(captured):
-            found.append(output)
+            found.append(tokens_of(output))
 
     hooks = [blocks[index].register_forward_hook(capture) for index in captured]
     try:

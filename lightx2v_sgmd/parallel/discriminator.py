@@ -44,7 +44,7 @@ def backbone_features(
         x_t: The input ``[B, C, T, h, w]``; its size gives the number of patches.
         settings: Names the blocks that have heads.
     """
-    with capture_blocks(network, settings.every) as blocks:
+    with capture_blocks(network, settings.every, model.video_tokens) as blocks:
         run()
     frames, height, width = (
         length // patch for length, patch in zip(x_t.shape[2:], model.size_rules.patch, strict=True)

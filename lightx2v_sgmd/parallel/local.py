@@ -75,7 +75,7 @@ class Local:
         if fold_text:
             for network in networks.values():
                 model.fold_text_padding(network)
-        if compiles(settings.compile, device):
+        if "fast_blocks" in model.features and compiles(settings.compile, device):
             for network in networks.values():
                 compile_passes(network)
         if settings.heads is not None:

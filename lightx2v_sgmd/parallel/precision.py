@@ -28,11 +28,13 @@ def keep_in_float32(network: Any) -> None:
 def follow_diffusers(network: Any, device: torch.device) -> None:
     """Makes a float32 network under autocast compute what its bfloat16 copy does, bit for bit.
 
-    Autocast would take the embedding of the time to bfloat16, and norms of heads to float32.
+    Autocast would take the embedding of the time to bfloat16, and norms of heads to float32. Layer
+    norms are float32 under autocast; of networks that have them the copy differs by rounding.
     """
     as_they_are = torch.autocast(device.type, enabled=False)
-    embedder = network.condition_embedder.time_embedder
-    embedder.forward = as_they_are(embedder.forward)
+    if "time_embedder" in (network._keep_in_fp32_modules or ()):
+        embedder = network.condition_embedder.time_embedder
+        embedder.forward = as_they_are(embedder.forward)
     norms: list[Any] = [each for each in network.modules() if isinstance(each, nn.RMSNorm)]
     for norm in norms:
         norm.forward = as_they_are(partial(_normalized, norm))

@@ -29,18 +29,22 @@ from lightx2v_sgmd.text.encoding import encode_prompts
 Videos = NDArray[np.uint8]
 
 
-def noise_for(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The noise ``[1, C, T, h, w]`` of one video, the same wherever it is made."""
-    return torch.randn(1, *shape, generator=torch.Generator("cpu").manual_seed(seed))
+def noise_for(model: Model, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The noise ``[1, C, T, h, w]`` of one video, the same wherever it is made.
+
+    It is what the model's stock pipeline draws from a CPU generator of that seed.
+    """
+    return model.draw_noise(shape, torch.Generator("cpu").manual_seed(seed))
 
 
-def fresh_noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> FreshNoise:
+def fresh_noise_for(model: Model, seeds: Sequence[int], shape: tuple[int, ...]) -> FreshNoise:
     """The noise of later steps of a rollout, for the solver ``renoise``.
 
     Each video's random numbers go on where ``noise_for`` of its seed ends, one draw a step, so that
     a video does not depend on those beside it.
 
     Args:
+        model: The model.
         seeds: The videos' seeds.
         shape: ``(C, T, h, w)``.
 
@@ -54,7 +58,7 @@ def fresh_noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> FreshNoise:
         if not generators:
             generators.extend(torch.Generator("cpu").manual_seed(seed) for seed in seeds)
             draw(step)  # the noise that the videos started from
-        return torch.cat([torch.randn(1, *shape, generator=each) for each in generators])
+        return torch.cat([model.draw_noise(shape, each) for each in generators])
 
     return draw
 
@@ -132,9 +136,9 @@ class VideoSampler:
         self._encode(prompts)
         videos = []
         for start in range(0, len(prompts), self.batch):
-            these = slice(start, start + self.batch)
-            noise = torch.cat([noise_for(seed, self.shape) for seed in seeds[these]])
-            fresh = fresh_noise_for(seeds[these], self.shape)
+            model, these = self.model, slice(start, start + self.batch)
+            noise = torch.cat([noise_for(model, seed, self.shape) for seed in seeds[these]])
+            fresh = fresh_noise_for(model, seeds[these], self.shape)
             latents = self.latents(prompts[these], noise, fresh)
             videos.append(self.model.decode_latents(self.vae, latents).cpu().numpy())
             if self.on_batch is not None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.interpolants import FlowMatching
+from lightx2v_sgmd.rollout import check_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.schedule import Schedule, even_timesteps
+from lightx2v_sgmd.system.errors import UserError
 
-SolverName = Literal["unipc", "euler"]
+SolverName = Literal["unipc", "euler", "ddim"]
 Solver = Schedule | UniPC
-"""The steps of a sampler: Euler's, or UniPC's."""
+"""The steps of a sampler: a schedule for Euler or DDIM, or UniPC's."""
+
+_NAMES: Final = {"euler": "Euler", "ddim": "DDIM", "renoise": "renoise"}
 
 TEACHER_STEPS: Final = 50
 """Number of steps that a teacher takes unless the user asks for another one; Wan's own number."""
@@ -38,16 +43,22 @@ def teacher_solver(
         steps: Number of steps.
 
     Raises:
-        UserError: the scheduler's file is damaged.
+        UserError: the scheduler's file is damaged, or the solver is not one for the teacher's
+            diffusion.
     """
     named, own_shift = model.authors_sampler
-    chosen = own_shift if shift is None else shift
-    if (solver or named) == "euler":
-        return teacher_schedule(chosen, steps)
-    return UniPC(chosen, steps)
+    chosen, solver = own_shift if shift is None else shift, solver or named
+    if solver == "unipc":
+        if not isinstance(model.interpolant, FlowMatching):
+            raise UserError(
+                "--solver: unipc is not for this teacher, a discrete diffusion; use ddim"
+            )
+        return UniPC(chosen, steps)
+    check_solver(solver, model.interpolant)
+    return Schedule(even_timesteps(steps), chosen, solver)
 
 
 def solver_text(solver: Solver) -> str:
     """A solver in words: ``UniPC, 50 steps, shift 5``."""
-    name = "UniPC" if isinstance(solver, UniPC) else "Euler"
+    name = "UniPC" if isinstance(solver, UniPC) else _NAMES[solver.solver]
     return f"{name}, {len(solver)} steps, shift {solver.shift:g}"

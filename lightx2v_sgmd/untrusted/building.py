@@ -24,7 +24,7 @@ def build_transformer(config: Mapping[str, Any]) -> Any:
     prepare_libraries()
     from diffusers import WanTransformer3DModel
 
-    return _built(WanTransformer3DModel.from_config, _known(config, TRANSFORMER), "transformer")
+    return build_checked(WanTransformer3DModel.from_config, config, TRANSFORMER, "transformer")
 
 
 def build_vae(config: Mapping[str, Any]) -> Any:
@@ -32,7 +32,7 @@ def build_vae(config: Mapping[str, Any]) -> Any:
     prepare_libraries()
     from diffusers import AutoencoderKLWan
 
-    return _built(AutoencoderKLWan.from_config, _known(config, VAE), "vae")
+    return build_checked(AutoencoderKLWan.from_config, config, VAE, "vae")
 
 
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
@@ -43,11 +43,28 @@ def build_text_encoder(config: Mapping[str, Any]) -> Any:
     def build(known: dict[str, Any]) -> Any:
         return UMT5EncoderModel(UMT5Config(**known))
 
-    return _built(build, _known(config, TEXT_ENCODER), "text_encoder")
+    return build_checked(build, config, TEXT_ENCODER, "text_encoder")
 
 
-def _known(config: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key in fields}
+def build_checked(
+    build: Callable[[dict[str, Any]], Any],
+    config: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    part: str,
+) -> Any:
+    """Builds a network with those arguments of a configuration that have limits.
+
+    Args:
+        build: Function that builds it from its arguments.
+        config: The configuration; a check of its values came before.
+        fields: The limits, by argument.
+        part: The network, for the message.
+
+    Raises:
+        UserError: the configuration contradicts itself.
+    """
+    known = {key: value for key, value in config.items() if key in fields}
+    return _built(build, known, part)
 
 
 def _built(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], part: str) -> Any:

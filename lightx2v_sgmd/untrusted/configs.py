@@ -256,7 +256,12 @@ def check_text_encoder(config: Mapping[str, Any]) -> None:
     """Checks the arguments of ``UMT5Config``; raises as ``check_transformer``."""
     refuse_code(config)
     check_class(config, "architectures", ("UMT5EncoderModel", "UMT5ForConditionalGeneration"))
-    _refuse(first_problem(config, TEXT_ENCODER))
+    check_t5_sizes(config)
+
+
+def check_t5_sizes(config: Mapping[str, Any]) -> None:
+    """Checks the sizes of a T5 or umT5 encoder; raises as ``check_transformer``."""
+    check_sizes(config, TEXT_ENCODER)
     buckets = config.get("relative_attention_num_buckets", 32)
     if config.get("relative_attention_max_distance", 128) <= buckets // 2:
         raise UserError("relative_attention_max_distance is not above half of the buckets")
@@ -318,6 +323,11 @@ def check_model_index(index: Mapping[str, Any]) -> None:
             )
         if isinstance(value, list | dict) and not pair:
             raise UserError(f"{shown(key)} is {shown(value)}, not a library and a class")
+
+
+def check_sizes(config: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+    """Checks the values of those keys that have limits; raises as ``check_transformer``."""
+    _refuse(first_problem(config, fields))
 
 
 def _refuse(problem: str | None) -> None:

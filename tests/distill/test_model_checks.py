@@ -22,7 +22,11 @@ def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degree
     job = load_job(config_path("sprites_sgmd.yaml"))
     shapes: list[tuple[int, int, int]] = []
     model = SimpleNamespace(
-        num_heads=heads, latent_shape=lambda *size: shapes.append(size), interpolant=FLOW
+        num_heads=heads,
+        latent_shape=lambda *size: shapes.append(size),
+        interpolant=FLOW,
+        student_shift=8.0,
+        features={"sequence"},
     )
 
     def with_degree(degree: int) -> Job:

@@ -86,7 +86,7 @@ def test_the_guided_teacher_equals_stock_diffusers(
     schedule = Schedule()
     model = open_model(copy)
     sampler = VideoSampler(model, schedule, SIZE, 5.0, "a blue square", guidance_scale_2=3.0)
-    ours = sampler.latents([PROMPT], noise_for(3, model.latent_shape(*SIZE)))
+    ours = sampler.latents([PROMPT], noise_for(model, 3, model.latent_shape(*SIZE)))
     pipe = stock_pipe(copy)
     stock = stock_latents(pipe, schedule, guidance_scale=5.0, guidance_scale_2=3.0)
     torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)

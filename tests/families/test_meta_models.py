@@ -59,7 +59,7 @@ def test_a_size_that_the_published_vae_cannot_make_is_refused() -> None:
 
 
 def test_known_configurations() -> None:
-    assert known_hub_ids() == [
+    assert known_hub_ids("WanTransformer3DModel") == [
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "Wan-AI/Wan2.1-T2V-14B-Diffusers",
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers",

@@ -153,7 +153,7 @@ def test_the_bundled_teacher_by_its_name() -> None:
     assert teacher.fps == world.FPS
     size = (world.SIZE, world.SIZE, world.NUM_FRAMES)
     sampler = VideoSampler(open_wan("sprites"), Schedule(), size, guidance_scale=1.0)
-    expected = sampler.latents(["a red circle"], noise_for(3, made.latents.shape))
+    expected = sampler.latents(["a red circle"], noise_for(sampler.model, 3, made.latents.shape))
     torch.testing.assert_close(made.latents, expected[0], atol=1e-4, rtol=0)
 
 

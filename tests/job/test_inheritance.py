@@ -15,7 +15,12 @@ from lightx2v_sgmd.methods.dmd2 import DMD2
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
-FULL = {"sprites_sgmd.yaml", "wan2.1_t2v_1.3b_sgmd.yaml", "wan2.1_t2v_14b_sgmd.yaml"}
+FULL = {
+    "cogvideox_2b_sgmd.yaml",
+    "sprites_sgmd.yaml",
+    "wan2.1_t2v_1.3b_sgmd.yaml",
+    "wan2.1_t2v_14b_sgmd.yaml",
+}
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from distill.updates import average_decay
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
 from lightx2v_sgmd.job.inheritance import read_job_tree
@@ -196,7 +197,7 @@ def test_wan_jobs_guide_away_from_wans_own_negative_prompt() -> None:
     assert len(NEGATIVE_PROMPT) == 137 and NEGATIVE_PROMPT.count("，") == 27
     for name in shipped_jobs():
         job = load_job(config_path(name))
-        used = open_wan(job.teacher.path).negative_prompt_for(job.teacher.negative_prompt)
+        used = open_model(job.teacher.path).negative_prompt_for(job.teacher.negative_prompt)
         expected = NEGATIVE_PROMPT if name in WAN_JOBS else ""
         if name == PUBLIC_JOB:
             expected = LIGHTX2V["teacher.negative_prompt"]

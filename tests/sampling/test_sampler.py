@@ -12,23 +12,24 @@ from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
 
+WAN = open_wan("sprites")
 SIZE = (32, 32, 5)
 PROMPTS = ["a red circle", "a blue square moving left"]
 
 
 def test_noise_is_the_seeds() -> None:
     shape = (4, 2, 3, 3)
-    assert torch.equal(noise_for(7, shape), noise_for(7, shape))
-    assert not torch.equal(noise_for(7, shape), noise_for(8, shape))
+    assert torch.equal(noise_for(WAN, 7, shape), noise_for(WAN, 7, shape))
+    assert not torch.equal(noise_for(WAN, 7, shape), noise_for(WAN, 8, shape))
     generator = torch.Generator().manual_seed(7)
-    assert torch.equal(noise_for(7, shape)[0], torch.randn(shape, generator=generator))
+    assert torch.equal(noise_for(WAN, 7, shape)[0], torch.randn(shape, generator=generator))
 
 
 def test_guidance_is_the_rollout_of_the_guided_velocity(tiny_teacher: Path) -> None:
     model, schedule = open_wan(tiny_teacher), Schedule()
     sampler = VideoSampler(model, schedule, SIZE, 3.0, "a green thing")
     assert sampler.nfe == 2 * len(schedule)
-    noise = torch.cat([noise_for(seed, sampler.shape) for seed in (0, 1)])
+    noise = torch.cat([noise_for(model, seed, sampler.shape) for seed in (0, 1)])
     network = model.load_transformer(torch.float32).eval()
     encoder = model.load_text_encoder(torch.float32)
     cond = pad_text(encoder.rows(PROMPTS))

@@ -80,6 +80,6 @@ def test_a_guided_teacher_gives_the_stock_pipelines_latents() -> None:
     sampler = VideoSampler(
         open_wan("sprites"), UniPC(5.0, 6), (32, 32, 9), 3.0, negative_prompt=negative
     )
-    ours = sampler.latents([prompt], noise_for(3, sampler.shape))
+    ours = sampler.latents([prompt], noise_for(sampler.model, 3, sampler.shape))
     torch.testing.assert_close(ours, stock, atol=2e-4, rtol=0)
     assert sampler.nfe == 12

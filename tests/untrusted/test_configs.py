@@ -21,6 +21,7 @@ from lightx2v_sgmd.untrusted.configs import (
     check_vision_encoder,
 )
 
+WAN = known_hub_ids("WanTransformer3DModel")
 WAN22_VAE = {
     "_class_name": "AutoencoderKLWan",
     "base_dim": 160,
@@ -64,12 +65,12 @@ CLIP_BIG = {
 
 
 def test_published_models_are_admitted() -> None:
-    for name in known_hub_ids():
+    for name in WAN:
         config = known_transformer_config(name)
         assert config is not None
         check_transformer(config)
     wan22 = {"in_channels": 48, "out_channels": 48, "num_layers": 30, "num_attention_heads": 24}
-    check_transformer({**(known_transformer_config(known_hub_ids()[0]) or {}), **wan22})
+    check_transformer({**(known_transformer_config(WAN[0]) or {}), **wan22})
     check_vae(dict(wan_original.VAE_CONFIG))
     check_vae(WAN22_VAE)
     check_text_encoder(dict(wan_original.TEXT_ENCODER_CONFIG))
@@ -105,6 +106,6 @@ def test_there_is_room_above_the_largest() -> None:
 @pytest.mark.parametrize("key", ["num_layers", "ffn_dim", "freq_dim", "rope_max_seq_len"])
 @pytest.mark.parametrize("value", [0, -1, 2**31, True, 1.0, "1", None, [1], float("nan")])
 def test_a_size_that_is_none(key: str, value: Any) -> None:
-    config = {**(known_transformer_config(known_hub_ids()[0]) or {}), key: value}
+    config = {**(known_transformer_config(WAN[0]) or {}), key: value}
     with pytest.raises(UserError, match=f"^{key} is .*, not a whole number from 1 to"):
         check_transformer(config)

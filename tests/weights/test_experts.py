@@ -55,7 +55,7 @@ def test_training_engine_and_stock_pipeline_agree(run: Path, exported: Path, fol
     model = open_model(folder / "teacher")
     start = StartingPoint(5, find_checkpoint(run))
     trainer = build_trainer(job, model, load_prompts(job), None, Ranks(), start, quiet=True)
-    noise = noise_for(3, model.latent_shape(*SIZE))
+    noise = noise_for(model, 3, model.latent_shape(*SIZE))
     with torch.no_grad(), trainer.strategy.averaged_student():
         batch = trainer.batches.micro_batch(0, 0)
         told, _ = trainer.batches.conditioning([0])

@@ -139,9 +139,10 @@ def test_a_student_that_is_noised_anew_gets_programs_that_do_so(
     source = open_source(exports.run, ema=True)
     schedule = Schedule(solver="renoise")
     source = replace(source, about=replace(source.about, schedule=schedule))
-    write_scheduler(tmp_path, schedule)
-    assert scheduler_problems(tmp_path, schedule) == []
-    assert scheduler_problems(tmp_path, Schedule()) == [
+    model = open_wan("sprites")
+    write_scheduler(tmp_path, model, schedule)
+    assert scheduler_problems(tmp_path, model, schedule) == []
+    assert scheduler_problems(tmp_path, model, Schedule()) == [
         "the scheduler does not take the steps of euler"
     ]
     kinds = {node["class_type"]: node["inputs"] for node in workflow(source.about, "w").values()}

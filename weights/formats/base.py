@@ -100,13 +100,14 @@ class Format(ABC):
         """The number of networks that an export in this format holds: 1, or 2 experts."""
         return 1
 
-    def layout(self, dtype: str, keep: Tensors | None = None) -> Layout:
+    def layout(self, dtype: str, keep: Tensors | None = None, model: Model | None = None) -> Layout:
         """The names and types under which a whole network is stored.
 
         Args:
             dtype: One of ``dtypes``. The layers of ``fp8`` that are not quantized are bf16.
             keep: Weights that have this precision already: each keeps the type in which it is
                 stored, so that changing formats back and forth changes no bit.
+            model: The model of the network, for formats that store some weights in float32.
         """
         raise NotImplementedError(f"{self.name} does not store a whole network")
 
@@ -132,19 +133,20 @@ class NetworkFormat(Format):
         """
         return str
 
-    def layout(self, dtype: str, keep: Tensors | None = None) -> Layout:
+    def layout(self, dtype: str, keep: Tensors | None = None, model: Model | None = None) -> Layout:
         """The names and types under which the network is stored; see ``Format.layout``."""
         if keep is not None:
             return Layout(self.stored_names(), keep.dtype)
         main = torch.bfloat16 if is_8_bit(dtype) else OPTIONS[dtype]
-        return self.layout_in(dtype, main)
+        return self.layout_in(dtype, main, model)
 
-    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+    def layout_in(self, dtype: str, main: torch.dtype, model: Model | None = None) -> Layout:
         """The layout at a precision.
 
         Args:
             dtype: One of ``dtypes``.
             main: The torch type of what is not quantized.
+            model: As for ``layout``.
         """
         return Layout(self.stored_names(), lambda name: main)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
@@ -117,10 +118,10 @@ class ComfyuiFormat(NetworkFormat):
                 break
         return lambda name: prefix + transformer_to_original(name)
 
-    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+    def layout_in(self, dtype: str, main: torch.dtype, model: Model | None = None) -> Layout:
         """The layout in one type, or with ComfyUI's scales for 8-bit matrices."""
         if not is_8_bit(dtype):
-            return super().layout_in(dtype, main)
+            return super().layout_in(dtype, main, model)
         if dtype == "fp8":
             return Layout(self.stored_names(), lambda name: main, COMFYUI)
         # Two elements ask ComfyUI to multiply at full precision, with the weights scaled back.

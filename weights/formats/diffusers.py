@@ -1,4 +1,4 @@
-"""diffusers: a folder that ``WanPipeline.from_pretrained`` runs in the student's four steps."""
+"""diffusers: a folder that a stock pipeline runs in the student's few steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.base import Model, stays_float32
 from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.safetensors_files import weight_files
@@ -29,9 +29,9 @@ _USAGE: Final = """\
 
 ```python
 import torch
-from diffusers import WanPipeline
+from diffusers import {pipeline}
 
-pipe = WanPipeline.from_pretrained("THIS_FOLDER", torch_dtype=torch.{torch_dtype})
+pipe = {pipeline}.from_pretrained("THIS_FOLDER", torch_dtype=torch.{torch_dtype})
 video = pipe(
     "a prompt",
     height={height},
@@ -50,10 +50,10 @@ lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out video.mp4
 
 ## Servers
 
-`lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps. {servers}
+`lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps.{servers}
 """
 _SERVERS: Final = {
-    "euler": """\
+    "euler": """ \
 Other servers do not take them from
 `scheduler/`, so they must be asked for:
 
@@ -64,7 +64,7 @@ Other servers do not take them from
 - FastVideo cannot run them: its `WanPipeline` samples by UniPC, and its `WanDMDPipeline` draws new
   noise in every step.
 """,
-    "renoise": """\
+    "renoise": """ \
 They add new noise after
 each step; other servers have not been tried with such a student.
 """,
@@ -82,7 +82,7 @@ class DiffusersFormat(NetworkFormat):
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
-        spec.source.schedule.diffusers_config()
+        spec.source.model.scheduler_config(spec.source.schedule)
         shared_bytes(spec.source.model)
 
     def nbytes(self, spec: ExportSpec) -> int:
@@ -94,15 +94,16 @@ class DiffusersFormat(NetworkFormat):
         prepare_libraries()
         from diffusers import __version__
 
-        write_shared(spec.source.model, folder)
+        model = spec.source.model
+        write_shared(model, folder, model.scheduler_config(spec.source.schedule)["_class_name"])
         for each in spec.experts:
             network = folder / _NETWORKS[each.expert]
             network.mkdir()
-            config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": __version__}
+            config = {"_class_name": model.pipeline.transformer, "_diffusers_version": __version__}
             config |= each.source.model.transformer_config
             write_json(network / "config.json", config)
             write_network(each, network, STEM, advance)
-        write_scheduler(folder, spec.source.schedule)
+        write_scheduler(folder, model, spec.source.schedule)
         return None
 
     def problems(
@@ -110,7 +111,7 @@ class DiffusersFormat(NetworkFormat):
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
         problems = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
-        problems += scheduler_problems(folder, spec.source.schedule)
+        problems += scheduler_problems(folder, spec.source.model, spec.source.schedule)
         try:
             model = open_model(folder)
         except UserError as error:
@@ -124,8 +125,9 @@ class DiffusersFormat(NetworkFormat):
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """Says how diffusers and ``lightx2v-sgmd generate`` run the folder."""
-        servers = _SERVERS[spec.source.schedule.solver].format(**values)
-        return _USAGE.format(**values, servers=servers.rstrip())
+        servers = _SERVERS.get(spec.source.schedule.solver, "").format(**values)
+        pipeline = spec.source.model.pipeline.name
+        return _USAGE.format(**values, pipeline=pipeline, servers=servers.rstrip())
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The files in the network's folder, as its index lists them."""
@@ -135,40 +137,39 @@ class DiffusersFormat(NetworkFormat):
         """The number of its networks: 2 where there is a folder for the second expert."""
         return 2 if (folder / _NETWORKS[1]).is_dir() else 1
 
-    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+    def layout_in(self, dtype: str, main: torch.dtype, model: Model | None = None) -> Layout:
         """The layout in which the weights that diffusers keeps in float32 stay float32."""
-        return Layout(str, lambda name: torch.float32 if stays_float32(name) else main)
+        assert model is not None, "diffusers keeps other weights in float32 for each network"
+        with torch.device("meta"):
+            kept = stays_float32(model.build_transformer())
+        return Layout(str, lambda name: torch.float32 if kept(name) else main)
 
     def open_model(self, folder: Path, teacher: Callable[[], Model]) -> Model:
         """The configuration in the folder itself: the export is a whole model."""
         return open_model(folder)
 
 
-def stays_float32(name: str) -> bool:
-    """True if diffusers computes with a weight in float32 whatever the rest is in."""
-    prepare_libraries()
-    from diffusers import WanTransformer3DModel
-
-    return not set(WanTransformer3DModel._keep_in_fp32_modules).isdisjoint(name.split("."))
-
-
-def write_scheduler(folder: Path, schedule: Schedule) -> None:
+def write_scheduler(folder: Path, model: Model, schedule: Schedule) -> None:
     """A scheduler with which stock diffusers takes the student's steps."""
-    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", **schedule.diffusers_config()}
     (folder / "scheduler").mkdir()
+    config = model.scheduler_config(schedule)
     write_json(folder / "scheduler" / "scheduler_config.json", config)
 
 
-def scheduler_problems(folder: Path, schedule: Schedule) -> list[str]:
+def scheduler_problems(folder: Path, model: Model, schedule: Schedule) -> list[str]:
     """Lists the timesteps of diffusers' scheduler if they are not the student's."""
     prepare_libraries()
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    import diffusers
 
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    config = model.scheduler_config(schedule)
+    kind: Any = getattr(diffusers, config["_class_name"])
+    scheduler = kind.from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(len(schedule))
-    got, expected = scheduler.timesteps, schedule.timesteps
+    got, expected = scheduler.timesteps.float(), model.interpolant.timestep(schedule.times[:-1])
     if not torch.allclose(got, expected, atol=1e-2, rtol=0):
         return [f"the scheduler takes timesteps {got.tolist()}, not {expected.tolist()}"]
-    if scheduler.config.stochastic_sampling != (schedule.solver == "renoise"):
+    wanted = {"stochastic_sampling": False} if schedule.solver == "euler" else {}
+    wanted |= {key: value for key, value in config.items() if not key.startswith("_")}
+    if any(scheduler.config[key] != value for key, value in wanted.items()):
         return [f"the scheduler does not take the steps of {schedule.solver}"]
     return []

@@ -80,7 +80,7 @@ class LoraFormat(Format):
             raise UserError(f"names: {spec.names!r} is unknown; use {', '.join(NAMES)}")
         if spec.only is not None and spec.only not in ONLY:
             raise UserError(f"only: {spec.only!r} is unknown; use {', '.join(ONLY)}")
-        spec.source.schedule.diffusers_config()
+        spec.source.model.scheduler_config(spec.source.schedule)
         check_even(spec.source.schedule)
         whole_steps(spec.source.schedule)
 
@@ -114,7 +114,7 @@ class LoraFormat(Format):
             trimmer.trim()
             advance(1)
         _write_files(spec, folder, pieces)
-        write_scheduler(folder, spec.source.schedule)
+        write_scheduler(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             write_json(folder / path, content)
         return _losses(spec, teacher, folder, ranks)
@@ -123,7 +123,7 @@ class LoraFormat(Format):
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
-        problems = scheduler_problems(folder, spec.source.schedule)
+        problems = scheduler_problems(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             problems += json_problems(folder / path, content)
         teacher, shapes = teacher_tensors(spec.source), spec.source.tensors.shapes

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
@@ -124,7 +125,7 @@ class WanFormat(NetworkFormat):
         """The original names."""
         return transformer_to_original
 
-    def layout_in(self, dtype: str, main: torch.dtype) -> Layout:
+    def layout_in(self, dtype: str, main: torch.dtype, model: Model | None = None) -> Layout:
         """The layout in one type, or with LightX2V's scales for 8-bit matrices."""
         scales = LIGHTX2V if dtype == "fp8" else None
         return Layout(self.stored_names(), lambda name: main, scales)

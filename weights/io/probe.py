@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.loading import empty_weights
 from weights.io.heap import HeapTrimmer
 
 _ROWS = 8
@@ -60,11 +61,9 @@ def probe(
 
 
 def _empty(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Any:
-    """The network on the meta device, but with its rotary tables, which are no weights."""
-    with torch.device("meta"):
+    """The network on the meta device, but with its constant tables, which are no weights."""
+    with empty_weights():
         network = model.build_transformer()
-    layerless = {**model.transformer_config, "num_layers": 0}
-    network.rope = type(network).from_config(layerless).rope
     for path, module in network.named_modules():
         for own, parameter in module._parameters.items():
             if parameter is not None:
@@ -76,9 +75,8 @@ def _empty(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Any:
 @torch.no_grad()
 def _run(network: Any, model: Model) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    patch_t, patch_h, patch_w = model.transformer_config["patch_size"]
-    channels = int(model.transformer_config["in_channels"])
-    shape = (1, channels, 2 * patch_t, 2 * patch_h, 2 * patch_w)
+    rules = model.size_rules
+    shape = (1, rules.channels, *(2 * length for length in rules.patch))
     x_t = torch.randn(shape, generator=generator)
     shapes = model.embedding_shapes
     told = {

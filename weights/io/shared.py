@@ -41,8 +41,14 @@ def shared_bytes(model: Model) -> int:
     return total + sum(file.stat().st_size for file in tokenizer.rglob("*") if file.is_file())
 
 
-def write_shared(model: Model, folder: Path) -> None:
-    """Writes the parts as diffusers has them."""
+def write_shared(model: Model, folder: Path, scheduler: str) -> None:
+    """Writes the parts as diffusers has them, and the index of the pipeline.
+
+    Args:
+        model: The teacher.
+        folder: The export.
+        scheduler: The class of the student's scheduler in diffusers.
+    """
     shutil.copytree(model.source.tokenizer(), folder / "tokenizer", ignore=_not_copied)
     for part in _NETWORKS:
         if model.source.layout == "diffusers":
@@ -53,7 +59,7 @@ def write_shared(model: Model, folder: Path) -> None:
             (folder / part).mkdir()
             write_json(folder / part / "config.json", _config(model, part))
             _convert(_weights(model, part), folder / part, _STEMS[part])
-    write_json(folder / "model_index.json", _index(model))
+    write_json(folder / "model_index.json", _index(model, scheduler))
 
 
 def _weights(model: Model, part: Shared) -> WholeTensors:
@@ -62,7 +68,7 @@ def _weights(model: Model, part: Shared) -> WholeTensors:
 
 def _config(model: Model, part: str) -> Mapping[str, Any]:
     if part == "vae":
-        return {"_class_name": "AutoencoderKLWan", **model.vae_config}
+        return {"_class_name": model.pipeline.vae, **model.vae_config}
     return model.full_text_encoder_config()
 
 
@@ -82,14 +88,15 @@ def _convert(weights: WholeTensors, folder: Path, stem: str) -> None:
         writer.close()
 
 
-def _index(model: Model) -> dict[str, Any]:
-    """``model_index.json``: the teacher's, or that of Wan2.1, with the student's scheduler."""
+def _index(model: Model, scheduler: str) -> dict[str, Any]:
+    """``model_index.json``: the teacher's, or that of its family, with the student's scheduler."""
+    pipeline = model.pipeline
     index: dict[str, Any] = {
-        "_class_name": "WanPipeline",
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "_class_name": pipeline.name,
+        "text_encoder": ["transformers", pipeline.text_encoder],
         "tokenizer": ["transformers", _tokenizer_class(model)],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
+        "transformer": ["diffusers", pipeline.transformer],
+        "vae": ["diffusers", pipeline.vae],
     }
     if model.source.layout == "diffusers":
         own = model.source.files("vae")[0].parent.parent / "model_index.json"
@@ -98,15 +105,15 @@ def _index(model: Model) -> dict[str, Any]:
     boundary = boundary_of(model.experts)
     if boundary is not None:
         index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
-    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    index["scheduler"] = ["diffusers", scheduler]
     return index
 
 
 def _tokenizer_class(model: Model) -> str:
-    """The class that diffusers loads the tokenizer with; Wan2.1 has the fast form of T5's."""
+    """The class that diffusers loads the tokenizer with, where the teacher has no index."""
     config = model.source.tokenizer() / "tokenizer_config.json"
     named = read_json(config).get("tokenizer_class") if config.is_file() else None
-    return "T5TokenizerFast" if named in (None, "T5Tokenizer") else str(named)
+    return model.pipeline.tokenizer if named in (None, "T5Tokenizer") else str(named)
 
 
 def _not_copied(folder: str, names: list[str]) -> list[str]:

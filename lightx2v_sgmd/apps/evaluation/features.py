@@ -50,13 +50,13 @@ class TeacherFeatures:
     def __call__(self, frames: Frames) -> NDArray[np.float32]:
         """The features ``[D]`` of a video ``[F, H, W, 3]``.
 
-        Frames beyond the last ``4k + 1`` are left out.
+        Frames beyond the last number of frames that the model takes are left out.
 
         Raises:
             UserError: the model cannot take a video of that size.
         """
-        per_latent = self.model.size_rules.temporal
-        count = (len(frames) - 1) // per_latent * per_latent + 1
+        step = self.model.size_rules.step
+        count = (len(frames) - 1) // step * step + 1
         self.model.latent_shape(frames.shape[1], frames.shape[2], count)
         video = torch.from_numpy(frames[:count]).permute(3, 0, 1, 2)[None].to(self.device)
         encoded = self.vae.encode(video.float() / 127.5 - 1).latent_dist.mode()
@@ -65,7 +65,7 @@ class TeacherFeatures:
         def run(x_t: Tensor, time: Tensor) -> Tensor:
             return self.model.predict(self.network, x_t, time, self.conditioning)
 
-        return middle_features(self.network, run, x0, self.model.interpolant)[0].cpu().numpy()
+        return middle_features(self.model, self.network, run, x0)[0].cpu().numpy()
 
 
 def teacher_features(

@@ -15,15 +15,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.base import AuthorsSampler, stays_float32, within_modules
+from lightx2v_sgmd.families.base import (
+    AuthorsSampler,
+    Feature,
+    Pipeline,
+    stays_float32,
+    within_modules,
+)
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert, only_expert
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
@@ -63,15 +70,14 @@ from lightx2v_sgmd.families.wan.sampling import (
     shift_of_network,
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
-from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import Header, check_keys
+from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
-from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
+from lightx2v_sgmd.networks.block_loading import Device, OnPart
+from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 from lightx2v_sgmd.untrusted.configs import check_scheduler
 from lightx2v_sgmd.untrusted.json_text import read_json_object
@@ -147,9 +153,44 @@ class WanModel:
         )
 
     @property
+    def family(self) -> str:
+        """The family's name, for messages."""
+        return "Wan2.1"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """All: the fast paths were written for these networks."""
+        return frozenset(get_args(Feature))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The export formats that its students can be written in."""
+        return ("diffusers", "wan", "comfyui", "lora")
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The stock pipeline that runs its students."""
+        return Pipeline(
+            "WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel"
+        )
+
+    @property
     def interpolant(self) -> Interpolant:
         """The path from data to noise, and what the network predicts on it: flow matching."""
         return FLOW
+
+    @property
+    def student_shift(self) -> float:
+        """The flow shift of the steps of its students."""
+        return 8.0
+
+    def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
+        """The stock flow-matching scheduler; see ``Schedule.diffusers_config``."""
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **schedule.diffusers_config()}
+
+    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draws the noise ``[1, C, T, h, w]`` of one video, in this order."""
+        return torch.randn(1, *shape, generator=generator)
 
     def negative_prompt_for(self, asked: str | None) -> str:
         """The negative prompt that a job asks for; None asks for the authors' own."""
@@ -270,6 +311,15 @@ class WanModel:
         """The text ``[B, S, D]`` of prompts ``[S_i, D]``; zeros follow each."""
         return text_conditioning(embeddings)
 
+    def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
+        """A text without values, for measurements."""
+        return Conditioning({TEXT: torch.empty(batch, text_rows, self.text_dim)})
+
+    def video_tokens(self, output: Any) -> Tensor:
+        """What a block returned: the tokens ``[B, N, D]`` of the video alone."""
+        assert isinstance(output, Tensor), "a block of Wan returns one tensor"
+        return output
+
     def predict(
         self,
         network: Any,
@@ -326,9 +376,7 @@ class WanModel:
 
     def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the transformer's weights under diffusers' names; reads no weights."""
-        with torch.device("meta"):
-            state = self.build_transformer().state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return shapes_of(self.build_transformer)
 
     def transformer_weights(self) -> WholeTensors:
         """The transformer's weights under diffusers' names; reads tensors or slices on request.
@@ -365,14 +413,14 @@ class WanModel:
         Raises:
             UserError: weights are missing, unexpected, of the wrong shape, or cannot be trusted.
         """
-        with _empty_weights():
+        with empty_weights():
             network = self.build_transformer()
         in_float32 = stays_float32(network)
         return self._fill(network, "transformer", dtype, in_float32, device, on_part)
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
         """Loads the video VAE, frozen; raises as ``load_transformer``."""
-        with _empty_weights():
+        with empty_weights():
             network = self.build_vae()
         in_float32 = stays_float32(network)
         return self._fill(network, "vae", dtype, in_float32, device).requires_grad_(False)
@@ -389,7 +437,7 @@ class WanModel:
         """
         config = self.full_text_encoder_config()
         tokenizer = self.load_tokenizer()
-        with _empty_weights():
+        with empty_weights():
             network = build_text_encoder(config)
         network.set_input_embeddings(network.shared)
         # This product overflows in float16, as in every T5.
@@ -404,6 +452,10 @@ class WanModel:
     def load_tokenizer(self) -> Any:
         """Loads the tokenizer alone; raises as ``load_transformer``."""
         return load_tokenizer(self.source.tokenizer())
+
+    def build_text_encoder(self) -> Any:
+        """Builds a ``UMT5EncoderModel`` with random weights (none on the meta device)."""
+        return build_text_encoder(self.expected_text_encoder_config())
 
     def full_text_encoder_config(self) -> dict[str, Any]:
         """The arguments of ``UMT5Config``.
@@ -449,40 +501,18 @@ class WanModel:
         on_part: OnPart | None = None,
     ) -> Any:
         """Fills an empty network; weights with ``in_float32(name)`` are float32."""
-        weights = self._weights(part)
-        expected = {
-            name: tuple(tensor.shape)
-            for name, tensor in network.state_dict().items()
-            if name not in TEXT_ENCODER_ALIASES
-        }
         named = self.source.network if part == "transformer" and self.source.network else part
-        what = f"teacher.path: {named} of {self.path}"
-        if part == "transformer":
-            refuse_variant(weights.header, expected, what)
-        check_keys(weights.header, expected, what)
-        for name, info in weights.header.tensors.items():
-            if info.dtype not in FLOAT_TYPES:
-                raise UserError(
-                    f"{info.file}: {name} is stored as {info.dtype}, which is not loaded as a "
-                    "teacher; give the bf16, fp16 or fp32 weights"
-                )
-        fill_network(
+        return fill(
             network,
-            expected,
-            lambda name: torch.float32 if in_float32(name) else dtype,
-            weights.load,
-            torch.device(device),
+            self._weights(part),
+            f"teacher.path: {named} of {self.path}",
+            dtype,
+            in_float32,
+            device,
             on_part,
+            aliases=TEXT_ENCODER_ALIASES,
+            refuse=refuse_variant if part == "transformer" else None,
         )
-        return network.eval()
-
-
-def _empty_weights() -> Any:
-    """A context in which networks are built without weights, but with their constant tables."""
-    prepare_libraries()
-    from accelerate import init_empty_weights
-
-    return init_empty_weights(include_buffers=False)
 
 
 def bundled_teacher() -> Path:

@@ -161,7 +161,8 @@ class Zero3:
             enable_checkpointing(network, settings.checkpointing)
             if group is not None:
                 enable_sequence_parallel(network, group)
-            if compiles(settings.compile, self.ranks.device):
+            fast = "fast_blocks" in self._model.features
+            if fast and compiles(settings.compile, self.ranks.device):
                 compile_passes(network)
             self._engines[role] = self._engine(role, network)
         return teacher, whole

@@ -14,6 +14,7 @@ import torch
 
 from lightx2v_sgmd.apps import evaluation
 from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate, measuring
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.sampling.sampler import noise_for
 from lightx2v_sgmd.system.errors import UserError
@@ -103,9 +104,9 @@ def test_only_what_is_missing_is_made_again(folder: Path, monkeypatch: pytest.Mo
     lost.unlink()
     sampled: list[int] = []
 
-    def noted(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def noted(model: Model, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
         sampled.append(seed)
-        return noise_for(seed, shape)
+        return noise_for(model, seed, shape)
 
     monkeypatch.setattr("lightx2v_sgmd.sampling.sampler.noise_for", noted)
     run(folder)

@@ -10,7 +10,7 @@ import pytest
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan
 from distill.planning.plan import Machine, make_plan
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
@@ -18,7 +18,7 @@ from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 @cache
 def meter_of(teacher: str) -> ModelMeter:
     """One for all jobs of a teacher: they share most measurements."""
-    return ModelMeter(open_wan(teacher))
+    return ModelMeter(open_model(teacher))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from distill.running.recorders import Recorder
 from distill.running.samples import MEASURES, SampleVideos
 from distill.trainer import Trainer
+from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.files.video import read_video, small_gif
 from lightx2v_sgmd.job.schema import Job
@@ -137,10 +138,11 @@ def test_features_stop_or_run_through_alike(trainer: Trainer) -> None:
     from lightx2v_sgmd.measures.network_features import middle_features
 
     network, noise = trainer.strategy.networks[TEACHER], trainer.batches.sample_noise(1)
-    text = trainer.batches.conditioning([0])[0]
+    conditioning = trainer.batches.conditioning([0])[0]
 
-    def run(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return trainer.strategy.predict(TEACHER, x_t, sigma, text)
+    def run(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return trainer.strategy.predict(TEACHER, x_t, time, conditioning)
 
-    whole = middle_features(network, run, noise, whole_pass=True)
-    assert torch.equal(whole, middle_features(network, run, noise))
+    model = open_teacher(trainer.job.teacher)
+    whole = middle_features(model, network, run, noise, whole_pass=True)
+    assert torch.equal(whole, middle_features(model, network, run, noise))

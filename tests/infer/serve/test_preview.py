@@ -22,6 +22,7 @@ from infer.serve.preview import (
     renoised_prediction,
 )
 from infer.serve.worker import LEARN_FROM, Maker, Previews
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.sampling.sampler import fresh_noise_for
@@ -84,7 +85,9 @@ def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path)
     seen: list[torch.Tensor] = []
     jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
     schedule = Schedule(solver="renoise")
+    model = open_wan("sprites")
     student: Any = SimpleNamespace(
+        model=model,
         schedule=schedule,
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),
@@ -93,7 +96,7 @@ def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path)
     stand_in: Any = SimpleNamespace(decode=seen.append, videos=1)
     previews._decoders = {WANTED.model: stand_in}
     previews.begin(student, jobs)
-    fresh = fresh_noise_for([1, 2], shape)
+    fresh = fresh_noise_for(model, [1, 2], shape)
     for step in (0, 1):
         x0 = torch.full((2, *shape), float(step))
         state = add_noise(x0, fresh(step), schedule.times[step + 1].expand(2))
@@ -116,6 +119,7 @@ def test_a_step_shows_every_video_of_its_batch(tmp_path: Path) -> None:
     jobs = [backend.store.add(WANTED, 10) for _ in range(2)]
     shape = (4, 3, 4, 4)
     student: Any = SimpleNamespace(
+        model=open_wan("sprites"),
         schedule=Schedule(),
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),
@@ -144,6 +148,7 @@ def test_steps_that_follow_fast_are_shown_once_and_few_videos_are_learned(tmp_pa
     results = Mock(wraps=backend.results, show=lambda name, picture: shown.append(name))
     job, shape = backend.store.add(WANTED, 10), (4, 3, 4, 4)
     student: Any = SimpleNamespace(
+        model=open_wan("sprites"),
         schedule=Schedule(),
         latent_shape=lambda *size: shape,
         noise=lambda seed, shape: torch.ones(shape),

@@ -17,9 +17,11 @@ NAME = "blocks.0.attn1.to_q.weight"
 
 @pytest.mark.parametrize("format", NETWORKS, ids=lambda format: format.name)
 def test_a_layout_has_the_precision_that_was_asked_for(format: NetworkFormat) -> None:
-    assert format.layout("fp16").stored_dtype(NAME) == torch.float16
-    assert format.layout("bf16").stored_dtype(NAME) == torch.bfloat16
-    assert format.layout("bf16").stored_name(NAME) == format.stored_names()(NAME)
+    model = open_wan("sprites")
+    assert format.layout("fp16", model=model).stored_dtype(NAME) == torch.float16
+    in_bf16 = format.layout("bf16", model=model)
+    assert in_bf16.stored_dtype(NAME) == torch.bfloat16
+    assert in_bf16.stored_name(NAME) == format.stored_names()(NAME)
 
 
 def test_names_differ_where_programs_differ() -> None:

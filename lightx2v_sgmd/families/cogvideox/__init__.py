@@ -1,0 +1,1 @@
+"""CogVideoX text-to-video: its networks, sizes, noise schedule and stock pipeline."""

@@ -1,0 +1,479 @@
+"""CogVideoX-2b and -5b: sizes, weights and networks of one teacher family.
+
+A model is a folder in diffusers' layout (``transformer/``, ``vae/``, ``text_encoder/``,
+``tokenizer/``, ``scheduler/``), or the hub id of one. The 2b has a table of positions, the 5b
+rotary ones; their noise schedules and VAEs differ in a number each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.base import (
+    AuthorsSampler,
+    Feature,
+    Pipeline,
+    stays_float32,
+    within_modules,
+)
+from lightx2v_sgmd.families.cogvideox import published
+from lightx2v_sgmd.families.cogvideox.forward import decode_frames, decode_latents, predict_v
+from lightx2v_sgmd.families.cogvideox.text import PaddedTextEncoder
+from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.experts import Expert, only_expert
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
+from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
+from lightx2v_sgmd.families.size_rules import SizeRules
+from lightx2v_sgmd.families.sources import Part, Source, diffusers_source, without_private
+from lightx2v_sgmd.families.text_rows import TextEncoder, text_dtype
+from lightx2v_sgmd.files.manifest import VideoFacts
+from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
+from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
+from lightx2v_sgmd.networks.block_loading import Device, OnPart
+from lightx2v_sgmd.schedule import NUM_TRAIN_TIMESTEPS, Schedule, even_timesteps, evenly_spaced
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted import cogvideox as untrusted
+from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
+
+# C channels, T latent frames, h, w latent height and width
+
+NETWORK: Final = "CogVideoXTransformer3DModel"
+_CHECKS: Final = {
+    "transformer": untrusted.check_transformer,
+    "vae": untrusted.check_vae,
+    "text_encoder": untrusted.check_text_encoder,
+    "scheduler": untrusted.check_scheduler,
+}
+_EMBEDDING_ALIASES: Final = ("encoder.embed_tokens.weight",)
+"""Second names that ``T5EncoderModel`` gives to ``shared.weight``."""
+
+
+@dataclass(frozen=True)
+class CogVideoXModel:
+    """A CogVideoX model whose configuration was read, and whose weights were not.
+
+    Attributes:
+        path: The path as given to ``open_cogvideox``: a folder or a hub id.
+        transformer_config: Arguments of ``CogVideoXTransformer3DModel``.
+        vae_config: Arguments of ``AutoencoderKLCogVideoX``.
+        scheduler: Arguments of the scheduler: the noise schedule of the model's training.
+        source: Location of its parts.
+        video: The size, length and frame rate that it was made for.
+        negative_prompt: The prompt that guidance leads away from; its authors use "".
+    """
+
+    path: str
+    transformer_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    scheduler: dict[str, Any]
+    source: Source
+    video: VideoFacts | None = None
+    negative_prompt: str = ""
+
+    @property
+    def family(self) -> str:
+        """The family's name, for messages."""
+        return "CogVideoX"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """None: its blocks run as diffusers has them."""
+        return frozenset()
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The export formats that its students can be written in."""
+        return ("diffusers",)
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Its one network."""
+        return only_expert(self)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The stock pipeline that runs its students."""
+        return Pipeline(
+            "CogVideoXPipeline", NETWORK, "AutoencoderKLCogVideoX", "T5EncoderModel", "T5Tokenizer"
+        )
+
+    @property
+    def loras(self) -> tuple[WeightedLora, ...]:
+        """None: LoRA files are not read for this family."""
+        return ()
+
+    @cached_property
+    def interpolant(self) -> Interpolant:
+        """The discrete diffusion that the scheduler's file describes; the network predicts v."""
+        settings = self.scheduler
+        alphas = scaled_linear_alphas(
+            float(settings.get("beta_start", 0.00085)),
+            float(settings.get("beta_end", 0.012)),
+            snr_shift=float(settings.get("snr_shift_scale", 3.0)),
+            zero_snr=bool(settings.get("rescale_betas_zero_snr", False)),
+        )
+        return VariancePreserving(alphas, "v")
+
+    @property
+    def student_shift(self) -> float:
+        """1: its noise schedule is shifted already."""
+        return 1.0
+
+    def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
+        """The stock DDIM scheduler, on the model's noise schedule, with ``trailing`` steps.
+
+        Raises:
+            UserError: the stock scheduler does not take these steps.
+        """
+        steps = len(schedule)
+        if schedule.solver != "ddim":
+            raise UserError(
+                f"schedule.solver: no scheduler of CogVideoX's stock pipeline takes the steps of "
+                f"{schedule.solver}; use ddim"
+            )
+        if schedule.shift != 1 or not evenly_spaced(schedule.base):
+            raise UserError(
+                "schedule.base: CogVideoX's stock scheduler spaces steps evenly, without a shift; "
+                f"use shift 1.0 and {list(even_timesteps(steps))}"
+            )
+        if NUM_TRAIN_TIMESTEPS % steps:
+            raise UserError(
+                f"schedule.base: CogVideoX's stock scheduler takes {steps} steps unevenly; use a "
+                "number of steps that divides 1000, such as 4, 5, 8 or 10"
+            )
+        noise = without_private(self.scheduler)
+        return {
+            **published.SCHEDULER_CONFIG,
+            **noise,
+            "_class_name": "CogVideoXDDIMScheduler",
+            "timestep_spacing": "trailing",
+            "steps_offset": 0,
+            "set_alpha_to_one": True,
+        }
+
+    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draws the noise ``[1, C, T, h, w]`` of one video, time before channels."""
+        channels, frames, height, width = shape
+        drawn = torch.randn(1, frames, channels, height, width, generator=generator)
+        return drawn.transpose(1, 2).contiguous()
+
+    def negative_prompt_for(self, asked: str | None) -> str:
+        """The negative prompt that a job asks for; None asks for the authors' own."""
+        return self.negative_prompt if asked is None else asked
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of its videos: its folder's value, otherwise 8."""
+        return published.FPS if self.video is None else self.video.fps
+
+    @property
+    def authors_sampler(self) -> AuthorsSampler:
+        """DDIM: of the two solvers of its authors the one for undistilled comparisons."""
+        return AuthorsSampler("ddim", 1.0)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.transformer_config.get("num_layers", 30))
+
+    @property
+    def head_dim(self) -> int:
+        """Number of channels of a head."""
+        return int(self.transformer_config.get("attention_head_dim", 64))
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.transformer_config.get("num_attention_heads", 30))
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a token in the transformer."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Width of a text row."""
+        return int(self.transformer_config.get("text_embed_dim", 4096))
+
+    @property
+    def text_length(self) -> int:
+        """Number of text rows that the network attends to, padding included."""
+        return int(self.transformer_config.get("max_text_seq_length", 226))
+
+    @property
+    def size_rules(self) -> SizeRules:
+        """The rules that the size of a video must meet.
+
+        The VAE's decoder doubles all frames but the first one only if a video has an odd number of
+        latent frames; so frames are 8k + 1.
+        """
+        patch = int(self.transformer_config.get("patch_size", 2))
+        temporal = int(self.vae_config.get("temporal_compression_ratio", 4))
+        levels = len(self.vae_config.get("block_out_channels", range(4)))
+        return SizeRules(
+            temporal=temporal,
+            spatial=2 ** (levels - 1),
+            patch=(1, patch, patch),
+            channels=int(self.transformer_config.get("in_channels", 16)),
+            most_positions=1024,
+            frame_step=2 * temporal,
+        )
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, T, h, w)`` of a video's latents.
+
+        Raises:
+            UserError: the model cannot make a video of that size.
+        """
+        return self.size_rules.latent_shape(height, width, num_frames)
+
+    def token_count(self, height: int, width: int, num_frames: int) -> int:
+        """Number of tokens (patches) of one video; raises as ``latent_shape``."""
+        latents = self.latent_shape(height, width, num_frames)[1:]
+        return prod(n // p for n, p in zip(latents, self.size_rules.patch, strict=True))
+
+    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
+        """The precision of T5; see ``text_rows.text_dtype``."""
+        return text_dtype(teacher_dtype)
+
+    @property
+    def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The shape of a prompt's embedding: rows of text, of which there are always as many."""
+        return {TEXT: (self.text_length, self.text_dim)}
+
+    def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
+        """The text ``[B, S, D]`` of prompts ``[S, D]``."""
+        return Conditioning({TEXT: torch.stack([embedding.text for embedding in embeddings])})
+
+    def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
+        """A text without values, for measurements."""
+        return Conditioning({TEXT: torch.empty(batch, text_rows, self.text_dim)})
+
+    def predict(
+        self,
+        network: Any,
+        x_t: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Computes a network's v at the timestep nearest to the time; see ``forward.predict_v``."""
+        timestep = self.interpolant.timestep(time)
+        return predict_v(network, x_t, timestep, conditioning[TEXT], dtype)
+
+    def video_tokens(self, output: Any) -> Tensor:
+        """The first of the two tensors that a block returns; the second is the text's."""
+        tokens = output[0]
+        assert isinstance(tokens, Tensor), "a block of CogVideoX returns two tensors"
+        return tokens
+
+    def fold_text_padding(self, network: Any) -> None:
+        """Changes nothing: padding tokens have values of their own."""
+
+    def with_loras(self, loras: Sequence[WeightedLora]) -> CogVideoXModel:
+        """Refuses LoRA files.
+
+        Raises:
+            UserError: there is any.
+        """
+        if loras:
+            raise UserError(
+                f"lora: {loras[0].path}: LoRA files are not supported for CogVideoX; give weights "
+                "with it merged"
+            )
+        return self
+
+    def with_transformer_config(self, config: dict[str, Any]) -> CogVideoXModel:
+        """The same model with other arguments of ``CogVideoXTransformer3DModel``."""
+        return replace(self, transformer_config=config)
+
+    def with_blocks(self, count: int) -> CogVideoXModel:
+        """The same model with another number of blocks."""
+        return self.with_transformer_config(self.transformer_config | {"num_layers": count})
+
+    def refuse_variant(
+        self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
+    ) -> None:
+        """Refuses nothing: other variants show in their configurations."""
+
+    def build_transformer(self) -> Any:
+        """Builds the network with random weights (none on the meta device)."""
+        return untrusted.build_transformer(self.transformer_config)
+
+    def build_vae(self) -> Any:
+        """Builds the VAE with random weights (none on the meta device)."""
+        return untrusted.build_vae(self.vae_config)
+
+    def build_text_encoder(self) -> Any:
+        """Builds a ``T5EncoderModel`` with random weights (none on the meta device)."""
+        return untrusted.build_text_encoder(self.expected_text_encoder_config())
+
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the transformer's weights under diffusers' names; reads no weights."""
+        return shapes_of(self.build_transformer)
+
+    def transformer_weights(self) -> WholeTensors:
+        """The transformer's weights; reads tensors or slices on request.
+
+        Raises:
+            UserError: the weights are missing or cannot be trusted.
+        """
+        return self._weights("transformer")
+
+    def vae_weights(self) -> WholeTensors:
+        """The VAE's weights; see ``transformer_weights``."""
+        return self._weights("vae")
+
+    def text_encoder_weights(self) -> WholeTensors:
+        """The text encoder's weights, with the embedding as ``shared.weight``."""
+        return self._weights("text_encoder")
+
+    def load_transformer(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+    ) -> Any:
+        """Loads the transformer; see ``Model.load_transformer``."""
+        with empty_weights():
+            network = self.build_transformer()
+        kept = stays_float32(network)
+        return self._fill(network, "transformer", dtype, kept, device, on_part)
+
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
+        """Loads the VAE, frozen; raises as ``load_transformer``."""
+        with empty_weights():
+            network = self.build_vae()
+        kept = stays_float32(network)
+        return self._fill(network, "vae", dtype, kept, device).requires_grad_(False)
+
+    def load_text_encoder(
+        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+    ) -> TextEncoder:
+        """Loads the tokenizer and the T5 encoder, frozen; raises as ``load_transformer``."""
+        config = self.full_text_encoder_config()
+        tokenizer = self.load_tokenizer()
+        with empty_weights():
+            network = untrusted.build_text_encoder(config)
+        network.set_input_embeddings(network.shared)
+        # This product overflows in float16, as in every T5.
+        kept = partial(within_modules, {"wo"} if dtype == torch.float16 else set())
+        filled = self._fill(network, "text_encoder", dtype, kept, device, on_part)
+        filled.requires_grad_(False)
+        filled.set_input_embeddings(filled.shared)
+        return PaddedTextEncoder(tokenizer, filled, self.text_length)
+
+    def load_tokenizer(self) -> Any:
+        """Loads the tokenizer alone; raises as ``load_transformer``."""
+        return load_tokenizer(self.source.tokenizer())
+
+    def full_text_encoder_config(self) -> dict[str, Any]:
+        """The arguments of ``T5Config``.
+
+        Raises:
+            UserError: the model has a text encoder of another kind.
+        """
+        config = self.source.config("text_encoder") or {}
+        if config.get("model_type") != "t5":
+            raise UserError(
+                f"teacher.path: the text encoder of {self.path} is a {config.get('model_type')}, "
+                "not the t5 that CogVideoX uses"
+            )
+        return config
+
+    def expected_text_encoder_config(self) -> Mapping[str, Any]:
+        """The same without a download: T5-XXL's without a file here."""
+        file = Path(self.source.root) / "text_encoder" / "config.json"
+        return self.full_text_encoder_config() if file.is_file() else published.TEXT_ENCODER_CONFIG
+
+    def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
+        """Scales what the VAE encoded, ``[B, C, T, h, w]``, for the network."""
+        return encoded * float(vae.config.scaling_factor)
+
+    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decodes scaled latents ``[B, C, T, h, w]`` to video ``[B, F, H, W, 3]`` uint8."""
+        return decode_latents(vae, latents)
+
+    def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Decodes some frames ``[B, len(frames), 3, H, W]`` with gradient."""
+        return decode_frames(vae, latents, frames)
+
+    def _weights(self, part: Part) -> WholeTensors:
+        return WholeTensors(self.source.files(part), _one_embedding)
+
+    def _fill(
+        self,
+        network: Any,
+        part: Part,
+        dtype: torch.dtype,
+        in_float32: Any,
+        device: Device,
+        on_part: OnPart | None = None,
+    ) -> Any:
+        return fill(
+            network,
+            self._weights(part),
+            f"teacher.path: {part} of {self.path}",
+            dtype,
+            in_float32,
+            device,
+            on_part,
+            aliases=_EMBEDDING_ALIASES,
+        )
+
+
+def _one_embedding(stored: Any) -> dict[str, str]:
+    """Names of weights as they are stored, with the text encoder's embedding once."""
+    names = list(stored)
+    twice = "shared.weight" in names
+    return {
+        name: "shared.weight" if name in _EMBEDDING_ALIASES else name
+        for name in names
+        if not (twice and name in _EMBEDDING_ALIASES)
+    }
+
+
+def open_cogvideox(path: str | Path) -> CogVideoXModel:
+    """Reads a model's configuration without loading weights.
+
+    Args:
+        path: A folder in diffusers' layout, or a hub id (``zai-org/CogVideoX-2b``).
+
+    Raises:
+        UserError: the path is not a CogVideoX text-to-video model, or cannot be trusted.
+    """
+    try:
+        source = diffusers_source(str(model_folder(path)), _CHECKS)
+        video, negative = read_video_facts(Path(source.root))
+        if source.root in published.VAE_SCALING:  # nothing is downloaded to look at a job
+            config = known_transformer_config(source.root) or {}
+            vae = {**published.VAE_CONFIG, "scaling_factor": published.VAE_SCALING[source.root]}
+            shift = published.SNR_SHIFT[source.root]
+            scheduler = {**published.SCHEDULER_CONFIG, "snr_shift_scale": shift}
+            video = VideoFacts(480, 720, 49, published.FPS)
+        else:
+            config = without_private(source.config("transformer") or {})
+            vae = without_private(source.config("vae") or {})
+            scheduler = without_private(source.scheduler())
+        if config.get("in_channels", 16) != vae.get("latent_channels", 16):
+            raise UserError(
+                f"{path}: the transformer takes {config.get('in_channels', 16)} channels and the "
+                f"VAE gives {vae.get('latent_channels', 16)}; copy the model again"
+            )
+    except UserError as error:
+        raise UserError(f"teacher.path: {error}") from error
+    return CogVideoXModel(
+        str(path), config, vae, scheduler, source, video, "" if negative is None else negative
+    )

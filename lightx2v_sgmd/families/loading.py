@@ -1,0 +1,84 @@
+"""Loads a model's networks from files, whatever family it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+
+from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
+from lightx2v_sgmd.files.safetensors_files import Header, check_keys
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import prepare_libraries
+
+
+def empty_weights() -> Any:
+    """A context in which networks are built without weights, but with their constant tables."""
+    prepare_libraries()
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
+
+
+def shapes_of(build: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of a network that a function builds; takes no memory."""
+    with torch.device("meta"):
+        state = build().state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def fill(
+    network: Any,
+    weights: WholeTensors,
+    what: str,
+    dtype: torch.dtype,
+    in_float32: Callable[[str], bool],
+    device: Device,
+    on_part: OnPart | None = None,
+    *,
+    aliases: Collection[str] = (),
+    refuse: Callable[[Header, Mapping[str, tuple[int, ...]], str], None] | None = None,
+) -> Any:
+    """Fills an empty network with its weights and returns it in evaluation mode.
+
+    Args:
+        network: The network, built in ``empty_weights``.
+        weights: Its weights, under the network's names.
+        what: The weights, for messages.
+        dtype: The precision of the weights.
+        in_float32: Function of a weight's name; True for those that are float32 anyway.
+        device: Device of the weights.
+        on_part: See ``block_loading.OnPart``.
+        aliases: Second names of weights, which files do not have.
+        refuse: Called before the keys are compared; it may name what is wrong better.
+
+    Raises:
+        UserError: weights are missing, unexpected, of the wrong shape, or of a type that is not
+            loaded.
+    """
+    expected = {
+        name: tuple(tensor.shape)
+        for name, tensor in network.state_dict().items()
+        if name not in aliases
+    }
+    if refuse is not None:
+        refuse(weights.header, expected, what)
+    check_keys(weights.header, expected, what)
+    for name, info in weights.header.tensors.items():
+        if info.dtype not in FLOAT_TYPES:
+            raise UserError(
+                f"{info.file}: {name} is stored as {info.dtype}, which is not loaded as a "
+                "teacher; give the bf16, fp16 or fp32 weights"
+            )
+    fill_network(
+        network,
+        expected,
+        lambda name: torch.float32 if in_float32(name) else dtype,
+        weights.load,
+        torch.device(device),
+        on_part,
+    )
+    return network.eval()

@@ -1,0 +1,225 @@
+"""What every family must do, with a random tiny model of each in its published layout.
+
+A family is a row of ``FAMILIES``. What is special to one is tested beside its own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.planning.memory import rank_memory
+from distill.planning.model_meter import ModelMeter
+from infer import Student
+from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.files.checkpoint import find_checkpoint
+from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
+from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
+from lightx2v_sgmd.sampling.unipc import UniPC
+from tests.distill.planning.test_memory import measured_peak
+from tests.students import load_student
+from tests.tiny import make_tiny_cogvideox, make_tiny_wan
+from tests.training import (
+    assert_same_run,
+    make_job,
+    needs_deepspeed,
+    read_trace,
+    train,
+    weights_of,
+)
+from weights import export
+
+PROMPTS = ["a red circle moving", "a blue square moving slowly left"]
+SEEDS = (5, 11)
+SIZE = (32, 32, 9)
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's row.
+
+    Attributes:
+        make: Writes the tiny model to a folder.
+        pipeline: The class of its stock pipeline.
+        solver: The solver of teacher and student.
+        shift: Flow shift of the student's steps.
+        dims: Order of the dimensions in the stock pipeline's latents, ``(0, 1, 2, 3, 4)`` being
+            that of this project.
+    """
+
+    make: Callable[[Path], Path]
+    pipeline: str
+    solver: str
+    shift: float
+    dims: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def job(self, folder: Path, *settings: str) -> Job:
+        """A job on the tiny model, in ``folder/run``."""
+        schedule = f"{{shift: {self.shift}, solver: {self.solver}}}"
+        size = f"video={{height: {SIZE[0]}, width: {SIZE[1]}, num_frames: {SIZE[2]}}}"
+        teacher = folder.parent / "teacher"
+        return make_job(teacher, folder, f"schedule={schedule}", size, *settings)
+
+    def stock(
+        self,
+        folder: Path,
+        steps: int,
+        guidance_scale: float,
+        scheduler: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """The latents, or the frames, of the stock pipeline; None leaves it its own scheduler."""
+        import diffusers
+
+        pipe: Any = getattr(diffusers, self.pipeline).from_pretrained(folder)
+        if scheduler is not None:
+            kind: Any = getattr(diffusers, scheduler["_class_name"])
+            pipe.scheduler = kind.from_config(scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        sources = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        options = {"output_type": "latent", **options}
+        made = pipe(
+            PROMPTS,
+            negative_prompt="",
+            height=SIZE[0],
+            width=SIZE[1],
+            num_frames=SIZE[2],
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=sources,
+            **options,
+        ).frames
+        return made.permute(self.dims) if options["output_type"] == "latent" else made
+
+
+FAMILIES = {
+    "wan": Family(make_tiny_wan, "WanPipeline", "euler", 8.0),
+    "cogvideox-2b": Family(make_tiny_cogvideox, "CogVideoXPipeline", "ddim", 1.0, (0, 2, 1, 3, 4)),
+    "cogvideox-5b": Family(
+        partial(make_tiny_cogvideox, rotary=True),
+        "CogVideoXPipeline",
+        "ddim",
+        1.0,
+        (0, 2, 1, 3, 4),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A family with its teacher and a student that was trained for three iterations."""
+
+    family: Family
+    folder: Path
+    run: Path
+
+    @property
+    def teacher(self) -> Path:
+        return self.folder / "teacher"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
+    family.make(folder / "teacher")
+    run = train(family.job(folder / "whole", "train.iterations=3"))
+    return Made(family, folder, run)
+
+
+def noises(model: Any, shape: tuple[int, ...]) -> Tensor:
+    return torch.cat([noise_for(model, seed, shape) for seed in SEEDS])
+
+
+def test_the_guided_teacher_is_the_stock_pipelines(made: Made) -> None:
+    model = open_model(made.teacher)
+    solver: Any = made.family.solver
+    steps = teacher_solver(model, solver, 3.0 if solver == "euler" else None, 5)
+    sampler = VideoSampler(model, steps, SIZE, 6.0)
+    ours = sampler.latents(PROMPTS, noises(model, sampler.shape))
+    # The stock flow-matching scheduler by itself ends at another step than ours.
+    assert not isinstance(steps, UniPC)
+    scheduler = model.scheduler_config(steps) if solver == "euler" else None
+    stock = made.family.stock(made.teacher, 5, 6.0, scheduler)
+    torch.testing.assert_close(ours, stock, atol=TOLERANCE, rtol=0)
+    plain = made.family.stock(made.teacher, 5, 1.0, scheduler)
+    assert (plain - stock).abs().max() > 100 * TOLERANCE, "guidance changes nothing"
+
+
+def test_rollout_engine_and_exported_pipeline_agree(made: Made, tmp_path: Path) -> None:
+    folder = export(made.run, "diffusers", tmp_path / "student", dtype="fp32", quiet=True)
+    student: Student = load_student(folder)
+    latents = student.generate(PROMPTS, SEEDS, decode=False).latents
+    torch.testing.assert_close(latents, made.family.stock(folder, 4, 1.0), atol=TOLERANCE, rtol=0)
+    model = open_model(folder)
+    network, encoder = model.load_transformer(), model.load_text_encoder(torch.float32)
+    conditioning = model.conditioning(encoder.encode(PROMPTS))
+    with torch.no_grad():
+        trained = rollout(
+            lambda x_t, time: model.predict(network, x_t, time, conditioning),
+            noises(model, model.latent_shape(*SIZE)),
+            student.schedule,
+            exit_step=3,
+            interpolant=model.interpolant,
+        )
+    torch.testing.assert_close(latents, trained, atol=TOLERANCE, rtol=0)
+    frames = student.generate(PROMPTS, SEEDS).videos
+    stock = made.family.stock(folder, 4, 1.0, output_type="np")
+    for ours, theirs in zip(frames, stock, strict=True):
+        assert abs(ours - 255.0 * theirs).max() <= 1.0
+    assert (latents[0] - latents[1]).abs().max() > 0.1
+
+
+def test_resuming_is_exact(made: Made) -> None:
+    settings = ("train.checkpoint_every=1",)
+    train(made.family.job(made.folder / "parts", "train.iterations=1", *settings))
+    again = train(made.family.job(made.folder / "parts", "train.iterations=3", *settings))
+    assert_same_run(again, made.run)
+
+
+def test_a_method_with_heads_on_the_blocks_trains(made: Made) -> None:
+    settings = ("method={name: adm, guidance_range: [5, 7]}", "train.iterations=1")
+    (row,) = read_trace(train(made.family.job(made.folder / "adm", *settings)))
+    assert row["grad_norm"].keys() == {"student", "fake_score", "discriminator"}
+    assert all(norm > 0 for norm in row["grad_norm"].values())
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_two_zero3_ranks_train_as_one_process(made: Made) -> None:
+    local = made.run
+    settings = ("train.iterations=3", "train.micro_batch=1", "parallel.strategy=zero3")
+    sharded = train(made.family.job(made.folder / "zero3", *settings), ranks=2)
+    for ours, theirs in zip(read_trace(sharded), read_trace(local), strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    found, expected = (weights_of(find_checkpoint(run)) for run in (sharded, local))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_plan_is_within_a_tenth_of_the_measured_memory(
+    made: Made, tmp_path: Path, checkpointing: str
+) -> None:
+    settings = f"parallel.gradient_checkpointing={checkpointing}"
+    job = made.family.job(made.folder / f"plan_{checkpointing}", settings)
+    model = open_teacher(job.teacher)
+    rows = model.text_length if made.family.solver == "ddim" else 8
+    memory = rank_memory(job, ModelMeter(model, text_rows=rows, on_gpu=False), 1)
+    phases = {name: sum(parts.values()) for name, parts in memory.phases.items()}
+    del phases["samples"]
+    planned = sum(memory.always.values()) + max(phases.values())
+    assert planned == pytest.approx(measured_peak(job, Ranks(), "local"), rel=0.1)
