@@ -19,7 +19,7 @@ from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.flow import sample_score_sigmas, sample_sigmas_between
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_experts
-from tests.training import assert_same_run, make_job, make_trainer, train
+from tests.training import assert_same_run, make_job, make_trainer, read_trace, train
 
 BOUNDARY = 0.875
 HIGH_STEPS = (0, 1, 2)
@@ -114,14 +114,17 @@ def test_updates_of_each_expert_are_counted(
 
 
 def test_a_resumed_run_is_the_same_run(teacher: Path, tmp_path: Path) -> None:
+    """Both experts are trained before it stops and after; seed 4 draws such exit steps."""
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     for folder in (straight, parts):
         folder.mkdir()
-    settings = ("train.micro_batch=1", "train.checkpoint_every=3")
+    settings = ("train.micro_batch=1", "train.checkpoint_every=3", "train.seed=4")
     whole = train(make_job(teacher, straight, *settings, "train.iterations=5"))
     train(make_job(teacher, parts, *settings, "train.iterations=3"))
     resumed = train(make_job(teacher, parts, *settings, "train.iterations=5"))
     assert_same_run(resumed, whole)
+    low_noise = [row["exit_step"] not in HIGH_STEPS for row in read_trace(resumed)]
+    assert {*low_noise[:3]} == {*low_noise[3:]} == {True, False}
     checkpoint = find_checkpoint(resumed)
     for averaged in (False, True):
         first, second = (

@@ -24,6 +24,9 @@ from tests.students import load_student
 from tests.tiny import make_tiny_experts
 from tests.training import PROMPTS, make_job, train
 from weights import export, verify
+from weights.export_spec import ExportSpec
+from weights.formats.registry import FORMATS
+from weights.opening import open_source
 
 SIZE = (32, 32, 5)
 
@@ -132,6 +135,17 @@ def _lost_layers(folder: Path) -> dict[str, object]:
 def test_formats_of_one_network_are_refused(run: Path, tmp_path: Path, format: str) -> None:
     with pytest.raises(UserError, match="two experts; use --format diffusers or wan"):
         export(run, format, tmp_path / "out", quiet=True)
+
+
+def test_an_export_with_one_expert_twice_is_noticed(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    file = "diffusion_pytorch_model.safetensors"
+    shutil.copyfile(copy / "transformer" / file, copy / "transformer_2" / file)
+    spec = ExportSpec(open_source(run, True), FORMATS["diffusers"], "fp32", copy)
+    assert any("other values" in p for p in spec.format.problems(spec, copy, None, lambda n: None))
+    assert spec.format.problems(spec, exported, None, lambda n: None) == []
 
 
 def test_a_student_without_an_expert_is_refused(exported: Path, tmp_path: Path) -> None:
