@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.parallel import FAKE_SCORE
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_log
@@ -18,13 +19,20 @@ WINDOW: Final = 25
 """Iterations whose mean is compared: a single one is noise."""
 GROWTH: Final = 2.0
 """Times the first window's mean from which a loss term has grown."""
+GRADIENT_GROWTH: Final = 1.2
+"""Times the first window's mean from which the fake score's gradient has grown.
+
+A fake score that keeps up has a level gradient, even where its loss grows with what the student
+makes.
+"""
 DRIFT: Final = 0.15
 """The relative difference from the teacher's samples from which brightness has drifted."""
 LEAST_MOTION: Final = 0.6
 """The part of the teacher's motion below which the samples move too little."""
 _FAKE_TERMS: Final = ("rc", "fake")
 """Names of the fake score's loss."""
-_KEYS: Final = ("step", "nr", *_FAKE_TERMS, "samples", "teacher_samples", "warnings")
+_KEYS: Final = ("step", "nr", "grad_norm", *_FAKE_TERMS, "samples", "teacher_samples", "warnings")
+_GRADIENT: Final = "gradient"
 _SEE: Final = "see docs/when-to-stop.md"
 
 
@@ -70,24 +78,27 @@ class RunWarnings:
         """
         if line["step"] <= self._warmup:
             return {}
-        for key in ("nr", *_FAKE_TERMS):
-            if isinstance(line.get(key), int | float):
+        norm = line.get("grad_norm", {}).get(FAKE_SCORE)
+        values = {**line, _GRADIENT: norm}
+        for key in (_GRADIENT, "nr", *_FAKE_TERMS):
+            if isinstance(values.get(key), int | float):
                 recent = self._recent.setdefault(key, [])
-                recent.append(abs(line[key]))
+                recent.append(abs(values[key]))
                 if len(recent) == WINDOW:
                     self._first.setdefault(key, sum(recent) / WINDOW)
                 del recent[:-WINDOW]
         found = {}
+        lags = (self._growth(_GRADIENT) or 0) > GRADIENT_GROWTH
         for key in _FAKE_TERMS:
-            if (times := self._growth(key)) is not None and times > GROWTH:
+            if lags and (times := self._growth(key) or 0) > GROWTH:
                 found["fake score"] = (
-                    f"its loss {key} is {times:.1f} times that of the first iterations: the fake "
-                    f"score lags behind the student; {_SEE}"
+                    f"its loss {key} is {times:.1f} times that of the first iterations, and its "
+                    f"gradient grows: the fake score lags behind the student; {_SEE}"
                 )
-        if (times := self._growth("nr")) is not None and times > GROWTH:
+        if lags and (times := self._growth("nr") or 0) > GROWTH:
             found["nr"] = (
-                f"the term nr is {times:.1f} times that of the first iterations: the student runs "
-                f"ahead of the fake score; {_SEE}"
+                f"the term nr is {times:.1f} times that of the first iterations, and the fake "
+                f"score's gradient grows: the student runs ahead of the fake score; {_SEE}"
             )
         new = self._new(found)
         self._later = new if later else {}

@@ -20,6 +20,7 @@ from tests.training import make_job
 RECORDED = json.loads(Path(__file__).with_name("recorded_warnings.json").read_text())
 EXPECTED: dict[str, dict[str, int]] = {
     "healthy": {},
+    "four videos a batch": {},
     "lambda 2": {"motion": 80, "saturation": 100, "brightness": 120},
     "starved fake score": {"nr": 86, "fake score": 89, "brightness": 160},
 }
@@ -44,10 +45,14 @@ def test_recorded_runs(job: Job, name: str) -> None:
     assert found_in(job, RECORDED[name]) == EXPECTED[name]
 
 
-def made_lines(factor: float, count: int = 100) -> list[dict[str, Any]]:
-    """Lines whose terms are multiplied after the 60th step."""
+def made_lines(factor: float, count: int = 100, grows: bool = True) -> list[dict[str, Any]]:
+    """Lines whose NR is multiplied after the 60th step, and the gradient after the 40th."""
+
+    def norm(step: int) -> float:
+        return 20.0 if grows and step > 40 else 1.0
+
     return [
-        {"step": s, "rc": 0.4, "nr": -0.02 * (factor if s > 60 else 1.0)}
+        {"step": s, "nr": -0.02 * (factor if s > 60 else 1.0), "grad_norm": {"fake_score": norm(s)}}
         for s in range(1, count + 1)
     ]
 
@@ -58,6 +63,7 @@ def test_a_term_has_grown_when_the_mean_of_a_window_has(job: Job) -> None:
     assert found_in(job, made_lines(1.01 * GROWTH)) == {"nr": 60 + WINDOW}
     assert found_in(job, made_lines(10 * GROWTH)) == {"nr": 62}
     assert found_in(job, made_lines(10 * GROWTH, count=40)) == {}
+    assert found_in(job, made_lines(10 * GROWTH, grows=False)) == {}
 
 
 def sample_line(step: int, **parts: float) -> dict[str, Any]:
