@@ -61,7 +61,7 @@ class Schedule:
     shift: float = 8.0
     # Solver of the rollout. "euler": along the straight line of flow matching, the paper's choice.
     # "renoise": the data prediction with new noise, as in DMD2 and FastWan. "ddim": for teachers
-    # with a variance-preserving diffusion; none of the teachers that can be opened today has one.
+    # with a variance-preserving diffusion, as CogVideoX is.
     solver: SolverName = "euler"
 
     def __post_init__(self) -> None:
