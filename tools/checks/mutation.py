@@ -81,7 +81,11 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
     "distill/data.py": ("tests/distill/test_data.py",),
     "distill/predictions.py": LOOP_TESTS,
     "distill/trainer.py": LOOP_TESTS,
-    "distill/updates.py": ("tests/distill/test_updates.py", "tests/distill/test_trainer.py"),
+    "distill/updates.py": (
+        "tests/distill/test_updates.py",
+        "tests/distill/test_trainer.py",
+        "tests/distill/test_experts.py",
+    ),
     "distill/loss_terms.py": ("tests/distill/test_loss_terms.py",),
     "distill/observed.py": ("tests/distill/test_observed.py",),
 }
