@@ -101,6 +101,8 @@ setup(
         "wandb": ["wandb>=0.21"],
         "trackio": ["trackio>=0.2"],
         "mlflow": ["mlflow>=3"],
+        # For serve --ray: many machines.
+        "ray": ["ray[serve]>=2.50"],
         # For tools/checks/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [

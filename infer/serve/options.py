@@ -36,6 +36,8 @@ class ServeOptions:
         most_body_bytes: The largest body of a request.
         most_prompt: The most characters of a prompt.
         lora_folder: A folder of LoRAs that requests may name; None takes none.
+        ray: True makes videos on the machines of a Ray cluster.
+        replicas: The most engines there; None is one for each GPU.
         nproc: Processes of this machine that make one video together, each on a GPU of its own.
         sync_limit_s: Seconds after which ``/v1/videos/sync`` gives up.
     """
@@ -53,6 +55,8 @@ class ServeOptions:
     sync_limit_s: float = 600.0
     lora_folder: Path | None = None
     nproc: int = 1
+    ray: bool = False
+    replicas: int | None = None
 
     def token(self) -> str | None:
         """The token that clients must send; None if none is needed.

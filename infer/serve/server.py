@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from infer.options import Options
 from infer.serve.jobs import JobStore
@@ -20,6 +20,9 @@ from infer.serve.results import Results
 from infer.serve.supervisor import Supervisor, retire_regularly
 from lightx2v_sgmd.outputs import locked_folder, refuse_overlap
 from lightx2v_sgmd.system.errors import UserError
+
+if TYPE_CHECKING:
+    from infer.cluster.serving import RayWorkers
 
 _RETIRE_S: Final = 30.0
 
@@ -51,6 +54,8 @@ def serve(
     options, engine = options or ServeOptions(), engine or Options()
     need_packages("serve")
     token = options.token()
+    if options.ray and options.nproc > 1:
+        raise UserError("--ray: gives each video one GPU; leave --nproc out")
     options = replace(options, data=options.data.resolve())
     results = Results(options.data)
     for path in named.values():
@@ -99,7 +104,7 @@ def _serve(
     results.sweep(store)
     results.retire(store, options)
     ended = threading.Event()
-    supervisor = Supervisor(weights, engine, options, store, ended.set)
+    supervisor = _workers(weights, engine, options, store, ended.set)
     over = threading.Event()
     try:
         served = supervisor.open()
@@ -136,6 +141,21 @@ def _serve(
         supervisor.stop()
     if supervisor.problem is not None:
         raise supervisor.problem
+
+
+def _workers(
+    weights: Mapping[str, Path],
+    engine: Options,
+    options: ServeOptions,
+    store: JobStore,
+    on_end: Callable[[], None],
+) -> Supervisor | RayWorkers:
+    """What makes the videos: a process of this machine, or the machines of a cluster."""
+    if not options.ray:
+        return Supervisor(weights, engine, options, store, on_end)
+    from infer.cluster.serving import RayWorkers
+
+    return RayWorkers(weights, engine, options, store, on_end)
 
 
 def _stop_when(ended: threading.Event, server: object) -> None:

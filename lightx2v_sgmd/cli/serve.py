@@ -93,6 +93,18 @@ def serve_command(
             help="Number of processes (GPUs) that make one video together on this machine.",
         ),
     ] = 1,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Make the videos on the machines of a Ray cluster: that of RAY_ADDRESS, or one of "
+            "this machine alone.",
+        ),
+    ] = False,
+    replicas: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Most engines of --ray; default one for each GPU."),
+    ] = None,
     keep_hours: Annotated[
         float,
         typer.Option(metavar="HOURS", min=0, help="Hours after which finished videos are removed."),
@@ -127,6 +139,8 @@ def serve_command(
         batch_size=batch,
         lora_folder=lora_folder,
         nproc=nproc,
+        ray=ray,
+        replicas=replicas,
         keep_hours=keep_hours,
         keep_gib=keep_gib,
     )

@@ -1,0 +1,1 @@
+"""Videos on many machines, through Ray."""

@@ -1,0 +1,133 @@
+"""The queue's side of a cluster: events become videos, and a dead engine loses no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infer.cluster import serving
+from infer.cluster.engine import Advanced, Event, Failed, Made, Shown
+from infer.cluster.serving import RayWorkers
+from infer.options import Options
+from infer.serve.backend import Backend
+from infer.serve.jobs import Job
+from tests.infer.serve.standin import WANTED, make_backend
+
+
+class Response:
+    """The events of a batch; an exception among them is raised."""
+
+    def __init__(self, events: list[Event | Exception]) -> None:
+        self.events, self.cancelled = events, False
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self.events:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Backend:
+    return make_backend(tmp_path / "data")
+
+
+@pytest.fixture
+def workers(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> RayWorkers:
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0, "GPU": 2.0})
+    monkeypatch.setattr(serving, "join", lambda option: ray)
+    return RayWorkers({"tiny": Path("w")}, Options(), backend.options, backend.store, lambda: None)
+
+
+def work_off(
+    workers: RayWorkers, answer: Callable[[list[Job]], Response], rounds: int
+) -> list[Response]:
+    """Lets a thread of it send batches, so many, and then stops it."""
+    given: list[Response] = []
+
+    def remote(jobs: list[Job]) -> Response:
+        given.append(answer(jobs))
+        return given[-1]
+
+    look = workers._stopping.wait
+
+    def wait(timeout: float | None = None) -> bool:
+        workers._stopping.set()  # nothing waits any more
+        return look(0)
+
+    workers._stopping.wait = wait  # type: ignore[method-assign]
+    handle: Any = SimpleNamespace(
+        options=lambda stream: SimpleNamespace(make=SimpleNamespace(remote=remote))
+    )
+    workers._work(handle)
+    assert len(given) == rounds
+    return given
+
+
+def test_an_engine_takes_a_gpu_where_there_are_any(workers: RayWorkers) -> None:
+    assert workers._share == {"num_gpus": 1, "num_cpus": 1} and workers._most == 2
+
+
+def test_events_become_progress_previews_videos_and_failures(
+    backend: Backend, workers: RayWorkers
+) -> None:
+    names = [backend.store.add(WANTED, 10).id for _ in range(2)]
+    seen: list[Any] = []
+
+    def answer(jobs: list[Job]) -> Response:
+        (name,) = (job.id for job in jobs)
+        if name == names[1]:
+            return Response([Failed(name, "too large")])
+
+        class Looking(Response):
+            def __iter__(self) -> Iterator[Event]:
+                for event in super().__iter__():
+                    yield event
+                    job = backend.store.get(name)
+                    preview = backend.results.preview(name).exists()
+                    seen.append((job and job.progress, preview))
+
+        return Looking([Advanced((name,), 20), Shown(name, b"picture"), Made(name, 2.0, b"film")])
+
+    work_off(workers, answer, rounds=2)
+    assert seen == [(20, False), (20, True), (100, False)]
+    assert backend.results.video(names[0]).read_bytes() == b"film"
+    jobs = [backend.store.get(name) for name in names]
+    assert [job and (job.status, job.bytes, job.error) for job in jobs] == [
+        ("completed", 4, None),
+        ("failed", 0, "too large"),
+    ]
+
+
+def test_an_engine_that_dies_gives_its_job_back(backend: Backend, workers: RayWorkers) -> None:
+    name = backend.store.add(WANTED, 10).id
+    tries: list[int] = []
+
+    def answer(jobs: list[Job]) -> Response:
+        tries.append(jobs[0].deaths)
+        death = RuntimeError("the actor died")
+        first: list[Event | Exception] = [Advanced((name,), 20), death]
+        return Response(first if len(tries) == 1 else [Made(name, 1.0, b"film")])
+
+    work_off(workers, answer, rounds=2)
+    assert tries == [0, 1] and workers.restarts == 1
+    job = backend.store.get(name)
+    assert job is not None and job.status == "completed"
+
+
+def test_a_job_that_is_deleted_is_cancelled_there(backend: Backend, workers: RayWorkers) -> None:
+    name = backend.store.add(WANTED, 10).id
+
+    def answer(jobs: list[Job]) -> Response:
+        backend.delete(name)
+        return Response([Advanced((name,), 20), Made(name, 1.0, b"film")])
+
+    (response,) = work_off(workers, answer, rounds=1)
+    assert response.cancelled and not backend.results.video(name).exists()

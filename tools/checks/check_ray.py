@@ -1,0 +1,133 @@
+"""Serves on two local Ray nodes, kills an engine in the middle, and looks for lost jobs.
+
+    python -m tools.checks.check_ray --weights demo/student
+
+It starts a Ray cluster of two nodes on this machine, and ``serve --ray`` with two engines. Once
+both work, one is killed by SIGKILL, and more jobs are sent. Every accepted job must be completed
+with a whole video. Exit code 1 if one is not. Takes a minute, and needs
+``pip install 'lightx2v-sgmd[serve,ray]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.files.video import read_video
+
+_PATIENCE_S: Final = 600.0
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    """The answer to a request."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def engines(name: str = "ServeReplica:lightx2v-sgmd-") -> list[int]:
+    """The process numbers of the engines; Ray names its processes after what they run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if name in (folder / "cmdline").read_text(errors="replace"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[str]:
+    """Sends jobs, kills an engine, sends as many again; returns the names of all."""
+    command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--ray", "--replicas", "2"]
+    command += ["--weights", weights, "--port", "0", "--data", str(data), "--json"]
+    command += ["--device", "cpu", "--batch", "1", "--queue-limit", "1000"]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        while not line.startswith("{"):  # Ray may say something first
+            line = server.stdout.readline()
+        videos = json.loads(line)["url"] + "/v1/videos"
+
+        def send(count: int) -> list[str]:
+            return [ask(videos, {"prompt": f"a red circle {i}"})["id"] for i in range(count)]
+
+        names = send(jobs)
+        until = time.monotonic() + _PATIENCE_S
+
+        def unfinished() -> Counter[str]:
+            states = Counter(ask(f"{videos}/{name}")["status"] for name in names)
+            return Counter({name: states[name] for name in ("queued", "in_progress")})
+
+        while len(engines()) < 2 and unfinished()["queued"] and time.monotonic() < until:
+            time.sleep(0.2)
+        running, waiting = engines(), unfinished()
+        os.kill(running[0], signal.SIGKILL)
+        print(f"killed 1 of {len(running)} engines, with {dict(waiting)}", flush=True)
+        names += send(jobs)
+        while unfinished().total() and time.monotonic() < until:
+            time.sleep(0.5)
+    finally:
+        server.terminate()
+        server.wait()
+    return names
+
+
+def problems_of(data: Path, names: list[str]) -> list[str]:
+    """What is lost, unfinished or half written."""
+    from infer.serve.jobs import JobStore
+
+    problems, died = [], 0
+    with closing(JobStore(data / "queue.sqlite")) as store:
+        for name in names:
+            job = store.get(name)
+            if job is None or job.status != "completed":
+                problems.append(f"{name} is {job and (job.status, job.error)}")
+                continue
+            died += job.deaths
+            frames, _ = read_video(data / "videos" / f"{name}.mp4")
+            if len(frames) != job.num_frames:
+                problems.append(f"{name} has {len(frames)} frames, not {job.num_frames}")
+    print(f"{len(names)} accepted, {len(names) - len(problems)} completed, {died} made again")
+    return problems
+
+
+def main() -> None:
+    """Runs the check."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--weights", required=True, help="a student")
+    parser.add_argument("--jobs", type=int, default=60, help="jobs before the kill, and after it")
+    args = parser.parse_args()
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 3, "object_store_memory": 200 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(num_cpus=3, object_store_memory=200 * 2**20)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "data"
+            names = serve_and_kill(args.weights, data, args.jobs, cluster.address)
+            problems = problems_of(data, names)
+    finally:
+        cluster.shutdown()
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
