@@ -33,8 +33,7 @@ _TEXTS: Final = {
     ),
     "samples/saturation": (
         "Saturation of the samples",
-        "Stays near the dashed line, the teacher's. A steady climb is the usual sign of training "
-        "too long or of too much guidance.",
+        "Stays near the dashed line, the teacher's. A steady climb or fall is a drift.",
     ),
     "samples/contrast": (
         "Contrast of the samples",

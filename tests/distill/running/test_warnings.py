@@ -33,7 +33,8 @@ def job(tiny_teacher: Path, tmp_path: Path) -> Job:
 
 
 def found_in(job: Job, lines: list[dict[str, Any]]) -> dict[str, int]:
-    warnings, steps = RunWarnings(job), {}
+    warnings = RunWarnings(job)
+    steps: dict[str, int] = {}
     for line in lines:
         new = {**warnings.losses(line), **warnings.samples(line)}
         steps |= {name: line["step"] for name in new}
