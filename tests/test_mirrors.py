@@ -57,6 +57,16 @@ TOGETHER = {
     ),
     "apps/comparison/test_tables.py": ("lightx2v_sgmd/apps/comparison/plots.py",),
     "apps/comparison/test_running.py": ("lightx2v_sgmd/apps/comparison/tasks.py",),
+    # Opened, run and exported, and compared with the stock pipeline.
+    "families/cogvideox/test_model.py": (
+        "lightx2v_sgmd/families/cogvideox/published.py",
+        "lightx2v_sgmd/untrusted/cogvideox.py",
+    ),
+    "families/test_every_family.py": (
+        "lightx2v_sgmd/families/cogvideox/forward.py",
+        "lightx2v_sgmd/families/cogvideox/text.py",
+        "lightx2v_sgmd/families/loading.py",
+    ),
     "families/test_base.py": ("lightx2v_sgmd/families/opening.py",),
     "families/test_teacher.py": ("lightx2v_sgmd/families/lora_updates.py",),
     "families/wan/test_model.py": ("lightx2v_sgmd/families/wan/forward.py",),

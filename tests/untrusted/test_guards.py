@@ -60,7 +60,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/lightx2v.py", "import_module"): "LightX2V's own registry, by a fixed name",
     ("lightx2v_sgmd/untrusted/building.py", "for_model"): "of a configuration that was checked",
     ("lightx2v_sgmd/untrusted/building.py", "from_config"): "of a configuration that was checked",
-    ("weights/io/probe.py", "from_config"): "of a network that was built from a checked one",
+    ("lightx2v_sgmd/untrusted/cogvideox.py", "from_config"): "of a configuration that was checked",
     ("weights/formats/diffusers.py", "from_pretrained"): "a scheduler that was just written",
     ("lightx2v_sgmd/families/sources.py", "snapshot_download"): "fetches named kinds of files",
     ("lightx2v_sgmd/families/sources.py", "hf_hub_download"): "fetches config.json",
@@ -68,6 +68,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/system/lazy.py", "import_module"): "names of a table of the package itself",
     ("lightx2v_sgmd/apps/evaluation/fvd.py", "torch.jit.load"): "the network that --i3d names",
     ("lightx2v_sgmd/cli/doctor/checks.py", "import_module"): "names of its own table",
+    ("distill/running/trackers.py", "import_module"): "packages that its own table names",
     ("lightx2v_sgmd/networks/attention.py", "import_module"): "a wheel that its table names",
     ("lightx2v_sgmd/networks/flash_attention4.py", "import_module"): "one installed package",
     (
