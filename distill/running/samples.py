@@ -26,11 +26,12 @@ from distill.data import Batches
 from distill.observed import Stopped
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import joined
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.files.video import small_gif, write_frames
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import WrittenFiles
-from lightx2v_sgmd.parallel import STUDENT, TEACHER, Strategy
+from lightx2v_sgmd.parallel import STUDENT, TEACHER, Strategy, expert_role
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
@@ -179,8 +180,9 @@ class SampleVideos:
         from lightx2v_sgmd.sampling.unipc import UniPC
 
         solver = teacher_solver(self.model, steps=steps)
-        scale = self.job.teacher.guidance_scale
-        passes = steps * self.count * (1 if scale == 1 else 2)
+        boundary, teacher = boundary_of(self.model.experts), self.job.teacher
+        unguided = all(teacher.guidance_of(i) == 1 for i in range(len(self.model.experts)))
+        passes = steps * self.count * (1 if unguided else 2)
         note(
             f"sampling the teacher once for comparison, {self.count} videos in {passes} of its "
             "passes; train.teacher_sample_steps: 0 leaves it out",
@@ -192,12 +194,12 @@ class SampleVideos:
         def predict(i: int, x_t: Tensor, time: Tensor) -> Tensor:
             self._check_stop()
             one = slice(i, i + 1)
-            if scale == 1:
+            if unguided:
                 return self.strategy.predict(TEACHER, x_t, time, conditioning.rows(one))
             both = joined([conditioning.rows(one), negative.rows(one)])
             twice = self.strategy.predict(TEACHER, torch.cat([x_t, x_t]), time.repeat(2), both)
             cond, uncond = twice.float().chunk(2)
-            return guide(cond, uncond, scale)
+            return guide(cond, uncond, teacher.guidance_of(expert_at(boundary, time)))
 
         for i in range(self.count):
             start = noise[i : i + 1]
@@ -210,11 +212,11 @@ class SampleVideos:
 
     def _features(self, latents: Sequence[Tensor]) -> list[list[float]]:
         """The features of each video; a collective."""
-        from lightx2v_sgmd.measures.network_features import middle_features
+        from lightx2v_sgmd.measures.network_features import features_expert, middle_features
 
         _, negative = self.batches.conditioning(range(self.count))
-        network = self.strategy.networks[TEACHER]
         model = self.model
+        network = self.strategy.networks[expert_role(TEACHER, features_expert(model))]
 
         def run(x_t: Tensor, time: Tensor) -> Tensor:
             self._check_stop()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.parallel.sequence import whole_tokens
 from lightx2v_sgmd.sampling.sampler import noise_for
@@ -27,6 +28,11 @@ _NOISE_SEED: Final = 0
 
 class _Reached(Exception):
     """The middle block has run; the rest of the network is not needed."""
+
+
+def features_expert(model: Model) -> int:
+    """The index of the model's expert whose network gives the features: it serves ``SIGMA``."""
+    return expert_at(boundary_of(model.experts), SIGMA)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.video import Frames
-from lightx2v_sgmd.measures.network_features import middle_features
+from lightx2v_sgmd.measures.network_features import features_expert, middle_features
 from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
@@ -43,7 +43,8 @@ class TeacherFeatures:
         text_dtype = model.text_dtype(dtype)
         rows = encode_prompts(model, [""], Ranks(device=self.device), text_dtype, cache=None)
         self.conditioning = model.conditioning(list(rows)).to(self.device)
-        self.network: Any = model.load_transformer(dtype, self.device).requires_grad_(False)
+        expert = model.experts[features_expert(model)].model
+        self.network: Any = expert.load_transformer(dtype, self.device).requires_grad_(False)
         self.vae = model.load_vae(device=self.device)
 
     @torch.no_grad()

@@ -19,7 +19,10 @@ from lightx2v_sgmd.files.video import read_video, small_gif
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.measures.video import measure_video
 from lightx2v_sgmd.parallel import TEACHER
-from tests.training import make_job, make_trainer
+from lightx2v_sgmd.sampling.sampler import VideoSampler
+from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
+from tests.tiny import make_tiny_experts
+from tests.training import PROMPTS, make_job, make_trainer
 
 COMPARED = "train.teacher_sample_steps=2"
 
@@ -87,6 +90,35 @@ def test_the_teacher_is_sampled_once_for_a_run(
     # 4 videos in 2 steps and their features, and then the features of the student's videos.
     assert counts == [4 * 2 + 4 + 4, 4, 4, 4]
     assert lines[1:] == lines[:1] * 3
+
+
+def test_a_teacher_of_two_experts_is_sampled_and_measured_by_the_expert_of_each_time(
+    tmp_path: Path,
+) -> None:
+    teacher = make_tiny_experts(tmp_path / "model")
+    settings = ("train.teacher_sample_steps=4", "teacher.guidance_scale_2=3.0")
+    job = make_job(teacher, tmp_path, *settings)
+    trainer, model = make_trainer(job), open_teacher(job.teacher)
+    samples = SampleVideos(job, model, trainer.strategy, trainer.batches)
+    stock = VideoSampler(
+        model,
+        teacher_solver(model, steps=4),
+        (32, 32, 5),
+        8.0,
+        guidance_scale_2=3.0,
+    )
+    with torch.no_grad():
+        latents = torch.cat(samples._teacher_latents(4))
+    expected = stock.latents(PROMPTS, trainer.batches.sample_noise(4))
+    torch.testing.assert_close(latents, expected, atol=1e-4, rtol=1e-4)
+
+    passes: list[str] = []
+    for role in ("teacher", "teacher_2"):
+        network = trainer.strategy.networks[role]
+        network.register_forward_hook(lambda *call, role=role: passes.append(role))
+    features = samples._features([latents[:1]])
+    assert passes == ["teacher_2"], "the noise of the features is low"
+    assert np.isfinite(features).all()
 
 
 def test_what_the_job_leaves_out_is_not_measured(
