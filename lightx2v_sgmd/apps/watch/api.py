@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from lightx2v_sgmd.apps.watch.reading import WatchedRun
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 PAGE: Final = Path(__file__).parents[2] / "assets" / "watch.html"
 _POLICY: Final = (
-    "default-src 'none'; connect-src 'self'; media-src 'self' blob:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; connect-src 'self'; media-src blob:; img-src blob:; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
-_KEPT: Final = {"cache-control": "private, max-age=86400"}
-"""A sample video does not change."""
+_TYPES: Final = {".mp4": "video/mp4", ".png": "image/png"}
 _MOST_BODY_BYTES: Final = 1024
 
 
@@ -43,15 +44,18 @@ def make_app(run: WatchedRun, token: str | None, host: str) -> ASGIApp:
         return HTMLResponse(page, headers={"content-security-policy": _POLICY})
 
     @app.get("/run")
-    def state() -> JSONResponse:
-        return JSONResponse(run.state())
+    def state() -> Response:
+        # JSONResponse cannot encode half of a surrogate pair, which names of files and keys of a
+        # log may have.
+        return Response(json.dumps(run.state(), allow_nan=False), media_type="application/json")
 
     @app.get("/samples/{folder}/{name}")
     def video(folder: str, name: str) -> FileResponse:
         file = run.video(folder, name)
         if file is None:
             raise HTTPException(404, "there is no such video")
-        return FileResponse(file, media_type="video/mp4", headers=_KEPT)
+        # Nobody keeps it: the next run at this port has videos of the same names.
+        return FileResponse(file, media_type=_TYPES[file.suffix])
 
     def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
         body = error_body(message, kind_of(status))

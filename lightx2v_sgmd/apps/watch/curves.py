@@ -8,6 +8,8 @@ from typing import Any, Final
 
 MOST_POINTS: Final = 400
 """Points of a curve; a longer run shows the means of neighbouring iterations."""
+_LARGEST: Final = 1e100
+"""The size from which a number is left out, so that sums stay finite."""
 _NOT_SHOWN: Final = {
     "step",
     "exit_step",
@@ -125,12 +127,12 @@ def shortened(
 
 
 def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
-    """The finite numbers of a value, by key."""
+    """The numbers of a value that can be drawn, by key."""
     parts = value.items() if isinstance(value, dict) else [("", value)]
     return [
         (f"{name}/{part}".rstrip("/"), float(number))
         for part, number in parts
-        if isinstance(number, int | float) and abs(number) < float("inf")
+        if isinstance(number, int | float) and abs(number) < _LARGEST
     ]
 
 

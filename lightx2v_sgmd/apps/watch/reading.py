@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +17,12 @@ from lightx2v_sgmd.untrusted.reading import open_file
 
 METRICS: Final = "metrics.jsonl"
 TEACHER: Final = "teacher"
-_STEP: Final = re.compile(r"step_(\d{1,12})")
-_VIDEO: Final = re.compile(r"\d{2,4}\.mp4")
+_STEP: Final = re.compile(r"step_([0-9]{1,12})")
+_VIDEO: Final = re.compile(r"[0-9]{2,4}\.(mp4|png)")
 _RECENT: Final = 20
 """Iterations whose mean duration is the speed."""
 _MOST_WARNINGS: Final = 50
+_MOST_SECONDS: Final = 1e9
 
 
 @dataclass
@@ -58,7 +60,7 @@ class WatchedRun:
         lines = self.lines()
         step = lines[-1]["step"] if lines else 0
         total = self.job.train.iterations
-        seconds = [line["seconds"] for line in lines[-_RECENT:] if _is_number(line.get("seconds"))]
+        seconds = _durations(lines[-_RECENT:])
         speed = sum(seconds) / len(seconds) if seconds else None
         folders = self.sample_folders()
         return {
@@ -78,7 +80,10 @@ class WatchedRun:
             ][-_MOST_WARNINGS:],
             "curves": [asdict(curve) for curve in curves(lines)],
             "prompts": self.prompts,
-            "samples": [{"folder": name, "videos": videos} for name, videos in folders.items()],
+            "samples": [
+                {"folder": name, "videos": videos, "changed": self._changed(name)}
+                for name, videos in folders.items()
+            ],
         }
 
     def lines(self) -> list[dict[str, Any]]:
@@ -100,14 +105,18 @@ class WatchedRun:
         return self._lines
 
     def sample_folders(self) -> dict[str, list[str]]:
-        """The videos of each sample step, the teacher's first and then the newest first."""
+        """The videos of each sample step, the teacher's first and then the newest first.
+
+        Images count as videos; links do not, since what they lead to may be outside the run.
+        """
         root = self.folder / "samples"
         found: dict[int, tuple[str, list[str]]] = {}
         try:
             for place in root.iterdir():
                 match = _STEP.fullmatch(place.name)
                 if (match or place.name == TEACHER) and place.is_dir():
-                    videos = sorted(f.name for f in place.iterdir() if _VIDEO.fullmatch(f.name))
+                    names = sorted(file.name for file in place.iterdir())
+                    videos = [name for name in names if self.video(place.name, name) is not None]
                     if videos:
                         found[int(match[1]) if match else -1] = (place.name, videos)
         except OSError:
@@ -120,7 +129,15 @@ class WatchedRun:
         if not (folder == TEACHER or _STEP.fullmatch(folder)) or not _VIDEO.fullmatch(name):
             return None
         path = self.folder / "samples" / folder / name
-        return path if path.is_file() and not path.is_symlink() else None
+        parts = (path, path.parent, path.parent.parent)
+        return path if path.is_file() and not any(part.is_symlink() for part in parts) else None
+
+    def _changed(self, folder: str) -> float:
+        """When a folder of samples last got a file, which tells a video from an older one."""
+        try:
+            return (self.folder / "samples" / folder).stat().st_mtime
+        except OSError:  # it is gone
+            return 0.0
 
     def _age(self) -> float | None:
         """Seconds since the log was last written."""
@@ -161,5 +178,7 @@ def _prompts(job: Job) -> list[str]:
         return []
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _durations(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The seconds of iterations; a log may hold anything, and what is no duration is left out."""
+    found = [line.get("seconds") for line in lines]
+    return [float(s) for s in found if isinstance(s, int | float) and 0 <= s < _MOST_SECONDS]

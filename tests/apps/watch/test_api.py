@@ -30,7 +30,27 @@ def test_it_gives_the_page_the_state_and_the_videos(run: Path) -> None:
     assert asked.get("/run").json()["step"] == 3
     video = asked.get("/samples/step_000002/01.mp4")
     assert video.content == (run / "samples" / "step_000002" / "01.mp4").read_bytes()
+    # The next run that is watched at this port has videos of the same names.
+    assert video.headers["cache-control"] == "no-store"
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 4, "seconds": NaN}',
+        '{"step": 4, "seconds": 1e999, "nr": Infinity}',
+        '{"step": 4, "seconds": 1e308}\n{"step": 5, "seconds": 1e308}',
+        "\n".join(f'{{"step": {step}, "nr": 1e308}}' for step in range(4, 900)),
+        '{"step": 4, "\\ud800": 1.0, "warnings": {"\\udc00": "\\ud800"}}',
+    ],
+    ids=["nan", "infinite", "sum of seconds", "mean of points", "surrogates"],
+)
+def test_a_log_of_a_stranger_does_not_break_the_page(run: Path, line: str) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    answer = client(run).get("/run")
+    assert answer.status_code == 200 and answer.json()["step"] >= 4
 
 
 @pytest.mark.parametrize(

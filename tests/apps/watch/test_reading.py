@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lightx2v_sgmd.apps.watch.reading import WatchedRun
+from lightx2v_sgmd.files.video import write_frames
 from lightx2v_sgmd.system.errors import UserError
 from tests.apps.watch.conftest import write_line, write_samples
 
@@ -18,7 +21,12 @@ def test_progress_speed_and_samples(run: Path) -> None:
     assert (state["step"], state["iterations"], state["finished"]) == (3, 5, False)
     assert (state["seconds_per_iteration"], state["seconds_left"]) == (2.0, 4.0)
     assert state["samples"] == [
-        {"folder": name, "videos": ["00.mp4", "01.mp4"]} for name in ("teacher", "step_000002")
+        {
+            "folder": name,
+            "videos": ["00.mp4", "01.mp4"],
+            "changed": (run / "samples" / name).stat().st_mtime,
+        }
+        for name in ("teacher", "step_000002")
     ]
     assert state["prompts"][0] == "a red circle moving left" and state["warnings"] == []
     json.dumps(state)
@@ -65,6 +73,24 @@ def test_only_sample_videos_are_opened(run: Path) -> None:
         ("", "00.mp4"),
     ):
         assert watched.video(folder, name) is None, (folder, name)
+
+
+def test_links_are_neither_listed_nor_opened(run: Path, tmp_path: Path) -> None:
+    watched, outside = WatchedRun.open(run), tmp_path / "outside"
+    shutil.copytree(run / "samples", outside)
+    (run / "samples" / "step_000009").symlink_to(outside / "step_000002")
+    (run / "samples" / "teacher" / "02.mp4").symlink_to(outside / "teacher" / "00.mp4")
+    listed = watched.sample_folders()
+    assert listed == dict.fromkeys(("teacher", "step_000002"), ["00.mp4", "01.mp4"])
+    assert watched.video("step_000009", "00.mp4") is None
+    shutil.rmtree(run / "samples")
+    (run / "samples").symlink_to(outside)
+    assert watched.sample_folders() == {} and watched.video("teacher", "00.mp4") is None
+
+
+def test_images_are_samples_too(run: Path) -> None:
+    write_frames(np.zeros((1, 8, 8, 3), np.uint8), run / "samples" / "step_000003" / "00.png", 1.0)
+    assert WatchedRun.open(run).sample_folders()["step_000003"] == ["00.png"]
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
