@@ -69,7 +69,7 @@ class Sampled:
         teacher: The same of the teacher's videos, without ``frechet``.
         seconds: How long the step took, the teacher's videos included.
         gifs: Small copies of the videos, on the first rank alone.
-        files: The videos.
+        files: The videos, or the images of a model that makes images.
     """
 
     measures: dict[str, float]
@@ -137,7 +137,8 @@ class SampleVideos:
         except Stopped:
             return None
         means = {} if teacher is None else teacher.measures
-        files = [self._written.folder / f"{folder}/{i:02d}.mp4" for i in range(self.count)]
+        suffix = self.model.size_rules.suffix
+        files = [self._written.folder / f"{folder}/{i:02d}{suffix}" for i in range(self.count)]
         there = tuple(file for file in files if file.is_file())
         return Sampled(values, means, time.monotonic() - began, gifs, there)
 

@@ -91,14 +91,19 @@ class Tracker:
         self._try("log", numbers, step=step)
 
     def log_videos(self, step: int, files: Sequence[Path]) -> None:
-        """Logs the sample videos of a step."""
+        """Logs the sample videos of a step, or its images, which are PNG files."""
         if self.name == "mlflow":
             for file in files:
                 self._try("log_artifact", str(file), f"samples/step_{step:06d}")
             return
         with suppress(Exception):  # the files are in the run folder all the same
-            video = importlib.import_module(self.name).Video
-            named = {f"samples/video_{i:02d}": video(str(f)) for i, f in enumerate(files)}
+            kinds = importlib.import_module(self.name)
+            named = {
+                f"samples/video_{i:02d}": (kinds.Image if f.suffix == ".png" else kinds.Video)(
+                    str(f)
+                )
+                for i, f in enumerate(files)
+            }
             self._try("log", named, step=step)
 
     def close(self) -> None:
