@@ -46,8 +46,8 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
         The folder.
 
     Raises:
-        UserError: a video or its caption cannot be used, or the folder holds latents that were
-            made with other settings.
+        UserError: a video or its caption cannot be used, the model makes images, or the folder
+            holds latents that were made with other settings.
     """
     files = sorted(videos.glob("*.mp4"))
     if not files:
@@ -57,6 +57,11 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
     captions = [_caption(file.with_suffix(".txt")) for file in files]
     check_writable(out, folder=True)
     model = open_teacher(job.teacher)
+    if model.size_rules.images:
+        raise UserError(
+            f"teacher.path: {model.path} makes images, and encode-videos reads videos; dmd2 trains "
+            "on prompts alone with method.gan_weight=0"
+        )
     with locked_folder(folder, "encode-videos", quiet):
         _encode(model, files, captions, job.video, folder, shard, quiet)
     return out

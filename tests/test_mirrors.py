@@ -62,9 +62,15 @@ TOGETHER = {
         "lightx2v_sgmd/families/cogvideox/published.py",
         "lightx2v_sgmd/untrusted/cogvideox.py",
     ),
+    "families/sd3/test_model.py": (
+        "lightx2v_sgmd/families/sd3/published.py",
+        "lightx2v_sgmd/families/sd3/text.py",
+        "lightx2v_sgmd/untrusted/sd3.py",
+    ),
     "families/test_every_family.py": (
         "lightx2v_sgmd/families/cogvideox/forward.py",
         "lightx2v_sgmd/families/cogvideox/text.py",
+        "lightx2v_sgmd/families/sd3/forward.py",
         "lightx2v_sgmd/families/loading.py",
     ),
     "families/test_base.py": ("lightx2v_sgmd/families/opening.py",),

@@ -18,7 +18,6 @@ from infer.options import Options
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.outputs import content_hashes
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.text.encoder_fingerprint import encoder_files
 
 
 class Provenance:
@@ -89,7 +88,7 @@ class _Weights:
         self._files = [
             *model.source.files("transformer"),
             *model.source.files("vae"),
-            *encoder_files(model),
+            *model.text_encoder_files(),
             *(lora.path for lora in options.loras),
         ]
         self._before = _stamps(self._files)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -60,6 +61,7 @@ class Pipeline(NamedTuple):
         vae: The VAE's class in diffusers.
         text_encoder: The text encoder's class in transformers.
         tokenizer: The tokenizer's class in transformers, for folders that name none.
+        shared: The folders of the parts that a student shares with its teacher.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Pipeline(NamedTuple):
     vae: str
     text_encoder: str
     tokenizer: str = "T5TokenizerFast"
+    shared: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
 
 
 class AuthorsSampler(NamedTuple):
@@ -393,6 +396,10 @@ class Model(Protocol):
         self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
     ) -> PromptEncoder:
         """Loads the tokenizer and the encoder, frozen; as ``load_transformer``."""
+        ...
+
+    def text_encoder_files(self) -> list[Path]:
+        """The files that decide an embedding: weights of the encoders, and their tokenizers."""
         ...
 
     def load_tokenizer(self) -> Any:

@@ -8,6 +8,8 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.cogvideox.model import NETWORK as COGVIDEOX
 from lightx2v_sgmd.families.cogvideox.model import open_cogvideox
 from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.sd3.model import NETWORK as SD3
+from lightx2v_sgmd.families.sd3.model import open_sd3
 from lightx2v_sgmd.families.sources import network_class
 from lightx2v_sgmd.families.wan.model import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
 
@@ -27,6 +29,9 @@ def open_model(path: str | Path, base: str | Path | None = None) -> Model:
     Raises:
         UserError: the path is a model of no known family, or the model cannot be trusted.
     """
-    if base is None and network_class(str(model_folder(path))) == COGVIDEOX:
+    kind = None if base is not None else network_class(str(model_folder(path)))
+    if kind == COGVIDEOX:
         return open_cogvideox(path)
+    if kind == SD3:
+        return open_sd3(path)
     return open_wan(path, base)

@@ -23,22 +23,28 @@ from lightx2v_sgmd.untrusted.configs import (
 )
 from lightx2v_sgmd.untrusted.json_text import read_json_object
 
-Part = Literal["transformer", "vae", "text_encoder"]
+Part = Literal["transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"]
 
 _STEMS: Final = {
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
+    "text_encoder_3": "model",
 }
 _ORIGINAL_STEMS: Final = {
     "transformer": wan_original.TRANSFORMER_STEM,
     "vae": wan_original.VAE_STEM,
     "text_encoder": wan_original.TEXT_ENCODER_STEM,
 }
+_PROGRAMS: Final = (".py", ".pyc", ".so")
 _SUFFIXES: Final = (".safetensors", ".pth")
 _SMALL_FILES: Final = ("model_index.json", VIDEO_FILE, PROMPTS_FILE)
 _FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
 """The files that are downloaded from a folder on the hub: no programs, and no pickles."""
+_ENCODER_PARTS: Final = tuple(
+    f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
+)
 Checks = Mapping[str, Callable[[Mapping[str, Any]], None]]
 """By part, a function that raises ``UserError`` for a configuration out of its limits."""
 _CHECKS: Final[Checks] = {"vae": check_vae, "text_encoder": check_text_encoder}
@@ -132,13 +138,13 @@ class Source:
         _checked(path, self.checks.get("scheduler", check_scheduler), config)
         return config
 
-    def tokenizer(self) -> Path:
-        """The tokenizer's folder.
+    def tokenizer(self, name: str = "tokenizer") -> Path:
+        """The folder of a tokenizer.
 
         Raises:
             UserError: the folder is missing.
         """
-        name = "tokenizer" if self.layout == "diffusers" else wan_original.TOKENIZER
+        name = name if self.layout == "diffusers" else wan_original.TOKENIZER
         folder = self._folder(_within(name)) / name
         if not folder.is_dir():
             raise UserError(f"{folder}: is missing; {_LAYOUTS}")
@@ -147,6 +153,11 @@ class Source:
     def _name(self, part: Part) -> str:
         """The name of a part's folder in diffusers' layout."""
         return self.network if part == "transformer" and self.network else part
+
+    def tokenizer_files(self, name: str = "tokenizer") -> list[Path]:
+        """The files of a tokenizer that are no programs, sorted; raises as ``tokenizer``."""
+        files = sorted(self.tokenizer(name).rglob("*"))
+        return [f for f in files if f.is_file() and f.suffix not in _PROGRAMS]
 
     def _folder(self, patterns: Sequence[str]) -> Path:
         folder = Path(self.root)
@@ -308,7 +319,7 @@ def diffusers_source(root: str, checks: Checks) -> Source:
     """
     folder = Path(root)
     if folder.is_dir():
-        parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        parts = ("transformer", "vae", "scheduler", *_ENCODER_PARTS)
         refuse_outside_links(folder, [folder / name for name in (*parts, *_SMALL_FILES)])
         index = folder / "model_index.json"
         if index.is_file():
@@ -339,7 +350,7 @@ def network_in(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
 
 def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
     if (folder / "transformer" / "config.json").is_file():
-        parts = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
+        parts = ("transformer", "transformer_2", "vae", "scheduler", *_ENCODER_PARTS)
         refuse_outside_links(folder, [folder / name for name in (*parts, *_SMALL_FILES)])
         _check_pipeline(folder)
         return Source(str(folder), "diffusers"), _transformer_config(

@@ -22,7 +22,7 @@ class Rule:
     problem: Callable[..., str | None]
 
 
-_SHIFTS: Final = {8.0: "Wan2.1", 1.0: "CogVideoX"}
+_SHIFTS: Final = {8.0: "Wan2.1", 3.0: "SD3", 1.0: "CogVideoX"}
 """The flow shift of students by family; ``distill.model_checks`` compares it with the teacher's."""
 
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.sources import Part
 from lightx2v_sgmd.outputs import content_hashes
-
-_PROGRAMS: Final = (".py", ".pyc", ".so")
-"""Suffixes of program files, which are no part of a tokenizer."""
 
 
 def encoder_kind(model: Model, dtype: torch.dtype) -> str:
@@ -50,16 +46,6 @@ def _files(model: Model, part: Part) -> list[Path]:
     return [file for expert in model.experts for file in expert.model.source.files(part)]
 
 
-def encoder_files(model: Model) -> list[Path]:
-    """The files that decide an embedding: the encoder's weights and its tokenizer."""
-    tokenizer = sorted(
-        file
-        for file in model.source.tokenizer().rglob("*")
-        if file.is_file() and file.suffix not in _PROGRAMS
-    )
-    return [*model.source.files("text_encoder"), *tokenizer]
-
-
 def encoder_identity(model: Model, dtype: torch.dtype) -> str:
     """A name for what decides an embedding: the encoder's weights, its tokenizer and the precision.
 
@@ -68,7 +54,7 @@ def encoder_identity(model: Model, dtype: torch.dtype) -> str:
     """
     digest = hashlib.sha256(f"{dtype} {model.text_length}".encode())
     digest.update(json.dumps(model.full_text_encoder_config(), sort_keys=True).encode())
-    files = encoder_files(model)
+    files = model.text_encoder_files()
     for file, content in zip(files, content_hashes(files), strict=True):
         digest.update(f"{file.name} {content} ".encode())
     return digest.hexdigest()[:24]

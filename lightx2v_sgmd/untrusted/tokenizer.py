@@ -45,6 +45,8 @@ _VOCABULARY: Final = Limits(size=48_000_000, values=3_000_000, unique=True)
 """Limits of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values. No key may be there twice,
 since Python takes the last one, and Rust may take another."""
 _SENTENCEPIECE_BYTES: Final = 32_000_000  # umT5's has 4.5 MB
+_MERGES_BYTES: Final = 16_000_000  # CLIP's has 0.5 MB
+_CLIP_FILES: Final = ("vocab.json", "merges.txt")
 _TOKEN_NAMES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _TOKENS_MOST: Final = 10_000
 _REMEDY: Final = "copy the tokenizer again"
@@ -108,6 +110,8 @@ def load_tokenizer(folder: Path) -> Any:
         UserError: the tokenizer's class is not known, or it is damaged or beyond the limits.
     """
     name, config = _config(folder)
+    if not (folder / "tokenizer.json").is_file() and (folder / _CLIP_FILES[0]).is_file():
+        name = "CLIPTokenizer"
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as temporary:
         copy = Path(temporary)
         _copy_vocabulary(folder, copy)
@@ -167,6 +171,9 @@ def _copy_vocabulary(folder: Path, copy: Path) -> None:
             raise UserError(f"{path}: {error}; {_REMEDY}") from error
         (copy / path.name).write_bytes(text)  # so that what is loaded is what was looked at
         return
+    if (folder / _CLIP_FILES[0]).is_file():
+        _copy_clip_vocabulary(folder, copy)
+        return
     path = folder / "spiece.model"
     if not path.is_file():
         raise UserError(f"{folder}: has no tokenizer.json; {_REMEDY}")
@@ -176,6 +183,23 @@ def _copy_vocabulary(folder: Path, copy: Path) -> None:
             f"of any published vocabulary; {_REMEDY}"
         )
     shutil.copyfile(path, copy / path.name)
+
+
+def _copy_clip_vocabulary(folder: Path, copy: Path) -> None:
+    """Copies the two files in which CLIP's tokenizers were published: tokens, and their merges."""
+    vocabulary, merges = (folder / name for name in _CLIP_FILES)
+    text = read_bytes(vocabulary, _VOCABULARY, _REMEDY)
+    try:
+        tokens = parse_json(text, _VOCABULARY)
+    except ValueError as error:
+        raise UserError(f"{vocabulary}: {error}; {_REMEDY}") from error
+    number = Whole(0, 2**20)
+    if not isinstance(tokens, dict) or not all(map(number.allows, tokens.values())):
+        raise UserError(f"{vocabulary}: is not an object of tokens and numbers; {_REMEDY}")
+    if not merges.is_file() or merges.stat().st_size > _MERGES_BYTES:
+        raise UserError(f"{merges}: is missing or above {_MERGES_BYTES:,} bytes; {_REMEDY}")
+    (copy / vocabulary.name).write_bytes(text)
+    shutil.copyfile(merges, copy / merges.name)
 
 
 def _copy_tokens(folder: Path, copy: Path) -> None:

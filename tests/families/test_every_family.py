@@ -30,6 +30,7 @@ from lightx2v_sgmd.sampling.unipc import UniPC
 from tests.distill.planning.test_memory import measured_peak
 from tests.students import load_student
 from tests.tiny import make_tiny_cogvideox, make_tiny_wan
+from tests.tiny_sd3 import make_tiny_sd3
 from tests.training import (
     assert_same_run,
     make_job,
@@ -42,7 +43,6 @@ from weights import export
 
 PROMPTS = ["a red circle moving", "a blue square moving slowly left"]
 SEEDS = (5, 11)
-SIZE = (32, 32, 9)
 TOLERANCE = 1e-4
 
 
@@ -57,6 +57,7 @@ class Family:
         shift: Flow shift of the student's steps.
         dims: Order of the dimensions in the stock pipeline's latents, ``(0, 1, 2, 3, 4)`` being
             that of this project.
+        frames: Number of frames; 1 for a family that makes images.
     """
 
     make: Callable[[Path], Path]
@@ -64,11 +65,18 @@ class Family:
     solver: str
     shift: float
     dims: tuple[int, ...] = (0, 1, 2, 3, 4)
+    frames: int = 9
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and number of frames."""
+        return (32, 32, self.frames)
 
     def job(self, folder: Path, *settings: str) -> Job:
         """A job on the tiny model, in ``folder/run``."""
         schedule = f"{{shift: {self.shift}, solver: {self.solver}}}"
-        size = f"video={{height: {SIZE[0]}, width: {SIZE[1]}, num_frames: {SIZE[2]}}}"
+        frames = f", num_frames: {self.frames}" if self.frames > 1 else ""
+        size = f"video={{height: {self.size[0]}, width: {self.size[1]}{frames}}}"
         teacher = folder.parent / "teacher"
         return make_job(teacher, folder, f"schedule={schedule}", size, *settings)
 
@@ -93,15 +101,18 @@ class Family:
         made = pipe(
             PROMPTS,
             negative_prompt="",
-            height=SIZE[0],
-            width=SIZE[1],
-            num_frames=SIZE[2],
+            height=self.size[0],
+            width=self.size[1],
+            **({"num_frames": self.frames} if self.frames > 1 else {}),
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=sources,
             **options,
-        ).frames
-        return made.permute(self.dims) if options["output_type"] == "latent" else made
+        )
+        latent = options["output_type"] == "latent"
+        if self.frames == 1:
+            return made.images[:, :, None] if latent else made.images[:, None]
+        return made.frames.permute(self.dims) if latent else made.frames
 
 
 FAMILIES = {
@@ -113,6 +124,14 @@ FAMILIES = {
         "ddim",
         1.0,
         (0, 2, 1, 3, 4),
+    ),
+    "sd3-medium": Family(make_tiny_sd3, "StableDiffusion3Pipeline", "euler", 3.0, frames=1),
+    "sd3.5-large": Family(
+        partial(make_tiny_sd3, qk_norm=True),
+        "StableDiffusion3Pipeline",
+        "euler",
+        3.0,
+        frames=1,
     ),
 }
 
@@ -146,7 +165,7 @@ def test_the_guided_teacher_is_the_stock_pipelines(made: Made) -> None:
     model = open_model(made.teacher)
     solver: Any = made.family.solver
     steps = teacher_solver(model, solver, 3.0 if solver == "euler" else None, 5)
-    sampler = VideoSampler(model, steps, SIZE, 6.0)
+    sampler = VideoSampler(model, steps, made.family.size, 6.0)
     ours = sampler.latents(PROMPTS, noises(model, sampler.shape))
     # The stock flow-matching scheduler by itself ends at another step than ours.
     assert not isinstance(steps, UniPC)
@@ -168,7 +187,7 @@ def test_rollout_engine_and_exported_pipeline_agree(made: Made, tmp_path: Path) 
     with torch.no_grad():
         trained = rollout(
             lambda x_t, time: model.predict(network, x_t, time, conditioning),
-            noises(model, model.latent_shape(*SIZE)),
+            noises(model, model.latent_shape(*made.family.size)),
             student.schedule,
             exit_step=3,
             interpolant=model.interpolant,
@@ -217,7 +236,7 @@ def test_the_plan_is_within_a_tenth_of_the_measured_memory(
     settings = f"parallel.gradient_checkpointing={checkpointing}"
     job = made.family.job(made.folder / f"plan_{checkpointing}", settings)
     model = open_teacher(job.teacher)
-    rows = model.text_length if made.family.solver == "ddim" else 8
+    rows = 8 if made.family.pipeline == "WanPipeline" else model.text_length
     memory = rank_memory(job, ModelMeter(model, text_rows=rows, on_gpu=False), 1)
     phases = {name: sum(parts.values()) for name, parts in memory.phases.items()}
     del phases["samples"]

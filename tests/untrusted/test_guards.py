@@ -61,6 +61,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/untrusted/building.py", "for_model"): "of a configuration that was checked",
     ("lightx2v_sgmd/untrusted/building.py", "from_config"): "of a configuration that was checked",
     ("lightx2v_sgmd/untrusted/cogvideox.py", "from_config"): "of a configuration that was checked",
+    ("lightx2v_sgmd/untrusted/sd3.py", "from_config"): "of a configuration that was checked",
     ("weights/formats/diffusers.py", "from_pretrained"): "a scheduler that was just written",
     ("lightx2v_sgmd/families/sources.py", "snapshot_download"): "fetches named kinds of files",
     ("lightx2v_sgmd/families/sources.py", "hf_hub_download"): "fetches config.json",

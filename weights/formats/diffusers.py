@@ -20,7 +20,7 @@ from weights.formats.base import STEM, NetworkFormat
 from weights.formats.layout import Layout
 from weights.io.json_files import write_json
 from weights.io.network import network_problems, write_network
-from weights.io.shared import SHARED, shared_bytes, write_shared
+from weights.io.shared import shared_bytes, write_shared
 
 _NETWORKS: Final = ("transformer", "transformer_2")
 """The folders of the networks: of one expert, or of two."""
@@ -110,7 +110,11 @@ class DiffusersFormat(NetworkFormat):
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
-        problems = [f"{part}/ is missing" for part in SHARED if not (folder / part).is_dir()]
+        problems = [
+            f"{part}/ is missing"
+            for part in spec.source.model.pipeline.shared
+            if not (folder / part).is_dir()
+        ]
         problems += scheduler_problems(folder, spec.source.model, spec.source.schedule)
         try:
             model = open_model(folder)

@@ -76,7 +76,8 @@ def _empty(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Any:
 def _run(network: Any, model: Model) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
     rules = model.size_rules
-    shape = (1, rules.channels, *(2 * length for length in rules.patch))
+    frames, height, width = (2 * length for length in rules.patch)
+    shape = (1, rules.channels, 1 if rules.images else frames, height, width)
     x_t = torch.randn(shape, generator=generator)
     shapes = model.embedding_shapes
     told = {

@@ -9,10 +9,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
+from lightx2v_sgmd.families.sources import Part as NetworkPart
 from lightx2v_sgmd.families.sources import read_json
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
@@ -20,11 +21,9 @@ from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, split
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from weights.io.json_files import write_json
 
-SHARED: Final = ("vae", "text_encoder", "tokenizer")
-Shared = Literal["vae", "text_encoder"]
-_NETWORKS: Final[tuple[Shared, ...]] = ("vae", "text_encoder")
 _SHARD_SIZE: Final = "5GB"
 _STEMS: Final = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
+_TOKENIZER: Final = "tokenizer"
 
 
 def shared_bytes(model: Model) -> int:
@@ -33,12 +32,13 @@ def shared_bytes(model: Model) -> int:
     Raises:
         UserError: a part is not on this machine and cannot be fetched, or is damaged.
     """
-    total = 0
-    for part in _NETWORKS:
-        total += sum(file.stat().st_size for file in model.source.files(part))
+    networks, tokenizers = _parts(model)
+    files = [file for part in networks for file in model.source.files(part)]
+    for part in networks:
         _weights(model, part)
-    tokenizer = model.source.tokenizer()
-    return total + sum(file.stat().st_size for file in tokenizer.rglob("*") if file.is_file())
+    for name in tokenizers:
+        files += [file for file in model.source.tokenizer(name).rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def write_shared(model: Model, folder: Path, scheduler: str) -> None:
@@ -49,8 +49,10 @@ def write_shared(model: Model, folder: Path, scheduler: str) -> None:
         folder: The export.
         scheduler: The class of the student's scheduler in diffusers.
     """
-    shutil.copytree(model.source.tokenizer(), folder / "tokenizer", ignore=_not_copied)
-    for part in _NETWORKS:
+    networks, tokenizers = _parts(model)
+    for name in tokenizers:
+        shutil.copytree(model.source.tokenizer(name), folder / name, ignore=_not_copied)
+    for part in networks:
         if model.source.layout == "diffusers":
             held = model.source.files(part)[0].parent
             model.source.config(part)  # on the hub: fetches it beside the weights
@@ -62,8 +64,18 @@ def write_shared(model: Model, folder: Path, scheduler: str) -> None:
     write_json(folder / "model_index.json", _index(model, scheduler))
 
 
-def _weights(model: Model, part: Shared) -> WholeTensors:
-    return model.vae_weights() if part == "vae" else model.text_encoder_weights()
+def _parts(model: Model) -> tuple[list[NetworkPart], list[str]]:
+    """The networks and the tokenizers that are shared."""
+    networks: list[Any] = [p for p in model.pipeline.shared if not p.startswith(_TOKENIZER)]
+    return networks, [part for part in model.pipeline.shared if part.startswith(_TOKENIZER)]
+
+
+def _weights(model: Model, part: NetworkPart) -> WholeTensors:
+    if part == "vae":
+        return model.vae_weights()
+    if part == "text_encoder":
+        return model.text_encoder_weights()
+    return WholeTensors(model.source.files(part))
 
 
 def _config(model: Model, part: str) -> Mapping[str, Any]:

@@ -20,7 +20,15 @@ from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from weights.io.adapters import StackedAdapters, StoredAdapters, TrainedAdapters
-from weights.io.tensors import FileTensors, MergedTensors, ReaderTensors, Tensors, network_shapes
+from weights.io.tensors import (
+    FileTensors,
+    MergedTensors,
+    ReaderTensors,
+    Tensors,
+    WithConstants,
+    constant_names,
+    network_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,11 @@ def student_tensors(
     header = read_headers(files)
     carried = schedule_of(header.metadata)
     if lora is None:
-        tensors = FileTensors.checked(header, network_shapes(model), str, what)
+        shapes, constants = network_shapes(model), constant_names(model)
+        trained = {name: shape for name, shape in shapes.items() if name not in constants}
+        tensors: Tensors = FileTensors.checked(header, trained, str, what)
+        if constants:
+            tensors = WithConstants(tensors, model_tensors(model), shapes)
         return tensors, None, carried
     adapters = TrainedAdapters.checked(header, lora, model, what)
     return MergedTensors(model_tensors(model), adapters), adapters, carried

@@ -108,6 +108,36 @@ class ReaderTensors:
         return str(self.reader.header.tensors[name].file)
 
 
+@dataclass(frozen=True)
+class WithConstants:
+    """Trained weights, and the constant tables of the network, which stay the teacher's.
+
+    Attributes:
+        trained: The weights.
+        constants: The tables and whatever else the teacher has.
+        shapes: The shapes of both, in the network's order.
+    """
+
+    trained: Tensors
+    constants: Tensors
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def _holder(self, name: str) -> Tensors:
+        return self.trained if name in self.trained.shapes else self.constants
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which a weight is stored."""
+        return self._holder(name).dtype(name)
+
+    def read(self, name: str) -> Tensor:
+        """One weight, in the type in which it is stored."""
+        return self._holder(name).read(name)
+
+    def where(self, name: str) -> str:
+        """The file that holds a weight, for messages."""
+        return self._holder(name).where(name)
+
+
 class Adapters(Protocol):
     """The changes that a LoRA makes to a network's weights."""
 
@@ -148,6 +178,14 @@ class MergedTensors:
     def where(self, name: str) -> str:
         """The file that holds a weight, for messages."""
         return self.adapters.where()
+
+
+def constant_names(model: Any) -> set[str]:
+    """The names of constant tables among the weights of a ``Model``'s network."""
+    with torch.device("meta"):
+        network = model.build_transformer()
+    stored = set(network.state_dict())
+    return {name for name, _ in network.named_buffers() if name in stored}
 
 
 def network_shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -449,6 +449,10 @@ class WanModel:
         filled.set_input_embeddings(filled.shared)
         return TextEncoder(tokenizer, filled)
 
+    def text_encoder_files(self) -> list[Path]:
+        """The files that decide an embedding: the encoder's weights and its tokenizer."""
+        return [*self.source.files("text_encoder"), *self.source.tokenizer_files()]
+
     def load_tokenizer(self) -> Any:
         """Loads the tokenizer alone; raises as ``load_transformer``."""
         return load_tokenizer(self.source.tokenizer())

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel.base import StrategySettings
 from lightx2v_sgmd.parallel.precision import keep_in_float32, of_mixed_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -210,3 +211,19 @@ def build_sharded(model: Model, config: Mapping[str, Any]) -> Any:
     if config["bf16"]["enabled"]:
         keep_in_float32(network)
     return network
+
+
+def read_constants(network: Any, whole: WholeTensors) -> dict[str, tuple[int, ...]]:
+    """Reads the constant tables that are among a network's weights; returns their shapes.
+
+    Args:
+        network: The network; every rank holds its tables whole.
+        whole: The weights of the teacher.
+    """
+    kept = network.state_dict().keys()
+    tables = {name: buffer for name, buffer in network.named_buffers() if name in kept}
+    shapes = {name: tuple(buffer.shape) for name, buffer in tables.items()}
+    for name, info in whole.header.tensors.items():
+        if shapes.get(name) == info.shape:  # what does not fit is refused by its keys
+            tables[name].copy_(whole.tensor(name))
+    return shapes

@@ -56,6 +56,7 @@ from lightx2v_sgmd.parallel.zero3.engines import (
     deepspeed_config,
     disconnect,
     make_engine,
+    read_constants,
 )
 from lightx2v_sgmd.parallel.zero3.master_weights import MasterWeights
 from lightx2v_sgmd.parallel.zero3.nvme import SwapFolder, check_swapping
@@ -146,11 +147,13 @@ class Zero3:
         teacher: nn.Module = build_sharded(model, self._config(name)).eval().requires_grad_(False)
         sharded: dict[str, Any] = dict(teacher.named_parameters())
         expected = {name: tuple(p.ds_shape) for name, p in sharded.items()}
+        expected |= read_constants(teacher, whole)
         check_keys(whole.header, expected, f"teacher.path: {model.path}")
         for plain in settings.networks:
             role, network = expert_role(plain, number), teacher
             if plain != TEACHER:
                 network = build_sharded(model, self._config(role)).eval()
+                read_constants(network, whole)
             if plain in settings.adapters:
                 share_frozen(network, teacher)
                 adapters, seed = settings.adapters[plain], settings.adapter_seed(role)

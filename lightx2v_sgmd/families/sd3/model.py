@@ -1,0 +1,497 @@
+"""SD3-Medium and SD3.5-Large: sizes, weights and networks of one teacher family.
+
+A model is a folder in diffusers' layout (``transformer/``, ``vae/``, ``text_encoder/`` to
+``text_encoder_3/``, ``tokenizer/`` to ``tokenizer_3/``, ``scheduler/``), or the hub id of one. T5,
+the third encoder, may be absent. SD3.5-Large differs in its size and in its norms of queries and
+keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightx2v_sgmd.families.base import (
+    AuthorsSampler,
+    Feature,
+    Pipeline,
+    stays_float32,
+    within_modules,
+)
+from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.experts import Expert, only_expert
+from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
+from lightx2v_sgmd.families.lora.reading import open_lora
+from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
+from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
+from lightx2v_sgmd.families.sd3 import published
+from lightx2v_sgmd.families.sd3.forward import (
+    decode_frames,
+    decode_latents,
+    scaled_latents,
+    velocity,
+)
+from lightx2v_sgmd.families.sd3.text import POOLED, SD3TextEncoder
+from lightx2v_sgmd.families.size_rules import SizeRules
+from lightx2v_sgmd.families.sources import Part, Source, diffusers_source, without_private
+from lightx2v_sgmd.families.text_rows import text_dtype
+from lightx2v_sgmd.files.manifest import VideoFacts
+from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
+from lightx2v_sgmd.interpolants import FLOW, Interpolant
+from lightx2v_sgmd.networks.block_loading import Device, OnPart
+from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted import sd3 as untrusted
+from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
+
+# B batch, C channels, T = 1 frame, h, w latent height and width, S text tokens, D text width,
+# P width of the pooled vector
+
+NETWORK: Final = "SD3Transformer2DModel"
+_ENCODERS: Final[tuple[Part, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_TOKENIZERS: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
+_CHECKS: Final = {
+    "transformer": untrusted.check_transformer,
+    "vae": untrusted.check_vae,
+    "text_encoder": untrusted.check_clip,
+    "text_encoder_2": untrusted.check_clip,
+    "text_encoder_3": untrusted.check_t5,
+    "scheduler": untrusted.check_scheduler,
+}
+_T5_ALIASES: Final = ("encoder.embed_tokens.weight",)
+"""Second names that ``T5EncoderModel`` gives to ``shared.weight``."""
+_POSITIONS: Final = "text_model.embeddings.position_ids"
+"""A constant that old files of CLIP have among the weights."""
+
+
+@dataclass(frozen=True)
+class SD3Model:
+    """An SD3 model whose configuration was read, and whose weights were not.
+
+    Attributes:
+        path: The path as given to ``open_sd3``: a folder or a hub id.
+        transformer_config: Arguments of ``SD3Transformer2DModel``.
+        vae_config: Arguments of ``AutoencoderKL``.
+        shift: The flow shift of its scheduler.
+        source: Location of its parts.
+        has_t5: True if the model has its third text encoder.
+        video: The size that it was made for.
+        negative_prompt: The prompt that guidance leads away from; its authors use "".
+        loras: LoRA files that are merged into the network when its weights are read.
+    """
+
+    path: str
+    transformer_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    shift: float
+    source: Source
+    has_t5: bool = True
+    video: VideoFacts | None = None
+    negative_prompt: str = ""
+    loras: tuple[WeightedLora, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """The family's name, for messages."""
+        return "SD3"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """None: its blocks run as diffusers has them."""
+        return frozenset()
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The export formats that its students can be written in."""
+        return ("diffusers",)
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Its one network."""
+        return only_expert(self)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The stock pipeline that runs its students."""
+        return Pipeline(
+            "StableDiffusion3Pipeline",
+            NETWORK,
+            "AutoencoderKL",
+            "CLIPTextModelWithProjection",
+            "CLIPTokenizer",
+            ("vae", *self._encoders, *self._tokenizers),
+        )
+
+    def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
+        """The stock flow-matching scheduler; see ``Schedule.diffusers_config``."""
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **schedule.diffusers_config()}
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """The path from data to noise, and what the network predicts on it: flow matching."""
+        return FLOW
+
+    @property
+    def student_shift(self) -> float:
+        """3, that of the published schedulers; a student's own scheduler states another number."""
+        return published.SHIFT
+
+    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draws the noise ``[1, C, 1, h, w]`` of one image as the stock pipeline does."""
+        return torch.randn(1, *shape, generator=generator)
+
+    def negative_prompt_for(self, asked: str | None) -> str:
+        """The negative prompt that a job asks for; None asks for the authors' own."""
+        return self.negative_prompt if asked is None else asked
+
+    @property
+    def fps(self) -> float:
+        """1: an image is a video of one frame."""
+        return 1.0
+
+    @property
+    def authors_sampler(self) -> AuthorsSampler:
+        """Euler's steps with the shift of the model's scheduler."""
+        return AuthorsSampler("euler", self.shift)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.transformer_config.get("num_layers", 18))
+
+    @property
+    def head_dim(self) -> int:
+        """Number of channels of a head."""
+        return int(self.transformer_config.get("attention_head_dim", 64))
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.transformer_config.get("num_attention_heads", 18))
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a token in the transformer."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Width of a text row."""
+        return int(self.transformer_config.get("joint_attention_dim", 4096))
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width P of the pooled vectors."""
+        return int(self.transformer_config.get("pooled_projection_dim", 2048))
+
+    @property
+    def text_length(self) -> int:
+        """Number of tokens of a prompt that are read: T5's, or CLIP's without it."""
+        return published.T5_TOKENS if self.has_t5 else published.CLIP_TOKENS
+
+    @property
+    def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The shapes of a prompt's embedding: CLIP's rows and T5's, and the pooled vectors."""
+        rows = published.CLIP_TOKENS + published.T5_TOKENS
+        return {TEXT: (rows, self.text_dim), POOLED: (self.pooled_dim,)}
+
+    @property
+    def size_rules(self) -> SizeRules:
+        """The rules that the size of an image must meet."""
+        patch = int(self.transformer_config.get("patch_size", 2))
+        levels = len(self.vae_config.get("block_out_channels", range(4)))
+        return SizeRules(
+            temporal=1,
+            spatial=2 ** (levels - 1),
+            patch=(1, patch, patch),
+            channels=int(self.transformer_config.get("in_channels", 16)),
+            most_positions=int(self.transformer_config.get("pos_embed_max_size", 96)),
+            images=True,
+        )
+
+    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
+        """``(C, 1, h, w)`` of an image's latents.
+
+        Raises:
+            UserError: the model cannot make an image of that size.
+        """
+        return self.size_rules.latent_shape(height, width, num_frames)
+
+    def token_count(self, height: int, width: int, num_frames: int) -> int:
+        """Number of tokens (patches) of one image; raises as ``latent_shape``."""
+        latents = self.latent_shape(height, width, num_frames)[1:]
+        return prod(n // p for n, p in zip(latents, self.size_rules.patch, strict=True))
+
+    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
+        """The precision of the text encoders; see ``text_rows.text_dtype``."""
+        return text_dtype(teacher_dtype)
+
+    def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
+        """The text ``[B, S, D]`` and the pooled vectors ``[B, P]`` of prompts."""
+        return Conditioning(
+            {name: torch.stack([each[name] for each in embeddings]) for name in (TEXT, POOLED)}
+        )
+
+    def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
+        """A conditioning without values, for measurements; its text has all its rows."""
+        rows = published.CLIP_TOKENS + published.T5_TOKENS
+        text = torch.empty(batch, rows, self.text_dim)
+        return Conditioning({TEXT: text, POOLED: torch.empty(batch, self.pooled_dim)})
+
+    def predict(
+        self,
+        network: Any,
+        x_t: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Computes a network's velocity; see ``forward.velocity``."""
+        return velocity(network, x_t, time, conditioning[TEXT], conditioning[POOLED], dtype)
+
+    def fold_text_padding(self, network: Any) -> None:
+        """Does nothing: the rows of padding tokens differ, so each is attended to."""
+
+    def video_tokens(self, output: Any) -> Tensor:
+        """The image's tokens ``[B, N, D]`` in what a block returned: the second of its outputs."""
+        tokens: Tensor = output[1]
+        return tokens
+
+    def with_loras(self, loras: Sequence[WeightedLora]) -> SD3Model:
+        """The same model with LoRA files merged into its transformer; reads no weights.
+
+        Raises:
+            UserError: a file is missing, damaged, or no LoRA for this network.
+        """
+        shapes = self.transformer_shapes() if loras else {}
+        for lora in loras:
+            open_lora(lora.path, shapes)
+        return replace(self, loras=(*self.loras, *loras))
+
+    def with_transformer_config(self, config: dict[str, Any]) -> SD3Model:
+        """The same model with other arguments of ``SD3Transformer2DModel``."""
+        return replace(self, transformer_config=config)
+
+    def with_blocks(self, count: int) -> SD3Model:
+        """The same model with another number of blocks."""
+        return self.with_transformer_config(self.transformer_config | {"num_layers": count})
+
+    def refuse_variant(
+        self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
+    ) -> None:
+        """Refuses nothing: variants show in their configurations."""
+
+    def build_transformer(self) -> Any:
+        """Builds the network with random weights (none on the meta device)."""
+        return untrusted.build_transformer(self.transformer_config)
+
+    def build_vae(self) -> Any:
+        """Builds the VAE with random weights (none on the meta device)."""
+        return untrusted.build_vae(self.vae_config)
+
+    def build_text_encoder(self) -> Any:
+        """Builds the encoders with random weights (none on the meta device)."""
+        configs = self.expected_text_encoder_config()
+        return torch.nn.ModuleDict({part: _build(part, configs[part]) for part in configs})
+
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the transformer's weights under diffusers' names; reads no weights."""
+        return shapes_of(self.build_transformer)
+
+    def transformer_weights(self) -> WholeTensors:
+        """The transformer's weights; reads tensors or slices on request.
+
+        Raises:
+            UserError: the weights are missing or cannot be trusted.
+        """
+        files = self.source.files("transformer")
+        if not self.loras:
+            return WholeTensors(files)
+        return MergedWholeTensors(files, None, LoraUpdates(self.loras, self.transformer_shapes()))
+
+    def vae_weights(self) -> WholeTensors:
+        """The VAE's weights; see ``transformer_weights``."""
+        return WholeTensors(self.source.files("vae"))
+
+    def text_encoder_weights(self) -> WholeTensors:
+        """The weights of the first text encoder, CLIP-L; see ``transformer_weights``."""
+        return WholeTensors(self.source.files("text_encoder"), _encoder_names)
+
+    def text_encoder_files(self) -> list[Path]:
+        """The files that decide an embedding: weights and tokenizers of all encoders."""
+        weights = [file for part in self._encoders for file in self.source.files(part)]
+        tokenizers = [f for name in self._tokenizers for f in self.source.tokenizer_files(name)]
+        return [*weights, *tokenizers]
+
+    def load_transformer(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+    ) -> Any:
+        """Loads the transformer; see ``Model.load_transformer``."""
+        with empty_weights():
+            network = self.build_transformer()
+        weights = self.transformer_weights()
+        return self._fill(
+            network, "transformer", weights, dtype, stays_float32(network), device, on_part
+        )
+
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
+        """Loads the VAE, frozen; raises as ``load_transformer``."""
+        with empty_weights():
+            network = self.build_vae()
+        kept = stays_float32(network)
+        filled = self._fill(network, "vae", self.vae_weights(), dtype, kept, device)
+        return filled.requires_grad_(False)
+
+    def load_text_encoder(
+        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+    ) -> SD3TextEncoder:
+        """Loads the tokenizers and the encoders, frozen; raises as ``load_transformer``."""
+        configs = self.full_text_encoder_config()
+        tokenizers = [load_tokenizer(self.source.tokenizer(name)) for name in self._tokenizers]
+        networks = []
+        # This product overflows in float16, as in every T5.
+        kept = partial(within_modules, {"wo"} if dtype == torch.float16 else set())
+        for part in self._encoders:
+            with empty_weights():
+                network = _build(part, configs[part])
+            if part == _ENCODERS[2]:
+                network.set_input_embeddings(network.shared)
+            weights = WholeTensors(self.source.files(part), _encoder_names)
+            filled = self._fill(network, part, weights, dtype, kept, device, on_part)
+            if part == _ENCODERS[2]:
+                filled.set_input_embeddings(filled.shared)
+            networks.append(filled.requires_grad_(False))
+        lengths = (published.CLIP_TOKENS, published.T5_TOKENS)
+        return SD3TextEncoder(tokenizers, networks, self.text_dim, lengths)
+
+    def load_tokenizer(self) -> Any:
+        """Loads the tokenizer that reads most of a prompt; raises as ``load_transformer``."""
+        return load_tokenizer(self.source.tokenizer(self._tokenizers[-1]))
+
+    def full_text_encoder_config(self) -> dict[str, Any]:
+        """The configurations of the encoders, by part.
+
+        Raises:
+            UserError: a file is missing or damaged, or the model has encoders of another kind.
+        """
+        found: dict[str, Any] = {part: self.source.config(part) or {} for part in self._encoders}
+        for part, config in found.items():
+            kind = "t5" if part == _ENCODERS[2] else "clip_text_model"
+            if config.get("model_type") != kind:
+                raise UserError(
+                    f"teacher.path: {part} of {self.path} is a {config.get('model_type')}, not "
+                    f"the {kind} that SD3 uses"
+                )
+        return found
+
+    def expected_text_encoder_config(self) -> Mapping[str, Any]:
+        """The same without a download: those of the published models without files here."""
+        if (Path(self.source.root) / "text_encoder" / "config.json").is_file():
+            return self.full_text_encoder_config()
+        configs = (published.CLIP_L, published.CLIP_G, published.T5_XXL)
+        return dict(zip(self._encoders, configs, strict=False))
+
+    def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
+        """Scales what the VAE encoded, ``[B, C, 1, h, w]``, for the network."""
+        return scaled_latents(vae, encoded)
+
+    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decodes scaled latents ``[B, C, 1, h, w]`` to images ``[B, 1, H, W, 3]`` uint8."""
+        return decode_latents(vae, latents)
+
+    def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Decodes images ``[B, 1, 3, H, W]`` with gradient."""
+        return decode_frames(vae, latents, frames)
+
+    @property
+    def _encoders(self) -> tuple[Part, ...]:
+        return _ENCODERS if self.has_t5 else _ENCODERS[:2]
+
+    @property
+    def _tokenizers(self) -> tuple[str, ...]:
+        return _TOKENIZERS if self.has_t5 else _TOKENIZERS[:2]
+
+    def _fill(
+        self,
+        network: Any,
+        part: Part,
+        weights: WholeTensors,
+        dtype: torch.dtype,
+        in_float32: Callable[[str], bool],
+        device: Device,
+        on_part: OnPart | None = None,
+    ) -> Any:
+        return fill(
+            network,
+            weights,
+            f"teacher.path: {part} of {self.path}",
+            dtype,
+            in_float32,
+            device,
+            on_part,
+            aliases=_T5_ALIASES,
+        )
+
+
+def _build(part: str, config: Mapping[str, Any]) -> Any:
+    build = untrusted.build_t5 if part == _ENCODERS[2] else untrusted.build_clip
+    return build(config)
+
+
+def _encoder_names(stored: Any) -> dict[str, str]:
+    """Names of an encoder's weights, with T5's embedding once and without CLIP's constant."""
+    names = [name for name in stored if name != _POSITIONS]
+    twice = "shared.weight" in names
+    return {
+        name: "shared.weight" if name in _T5_ALIASES else name
+        for name in names
+        if not (twice and name in _T5_ALIASES)
+    }
+
+
+def open_sd3(path: str | Path) -> SD3Model:
+    """Reads a model's configuration without loading weights.
+
+    Args:
+        path: A folder in diffusers' layout, or a hub id
+            (``stabilityai/stable-diffusion-3-medium-diffusers``).
+
+    Raises:
+        UserError: the path is not an SD3 model, or cannot be trusted.
+    """
+    try:
+        source = diffusers_source(str(model_folder(path)), _CHECKS)
+        root = Path(source.root)
+        video, negative = read_video_facts(root)
+        if known_transformer_config(source.root) is not None and not root.is_dir():
+            config = known_transformer_config(source.root) or {}
+            vae, shift = dict(published.VAE_CONFIG), published.SHIFT
+            video = VideoFacts(published.SIDE, published.SIDE, 1, 1.0)
+        else:  # nothing is downloaded to look at a job of a published model
+            config = without_private(source.config("transformer") or {})
+            vae = without_private(source.config("vae") or {})
+            shift = float(source.scheduler().get("shift", 1.0))
+        if config.get("in_channels", 16) != vae.get("latent_channels", 4):
+            raise UserError(
+                f"{path}: the transformer takes {config.get('in_channels', 16)} channels and the "
+                f"VAE gives {vae.get('latent_channels', 4)}; copy the model again"
+            )
+    except UserError as error:
+        raise UserError(f"teacher.path: {error}") from error
+    has_t5 = not root.is_dir() or (root / _ENCODERS[2]).is_dir()
+    return SD3Model(
+        str(path), config, vae, shift, source, has_t5, video, "" if negative is None else negative
+    )

@@ -1,0 +1,135 @@
+"""Random tiny models of Stable Diffusion 3 in the published folder layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from tests.tiny import WORDS
+from tools.models.wan_folder import make_tokenizer
+
+
+def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = False) -> Path:
+    """Writes a random SD3 for images of 32x32, in the layout of SD3-Medium, or of SD3.5-Large.
+
+    Args:
+        folder: Where it goes.
+        seed: Random seed of the weights.
+        t5: False leaves the third text encoder out.
+        qk_norm: Norms of queries and keys, as in SD3.5-Large.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = make_tokenizer(WORDS, max_length=256)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=32,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        transformer = SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            joint_attention_dim=32,
+            caption_projection_dim=24,
+            pooled_projection_dim=20,
+            pos_embed_max_size=24,
+            qk_norm="rms_norm" if qk_norm else None,
+        )
+        for p in transformer.parameters():  # away from the zeros and ones of a fresh model
+            p.data += 0.05 * torch.randn_like(p)
+        transformer.context_embedder.weight.data *= 5
+        clips = [_tiny_clip(width, act) for width, act in ((8, "quick_gelu"), (12, "gelu"))]
+        encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=32,
+                d_kv=8,
+                d_ff=32,
+                num_layers=1,
+                num_heads=2,
+                dropout_rate=0.0,
+                feed_forward_proj="gated-gelu",
+                relative_attention_num_buckets=16,
+                relative_attention_max_distance=32,
+                tie_word_embeddings=False,
+            )
+        )
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=clips[0],
+        tokenizer=make_clip_tokenizer(),
+        text_encoder_2=clips[1],
+        tokenizer_2=make_clip_tokenizer(),
+        text_encoder_3=encoder if t5 else None,
+        tokenizer_3=tokenizer if t5 else None,
+    ).save_pretrained(folder)
+    for name in ("tokenizer", "tokenizer_2"):
+        as_clip_was_published(folder / name)
+    return folder
+
+
+def _tiny_clip(width: int, activation: str) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(_clip_vocabulary()),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            hidden_act=activation,
+            bos_token_id=0,
+            eos_token_id=2,
+            pad_token_id=1,
+        )
+    )
+
+
+def _clip_vocabulary() -> dict[str, int]:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>"]
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+
+
+def make_clip_tokenizer() -> CLIPTokenizer:
+    """A tokenizer of CLIP's kind that knows letters and one word."""
+    merges = [("r", "e"), ("re", "d</w>")]
+    return CLIPTokenizer(vocab=_clip_vocabulary(), merges=merges, model_max_length=77)
+
+
+def as_clip_was_published(folder: Path) -> None:
+    """Replaces a tokenizer's one file by the two in which CLIP's were published."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(_clip_vocabulary()))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
