@@ -38,9 +38,10 @@ def watch_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Serve one live page of a run: curves, sample videos, speed and warnings. Ctrl-C stops.
+    """Show a run live in the browser, and print the address.
 
-    The page only reads the run's folder. Needs the extra serve.
+    One page has curves, samples, speed and warnings. It only reads the run's folder. Ctrl-C stops
+    the server. Needs the extra serve.
     """
     from lightx2v_sgmd.apps.watch.watching import watch
 
