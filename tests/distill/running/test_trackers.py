@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +49,16 @@ def with_stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
     monkeypatch.setattr(trackers, "_started", lambda *arguments: stand_in)
     return stand_in
+
+
+def test_samples_are_videos_or_images(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = with_stand_in(monkeypatch)
+    kinds = SimpleNamespace(Video=lambda path: ("video", path), Image=lambda path: ("image", path))
+    monkeypatch.setitem(sys.modules, "trackio", kinds)
+    tracker = Tracker("trackio", job, "a-run", quiet=True)
+    tracker.log_videos(4, [Path("00.mp4"), Path("01.png")])
+    shown = {"samples/video_00": ("video", "00.mp4"), "samples/video_01": ("image", "01.png")}
+    assert stand_in.got == [(4, shown)]
 
 
 def test_a_missing_package_is_refused_before_anything_is_loaded(
