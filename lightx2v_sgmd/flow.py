@@ -85,8 +85,9 @@ def sample_sigmas_between(
         return sample_score_sigmas(u, shift, least, most)
     first, end = (t / (shift - (shift - 1) * t) for t in (low, high))
     sigma = torch.clamp(shift_sigma(first + (end - first) * u, shift), low, high)
-    # A thousandth of a timestep below the end, so that rounding does not reach it.
-    return torch.clamp(sigma, max(low, least), min(most, high - 1e-6) if high < 1 else most)
+    # A thousandth of a timestep inside the interval: 1000 times a float32 is rounded, too.
+    inside = (low + 1e-6 if low > 0 else low), (high - 1e-6 if high < 1 else high)
+    return torch.clamp(sigma, max(least, inside[0]), min(most, inside[1]))
 
 
 def cubic_sigmas(u: Tensor, low: float, high: float) -> Tensor:

@@ -70,10 +70,21 @@ def test_score_times_of_a_part_of_the_path() -> None:
     # Shift 5 leads from 1/6 to 0.5 and from 9/14 to 0.9, and from the middle of them to 17/22.
     middle = torch.tensor(17 / 22)
     torch.testing.assert_close(torch.tensor(between(0.5, 0.9)[1]), middle)
-    ends = torch.tensor([0.5, 0.9 - 1e-6]).tolist()
+    ends = torch.tensor([0.5 + 1e-6, 0.9 - 1e-6]).tolist()
     assert between(0.5, 0.9)[::2] == ends
     assert between(0.0, 0.5)[0] == torch.tensor(0.02).item()
     assert between(0.5, 1.0)[2] > 1 - 5e-7  # up to the end of the path
     assert between(0.5, 0.9, most=0.8)[2] == torch.tensor(0.8).item()
     whole = flow.sample_score_sigmas(u, 5.0, 0.02, 0.98).tolist()
     assert between(0.0, 1.0, most=0.98) == whole
+
+
+def test_score_times_of_two_parts_do_not_meet() -> None:
+    """The experts' boundary is compared with 1000 times a time, and 1000 * 0.511 is below 511."""
+    u = torch.tensor([0.0, 1 - 2.0**-24])
+    assert 1000 * torch.tensor(0.511) < 511
+    for boundary in (0.251, 0.506, 0.511, 0.875, 0.9):
+        above = flow.sample_sigmas_between(u, 1.0, boundary, 1.0, 0.0, 1.0)
+        below = flow.sample_sigmas_between(u, 1.0, 0.0, boundary, 0.0, 1.0)
+        assert (1000 * above >= 1000 * boundary).all()
+        assert (1000 * below < 1000 * boundary).all()
