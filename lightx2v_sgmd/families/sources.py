@@ -1,4 +1,4 @@
-"""Finds the parts of a Wan model: in folders of either layout, on the hub, in single files."""
+"""Finds the parts of a model: in folders, on the hub, and for Wan in single files, too."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ _CHECKS: Final[Checks] = {"vae": check_vae, "text_encoder": check_text_encoder}
 _LAYOUTS: Final = (
     "give a folder as Wan2.1-T2V-1.3B-Diffusers (diffusers) or Wan2.1-T2V-1.3B (original) is"
 )
+_WHOLE: Final = "copy the model again, with all folders that it was published with"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Source:
         name = name if self.layout == "diffusers" else wan_original.TOKENIZER
         folder = self._folder(_within(name)) / name
         if not folder.is_dir():
-            raise UserError(f"{folder}: is missing; {_LAYOUTS}")
+            raise UserError(f"{folder}: is missing; {_WHOLE}")
         return folder
 
     def _name(self, part: Part) -> str:
@@ -226,9 +227,9 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
         boundary = BOUNDARIES["Wan-AI/Wan2.2-T2V-A14B"]
     else:
         index = _model_index(source)
-        ratio, named = index.get("boundary_ratio"), index.get("transformer_2") or [None]
+        ratio, named = index.get("boundary_ratio"), index.get("transformer_2")
         held = (root / _EXPERTS["diffusers"][1]).is_dir()
-        if ratio is None and named[0] is None and not held:
+        if ratio is None and named in (None, [None, None]) and not held:
             return None
         if not isinstance(ratio, float) or not 0 < ratio < 1:
             raise UserError(
@@ -286,13 +287,13 @@ def _model_index(source: Source) -> dict[str, Any]:
 
 
 def network_class(path: str) -> str | None:
-    """The class that a model's ``transformer/config.json`` names; None if there is no such file.
+    """The class that a model's ``transformer/config.json`` names; None if no such file is readable.
 
     Args:
         path: A folder or a hub id; the file of one that is not shipped is downloaded.
     """
     folder = Path(path)
-    known = known_network_class(path)
+    known = None if folder.is_dir() else known_network_class(path)
     if known is not None:
         return known
     file = folder / "transformer" / "config.json"
@@ -304,7 +305,10 @@ def network_class(path: str) -> str | None:
             file = Path(hf_hub_download(path, "transformer/config.json"))
         except (HfHubHTTPError, OSError, ValueError):  # whoever opens it says what is wrong
             return None
-    return str(read_json(file).get("_class_name")) if file.is_file() else None
+    try:
+        return str(read_json(file).get("_class_name")) if file.is_file() else None
+    except UserError:  # as above
+        return None
 
 
 def diffusers_source(root: str, checks: Checks) -> Source:
@@ -450,5 +454,5 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or does not hold a JSON object.
     """
     if not path.is_file():
-        raise UserError(f"{path}: is missing; {_LAYOUTS}")
+        raise UserError(f"{path}: is missing; {_WHOLE}")
     return read_json_object(path, remedy="copy the model again")

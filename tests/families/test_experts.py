@@ -135,6 +135,15 @@ def test_a_model_without_one_of_its_experts_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_an_index_without_classes_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    index = json.loads((copy / "model_index.json").read_text())
+    index |= {"transformer_2": 5, "boundary_ratio": None}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="boundary_ratio in model_index.json is None"):
+        open_model(copy)
+
+
 def test_experts_of_two_shapes_are_refused(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "model")
     path = copy / "transformer_2" / "config.json"

@@ -179,7 +179,7 @@ class CogVideoXModel:
 
     @property
     def authors_sampler(self) -> AuthorsSampler:
-        """DDIM: of the two solvers of its authors the one for undistilled comparisons."""
+        """DDIM; the authors' other solver, a DPM-Solver, adds noise at each step."""
         return AuthorsSampler("ddim", 1.0)
 
     @property
@@ -461,7 +461,8 @@ def open_cogvideox(path: str | Path) -> CogVideoXModel:
     try:
         source = diffusers_source(str(model_folder(path)), _CHECKS)
         video, negative = read_video_facts(Path(source.root))
-        if source.root in published.VAE_SCALING:  # nothing is downloaded to look at a job
+        known = source.root in published.VAE_SCALING and not Path(source.root).is_dir()
+        if known:  # nothing is downloaded to look at a job
             config = known_transformer_config(source.root) or {}
             vae = {**published.VAE_CONFIG, "scaling_factor": published.VAE_SCALING[source.root]}
             shift = published.SNR_SHIFT[source.root]

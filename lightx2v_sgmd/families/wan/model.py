@@ -1,4 +1,4 @@
-"""Wan2.1 text-to-video models: sizes, weights and networks of one teacher family.
+"""Wan2.1 and Wan2.2-A14B text-to-video models: sizes, weights and networks of one teacher family.
 
 A model is a folder in one of two layouts, that of ``Wan2.1-T2V-*-Diffusers`` (``transformer/``,
 ``vae/``, ``text_encoder/``, ``tokenizer/``) or that of the original release (``config.json``,

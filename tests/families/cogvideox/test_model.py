@@ -135,6 +135,31 @@ def test_a_model_of_another_kind_is_refused(
     assert str(caught.value).startswith("teacher.path: ")
 
 
+def test_a_folder_named_as_a_published_model_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "zai-org" / "CogVideoX-2b")
+    monkeypatch.chdir(tmp_path)
+    assert open_model("zai-org/CogVideoX-2b").latent_shape(32, 32, 9) == (4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("transformer/config.json", "{", "is not readable JSON"),
+        ("scheduler/scheduler_config.json", None, "is missing; copy the model again"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_a_line(
+    folder: Path, tmp_path: Path, file: str, text: str | None, message: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    (copy / file).unlink() if text is None else (copy / file).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        open_model(copy)
+    assert str(caught.value).startswith("teacher.path: ") and "\n" not in str(caught.value)
+
+
 def test_the_encoder_gives_what_the_stock_pipeline_attends_to(folder: Path) -> None:
     from diffusers import CogVideoXPipeline
 
