@@ -264,7 +264,7 @@ def _training(
 def meter_decoding(model: Model, latents: tuple[int, int, int, int]) -> int:
     """Peak of a model's float32 VAE while it decodes one video, weights included.
 
-    The VAE decodes one latent frame after the other, so the first ones tell what many need: each
+    The VAE decodes one or two latent frames at a time, so the first ones tell what many need: each
     further one adds its input, and its frames twice, when they are joined to those before it. Where
     the layers' own memory is still larger, as with few frames of a large VAE, that is a little too
     much.
@@ -274,8 +274,8 @@ def meter_decoding(model: Model, latents: tuple[int, int, int, int]) -> int:
     peak, pixels = _decode(model, (channels, few, height, width))
     if frames == few:
         return peak
-    _, fewer_pixels = _decode(model, (channels, few - 1, height, width))
-    return peak + (frames - few) * (4 * channels * height * width + 2 * (pixels - fewer_pixels))
+    _, fewer_pixels = _decode(model, (channels, few - 2, height, width))
+    return peak + (frames - few) * (4 * channels * height * width + pixels - fewer_pixels)
 
 
 def _decode(model: Model, latents: tuple[int, int, int, int]) -> tuple[int, int]:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from distill.planning import metering
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.model import open_wan
+from tests.tiny import make_tiny_cogvideox
 
 
 def test_meter_counts_what_lives() -> None:
@@ -42,3 +45,14 @@ def test_decoding_many_frames_follows_from_few(monkeypatch: pytest.MonkeyPatch) 
     assert metering.meter_decoding(model, latents) == exact
     monkeypatch.setattr(metering, "METERED_FRAMES", 5)  # where layers need more than the video
     assert exact <= metering.meter_decoding(model, latents) < 1.1 * exact
+
+
+def test_decoding_two_latent_frames_at_a_time_follows_from_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(make_tiny_cogvideox(tmp_path / "m"))
+    latents = model.latent_shape(32, 32, 321)
+    monkeypatch.setattr(metering, "METERED_FRAMES", latents[1])
+    exact = metering.meter_decoding(model, latents)
+    monkeypatch.setattr(metering, "METERED_FRAMES", 61)
+    assert metering.meter_decoding(model, latents) == pytest.approx(exact, rel=0.01)
