@@ -6,7 +6,6 @@ from typing import Final, Literal
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.interpolants import FlowMatching
-from lightx2v_sgmd.rollout import check_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.schedule import Schedule, even_timesteps
 from lightx2v_sgmd.system.errors import UserError
@@ -48,13 +47,15 @@ def teacher_solver(
     """
     named, own_shift = model.authors_sampler
     chosen, solver = own_shift if shift is None else shift, solver or named
+    flow = isinstance(model.interpolant, FlowMatching)
+    if (solver == "ddim") == flow:
+        flows, diffuses = ("flow matching", "unipc or euler"), ("a discrete diffusion", "ddim")
+        kind, use = flows if flow else diffuses
+        raise UserError(
+            f"--solver: {solver} is not for this teacher, which is trained by {kind}; use {use}"
+        )
     if solver == "unipc":
-        if not isinstance(model.interpolant, FlowMatching):
-            raise UserError(
-                "--solver: unipc is not for this teacher, a discrete diffusion; use ddim"
-            )
         return UniPC(chosen, steps)
-    check_solver(solver, model.interpolant)
     return Schedule(even_timesteps(steps), chosen, solver)
 
 

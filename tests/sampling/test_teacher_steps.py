@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.model import open_wan
-from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_schedule, teacher_solver
+from lightx2v_sgmd.sampling.teacher_steps import (
+    SolverName,
+    solver_text,
+    teacher_schedule,
+    teacher_solver,
+)
 from lightx2v_sgmd.sampling.unipc import UniPC
+from lightx2v_sgmd.system.errors import UserError
 
 
 @pytest.mark.parametrize(("size", "shift"), [("14B", 5.0), ("1.3B", 8.0)])
@@ -47,3 +54,19 @@ def test_another_model_takes_what_its_folder_names(tiny_teacher: Path, tmp_path:
     assert teacher_solver(open_wan(folder)) == teacher_schedule(2.0, 50)
     file.unlink()
     assert teacher_solver(open_wan(folder)) == UniPC(5.0, 50)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "solver", "use"),
+    [
+        ("sprites", "ddim", "trained by flow matching; use unipc or euler"),
+        ("zai-org/CogVideoX-2b", "euler", "trained by a discrete diffusion; use ddim"),
+        ("zai-org/CogVideoX-2b", "unipc", "trained by a discrete diffusion; use ddim"),
+    ],
+)
+def test_a_solver_for_another_diffusion_is_refused(
+    teacher: str, solver: SolverName, use: str
+) -> None:
+    """The message names the option, and only solvers that it takes."""
+    with pytest.raises(UserError, match=f"^--solver: {solver} is not for this .*{use}$"):
+        teacher_solver(open_model(teacher), solver)
