@@ -28,8 +28,9 @@ def keep_in_float32(network: Any) -> None:
 def follow_diffusers(network: Any, device: torch.device) -> None:
     """Makes a float32 network under autocast compute what its bfloat16 copy does, bit for bit.
 
-    Autocast would take the embedding of the time to bfloat16, and norms of heads to float32. Layer
-    norms are float32 under autocast; of networks that have them the copy differs by rounding.
+    Autocast would take the embedding of the time to bfloat16, and norms of heads to float32.
+    It also computes layer norms in float32, which is not undone here: a network that has plain ones
+    differs from its copy by rounding.
     """
     as_they_are = torch.autocast(device.type, enabled=False)
     if "time_embedder" in (network._keep_in_fp32_modules or ()):
