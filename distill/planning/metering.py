@@ -283,6 +283,8 @@ def _decode(model: Model, latents: tuple[int, int, int, int]) -> tuple[int, int]
     with torch.device("meta"):
         vae = model.build_vae().eval()
         x0 = torch.empty(1, *latents)
+    if model.size_rules.images:
+        x0 = x0.squeeze(2)  # the VAE of images knows no frames
     weights: int = sum(4 * p.numel() for p in vae.parameters())
     meter = MemoryMeter()
     with torch.no_grad(), meter:
