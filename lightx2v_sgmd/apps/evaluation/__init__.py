@@ -161,7 +161,12 @@ def _plan(
             own[side] = video_files(source, texts, options.seeds, f"--{side}")
         else:
             asked = (options.height, options.width, options.num_frames)
-            sizes[side] = wanted_size(source, other, *asked)
+            size = sizes[side] = wanted_size(source, other, *asked)
+            if size.num_frames < 2:
+                raise UserError(
+                    f"--num-frames: videos of --{side} would have one frame, but measuring motion "
+                    "needs two; give a larger --num-frames, or a model of videos"
+                )
     videos = len(texts) * options.seeds
     if videos < 2 and "frechet" in metrics:
         metrics = tuple(name for name in metrics if name not in ("frechet", "fvd"))
