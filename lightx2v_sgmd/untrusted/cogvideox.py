@@ -59,7 +59,7 @@ TRANSFORMER: Final[Mapping[str, Field]] = MappingProxyType(
         "patch_bias": Flag(),
     }
 )
-_TABLE_MOST: Final = 2**31
+_TABLE_MOST: Final = 2**29
 """The most numbers in the table of positions: CogVideoX-2b's has 34 million."""
 
 VAE: Final[Mapping[str, Field]] = MappingProxyType(
@@ -123,9 +123,17 @@ def check_transformer(config: Mapping[str, Any]) -> None:
     if config.get("use_rotary_positional_embeddings") and config.get("attention_head_dim", 64) % 16:
         raise UserError("attention_head_dim is not divisible by 16, as rotary positions need it")
     width = config.get("num_attention_heads", 30) * config.get("attention_head_dim", 64)
-    patches = config.get("sample_width", 90) * config.get("sample_height", 60)
-    if width * patches * config.get("sample_frames", 49) > 4 * _TABLE_MOST:
+    if not config.get("use_rotary_positional_embeddings") and width * _rows(config) > _TABLE_MOST:
         raise UserError(f"describes a table of positions of more than {_TABLE_MOST} numbers")
+
+
+def _rows(config: Mapping[str, Any]) -> int:
+    """Rows of the table of positions, which diffusers computes while it builds the network."""
+    patch = config.get("patch_size", 2)
+    patches = (config.get("sample_width", 90) // patch) * (config.get("sample_height", 60) // patch)
+    ratio = config.get("temporal_compression_ratio", 4)
+    frames = (config.get("sample_frames", 49) - 1) // ratio + 1
+    return int(config.get("max_text_seq_length", 226) + patches * frames)
 
 
 def check_vae(config: Mapping[str, Any]) -> None:

@@ -110,12 +110,16 @@ def test_steps_that_no_stock_scheduler_takes_are_refused(schedule: Schedule, mes
         model.scheduler_config(schedule)
 
 
+LARGE_TABLE = {"sample_width": 2048, "sample_height": 2048, "patch_size": 1}
+
+
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
         ("transformer", {"patch_size_t": 2}, "CogVideoX1.5"),
         ("transformer", {"in_channels": 8}, "image-to-video"),
         ("transformer", {"num_layers": 10**6}, "num_layers is 1000000"),
+        ("transformer", LARGE_TABLE, "a table of positions of more than"),
         ("vae", {"invert_scale_latents": True}, "CogVideoX1.5"),
         ("vae", {"_class_name": "AutoencoderKLWan"}, "not AutoencoderKLCogVideoX"),
         ("vae", {"latent_channels": 8}, "the transformer takes 4 channels and the VAE gives 8"),
