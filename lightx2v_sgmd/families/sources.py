@@ -21,6 +21,7 @@ from lightx2v_sgmd.untrusted.configs import (
     check_vae,
     refuse_code,
 )
+from lightx2v_sgmd.untrusted.fields import shown
 from lightx2v_sgmd.untrusted.json_text import read_json_object
 
 Part = Literal["transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"]
@@ -234,7 +235,7 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
         if not isinstance(ratio, float) or not 0 < ratio < 1:
             raise UserError(
                 f"{source.root}: has transformer_2, but boundary_ratio in model_index.json is "
-                f"{shortened(str(ratio))}, not a number between 0 and 1; copy the model's own file"
+                f"{shown(ratio)}, not a number between 0 and 1; copy the model's own file"
             )
         boundary = ratio
     low_noise = replace(source, network=_EXPERTS[source.layout][1])

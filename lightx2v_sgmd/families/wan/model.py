@@ -71,7 +71,7 @@ from lightx2v_sgmd.families.wan.sampling import (
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.safetensors_files import Header, refuse_outside_links
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
@@ -594,6 +594,7 @@ def _open_expert_folders(folder: Path, base: str | Path) -> WanModel:
             f"{folder} has two experts, and {model.path} has one network; give the model that the "
             "experts are a variant of"
         )
+    refuse_outside_links(folder, [folder / name for name in ORIGINAL_EXPERTS])
     opened = []
     for name, own in zip(ORIGINAL_EXPERTS, (model, model.low_noise), strict=True):
         files, config = network_in(folder / name)
