@@ -124,6 +124,12 @@ def check_student(
     for lora in loras:
         manifest = manifest or read_manifest(lora.path.parent)
     schedule = _schedule(carried, model) or assumed
+    if schedule is None and "euler" not in _solvers(model):
+        raise UserError(
+            f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
+            f"metadata has one), and wrong steps give blur; give a student of {model.family} that "
+            "`lightx2v-sgmd export` wrote"
+        )
     if schedule is None:
         raise UserError(
             f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "

@@ -11,14 +11,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import LOW_NOISE, boundary_of
 from lightx2v_sgmd.families.hub_configs import known_hub_ids
 from lightx2v_sgmd.families.lora.keys import is_lora_key, lora_kind, programs_of, unsupported_kind
 from lightx2v_sgmd.families.lora.reading import alpha_source, open_lora
 from lightx2v_sgmd.families.network_size import config_from, shapes_of, size_of
-from lightx2v_sgmd.families.sources import Part, is_whole_model, network_in
+from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.families.sources import (
+    ORIGINAL_EXPERTS,
+    Part,
+    is_whole_model,
+    network_in,
+)
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.model import BUNDLED, WEIGHT_FILES, WanModel, open_wan
 from lightx2v_sgmd.families.wan.variants import variant_of
@@ -30,9 +39,11 @@ from lightx2v_sgmd.files.safetensors_files import (
     SHARD,
     Header,
     read_header,
+    refuse_outside_links,
     schedule_of,
 )
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.interpolants import FlowMatching
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError, shortened
@@ -104,6 +115,8 @@ def _folder(folder: Path, base: str | Path | None) -> Inspection:
     lora = lora_file_in(folder)
     if lora is not None and any(is_lora_key(name) for name in read_header(lora).tensors):
         return _exported(_files(folder, [lora], base, None), manifest)
+    if all((folder / name).is_dir() for name in ORIGINAL_EXPERTS):
+        return _exported(_expert_folders(folder, base), manifest)
     files, config = network_in(folder)
     return _exported(_files(folder, files, base, config), manifest)
 
@@ -131,15 +144,64 @@ def _run(found: Inspection, folder: Path) -> Inspection:
 
 
 def _model(folder: Path, manifest: Manifest | None) -> Inspection:
-    model = open_wan(folder)
+    model = open_model(folder)
     found = Inspection(folder, "model", {"layout": model.source.layout})
-    parts: tuple[Part, ...] = ("transformer", "vae", "text_encoder")
+    boundary = boundary_of(model.experts)
+    if boundary is not None:
+        names = " and ".join(expert.name for expert in model.experts)
+        found.facts["experts"] = f"{names}, which meet at time {boundary:g}"
+    for expert in model.experts:
+        if not expert.model.source.has("transformer"):
+            found.missing.append(f"the weights of the {_network_name(expert.name)}")
+    parts: tuple[Part, ...] = ("vae", "text_encoder")
     for part in parts:
         if not model.source.has(part):
             found.missing.append(f"the weights of the {part.replace('_', ' ')}")
-    if model.source.has("transformer"):
-        _network_facts(found, model.transformer_weights(), model.transformer_config)
+    first, *others = model.experts
+    if first.model.source.has("transformer"):
+        if isinstance(model, WanModel):
+            weights = first.model.transformer_weights()
+            _network_facts(found, weights, model.transformer_config)
+        else:
+            _other_network_facts(found, model)
+    for expert in others:
+        if expert.model.source.has("transformer"):
+            header, expected = _header_and_shapes(expert.model)
+            _differences(found, header, expected, f" in the {_network_name(expert.name)}")
     return _exported(found, manifest)
+
+
+def _expert_folders(folder: Path, base: str | Path | None) -> Inspection:
+    """Two experts' folders without the model's other parts, as ``export --format wan`` has them."""
+    refuse_outside_links(folder, [folder / name for name in ORIGINAL_EXPERTS])
+    (files, config), (others, _) = (network_in(folder / name) for name in ORIGINAL_EXPERTS)
+    found = _files(folder, files, base, config)
+    if config is not None:
+        header = WholeTensors(others, wan_original.transformer_names).header
+        _differences(found, header, shapes_of(config), f" in the {_network_name(LOW_NOISE)}")
+    found.facts["experts"] = "high-noise and low-noise"
+    return found
+
+
+def _network_name(expert: str) -> str:
+    return f"{expert} expert" if expert else "transformer"
+
+
+def _header_and_shapes(model: Model) -> tuple[Header, Mapping[str, tuple[int, ...]]]:
+    return model.transformer_weights().header, model.transformer_shapes()
+
+
+def _other_network_facts(found: Inspection, model: Model) -> None:
+    """Adds the facts of a network that is not Wan's, whose configuration is at hand."""
+    header, expected = _header_and_shapes(model)
+    count = sum(prod(info.shape) for info in header.tensors.values())
+    found.facts["names"] = "diffusers"
+    found.facts["size"] = (
+        f"{model.num_blocks} layers of width {model.width}, {count:,} weights ({model.family})"
+    )
+    found.facts["types"] = _types(header)
+    _schedule_fact(found, header, isinstance(model.interpolant, FlowMatching))
+    _differences(found, header, expected)
 
 
 def _exported(found: Inspection, manifest: Manifest | None) -> Inspection:
@@ -174,7 +236,7 @@ def _files(
         return Inspection(path, "unknown", {"holds": "no tensors"})
     tail = {name.rsplit(".", 2)[-2] for name in names if "." in name}
     if any("relative_attention_bias" in n or "pos_embedding.embedding" in n for n in names):
-        return _other(path, "text encoder", header, "umT5, for the prompts; no student")
+        return _other(path, "text encoder", header, "T5 or umT5, for the prompts; no student")
     if any(re.search(r"decoder\.(up_blocks|upsamples)\.", name) for name in names):
         return _other(path, "VAE", header, "for decoding latents; no student")
     reader = WholeTensors(files, wan_original.transformer_names)
@@ -219,19 +281,37 @@ def _network_facts(
     if config is None:
         found.missing.append("weights of the first block or the embeddings; the file is a part")
         return
-    expected = shapes_of(config)
+    _differences(found, header, shapes_of(config))
+
+
+def _differences(
+    found: Inspection,
+    header: Header,
+    expected: Mapping[str, tuple[int, ...]],
+    where: str = "",
+) -> None:
+    """Adds the weights that a network lacks, has too much, or has in other shapes.
+
+    Args:
+        found: The inspection, which is changed.
+        header: The network's weights.
+        expected: The shapes of the weights that its configuration describes.
+        where: Text after the names of the facts: the expert that the network is.
+    """
+    facts = found.facts
+    shapes = {name: info.shape for name, info in header.tensors.items()}
     strange = [name for name in shapes if name not in expected]
     variant = variant_of(strange)
     if variant is not None:
-        facts["variant"] = f"{variant}, which is not supported"
+        facts[f"variant{where}"] = f"{variant}, which is not supported"
     elif strange:
-        facts["unexpected"] = _some(strange)
+        facts[f"unexpected{where}"] = _some(strange)
     absent = [name for name in expected if name not in shapes]
     if absent:
-        found.missing.append(f"{len(absent)} weights: {_some(absent)}")
+        found.missing.append(f"{len(absent)} weights{where}: {_some(absent)}")
     other = [name for name in shapes if name in expected and shapes[name] != expected[name]]
     if other:
-        facts["other shapes than the configuration's"] = _some(other)
+        facts[f"other shapes than the configuration's{where}"] = _some(other)
 
 
 def _origin(stored: list[str], prefix: str, convention: str) -> str | None:
@@ -315,12 +395,22 @@ def lora_at(path: Path) -> str | None:
         return None
 
 
-def _schedule_fact(found: Inspection, header: Header) -> None:
+def _schedule_fact(found: Inspection, header: Header, sgmd: bool = True) -> None:
+    """Adds the schedule that weights carry, or says that they lack one.
+
+    Args:
+        found: The inspection, which is changed.
+        header: The weights.
+        sgmd: True if the network can take the steps of SGMD's students, so that they may be
+            assumed.
+    """
     schedule = schedule_of(header.metadata)
     if schedule is not None:
         found.facts["schedule"] = f"{_steps(schedule)} (metadata {METADATA_KEY!r})"
-    else:
+    elif sgmd:
         found.missing.append("a schedule: add --assume-schedule sgmd if it is that of SGMD")
+    else:
+        found.missing.append("a schedule, which exports of `lightx2v-sgmd export` have")
 
 
 def _steps(schedule: Schedule) -> str:

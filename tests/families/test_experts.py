@@ -12,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
+from lightx2v_sgmd.families.inspection import inspect_weights
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.model import WanModel, open_wan
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
@@ -142,6 +143,20 @@ def test_an_index_without_classes_is_refused(folder: Path, tmp_path: Path) -> No
     (copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="boundary_ratio in model_index.json is None"):
         open_model(copy)
+
+
+@pytest.mark.parametrize("linked", ["high_noise_model", "low_noise_model"])
+def test_an_expert_in_another_folder_is_refused(folder: Path, tmp_path: Path, linked: str) -> None:
+    pair, outside = tmp_path / "pair", tmp_path / "outside"
+    for ours, theirs in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        shutil.copytree(folder / ours, pair / theirs)
+    assert len(open_model(pair, folder).experts) == 2
+    (pair / linked).rename(outside)
+    (pair / linked).symlink_to(outside)
+    with pytest.raises(UserError, match="is a link out of"):
+        open_model(pair, folder)
+    with pytest.raises(UserError, match="is a link out of"):
+        inspect_weights(pair)
 
 
 def test_experts_of_two_shapes_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from tests.tiny import WEIGHTS, make_tiny_wan
+from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export
 
@@ -50,6 +52,35 @@ def test_a_models_folder(base: Path, tmp_path: Path) -> None:
     finally:
         moved = base / "vae" / "diffusion_pytorch_model.safetensors"
         (tmp_path / "vae.safetensors").rename(moved)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_a_folder_of_cogvideox(tmp_path: Path, rotary: bool) -> None:
+    found = facts(make_tiny_cogvideox(tmp_path / "model", rotary=rotary))
+    assert found["kind"] == "model" and found["types"] == "64 in fp32"
+    assert re.fullmatch(r"2 layers of width 32, [\d,]+ weights \(CogVideoX\)", found["size"])
+    assert found["missing"] == ["a schedule, which exports of `lightx2v-sgmd export` have"]
+    assert "unexpected" not in found
+    with pytest.raises(UserError, match="give a student of CogVideoX"):
+        check_student(tmp_path / "model")
+
+
+def test_both_experts_are_looked_at(tmp_path: Path) -> None:
+    model = make_tiny_experts(tmp_path / "model")
+    pair = tmp_path / "pair"
+    shutil.copytree(model / "transformer", pair / "high_noise_model")
+    shutil.copytree(model / "transformer_2", pair / "low_noise_model")
+    assert facts(model)["experts"] == "high-noise and low-noise, which meet at time 0.875"
+    found = facts(pair)
+    assert (found["kind"], found["experts"]) == ("network", "high-noise and low-noise")
+    for second in (model / "transformer_2", pair / "low_noise_model"):
+        tensors = load_file(second / WEIGHTS.name)
+        del tensors["proj_out.bias"]
+        save_file(tensors, second / WEIGHTS.name)
+        missing = "1 weights in the low-noise expert: proj_out.bias"
+        assert missing in facts(second.parent)["missing"]
+    (model / "transformer_2" / WEIGHTS.name).unlink()
+    assert "the weights of the low-noise expert" in facts(model)["missing"]
 
 
 def test_a_research_checkpoint(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
