@@ -26,6 +26,8 @@ _SHARE: Final = Real(0, 1)
 _CHANNELS: Final = Whole(1, 1024)
 _LAYERS: Final = Whole(1, 256)
 _TOKEN: Final = Whole(0, 2**20)
+_TABLE_MOST: Final = 2**29
+"""The most numbers in the table of positions: SD3.5-Large's has 90 million."""
 
 TRANSFORMER: Final[Mapping[str, Field]] = MappingProxyType(
     {
@@ -111,6 +113,8 @@ def check_transformer(config: Mapping[str, Any]) -> None:
     width = config.get("num_attention_heads", 18) * config.get("attention_head_dim", 64)
     if config.get("caption_projection_dim", 1152) != width:
         raise UserError(f"caption_projection_dim is not {width}, the width of its heads")
+    if width * config.get("pos_embed_max_size", 96) ** 2 > _TABLE_MOST:
+        raise UserError(f"describes a table of positions of more than {_TABLE_MOST} numbers")
 
 
 def check_vae(config: Mapping[str, Any]) -> None:

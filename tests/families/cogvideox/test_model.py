@@ -110,7 +110,7 @@ def test_steps_that_no_stock_scheduler_takes_are_refused(schedule: Schedule, mes
         model.scheduler_config(schedule)
 
 
-LARGE_TABLE = {"sample_width": 2048, "sample_height": 2048, "patch_size": 1}
+LARGE_TABLE = {"sample_width": 2048, "sample_height": 2048, "sample_frames": 4096}
 
 
 @pytest.mark.parametrize(

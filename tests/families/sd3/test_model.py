@@ -13,6 +13,7 @@ from lightx2v_sgmd.families.sd3.model import open_sd3
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.sd3 import check_transformer
 from tests.tiny_sd3 import make_tiny_sd3
 from tests.training import make_job
 
@@ -93,6 +94,13 @@ def test_frames_have_gradient(folder: Path) -> None:
     encoded = vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode()[:, :, None]
     back = model.normalized_latents(vae, encoded)
     torch.testing.assert_close(back / 1.5305 + 0.0609, encoded)
+
+
+def test_a_huge_table_of_positions_is_refused() -> None:
+    sizes = {"num_attention_heads": 128, "attention_head_dim": 64, "caption_projection_dim": 8192}
+    with pytest.raises(UserError, match="table of positions of more than"):
+        check_transformer(sizes | {"pos_embed_max_size": 1024})
+    check_transformer(sizes | {"pos_embed_max_size": 192})
 
 
 def test_what_is_no_sd3_is_refused(folder: Path, tmp_path: Path) -> None:
