@@ -12,10 +12,11 @@ C channels, T latent frames, h, w latent height and width.
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -81,8 +82,26 @@ def follow(
     store = dist.TCPStore("127.0.0.1", leader.recv(), is_master=False)
     with _joined(engine.device, store, rank, size) as ranks:
         students = Students(weights, engine, loras, batch, ranks)
-        students.check()
+        check_after(students, leader, rank)
         obey(students, leader, ranks)
+
+
+def check_after(students: Students, leader: Connection, rank: int) -> None:
+    """Checks the weights, and lets the first process be the one that says why they are refused.
+
+    The server takes the end of any process for a death, so a process that refuses the weights must
+    not end before the first one has said so.
+
+    Raises:
+        UserError: the weights or options cannot be used.
+    """
+    try:
+        students.check()
+    except UserError as error:
+        with suppress(EOFError):  # the first process refuses them as well, and ends
+            leader.recv()
+            print(f"serve: process {rank} of the worker: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def obey(students: Students, leader: Connection, ranks: Ranks) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 import infer.engine
 from infer.options import Options
-from infer.serve.group import Leader, obey
+from infer.serve.group import Leader, check_after, obey
 from infer.serve.jobs import JobStore
 from infer.serve.results import Results
 from infer.serve.students import Students
@@ -24,6 +24,7 @@ from infer.serve.worker import Maker
 from infer.vae.decoding import Tiling
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.parallel.ranks import Ranks
+from lightx2v_sgmd.system.errors import UserError
 from tests.infer.serve.standin import WANTED
 from tests.parallel.ranks import run_ranks
 from tests.students import load_student
@@ -62,6 +63,23 @@ def work_together(folder: Path, student: Path, ours: Connection, theirs: Connect
         leader.stop()
         found = [store.get(name) for name in names]
         return names, [job and (job.status, job.error) for job in found], steps
+
+
+def test_a_process_that_refuses_weights_lets_the_first_one_say_so() -> None:
+    asked: list[str] = []
+
+    class First:
+        def recv(self) -> None:
+            asked.append("waited")
+            raise EOFError  # it has said so, and ended
+
+    class Refusing:
+        def check(self) -> None:
+            raise UserError("do not fit")
+
+    with pytest.raises(UserError, match="do not fit"):
+        check_after(cast(Any, Refusing()), cast(Any, First()), 1)
+    assert asked == ["waited"]
 
 
 def test_two_ranks_make_the_videos_of_one_and_stop_together(
