@@ -27,7 +27,8 @@ def named_weights(given: Sequence[str | Path], folder: Path | None = None) -> di
     pairs = [_pair(str(one)) for one in given]
     pairs += [(_name_of(path), path) for path in _inside(folder)] if folder is not None else []
     if not 0 < len(pairs) <= _MOST_WEIGHTS:
-        where = f"--weights-folder: {folder} holds none; " if folder else "--weights: "
+        empty = folder is not None and not pairs
+        where = f"--weights-folder: {folder} holds none; " if empty else "--weights: "
         raise UserError(
             f"{where}{len(pairs)} weights are given; give 1 to {_MOST_WEIGHTS}, such as "
             "--weights student"

@@ -56,6 +56,8 @@ def serve(
     token = options.token()
     if options.ray and options.nproc > 1:
         raise UserError("--ray: gives each video one GPU; leave --nproc out")
+    if options.replicas is not None and not options.ray:
+        raise UserError("--replicas: bounds the engines of --ray; add --ray, or leave it out")
     options = replace(options, data=options.data.resolve())
     results = Results(options.data)
     for path in named.values():

@@ -42,6 +42,8 @@ def test_a_folder_of_weights_gives_its_folders_and_files(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--weights-folder: .*empty holds none"):
         named_weights([], tmp_path / "empty")
+    with pytest.raises(UserError, match="^--weights: 104 weights are given"):
+        named_weights([f"{number}" for number in range(101)], folder)
 
 
 def test_names_of_loras_are_those_of_the_files(tmp_path: Path) -> None:

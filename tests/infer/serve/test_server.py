@@ -105,6 +105,10 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(
     (tmp_path / "short").write_text("abc")
     with pytest.raises(UserError, match="3 characters, fewer than 16"):
         serve(nowhere, replace(options, token_file=tmp_path / "short"))
+    with pytest.raises(UserError, match="leave --nproc out"):
+        serve(nowhere, replace(options, ray=True, nproc=2))
+    with pytest.raises(UserError, match="--replicas: bounds the engines of --ray"):
+        serve(nowhere, replace(options, replicas=2))
     with pytest.raises(UserError, match="cannot be listened on"):
         serve(nowhere, replace(options, host="192.0.2.1", token_file=token_in(tmp_path)))
     monkeypatch.setitem(sys.modules, "fastapi", None)
