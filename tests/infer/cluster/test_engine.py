@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,22 @@ def test_what_cannot_be_made_is_said_and_the_next_batch_is_made(tmp_path: Path) 
 def test_an_engine_stops_when_nobody_listens(tmp_path: Path) -> None:
     (first,) = jobs_of(tmp_path / "first", 1)
     (second,) = jobs_of(tmp_path / "second", 2)
-    student = StandIn(pause_s=0.05)
-    engine = engine_of(student)
+    gone = threading.Event()
+    steps: list[tuple[int, ...]] = []
+
+    class Waiting(StandIn):
+        def denoise(
+            self, rows: Any, seeds: Sequence[int], size: Any, on_step: Callable[[int, Any], None]
+        ) -> Any:
+            def step(number: int, x_t: Any) -> None:
+                steps.append((*seeds, number))
+                on_step(number, x_t)
+                assert gone.wait(600), "nobody let it go on"
+
+            return super().denoise(rows, seeds, size, step)
+
+    engine = engine_of(Waiting())
     assert events_of(engine, [first], most=1) == [Advanced((first.id,), 20)]
+    gone.set()  # the batch goes on, and nobody listens
     assert [type(event) for event in events_of(engine, [second])] == [Advanced] * 4 + [Made]
-    assert student.batches == [[1], [2]]
+    assert steps == [(1, 0), (1, 1), *((2, number) for number in range(4))]
