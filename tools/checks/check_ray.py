@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -37,12 +38,18 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(answer)
 
 
-def engines(name: str = "ServeReplica:lightx2v-sgmd-") -> list[int]:
-    """The process numbers of the engines; Ray names its processes after what they run."""
+def engines(others: Collection[int] = ()) -> list[int]:
+    """The process numbers of the engines; Ray names its processes after what they run.
+
+    Args:
+        others: Those of other servers on this machine, which are left out.
+    """
+    name = "ServeReplica:lightx2v-sgmd-"
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if name in (folder / "cmdline").read_text(errors="replace"):
+            ours = int(folder.name) not in others
+            if ours and name in (folder / "cmdline").read_text(errors="replace"):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -54,13 +61,15 @@ def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[st
     command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--ray", "--replicas", "2"]
     command += ["--weights", weights, "--port", "0", "--data", str(data), "--json"]
     command += ["--device", "cpu", "--batch", "1", "--queue-limit", "1000"]
+    others = engines()
     environment = {**os.environ, "RAY_ADDRESS": address}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None
-        line = server.stdout.readline()
-        while not line.startswith("{"):  # Ray may say something first
-            line = server.stdout.readline()
+        # Ray may say something first.
+        line = next((line for line in server.stdout if line.startswith("{")), None)
+        if line is None:
+            sys.exit("the server did not start; its messages are above")
         videos = json.loads(line)["url"] + "/v1/videos"
 
         def send(count: int) -> list[str]:
@@ -73,9 +82,11 @@ def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[st
             states = Counter(ask(f"{videos}/{name}")["status"] for name in names)
             return Counter({name: states[name] for name in ("queued", "in_progress")})
 
-        while len(engines()) < 2 and unfinished()["queued"] and time.monotonic() < until:
+        while len(engines(others)) < 2 and unfinished()["queued"] and time.monotonic() < until:
             time.sleep(0.2)
-        running, waiting = engines(), unfinished()
+        running, waiting = engines(others), unfinished()
+        if not running:
+            sys.exit("no engine works; send more --jobs")
         os.kill(running[0], signal.SIGKILL)
         print(f"killed 1 of {len(running)} engines, with {dict(waiting)}", flush=True)
         names += send(jobs)
