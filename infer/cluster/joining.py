@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 from lightx2v_sgmd.system.errors import UserError
@@ -13,11 +14,14 @@ NAMESPACE: Final = "lightx2v-sgmd"
 def join(option: str) -> Any:
     """Joins the cluster of ``RAY_ADDRESS``, or starts one of this machine alone; returns Ray.
 
+    Without the variable no other cluster is joined: Ray by itself would take one that somebody
+    started on this machine, and send it the job.
+
     Args:
         option: The option that needs it, for the message.
 
     Raises:
-        UserError: Ray is not installed, or the cluster cannot be reached.
+        UserError: Ray or Ray Serve is not installed, or the cluster cannot be reached.
     """
     if not is_installed("ray"):
         raise UserError(
@@ -26,7 +30,16 @@ def join(option: str) -> Any:
     import ray
 
     try:
+        from ray import serve  # noqa: F401  # a part of Ray with packages of its own
+    except ImportError as error:
+        raise UserError(
+            f"{option}: Ray Serve cannot be imported ({error}); pip install 'lightx2v-sgmd[ray]'"
+        ) from error
+    own: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    named = bool(os.environ.get("RAY_ADDRESS"))
+    try:
         ray.init(
+            **({} if named else own),
             namespace=NAMESPACE,
             ignore_reinit_error=True,
             logging_level="ERROR",

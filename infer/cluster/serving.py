@@ -7,12 +7,15 @@ stays where the server is, so a batch whose replica dies is queued again, as for
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +33,8 @@ _LOOK_S: Final = 0.05
 _WAITING_EACH: Final = 2
 """Requests that each possible replica has, so that Ray sees that more wait than are made."""
 _STOP_S: Final = 20.0
+_PAUSE_S: Final = 0.5
+_MOST_PAUSE_S: Final = 30.0
 
 
 class RayWorkers:
@@ -52,7 +57,10 @@ class RayWorkers:
         on_end: Callable[[], None],
     ) -> None:
         self._weights = {name: _everywhere(path) for name, path in weights.items()}
-        self._engine, self._options, self._on_end = engine, options, on_end
+        loras = tuple(replace(lora, path=_everywhere(lora.path)) for lora in engine.loras)
+        base = engine.base and _everywhere(Path(engine.base))
+        self._engine = replace(engine, loras=loras, base=base)
+        self._options, self._on_end = options, on_end
         self._loras = named_loras(options.lora_folder)
         self._store, self._results = store, Results(options.data)
         self._stopping = threading.Event()
@@ -62,7 +70,7 @@ class RayWorkers:
         self.state: State = "loading"
         self.restarts = 0
         self.problem: Exception | None = None
-        self.name = f"lightx2v-sgmd-{secrets.token_hex(4)}"
+        self.name = _name_of(options.data)
         self._ray = join("--ray")
         self._share = share_of_machine(self._ray, engine.device)
         self._most = options.replicas or places(self._ray, self._share)
@@ -74,9 +82,13 @@ class RayWorkers:
     def open(self) -> tuple[Served, ...]:
         """Checks the weights on one of the machines, and starts the engines.
 
+        Engines that a killed server of the same folder left in the cluster are ended first: they
+        would keep their GPUs.
+
         Raises:
             UserError: the weights or options cannot be used there.
         """
+        self._end_engines()
         task = self._ray.remote(**self._share)(remote.check)
         found = self._ray.get(task.remote(*self._values))
         if isinstance(found, str):
@@ -102,6 +114,7 @@ class RayWorkers:
             },
         )(remote.Engine)
         try:
+            serve.start(proxy_location="Disabled")  # Ray's own HTTP server, which would take a port
             handle = serve.run(deployment.bind(*self._values), name=self.name, route_prefix=None)
         except Exception as error:
             if not self._stopping.is_set():
@@ -118,27 +131,32 @@ class RayWorkers:
 
     def _work(self, handle: Any) -> None:
         """Sends batch after batch, and takes what comes back."""
-        sending = handle.options(stream=True)
+        sending, pause_s = handle.options(stream=True), _PAUSE_S
         while not self._stopping.is_set():
             batch = secrets.token_hex(8)  # what a worker's start is elsewhere
             jobs = self._store.claim(batch, lambda job: self._options.batch_size or 1)
             if not jobs:
                 self._stopping.wait(_LOOK_S)
                 continue
-            response = sending.make.remote(jobs)
-            self._responses[batch] = response
             try:
+                response = self._responses[batch] = sending.make.remote(jobs)
                 self._take(batch, jobs, response)
             except Exception as error:
+                if batch in self._responses:  # the engine may be well, and the disk here full
+                    self._cancel(self._responses[batch])
+                self._store.release(batch, died=not self._stopping.is_set())
                 if not self._stopping.is_set():
                     print(f"serve: an engine is gone ({error})", file=sys.stderr, flush=True)
                     with self._counting:
                         self.restarts += 1
-                self._store.release(batch, died=not self._stopping.is_set())
+                    # Without a pause a lost cluster would fail the whole queue at once.
+                    self._stopping.wait(pause_s)
+                    pause_s = min(2 * pause_s, _MOST_PAUSE_S)
             else:
                 self._store.release(batch, died=False)
+                pause_s = _PAUSE_S
             finally:
-                del self._responses[batch]
+                self._responses.pop(batch, None)
 
     def _take(self, batch: str, jobs: list[Job], response: Any) -> None:
         """Takes a batch's events; cancels it when nobody wants it, or when the server stops."""
@@ -153,9 +171,12 @@ class RayWorkers:
             elif isinstance(event, remote.Made):
                 self._finish(batch, event)
             if self._stopping.is_set() or not wanted:
-                with suppress(Exception):
-                    response.cancel()
+                self._cancel(response)
                 return
+
+    def _cancel(self, response: Any) -> None:
+        with suppress(Exception):
+            response.cancel()
 
     def _finish(self, batch: str, made: remote.Made) -> None:
         """Writes a video, which appears whole."""
@@ -169,20 +190,28 @@ class RayWorkers:
 
     def stop(self) -> None:
         """Ends the engines; what they were making is queued again."""
-        from ray import serve
-
         self._stopping.set()
         for response in list(self._responses.values()):
-            with suppress(Exception):
-                response.cancel()
+            self._cancel(response)
         until = time.monotonic() + _STOP_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-        with suppress(Exception):
-            serve.delete(self.name)
+        self._end_engines()
         self._store.release(None, died=False)
         self._ray.shutdown()
         self.state = "stopped"
+
+    def _end_engines(self) -> None:
+        from ray import serve
+
+        with suppress(Exception):  # Ray Serve does not run there, or has none of them
+            serve.delete(self.name)
+
+
+def _name_of(data: Path) -> str:
+    """The name of a server's engines in the cluster: one for each folder of each machine."""
+    owner = f"{socket.gethostname()}:{data.absolute()}"
+    return f"lightx2v-sgmd-{hashlib.sha256(owner.encode()).hexdigest()[:16]}"
 
 
 def _everywhere(path: Path) -> Path:

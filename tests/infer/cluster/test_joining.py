@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,28 @@ def test_an_engine_takes_a_gpu_or_else_a_cpu() -> None:
     ):
         share = share_of_machine(ray, device)
         assert (share["num_gpus"], places(ray, share)) == (gpu, engines)
+
+
+@pytest.mark.parametrize("address", [None, "first:6379"])
+def test_no_cluster_is_joined_that_was_not_named(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    asked: dict[str, Any] = {}
+    ray = ModuleType("ray")
+    ray.__dict__.update(
+        init=lambda **options: asked.update(options),
+        serve=ModuleType("ray.serve"),
+        __spec__=ModuleSpec("ray", None),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert join("--ray") is ray
+    assert asked.get("address") == (None if address else "local")
+    del ray.__dict__["serve"]  # Ray without its extra
+    with pytest.raises(UserError, match=r"Ray Serve cannot be imported"):
+        join("--ray")
 
 
 def test_a_missing_ray_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

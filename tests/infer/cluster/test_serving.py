@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from infer.cluster import serving
 from infer.cluster.engine import Advanced, Event, Failed, Made, Shown
 from infer.cluster.serving import RayWorkers
-from infer.options import Options
+from infer.options import Lora, Options
 from infer.serve.backend import Backend
 from infer.serve.jobs import Job
 from tests.infer.serve.standin import WANTED, make_backend
@@ -51,6 +52,7 @@ def work_off(
 ) -> list[Response]:
     """Lets a thread of it send batches, so many, and then stops it."""
     given: list[Response] = []
+    pauses: list[float | None] = []
 
     def remote(jobs: list[Job]) -> Response:
         given.append(answer(jobs))
@@ -59,7 +61,10 @@ def work_off(
     look = workers._stopping.wait
 
     def wait(timeout: float | None = None) -> bool:
-        workers._stopping.set()  # nothing waits any more
+        if timeout == serving._LOOK_S:
+            workers._stopping.set()  # nothing waits any more
+        else:
+            pauses.append(timeout)
         return look(0)
 
     workers._stopping.wait = wait  # type: ignore[method-assign]
@@ -67,7 +72,7 @@ def work_off(
         options=lambda stream: SimpleNamespace(make=SimpleNamespace(remote=remote))
     )
     workers._work(handle)
-    assert len(given) == rounds
+    assert len(given) == rounds and len(pauses) == workers.restarts
     return given
 
 
@@ -120,6 +125,66 @@ def test_an_engine_that_dies_gives_its_job_back(backend: Backend, workers: RayWo
     assert tries == [0, 1] and workers.restarts == 1
     job = backend.store.get(name)
     assert job is not None and job.status == "completed"
+
+
+def test_a_cluster_that_takes_no_request_does_not_keep_the_job(
+    backend: Backend, workers: RayWorkers
+) -> None:
+    name = backend.store.add(WANTED, 10).id
+    deaths: list[int] = []
+
+    def answer(jobs: list[Job]) -> Response:
+        deaths.append(jobs[0].deaths)
+        if len(deaths) == 1:
+            raise RuntimeError("Serve is gone")
+        return Response([Made(name, 1.0, b"film")])
+
+    work_off(workers, answer, rounds=1)
+    job = backend.store.get(name)
+    assert deaths == [0, 1] and job is not None and job.status == "completed"
+
+
+def test_a_video_that_cannot_be_written_stops_its_engine(
+    backend: Backend, workers: RayWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = backend.store.add(WANTED, 10).id
+    tries: list[int] = []
+    finish = workers._finish
+
+    def full_once(batch: str, made: Made) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("no space left")
+        finish(batch, made)
+
+    monkeypatch.setattr(workers, "_finish", full_once)
+    first, second = work_off(workers, lambda jobs: Response([Made(name, 1.0, b"film")]), rounds=2)
+    assert first.cancelled and not second.cancelled
+    assert backend.results.video(name).read_bytes() == b"film"
+
+
+def test_engines_have_the_name_of_the_servers_folder(
+    backend: Backend, workers: RayWorkers, tmp_path: Path
+) -> None:
+    again = RayWorkers({}, Options(), backend.options, backend.store, lambda: None)
+    other = replace(backend.options, data=tmp_path / "other")
+    another = RayWorkers({}, Options(), other, backend.store, lambda: None)
+    assert workers.name == again.name != another.name
+
+
+def test_files_are_named_as_other_machines_find_them(
+    backend: Backend, workers: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("student", "lora.safetensors"):
+        Path(name).touch()
+    weights = {"a": Path("student"), "sprites": Path("sprites")}
+    engine = Options(loras=(Lora(Path("lora.safetensors"), 0.5),), base="student")
+    there = RayWorkers(weights, engine, backend.options, backend.store, lambda: None)
+    sent, options, _, _ = there._values
+    assert sent == {"a": tmp_path / "student", "sprites": Path("sprites")}
+    assert options.loras == (Lora(tmp_path / "lora.safetensors", 0.5),)
+    assert options.base == tmp_path / "student"
 
 
 def test_a_job_that_is_deleted_is_cancelled_there(backend: Backend, workers: RayWorkers) -> None:
