@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightx2v_sgmd
+from lightx2v_sgmd.families.hub_configs import known_hub_ids
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
@@ -57,7 +58,8 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
         check=True,
     )
     home = base / "lib" / "lightx2v_sgmd" / "system" / "resources.py"
-    assert done.stdout.split() == [str(home), str(len(shipped_jobs())), "3", "True", "2048"]
+    models = str(len(known_hub_ids()))
+    assert done.stdout.split() == [str(home), str(len(shipped_jobs())), models, "True", "2048"]
 
 
 def test_every_requirement_is_locked() -> None:

@@ -27,6 +27,7 @@ def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degree
         interpolant=FLOW,
         student_shift=8.0,
         features={"sequence"},
+        experts=(None,),
     )
 
     def with_degree(degree: int) -> Job:

@@ -111,7 +111,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], str | None]] = {
     "gradient": (("loss", "x0"), "gradient discriminator"),
     "backward": (("student", "loss"), "backward student"),
     "step": (("fake_score", 0.1), "step fake_score"),
-    "update_average": ((0.5,), "average student"),
+    "update_average": ((0.5, "student"), "average student"),
     "gradient_norm": (("student",), None),
     "averaged_student": ((), None),
     "whole_tensors": (("student", True, {"a": 1}), None),

@@ -60,7 +60,7 @@ def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     traffic = iteration_traffic(
         shared,
         plan.passes,
-        model.transformer_config,
+        model,
         parameters=meter.weights.count,
         tokens=plan.tokens,
         gpus=8,
