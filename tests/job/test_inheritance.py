@@ -17,6 +17,7 @@ from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 FULL = {
     "cogvideox_2b_sgmd.yaml",
+    "sd3_medium_sgmd.yaml",
     "sprites_sgmd.yaml",
     "wan2.1_t2v_1.3b_sgmd.yaml",
     "wan2.1_t2v_14b_sgmd.yaml",
