@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data import Batches
+from distill.data import Batches, image_digests, load_images
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
 from distill.updates import Iteration, updates_done, updates_of_experts
@@ -18,6 +18,7 @@ from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, o
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.cache import longest
 from lightx2v_sgmd.text.encoding import check_fillable, encode_prompts
+from lightx2v_sgmd.text.images import EmbeddingsWithImages, Size, encode_images
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,14 @@ def build_trainer(
     )
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.frames)
+    wanted = wanted_images(job, model)
+    embeddings = rows[:-1]
+    if wanted:
+        images = encode_images(model, wanted, ranks, job.data.embeddings, quiet)
+        embeddings = EmbeddingsWithImages(embeddings, images)
     batches = Batches(
         job,
-        rows[:-1],
+        embeddings,
         rows[-1],
         shape,
         ranks,
@@ -70,6 +76,7 @@ def build_trainer(
         model.interpolant,
         model.conditioning,
         model.experts,
+        [None if each is None else each[0] for each in wanted],
     )
     if start.checkpoint is not None:
         updates = updates_done(job.method, start.step)
@@ -114,6 +121,42 @@ def _pixels(job: Job, model: Model, strategy: Strategy) -> PixelFeatures | None:
         return None
     group = getattr(strategy.networks[TEACHER], "sequence_group", None)
     return PixelFeatures.load(model, pixels.vision_encoder, strategy.ranks.device, group)
+
+
+def wanted_images(job: Job, model: Model) -> list[tuple[Path, Size] | None]:
+    """The image of each prompt with the size of its video; an empty list if none has one."""
+    size = (job.video.height, job.video.width, job.video.frames)
+    images = load_images(job) if model.takes_image != "never" else []
+    return [None if image is None else (image, size) for image in images]
+
+
+def check_images(job: Job, model: Model) -> None:
+    """Refuses prompts whose images the teacher cannot start from, and images that are none.
+
+    Raises:
+        UserError: an image is missing, damaged or not wanted, or a prompt lacks one.
+    """
+    images = load_images(job)
+    name = job.data.prompts
+    if (images or model.takes_image == "always") and job.method.reads_latents is not None:
+        raise UserError(
+            f"method.name: {job.method.name} learns from latents, which are made from text alone; "
+            "for videos that start from an image use sgmd or another method"
+        )
+    if model.takes_image == "always":
+        if not images or None in images:
+            count = f"{images.count(None)} prompts" if images else "prompts"
+            raise UserError(
+                f"data.prompts: {name} has {count} without an image, and "
+                f"{job.teacher.path} starts from one; give a .jsonl file whose lines have "
+                '"prompt" and "image"'
+            )
+    elif model.takes_image == "never" and images:
+        raise UserError(
+            f"data.prompts: {name} names images, and {job.teacher.path} makes videos from text "
+            "alone; leave them out, or use an image-to-video teacher"
+        )
+    image_digests(images)
 
 
 def check_embeddings(job: Job, model: Model, prompts: list[str]) -> None:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.experts import Expert, boundary_of, expert_at
 from lightx2v_sgmd.families.model_folder import shipped_prompts
 from lightx2v_sgmd.families.text_rows import text_conditioning
+from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.latents import LatentFolder
-from lightx2v_sgmd.files.prompts import read_prompts
+from lightx2v_sgmd.files.prompts import read_images, read_prompts
 from lightx2v_sgmd.flow import cubic_sigmas, sample_sigmas_between
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.job.schema import LATENTS, Job
@@ -39,8 +41,8 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 def load_prompts(job: Job) -> list[str]:
     """The job's prompts, each once, in the order of the file.
 
-    The prompts of a shipped model keep their duplicates, and a folder of latents has one prompt
-    for each of its latents.
+    A prompt with two images counts twice. The prompts of a shipped model keep their duplicates, and
+    a folder of latents has one prompt for each of its latents.
 
     Raises:
         UserError: the file has none or cannot be read.
@@ -51,7 +53,30 @@ def load_prompts(job: Job) -> list[str]:
     shipped = shipped_prompts(job.data.prompts)
     if shipped is not None:
         return shipped
-    return list(dict.fromkeys(read_prompts(job.data.prompts)))
+    prompts, images = read_prompts(job.data.prompts), read_images(job.data.prompts)
+    if images:
+        return [prompt for prompt, _ in dict.fromkeys(zip(prompts, images, strict=True))]
+    return list(dict.fromkeys(prompts))
+
+
+def load_images(job: Job) -> list[Path | None]:
+    """The image that each prompt of ``load_prompts`` starts from; an empty list if none has one.
+
+    Raises:
+        UserError: as ``load_prompts``.
+    """
+    if job.data.prompts == LATENTS or shipped_prompts(job.data.prompts) is not None:
+        return []
+    images = read_images(job.data.prompts)
+    if not images:
+        return []
+    pairs = dict.fromkeys(zip(read_prompts(job.data.prompts), images, strict=True))
+    return [image for _, image in pairs]
+
+
+def image_digests(images: Sequence[Path | None]) -> list[str]:
+    """What tells one list of images from another; empty where no prompt has one."""
+    return ["" if image is None else check_image(image) for image in images]
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:
@@ -129,6 +154,7 @@ class Batches:
         interpolant: The networks' path from data to noise, which may have a grid of times.
         batched: Makes one conditioning of several prompts' embeddings, ``Model.conditioning``.
         experts: The model's experts, if it has several.
+        images: The image file that each prompt starts from; empty if none has one.
     """
 
     def __init__(
@@ -142,8 +168,9 @@ class Batches:
         interpolant: Interpolant = FLOW,
         batched: Callable[[Sequence[Embedding]], Conditioning] = text_conditioning,
         experts: Sequence[Expert] = (),
+        images: Sequence[Path | None] = (),
     ) -> None:
-        self.experts = experts
+        self.experts, self.images = experts, images
         self.interpolant, self._batched = interpolant, batched
         self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
@@ -247,7 +274,13 @@ class Batches:
 
     def conditioning(self, prompts: Sequence[int]) -> tuple[Conditioning, Conditioning]:
         """That of the prompts, and that of the negative prompt for each; padded to one length."""
-        every = self._batched([*(self.rows[p] for p in prompts), self.negative])
+        rows = [self.rows[p] for p in prompts]
+        images = [{n: row[n] for n in row if n not in self.negative} for row in rows]
+        if any(images):  # guidance leads away from the negative prompt, not from the image
+            negatives = [self.negative.with_image(image) for image in images]
+            both = self._batched([*rows, *negatives]).to(self.ranks.device)
+            return both.rows(slice(len(rows))), both.rows(slice(len(rows), None))
+        every = self._batched([*rows, self.negative])
         every = every.to(self.ranks.device)
         return every.rows(slice(-1)), every.rows(slice(-1, None)).expanded(len(prompts))
 

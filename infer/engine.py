@@ -29,7 +29,7 @@ from infer.text import Texts
 from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Tiling, decode_stream, videos_at_once
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -38,6 +38,7 @@ from lightx2v_sgmd.sampling.sampler import fresh_noise_for, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.images import EmbeddingsWithImages, encode_images
 
 _TOKENS_AT_ONCE = 4096
 """Latent positions per batch unless the caller says otherwise: 16 small videos or one large."""
@@ -165,6 +166,32 @@ class Student:
         """Each prompt's embedding on the CPU; says which prompts are cut."""
         return self.ranks.once(lambda: self.texts.encode(prompts, quiet))
 
+    def with_images(
+        self,
+        rows: Sequence[Embedding],
+        images: Sequence[tuple[Path | None, tuple[int, int, int]]],
+        quiet: bool = True,
+    ) -> Sequence[Embedding]:
+        """The prompts' embeddings beside what is made of the images that their videos start from.
+
+        Args:
+            rows: Each video's embedding, from ``encode``.
+            images: Each video's image file, None without one, and its height, width and frames.
+            quiet: No progress bar.
+
+        Raises:
+            UserError: an image cannot be read, or there are too many for no cache.
+        """
+        wanted = [None if image is None else (image, size) for image, size in images]
+        if not any(wanted):
+            return rows
+        cache = self.plan.options.text_cache
+        alone = Ranks(device=self.device)
+        made = self.ranks.once(
+            lambda: encode_images(self.model, wanted, alone, cache, quiet, "--text-cache")
+        )
+        return EmbeddingsWithImages(rows, made)
+
     @torch.no_grad()
     def denoise(
         self,
@@ -187,10 +214,16 @@ class Student:
         shape = self.latent_shape(*size)
         noise = torch.stack([self.noise(seed, shape) for seed in seeds])
         conditioning = self.model.conditioning(rows)
+        if self.model.takes_image == "always" and len(conditioning) == 1:
+            raise UserError(
+                f"{self.model.path}: starts videos from an image; use `lightx2v-sgmd generate "
+                "--image FILE`, or give `denoise` what `with_images` made"
+            )
         text_rows = conditioning["text"].shape[1]
         if self.plan.compile:
             padding = (0, 0, 0, -text_rows % _TEXT_ROWS)
-            conditioning = conditioning.map(lambda rows: torch.nn.functional.pad(rows, padding))
+            text = torch.nn.functional.pad(conditioning[TEXT], padding)
+            conditioning = Conditioning({**conditioning, TEXT: text})
         conditioning = conditioning.to(self.device)
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor:

@@ -166,6 +166,13 @@ class GenerateOptions(Options):
     num_frames: int | None = option(
         None, "Frames of the videos; default as trained.", kind=int, metavar="4k+1"
     )
+    image: Path | None = option(
+        None,
+        "Image that the videos start from (PNG, JPEG or WebP), for image-to-video models; what "
+        "does not fit the video's shape is cut off.",
+        kind=Path,
+        metavar="FILE",
+    )
     fps: float | None = option(
         None,
         "Frames per second of the mp4; default that of the teacher's videos.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
 from diffusers import (
@@ -14,12 +15,29 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     WanTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel, UMT5EncoderModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5Config,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 """Where diffusers' layout has a transformer's weights, below a model's folder."""
+
+Kind = Literal["text", "image", "text and image"]
+_NEWER_VAE: Final[dict[str, Any]] = {
+    "decoder_base_dim": 6,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+}
+"""What Wan2.2's own VAE has that Wan2.1's has not."""
 
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
 
@@ -39,12 +57,24 @@ def make_tiny_experts(folder: Path, boundary: float = 0.875) -> Path:
     return folder
 
 
-def make_tiny_wan(folder: Path, seed: int = 0, heads: int = 4, layers: int = 2) -> Path:
-    """Writes a random model for 32x32 videos of 4k + 1 frames; a few hundred kilobytes."""
+def make_tiny_wan(
+    folder: Path, seed: int = 0, heads: int = 4, layers: int = 2, kind: Kind = "text"
+) -> Path:
+    """Writes a random model for 32x32 videos of 4k + 1 frames; a few hundred kilobytes.
+
+    Args:
+        folder: The model's folder.
+        seed: Seed of its weights.
+        heads: Attention heads, 12 wide.
+        layers: Blocks.
+        kind: ``text`` as Wan2.1-T2V; ``image`` as Wan2.1-I2V, with CLIP; ``text and image`` as
+            Wan2.2-TI2V-5B, whose VAE makes one latent position of 8x8 pixels here.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = make_tokenizer(WORDS)
         text_encoder = UMT5EncoderModel(text_encoder_config(len(tokenizer), 16, 1, 2))
+        newer = kind == "text and image"
         vae = AutoencoderKLWan(
             base_dim=4,
             z_dim=4,
@@ -55,22 +85,41 @@ def make_tiny_wan(folder: Path, seed: int = 0, heads: int = 4, layers: int = 2) 
             latents_mean=[0.1, -0.2, 0.0, 0.3],
             latents_std=[1.5, 0.8, 1.0, 1.2],
             scale_factor_temporal=4,
-            scale_factor_spatial=4,
+            scale_factor_spatial=8 if newer else 4,
+            **(_NEWER_VAE if newer else {}),
         )
         transformer = WanTransformer3DModel(
             patch_size=(1, 2, 2),
             num_attention_heads=heads,
             attention_head_dim=12,
-            in_channels=4,
+            in_channels=12 if kind == "image" else 4,
             out_channels=4,
             text_dim=16,
             freq_dim=16,
             ffn_dim=64,
             num_layers=layers,
+            image_dim=24 if kind == "image" else None,
+            added_kv_proj_dim=12 * heads if kind == "image" else None,
         )
         for p in transformer.parameters():  # away from the zeros and ones of a fresh model
             p.data += 0.02 * torch.randn_like(p)
-    return write_wan_folder(folder, transformer, vae, text_encoder, tokenizer, shift=3.0)
+        more: dict[str, Any] = {"expand_timesteps": True} if newer else {}
+        if kind == "image":
+            more["image_encoder"] = CLIPVisionModel(
+                CLIPVisionConfig(
+                    hidden_size=24,
+                    intermediate_size=48,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    image_size=28,
+                    patch_size=14,
+                    hidden_act="gelu",
+                )
+            )
+            more["image_processor"] = CLIPImageProcessorPil(
+                size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+            )
+    return write_wan_folder(folder, transformer, vae, text_encoder, tokenizer, 3.0, **more)
 
 
 def make_tiny_cogvideox(folder: Path, seed: int = 0, rotary: bool = False) -> Path:

@@ -102,7 +102,7 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
     for row in rows:
         for key in ("seconds", "cpu_seconds", "peak_memory_gib", *COUNTS, "forward_equivalents"):
             del row[key]
-        for key in ("samples", "sampling_seconds"):
+        for key in ("samples", "teacher_samples", "sampling_seconds"):
             row.pop(key, None)
     return rows
 

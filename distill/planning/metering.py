@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from distill.planning.metered_passes import MeteredPasses
 from lightx2v_sgmd.families.base import Model, stays_float32
+from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import add_adapters
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
@@ -209,7 +210,10 @@ def prepare_pass(
         network = model.with_blocks(layers).build_transformer()
         x_t = torch.empty(what.batch, *what.latents)
         time = torch.empty(what.batch)
-        conditioning = model.empty_conditioning(what.batch, what.text_rows)
+        text = model.empty_conditioning(what.batch, what.text_rows)
+        image = model.empty_image(what.latents[1:])
+    told = {name: tensor.expand(what.batch, *tensor.shape) for name, tensor in image.items()}
+    conditioning = Conditioning({**text, **told})
     kept = stays_float32(network)
     for name, p in network.named_parameters():
         p.data = p.data.to(torch.float32 if kept(name) else what.dtype)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.building import StartingPoint, build_trainer, open_latents
-from distill.data import load_prompts, prompts_digest
+from distill.data import image_digests, load_images, load_prompts, prompts_digest
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
 from lightx2v_sgmd.families.teacher import open_teacher
@@ -73,7 +73,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     model = open_teacher(job.teacher)
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
-    if prompts_digest(prompts) != state["prompts_sha256"]:
+    if prompts_digest([*prompts, *image_digests(load_images(job))]) != state["prompts_sha256"]:
         raise UserError(f"data.prompts: {job.data.prompts} has changed since the run; restore it")
     ranks = connect(job.parallel.strategy, training_device())
     ranks = replace(ranks, share=job.parallel.sequence)

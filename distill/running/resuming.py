@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.building import StartingPoint
-from distill.data import prompts_digest
+from distill.data import image_digests, load_images, prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.yaml_loader import parse_value
@@ -50,7 +50,7 @@ def trainer_state(
     return {
         **teacher,
         "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
-        "prompts_sha256": prompts_digest(prompts),
+        "prompts_sha256": prompts_digest([*prompts, *image_digests(load_images(job))]),
         "schedule": job.schedule.to_dict(),
     }
 

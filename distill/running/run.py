@@ -12,7 +12,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distill.building import StartingPoint, build_trainer, check_embeddings, open_latents
+from distill.building import (
+    StartingPoint,
+    build_trainer,
+    check_embeddings,
+    check_images,
+    open_latents,
+)
 from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.loss_terms import NotFiniteError
@@ -72,6 +78,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     model = open_teacher(job.teacher)
     check_against_model(job, model)
     prompts = load_prompts(job)
+    check_images(job, model)
     latents = open_latents(job, model)
     timeout = job.parallel.timeout_minutes
     check_offload(job.parallel, training_device())

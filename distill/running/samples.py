@@ -27,6 +27,7 @@ from distill.observed import Stopped
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import joined
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
+from lightx2v_sgmd.files.images import fitted, read_image
 from lightx2v_sgmd.files.video import small_gif, write_frames
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.job.schema import Job
@@ -219,12 +220,15 @@ class SampleVideos:
         model = self.model
         network = self.strategy.networks[expert_role(TEACHER, features_expert(model))]
 
-        def run(x_t: Tensor, time: Tensor) -> Tensor:
+        def run(i: int, x_t: Tensor, time: Tensor) -> Tensor:
             self._check_stop()
-            return self.strategy.predict(TEACHER, x_t, time, negative.rows(slice(1)))
+            return self.strategy.predict(TEACHER, x_t, time, negative.rows(slice(i, i + 1)))
 
         # All of the pass, since sharded networks count on it.
-        found = [middle_features(model, network, run, x0, whole_pass=True) for x0 in latents]
+        found = [
+            middle_features(model, network, partial(run, i), x0, whole_pass=True)
+            for i, x0 in enumerate(latents)
+        ]
         return [[float(value) for value in row[0]] for row in found]
 
     def _check_stop(self, step: int = 0, x_t: Tensor | None = None) -> None:
@@ -255,6 +259,7 @@ class SampleVideos:
             try:
                 with self._written.appearing(f"{folder}/{index:02d}{suffix}") as path:
                     write_frames(frames, path, self.model.fps)
+                self._write_image(index, f"{folder}/{index:02d}_input.png")
             except (UserError, OSError) as error:  # training goes on
                 note(f"a sample video was not written: {error}")
             gifs.append(small_gif(frames, self.model.fps))
@@ -265,6 +270,15 @@ class SampleVideos:
         if not measured:
             return {}
         return {key: float(np.mean([value[key] for value in measured])) for key in MEASURES}
+
+    def _write_image(self, index: int, name: str) -> None:
+        """Writes the image that a video starts from, if it does, at the video's size."""
+        image = self.batches.images[index] if self.batches.images else None
+        if image is None:
+            return
+        height, width = self.job.video.height, self.job.video.width
+        with self._written.appearing(name) as path:
+            fitted(read_image(image), height, width).resize((width, height)).save(path, "PNG")
 
     def _read_reference(self) -> Reference | None:
         """The reference that an earlier part of the run left, if it is of this job."""

@@ -133,7 +133,8 @@ def generate_files(
         options.skip_image_layers,
         quiet=quiet,
     )
-    requests = settle(requests, checked, options.height, options.width, options.num_frames)
+    size = options.height, options.width, options.num_frames
+    requests = settle(requests, checked, *size, options.image)
     largest = max((r.size for r in requests), key=lambda size: size[0] * size[1] * size[2])
     with processes(options.device) as ranks:
         check_ranks(ranks, checked.model.num_heads)
@@ -157,6 +158,10 @@ def generate_files(
                     write_sheet([file for file in files if file in run.done], Path(out), quiet)
     run.outcome.files = [file for file in files if file in run.done]
     return run.outcome
+
+
+Texts = Callable[[Request], Embedding]
+"""Gives what the network is told of a video; it may be read from a file each time."""
 
 
 class _Run:
@@ -206,9 +211,11 @@ class _Run:
         timings = self.outcome.timings
         timings["load"] = time.perf_counter() - start
         with student.timed(timings, "text"):
-            rows = student.encode([request.prompt for request in self.waiting], self.quiet)
+            texts = student.encode([request.prompt for request in self.waiting], self.quiet)
+            images = [(request.image, request.size) for request in self.waiting]
+            rows = student.with_images(texts, images, self.quiet)
         student.release(TEXT_ENCODER)
-        texts = dict(zip((request.name for request in self.waiting), rows, strict=True))
+        order = {request.name: index for index, request in enumerate(self.waiting)}
         limit = batch_size or min(student.batch_for(request.size) for request in self.waiting)
         units = len(student.schedule) + 1
         total = units * (len(self.waiting) + self.outcome.skipped)
@@ -216,7 +223,9 @@ class _Run:
             try:
                 groups = batches(self.waiting, limit)
                 for batch in groups:
-                    self._make(student, batch, texts, bar, last=batch is groups[-1])
+                    self._make(
+                        student, batch, lambda r: rows[order[r.name]], bar, last=batch is groups[-1]
+                    )
             finally:
                 with student.timed(timings, "write"):
                     self._collect(keep=0)
@@ -225,7 +234,7 @@ class _Run:
         self,
         student: Student,
         batch: list[Request],
-        texts: dict[str, Embedding],
+        texts: Texts,
         bar: Bar,
         last: bool,
     ) -> None:
@@ -316,8 +325,6 @@ class _Run:
         note(f"{request.name} failed: {reason}", self.quiet)
 
 
-def _denoise(
-    student: Student, batch: Sequence[Request], texts: dict[str, Embedding], on_step: OnStep
-) -> Tensor:
-    rows = [texts[request.name] for request in batch]
+def _denoise(student: Student, batch: Sequence[Request], texts: Texts, on_step: OnStep) -> Tensor:
+    rows = [texts(request) for request in batch]
     return student.denoise(rows, [request.seed for request in batch], batch[0].size, on_step)

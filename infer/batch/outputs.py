@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infer.batch.requests import Request
 from infer.batch.sidecars import problem, sidecar
-from infer.options import Options
+from infer.options import GenerateOptions, Options
 from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import (
@@ -100,6 +100,8 @@ def refuse_sources(
     read = {f"--lora {number}": lora.path for number, lora in enumerate(options.loras, start=1)}
     if isinstance(prompts, Path):
         read["--prompts"] = prompts
+    if isinstance(options, GenerateOptions) and options.image is not None:
+        read["--image"] = options.image
     refuse_overlap(resolved(files[0] if _alone(files, out) else out), folders)
     for file in files:
         for path in (file, sidecar(file)):

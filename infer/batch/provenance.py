@@ -16,6 +16,7 @@ from infer.checks import Checked
 from infer.engine_plan import torch_dtype
 from infer.options import Options
 from lightx2v_sgmd import __version__
+from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.outputs import content_hashes
 from lightx2v_sgmd.system.errors import UserError
 
@@ -60,11 +61,14 @@ class Provenance:
         """The content of a video's sidecar.
 
         Raises:
-            UserError: the weights have changed since they were first looked at.
+            UserError: the weights have changed since they were first looked at, or the image is
+                not there any more.
         """
         height, width, num_frames = request.size
+        image = {} if request.image is None else {"image_sha256": check_image(request.image)}
         return {
             "prompt": request.prompt,
+            **image,
             "seed": request.seed,
             "height": height,
             "width": width,
@@ -80,6 +84,7 @@ class _Weights:
 
     def __init__(self, checked: Checked, options: Options) -> None:
         model = checked.model
+        parts = model.image_encoder_parts
         self._configs = [
             model.transformer_config,
             model.vae_config,
@@ -88,6 +93,7 @@ class _Weights:
         self._files = [
             *model.source.files("transformer"),
             *model.source.files("vae"),
+            *(model.source.files("image_encoder") if "image_encoder" in parts else []),
             *model.text_encoder_files(),
             *(lora.path for lora in options.loras),
         ]

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from infer.checks import Checked, wanted_size
 from infer.engine import seed_list
-from lightx2v_sgmd.files.prompts import jsonl_rows, prompt_problem, read_prompts
+from lightx2v_sgmd.files.images import check_image
+from lightx2v_sgmd.files.prompts import image_beside, jsonl_rows, prompt_problem, read_prompts
 from lightx2v_sgmd.system.errors import UserError, short_line
 
-_KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name")
+_KEYS: Final = ("prompt", "seed", "height", "width", "num_frames", "name", "image")
 MOST_VIDEOS: Final = 100_000
 """The most videos of one command; a benchmark such as VBench asks for 5,000."""
 _NAME_BYTES: Final = 200
@@ -36,6 +37,7 @@ class Request:
         width: Width in pixels.
         num_frames: Number of frames, ``4k + 1``.
         where: ``FILE:LINE`` of the prompt, or "".
+        image: The image that it starts from; None: from text alone, or the one given for all.
     """
 
     prompt: str
@@ -45,6 +47,7 @@ class Request:
     width: int | None = None
     num_frames: int | None = None
     where: str = ""
+    image: Path | None = None
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -58,7 +61,7 @@ def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Reques
 
     Args:
         prompts: A ``Path`` is a file: ``.txt``, ``.csv``, or ``.jsonl`` whose lines may also have
-            ``seed``, ``height``, ``width``, ``num_frames`` and ``name``.
+            ``seed``, ``height``, ``width``, ``num_frames``, ``name`` and ``image``.
         seed: The first video's; later videos use seed+1, seed+2, ... unless their line has one.
 
     Raises:
@@ -91,23 +94,48 @@ def settle(
     height: int | None,
     width: int | None,
     num_frames: int | None,
+    image: Path | None = None,
 ) -> list[Request]:
-    """Fills in the sizes: a request's own, else the one given for all, else as trained.
+    """Fills in sizes and images: a request's own, else the one given for all, else as trained.
 
     Raises:
-        UserError: sizes that the model cannot make, all of them named.
+        UserError: sizes that the model cannot make, images that cannot be read or that it does not
+            take, all of them named.
     """
     settled, problems = [], []
     for request in requests:
         asked = (request.height or height, request.width or width, request.num_frames or num_frames)
         try:
             h, w, f = wanted_size(checked, *asked)
-            settled.append(replace(request, height=h, width=w, num_frames=f))
+            start = checked_image(checked, request.image or image)
+            settled.append(replace(request, height=h, width=w, num_frames=f, image=start))
         except UserError as error:
             problems.append(f"{request.where}: {error}" if request.where else str(error))
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return settled
+
+
+def checked_image(checked: Checked, image: Path | None) -> Path | None:
+    """The image that a video starts from, once it is known that it can.
+
+    Raises:
+        UserError: the model takes none, or needs one, or the image cannot be read.
+    """
+    takes = checked.model.takes_image
+    if image is None and takes == "always":
+        raise UserError(
+            "image: is missing, and this model starts from one; add --image FILE, or image to the "
+            "lines of a .jsonl file"
+        )
+    if image is not None and takes == "never":
+        raise UserError(
+            "image: is given, and this model makes videos from text alone; leave it out, or use an "
+            "image-to-video model"
+        )
+    if image is not None:
+        check_image(image)
+    return image
 
 
 def batches(requests: Sequence[Request], limit: int) -> list[list[Request]]:
@@ -142,7 +170,7 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
         try:
             if isinstance(row, UserError):
                 raise row
-            request = _request(row, where, index, seed + index, hints=len(problems) < _SHOWN)
+            request = _request(row, path, where, index, seed + index, hints=len(problems) < _SHOWN)
             if request.name in names:
                 raise UserError(f"name: {request.name!r} is also that of {names[request.name]}")
             names[request.name] = where
@@ -159,14 +187,16 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
     return requests
 
 
-def _request(row: dict[str, Any], where: str, index: int, seed: int, *, hints: bool) -> Request:
+def _request(
+    row: dict[str, Any], path: Path, where: str, index: int, seed: int, *, hints: bool
+) -> Request:
     for key in row:
         if key not in _KEYS:
             key = key[:60]
             near = difflib.get_close_matches(key, _KEYS, 1) if hints else []
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}"
             raise UserError(f"{key}: unknown key; {hint}")
-    numbers = {key: _whole(row, key) for key in _KEYS if key not in ("prompt", "name")}
+    numbers = {key: _whole(row, key) for key in _KEYS if key not in ("prompt", "name", "image")}
     own_seed = numbers.pop("seed")
     if own_seed is not None and not 0 <= own_seed < 2**63:
         raise UserError(f"seed: {own_seed} is outside 0 ... 2^63 - 1")
@@ -189,6 +219,7 @@ def _request(row: dict[str, Any], where: str, index: int, seed: int, *, hints: b
         numbers["width"],
         numbers["num_frames"],
         where,
+        image_beside(path, row.get("image")),
     )
 
 

@@ -199,6 +199,11 @@ class Students:
         )
         what = f"{self._weights[model]}: serving it"
         require_feature(checked.model, "planned_memory", what, "lightx2v-sgmd generate")
+        if checked.model.takes_image == "always":
+            raise UserError(
+                f"{self._weights[model]}: starts videos from an image, and requests carry none; "
+                "use `lightx2v-sgmd generate --image FILE`"
+            )
         return checked
 
     def _options(self, lora: str | None) -> Options:

@@ -23,7 +23,7 @@ def embed_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Embed a job's prompts before it runs.
+    """Embed a job's prompts, and the images that they start from, before it runs.
 
     The embeddings go into the folder `data.embeddings`, and training then needs no text encoder.
     If the command is interrupted (Ctrl-C, SIGTERM, SIGUSR1), run it again to resume. Embeddings are
@@ -39,6 +39,7 @@ def embed_command(
             f"{job}: data.embeddings is not set; name a folder, for example "
             "--set data.embeddings=embeddings, and train with the same setting"
         )
+    from distill.building import check_images, wanted_images
     from distill.data import load_prompts
     from distill.model_checks import job_sources
     from distill.running.signals import interruptible
@@ -47,11 +48,13 @@ def embed_command(
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
     from lightx2v_sgmd.text.encoding import embed
+    from lightx2v_sgmd.text.images import encode_images
 
     check_writable(cache, folder=True)
     out = resolved(cache, "data.embeddings")
     refuse_overlap(out, job_sources(checked), "data.embeddings")
     model = open_teacher(checked.teacher)
+    check_images(checked, model)
     negative = model.negative_prompt_for(checked.teacher.negative_prompt)
     prompts = [*load_prompts(checked), negative]
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
@@ -60,6 +63,9 @@ def embed_command(
     lock = locked_folder(out, "embed", quiet, ["*"]) if ranks.first else nullcontext()
     with interruptible(), lock:
         done = embed(model, prompts, ranks, model.text_dtype(checked.teacher.dtype), cache, quiet)
+        # These processes exchange nothing: each encodes its share of the images.
+        mine = wanted_images(checked, model)[rank::size]
+        encode_images(model, mine, Ranks(device=ranks.device), cache, quiet)
     if ranks.first:
         print(json.dumps(asdict(done), indent=2, default=str) if as_json else done.folder)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.experts import Expert
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources import Source
+from lightx2v_sgmd.families.sources import Part, Source
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
@@ -94,6 +94,22 @@ class PromptEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> list[Embedding]:
         """What the network is told of each prompt; a prompt's does not depend on the others."""
+        ...
+
+
+TakesImage = Literal["never", "optionally", "always"]
+
+
+class ImageEncoder(Protocol):
+    """Makes the tensors of a network's conditioning from an image."""
+
+    def encode(self, image: Any, size: tuple[int, int, int]) -> dict[str, Tensor]:
+        """The tensors for one video by name, on the CPU, without a batch dimension.
+
+        Args:
+            image: Pillow's RGB image.
+            size: Height, width and number of frames of the video.
+        """
         ...
 
 
@@ -420,6 +436,37 @@ class Model(Protocol):
 
     def expected_text_encoder_config(self) -> Mapping[str, Any]:
         """The same without a download: that of the family's published models."""
+        ...
+
+    # Images that videos start from
+
+    @property
+    def takes_image(self) -> TakesImage:
+        """Whether a video starts from an image."""
+        ...
+
+    @property
+    def image_encoder_parts(self) -> tuple[Part, ...]:
+        """The parts whose weights decide what becomes of an image."""
+        ...
+
+    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
+        """Zeros in place of what an image is encoded to, for measurements; often none.
+
+        Args:
+            latents: ``(T, h, w)`` of the video's latents.
+
+        Returns:
+            As ``ImageEncoder.encode``, on the default device; empty where no image is needed.
+        """
+        ...
+
+    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
+        """Loads what encodes an image, in float32.
+
+        Raises:
+            UserError: as ``load_transformer``, or the model starts from no image.
+        """
         ...
 
     # The VAE

@@ -59,6 +59,10 @@ class Embedding(_Tensors):
         """The rows ``[S, D]`` of the prompt."""
         return self.tensors[TEXT]
 
+    def with_image(self, tensors: Mapping[str, Tensor]) -> Embedding:
+        """The same beside what an image encoder made of the image that the video starts from."""
+        return Embedding({**self.tensors, **tensors})
+
 
 @dataclass(frozen=True)
 class Conditioning(_Tensors):

@@ -14,6 +14,7 @@ from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
 from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (
+    check_image_encoder,
     check_model_index,
     check_scheduler,
     check_text_encoder,
@@ -24,7 +25,9 @@ from lightx2v_sgmd.untrusted.configs import (
 from lightx2v_sgmd.untrusted.fields import shown
 from lightx2v_sgmd.untrusted.json_text import read_json_object
 
-Part = Literal["transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"]
+Part = Literal[
+    "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
+]
 
 _STEMS: Final = {
     "transformer": "diffusion_pytorch_model",
@@ -32,6 +35,7 @@ _STEMS: Final = {
     "text_encoder": "model",
     "text_encoder_2": "model",
     "text_encoder_3": "model",
+    "image_encoder": "model",
 }
 _ORIGINAL_STEMS: Final = {
     "transformer": wan_original.TRANSFORMER_STEM,
@@ -40,7 +44,9 @@ _ORIGINAL_STEMS: Final = {
 }
 _PROGRAMS: Final = (".py", ".pyc", ".so")
 _SUFFIXES: Final = (".safetensors", ".pth")
-_SMALL_FILES: Final = ("model_index.json", VIDEO_FILE, PROMPTS_FILE)
+INDEX: Final = "model_index.json"
+IMAGE_PROCESSOR: Final = "image_processor"
+_SMALL_FILES: Final = (INDEX, VIDEO_FILE, PROMPTS_FILE)
 _FETCHED: Final = ("*.json", "*.safetensors", "*.model", "*.txt")
 """The files that are downloaded from a folder on the hub: no programs, and no pickles."""
 _ENCODER_PARTS: Final = tuple(
@@ -48,7 +54,11 @@ _ENCODER_PARTS: Final = tuple(
 )
 Checks = Mapping[str, Callable[[Mapping[str, Any]], None]]
 """By part, a function that raises ``UserError`` for a configuration out of its limits."""
-_CHECKS: Final[Checks] = {"vae": check_vae, "text_encoder": check_text_encoder}
+_CHECKS: Final[Checks] = {
+    "vae": check_vae,
+    "text_encoder": check_text_encoder,
+    "image_encoder": check_image_encoder,
+}
 _LAYOUTS: Final = (
     "give a folder as Wan2.1-T2V-1.3B-Diffusers (diffusers) or Wan2.1-T2V-1.3B (original) is"
 )
@@ -161,6 +171,28 @@ class Source:
         files = sorted(self.tokenizer(name).rglob("*"))
         return [f for f in files if f.is_file() and f.suffix not in _PROGRAMS]
 
+    def image_processor(self) -> Path:
+        """The folder with the image encoder's preprocessing.
+
+        Raises:
+            UserError: the folder is missing.
+        """
+        folder = self._folder(_within(IMAGE_PROCESSOR)) / IMAGE_PROCESSOR
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is missing; copy the model again")
+        return folder
+
+    def model_index(self) -> dict[str, Any]:
+        """The content of ``model_index.json``; empty without one."""
+        if self.layout == "original":
+            return {}
+        path = self._folder([INDEX]) / INDEX
+        if not path.is_file() and Path(self.root).is_dir():
+            return {}
+        index = read_json(path)
+        _checked(path, check_model_index, index)
+        return index
+
     def _folder(self, patterns: Sequence[str]) -> Path:
         folder = Path(self.root)
         if folder.is_dir():
@@ -198,6 +230,11 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
     if known is not None:
         if path.endswith("-Diffusers"):
             return Source(path, "diffusers"), known
+        if known["in_channels"] != wan_original.VAE_CONFIG["z_dim"]:
+            raise UserError(
+                f"{path} is in the original layout, in which models that take an image are not "
+                f"read; use {path}-Diffusers"
+            )
         network = _EXPERTS["original"][0] if path in BOUNDARIES else ""
         return Source(path, "original", network=network), known
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
@@ -227,7 +264,7 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
             return None
         boundary = BOUNDARIES["Wan-AI/Wan2.2-T2V-A14B"]
     else:
-        index = _model_index(source)
+        index = source.model_index()
         ratio, named = index.get("boundary_ratio"), index.get("transformer_2")
         held = (root / _EXPERTS["diffusers"][1]).is_dir()
         if ratio is None and named in (None, [None, None]) and not held:
@@ -276,15 +313,6 @@ def _expert_config(root: Path, name: str) -> Path:
             "missing one too"
         )
     return path
-
-
-def _model_index(source: Source) -> dict[str, Any]:
-    if Path(source.root).is_dir():
-        path = Path(source.root) / "model_index.json"
-        return read_json(path) if path.is_file() else {}
-    index = read_json(source._folder(["model_index.json"]) / "model_index.json")
-    check_model_index(index)
-    return index
 
 
 def network_class(path: str) -> str | None:
@@ -356,7 +384,8 @@ def network_in(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
 def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
     if (folder / "transformer" / "config.json").is_file():
         parts = ("transformer", "transformer_2", "vae", "scheduler", *_ENCODER_PARTS)
-        refuse_outside_links(folder, [folder / name for name in (*parts, *_SMALL_FILES)])
+        inside = (*parts, "image_encoder", IMAGE_PROCESSOR, *_SMALL_FILES)
+        refuse_outside_links(folder, [folder / name for name in inside])
         _check_pipeline(folder)
         return Source(str(folder), "diffusers"), _transformer_config(
             folder / "transformer" / "config.json"

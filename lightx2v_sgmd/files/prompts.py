@@ -1,5 +1,6 @@
 """Prompt files: ``.txt`` (one a line), ``.jsonl`` (key ``prompt``), ``.csv`` (column ``prompt``).
 
+Lines of ``.jsonl`` may also name an image that the video starts from, as ``image``.
 Text is UTF-8. Blank lines are skipped; in ``.txt`` so are lines that begin with ``#``.
 """
 
@@ -13,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.system.errors import UserError, joined
+from lightx2v_sgmd.system.errors import UserError, joined, short_line
 from lightx2v_sgmd.untrusted.json_text import LINE, Limits, parse_json
-from lightx2v_sgmd.untrusted.paths import text_problem
+from lightx2v_sgmd.untrusted.paths import path_problem, text_problem
 from lightx2v_sgmd.untrusted.reading import decode_text, read_limited
 
 MOST_CHARACTERS: Final = 20_000
@@ -57,6 +58,57 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one")
     return prompts
+
+
+def read_images(path: str | Path) -> list[Path | None]:
+    """The image that each prompt of ``read_prompts`` starts from; an empty list if none has one.
+
+    Only lines of a ``.jsonl`` file name one, as ``image``: a path below the file's own folder.
+
+    Raises:
+        UserError: as ``read_prompts``, or a path leaves the folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".jsonl" or b'"image"' not in read_limited(path, MOST_BYTES):
+        return []
+    images = []
+    for number, row in jsonl_rows(path):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            images.append(image_beside(path, row.get("image")))
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+    return images if any(images) else []
+
+
+def image_beside(path: Path, named: object) -> Path | None:
+    """The image that a line of a file of prompts names, or None.
+
+    Args:
+        path: The file of prompts.
+        named: The value of the line's ``image``.
+
+    Raises:
+        UserError: it is no path below the file's folder.
+    """
+    if named is None:
+        return None
+    if not isinstance(named, str) or path_problem(named):
+        raise UserError("image: is not a path; write the path of a PNG, JPEG or WebP file")
+    relative = Path(named)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UserError(
+            f"image: {short_line(named, 120)} leads out of the folder of the prompts; put images "
+            "below it and name them from there"
+        )
+    image = path.parent / relative
+    if not image.resolve().is_relative_to(path.parent.resolve()):
+        raise UserError(
+            f"image: {short_line(named, 120)} is a link out of the folder of the prompts; copy the "
+            "image there"
+        )
+    return image
 
 
 def _text_lines(

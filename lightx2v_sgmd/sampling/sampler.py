@@ -24,6 +24,7 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.rollout import FreshNoise, PredictFn, rollout
 from lightx2v_sgmd.sampling.teacher_steps import Solver
 from lightx2v_sgmd.sampling.unipc import UniPC
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoding import encode_prompts
 
 Videos = NDArray[np.uint8]
@@ -94,6 +95,11 @@ class VideoSampler:
         dtype: torch.dtype = torch.float32,
         guidance_scale_2: float | None = None,
     ) -> None:
+        if model.takes_image == "always":
+            raise UserError(
+                f"{model.path} starts videos from an image, and these are sampled from text alone; "
+                "use a text-to-video model"
+            )
         self.model = model
         self.schedule = schedule
         self.guidance_scale = guidance_scale

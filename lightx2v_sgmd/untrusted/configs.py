@@ -212,8 +212,15 @@ def check_class(config: Mapping[str, Any], key: str, known: tuple[str, ...]) -> 
             raise UserError(f"{key} is {shown(name)}, not {' or '.join(known)}")
 
 
+_MASK_CHANNELS: Final = 4
+"""Channels that say which frames are given: one for each frame of a latent frame."""
+
+
 def check_transformer(config: Mapping[str, Any]) -> None:
-    """Refuses a transformer with sizes out of range, or one that is not text-to-video.
+    """Refuses a transformer with sizes out of range, or one of an unknown kind.
+
+    Known are text-to-video networks and those that start a video from an image: they take the image
+    as more channels, and those of Wan2.1 by a second cross-attention too.
 
     Args:
         config: The arguments of ``WanTransformer3DModel``.
@@ -223,13 +230,30 @@ def check_transformer(config: Mapping[str, Any]) -> None:
     """
     refuse_code(config)
     _refuse(first_problem(config, TRANSFORMER, _TRANSFORMER_NEEDED))
-    for name in ("image_dim", "added_kv_proj_dim"):
-        if config.get(name) is not None:
-            raise UserError("describes an image-to-video model; only text-to-video is supported")
-    if config["in_channels"] != config["out_channels"]:
+    taken, given = config["in_channels"], config["out_channels"]
+    from_image = 2 * given + _MASK_CHANNELS
+    if taken not in (given, from_image):
         raise UserError(
-            f"takes {config['in_channels']} channels and gives {config['out_channels']}, as no "
-            "text-to-video model does"
+            f"takes {taken} channels and gives {given}, as no model does that makes videos from "
+            f"text ({given}) or from text and a first frame ({from_image})"
+        )
+    image, added = config.get("image_dim"), config.get("added_kv_proj_dim")
+    if (image is None) != (added is None):
+        raise UserError("has one of image_dim and added_kv_proj_dim without the other")
+    if image is None:
+        return
+    if taken != from_image:
+        raise UserError(
+            f"attends to an image but takes {taken} channels, not the {from_image} of a model that "
+            "starts from an image"
+        )
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if added != width:
+        raise UserError(f"added_kv_proj_dim is {added}, not the network's width {width}")
+    if config.get("pos_embed_seq_len") is not None:
+        raise UserError(
+            "describes a model that starts from a first and a last frame, which is not supported; "
+            "use one that starts from a first frame"
         )
 
 
@@ -294,6 +318,13 @@ def check_vision_encoder(config: Mapping[str, Any]) -> None:
                 raise UserError(f"{shown(key)} is {shown(value)}, not {_VISION_NUMBER.wanted}")
 
 
+def check_image_encoder(config: Mapping[str, Any]) -> None:
+    """Checks CLIP's image encoder's ``config.json``; raises as ``check_transformer``."""
+    check_vision_encoder(config)
+    if config["model_type"] != "clip_vision_model":
+        raise UserError(f"model_type is {shown(config['model_type'])}, not clip_vision_model")
+
+
 def check_scheduler(config: Mapping[str, Any]) -> None:
     """Checks ``scheduler_config.json``; raises as ``check_transformer``."""
     refuse_code(config)
@@ -303,6 +334,33 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     ):
         raise UserError(f"_class_name is {shown(named)}, which is no scheduler of diffusers")
     _refuse(first_problem(config, SCHEDULER))
+
+
+IMAGE_PROCESSOR: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "do_resize": Flag(),
+        "do_center_crop": Flag(),
+        "do_rescale": Flag(),
+        "do_normalize": Flag(),
+        "do_convert_rgb": Flag(),
+        "resample": Whole(0, 5),
+        "rescale_factor": Real(1e-6, 1),
+        "image_mean": Several(Real(-10, 10), 3, 3),
+        "image_std": Several(Real(1e-3, 10), 3, 3),
+    }
+)
+_SIDE: Final = Whole(1, 2048)
+
+
+def check_image_processor(config: Mapping[str, Any]) -> None:
+    """Checks CLIP's ``preprocessor_config.json``; raises as ``check_transformer``."""
+    refuse_code(config)
+    _refuse(first_problem(config, IMAGE_PROCESSOR))
+    for key in ("size", "crop_size"):
+        sides = config.get(key, {})
+        values = list(sides.values()) if isinstance(sides, dict) else [sides]
+        if not (values and all(_SIDE.allows(value) for value in values)) and key in config:
+            raise UserError(f"{key} is {shown(sides)}, not sides of at most 2048 pixels")
 
 
 def check_video(video: Mapping[str, Any]) -> None:

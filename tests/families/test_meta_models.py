@@ -60,9 +60,44 @@ def test_a_size_that_the_published_vae_cannot_make_is_refused() -> None:
 
 def test_known_configurations() -> None:
     assert known_hub_ids("WanTransformer3DModel") == [
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "Wan-AI/Wan2.1-T2V-14B-Diffusers",
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     ]
     assert known_transformer_config("Wan-AI/Wan9") is None
     assert known_transformer_config("../configs/Wan-AI--Wan2.1-T2V-14B-Diffusers") is None
+
+
+def test_image_to_video_jobs_build_the_published_networks() -> None:
+    """Counts of the published safetensors: 16.4 billion parameters, and 5.0 billion."""
+    job = load_job(config_path("wan2.1_i2v_14b_480p_sgmd.yaml"))
+    model = open_wan(job.teacher.path)
+    check_against_model(job, model)
+    shapes = model.transformer_shapes()
+    assert model.takes_image == "always" and model.fps == 16
+    assert model.latent_shape(480, 832, 81) == (16, 21, 60, 104)
+    assert shapes["patch_embedding.weight"] == (5120, 36, 1, 2, 2)
+    assert shapes["condition_embedder.image_embedder.ff.net.2.weight"] == (5120, 1280)
+    assert shapes["blocks.39.attn2.add_k_proj.weight"] == (5120, 5120)
+    assert shapes["proj_out.weight"] == (64, 5120)
+    assert len(shapes) == 1095 + 8 + 40 * 5
+    assert load_job(config_path("wan2.1_i2v_14b_480p_dmd2.yaml")).method.name == "dmd2"
+
+    job = load_job(config_path("wan2.2_ti2v_5b_sgmd.yaml"))
+    model = open_wan(job.teacher.path)
+    check_against_model(job, model)
+    shapes = model.transformer_shapes()
+    assert model.takes_image == "optionally" and model.fps == 24
+    assert model.authors_sampler.shift == 5
+    assert model.latent_shape(704, 1280, 121) == (48, 31, 44, 80)
+    assert shapes["patch_embedding.weight"] == (3072, 48, 1, 2, 2)
+    assert shapes["blocks.29.ffn.net.0.proj.weight"] == (14336, 3072)
+    assert shapes["proj_out.weight"] == (192, 3072) and len(shapes) == 825
+    with torch.device("meta"):
+        vae = model.build_vae().state_dict()
+    assert vae["decoder.conv_in.weight"].shape[:2] == (1024, 48)
+    assert vae["encoder.conv_in.weight"].shape[:2] == (160, 12)
+    with pytest.raises(UserError, match="original layout.*use Wan-AI/Wan2.2-TI2V-5B-Diffusers"):
+        open_wan("Wan-AI/Wan2.2-TI2V-5B")

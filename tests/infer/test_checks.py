@@ -211,11 +211,29 @@ def test_students_that_are_sampled_otherwise_are_named(student: Path, name: str)
     refused(student, f"students of '{name}' .*, which this engine does not", assume_schedule=name)
 
 
-def test_an_image_to_video_model_is_refused(student: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"in_channels": 8}, "takes 8 channels and gives 4, as no model does that makes videos"),
+        ({"image_dim": 24}, "has one of image_dim and added_kv_proj_dim without the other"),
+        ({"image_dim": 24, "added_kv_proj_dim": 48}, "attends to an image but takes 4 channels"),
+        (
+            {"image_dim": 24, "added_kv_proj_dim": 40, "in_channels": 12},
+            "added_kv_proj_dim is 40, not the network's width 48",
+        ),
+        (
+            {"image_dim": 2, "added_kv_proj_dim": 48, "in_channels": 12, "pos_embed_seq_len": 514},
+            "a first and a last frame, which is not supported",
+        ),
+    ],
+)
+def test_a_network_that_takes_images_otherwise_is_refused(
+    student: Path, change: dict[str, int], says: str
+) -> None:
     path = student / "transformer" / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "in_channels": 8}))
-    refused(student, "^weights: .*takes 8 channels and gives 4, as no text-to-video model does")
+    path.write_text(json.dumps({**config, **change}))
+    refused(student, f"^weights: .*{says}")
 
 
 def test_a_config_of_another_network_is_refused(student: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 from distill.updates import average_decay
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.model import open_wan
-from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.wan.sampling import IMAGE_NEGATIVE_PROMPT, NEGATIVE_PROMPT
 from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.lightx2v_keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT
 from lightx2v_sgmd.job.schema import Job, load_job
@@ -192,13 +192,15 @@ def test_the_public_job_has_the_public_trainers_values() -> None:
 
 
 def test_wan_jobs_guide_away_from_wans_own_negative_prompt() -> None:
-    """But the public job, which has the public trainer's."""
+    """But the public job, which has the public trainer's; image-to-video has its own."""
     assert NEGATIVE_PROMPT.startswith("色调艳丽") and NEGATIVE_PROMPT.endswith("，倒着走")
     assert len(NEGATIVE_PROMPT) == 137 and NEGATIVE_PROMPT.count("，") == 27
     for name in shipped_jobs():
         job = load_job(config_path(name))
         used = open_model(job.teacher.path).negative_prompt_for(job.teacher.negative_prompt)
         expected = NEGATIVE_PROMPT if name in WAN_JOBS else ""
+        if "_i2v_" in name:
+            expected = IMAGE_NEGATIVE_PROMPT
         if name == PUBLIC_JOB:
             expected = LIGHTX2V["teacher.negative_prompt"]
         assert used == expected, name

@@ -13,6 +13,8 @@ from lightx2v_sgmd.untrusted.configs import (
     TEXT_ENCODER,
     TRANSFORMER,
     VAE,
+    check_image_encoder,
+    check_image_processor,
     check_model_index,
     check_scheduler,
     check_text_encoder,
@@ -22,25 +24,6 @@ from lightx2v_sgmd.untrusted.configs import (
 )
 
 WAN = known_hub_ids("WanTransformer3DModel")
-WAN22_VAE = {
-    "_class_name": "AutoencoderKLWan",
-    "base_dim": 160,
-    "decoder_base_dim": 256,
-    "z_dim": 48,
-    "dim_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_scales": [],
-    "temperal_downsample": [False, True, True],
-    "dropout": 0.0,
-    "latents_mean": [0.1] * 48,
-    "latents_std": [0.5] * 48,
-    "is_residual": True,
-    "in_channels": 12,
-    "out_channels": 12,
-    "patch_size": 2,
-    "scale_factor_spatial": 16,
-    "scale_factor_temporal": 4,
-}
 DINOV2_GIANT = {
     "model_type": "dinov2",
     "architectures": ["Dinov2Model"],
@@ -69,10 +52,10 @@ def test_published_models_are_admitted() -> None:
         config = known_transformer_config(name)
         assert config is not None
         check_transformer(config)
-    wan22 = {"in_channels": 48, "out_channels": 48, "num_layers": 30, "num_attention_heads": 24}
-    check_transformer({**(known_transformer_config(WAN[0]) or {}), **wan22})
     check_vae(dict(wan_original.VAE_CONFIG))
-    check_vae(WAN22_VAE)
+    check_vae(dict(wan_original.VAE_OF_WAN22_CONFIG))
+    check_image_encoder(dict(wan_original.IMAGE_ENCODER_CONFIG))
+    check_image_processor({"size": {"shortest_edge": 224}, "resample": 3})
     check_text_encoder(dict(wan_original.TEXT_ENCODER_CONFIG))
     for encoder in (DINOV2_GIANT, SAM_HUGE, CLIP_BIG):
         check_vision_encoder(encoder)

@@ -63,22 +63,44 @@ def write_wan_folder(
     text_encoder: UMT5EncoderModel,
     tokenizer: Any,
     shift: float,
+    image_encoder: Any = None,
+    image_processor: Any = None,
+    **settings: bool,
 ) -> Path:
-    """Writes the parts as ``Wan2.1-T2V-*-Diffusers`` has them, ready for ``WanPipeline``."""
+    """Writes the parts as ``Wan2.1-T2V-*-Diffusers`` has them, ready for ``WanPipeline``.
+
+    Args:
+        folder: The folder, which may not be there yet.
+        transformer: The network.
+        vae: The VAE.
+        text_encoder: The text encoder.
+        tokenizer: Its tokenizer.
+        shift: Flow shift of the scheduler.
+        image_encoder: CLIP's image encoder, for a folder as ``Wan2.1-I2V-*-Diffusers`` is.
+        image_processor: Its preprocessing.
+        settings: Further values of ``model_index.json``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     text_encoder.save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "WanPipeline",
+    for_image = transformer.config.in_channels != transformer.config.out_channels
+    index: dict[str, Any] = {
+        "_class_name": "WanImageToVideoPipeline" if for_image else "WanPipeline",
         "_diffusers_version": "0.42.1",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", type(tokenizer).__name__],
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
+        **settings,
     }
+    if image_encoder is not None:
+        image_encoder.save_pretrained(folder / "image_encoder")
+        image_processor.save_pretrained(folder / "image_processor")
+        index["image_encoder"] = ["transformers", "CLIPVisionModel"]
+        index["image_processor"] = ["transformers", "CLIPImageProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     return folder

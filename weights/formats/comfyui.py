@@ -28,6 +28,7 @@ from weights.formats.comfyui_workflow import (
 from weights.formats.layout import Layout
 from weights.formats.programs import COMFYUI as COMFYUI_PROGRAM
 from weights.formats.programs import section
+from weights.formats.wan import refuse_images
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import network_problems, write_network
 from weights.io.quantize import COMFYUI, COMFYUI_LEGACY, FP8, is_8_bit
@@ -69,6 +70,7 @@ class ComfyuiFormat(NetworkFormat):
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
         check_even(spec.source.schedule)
+        refuse_images(spec, self.name)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""

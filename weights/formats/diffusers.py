@@ -29,11 +29,11 @@ _USAGE: Final = """\
 
 ```python
 import torch
-from diffusers import {pipeline}
+from diffusers import {pipeline}{image_import}
 
 pipe = {pipeline}.from_pretrained("THIS_FOLDER", torch_dtype=torch.{torch_dtype})
 video = pipe(
-    "a prompt",
+{image_argument}    prompt="a prompt",
     height={height},
     width={width},
     num_frames={num_frames},
@@ -45,12 +45,21 @@ video = pipe(
 ## lightx2v-sgmd, with the fastest attention kernel of the machine
 
 ```
-lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out video.mp4
+lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt"{image_option} --out video.mp4
 ```
 
 ## Servers
 
 `lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps.{servers}
+"""
+_IMAGE: Final = {
+    "image_import": "\nfrom diffusers.utils import load_image",
+    "image_argument": '    image=load_image("first_frame.png"),\n',
+    "image_option": " --image first_frame.png",
+}
+_ALSO_FROM_IMAGE: Final = """
+With `WanImageToVideoPipeline` and `image=`, or with `--image first_frame.png`, a video starts from
+an image.
 """
 _SERVERS: Final = {
     "euler": """ \
@@ -130,8 +139,13 @@ class DiffusersFormat(NetworkFormat):
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """Says how diffusers and ``lightx2v-sgmd generate`` run the folder."""
         servers = _SERVERS.get(spec.source.schedule.solver, "").format(**values)
-        pipeline = spec.source.model.pipeline.name
-        return _USAGE.format(**values, pipeline=pipeline, servers=servers.rstrip())
+        model = spec.source.model
+        takes = model.takes_image
+        image = {name: text if takes == "always" else "" for name, text in _IMAGE.items()}
+        usage = _USAGE.format(
+            **values, **image, pipeline=model.pipeline.name, servers=servers.rstrip()
+        )
+        return usage + (_ALSO_FROM_IMAGE if takes == "optionally" else "")
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The files in the network's folder, as its index lists them."""

@@ -73,6 +73,7 @@ class WanFormat(NetworkFormat):
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
         whole_steps(spec.source.schedule)
+        refuse_images(spec, self.name)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""
@@ -136,6 +137,19 @@ def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     text = _USAGE if spec.source.second is None else _TWO_EXPERTS
     text = text.format(**values, file=LIGHTX2V_FILE)
     return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text)
+
+
+def refuse_images(spec: ExportSpec, name: str) -> None:
+    """Refuses students of models that take an image, which are run with other parts.
+
+    Raises:
+        UserError: the student's model takes one.
+    """
+    if spec.source.model.takes_image != "never":
+        raise UserError(
+            f"format: students of models that start from an image are not written as {name}; use "
+            "diffusers or lora"
+        )
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,8 +81,9 @@ def _run(network: Any, model: Model) -> Tensor:
     x_t = torch.randn(shape, generator=generator)
     shapes = model.embedding_shapes
     told = {
-        name: torch.randn([size or _ROWS for size in shape], generator=generator)
-        for name, shape in shapes.items()
+        name: torch.randn([size or _ROWS for size in sizes], generator=generator)
+        for name, sizes in shapes.items()
     }
-    conditioning = model.conditioning([Embedding(told)])
+    embedding = Embedding(told).with_image(model.empty_image(shape[2:]))
+    conditioning = model.conditioning([embedding])
     return model.predict(network, x_t, torch.tensor([0.96]), conditioning).float()

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
+from lightx2v_sgmd.families.sources import IMAGE_PROCESSOR, read_json
 from lightx2v_sgmd.families.sources import Part as NetworkPart
-from lightx2v_sgmd.families.sources import read_json
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
 from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, split
@@ -36,6 +36,8 @@ def shared_bytes(model: Model) -> int:
     files = [file for part in networks for file in model.source.files(part)]
     for part in networks:
         _weights(model, part)
+    if "image_encoder" in model.image_encoder_parts:
+        files += model.source.files("image_encoder")
     for name in tokenizers:
         files += [file for file in model.source.tokenizer(name).rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
@@ -57,11 +59,21 @@ def write_shared(model: Model, folder: Path, scheduler: str) -> None:
             held = model.source.files(part)[0].parent
             model.source.config(part)  # on the hub: fetches it beside the weights
             shutil.copytree(held, folder / part, ignore=_not_copied)
+            if part == "vae" and "image_encoder" in model.image_encoder_parts:
+                _copy_image_encoder(model, folder)
         else:
             (folder / part).mkdir()
             write_json(folder / part / "config.json", _config(model, part))
             _convert(_weights(model, part), folder / part, _STEMS[part])
     write_json(folder / "model_index.json", _index(model, scheduler))
+
+
+def _copy_image_encoder(model: Model, folder: Path) -> None:
+    held = model.source.files("image_encoder")[0].parent
+    model.source.config("image_encoder")  # on the hub: fetches it beside the weights
+    shutil.copytree(held, folder / "image_encoder", ignore=_not_copied)
+    processor = model.source.image_processor()
+    shutil.copytree(processor, folder / IMAGE_PROCESSOR, ignore=_not_copied)
 
 
 def _parts(model: Model) -> tuple[list[NetworkPart], list[str]]:

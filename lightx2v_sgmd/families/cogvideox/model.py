@@ -20,7 +20,9 @@ from torch import Tensor
 from lightx2v_sgmd.families.base import (
     AuthorsSampler,
     Feature,
+    ImageEncoder,
     Pipeline,
+    TakesImage,
     stays_float32,
     within_modules,
 )
@@ -401,6 +403,31 @@ class CogVideoXModel:
         """The same without a download: T5-XXL's without a file here."""
         file = Path(self.source.root) / "text_encoder" / "config.json"
         return self.full_text_encoder_config() if file.is_file() else published.TEXT_ENCODER_CONFIG
+
+    @property
+    def takes_image(self) -> TakesImage:
+        """Never: its image-to-video models are not supported."""
+        return "never"
+
+    @property
+    def image_encoder_parts(self) -> tuple[Part, ...]:
+        """None: no video starts from an image."""
+        return ()
+
+    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
+        """Nothing: no video starts from an image."""
+        return {}
+
+    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
+        """Refuses to start a video from an image.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{self.path} makes videos from text alone; leave out the image, or use an "
+            "image-to-video model"
+        )
 
     def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
         """Scales what the VAE encoded, ``[B, C, T, h, w]``, for the network."""

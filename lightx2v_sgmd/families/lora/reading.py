@@ -119,9 +119,10 @@ def open_lora(
     layers: dict[str, LoraLayer] = {}
     differences: dict[str, str] = {}
     image: list[str] = []
+    has_image_layers = any(IMAGE_TO_VIDEO.search(name) for name in shapes)
     for key in header.tensors:
         stored, kind, what = taken_apart(key)
-        if IMAGE_TO_VIDEO.search(key):
+        if IMAGE_TO_VIDEO.search(key) and not has_image_layers:
             image.append(key)
         elif kind == DIFFERENCE:
             parameter = parameter_of(stored, what, known, shapes)

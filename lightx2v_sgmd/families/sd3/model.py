@@ -21,7 +21,9 @@ from torch import Tensor
 from lightx2v_sgmd.families.base import (
     AuthorsSampler,
     Feature,
+    ImageEncoder,
     Pipeline,
+    TakesImage,
     stays_float32,
     within_modules,
 )
@@ -403,6 +405,28 @@ class SD3Model:
             return self.full_text_encoder_config()
         configs = (published.CLIP_L, published.CLIP_G, published.T5_XXL)
         return dict(zip(self._encoders, configs, strict=False))
+
+    @property
+    def takes_image(self) -> TakesImage:
+        """Never: it makes images from text alone."""
+        return "never"
+
+    @property
+    def image_encoder_parts(self) -> tuple[Part, ...]:
+        """None: nothing starts from an image."""
+        return ()
+
+    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
+        """Nothing: nothing starts from an image."""
+        return {}
+
+    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
+        """Refuses an image to start from.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{self.path} makes images from text alone; leave out the image")
 
     def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
         """Scales what the VAE encoded, ``[B, C, 1, h, w]``, for the network."""

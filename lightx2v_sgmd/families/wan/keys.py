@@ -70,6 +70,13 @@ _TRANSFORMER: Final = _Templates(
         (f"{_EMBEDDERS}.time_embedder.linear_1.{{rest}}", "time_embedding.0.{rest}"),
         (f"{_EMBEDDERS}.time_embedder.linear_2.{{rest}}", "time_embedding.2.{rest}"),
         (f"{_EMBEDDERS}.time_proj.{{rest}}", "time_projection.1.{rest}"),
+        *(
+            (f"{_EMBEDDERS}.image_embedder.{ours}.{{rest}}", f"img_emb.proj.{theirs}.{{rest}}")
+            for ours, theirs in (("norm1", 0), ("ff.net.0.proj", 1), ("ff.net.2", 3), ("norm2", 4))
+        ),
+        ("blocks.{n}.attn2.add_k_proj.{rest}", "blocks.{n}.cross_attn.k_img.{rest}"),
+        ("blocks.{n}.attn2.add_v_proj.{rest}", "blocks.{n}.cross_attn.v_img.{rest}"),
+        ("blocks.{n}.attn2.norm_added_k.weight", "blocks.{n}.cross_attn.norm_k_img.weight"),
         ("scale_shift_table", "head.modulation"),
         ("proj_out.{rest}", "head.head.{rest}"),
         ("blocks.{n}.scale_shift_table", "blocks.{n}.modulation"),

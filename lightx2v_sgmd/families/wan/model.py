@@ -24,6 +24,7 @@ from lightx2v_sgmd.families.base import (
     AuthorsSampler,
     Feature,
     Pipeline,
+    TakesImage,
     stays_float32,
     within_modules,
 )
@@ -57,16 +58,28 @@ from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.forward import (
     decode_latents,
     normalized_latents,
+    predict,
     to_frames,
     vae_latents,
     velocity,
 )
 from lightx2v_sgmd.families.wan.frames import decode_frames
+from lightx2v_sgmd.families.wan.images import (
+    IMAGE_ROWS,
+    ImageEncoder,
+    image_conditioning,
+    load_image_rows,
+)
 from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.families.wan.sampling import (
     DEFAULT_SHIFT,
     EXPERTS_SHIFT,
+    IMAGE_NEGATIVE_PROMPT,
+    IMAGE_SHIFT,
     NEGATIVE_PROMPT,
+    WAN22_FPS,
+    WAN22_LATENT_CHANNELS,
+    WAN_FPS,
     shift_of_network,
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
@@ -106,7 +119,6 @@ __all__ = [
 ]
 
 BUNDLED: Final = "sprites"
-WAN_FPS: Final = 16.0
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 
 
@@ -128,6 +140,8 @@ class WanModel:
         low_noise: The model with the transformer of the times below ``boundary``, for Wan2.2-A14B;
             this model's own transformer then serves the others.
         boundary: The time at which the two transformers meet.
+        holds_first_frame: True if the network may be given a first frame, which it sees without
+            noise while the other tokens have theirs (Wan2.2-TI2V-5B).
     """
 
     path: str
@@ -140,6 +154,7 @@ class WanModel:
     loras: tuple[WeightedLora, ...] = ()
     low_noise: WanModel | None = None
     boundary: float | None = None
+    holds_first_frame: bool = False
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -171,8 +186,23 @@ class WanModel:
     def pipeline(self) -> Pipeline:
         """The stock pipeline that runs its students."""
         return Pipeline(
-            "WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel"
+            "WanImageToVideoPipeline" if self.takes_image == "always" else "WanPipeline",
+            "WanTransformer3DModel",
+            "AutoencoderKLWan",
+            "UMT5EncoderModel",
         )
+
+    @property
+    def takes_image(self) -> TakesImage:
+        """Whether it starts from an image: ``never``, ``always``, or ``optionally``."""
+        if self.transformer_config["in_channels"] != self.latent_channels:
+            return "always"
+        return "optionally" if self.holds_first_frame else "never"
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of channels of the latents."""
+        return int(self.transformer_config["out_channels"])
 
     @property
     def interpolant(self) -> Interpolant:
@@ -198,8 +228,10 @@ class WanModel:
 
     @property
     def fps(self) -> float:
-        """Frames per second of its videos: its folder's value, otherwise the 16 of Wan2.1."""
-        return WAN_FPS if self.video is None else self.video.fps
+        """Frames per second of its videos: its folder's value, otherwise that of its release."""
+        if self.video is not None:
+            return self.video.fps
+        return WAN22_FPS if self.latent_channels == WAN22_LATENT_CHANNELS else WAN_FPS
 
     @property
     def authors_sampler(self) -> AuthorsSampler:
@@ -207,17 +239,19 @@ class WanModel:
 
         For Wan's own networks that is UniPC with the shift of their code, whatever layout they are
         in. For others it is what ``scheduler/scheduler_config.json`` of the model's folder names,
-        Euler or UniPC, with its shift; without such a file it is UniPC with shift 5, Wan's default.
+        Euler or UniPC, with its shift; without such a file it is UniPC with Wan's default shift, 5,
+        or 3 for image-to-video.
 
         Raises:
             UserError: the scheduler's file is damaged.
         """
         path = Path(self.path) / "scheduler" / "scheduler_config.json"
-        named = AuthorsSampler("unipc", DEFAULT_SHIFT)
+        usual = IMAGE_SHIFT if self.takes_image == "always" else DEFAULT_SHIFT
+        named = AuthorsSampler("unipc", usual)
         if path.is_file():
             config = read_json_object(path)
             check_scheduler(config)
-            shift = float(config.get("flow_shift") or config.get("shift") or DEFAULT_SHIFT)
+            shift = float(config.get("flow_shift") or config.get("shift") or usual)
             euler = config.get("_class_name") == "FlowMatchEulerDiscreteScheduler"
             named = AuthorsSampler("euler" if euler else "unipc", shift)
         published = shift_of_network(self.transformer_config)
@@ -263,7 +297,7 @@ class WanModel:
             temporal=int(self.vae_config.get("scale_factor_temporal", 4)),
             spatial=int(self.vae_config.get("scale_factor_spatial", 8)),
             patch=(int(patch_t), int(patch_h), int(patch_w)),
-            channels=int(self.transformer_config["in_channels"]),
+            channels=self.latent_channels,
             most_positions=int(self.transformer_config.get("rope_max_seq_len", 1024)),
         )
 
@@ -308,8 +342,14 @@ class WanModel:
         return {TEXT: (None, self.text_dim)}
 
     def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
-        """The text ``[B, S, D]`` of prompts ``[S_i, D]``; zeros follow each."""
-        return text_conditioning(embeddings)
+        """The text ``[B, S, D]`` of prompts ``[S_i, D]``, zeros after each, and their images.
+
+        Args:
+            embeddings: Each prompt's ``text``, and beside it what ``load_image_encoder`` made of
+                its image, if it has one.
+        """
+        images = [{name: each[name] for name in each if name != TEXT} for each in embeddings]
+        return Conditioning({**text_conditioning(embeddings), **image_conditioning(images)})
 
     def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
         """A text without values, for measurements."""
@@ -328,12 +368,17 @@ class WanModel:
         conditioning: Conditioning,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Computes a network's velocity; see ``forward.velocity``."""
-        return velocity(network, x_t, time, conditioning["text"], dtype)
+        """Computes a network's velocity; see ``forward.predict``."""
+        return predict(network, x_t, time, conditioning, dtype)
 
     def fold_text_padding(self, network: Any) -> None:
-        """Makes a network attend to the text's padding once; see ``text_rows``."""
-        fold_text_padding(network)
+        """Makes a network attend to the text's padding once; see ``text_rows``.
+
+        Networks that attend to an image stay as they are: diffusers tells the image's rows from the
+        text's by the padded length.
+        """
+        if self.transformer_config.get("image_dim") is None:
+            fold_text_padding(network)
 
     def with_transformer_config(self, config: dict[str, Any]) -> WanModel:
         """The same model with other arguments of ``WanTransformer3DModel``, for both experts."""
@@ -482,6 +527,38 @@ class WanModel:
             return wan_original.TEXT_ENCODER_CONFIG
         return self.full_text_encoder_config()
 
+    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
+        """Loads what encodes an image that videos start from, in float32.
+
+        Raises:
+            UserError: as ``load_transformer``, or the model starts from no image.
+        """
+        if self.takes_image == "never":
+            raise UserError(
+                f"{self.path} makes videos from text alone; leave out the image, or use an "
+                "image-to-video model"
+            )
+        rows = None
+        if self.transformer_config.get("image_dim") is not None:
+            rows = load_image_rows(self.source, device)
+        spatial = self.size_rules.spatial
+        return ImageEncoder(self.load_vae(device=device), spatial, rows, self.holds_first_frame)
+
+    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
+        """Zeros in place of an image's latents and rows, where the network needs an image."""
+        if self.takes_image != "always":
+            return {}
+        found = {"image_latents": torch.zeros(self.latent_channels, *latents)}
+        if (width := self.transformer_config.get("image_dim")) is not None:
+            found["image_rows"] = torch.zeros(IMAGE_ROWS, int(width))
+        return found
+
+    @property
+    def image_encoder_parts(self) -> tuple[Part, ...]:
+        """The parts whose weights decide what becomes of an image."""
+        clip = self.transformer_config.get("image_dim") is not None
+        return ("vae", "image_encoder") if clip else ("vae",)
+
     def _weights(self, part: Part) -> WholeTensors:
         res_blocks = int(self.vae_config["num_res_blocks"])
         names: dict[Part, Names] = {
@@ -552,6 +629,8 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         source, config = find_source(str(model_folder(path)))
         video, negative = read_video_facts(Path(source.root))
         model = replace(_opened(source, config), video=video)
+        if config.get("image_dim") is not None:
+            negative = negative or IMAGE_NEGATIVE_PROMPT
         if negative is not None:
             model = replace(model, negative_prompt=negative)
         second = low_noise_source(source, config)
@@ -625,12 +704,21 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
             dict(wan_original.TEXT_ENCODER_CONFIG),
         )
     if not Path(source.root).is_dir() and known_transformer_config(source.root) is not None:
-        # Wan2.1's models on the hub share one VAE: nothing is downloaded to look at a job.
-        return WanModel(source.root, config, dict(wan_original.VAE_CONFIG), source)
+        # The VAEs of the models on the hub are known: nothing is downloaded to look at a job.
+        newer = config["out_channels"] == WAN22_LATENT_CHANNELS
+        published = wan_original.VAE_OF_WAN22_CONFIG if newer else wan_original.VAE_CONFIG
+        return WanModel(source.root, config, dict(published), source, holds_first_frame=newer)
     vae = source.config("vae") or {}
     if vae.get("_class_name") != "AutoencoderKLWan":
         raise UserError(
             f"{source.root}: vae/config.json describes a {vae.get('_class_name')}, not an "
             "AutoencoderKLWan"
         )
-    return WanModel(source.root, config, {"num_res_blocks": 2, **without_private(vae)}, source)
+    vae = {"num_res_blocks": 2, **without_private(vae)}
+    model = WanModel(source.root, config, vae, source)
+    if model.latent_channels != int(vae.get("z_dim", 16)):
+        raise UserError(
+            f"{source.root}: the transformer gives {model.latent_channels} channels and the VAE "
+            f"decodes {vae.get('z_dim', 16)}; they are of different models"
+        )
+    return replace(model, holds_first_frame=bool(source.model_index().get("expand_timesteps")))

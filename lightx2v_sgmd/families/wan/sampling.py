@@ -21,13 +21,31 @@ It is ``sample_neg_prompt`` of ``wan/configs/shared_config.py``, exactly. It nam
 overexposure, stillness, blur, subtitles, deformed limbs, walking backwards and the like.
 """
 
+IMAGE_NEGATIVE_PROMPT: Final = f"镜头晃动，{NEGATIVE_PROMPT}"
+"""The same for Wan2.1's image-to-video models, with "camera shake" before it.
+
+It is ``sample_neg_prompt`` of ``wan/configs/wan_i2v_14B.py``.
+"""
+
 DEFAULT_SHIFT: Final = 5.0
 """Flow shift of Wan's text-to-video sampler (``generate.py``, ``sample_shift``)."""
-SHIFT_BY_SIZE: Final[Mapping[tuple[int, int], float]] = {(40, 40): 5.0, (30, 12): 8.0}
-"""Flow shift by number of blocks and of attention heads: of 14B and of 1.3B.
+SHIFT_BY_SIZE: Final[Mapping[tuple[int, int], float]] = {
+    (40, 40): 5.0,
+    (30, 12): 8.0,
+    (30, 24): 5.0,
+}
+"""Flow shift by number of blocks and of attention heads: of 14B, of 1.3B and of Wan2.2's 5B.
 
-14B has the default of ``generate.py``; for 1.3B the README recommends 8, with guidance 6.
+14B has the default of ``generate.py``; for 1.3B the README recommends 8, with guidance 6. The 5B's
+is ``sample_shift`` of Wan2.2's ``wan/configs/wan_ti2v_5B.py``.
 """
+IMAGE_SHIFT: Final = 3.0
+"""Flow shift of image-to-video at 480p (``generate.py``); a folder's scheduler may say another."""
+
+WAN_FPS: Final = 16.0
+WAN22_FPS: Final = 24.0
+"""Frames per second of Wan2.1's videos, and of those that Wan2.2's own VAE decodes."""
+WAN22_LATENT_CHANNELS: Final = 48
 
 BOUNDARIES: Final[Mapping[str, float]] = {
     "Wan-AI/Wan2.2-T2V-A14B": 0.875,
@@ -48,5 +66,7 @@ def shift_of_network(config: Mapping[str, Any]) -> float | None:
     Args:
         config: The arguments of ``WanTransformer3DModel``.
     """
+    if config.get("in_channels") != config.get("out_channels"):
+        return None  # image-to-video: the size of the video decides, not the network
     size = config.get("num_layers"), config.get("num_attention_heads")
     return SHIFT_BY_SIZE.get(size)  # type: ignore[arg-type]

@@ -53,6 +53,19 @@ def refuse_variant(header: Header, expected: Mapping[str, tuple[int, ...]], what
     """
     strange = [name for name in header.tensors if name not in expected]
     variant = variant_of(strange)
+    from_image = any(IMAGE_TO_VIDEO.search(name) for name in expected)
+    if from_image and not any(IMAGE_TO_VIDEO.search(name) for name in header.tensors):
+        raise UserError(
+            f"{what}: holds weights without the layers of an image-to-video model, which its "
+            "configuration describes; give the config.json, or the base model, that belongs to "
+            "these weights"
+        )
+    if variant is not None and IMAGE_TO_VIDEO.search(strange[0]) and not from_image:
+        raise UserError(
+            f"{what}: holds weights of {variant}, such as {shortened(strange[0])}, and its "
+            "configuration describes a text-to-video model; give the config.json, or the base "
+            "model, that belongs to these weights"
+        )
     if variant is not None:
         raise UserError(
             f"{what}: holds weights of {variant}, such as {shortened(strange[0])}; only the "

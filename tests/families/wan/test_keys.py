@@ -139,7 +139,7 @@ def test_the_embedding_has_two_names_in_transformers() -> None:
         (wan_keys.transformer_to_original, "blocks.0.attn1.to_q.weight_scale"),
         (wan_keys.transformer_to_original, "blocks.00.attn1.to_q.weight"),
         (wan_keys.transformer_to_original, "blocks.0.norm3.weight"),
-        (wan_keys.transformer_to_diffusers, "blocks.0.cross_attn.k_img.weight"),
+        (wan_keys.transformer_to_diffusers, "blocks.0.cross_attn.k_audio.weight"),
         (wan_keys.transformer_to_diffusers, "model.blocks.0.self_attn.q.weight"),
         (wan_keys.transformer_to_diffusers, "blocks.0.self_attn.q.weight\n"),
         (wan_keys.transformer_to_diffusers, "blocks.٣.self_attn.q.weight"),

@@ -1,0 +1,114 @@
+"""Images that videos start from: checked and decoded within limits, cut to a video's shape.
+
+The formats are PNG, JPEG and WebP. Nothing else of Pillow's decoders is reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.untrusted.reading import read_limited
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+MOST_BYTES: Final = 50_000_000
+MOST_PIXELS: Final = 50_000_000
+"""Most pixels of an image; cameras have some 50 million."""
+LEAST_SIDE: Final = 16
+"""Least pixels of a side."""
+
+
+def read_image(path: str | Path) -> Any:
+    """Reads an image as Pillow's RGB image, turned as its camera says.
+
+    Raises:
+        UserError: the file is missing, too large, damaged, or of another format.
+    """
+    return decode_image(read_limited(Path(path), MOST_BYTES), str(path))
+
+
+def decode_image(content: bytes, what: str) -> Any:
+    """Decodes the content of an image file; see ``read_image``.
+
+    Args:
+        content: The bytes of the file.
+        what: The image's name in messages.
+    """
+    from PIL import ImageOps
+
+    with _damage_named(what):
+        image = _opened(content, what)
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def check_image(path: str | Path) -> str:
+    """Checks an image file as far as its header tells; returns the sha256 of its content.
+
+    Raises:
+        UserError: as ``read_image``, for what a header shows.
+    """
+    content = read_limited(Path(path), MOST_BYTES)
+    with _damage_named(str(path)):
+        _opened(content, str(path))
+    return hashlib.sha256(content).hexdigest()
+
+
+def fitted(image: Any, height: int, width: int) -> Any:
+    """The largest part of an image, from its middle, that has the shape of a video.
+
+    Args:
+        image: Pillow's image.
+        height: The video's.
+        width: The video's.
+
+    Returns:
+        The part, at the image's own resolution.
+    """
+    taken_width = min(image.width, max(1, round(image.height * width / height)))
+    taken_height = min(image.height, max(1, round(image.width * height / width)))
+    left = (image.width - taken_width) // 2
+    top = (image.height - taken_height) // 2
+    return image.crop((left, top, left + taken_width, top + taken_height))
+
+
+def _opened(content: bytes, what: str) -> Any:
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(
+            f"{what}: has {image.width} x {image.height} pixels, more than the {MOST_PIXELS:,} "
+            "that are read; make it smaller"
+        )
+    if min(image.size) < LEAST_SIDE:
+        raise UserError(
+            f"{what}: has {image.width} x {image.height} pixels; give an image of at least "
+            f"{LEAST_SIDE} x {LEAST_SIDE}"
+        )
+    return image
+
+
+@contextmanager
+def _damage_named(what: str) -> Iterator[None]:
+    """Makes whatever Pillow raises for a damaged file one line."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the limits here are stricter than Pillow's warning
+            yield
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{what}: is no PNG, JPEG or WebP image; convert it to one") from None
+    except Exception as error:  # a decoder raises anything for a damaged file
+        raise UserError(
+            f"{what}: cannot be decoded ({first_line(error)}); it is damaged, save it again"
+        ) from None
