@@ -174,8 +174,12 @@ class WanModel:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """All: the fast paths were written for these networks."""
-        return frozenset(get_args(Feature))
+        """All: the fast paths were written for these networks, with one time for a whole video.
+
+        A network that may be given a first frame has a time for each token.
+        """
+        every: frozenset[Feature] = frozenset(get_args(Feature))
+        return every - {"sequence", "fast_blocks"} if self.holds_first_frame else every
 
     @property
     def formats(self) -> tuple[str, ...]:
