@@ -122,6 +122,25 @@ def make_tiny_wan(
     return write_wan_folder(folder, transformer, vae, text_encoder, tokenizer, 3.0, **more)
 
 
+def tiny_t5(vocabulary: int, width: int, layers: int) -> T5EncoderModel:
+    """A random T5 encoder with rows of that width."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=width,
+            d_kv=8,
+            d_ff=32,
+            num_layers=layers,
+            num_heads=2,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=32,
+            tie_word_embeddings=False,
+        )
+    )
+
+
 def make_tiny_cogvideox(folder: Path, seed: int = 0, rotary: bool = False) -> Path:
     """Writes a random CogVideoX for 32x32 videos of 8k + 1 frames, in the layout of 2b, or of 5b.
 
@@ -130,21 +149,7 @@ def make_tiny_cogvideox(folder: Path, seed: int = 0, rotary: bool = False) -> Pa
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = make_tokenizer(WORDS, max_length=226)
-        text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer),
-                d_model=16,
-                d_kv=8,
-                d_ff=32,
-                num_layers=2,
-                num_heads=2,
-                dropout_rate=0.0,
-                feed_forward_proj="gated-gelu",
-                relative_attention_num_buckets=16,
-                relative_attention_max_distance=32,
-                tie_word_embeddings=False,
-            )
-        )
+        text_encoder = tiny_t5(len(tokenizer), width=16, layers=2)
         vae = AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 3,
             up_block_types=("CogVideoXUpBlock3D",) * 3,

@@ -16,11 +16,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
 )
 
-from tests.tiny import WORDS
+from tests.tiny import WORDS, tiny_t5
 from tools.models.wan_folder import make_tokenizer
 
 
@@ -67,21 +65,7 @@ def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = 
             p.data += 0.05 * torch.randn_like(p)
         transformer.context_embedder.weight.data *= 5
         clips = [_tiny_clip(width, act) for width, act in ((8, "quick_gelu"), (12, "gelu"))]
-        encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer),
-                d_model=32,
-                d_kv=8,
-                d_ff=32,
-                num_layers=1,
-                num_heads=2,
-                dropout_rate=0.0,
-                feed_forward_proj="gated-gelu",
-                relative_attention_num_buckets=16,
-                relative_attention_max_distance=32,
-                tie_word_embeddings=False,
-            )
-        )
+        encoder = tiny_t5(len(tokenizer), width=32, layers=1)
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

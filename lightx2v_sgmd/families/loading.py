@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+from lightx2v_sgmd.families.base import within_modules
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
@@ -82,3 +84,26 @@ def fill(
         on_part,
     )
     return network.eval()
+
+
+def load_t5(
+    build: Callable[[], Any],
+    dtype: torch.dtype,
+    fill: Callable[[Any, Callable[[str], bool]], Any],
+) -> Any:
+    """Loads a T5 or umT5 encoder, frozen.
+
+    Args:
+        build: Builds it, with random weights.
+        dtype: The precision of its weights.
+        fill: Fills the empty network with its weights, given those that are float32 anyway as a
+            function of a weight's name, and returns it.
+    """
+    with empty_weights():
+        network = build()
+    network.set_input_embeddings(network.shared)
+    # This product overflows in float16, in every T5.
+    in_float32 = {"wo"} if dtype == torch.float16 else set()
+    filled = fill(network, partial(within_modules, in_float32)).requires_grad_(False)
+    filled.set_input_embeddings(filled.shared)
+    return filled

@@ -92,7 +92,7 @@ class Source:
         if part == "transformer" and self.transformer:
             return list(self.transformer)
         if self.layout == "diffusers":
-            name = self._name(part)
+            name = self.folder_name(part)
             return weight_files(self._folder(_within(name)) / name, _STEMS[part], by_name=True)
         stem = _ORIGINAL_STEMS[part]
         within = f"{self.network}/" if part == "transformer" and self.network else ""
@@ -131,7 +131,7 @@ class Source:
         """A part's ``config.json``; None if the layout has none."""
         if self.layout == "original":
             return None
-        name = self._name(part)
+        name = self.folder_name(part)
         path = self._folder([f"{name}/config.json"]) / name / "config.json"
         config = read_json(path)
         if part in self.checks:
@@ -162,7 +162,7 @@ class Source:
             raise UserError(f"{folder}: is missing; {_WHOLE}")
         return folder
 
-    def _name(self, part: Part) -> str:
+    def folder_name(self, part: Part) -> str:
         """The name of a part's folder in diffusers' layout."""
         return self.network if part == "transformer" and self.network else part
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.t5 import check_vocabulary
 from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S text tokens, D text width
@@ -61,12 +62,7 @@ class TextEncoder:
         """Hidden states ``[B, S, D]`` and mask ``[B, S]``; the caller's gradient mode applies."""
         device = self.network.device
         ids, mask = self.tokenize(prompts)
-        known = int(self.network.config.vocab_size)
-        if int(ids.max()) >= known:
-            raise UserError(
-                f"the tokenizer gives token {int(ids.max())}, but the text encoder has {known}; "
-                "give the tokenizer and the text encoder of one model"
-            )
+        check_vocabulary(ids, self.network)
         hidden = self.network(ids.to(device), mask.to(device)).last_hidden_state
         return hidden, mask.to(device)
 

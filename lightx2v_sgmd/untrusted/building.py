@@ -46,6 +46,17 @@ def build_text_encoder(config: Mapping[str, Any]) -> Any:
     return build_checked(build, config, TEXT_ENCODER, "text_encoder")
 
 
+def build_t5(config: Mapping[str, Any]) -> Any:
+    """Builds a ``T5EncoderModel``; raises as ``build_transformer``."""
+    prepare_libraries()
+    from transformers import T5Config, T5EncoderModel
+
+    def build(known: dict[str, Any]) -> Any:
+        return T5EncoderModel(T5Config(**known))
+
+    return build_checked(build, config, TEXT_ENCODER, "text encoder")
+
+
 def build_checked(
     build: Callable[[dict[str, Any]], Any],
     config: Mapping[str, Any],

@@ -14,10 +14,8 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.building import build_checked
 from lightx2v_sgmd.untrusted.configs import (
-    TEXT_ENCODER,
     check_class,
     check_sizes,
-    check_t5_sizes,
     refuse_code,
 )
 from lightx2v_sgmd.untrusted.fields import Choice, Field, Flag, Null, Real, Several, Whole, optional
@@ -148,13 +146,6 @@ def check_vae(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_text_encoder(config: Mapping[str, Any]) -> None:
-    """Checks the arguments of ``T5Config``; raises as ``check_transformer``."""
-    refuse_code(config)
-    check_class(config, "architectures", ("T5EncoderModel", "T5ForConditionalGeneration"))
-    check_t5_sizes(config)
-
-
 def check_scheduler(config: Mapping[str, Any]) -> None:
     """Checks the noise schedule of the model's training; raises as ``check_transformer``."""
     refuse_code(config)
@@ -182,14 +173,3 @@ def build_vae(config: Mapping[str, Any]) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     return build_checked(AutoencoderKLCogVideoX.from_config, config, VAE, "vae")
-
-
-def build_text_encoder(config: Mapping[str, Any]) -> Any:
-    """Builds a ``T5EncoderModel``; raises as ``build_transformer``."""
-    prepare_libraries()
-    from transformers import T5Config, T5EncoderModel
-
-    def build(known: dict[str, Any]) -> Any:
-        return T5EncoderModel(T5Config(**known))
-
-    return build_checked(build, config, TEXT_ENCODER, "text_encoder")

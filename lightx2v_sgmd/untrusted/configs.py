@@ -294,6 +294,13 @@ def check_t5_sizes(config: Mapping[str, Any]) -> None:
             raise UserError(f"{first} times {second} is more than {_WEIGHTS_MOST}")
 
 
+def check_t5(config: Mapping[str, Any]) -> None:
+    """Checks the arguments of ``T5Config``; raises as ``check_transformer``."""
+    refuse_code(config)
+    check_class(config, "architectures", ("T5EncoderModel", "T5ForConditionalGeneration"))
+    check_t5_sizes(config)
+
+
 def check_vision_encoder(config: Mapping[str, Any]) -> None:
     """Checks a vision encoder's ``config.json``; raises as ``check_transformer``."""
     refuse_code(config)

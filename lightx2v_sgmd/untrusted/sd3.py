@@ -14,10 +14,8 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.building import build_checked
 from lightx2v_sgmd.untrusted.configs import (
-    TEXT_ENCODER,
     check_class,
     check_sizes,
-    check_t5_sizes,
     refuse_code,
 )
 from lightx2v_sgmd.untrusted.fields import Choice, Field, Flag, Real, Several, Whole, optional
@@ -131,13 +129,6 @@ def check_clip(config: Mapping[str, Any]) -> None:
     check_sizes(config, CLIP)
 
 
-def check_t5(config: Mapping[str, Any]) -> None:
-    """Checks the arguments of ``T5Config``; raises as ``check_transformer``."""
-    refuse_code(config)
-    check_class(config, "architectures", ("T5EncoderModel", "T5ForConditionalGeneration"))
-    check_t5_sizes(config)
-
-
 def check_scheduler(config: Mapping[str, Any]) -> None:
     """Checks ``scheduler_config.json``; raises as ``check_transformer``."""
     refuse_code(config)
@@ -174,14 +165,3 @@ def build_clip(config: Mapping[str, Any]) -> Any:
         return CLIPTextModelWithProjection(CLIPTextConfig(**known))
 
     return build_checked(build, config, CLIP, "text_encoder")
-
-
-def build_t5(config: Mapping[str, Any]) -> Any:
-    """Builds a ``T5EncoderModel``; raises as ``build_transformer``."""
-    prepare_libraries()
-    from transformers import T5Config, T5EncoderModel
-
-    def build(known: dict[str, Any]) -> Any:
-        return T5EncoderModel(T5Config(**known))
-
-    return build_checked(build, config, TEXT_ENCODER, "text_encoder_3")

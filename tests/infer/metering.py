@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
@@ -118,7 +118,7 @@ def metered(monkeypatch: pytest.MonkeyPatch, stored: str = "BF16") -> Iterator[D
 
     def noted(model: WanModel, network: Any, part: str, *args: Any, **kwargs: Any) -> Any:
         state = network.state_dict().items()
-        shapes[part] = {k: tuple(v.shape) for k, v in state if k not in TEXT_ENCODER_ALIASES}
+        shapes[part] = {k: tuple(v.shape) for k, v in state if k not in EMBEDDING_ALIASES}
         meter.exempt(network.parameters())
         return fill(model, network, part, *args, **kwargs)  # type: ignore[arg-type]
 

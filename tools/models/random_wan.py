@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
+from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.wan.model import TextEncoder, WanModel, open_wan, stays_float32
 from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
@@ -143,7 +143,7 @@ def _filled(
     shapes = {
         name: tuple(p.shape)
         for name, p in network.named_parameters()
-        if name not in TEXT_ENCODER_ALIASES
+        if name not in EMBEDDING_ALIASES
     }
     fill_network(
         network,

@@ -7,10 +7,9 @@ rotary ones; their noise schedules and VAEs differ in a number each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,34 +18,30 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.base import (
     AuthorsSampler,
-    Feature,
-    ImageEncoder,
     Pipeline,
-    TakesImage,
-    stays_float32,
-    within_modules,
 )
 from lightx2v_sgmd.families.cogvideox import published
 from lightx2v_sgmd.families.cogvideox.forward import decode_frames, decode_latents, predict_v
 from lightx2v_sgmd.families.cogvideox.text import PaddedTextEncoder
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
+from lightx2v_sgmd.families.loading import load_t5
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources import Part, Source, diffusers_source, without_private
-from lightx2v_sgmd.families.text_rows import TextEncoder, text_dtype
+from lightx2v_sgmd.families.sources import Part, diffusers_source, without_private
+from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
+from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
-from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import NUM_TRAIN_TIMESTEPS, Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import cogvideox as untrusted
-from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
+from lightx2v_sgmd.untrusted.building import build_t5
+from lightx2v_sgmd.untrusted.configs import check_t5
 
 # C channels, T latent frames, h, w latent height and width
 
@@ -54,49 +49,25 @@ NETWORK: Final = "CogVideoXTransformer3DModel"
 _CHECKS: Final = {
     "transformer": untrusted.check_transformer,
     "vae": untrusted.check_vae,
-    "text_encoder": untrusted.check_text_encoder,
+    "text_encoder": check_t5,
     "scheduler": untrusted.check_scheduler,
 }
-_EMBEDDING_ALIASES: Final = ("encoder.embed_tokens.weight",)
-"""Second names that ``T5EncoderModel`` gives to ``shared.weight``."""
 
 
 @dataclass(frozen=True)
-class CogVideoXModel:
+class CogVideoXModel(DiffusersModel):
     """A CogVideoX model whose configuration was read, and whose weights were not.
 
     Attributes:
-        path: The path as given to ``open_cogvideox``: a folder or a hub id.
-        transformer_config: Arguments of ``CogVideoXTransformer3DModel``.
-        vae_config: Arguments of ``AutoencoderKLCogVideoX``.
         scheduler: Arguments of the scheduler: the noise schedule of the model's training.
-        source: Location of its parts.
-        video: The size, length and frame rate that it was made for.
-        negative_prompt: The prompt that guidance leads away from; its authors use "".
     """
 
-    path: str
-    transformer_config: dict[str, Any]
-    vae_config: dict[str, Any]
-    scheduler: dict[str, Any]
-    source: Source
-    video: VideoFacts | None = None
-    negative_prompt: str = ""
+    scheduler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
         """The family's name, for messages."""
         return "CogVideoX"
-
-    @property
-    def features(self) -> frozenset[Feature]:
-        """None: its blocks run as diffusers has them."""
-        return frozenset()
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The export formats that its students can be written in."""
-        return ("diffusers",)
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -109,11 +80,6 @@ class CogVideoXModel:
         return Pipeline(
             "CogVideoXPipeline", NETWORK, "AutoencoderKLCogVideoX", "T5EncoderModel", "T5Tokenizer"
         )
-
-    @property
-    def loras(self) -> tuple[WeightedLora, ...]:
-        """None: LoRA files are not read for this family."""
-        return ()
 
     @cached_property
     def interpolant(self) -> Interpolant:
@@ -170,10 +136,6 @@ class CogVideoXModel:
         drawn = torch.randn(1, frames, channels, height, width, generator=generator)
         return drawn.transpose(1, 2).contiguous()
 
-    def negative_prompt_for(self, asked: str | None) -> str:
-        """The negative prompt that a job asks for; None asks for the authors' own."""
-        return self.negative_prompt if asked is None else asked
-
     @property
     def fps(self) -> float:
         """Frames per second of its videos: its folder's value, otherwise 8."""
@@ -198,11 +160,6 @@ class CogVideoXModel:
     def num_heads(self) -> int:
         """Number of attention heads."""
         return int(self.transformer_config.get("num_attention_heads", 30))
-
-    @property
-    def width(self) -> int:
-        """Number of channels of a token in the transformer."""
-        return self.num_heads * self.head_dim
 
     @property
     def text_dim(self) -> int:
@@ -232,23 +189,6 @@ class CogVideoXModel:
             most_positions=1024,
             frame_step=2 * temporal,
         )
-
-    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
-        """``(C, T, h, w)`` of a video's latents.
-
-        Raises:
-            UserError: the model cannot make a video of that size.
-        """
-        return self.size_rules.latent_shape(height, width, num_frames)
-
-    def token_count(self, height: int, width: int, num_frames: int) -> int:
-        """Number of tokens (patches) of one video; raises as ``latent_shape``."""
-        latents = self.latent_shape(height, width, num_frames)[1:]
-        return prod(n // p for n, p in zip(latents, self.size_rules.patch, strict=True))
-
-    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
-        """The precision of T5; see ``text_rows.text_dtype``."""
-        return text_dtype(teacher_dtype)
 
     @property
     def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
@@ -281,35 +221,6 @@ class CogVideoXModel:
         assert isinstance(tokens, Tensor), "a block of CogVideoX returns two tensors"
         return tokens
 
-    def fold_text_padding(self, network: Any) -> None:
-        """Changes nothing: padding tokens have values of their own."""
-
-    def with_loras(self, loras: Sequence[WeightedLora]) -> CogVideoXModel:
-        """Refuses LoRA files.
-
-        Raises:
-            UserError: there is any.
-        """
-        if loras:
-            raise UserError(
-                f"lora: {loras[0].path}: LoRA files are not supported for CogVideoX; give weights "
-                "with it merged"
-            )
-        return self
-
-    def with_transformer_config(self, config: dict[str, Any]) -> CogVideoXModel:
-        """The same model with other arguments of ``CogVideoXTransformer3DModel``."""
-        return replace(self, transformer_config=config)
-
-    def with_blocks(self, count: int) -> CogVideoXModel:
-        """The same model with another number of blocks."""
-        return self.with_transformer_config(self.transformer_config | {"num_layers": count})
-
-    def refuse_variant(
-        self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
-    ) -> None:
-        """Refuses nothing: other variants show in their configurations."""
-
     def build_transformer(self) -> Any:
         """Builds the network with random weights (none on the meta device)."""
         return untrusted.build_transformer(self.transformer_config)
@@ -320,46 +231,7 @@ class CogVideoXModel:
 
     def build_text_encoder(self) -> Any:
         """Builds a ``T5EncoderModel`` with random weights (none on the meta device)."""
-        return untrusted.build_text_encoder(self.expected_text_encoder_config())
-
-    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the transformer's weights under diffusers' names; reads no weights."""
-        return shapes_of(self.build_transformer)
-
-    def transformer_weights(self) -> WholeTensors:
-        """The transformer's weights; reads tensors or slices on request.
-
-        Raises:
-            UserError: the weights are missing or cannot be trusted.
-        """
-        return self._weights("transformer")
-
-    def vae_weights(self) -> WholeTensors:
-        """The VAE's weights; see ``transformer_weights``."""
-        return self._weights("vae")
-
-    def text_encoder_weights(self) -> WholeTensors:
-        """The text encoder's weights, with the embedding as ``shared.weight``."""
-        return self._weights("text_encoder")
-
-    def load_transformer(
-        self,
-        dtype: torch.dtype = torch.float32,
-        device: Device = "cpu",
-        on_part: OnPart | None = None,
-    ) -> Any:
-        """Loads the transformer; see ``Model.load_transformer``."""
-        with empty_weights():
-            network = self.build_transformer()
-        kept = stays_float32(network)
-        return self._fill(network, "transformer", dtype, kept, device, on_part)
-
-    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
-        """Loads the VAE, frozen; raises as ``load_transformer``."""
-        with empty_weights():
-            network = self.build_vae()
-        kept = stays_float32(network)
-        return self._fill(network, "vae", dtype, kept, device).requires_grad_(False)
+        return build_t5(self.expected_text_encoder_config())
 
     def load_text_encoder(
         self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
@@ -367,23 +239,12 @@ class CogVideoXModel:
         """Loads the tokenizer and the T5 encoder, frozen; raises as ``load_transformer``."""
         config = self.full_text_encoder_config()
         tokenizer = self.load_tokenizer()
-        with empty_weights():
-            network = untrusted.build_text_encoder(config)
-        network.set_input_embeddings(network.shared)
-        # This product overflows in float16, as in every T5.
-        kept = partial(within_modules, {"wo"} if dtype == torch.float16 else set())
-        filled = self._fill(network, "text_encoder", dtype, kept, device, on_part)
-        filled.requires_grad_(False)
-        filled.set_input_embeddings(filled.shared)
-        return PaddedTextEncoder(tokenizer, filled, self.text_length)
 
-    def text_encoder_files(self) -> list[Path]:
-        """The files that decide an embedding: the encoder's weights and its tokenizer."""
-        return [*self.source.files("text_encoder"), *self.source.tokenizer_files()]
+        def filled(network: Any, in_float32: Callable[[str], bool]) -> Any:
+            return self._fill(network, "text_encoder", dtype, in_float32, device, on_part)
 
-    def load_tokenizer(self) -> Any:
-        """Loads the tokenizer alone; raises as ``load_transformer``."""
-        return load_tokenizer(self.source.tokenizer())
+        network = load_t5(partial(build_t5, config), dtype, filled)
+        return PaddedTextEncoder(tokenizer, network, self.text_length)
 
     def full_text_encoder_config(self) -> dict[str, Any]:
         """The arguments of ``T5Config``.
@@ -402,32 +263,7 @@ class CogVideoXModel:
     def expected_text_encoder_config(self) -> Mapping[str, Any]:
         """The same without a download: T5-XXL's without a file here."""
         file = Path(self.source.root) / "text_encoder" / "config.json"
-        return self.full_text_encoder_config() if file.is_file() else published.TEXT_ENCODER_CONFIG
-
-    @property
-    def takes_image(self) -> TakesImage:
-        """Never: its image-to-video models are not supported."""
-        return "never"
-
-    @property
-    def image_encoder_parts(self) -> tuple[Part, ...]:
-        """None: no video starts from an image."""
-        return ()
-
-    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
-        """Nothing: no video starts from an image."""
-        return {}
-
-    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
-        """Refuses to start a video from an image.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            f"{self.path} makes videos from text alone; leave out the image, or use an "
-            "image-to-video model"
-        )
+        return self.full_text_encoder_config() if file.is_file() else T5_XXL
 
     def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
         """Scales what the VAE encoded, ``[B, C, T, h, w]``, for the network."""
@@ -442,38 +278,7 @@ class CogVideoXModel:
         return decode_frames(vae, latents, frames)
 
     def _weights(self, part: Part) -> WholeTensors:
-        return WholeTensors(self.source.files(part), _one_embedding)
-
-    def _fill(
-        self,
-        network: Any,
-        part: Part,
-        dtype: torch.dtype,
-        in_float32: Any,
-        device: Device,
-        on_part: OnPart | None = None,
-    ) -> Any:
-        return fill(
-            network,
-            self._weights(part),
-            f"teacher.path: {part} of {self.path}",
-            dtype,
-            in_float32,
-            device,
-            on_part,
-            aliases=_EMBEDDING_ALIASES,
-        )
-
-
-def _one_embedding(stored: Any) -> dict[str, str]:
-    """Names of weights as they are stored, with the text encoder's embedding once."""
-    names = list(stored)
-    twice = "shared.weight" in names
-    return {
-        name: "shared.weight" if name in _EMBEDDING_ALIASES else name
-        for name in names
-        if not (twice and name in _EMBEDDING_ALIASES)
-    }
+        return WholeTensors(self.source.files(part), one_embedding)
 
 
 def open_cogvideox(path: str | Path) -> CogVideoXModel:
@@ -507,5 +312,5 @@ def open_cogvideox(path: str | Path) -> CogVideoXModel:
     except UserError as error:
         raise UserError(f"teacher.path: {error}") from error
     return CogVideoXModel(
-        str(path), config, vae, scheduler, source, video, "" if negative is None else negative
+        str(path), config, vae, source, video, negative or "", scheduler=scheduler
     )

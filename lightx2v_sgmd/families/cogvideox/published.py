@@ -40,26 +40,5 @@ SCHEDULER_CONFIG: Final[Mapping[str, Any]] = {
     "set_alpha_to_one": True,
 }
 
-TEXT_ENCODER_CONFIG: Final[Mapping[str, Any]] = {
-    "model_type": "t5",
-    "architectures": ["T5EncoderModel"],
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "feed_forward_proj": "gated-gelu",
-    "layer_norm_epsilon": 1e-6,
-    "dropout_rate": 0.1,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-    "tie_word_embeddings": False,
-}
-"""``google/t5-v1_1-xxl``."""
-
 FPS: Final = 8.0
 """Frames per second of their videos (arXiv 2408.06072; 49 frames are 6 seconds)."""

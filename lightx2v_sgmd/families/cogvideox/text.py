@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightx2v_sgmd.families.t5 import check_vocabulary
 from lightx2v_sgmd.families.text_rows import TextEncoder
-from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S text tokens, D text width
 
@@ -51,10 +51,5 @@ class PaddedTextEncoder(TextEncoder):
         """Hidden states ``[B, S, D]`` and the tokenizer's mask ``[B, S]``, which is not used."""
         device = self.network.device
         ids, mask = self.tokenize(prompts)
-        known = int(self.network.config.vocab_size)
-        if int(ids.max()) >= known:
-            raise UserError(
-                f"the tokenizer gives token {int(ids.max())}, but the text encoder has {known}; "
-                "give the tokenizer and the text encoder of one model"
-            )
+        check_vocabulary(ids, self.network)
         return self.network(ids.to(device)).last_hidden_state, mask.to(device)

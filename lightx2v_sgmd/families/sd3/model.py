@@ -8,10 +8,9 @@ keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,19 +19,13 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.base import (
     AuthorsSampler,
-    Feature,
-    ImageEncoder,
     Pipeline,
-    TakesImage,
-    stays_float32,
-    within_modules,
 )
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
-from lightx2v_sgmd.families.lora.reading import open_lora
-from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
+from lightx2v_sgmd.families.loading import empty_weights, load_t5
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.sd3 import published
 from lightx2v_sgmd.families.sd3.forward import (
@@ -43,17 +36,17 @@ from lightx2v_sgmd.families.sd3.forward import (
 )
 from lightx2v_sgmd.families.sd3.text import POOLED, SD3TextEncoder
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources import Part, Source, diffusers_source, without_private
-from lightx2v_sgmd.families.text_rows import text_dtype
+from lightx2v_sgmd.families.sources import Part, diffusers_source, without_private
+from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
-from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import sd3 as untrusted
+from lightx2v_sgmd.untrusted.building import build_t5
+from lightx2v_sgmd.untrusted.configs import check_t5
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
 # B batch, C channels, T = 1 frame, h, w latent height and width, S text tokens, D text width,
@@ -67,55 +60,29 @@ _CHECKS: Final = {
     "vae": untrusted.check_vae,
     "text_encoder": untrusted.check_clip,
     "text_encoder_2": untrusted.check_clip,
-    "text_encoder_3": untrusted.check_t5,
+    "text_encoder_3": check_t5,
     "scheduler": untrusted.check_scheduler,
 }
-_T5_ALIASES: Final = ("encoder.embed_tokens.weight",)
-"""Second names that ``T5EncoderModel`` gives to ``shared.weight``."""
 _POSITIONS: Final = "text_model.embeddings.position_ids"
 """A constant that old files of CLIP have among the weights."""
 
 
 @dataclass(frozen=True)
-class SD3Model:
+class SD3Model(DiffusersModel):
     """An SD3 model whose configuration was read, and whose weights were not.
 
     Attributes:
-        path: The path as given to ``open_sd3``: a folder or a hub id.
-        transformer_config: Arguments of ``SD3Transformer2DModel``.
-        vae_config: Arguments of ``AutoencoderKL``.
         shift: The flow shift of its scheduler.
-        source: Location of its parts.
         has_t5: True if the model has its third text encoder.
-        video: The size that it was made for.
-        negative_prompt: The prompt that guidance leads away from; its authors use "".
-        loras: LoRA files that are merged into the network when its weights are read.
     """
 
-    path: str
-    transformer_config: dict[str, Any]
-    vae_config: dict[str, Any]
-    shift: float
-    source: Source
+    shift: float = published.SHIFT
     has_t5: bool = True
-    video: VideoFacts | None = None
-    negative_prompt: str = ""
-    loras: tuple[WeightedLora, ...] = ()
 
     @property
     def family(self) -> str:
         """The family's name, for messages."""
         return "SD3"
-
-    @property
-    def features(self) -> frozenset[Feature]:
-        """None: its blocks run as diffusers has them."""
-        return frozenset()
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The export formats that its students can be written in."""
-        return ("diffusers",)
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -148,14 +115,6 @@ class SD3Model:
         """3, that of the published schedulers; a student's own scheduler states another number."""
         return published.SHIFT
 
-    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Draws the noise ``[1, C, 1, h, w]`` of one image as the stock pipeline does."""
-        return torch.randn(1, *shape, generator=generator)
-
-    def negative_prompt_for(self, asked: str | None) -> str:
-        """The negative prompt that a job asks for; None asks for the authors' own."""
-        return self.negative_prompt if asked is None else asked
-
     @property
     def fps(self) -> float:
         """1: an image is a video of one frame."""
@@ -180,11 +139,6 @@ class SD3Model:
     def num_heads(self) -> int:
         """Number of attention heads."""
         return int(self.transformer_config.get("num_attention_heads", 18))
-
-    @property
-    def width(self) -> int:
-        """Number of channels of a token in the transformer."""
-        return self.num_heads * self.head_dim
 
     @property
     def text_dim(self) -> int:
@@ -221,23 +175,6 @@ class SD3Model:
             images=True,
         )
 
-    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
-        """``(C, 1, h, w)`` of an image's latents.
-
-        Raises:
-            UserError: the model cannot make an image of that size.
-        """
-        return self.size_rules.latent_shape(height, width, num_frames)
-
-    def token_count(self, height: int, width: int, num_frames: int) -> int:
-        """Number of tokens (patches) of one image; raises as ``latent_shape``."""
-        latents = self.latent_shape(height, width, num_frames)[1:]
-        return prod(n // p for n, p in zip(latents, self.size_rules.patch, strict=True))
-
-    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
-        """The precision of the text encoders; see ``text_rows.text_dtype``."""
-        return text_dtype(teacher_dtype)
-
     def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
         """The text ``[B, S, D]`` and the pooled vectors ``[B, P]`` of prompts."""
         return Conditioning(
@@ -261,37 +198,10 @@ class SD3Model:
         """Computes a network's velocity; see ``forward.velocity``."""
         return velocity(network, x_t, time, conditioning[TEXT], conditioning[POOLED], dtype)
 
-    def fold_text_padding(self, network: Any) -> None:
-        """Does nothing: the rows of padding tokens differ, so each is attended to."""
-
     def video_tokens(self, output: Any) -> Tensor:
         """The image's tokens ``[B, N, D]`` in what a block returned: the second of its outputs."""
         tokens: Tensor = output[1]
         return tokens
-
-    def with_loras(self, loras: Sequence[WeightedLora]) -> SD3Model:
-        """The same model with LoRA files merged into its transformer; reads no weights.
-
-        Raises:
-            UserError: a file is missing, damaged, or no LoRA for this network.
-        """
-        shapes = self.transformer_shapes() if loras else {}
-        for lora in loras:
-            open_lora(lora.path, shapes)
-        return replace(self, loras=(*self.loras, *loras))
-
-    def with_transformer_config(self, config: dict[str, Any]) -> SD3Model:
-        """The same model with other arguments of ``SD3Transformer2DModel``."""
-        return replace(self, transformer_config=config)
-
-    def with_blocks(self, count: int) -> SD3Model:
-        """The same model with another number of blocks."""
-        return self.with_transformer_config(self.transformer_config | {"num_layers": count})
-
-    def refuse_variant(
-        self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
-    ) -> None:
-        """Refuses nothing: variants show in their configurations."""
 
     def build_transformer(self) -> Any:
         """Builds the network with random weights (none on the meta device)."""
@@ -306,56 +216,11 @@ class SD3Model:
         configs = self.expected_text_encoder_config()
         return torch.nn.ModuleDict({part: _build(part, configs[part]) for part in configs})
 
-    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the transformer's weights under diffusers' names; reads no weights."""
-        return shapes_of(self.build_transformer)
-
-    def transformer_weights(self) -> WholeTensors:
-        """The transformer's weights; reads tensors or slices on request.
-
-        Raises:
-            UserError: the weights are missing or cannot be trusted.
-        """
-        files = self.source.files("transformer")
-        if not self.loras:
-            return WholeTensors(files)
-        return MergedWholeTensors(files, None, LoraUpdates(self.loras, self.transformer_shapes()))
-
-    def vae_weights(self) -> WholeTensors:
-        """The VAE's weights; see ``transformer_weights``."""
-        return WholeTensors(self.source.files("vae"))
-
-    def text_encoder_weights(self) -> WholeTensors:
-        """The weights of the first text encoder, CLIP-L; see ``transformer_weights``."""
-        return WholeTensors(self.source.files("text_encoder"), _encoder_names)
-
     def text_encoder_files(self) -> list[Path]:
         """The files that decide an embedding: weights and tokenizers of all encoders."""
         weights = [file for part in self._encoders for file in self.source.files(part)]
         tokenizers = [f for name in self._tokenizers for f in self.source.tokenizer_files(name)]
         return [*weights, *tokenizers]
-
-    def load_transformer(
-        self,
-        dtype: torch.dtype = torch.float32,
-        device: Device = "cpu",
-        on_part: OnPart | None = None,
-    ) -> Any:
-        """Loads the transformer; see ``Model.load_transformer``."""
-        with empty_weights():
-            network = self.build_transformer()
-        weights = self.transformer_weights()
-        return self._fill(
-            network, "transformer", weights, dtype, stays_float32(network), device, on_part
-        )
-
-    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
-        """Loads the VAE, frozen; raises as ``load_transformer``."""
-        with empty_weights():
-            network = self.build_vae()
-        kept = stays_float32(network)
-        filled = self._fill(network, "vae", self.vae_weights(), dtype, kept, device)
-        return filled.requires_grad_(False)
 
     def load_text_encoder(
         self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
@@ -364,18 +229,18 @@ class SD3Model:
         configs = self.full_text_encoder_config()
         tokenizers = [load_tokenizer(self.source.tokenizer(name)) for name in self._tokenizers]
         networks = []
-        # This product overflows in float16, as in every T5.
-        kept = partial(within_modules, {"wo"} if dtype == torch.float16 else set())
         for part in self._encoders:
-            with empty_weights():
-                network = _build(part, configs[part])
+
+            def filled(network: Any, in_float32: Callable[[str], bool], part: Part = part) -> Any:
+                return self._fill(network, part, dtype, in_float32, device, on_part)
+
+            build = partial(_build, part, configs[part])
             if part == _ENCODERS[2]:
-                network.set_input_embeddings(network.shared)
-            weights = WholeTensors(self.source.files(part), _encoder_names)
-            filled = self._fill(network, part, weights, dtype, kept, device, on_part)
-            if part == _ENCODERS[2]:
-                filled.set_input_embeddings(filled.shared)
-            networks.append(filled.requires_grad_(False))
+                networks.append(load_t5(build, dtype, filled))
+            else:
+                with empty_weights():
+                    network = build()
+                networks.append(filled(network, lambda name: False).requires_grad_(False))
         lengths = (published.CLIP_TOKENS, published.T5_TOKENS)
         return SD3TextEncoder(tokenizers, networks, self.text_dim, lengths)
 
@@ -403,30 +268,8 @@ class SD3Model:
         """The same without a download: those of the published models without files here."""
         if (Path(self.source.root) / "text_encoder" / "config.json").is_file():
             return self.full_text_encoder_config()
-        configs = (published.CLIP_L, published.CLIP_G, published.T5_XXL)
+        configs = (published.CLIP_L, published.CLIP_G, T5_XXL)
         return dict(zip(self._encoders, configs, strict=False))
-
-    @property
-    def takes_image(self) -> TakesImage:
-        """Never: it makes images from text alone."""
-        return "never"
-
-    @property
-    def image_encoder_parts(self) -> tuple[Part, ...]:
-        """None: nothing starts from an image."""
-        return ()
-
-    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
-        """Nothing: nothing starts from an image."""
-        return {}
-
-    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
-        """Refuses an image to start from.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{self.path} makes images from text alone; leave out the image")
 
     def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
         """Scales what the VAE encoded, ``[B, C, 1, h, w]``, for the network."""
@@ -440,6 +283,10 @@ class SD3Model:
         """Decodes images ``[B, 1, 3, H, W]`` with gradient."""
         return decode_frames(vae, latents, frames)
 
+    def _weights(self, part: Part) -> WholeTensors:
+        names = _encoder_names if part in _ENCODERS else None
+        return WholeTensors(self.source.files(part), names)
+
     @property
     def _encoders(self) -> tuple[Part, ...]:
         return _ENCODERS if self.has_t5 else _ENCODERS[:2]
@@ -448,42 +295,15 @@ class SD3Model:
     def _tokenizers(self) -> tuple[str, ...]:
         return _TOKENIZERS if self.has_t5 else _TOKENIZERS[:2]
 
-    def _fill(
-        self,
-        network: Any,
-        part: Part,
-        weights: WholeTensors,
-        dtype: torch.dtype,
-        in_float32: Callable[[str], bool],
-        device: Device,
-        on_part: OnPart | None = None,
-    ) -> Any:
-        return fill(
-            network,
-            weights,
-            f"teacher.path: {part} of {self.path}",
-            dtype,
-            in_float32,
-            device,
-            on_part,
-            aliases=_T5_ALIASES,
-        )
-
 
 def _build(part: str, config: Mapping[str, Any]) -> Any:
-    build = untrusted.build_t5 if part == _ENCODERS[2] else untrusted.build_clip
+    build = build_t5 if part == _ENCODERS[2] else untrusted.build_clip
     return build(config)
 
 
-def _encoder_names(stored: Any) -> dict[str, str]:
+def _encoder_names(stored: Iterable[str]) -> dict[str, str]:
     """Names of an encoder's weights, with T5's embedding once and without CLIP's constant."""
-    names = [name for name in stored if name != _POSITIONS]
-    twice = "shared.weight" in names
-    return {
-        name: "shared.weight" if name in _T5_ALIASES else name
-        for name in names
-        if not (twice and name in _T5_ALIASES)
-    }
+    return one_embedding(name for name in stored if name != _POSITIONS)
 
 
 def open_sd3(path: str | Path) -> SD3Model:
@@ -517,5 +337,5 @@ def open_sd3(path: str | Path) -> SD3Model:
         raise UserError(f"teacher.path: {error}") from error
     has_t5 = not root.is_dir() or (root / _ENCODERS[2]).is_dir()
     return SD3Model(
-        str(path), config, vae, shift, source, has_t5, video, "" if negative is None else negative
+        str(path), config, vae, source, video, negative or "", shift=shift, has_t5=has_t5
     )

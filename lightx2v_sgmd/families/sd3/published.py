@@ -49,27 +49,6 @@ CLIP_G: Final[Mapping[str, Any]] = {
     "hidden_act": "gelu",
 }
 
-T5_XXL: Final[Mapping[str, Any]] = {
-    "model_type": "t5",
-    "architectures": ["T5EncoderModel"],
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "feed_forward_proj": "gated-gelu",
-    "layer_norm_epsilon": 1e-6,
-    "dropout_rate": 0.1,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-    "tie_word_embeddings": False,
-}
-"""``google/t5-v1_1-xxl``."""
-
 SHIFT: Final = 3.0
 """Flow shift of the published schedulers, and of students here."""
 CLIP_TOKENS: Final = 77

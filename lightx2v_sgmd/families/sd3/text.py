@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import TEXT, Embedding
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.families.t5 import check_vocabulary
 
 # B batch, S text tokens, D text width
 
@@ -87,10 +87,5 @@ def _tokens(tokenizer: Any, prompt: str, length: int, network: Any) -> Tensor:
         add_special_tokens=True,
         return_tensors="pt",
     ).input_ids
-    known = int(network.config.vocab_size)
-    if int(ids.max()) >= known:
-        raise UserError(
-            f"a tokenizer gives token {int(ids.max())}, but its text encoder has {known}; give the "
-            "tokenizers and the text encoders of one model"
-        )
+    check_vocabulary(ids, network)
     return ids.to(network.device)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from lightx2v_sgmd.families.t5 import EMBEDDING, EMBEDDING_ALIASES
 from lightx2v_sgmd.system.errors import UserError
 
 VAE_RES_BLOCKS: Final = 2
@@ -140,8 +141,6 @@ _TEXT_ENCODER: Final = _Templates(
         (f"{_T5_BLOCK}.1.DenseReluDense.wo.weight", "blocks.{n}.ffn.fc2.weight"),
     ]
 )
-TEXT_ENCODER_ALIASES: Final = ("encoder.embed_tokens.weight",)
-"""Second names that ``UMT5EncoderModel`` gives to ``shared.weight``; files hold it once."""
 
 
 def text_encoder_to_original(name: str) -> str:
@@ -152,7 +151,7 @@ def text_encoder_to_original(name: str) -> str:
     Raises:
         UserError: umT5's encoder has no weight of this name.
     """
-    main = "shared.weight" if name in TEXT_ENCODER_ALIASES else name
+    main = EMBEDDING if name in EMBEDDING_ALIASES else name
     return _known(_TEXT_ENCODER.to_original(main), name, "umT5's encoder")
 
 

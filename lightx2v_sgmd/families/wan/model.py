@@ -1,4 +1,4 @@
-"""Wan2.1 and Wan2.2-A14B text-to-video models: sizes, weights and networks of one teacher family.
+"""Wan2.1 and Wan2.2, from text or an image: sizes, weights and networks of one teacher family.
 
 A model is a folder in one of two layouts, that of ``Wan2.1-T2V-*-Diffusers`` (``transformer/``,
 ``vae/``, ``text_encoder/``, ``tokenizer/``) or that of the original release (``config.json``,
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -26,12 +25,12 @@ from lightx2v_sgmd.families.base import (
     Pipeline,
     TakesImage,
     stays_float32,
-    within_modules,
 )
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert, only_expert
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
+from lightx2v_sgmd.families.loading import load_t5
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora_updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
@@ -70,7 +69,6 @@ from lightx2v_sgmd.families.wan.images import (
     image_conditioning,
     load_image_rows,
 )
-from lightx2v_sgmd.families.wan.keys import TEXT_ENCODER_ALIASES
 from lightx2v_sgmd.families.wan.sampling import (
     DEFAULT_SHIFT,
     EXPERTS_SHIFT,
@@ -83,7 +81,6 @@ from lightx2v_sgmd.families.wan.sampling import (
     shift_of_network,
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
-from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import Header, refuse_outside_links
 from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
@@ -94,7 +91,6 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 from lightx2v_sgmd.untrusted.configs import check_scheduler
 from lightx2v_sgmd.untrusted.json_text import read_json_object
-from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
 # C channels, T latent frames, h, w latent height and width
 
@@ -123,20 +119,13 @@ WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 
 
 @dataclass(frozen=True)
-class WanModel:
+class WanModel(DiffusersModel):
     """A Wan model whose configuration was read, and whose weights were not.
 
     Attributes:
-        path: The path as given to ``open_wan``: a folder, a hub id or a file of weights.
-        transformer_config: Arguments of ``WanTransformer3DModel``.
-        vae_config: Arguments of ``AutoencoderKLWan``.
-        source: Location of its parts.
         text_encoder_config: Arguments of ``UMT5Config``; None if the model's own file has them.
-        video: The size, length and frame rate that it was made for; None if its folder does not
-            say.
         negative_prompt: The prompt that its authors guide away from: that of Wan's own sampler,
             unless the model's ``video.json`` names another.
-        loras: LoRA files that are merged into the transformer when its weights are read.
         low_noise: The model with the transformer of the times below ``boundary``, for Wan2.2-A14B;
             this model's own transformer then serves the others.
         boundary: The time at which the two transformers meet.
@@ -144,14 +133,8 @@ class WanModel:
             noise while the other tokens have theirs (Wan2.2-TI2V-5B).
     """
 
-    path: str
-    transformer_config: dict[str, Any]
-    vae_config: dict[str, Any]
-    source: Source
-    text_encoder_config: dict[str, Any] | None = None
-    video: VideoFacts | None = None
     negative_prompt: str = NEGATIVE_PROMPT
-    loras: tuple[WeightedLora, ...] = ()
+    text_encoder_config: dict[str, Any] | None = None
     low_noise: WanModel | None = None
     boundary: float | None = None
     holds_first_frame: bool = False
@@ -222,14 +205,6 @@ class WanModel:
         """The stock flow-matching scheduler; see ``Schedule.diffusers_config``."""
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", **schedule.diffusers_config()}
 
-    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Draws the noise ``[1, C, T, h, w]`` of one video, in this order."""
-        return torch.randn(1, *shape, generator=generator)
-
-    def negative_prompt_for(self, asked: str | None) -> str:
-        """The negative prompt that a job asks for; None asks for the authors' own."""
-        return self.negative_prompt if asked is None else asked
-
     @property
     def fps(self) -> float:
         """Frames per second of its videos: its folder's value, otherwise that of its release."""
@@ -279,11 +254,6 @@ class WanModel:
         return int(self.transformer_config["num_attention_heads"])
 
     @property
-    def width(self) -> int:
-        """Number of channels of a token in the transformer."""
-        return self.num_heads * self.head_dim
-
-    @property
     def text_dim(self) -> int:
         """Width of a text row."""
         return int(self.transformer_config["text_dim"])
@@ -305,21 +275,6 @@ class WanModel:
             most_positions=int(self.transformer_config.get("rope_max_seq_len", 1024)),
         )
 
-    def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
-        """``(C, T, h, w)`` of a video's latents.
-
-        Raises:
-            UserError: the model cannot make a video of that size.
-        """
-        return self.size_rules.latent_shape(height, width, num_frames)
-
-    def token_count(self, height: int, width: int, num_frames: int) -> int:
-        """Number of tokens (patches) of one video; raises as ``latent_shape``."""
-        latents = self.latent_shape(height, width, num_frames)[1:]
-        patches = self.transformer_config["patch_size"]
-        count: int = prod(n // p for n, p in zip(latents, patches, strict=True))
-        return count
-
     def with_loras(self, loras: Sequence[WeightedLora]) -> WanModel:
         """The same model with LoRA files merged into its transformer; reads no weights.
 
@@ -335,10 +290,6 @@ class WanModel:
         for lora in loras:
             open_lora(lora.path, shapes)
         return replace(self, loras=(*self.loras, *loras))
-
-    def text_dtype(self, teacher_dtype: torch.dtype | str) -> torch.dtype:
-        """The precision of umT5; see ``text_rows.text_dtype``."""
-        return text_dtype(teacher_dtype)
 
     @property
     def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
@@ -393,10 +344,6 @@ class WanModel:
             low_noise=None if low is None else low.with_transformer_config(config),
         )
 
-    def with_blocks(self, count: int) -> WanModel:
-        """The same model with another number of blocks."""
-        return self.with_transformer_config(self.transformer_config | {"num_layers": count})
-
     def refuse_variant(
         self, header: Header, expected: Mapping[str, tuple[int, ...]], what: str
     ) -> None:
@@ -423,57 +370,6 @@ class WanModel:
         """Builds a ``WanTransformer3DModel`` with random weights (none on the meta device)."""
         return build_transformer(self.transformer_config)
 
-    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the transformer's weights under diffusers' names; reads no weights."""
-        return shapes_of(self.build_transformer)
-
-    def transformer_weights(self) -> WholeTensors:
-        """The transformer's weights under diffusers' names; reads tensors or slices on request.
-
-        Raises:
-            UserError: the weights are missing or cannot be trusted.
-        """
-        return self._weights("transformer")
-
-    def vae_weights(self) -> WholeTensors:
-        """The VAE's weights; see ``transformer_weights``."""
-        return self._weights("vae")
-
-    def text_encoder_weights(self) -> WholeTensors:
-        """The text encoder's weights, with the embedding as ``shared.weight``."""
-        return self._weights("text_encoder")
-
-    def load_transformer(
-        self,
-        dtype: torch.dtype = torch.float32,
-        device: Device = "cpu",
-        on_part: OnPart | None = None,
-    ) -> Any:
-        """Loads the transformer; weights that diffusers keeps in float32 stay float32.
-
-        Weights go from their files straight to the device, block by block.
-
-        Args:
-            dtype: The precision of the weights.
-            device: Device of the weights.
-            on_part: Called with each part of the network whose weights are there: the network
-                itself when it has all but its blocks' weights, then each block.
-
-        Raises:
-            UserError: weights are missing, unexpected, of the wrong shape, or cannot be trusted.
-        """
-        with empty_weights():
-            network = self.build_transformer()
-        in_float32 = stays_float32(network)
-        return self._fill(network, "transformer", dtype, in_float32, device, on_part)
-
-    def load_vae(self, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Any:
-        """Loads the video VAE, frozen; raises as ``load_transformer``."""
-        with empty_weights():
-            network = self.build_vae()
-        in_float32 = stays_float32(network)
-        return self._fill(network, "vae", dtype, in_float32, device).requires_grad_(False)
-
     def load_text_encoder(
         self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
     ) -> TextEncoder:
@@ -486,25 +382,11 @@ class WanModel:
         """
         config = self.full_text_encoder_config()
         tokenizer = self.load_tokenizer()
-        with empty_weights():
-            network = build_text_encoder(config)
-        network.set_input_embeddings(network.shared)
-        # This product overflows in float16, as in every T5.
-        in_float32 = {"wo"} if dtype == torch.float16 else set()
-        filled = self._fill(
-            network, "text_encoder", dtype, partial(within_modules, in_float32), device, on_part
-        )
-        filled.requires_grad_(False)
-        filled.set_input_embeddings(filled.shared)
-        return TextEncoder(tokenizer, filled)
 
-    def text_encoder_files(self) -> list[Path]:
-        """The files that decide an embedding: the encoder's weights and its tokenizer."""
-        return [*self.source.files("text_encoder"), *self.source.tokenizer_files()]
+        def filled(network: Any, in_float32: Callable[[str], bool]) -> Any:
+            return self._fill(network, "text_encoder", dtype, in_float32, device, on_part)
 
-    def load_tokenizer(self) -> Any:
-        """Loads the tokenizer alone; raises as ``load_transformer``."""
-        return load_tokenizer(self.source.tokenizer())
+        return TextEncoder(tokenizer, load_t5(partial(build_text_encoder, config), dtype, filled))
 
     def build_text_encoder(self) -> Any:
         """Builds a ``UMT5EncoderModel`` with random weights (none on the meta device)."""
@@ -575,29 +457,6 @@ class WanModel:
             updates = LoraUpdates(self.loras, self.transformer_shapes())
             return MergedWholeTensors(files, names[part], updates)
         return WholeTensors(files, names[part])
-
-    def _fill(
-        self,
-        network: Any,
-        part: Part,
-        dtype: torch.dtype,
-        in_float32: Callable[[str], bool],
-        device: Device,
-        on_part: OnPart | None = None,
-    ) -> Any:
-        """Fills an empty network; weights with ``in_float32(name)`` are float32."""
-        named = self.source.network if part == "transformer" and self.source.network else part
-        return fill(
-            network,
-            self._weights(part),
-            f"teacher.path: {named} of {self.path}",
-            dtype,
-            in_float32,
-            device,
-            on_part,
-            aliases=TEXT_ENCODER_ALIASES,
-            refuse=refuse_variant if part == "transformer" else None,
-        )
 
 
 def bundled_teacher() -> Path:
@@ -705,7 +564,7 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
             config,
             dict(wan_original.VAE_CONFIG),
             source,
-            dict(wan_original.TEXT_ENCODER_CONFIG),
+            text_encoder_config=dict(wan_original.TEXT_ENCODER_CONFIG),
         )
     if not Path(source.root).is_dir() and known_transformer_config(source.root) is not None:
         # The VAEs of the models on the hub are known: nothing is downloaded to look at a job.

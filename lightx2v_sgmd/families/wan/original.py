@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from lightx2v_sgmd.families.t5 import EMBEDDING, EMBEDDING_ALIASES, T5_XXL, one_embedding
 from lightx2v_sgmd.families.wan import keys as wan_keys
 from lightx2v_sgmd.system.errors import UserError
 
@@ -206,22 +207,10 @@ IMAGE_ENCODER_CONFIG: Final[Mapping[str, Any]] = {
 """The image encoder of Wan2.1's image-to-video models: ViT-H/14 of OpenCLIP."""
 
 TEXT_ENCODER_CONFIG: Final[Mapping[str, Any]] = {
+    **T5_XXL,
     "model_type": "umt5",
     "architectures": ["UMT5EncoderModel"],
     "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "feed_forward_proj": "gated-gelu",
-    "layer_norm_epsilon": 1e-6,
-    "dropout_rate": 0.1,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
     # The file holds the embedding once, under its first name.
     "tie_word_embeddings": True,
 }
@@ -348,11 +337,8 @@ def text_encoder_names(stored: Iterable[str]) -> dict[str, str]:
     one with which the encoder computes.
     """
     stored = list(stored)
-    alias = next((name for name in stored if name in wan_keys.TEXT_ENCODER_ALIASES), None)
-    if alias is not None:
-        return {n: "shared.weight" if n == alias else n for n in stored if n != "shared.weight"}
-    if "shared.weight" in stored:
-        return {name: name for name in stored}
+    if EMBEDDING in stored or {*EMBEDDING_ALIASES} & {*stored}:
+        return one_embedding(stored)
     return {name: _or_itself(wan_keys.text_encoder_to_diffusers, name) for name in stored}
 
 

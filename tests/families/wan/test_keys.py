@@ -15,6 +15,7 @@ from diffusers.loaders.single_file_utils import (
 from transformers import UMT5EncoderModel
 
 from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.wan import keys as wan_keys
 from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.system.errors import UserError
@@ -129,7 +130,7 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_embedding_has_two_names_in_transformers() -> None:
-    names = (name for name in ("shared.weight", *wan_keys.TEXT_ENCODER_ALIASES))
+    names = (name for name in ("shared.weight", *EMBEDDING_ALIASES))
     assert {wan_keys.text_encoder_to_original(name) for name in names} == {"token_embedding.weight"}
 
 
