@@ -82,6 +82,7 @@ TOGETHER = {
     "infer/serve/test_api.py": (
         "infer/serve/answers.py",
         "infer/serve/backend.py",
+        "infer/serve/errors.py",
         "infer/serve/guard.py",
         "infer/serve/metrics.py",
         "infer/serve/options.py",

@@ -31,7 +31,7 @@ from infer.serve.answers import (
     model_answer,
 )
 from infer.serve.backend import Backend, not_found
-from infer.serve.guard import BodyTooLarge, error_body, kind_of
+from infer.serve.errors import answer_errors
 from infer.serve.jobs import Job, QueueFull
 from infer.serve.metrics import CONTENT_TYPE, metrics_text
 from infer.serve.request import RequestProblem, VideoRequest, parse_body, read_request
@@ -229,20 +229,11 @@ def _add_server(app: FastAPI, backend: Backend) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     """Every error as ``{"error": {"type", "message"}}``, without a traceback."""
-
-    def answer(
-        status: int, message: str, kind: str | None = None, headers: Any = None
-    ) -> JSONResponse:
-        body = error_body(message, kind or kind_of(status))
-        return JSONResponse(body, status_code=status, headers=headers)
+    answer = answer_errors(app)
 
     @app.exception_handler(RequestProblem)
     async def refused(request: Request, error: RequestProblem) -> JSONResponse:
         return answer(error.status, str(error), error.kind)
-
-    @app.exception_handler(BodyTooLarge)
-    async def too_large(request: Request, error: BodyTooLarge) -> JSONResponse:
-        return answer(413, str(error))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> JSONResponse:
@@ -260,17 +251,9 @@ def _add_errors(app: FastAPI) -> None:
             return answer(404, "there is no such video")
         return answer(400, f"{name}: {first['msg'][:200]}")
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail), headers=error.headers)
-
     @app.exception_handler(sqlite3.Error)
     async def storage(request: Request, error: sqlite3.Error) -> JSONResponse:
         return answer(503, "the queue cannot be written now; try again later")
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> JSONResponse:
-        return answer(500, "internal error; the server's log says more")
 
 
 async def _read(request: Request, backend: Backend) -> VideoRequest:

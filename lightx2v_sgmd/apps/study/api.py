@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -41,7 +41,8 @@ def make_app(
         host: The address that the server listens on.
         base: What every path begins with: ``""``, or ``/`` and a word.
     """
-    from infer.serve.guard import BodyTooLarge, Guard, error_body, kind_of
+    from infer.serve.errors import answer_errors
+    from infer.serve.guard import Guard
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     page = files["index.html"].read_text(encoding="utf-8")
@@ -73,17 +74,7 @@ def make_app(
         await run_in_threadpool(store.add, found)
         return {"votes": len(found.votes)}
 
-    def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
-        body = error_body(message, kind_of(status))
-        return JSONResponse(body, status_code=status, headers=headers)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail), error.headers)
-
-    @app.exception_handler(BodyTooLarge)
-    async def too_large(request: Request, error: BodyTooLarge) -> JSONResponse:
-        return answer(413, str(error))
+    answer = answer_errors(app)
 
     @app.exception_handler(StoreFull)
     async def full(request: Request, error: StoreFull) -> JSONResponse:
@@ -92,9 +83,5 @@ def make_app(
     @app.exception_handler(sqlite3.Error)
     async def storage(request: Request, error: sqlite3.Error) -> JSONResponse:
         return answer(503, "votes cannot be written now; try again later")
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> JSONResponse:
-        return answer(500, "internal error; the server's log says more")
 
     return Guard(app, None, host, SUBMISSION.size)

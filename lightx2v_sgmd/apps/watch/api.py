@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -34,7 +34,8 @@ def make_app(run: WatchedRun, token: str | None, host: str) -> ASGIApp:
         token: What clients must send; None if only this machine can reach the server.
         host: The address that the server listens on.
     """
-    from infer.serve.guard import Guard, error_body, kind_of
+    from infer.serve.errors import answer_errors
+    from infer.serve.guard import Guard
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     page = PAGE.read_text(encoding="utf-8")
@@ -57,20 +58,10 @@ def make_app(run: WatchedRun, token: str | None, host: str) -> ASGIApp:
         # Nobody keeps it: the next run at this port has videos of the same names.
         return FileResponse(file, media_type=_TYPES[file.suffix])
 
-    def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
-        body = error_body(message, kind_of(status))
-        return JSONResponse(body, status_code=status, headers=headers)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail), error.headers)
+    answer = answer_errors(app)
 
     @app.exception_handler(UserError)
     async def unreadable(request: Request, error: UserError) -> JSONResponse:
         return answer(503, str(error))
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> JSONResponse:
-        return answer(500, "internal error; the server's log says more")
 
     return Guard(app, token, host, _MOST_BODY_BYTES)
