@@ -120,10 +120,12 @@ def _without_leftovers(
             continue
         own = shape.hints(variant)
         by = _file(origins[f"{section}.name"])
+        # What --set says is meant for the method that is there.
+        here = {by, "--set"}
         left = [
             key
             for key in content
-            if key not in own and _file(_origin(f"{section}.{key}", origins, by)) != by
+            if key not in own and _file(_origin(f"{section}.{key}", origins, by)) not in here
         ]
         if not left:
             continue
