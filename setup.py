@@ -55,7 +55,7 @@ setup(
         include=["lightx2v_sgmd*", "distill*", "infer*", "weights*"], exclude=["*._configs*"]
     ),
     package_data={
-        "lightx2v_sgmd": ["assets/**/*", "families/configs/*.json", "py.typed"],
+        "lightx2v_sgmd": ["assets/**/*", "families/sources/configs/*.json", "py.typed"],
         "distill": ["py.typed"],
         "infer": ["py.typed", "serve/page.html"],
         "weights": ["py.typed"],

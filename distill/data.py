@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.experts import Expert, boundary_of, expert_at
-from lightx2v_sgmd.families.model_folder import shipped_prompts
+from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.families.text_rows import text_conditioning
 from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.latents import LatentFolder

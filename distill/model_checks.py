@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightx2v_sgmd.families.base import Model, require_feature
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
-from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.features import require_feature
+from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 from lightx2v_sgmd.networks.adapters import check_adapters

@@ -10,10 +10,10 @@ from typing import Final
 from infer.network.lora import check_loras, lora_schedule
 from infer.options import Lora
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.inspection import lora_at
-from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.inspection.loras import lora_at
 from lightx2v_sgmd.families.opening import BUNDLED, WEIGHT_FILES, open_model
+from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.wan.original import transformer_prefix
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest

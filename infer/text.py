@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 
 from infer.network.load_progress import encoder_bar
 from infer.network.offload import PartSwitcher
-from lightx2v_sgmd.families.base import Model, PromptEncoder
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.encoders import PromptEncoder
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.quiet import no_library_bars

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests import devices
 from tests.students import make_student
 from tests.tiny import make_tiny_wan

@@ -73,10 +73,29 @@ TOGETHER = {
         "lightx2v_sgmd/families/sd3/forward.py",
         "lightx2v_sgmd/families/loading.py",
     ),
-    "families/test_base.py": ("lightx2v_sgmd/families/opening.py",),
-    "families/test_teacher.py": ("lightx2v_sgmd/families/lora_updates.py",),
-    "families/wan/test_model.py": ("lightx2v_sgmd/families/wan/forward.py",),
-    "families/test_sources.py": ("lightx2v_sgmd/families/wan/original.py",),
+    "families/test_base.py": (
+        "lightx2v_sgmd/families/encoders.py",
+        "lightx2v_sgmd/families/opening.py",
+        "lightx2v_sgmd/families/stock_pipeline.py",
+    ),
+    "families/test_teacher.py": (
+        "lightx2v_sgmd/families/features.py",
+        "lightx2v_sgmd/families/lora/updates.py",
+    ),
+    # Each kind of file is inspected through the one function.
+    "families/inspection/test_inspecting.py": (
+        "lightx2v_sgmd/families/inspection/facts.py",
+        "lightx2v_sgmd/families/inspection/loras.py",
+        "lightx2v_sgmd/families/inspection/networks.py",
+    ),
+    "families/wan/test_model.py": (
+        "lightx2v_sgmd/families/wan/forward.py",
+        "lightx2v_sgmd/families/wan/opening.py",
+    ),
+    "families/sources/test_parts.py": (
+        "lightx2v_sgmd/families/wan/original.py",
+        "lightx2v_sgmd/families/wan/sources.py",
+    ),
     "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
     # Requests to the server's application, with a stand-in for the worker.
     "infer/serve/test_api.py": (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightx2v_sgmd
-from lightx2v_sgmd.families.hub_configs import known_hub_ids
+from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
@@ -42,8 +42,8 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
     code = (
         "from lightx2v_sgmd.system import resources; "
         "from lightx2v_sgmd.job.schema import load_job; "
-        "from lightx2v_sgmd.families.hub_configs import known_hub_ids; "
-        "from lightx2v_sgmd.families.model_folder import shipped_prompts; "
+        "from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids; "
+        "from lightx2v_sgmd.families.sources.model_folder import shipped_prompts; "
         "jobs = [load_job(resources.config_path(n)) for n in resources.shipped_jobs()]; "
         "print(resources.__file__, len(jobs), len(known_hub_ids()), "
         "resources.config_path('prompts/examples.txt').is_file(), "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.inspection import lora_at
+from lightx2v_sgmd.families.inspection.loras import lora_at
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import (

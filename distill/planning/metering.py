@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distill.planning.metered_passes import MeteredPasses
-from lightx2v_sgmd.families.base import Model, stays_float32
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
+from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import add_adapters
 from lightx2v_sgmd.networks.block_loading import repeated_blocks

@@ -10,7 +10,7 @@ from pathlib import Path
 from infer.batch.requests import Request
 from infer.batch.sidecars import problem, sidecar
 from infer.options import GenerateOptions, Options
-from lightx2v_sgmd.families.model_folder import model_folder
+from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import (
     OutputLock,

@@ -18,7 +18,7 @@ from infer.network.load_progress import network_bar
 from infer.network.lora import add_loras
 from infer.network.offload import HostWeights
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.lora_updates import LoraUpdates
+from lightx2v_sgmd.families.lora.updates import LoraUpdates
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.networks import compiling
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes

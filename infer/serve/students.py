@@ -187,7 +187,7 @@ class Students:
 
     def _check(self, model: str, lora: str | None) -> Checked:
         from infer.checks import check_student
-        from lightx2v_sgmd.families.base import require_feature
+        from lightx2v_sgmd.families.features import require_feature
 
         engine = self._options(lora)
         checked = check_student(

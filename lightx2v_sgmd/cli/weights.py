@@ -87,7 +87,7 @@ def inspect_command(
 
     Reads headers and small files alone.
     """
-    from lightx2v_sgmd.families.inspection import inspect_weights
+    from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
 
     found = inspect_weights(path, base)
     print_result(found.to_dict(), "\n".join(map(short_line, found.lines())), as_json)

@@ -8,18 +8,20 @@ and the export formats (docs/decisions/034-the-seam.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
+from lightx2v_sgmd.families.encoders import ImageEncoder, PromptEncoder, TakesImage
 from lightx2v_sgmd.families.experts import Expert
+from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources import Part, Source
+from lightx2v_sgmd.families.sources.parts import Part, Source
+from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.safetensors_files import Header
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
@@ -27,90 +29,9 @@ from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError
 
 # B batch, C channels, T latent frames, h, w latent height and width, F video frames, H, W,
 # S text tokens, D text width
-
-
-Feature = Literal[
-    "fast_blocks",
-    "attention_kernels",
-    "quantize",
-    "sequence",
-    "streamed_decoding",
-    "planned_memory",
-    "loras",
-]
-"""What the engine and the trainer can do with the networks of some families only.
-
-``fast_blocks``: passes written for the family's blocks, and ``torch.compile`` of them.
-``attention_kernels``: other attention kernels than PyTorch's. ``quantize``: the engine's weights in
-8 bits. ``sequence``: several ranks share a video. ``streamed_decoding``: the VAE decodes chunks of
-frames, and ranks share its tiles. ``planned_memory``: the engine knows its memory beforehand.
-``loras``: LoRA files are read, and written.
-"""
-
-
-class Pipeline(NamedTuple):
-    """The stock pipeline of a family, by the classes of its parts.
-
-    Attributes:
-        name: The pipeline's class in diffusers.
-        transformer: The network's class in diffusers.
-        vae: The VAE's class in diffusers.
-        text_encoder: The text encoder's class in transformers.
-        tokenizer: The tokenizer's class in transformers, for folders that name none.
-        shared: The folders of the parts that a student shares with its teacher.
-    """
-
-    name: str
-    transformer: str
-    vae: str
-    text_encoder: str
-    tokenizer: str = "T5TokenizerFast"
-    shared: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
-
-
-class AuthorsSampler(NamedTuple):
-    """The sampler with which a model's authors run it.
-
-    Attributes:
-        solver: Its name.
-        shift: The flow shift of its steps.
-    """
-
-    solver: Literal["unipc", "euler", "ddim"]
-    shift: float
-
-
-class PromptEncoder(Protocol):
-    """The tokenizers and text encoders of a model, loaded."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer that reads most of a prompt: ``Model.text_length`` tokens."""
-        ...
-
-    def encode(self, prompts: Sequence[str]) -> list[Embedding]:
-        """What the network is told of each prompt; a prompt's does not depend on the others."""
-        ...
-
-
-TakesImage = Literal["never", "optionally", "always"]
-
-
-class ImageEncoder(Protocol):
-    """Makes the tensors of a network's conditioning from an image."""
-
-    def encode(self, image: Any, size: tuple[int, int, int]) -> dict[str, Tensor]:
-        """The tensors for one video by name, on the CPU, without a batch dimension.
-
-        Args:
-            image: Pillow's RGB image.
-            size: Height, width and number of frames of the video.
-        """
-        ...
 
 
 class Model(Protocol):
@@ -503,29 +424,3 @@ class Model(Protocol):
             ``[B, len(frames), 3, H, W]`` in [-1, 1].
         """
         ...
-
-
-def require_feature(model: Model, feature: Feature, what: str, remedy: str) -> None:
-    """Refuses a setting that a model's family has not.
-
-    Args:
-        model: The model.
-        feature: What the setting needs.
-        what: The setting, for the message: ``parallel.sequence: 2``.
-        remedy: The value to use instead.
-
-    Raises:
-        UserError: the family lacks the feature.
-    """
-    if feature not in model.features:
-        raise UserError(f"{what} is not supported for {model.family}; use {remedy}")
-
-
-def stays_float32(network: Any) -> Callable[[str], bool]:
-    """A function of a weight's name: True if diffusers keeps the weight in float32."""
-    return partial(within_modules, {*(network._keep_in_fp32_modules or ())})
-
-
-def within_modules(modules: set[str], name: str) -> bool:
-    """True if a weight's name goes through one of these modules."""
-    return bool(modules & {*name.split(".")})

@@ -12,10 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.base import Feature, ImageEncoder, TakesImage, stays_float32
-from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of
+from lightx2v_sgmd.families.encoders import ImageEncoder, TakesImage
+from lightx2v_sgmd.families.features import Feature
+from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of, stays_float32
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources import Part, Source
+from lightx2v_sgmd.families.sources.parts import Part, Source
 from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.text_rows import text_dtype
 from lightx2v_sgmd.files.manifest import VideoFacts

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.families.base import within_modules
 from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
@@ -107,3 +106,13 @@ def load_t5(
     filled = fill(network, partial(within_modules, in_float32)).requires_grad_(False)
     filled.set_input_embeddings(filled.shared)
     return filled
+
+
+def stays_float32(network: Any) -> Callable[[str], bool]:
+    """A function of a weight's name: True if diffusers keeps the weight in float32."""
+    return partial(within_modules, {*(network._keep_in_fp32_modules or ())})
+
+
+def within_modules(modules: set[str], name: str) -> bool:
+    """True if a weight's name goes through one of these modules."""
+    return bool(modules & {*name.split(".")})

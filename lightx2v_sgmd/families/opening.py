@@ -7,11 +7,11 @@ from pathlib import Path
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.cogvideox.model import NETWORK as COGVIDEOX
 from lightx2v_sgmd.families.cogvideox.model import open_cogvideox
-from lightx2v_sgmd.families.model_folder import model_folder
 from lightx2v_sgmd.families.sd3.model import NETWORK as SD3
 from lightx2v_sgmd.families.sd3.model import open_sd3
-from lightx2v_sgmd.families.sources import network_class
-from lightx2v_sgmd.families.wan.model import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
+from lightx2v_sgmd.families.sources.model_folder import model_folder
+from lightx2v_sgmd.families.sources.parts import network_class
+from lightx2v_sgmd.families.wan.opening import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
 
 __all__ = ["BUNDLED", "WEIGHT_FILES", "bundled_teacher", "open_model"]
 

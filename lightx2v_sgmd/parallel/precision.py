@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families.base import stays_float32
+from lightx2v_sgmd.families.loading import stays_float32
 
 
 def keep_in_float32(network: Any) -> None:

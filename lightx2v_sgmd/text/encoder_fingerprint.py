@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.sources import Part
+from lightx2v_sgmd.families.sources.parts import Part
 from lightx2v_sgmd.outputs import content_hashes
 
 

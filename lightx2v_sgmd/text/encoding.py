@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.families.base import Model, PromptEncoder
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.encoders import PromptEncoder
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks

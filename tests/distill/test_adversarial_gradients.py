@@ -21,7 +21,7 @@ from transformers import SamVisionConfig, SamVisionModel
 from distill.pixels import PixelFeatures
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX
 from lightx2v_sgmd.methods.base import Discriminator

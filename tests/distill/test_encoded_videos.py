@@ -12,12 +12,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from distill.encoded_videos import encode_videos
-from lightx2v_sgmd.families.wan.model import (
-    decode_latents,
-    normalized_latents,
-    open_wan,
-    vae_latents,
-)
+from lightx2v_sgmd.families.wan.forward import decode_latents, normalized_latents, vae_latents
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.video import write_video
 from tests.training import make_job

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from distill import distill
 from distill.running.saving import checkpoint_parts
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.safetensors_files import schedule_of
 from lightx2v_sgmd.job.schema import Job, load_job

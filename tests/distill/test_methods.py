@@ -16,7 +16,8 @@ from distill.predictions import teacher_x0
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.methods import ADM, DMD2, SGMD, TSGSIM, Sample, SiD, TSGFisher
 from lightx2v_sgmd.methods.base import Discriminator

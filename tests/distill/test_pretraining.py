@@ -12,7 +12,7 @@ from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionMo
 
 from distill import distill
 from lightx2v_sgmd.cli.main import run as run_cli
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, shard_path
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.flow import cubic_sigmas

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from lightx2v_sgmd.families.wan import keys as wan_keys
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 
 
 def original_config(config: dict[str, Any]) -> dict[str, Any]:

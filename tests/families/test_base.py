@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from lightx2v_sgmd.families.base import Model, stays_float32
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.wan.model import WanModel, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.model import WanModel
 
 ROOT = Path(__file__).resolve().parents[2]
 # They know the layers of Wan's networks: kernels, key maps and the engine's way to load a file.

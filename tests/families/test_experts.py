@@ -12,9 +12,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
-from lightx2v_sgmd.families.inspection import inspect_weights
+from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError

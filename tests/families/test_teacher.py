@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.running.resuming import check_same_run
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.tensor_copy import WeightCopier
 from lightx2v_sgmd.job.schema import load_job

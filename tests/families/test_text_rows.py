@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import TextEncoder, open_wan, text_dtype
+from lightx2v_sgmd.families.text_rows import TextEncoder, text_dtype
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.sampling.sampler import VideoSampler

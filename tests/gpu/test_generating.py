@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightx2v_sgmd.families.wan.model import BUNDLED, open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import BUNDLED, open_wan
 from lightx2v_sgmd.networks import attention
 from tests.students import load_student
 from tools.gpu_check.steps.attention import sampled_error

@@ -10,7 +10,9 @@ import torch
 
 from infer import Cancelled
 from infer.vae.decoding import videos_at_once
-from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule

@@ -11,7 +11,7 @@ import torch
 
 from infer.engine_plan import device_of, make_plan, torch_dtype, why_not_quantize
 from infer.options import Lora, Options
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
 

@@ -21,7 +21,9 @@ from infer.memory import (
     sizes_of,
 )
 from infer.options import Options
-from lightx2v_sgmd.families.wan.model import TEXT_LENGTH, WanModel, open_wan
+from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.profiling import peak_growth
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from infer.text import Texts
-from lightx2v_sgmd.families.wan.model import TextEncoder, WanModel, open_wan
+from lightx2v_sgmd.families.text_rows import TextEncoder
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.text.encoding import embed
 from tests.students import load_student

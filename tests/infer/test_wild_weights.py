@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infer.checks import check_student
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.scaled import CONVENTIONS, FP8, original, quantised
 from tests.students import load_student

@@ -15,7 +15,7 @@ import yaml
 
 from distill.updates import average_decay
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.sampling import IMAGE_NEGATIVE_PROMPT, NEGATIVE_PROMPT
 from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.lightx2v_keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import open_wan, velocity
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks import adapters
 from lightx2v_sgmd.system.errors import UserError

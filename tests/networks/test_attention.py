@@ -11,7 +11,9 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch
 
-from lightx2v_sgmd.families.wan.model import fold_text_padding, open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import fold_text_padding, pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks import attention
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan

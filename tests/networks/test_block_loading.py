@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.tiny import make_tiny_wan
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import velocity
+from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.files.checkpoint import checkpoint_name, find_checkpoint
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.networks import compiled_passes

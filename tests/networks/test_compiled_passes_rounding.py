@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan import model as wan
+from lightx2v_sgmd.families.wan.forward import velocity
 from tests.training import make_job, make_trainer
 
 
@@ -31,7 +31,7 @@ def gradients(
             network.double()
 
         def predict(role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-            return wan.velocity(strategy.networks[role], x_t, time, conditioning["text"])
+            return velocity(strategy.networks[role], x_t, time, conditioning["text"])
 
         strategy.predict = predict  # type: ignore[method-assign]
     roles = trainer.add_gradients(0, 0, 0)

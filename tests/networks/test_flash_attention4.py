@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch._guards import active_fake_mode
 
-from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks import attention
 from lightx2v_sgmd.networks.flash_attention4 import MODULE, flash_attention_4
 from tests.tiny import make_tiny_wan

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from lightx2v_sgmd.families.wan.model import stays_float32
+from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes, rotate
 
 

@@ -15,7 +15,9 @@ from distill.counting import COUNTS, PassCounter
 from distill.data import Batches
 from distill.planning.flops import forward_operations, iteration_passes
 from distill.planning.metering import Pass, fused_attention, meter_pass
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan, velocity
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.methods import ADM, DMD2, SiD
 from lightx2v_sgmd.methods.base import Discriminator

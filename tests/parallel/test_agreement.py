@@ -88,6 +88,6 @@ def _flat(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _start(teacher: Path) -> list[tuple[str, torch.Tensor]]:
-    from lightx2v_sgmd.families.wan.model import open_wan
+    from lightx2v_sgmd.families.wan.opening import open_wan
 
     return list(open_wan(teacher).load_transformer().state_dict().items())

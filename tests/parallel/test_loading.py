@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel import StrategySettings
 from tests.parallel.ranks import run_ranks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks.adapters import trained_parameters
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, StrategySettings, connect
 from lightx2v_sgmd.parallel import local as local_module

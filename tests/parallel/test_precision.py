@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightx2v_sgmd.families.wan import model as wan
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.text_rows import fold_text_padding
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, connect, disconnect
@@ -43,11 +44,11 @@ def differences(job: Job) -> list[str]:
     ranks = connect(job.parallel.strategy, torch.device("cpu"))
     trainer = make_trainer(job, ranks, job.parallel.strategy)
     stock = open_wan(job.teacher.path).load_transformer(torch.bfloat16)
-    wan.fold_text_padding(stock)
+    fold_text_padding(stock)
     batch = trainer.batches.micro_batch(0, 0)
     inputs = batch.noise, batch.time, batch.conditioning
     text = batch.conditioning["text"]
-    expected = wan.velocity(stock, batch.noise, batch.time, text)
+    expected = velocity(stock, batch.noise, batch.time, text)
     found = [
         f"{role} is not what diffusers loads"
         for role in (STUDENT, FAKE_SCORE, TEACHER)
@@ -63,7 +64,7 @@ def differences(job: Job) -> list[str]:
         # The masters, each rounded to what a weight of that name has.
         for name, master in trainer.strategy.whole_tensors(STUDENT):
             stock.get_parameter(name).copy_(master)
-        if not torch.equal(ours, wan.velocity(stock, batch.noise, batch.time, text)):
+        if not torch.equal(ours, velocity(stock, batch.noise, batch.time, text)):
             found.append("the student is not its masters")
         for name, p in trainer.strategy.networks[STUDENT].named_parameters():
             sharded = hasattr(p, "ds_tensor")

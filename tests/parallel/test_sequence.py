@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.wan.model import fold_text_padding, velocity
+from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.text_rows import fold_text_padding
+from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.networks.compiled_passes import Passes
 from lightx2v_sgmd.parallel import sequence
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from distill.counting import PassCounter
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SiD
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, StrategySettings, sequence

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.sampling.teacher_steps import (
     SolverName,
     solver_text,

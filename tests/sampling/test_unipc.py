@@ -9,7 +9,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import bundled_teacher, open_wan
+from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule

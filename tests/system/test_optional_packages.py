@@ -27,7 +27,7 @@ for package in packages:
             if package.startswith("late"):
                 import diffusers, transformers
             import torch
-            from lightx2v_sgmd.families.wan.model import open_wan
+            from lightx2v_sgmd.families.wan.opening import open_wan
             from lightx2v_sgmd.system.optional_packages import prepare_libraries
             model = open_wan(teacher)
             model.load_transformer(), model.load_vae()
@@ -133,7 +133,7 @@ def test_what_torchao_lacks_is_not_said_at_every_command(
         file = folder / "torchao" / f"{part}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(body, encoding="utf-8")
-    load = "import sys; from lightx2v_sgmd.families.wan.model import open_wan; "
+    load = "import sys; from lightx2v_sgmd.families.wan.opening import open_wan; "
     load += "open_wan(sys.argv[1]).load_transformer(); print('torchao' in sys.modules)"
     done = run_with([folder], load, str(tiny_teacher))
     assert (done.stdout, done.stderr) == ("True\n", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 
 

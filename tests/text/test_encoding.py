@@ -17,7 +17,8 @@ from transformers import UMT5EncoderModel
 from distill import distill
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.conditioning import Embedding
-from lightx2v_sgmd.families.wan.model import TextEncoder, open_wan
+from lightx2v_sgmd.families.text_rows import TextEncoder
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text import encoding

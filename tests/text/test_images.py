@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lightx2v_sgmd.families.conditioning import Embedding
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.images import read_image
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infer.vae.decoder import DecodeSettings
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tools.benchmarks import bench_decode
 
 

@@ -11,7 +11,8 @@ import torch
 
 from infer.options import Options
 from infer.vae.decoder import DecodeSettings
-from lightx2v_sgmd.families.wan.model import pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.networks import attention
 from tools.gpu_check import supervisor
 from tools.gpu_check.context import Context, relative_difference, tf32

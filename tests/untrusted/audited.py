@@ -174,7 +174,7 @@ def open_teacher(folder: str) -> None:
     """As training does."""
     import torch
 
-    from lightx2v_sgmd.families.wan.model import open_wan
+    from lightx2v_sgmd.families.wan.opening import open_wan
     from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 
     model = open_wan(folder)
@@ -186,7 +186,7 @@ def open_teacher(folder: str) -> None:
 
 def open_release(folder: str) -> None:
     """All parts of a release; those of a small one do not fit together."""
-    from lightx2v_sgmd.families.wan.model import open_wan
+    from lightx2v_sgmd.families.wan.opening import open_wan
     from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
     model = open_wan(folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids, known_transformer_config
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.configs import (

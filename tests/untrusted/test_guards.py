@@ -63,8 +63,12 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/untrusted/cogvideox.py", "from_config"): "of a configuration that was checked",
     ("lightx2v_sgmd/untrusted/sd3.py", "from_config"): "of a configuration that was checked",
     ("weights/formats/diffusers.py", "from_pretrained"): "a scheduler that was just written",
-    ("lightx2v_sgmd/families/sources.py", "snapshot_download"): "fetches named kinds of files",
-    ("lightx2v_sgmd/families/sources.py", "hf_hub_download"): "fetches config.json",
+    (
+        "lightx2v_sgmd/families/sources/parts.py",
+        "snapshot_download",
+    ): "fetches named kinds of files",
+    ("lightx2v_sgmd/families/sources/parts.py", "hf_hub_download"): "fetches config.json",
+    ("lightx2v_sgmd/families/wan/sources.py", "hf_hub_download"): "fetches config.json",
     ("lightx2v_sgmd/files/safetensors_files.py", "safe_open"): "after read_header",
     ("lightx2v_sgmd/system/lazy.py", "import_module"): "names of a table of the package itself",
     ("lightx2v_sgmd/apps/evaluation/fvd.py", "torch.jit.load"): "the network that --i3d names",
@@ -79,7 +83,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 }
 
 OWN_TEXT = {
-    "lightx2v_sgmd/families/hub_configs.py",
+    "lightx2v_sgmd/families/sources/hub_configs.py",
     "lightx2v_sgmd/parallel/hang_detector.py",
     "infer/memory.py",
 }

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.job.schema import AdapterSettings, Role, load_job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes

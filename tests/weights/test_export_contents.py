@@ -12,8 +12,11 @@ from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lightx2v_sgmd.families.text_rows import pad_text
 from lightx2v_sgmd.families.wan import original as wan_original
-from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.wan import sources
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.manifest import changed_files, read_manifest
 from lightx2v_sgmd.job.schema import load_job
 from lightx2v_sgmd.rollout import rollout
@@ -203,8 +206,6 @@ def test_a_teacher_on_the_hub_is_fetched(
     run: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
-
-    from lightx2v_sgmd.families import sources
 
     config = open_wan(teacher).transformer_config
     monkeypatch.setattr(sources, "known_transformer_config", lambda hub_id: config)

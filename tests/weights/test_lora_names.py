@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from infer import Lora
 from infer.network.lora import add_loras
-from lightx2v_sgmd.families.inspection import inspect_weights
+from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.job import schema
 from lightx2v_sgmd.system.errors import UserError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infer.network.lora import check_loras
 from infer.options import Lora
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import adapter_metadata
 from lightx2v_sgmd.system.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.running.saving import Saver
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.outputs import sha256_file

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import FRAMES_AT_ONCE, decode_stream
-from lightx2v_sgmd.families.wan.model import decode_latents, open_wan
+from lightx2v_sgmd.families.wan.forward import decode_latents
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tools.benchmarks.machines import describe
 from tools.own_files import check_own, write_own
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.wan.model import bundled_teacher, open_wan
+from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from lightx2v_sgmd.files.checkpoint import PendingCheckpoint
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import rename_new, sha256_file

@@ -26,7 +26,8 @@ import torch
 from infer.engine_plan import make_plan
 from infer.network.loading import load_network
 from infer.options import Options
-from lightx2v_sgmd.families.wan.model import fold_text_padding, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import fold_text_padding, pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.parallel.ranks import Ranks
 from tools.benchmarks import machines
 from tools.models.random_wan import SHAPES, RandomWan, open_random_wan

@@ -22,7 +22,7 @@ from distill.planning.model_meter import ModelMeter
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
-from lightx2v_sgmd.families.wan.model import TEXT_LENGTH
+from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks

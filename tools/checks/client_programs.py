@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infer import Options, load_student
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule

@@ -19,7 +19,7 @@ import torch
 from infer.batch.requests import make_requests
 from infer.options import Lora
 from lightx2v_sgmd.families.wan import original as wan_original
-from lightx2v_sgmd.families.wan.model import bundled_teacher
+from lightx2v_sgmd.families.wan.opening import bundled_teacher
 from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of, weight_files

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightx2v_sgmd.families.wan.model import velocity
+from lightx2v_sgmd.families.wan.forward import velocity
 
 
 def median_seconds(work: Callable[[], Any], device: torch.device, repetitions: int = 15) -> float:

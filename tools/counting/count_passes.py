@@ -141,7 +141,7 @@ def count_decodes(
     from infer.vae.decoder import VaeDecoder
     from infer.vae.decoding import decode_stream
     from infer.vae.kernels import Kernels, fused_add, fused_norm_silu
-    from lightx2v_sgmd.families.wan.model import decode_latents
+    from lightx2v_sgmd.families.wan.forward import decode_latents
 
     with torch.device("meta"):
         vae = AutoencoderKLWan().eval().requires_grad_(False)

@@ -146,7 +146,7 @@ def make_block(
 
     from infer.network.blocks import fuse_qkv
     from infer.network.fused_products import GeluProduct, register
-    from lightx2v_sgmd.families.wan.model import stays_float32
+    from lightx2v_sgmd.families.loading import stays_float32
     from lightx2v_sgmd.networks.fused_blocks import fuse_passes
 
     width = heads * 128

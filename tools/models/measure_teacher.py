@@ -27,7 +27,8 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
 )
 from lightx2v_sgmd.apps.sprites.judging import judge, score
 from lightx2v_sgmd.apps.sprites.measure import measure
-from lightx2v_sgmd.families.wan import model as wan
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import contact_sheet
 from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
@@ -43,7 +44,7 @@ SAMPLED = ("teacher", "undistilled")
 VAE_DECIBELS, VAE_ATTRIBUTES, GAP, MOTION = 28.0, 0.99, 0.25, 0.10
 
 
-def measure_vae(model: wan.WanModel, count: int, seed: int) -> dict[str, float]:
+def measure_vae(model: WanModel, count: int, seed: int) -> dict[str, float]:
     """PSNR of reconstructions in dB, and the attributes that survive them."""
     vae = model.load_vae()
     rng = np.random.default_rng(seed)
@@ -164,7 +165,7 @@ def main() -> int:
             sheets.check(f"{name}.png" for name in SAMPLED)
         except UserError as error:
             parser.error(str(error))
-    model = wan.open_wan(args.folder)
+    model = open_wan(args.folder)
     captions = held_out_captions(args.prompts, seed=args.seed)
     seeds = list(range(args.seed, args.seed + args.prompts))
     rows: dict[str, Row] = {}

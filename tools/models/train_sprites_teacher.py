@@ -27,8 +27,9 @@ from transformers import UMT5EncoderModel
 
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.evaluate import training_captions
-from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE
-from lightx2v_sgmd.families.wan import model as wan
+from lightx2v_sgmd.families.sources.model_folder import PROMPTS_FILE, VIDEO_FILE
+from lightx2v_sgmd.families.text_rows import TextEncoder, fold_text_padding
+from lightx2v_sgmd.families.wan.forward import normalized_latents, velocity
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from tools.benchmarks.muon import Muon
 from tools.models.sprites_training import Clock, save_atomically, set_lr, trapezoid
@@ -83,7 +84,7 @@ def encode_pool(args: argparse.Namespace) -> tuple[torch.Tensor, list[world.Capt
         if cached is None:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 z = vae._encode(to_model_range(torch.stack(videos))).chunk(2, dim=1)[0].float()
-            latents.append(wan.normalized_latents(vae, z).bfloat16())
+            latents.append(normalized_latents(vae, z).bfloat16())
     if cached is None:
         cached = torch.cat(latents)
         save_atomically(cached, path)  # type: ignore[arg-type]
@@ -110,13 +111,13 @@ class Teacher(torch.nn.Module):
         config = text_encoder_config(len(self.tokenizer), width=64, layers=2, heads=4)
         self.text_network = UMT5EncoderModel(config)
         self.transformer = WanTransformer3DModel(**TRANSFORMER_CONFIG)
-        wan.fold_text_padding(self.transformer)
+        fold_text_padding(self.transformer)
 
     def forward(self, x_t: torch.Tensor, sigma: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """The velocity ``[B, C, T, h, w]``; gradient reaches the text encoder as well."""
-        hidden, mask = wan.TextEncoder(self.tokenizer, self.text_network).forward(prompts)
+        hidden, mask = TextEncoder(self.tokenizer, self.text_network).forward(prompts)
         text = F.pad(hidden * mask[..., None], (0, 0, 0, 1))
-        return wan.velocity(self.transformer, x_t, sigma, text)
+        return velocity(self.transformer, x_t, sigma, text)
 
 
 def start_from(model: Teacher, path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import torch
 
-from lightx2v_sgmd.families.base import Model, stays_float32
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
+from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.safetensors_files import weight_files
 from lightx2v_sgmd.schedule import Schedule

@@ -30,7 +30,7 @@ from torch import Tensor
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.lora.keys import DOWN, UP, UP_BIAS
 from lightx2v_sgmd.families.lora.reading import LoraFile, open_lora
-from lightx2v_sgmd.families.lora_updates import LoraUpdates
+from lightx2v_sgmd.families.lora.updates import LoraUpdates
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import Header, check_keys
 from lightx2v_sgmd.job.schema import AdapterSettings

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
-from lightx2v_sgmd.families.sources import IMAGE_PROCESSOR, read_json
-from lightx2v_sgmd.families.sources import Part as NetworkPart
+from lightx2v_sgmd.families.sources.parts import IMAGE_PROCESSOR, read_json
+from lightx2v_sgmd.families.sources.parts import Part as NetworkPart
 from lightx2v_sgmd.files.dtypes import TORCH_TYPES
 from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
 from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, split

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.families.model_folder import shipped_prompts
+from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
 from lightx2v_sgmd.job.schema import Job

@@ -17,16 +17,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.base import (
-    AuthorsSampler,
-    Pipeline,
-)
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.loading import empty_weights, load_t5
-from lightx2v_sgmd.families.model_folder import model_folder, read_video_facts
 from lightx2v_sgmd.families.sd3 import published
 from lightx2v_sgmd.families.sd3.forward import (
     decode_frames,
@@ -36,7 +30,10 @@ from lightx2v_sgmd.families.sd3.forward import (
 )
 from lightx2v_sgmd.families.sd3.text import POOLED, SD3TextEncoder
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources import Part, diffusers_source, without_private
+from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.sources.model_folder import model_folder, read_video_facts
+from lightx2v_sgmd.families.sources.parts import Part, diffusers_source, without_private
+from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.tensor_reader import WholeTensors

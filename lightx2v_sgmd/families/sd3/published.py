@@ -1,7 +1,7 @@
 """SD3-Medium and SD3.5-Large as their authors published them, to examine jobs without weights.
 
 The values are those of the parts' configurations on the hub; what is not here is the default of
-diffusers' and transformers' classes. The transformers are in ``families/configs``.
+diffusers' and transformers' classes. The transformers are in ``families/sources/configs``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.sources import Source, read_json
+from lightx2v_sgmd.families.sources.parts import Source, read_json
 from lightx2v_sgmd.families.wan.forward import normalized_latents
 from lightx2v_sgmd.files.images import fitted
 from lightx2v_sgmd.files.tensor_reader import WholeTensors

@@ -13,7 +13,7 @@ from lightx2v_sgmd.apps.comparison.folder import captions, inputs
 from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, file_name
 from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.saved import plan_of, saved_plan, write_plan
-from lightx2v_sgmd.families.model_folder import shipped_prompts
+from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.files.latents import write_shard
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.system.errors import UserError

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightx2v_sgmd.apps.evaluation.features import TeacherFeatures
-from lightx2v_sgmd.families.wan.model import normalized_latents, open_wan
+from lightx2v_sgmd.families.wan.forward import normalized_latents
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distill.planning.model_meter import ModelMeter
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.system.resources import config_path
 

@@ -19,7 +19,8 @@ from distill.planning.flops import (
     stop_intervals,
 )
 from distill.planning.model_meter import ModelMeter
-from lightx2v_sgmd.families.wan.model import open_wan, velocity
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.training import make_job, make_trainer
 
 

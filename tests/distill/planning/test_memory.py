@@ -11,7 +11,7 @@ import torch
 
 from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks, connect, disconnect
 from tests.parallel.ranks import run_ranks

@@ -9,7 +9,7 @@ import torch
 from distill.planning import metering
 from distill.planning.metering import MemoryMeter, Pass, meter_pass
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.tiny import make_tiny_cogvideox
 
 

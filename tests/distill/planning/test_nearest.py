@@ -14,7 +14,8 @@ from distill.planning.memory import Memory, lasting_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan, check_possible
 from distill.planning.plan import Machine, make_plan
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import make_job

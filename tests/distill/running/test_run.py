@@ -21,7 +21,7 @@ from distill.running.recorders import Recorder
 from distill.running.samples import SampleVideos
 from distill.running.signals import STOPPING, stop_on_signal
 from distill.trainer import Trainer
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.safetensors_files import schedule_of
 from lightx2v_sgmd.job.schema import Job, load_job

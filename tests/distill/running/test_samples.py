@@ -14,7 +14,7 @@ from distill.running.recorders import Recorder
 from distill.running.samples import MEASURES, SampleVideos
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import read_video, small_gif
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.measures.video import measure_video

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from infer import Lora
 from infer.network.lora import add_loras, check_loras
-from lightx2v_sgmd.families.lora_updates import LoraUpdates
+from lightx2v_sgmd.families.lora.updates import LoraUpdates
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.scaled import CONVENTIONS, quantised
 from tests.tiny import WEIGHTS, make_tiny_wan

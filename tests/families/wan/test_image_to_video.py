@@ -16,7 +16,7 @@ from PIL import Image
 from distill import distill
 from distill.building import check_images
 from distill.model_checks import check_against_model
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.schema import Job, load_job
 from lightx2v_sgmd.system.errors import UserError

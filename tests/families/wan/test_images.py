@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule

@@ -14,10 +14,10 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import UMT5EncoderModel
 
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.wan import keys as wan_keys
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.names import (
     TEXT_ENCODER_NAMES,

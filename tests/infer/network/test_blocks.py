@@ -12,7 +12,9 @@ import torch
 
 from infer.network.blocks import fuse_qkv, mend_rows_of_zeros, quantize
 from infer.network.loading import offload
-from lightx2v_sgmd.families.wan.model import open_wan, pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from tests.students import load_student

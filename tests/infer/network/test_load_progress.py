@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infer.network.load_progress import encoder_bar, network_bar
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 
 LARGE = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 

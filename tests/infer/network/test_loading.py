@@ -21,7 +21,9 @@ from infer.network import loading
 from infer.network.loading import load_network
 from infer.options import Options
 from lightx2v_sgmd.families.lora.reading import LoraUpdate
-from lightx2v_sgmd.families.wan.model import WanModel, open_wan, velocity
+from lightx2v_sgmd.families.wan.forward import velocity
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.tensor_copy import PIECE_BYTES
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -88,7 +90,7 @@ def test_a_quantised_14b_loads_on_a_24_gib_card(monkeypatch: pytest.MonkeyPatch)
         for name, (out, width) in layers.items()
     }
     update = LoraUpdate(factors, {})
-    monkeypatch.setattr("lightx2v_sgmd.families.lora_updates.read_lora", lambda *lora: update)
+    monkeypatch.setattr("lightx2v_sgmd.families.lora.updates.read_lora", lambda *lora: update)
     model, memory_mode = open_wan(BIG), MemoryMode(quantize="fp8-storage", one_at_a_time=True)
     with metered(monkeypatch, "F32") as meter:
         _, weights, peak = load(

@@ -12,7 +12,7 @@ from torch import nn
 
 from infer.network import offload
 from infer.network.offload import HostWeights, PartSwitcher, weight_bytes
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.infer.metering import DeviceMeter
 from tests.students import load_student
 

@@ -22,7 +22,7 @@ from infer.serve.preview import (
     renoised_prediction,
 )
 from infer.serve.worker import LEARN_FROM, Maker, Previews
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
 from lightx2v_sgmd.sampling.sampler import fresh_noise_for

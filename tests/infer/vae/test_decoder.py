@@ -10,7 +10,7 @@ import torch
 
 from infer.vae.decoder import COMPILED_FROM, DecodeSettings, VaeDecoder
 from infer.vae.layers import Caches
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 
 
 @pytest.fixture(scope="module")

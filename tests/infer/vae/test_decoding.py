@@ -11,7 +11,8 @@ from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Share, Tiling, chunks_of, decode_stream
 from infer.vae.kernels import Kernels, fused_add, fused_norm_silu
 from infer.vae.layers import Caches
-from lightx2v_sgmd.families.wan.model import decode_latents, open_wan, vae_latents
+from lightx2v_sgmd.families.wan.forward import decode_latents, vae_latents
+from lightx2v_sgmd.families.wan.opening import open_wan
 
 
 def wan22() -> AutoencoderKLWan:

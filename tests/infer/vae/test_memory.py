@@ -12,7 +12,7 @@ from distill.planning.metering import MemoryMeter, fused_attention
 from infer.vae.decoder import VaeDecoder
 from infer.vae.decoding import Share, Tiling, decode_stream
 from infer.vae.memory import decode_gib
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 
 WAN21 = {"base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4]}
 WAN22 = {

@@ -15,7 +15,7 @@ import torch.utils.cpp_extension
 from torch import Tensor
 
 from distill import distill
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, connect, disconnect

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distill import distill
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.parallel import (
     FAKE_SCORE,

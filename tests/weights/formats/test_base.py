@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from weights.formats.base import NetworkFormat
 from weights.formats.registry import FORMATS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.weights.conftest import write_checkpoint
 from tools.models.standard_wan import make_standard_wan
 from weights import export

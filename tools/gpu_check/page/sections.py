@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distill.planning.flops import forward_operations
-from lightx2v_sgmd.families.wan.model import TEXT_LENGTH, open_wan
+from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks.attention import KERNELS
 from tools.gpu_check.page.goals import rows
 from tools.models.random_wan import SHAPES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import TEXT_LENGTH
+from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.networks import attention as kernels
 from tools.gpu_check.context import Context, relative_difference
 from tools.gpu_check.report import NotHere, Row, Step

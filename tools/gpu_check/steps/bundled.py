@@ -9,7 +9,7 @@ import numpy as np
 from infer.engine import load_student
 from infer.options import Options
 from infer.result import Video
-from lightx2v_sgmd.families.wan.model import BUNDLED
+from lightx2v_sgmd.families.wan.opening import BUNDLED
 from tools.gpu_check.context import Context, tf32
 from tools.gpu_check.report import Row, Step
 from tools.models.random_wan import PROMPT

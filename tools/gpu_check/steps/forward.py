@@ -21,7 +21,8 @@ from infer.engine import Student
 from infer.engine_plan import make_plan, why_not_quantize
 from infer.options import Options
 from lightx2v_sgmd.families.conditioning import Embedding
-from lightx2v_sgmd.families.wan.model import pad_text, velocity
+from lightx2v_sgmd.families.text_rows import pad_text
+from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.rollout import rollout
 from tools.gpu_check.context import Context, relative_difference

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import FRAMES_AT_ONCE, Tiling, decode_stream
-from lightx2v_sgmd.families.wan.model import decode_latents
+from lightx2v_sgmd.families.wan.forward import decode_latents
 from tools.gpu_check.context import Context, tf32
 from tools.gpu_check.report import Row, Step
 from tools.gpu_check.steps.kernel_table import kernel_table

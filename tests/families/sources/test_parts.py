@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
 from distill import distill
-from lightx2v_sgmd.families.hub_configs import known_transformer_config
-from lightx2v_sgmd.families.sources import without_private
-from lightx2v_sgmd.families.wan import model as wan
+from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
+from lightx2v_sgmd.families.sources.parts import without_private
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
+from lightx2v_sgmd.families.wan.model import WanModel
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.original import TEXT_ENCODER_CONFIG, VAE_CONFIG
 from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.system.errors import UserError
@@ -31,13 +32,13 @@ PROMPTS = ["a red circle moving left", "a blue square"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> wan.WanModel:
-    return wan.open_wan(make_tiny_wan(tmp_path_factory.mktemp("tiny") / "diffusers"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> WanModel:
+    return open_wan(make_tiny_wan(tmp_path_factory.mktemp("tiny") / "diffusers"))
 
 
 @pytest.fixture(scope="module", params=[".pth", ".safetensors"])
 def original_folder(
-    model: wan.WanModel, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    model: WanModel, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return write_original(model, tmp_path_factory.mktemp("original") / "wan", request.param)
 
@@ -50,7 +51,7 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_loading_equals_stock_libraries(model: wan.WanModel, dtype: torch.dtype) -> None:
+def test_loading_equals_stock_libraries(model: WanModel, dtype: torch.dtype) -> None:
     for ours, cls, part in (
         (model.load_transformer(dtype), WanTransformer3DModel, "transformer"),
         (model.load_vae(dtype), AutoencoderKLWan, "vae"),
@@ -66,7 +67,7 @@ def test_loading_equals_stock_libraries(model: wan.WanModel, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_text_encoder_equals_stock(model: wan.WanModel, dtype: torch.dtype) -> None:
+def test_the_text_encoder_equals_stock(model: WanModel, dtype: torch.dtype) -> None:
     ours = model.load_text_encoder(dtype)
     stock = UMT5EncoderModel.from_pretrained(model.path, subfolder="text_encoder", dtype=dtype)
     ids, mask = ours.tokenize(PROMPTS)
@@ -77,7 +78,7 @@ def test_the_text_encoder_equals_stock(model: wan.WanModel, dtype: torch.dtype) 
     assert not any(p.requires_grad for p in ours.network.parameters())
 
 
-def test_an_original_folder_is_the_same_model(model: wan.WanModel, original_folder: Path) -> None:
+def test_an_original_folder_is_the_same_model(model: WanModel, original_folder: Path) -> None:
     opened = open_tiny_original(original_folder, model)
     assert {
         key: value
@@ -94,8 +95,8 @@ def test_an_original_folder_is_the_same_model(model: wan.WanModel, original_fold
     assert all(torch.equal(ours, theirs) for ours, theirs in text)
 
 
-def test_slices_come_under_diffusers_names(model: wan.WanModel, original_folder: Path) -> None:
-    reader = wan.open_wan(original_folder).transformer_weights()
+def test_slices_come_under_diffusers_names(model: WanModel, original_folder: Path) -> None:
+    reader = open_wan(original_folder).transformer_weights()
     state = model.load_transformer().state_dict()
     check_keys(reader.header, {name: tuple(t.shape) for name, t in state.items()}, "net")
     for name, tensor in state.items():
@@ -105,7 +106,7 @@ def test_slices_come_under_diffusers_names(model: wan.WanModel, original_folder:
         assert torch.equal(reader.read(name, third, 2 * third + 1), flat[third : 2 * third + 1])
 
 
-def test_several_shards_in_either_format(model: wan.WanModel, tmp_path: Path) -> None:
+def test_several_shards_in_either_format(model: WanModel, tmp_path: Path) -> None:
     state = {
         transformer_to_original(k): t for k, t in model.load_transformer().state_dict().items()
     }
@@ -119,16 +120,16 @@ def test_several_shards_in_either_format(model: wan.WanModel, tmp_path: Path) ->
             file = folder / f"diffusion_pytorch_model-{index:05d}-of-00002{suffix}"
             part = {name: state[name] for name in chosen}
             torch.save(part, file) if suffix == ".pth" else save_file(part, file)
-        assert same_weights(wan.open_wan(folder).load_transformer(), model.load_transformer())
+        assert same_weights(open_wan(folder).load_transformer(), model.load_transformer())
         shutil.copy(file, folder / f"diffusion_pytorch_model-copy{suffix}")
         with pytest.raises(UserError, match="is also in diffusion_pytorch_model"):
-            wan.open_wan(folder).load_transformer()
+            open_wan(folder).load_transformer()
 
 
 @pytest.mark.parametrize("prefix", ["", "diffusion_model.", "model.diffusion_model."])
 @pytest.mark.parametrize("naming", ["diffusers", "original"])
 def test_a_single_file_takes_the_rest_from_its_base(
-    model: wan.WanModel, tmp_path: Path, prefix: str, naming: str
+    model: WanModel, tmp_path: Path, prefix: str, naming: str
 ) -> None:
     network = model.load_transformer()
     with torch.no_grad():
@@ -138,21 +139,21 @@ def test_a_single_file_takes_the_rest_from_its_base(
     tensors = {prefix + rename(k): t for k, t in network.state_dict().items()}
     file = tmp_path / "finetune.safetensors"
     save_file(tensors, file)
-    opened = wan.open_wan(file, base=model.path)
+    opened = open_wan(file, base=model.path)
     assert opened.path == str(file)
     assert same_weights(opened.load_transformer(), network)
     assert same_weights(opened.load_vae(), model.load_vae())
     with pytest.raises(UserError, match=r"teacher.path: .*finetune.*; set teacher.base to"):
-        wan.open_wan(file)
+        open_wan(file)
 
 
 def test_a_single_file_in_its_models_folder_needs_no_base(
-    model: wan.WanModel, original_folder: Path
+    model: WanModel, original_folder: Path
 ) -> None:
     file = next(original_folder.glob("diffusion_pytorch_model.*"))
-    assert same_weights(wan.open_wan(file).load_transformer(), model.load_transformer())
+    assert same_weights(open_wan(file).load_transformer(), model.load_transformer())
     with pytest.raises(UserError, match="is not a file of weights; leave out teacher.base"):
-        wan.open_wan(original_folder, base=model.path)
+        open_wan(original_folder, base=model.path)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_a_single_file_in_its_models_folder_needs_no_base(
     ],
 )
 def test_what_does_not_fit_is_reported(
-    model: wan.WanModel, tmp_path: Path, change: Any, says: str
+    model: WanModel, tmp_path: Path, change: Any, says: str
 ) -> None:
     state = {
         transformer_to_original(k): t for k, t in model.load_transformer().state_dict().items()
@@ -186,19 +187,19 @@ def test_what_does_not_fit_is_reported(
     change(state)
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match=says):
-        wan.open_wan(tmp_path / "x.pth", base=model.path).load_transformer()
+        open_wan(tmp_path / "x.pth", base=model.path).load_transformer()
 
 
-def test_another_base_does_not_fit(model: wan.WanModel, tmp_path: Path) -> None:
+def test_another_base_does_not_fit(model: WanModel, tmp_path: Path) -> None:
     save_file(model.load_transformer().state_dict(), tmp_path / "x.safetensors")
     other = make_tiny_wan(tmp_path / "deeper", layers=3)
     with pytest.raises(UserError, match=r"27 missing: blocks\.2\..*, \.\.\."):
-        wan.open_wan(tmp_path / "x.safetensors", base=other).load_transformer()
+        open_wan(tmp_path / "x.safetensors", base=other).load_transformer()
 
 
 def test_the_release_on_the_hub_is_known_without_a_network() -> None:
     for size in ("1.3B", "14B"):
-        opened = wan.open_wan(f"Wan-AI/Wan2.1-T2V-{size}")
+        opened = open_wan(f"Wan-AI/Wan2.1-T2V-{size}")
         assert opened.source.layout == "original"
         config = known_transformer_config(f"Wan-AI/Wan2.1-T2V-{size}-Diffusers")
         assert opened.transformer_config == config
@@ -230,23 +231,23 @@ def test_the_parts_that_the_release_does_not_describe() -> None:
     ],
 )
 def test_configurations_that_are_not_wans(
-    model: wan.WanModel, tmp_path: Path, change: dict[str, Any], says: str
+    model: WanModel, tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
     config = {**original_config(model.transformer_config), **change}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"teacher.path: .*{says}"):
-        wan.open_wan(tmp_path)
+        open_wan(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"_class_name": "\\ud800'])
 def test_configurations_that_are_no_objects(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config.json: is not (a |readable )?JSON"):
-        wan.open_wan(tmp_path)
+        open_wan(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
-def test_folders_with_a_part_missing(model: wan.WanModel, tmp_path: Path, layout: str) -> None:
+def test_folders_with_a_part_missing(model: WanModel, tmp_path: Path, layout: str) -> None:
     folder = tmp_path / "wan"
     if layout == "diffusers":
         shutil.copytree(model.path, folder)
@@ -257,7 +258,7 @@ def test_folders_with_a_part_missing(model: wan.WanModel, tmp_path: Path, layout
     for name in removed:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    opened = wan.open_wan(folder)
+    opened = open_wan(folder)
     opened.load_transformer()
     with pytest.raises(UserError, match=r"is missing|has no Wan2.1_VAE"):
         opened.load_vae()
@@ -269,7 +270,7 @@ def test_folders_with_a_part_missing(model: wan.WanModel, tmp_path: Path, layout
     "link",
     ["vae", "vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json", "tokenizer/key"],
 )
-def test_links_out_of_a_folder_are_refused(model: wan.WanModel, tmp_path: Path, link: str) -> None:
+def test_links_out_of_a_folder_are_refused(model: WanModel, tmp_path: Path, link: str) -> None:
     folder = tmp_path / "wan"
     shutil.copytree(model.path, folder)
     path, elsewhere = folder / link, tmp_path / "elsewhere"
@@ -279,26 +280,26 @@ def test_links_out_of_a_folder_are_refused(model: wan.WanModel, tmp_path: Path, 
         elsewhere.write_text("secret")
     path.symlink_to(elsewhere)
     with pytest.raises(UserError, match=f"{link}.*: is a link out of .*, which is refused"):
-        wan.open_wan(folder)
+        open_wan(folder)
     path.unlink()
     shutil.move(elsewhere, folder / "kept")
     path.symlink_to(os.path.relpath(folder / "kept", path.parent))
-    wan.open_wan(folder)  # a link within the folder is fine
+    open_wan(folder)  # a link within the folder is fine
 
 
-def test_links_of_an_original_folder_are_looked_at(model: wan.WanModel, tmp_path: Path) -> None:
+def test_links_of_an_original_folder_are_looked_at(model: WanModel, tmp_path: Path) -> None:
     folder = write_original(model, tmp_path / "wan", ".safetensors")
     shutil.move(folder / "Wan2.1_VAE.safetensors", tmp_path / "vae.safetensors")
     (folder / "Wan2.1_VAE.safetensors").symlink_to(tmp_path / "vae.safetensors")
     with pytest.raises(UserError, match="Wan2.1_VAE.safetensors: is a link out of"):
-        wan.open_wan(folder)
+        open_wan(folder)
     (folder / "Wan2.1_VAE.safetensors").unlink()
     (folder / "Wan2.1_VAE.safetensors").symlink_to("Wan2.1_VAE.safetensors")
     with pytest.raises(UserError, match="is a link that leads nowhere|is a link out of"):
-        wan.open_wan(folder)
+        open_wan(folder)
 
 
-def test_the_hubs_own_cache_is_made_of_links(model: wan.WanModel, tmp_path: Path) -> None:
+def test_the_hubs_own_cache_is_made_of_links(model: WanModel, tmp_path: Path) -> None:
     """As ``snapshot_download`` lays it out."""
     cache = tmp_path / "models--Wan-AI--x"
     snapshot = cache / "snapshots" / "0123abcd"
@@ -307,12 +308,12 @@ def test_the_hubs_own_cache_is_made_of_links(model: wan.WanModel, tmp_path: Path
     for index, file in enumerate(path for path in snapshot.rglob("*") if path.is_file()):
         shutil.move(file, cache / "blobs" / str(index))
         file.symlink_to(os.path.relpath(cache / "blobs" / str(index), file.parent))
-    opened = wan.open_wan(snapshot)
+    opened = open_wan(snapshot)
     assert same_weights(opened.load_transformer(), model.load_transformer())
     opened.load_text_encoder(torch.float32)
 
 
-def test_an_embedding_under_either_name(model: wan.WanModel, tmp_path: Path) -> None:
+def test_an_embedding_under_either_name(model: WanModel, tmp_path: Path) -> None:
     folder = tmp_path / "wan"
     shutil.copytree(model.path, folder)
     file = folder / "text_encoder" / "model.safetensors"
@@ -322,12 +323,12 @@ def test_an_embedding_under_either_name(model: wan.WanModel, tmp_path: Path) -> 
     for names in (["shared.weight"], ["encoder.embed_tokens.weight"]):
         rest = {k: t for k, t in state.items() if "embed_tokens" not in k and "shared" not in k}
         save_file(rest | {name: embedding for name in names}, file)
-        got = wan.open_wan(folder).load_text_encoder(torch.float32).rows(PROMPTS)
+        got = open_wan(folder).load_text_encoder(torch.float32).rows(PROMPTS)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_distilling_either_layout_is_the_same_run(
-    model: wan.WanModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: WanModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = write_original(model, tmp_path / "released", ".pth")
     # The release has one VAE and one text encoder, which are not this small.

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.families.model_folder import PROMPTS_FILE, VIDEO_FILE, shipped_prompts
-from lightx2v_sgmd.families.wan.model import WAN_FPS, bundled_teacher, open_wan
-from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
+from lightx2v_sgmd.families.sources.model_folder import (
+    PROMPTS_FILE,
+    VIDEO_FILE,
+    shipped_prompts,
+)
+from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
+from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT, WAN_FPS
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.system.errors import UserError
 from tools.models.train_sprites_teacher import write_facts

@@ -35,7 +35,7 @@ def _shipped(hub_id: str) -> dict[str, Any] | None:
     name = next((each for each in (hub_id, f"{hub_id}-Diffusers") if each in names), None)
     if name is None:
         return None
-    file = files("lightx2v_sgmd.families") / "configs" / f"{name.replace('/', '--')}.json"
+    file = files("lightx2v_sgmd.families.sources") / "configs" / f"{name.replace('/', '--')}.json"
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return config
 
@@ -46,7 +46,7 @@ def known_hub_ids(network_class: str | None = None) -> list[str]:
     Args:
         network_class: Only those whose transformer is of this class of diffusers.
     """
-    folder = files("lightx2v_sgmd.families") / "configs"
+    folder = files("lightx2v_sgmd.families.sources") / "configs"
     names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".json"))
     ids = [name.removesuffix(".json").replace("--", "/", 1) for name in names]
     if network_class is None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightx2v_sgmd.families.network_size import config_from, shapes_of, size_of
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.inspection.network_size import (
+    config_from,
+    shapes_of,
+    size_of,
+)
+from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.tiny import make_tiny_wan
 
 

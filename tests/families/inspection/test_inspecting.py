@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from infer.checks import check_student
 from lightx2v_sgmd.cli.main import run as main
-from lightx2v_sgmd.families.inspection import inspect_weights
+from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from lightx2v_sgmd.families.wan import original as wan_original
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.original import write_original
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightx2v_sgmd.families.hub_configs import known_hub_ids, known_transformer_config
+from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids, known_transformer_config
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.building import build_transformer
 from lightx2v_sgmd.untrusted.configs import check_transformer

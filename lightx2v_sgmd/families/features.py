@@ -1,0 +1,44 @@
+"""Optional abilities of a family's networks, and the refusal of settings that need one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from lightx2v_sgmd.system.errors import UserError
+
+if TYPE_CHECKING:
+    from lightx2v_sgmd.families.base import Model
+
+Feature = Literal[
+    "fast_blocks",
+    "attention_kernels",
+    "quantize",
+    "sequence",
+    "streamed_decoding",
+    "planned_memory",
+    "loras",
+]
+"""What the engine and the trainer can do with the networks of some families only.
+
+``fast_blocks``: passes written for the family's blocks, and ``torch.compile`` of them.
+``attention_kernels``: other attention kernels than PyTorch's. ``quantize``: the engine's weights in
+8 bits. ``sequence``: several ranks share a video. ``streamed_decoding``: the VAE decodes chunks of
+frames, and ranks share its tiles. ``planned_memory``: the engine knows its memory beforehand.
+``loras``: LoRA files are read, and written.
+"""
+
+
+def require_feature(model: Model, feature: Feature, what: str, remedy: str) -> None:
+    """Refuses a setting that a model's family has not.
+
+    Args:
+        model: The model.
+        feature: What the setting needs.
+        what: The setting, for the message: ``parallel.sequence: 2``.
+        remedy: The value to use instead.
+
+    Raises:
+        UserError: the family lacks the feature.
+    """
+    if feature not in model.features:
+        raise UserError(f"{what} is not supported for {model.family}; use {remedy}")

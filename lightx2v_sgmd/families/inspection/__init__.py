@@ -1,0 +1,1 @@
+"""Decides what a file or folder of weights is, and says it."""

@@ -1,0 +1,37 @@
+"""How others run a family's models: diffusers' pipeline, and the sampler of the authors."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Pipeline(NamedTuple):
+    """The stock pipeline of a family, by the classes of its parts.
+
+    Attributes:
+        name: The pipeline's class in diffusers.
+        transformer: The network's class in diffusers.
+        vae: The VAE's class in diffusers.
+        text_encoder: The text encoder's class in transformers.
+        tokenizer: The tokenizer's class in transformers, for folders that name none.
+        shared: The folders of the parts that a student shares with its teacher.
+    """
+
+    name: str
+    transformer: str
+    vae: str
+    text_encoder: str
+    tokenizer: str = "T5TokenizerFast"
+    shared: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
+
+
+class AuthorsSampler(NamedTuple):
+    """The sampler with which a model's authors run it.
+
+    Attributes:
+        solver: Its name.
+        shift: The flow shift of its steps.
+    """
+
+    solver: Literal["unipc", "euler", "ddim"]
+    shift: float
