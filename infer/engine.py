@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from infer.checks import Checked, check_student, wanted_size
-from infer.engine_plan import EnginePlan, make_plan, out_of_memory, torch_dtype
+from infer.engine_plan import EnginePlan, make_plan, memory_explained
 from infer.multi_gpu import share_tiles
-from infer.network.loading import load_network
 from infer.network.offload import PartSwitcher
 from infer.options import Options
+from infer.parts import TEXT_ROWS, StudentParts
 from infer.result import Generation, Video
 from infer.stopping import Cancel, OnStep, reporter, stoppable
 from infer.text import Texts
-from infer.vae.decoder import DecodeSettings, VaeDecoder
 from infer.vae.decoding import Tiling, decode_stream, videos_at_once
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
@@ -42,15 +40,6 @@ from lightx2v_sgmd.text.images import EmbeddingsWithImages, encode_images
 
 _TOKENS_AT_ONCE = 4096
 """Latent positions per batch unless the caller says otherwise: 16 small videos or one large."""
-_TEXT_ROWS = 16
-"""Compiled networks get texts of multiples of this, so that few shapes are compiled."""
-NETWORK: Final = "transformer"
-VAE: Final = "vae"
-
-
-def _part(expert: int) -> str:
-    """The name of an expert's network among the parts."""
-    return NETWORK if expert == 0 else f"{NETWORK}_{expert + 1}"
 
 
 class Student:
@@ -72,19 +61,10 @@ class Student:
             self.model, text_device, plan.text_dtype, plan.options.text_cache, self.parts, quiet
         )
         self._boundary = boundary_of(self.model.experts)
+        self.loaded = StudentParts(checked, plan, self.ranks, quiet, self.parts)
         if not plan.memory_mode.one_at_a_time:
             for expert in range(len(self.model.experts)):
-                self.network_of(expert)  # loads it
-
-    def _load_transformer(self, expert: int) -> Any:
-        video = self.checked.video
-        explained: AbstractContextManager[None] = nullcontext()
-        if video is not None:
-            size = (video.height, video.width, video.num_frames)
-            explained = self._memory_explained(size, 1, "loading")
-        with explained:
-            model = self.model.experts[expert].model
-            return load_network(model, self.plan, self.ranks, self.quiet)
+                self.loaded.network_of(expert)  # loads it
 
     @property
     def model(self) -> Model:
@@ -104,47 +84,16 @@ class Student:
     @property
     def transformer(self) -> Any:
         """The network, on its device; of a model with experts the first one's."""
-        return self.network_of(0)
-
-    def network_of(self, expert: int) -> Any:
-        """An expert's network, on its device. Where parts take turns, the other expert leaves it.
-
-        Args:
-            expert: The expert's index in ``Model.experts``.
-        """
-        return self.parts.get(
-            _part(expert),
-            partial(self._load_transformer, expert),
-            moves=not self.plan.memory_mode.offload,
-        )
+        return self.loaded.network_of(0)
 
     @property
     def decoder(self) -> Any:
-        """The VAE's decoder, in float32 unless asked: bfloat16 shows as banding.
-
-        It is a ``VaeDecoder``, or the VAE itself in families without streamed decoding.
-        """
-        return self.parts.get(VAE, self._load_decoder)
-
-    def _load_decoder(self) -> Any:
-        dtype = torch_dtype(self.plan.options.vae_dtype)
-        if "streamed_decoding" not in self.model.features:
-            vae = self.model.load_vae(dtype, self.device)
-            if self.plan.memory_mode.tile_vae:
-                vae.enable_tiling()
-            return vae
-        vae = self.model.load_vae(dtype)
-        return VaeDecoder(vae, DecodeSettings(compile=self.plan.compile), self.device)
+        """The VAE's decoder; see ``StudentParts.decoder``."""
+        return self.loaded.decoder
 
     def release(self, part: str) -> None:
-        """Says that a part (``NETWORK``, ``TEXT_ENCODER``) is not needed again.
-
-        Where parts take turns it is then not kept in the main memory. If it is needed after all, it
-        is loaded again.
-        """
-        experts = range(len(self.model.experts))
-        for name in map(_part, experts) if part == NETWORK else (part,):
-            self.parts.release(name)
+        """Says that a part (``NETWORK``, ``TEXT_ENCODER``) is not needed again."""
+        self.loaded.release(part)
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents."""
@@ -221,16 +170,16 @@ class Student:
             )
         text_rows = conditioning["text"].shape[1]
         if self.plan.compile:
-            padding = (0, 0, 0, -text_rows % _TEXT_ROWS)
+            padding = (0, 0, 0, -text_rows % TEXT_ROWS)
             text = torch.nn.functional.pad(conditioning[TEXT], padding)
             conditioning = Conditioning({**conditioning, TEXT: text})
         conditioning = conditioning.to(self.device)
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor:
-            network = self.network_for(text_rows, expert_at(self._boundary, time))
+            network = self.loaded.network_for(text_rows, expert_at(self._boundary, time))
             return self.model.predict(network, x_t, time, conditioning)
 
-        with self._memory_explained(size, len(seeds), "denoising"):
+        with memory_explained(self.model, self.plan, size, len(seeds), "denoising"):
             x0 = rollout(
                 predict,
                 noise.to(self.device),
@@ -240,25 +189,6 @@ class Student:
                 fresh_noise=fresh_noise_for(self.model, seeds, shape),
             )
             return x0.float().cpu()
-
-    def network_for(self, text_rows: int, expert: int = 0) -> Any:
-        """An expert's network, with the text's padding folded where that helps.
-
-        That is on a CPU, with plain SDPA.
-
-        Folding needs the text to have no more rows than the network is wide; a longer one gets the
-        network as it is.
-        """
-        network = self.network_of(expert)
-        if self.device.type != "cpu" or self.attention != "sdpa":
-            return network
-        if self.plan.compile:
-            text_rows += _TEXT_ROWS
-        if text_rows <= self.model.width:
-            self.model.fold_text_padding(network)
-        elif getattr(network, "text_padding_is_folded", False):
-            self.parts.drop(_part(expert))
-        return self.network_of(expert)
 
     def decode(self, latents: Tensor) -> Iterator[Frames]:
         """One video's frames, chunk by chunk.
@@ -295,7 +225,7 @@ class Student:
         rules = self.model.size_rules
         if "streamed_decoding" not in self.model.features:
             size = (height, width, rules.temporal * (latents.shape[2] - 1) + 1)
-            with self._memory_explained(size, len(latents), "decoding"):
+            with memory_explained(self.model, self.plan, size, len(latents), "decoding"):
                 whole = self.model.decode_latents(self.decoder, latents.to(self.device))
             yield whole.cpu().numpy()
             return
@@ -305,7 +235,7 @@ class Student:
         tiles = tiling.count(height, width) if tiling is not None and share is not None else 1
         if self.ranks.rank >= tiles:
             return
-        with self._memory_explained(size, len(latents), "decoding"):
+        with memory_explained(self.model, self.plan, size, len(latents), "decoding"):
             count = self.plan.memory_mode.frames_at_once
             here = latents.to(self.device)
             for chunk in decode_stream(self.decoder, here, tiling, share, count):
@@ -424,19 +354,6 @@ class Student:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
-
-    @contextmanager
-    def _memory_explained(
-        self, size: tuple[int, int, int], batch: int, where: str
-    ) -> Iterator[None]:
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            # On a CPU PyTorch has no class of its own for it.
-            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-                if "not enough memory" not in str(error) and "can't allocate" not in str(error):
-                    raise
-            raise out_of_memory(self.model, self.plan, size, batch, where) from error
 
 
 def videos_together(shape: tuple[int, int, int, int]) -> int:

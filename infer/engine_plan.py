@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -263,3 +265,29 @@ def out_of_memory(
     return UserError(
         f"{message}; {flags} needs only {max(needed_gib(one, memory_mode).values()):.3g} GiB"
     )
+
+
+@contextmanager
+def memory_explained(
+    model: Model, plan: EnginePlan, size: tuple[int, int, int], batch: int, where: str
+) -> Iterator[None]:
+    """Turns an out-of-memory error of a block into ``out_of_memory``'s.
+
+    Args:
+        model: The student's model.
+        plan: What runs where.
+        size: Height, width and number of frames of a video.
+        batch: Number of videos.
+        where: What the block does, for the message: ``denoising``.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU PyTorch has no class of its own for it.
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if "not enough memory" not in str(error) and "can't allocate" not in str(error):
+                raise
+        raise out_of_memory(model, plan, size, batch, where) from error

@@ -97,6 +97,7 @@ TOGETHER = {
         "lightx2v_sgmd/families/wan/sources.py",
     ),
     "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
+    "infer/test_engine.py": ("infer/parts.py",),
     # Requests to the server's application, with a stand-in for the worker.
     "infer/serve/test_api.py": (
         "infer/serve/answers.py",

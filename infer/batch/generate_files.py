@@ -19,10 +19,11 @@ from infer.batch.sheet import write_sheet
 from infer.batch.sidecars import is_there, publish, sidecar
 from infer.batch.writing import Pending, writing
 from infer.checks import check_student, output_suffix
-from infer.engine import NETWORK, Student
+from infer.engine import Student
 from infer.engine_plan import make_plan
 from infer.multi_gpu import check_ranks, processes
 from infer.options import GenerateOptions
+from infer.parts import NETWORK
 from infer.result import Cancelled
 from infer.stopping import Cancel, OnStep, stoppable
 from infer.text import TEXT_ENCODER

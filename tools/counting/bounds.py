@@ -53,7 +53,7 @@ def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]
 def stage_work(student: Any, prompt: str, count: int, size: tuple[int, int, int]) -> dict[str, Any]:
     """FLOPs, operations and seconds of one forward and of the decode of ``count`` videos."""
     text = student.model.conditioning(student.encode([prompt] * count))["text"]
-    network = student.network_for(text.shape[1])
+    network = student.loaded.network_for(text.shape[1])
     text = text.to(student.device)
     x_t = torch.randn(count, *student.latent_shape(*size), device=student.device)
     sigma = torch.full((count,), 0.9, device=student.device)

@@ -79,7 +79,7 @@ def test_mistakes_are_found_before_weights_are_loaded(
         raise AssertionError("weights were loaded")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("infer.engine.Student._load_transformer", loaded)
+    monkeypatch.setattr("infer.parts.StudentParts._load_network", loaded)
     options: dict[str, Any] = {"prompts": "a", "quiet": True, **change}
     out = tmp_path / str(options.pop("out", "x.mp4"))
     before = sorted(tmp_path.rglob("*"))
@@ -141,7 +141,7 @@ def test_a_file_of_requests_is_made_and_gone_on_with(
     def loaded(*args: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("infer.engine.Student._load_transformer", loaded)
+    monkeypatch.setattr("infer.parts.StudentParts._load_network", loaded)
     assert generate_files(shared_student, prompts, out, seed=5, quiet=True).skipped == 4
 
 
