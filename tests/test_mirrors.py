@@ -99,18 +99,25 @@ TOGETHER = {
     "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
     "infer/test_engine.py": ("infer/parts.py",),
     # Requests to the server's application, with a stand-in for the worker.
-    "infer/serve/test_api.py": (
-        "infer/serve/answers.py",
+    "infer/serve/api/test_app.py": (
+        "infer/serve/api/answers.py",
         "infer/serve/backend.py",
-        "infer/serve/errors.py",
-        "infer/serve/guard.py",
-        "infer/serve/metrics.py",
+        "infer/serve/api/errors.py",
+        "infer/serve/api/guard.py",
+        "infer/serve/api/metrics.py",
         "infer/serve/options.py",
-        "infer/serve/request.py",
+        "infer/serve/api/request.py",
     ),
     # The real command, whose worker and server are killed.
-    "infer/serve/test_server.py": ("infer/serve/listening.py",),
-    "infer/serve/test_worker.py": ("infer/serve/results.py",),
+    "infer/serve/test_server.py": (
+        "infer/serve/listening.py",
+        "infer/serve/work/messages.py",
+    ),
+    "infer/serve/work/test_worker.py": (
+        "infer/serve/results.py",
+        "infer/serve/work/maker.py",
+    ),
+    "infer/serve/work/test_previews.py": ("infer/serve/work/latent_colours.py",),
     # Files of weights as other programs write them, opened and run.
     "infer/test_wild_weights.py": (
         "lightx2v_sgmd/families/wan/variants.py",

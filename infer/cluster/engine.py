@@ -20,8 +20,10 @@ from infer.options import Options
 from infer.serve.jobs import Job
 from infer.serve.options import Served
 from infer.serve.results import PREVIEWS, VIDEOS, Results
-from infer.serve.students import Students, StudentSource
-from infer.serve.worker import Maker, Previews, served_as
+from infer.serve.work.maker import Maker
+from infer.serve.work.previews import Previews
+from infer.serve.work.students import Students, StudentSource
+from infer.serve.work.worker import served_as
 from lightx2v_sgmd.system.errors import UserError
 
 

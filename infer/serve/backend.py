@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infer.serve.answers import VideoAnswer, video_answer
+from infer.serve.api.answers import VideoAnswer, video_answer
+from infer.serve.api.request import RequestProblem, VideoRequest, settle
 from infer.serve.jobs import Job, JobStore
 from infer.serve.options import Served, ServeOptions, State
-from infer.serve.request import RequestProblem, VideoRequest, settle
 from infer.serve.results import Results
 
 

@@ -97,9 +97,9 @@ def _serve(
 ) -> None:
     import uvicorn
 
-    from infer.serve.api import make_app
+    from infer.serve.api.app import make_app
+    from infer.serve.api.guard import Guard
     from infer.serve.backend import Backend
-    from infer.serve.guard import Guard
 
     results = Results(options.data)
     store.release(None, died=False)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from infer.options import Options
-from infer.serve import worker
 from infer.serve.jobs import JobStore
 from infer.serve.names import named_loras
 from infer.serve.options import Served, ServeOptions, State
+from infer.serve.work.messages import Opened, Order, Ready, Refused
+from infer.serve.work.worker import run, run_follower
 from lightx2v_sgmd.system.errors import RunError, UserError
 
 STOP_S: Final = 30.0
@@ -85,8 +86,8 @@ class Supervisor:
         options: ServeOptions,
         store: JobStore,
         on_end: Callable[[], None],
-        run: Callable[..., None] = worker.run,
-        follow: Callable[..., None] = worker.run_follower,
+        run: Callable[..., None] = run,
+        follow: Callable[..., None] = run_follower,
     ) -> None:
         self._run, self._follow = run, follow
         self._weights, self._engine, self._options = weights, engine, options
@@ -119,10 +120,10 @@ class Supervisor:
             raise RunError(
                 f"the worker ended with {code} while it opened the weights; its messages are above"
             )
-        if isinstance(message, worker.Refused):
+        if isinstance(message, Refused):
             self._running.end(_LAST_WORDS_S)
             raise UserError(message.message)
-        assert isinstance(message, worker.Opened), "a worker opens the weights first"
+        assert isinstance(message, Opened), "a worker opens the weights first"
         self._served = message.served
         self._watcher.start()
         return self._served
@@ -143,7 +144,7 @@ class Supervisor:
     def _start(self) -> _Running:
         name = secrets.token_hex(8)
         ours, theirs = self._spawn.Pipe()
-        order = worker.Order(
+        order = Order(
             name,
             dict(self._weights),
             self._engine,
@@ -185,9 +186,9 @@ class Supervisor:
                 self._restart(pause_s)
                 pause_s = min(2 * pause_s, _MOST_PAUSE_S)
                 continue
-            if isinstance(message, worker.Ready):
+            if isinstance(message, Ready):
                 self.state, pause_s = "ready", _PAUSE_S
-            elif isinstance(message, worker.Refused):
+            elif isinstance(message, Refused):
                 self._end(UserError(message.message))
                 return
             elif message.served != self._served:

@@ -162,7 +162,7 @@ def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | Non
 def open_served(folder: str) -> None:
     """As the worker of ``serve`` does."""
     from infer.options import Options
-    from infer.serve.students import Students
+    from infer.serve.work.students import Students
 
     options = Options(device="cpu", assume_schedule="sgmd", text_cache=None)
     students = Students({"student": Path(folder)}, options, {}, 1)

@@ -41,8 +41,8 @@ def make_app(
         host: The address that the server listens on.
         base: What every path begins with: ``""``, or ``/`` and a word.
     """
-    from infer.serve.errors import answer_errors
-    from infer.serve.guard import Guard
+    from infer.serve.api.errors import answer_errors
+    from infer.serve.api.guard import Guard
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     page = files["index.html"].read_text(encoding="utf-8")

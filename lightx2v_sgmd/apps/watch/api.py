@@ -34,8 +34,8 @@ def make_app(run: WatchedRun, token: str | None, host: str) -> ASGIApp:
         token: What clients must send; None if only this machine can reach the server.
         host: The address that the server listens on.
     """
-    from infer.serve.errors import answer_errors
-    from infer.serve.guard import Guard
+    from infer.serve.api.errors import answer_errors
+    from infer.serve.api.guard import Guard
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     page = PAGE.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from typing import Any
 import infer.batch.writing  # noqa: F401  (imported before the fork, so that children are quick)
 from infer.serve.backend import Backend
 from infer.serve.jobs import JobStore
-from infer.serve.worker import Stopped
+from infer.serve.work.messages import Stopped
 from tests.infer.serve.standin import WANTED, StandIn, make_backend, make_maker
 
 EVENTS = ("open", "os.rename", "os.remove", "subprocess.Popen")

@@ -14,7 +14,7 @@ from infer.serve.backend import Backend
 from infer.serve.jobs import Job, JobStore, Wanted
 from infer.serve.options import Served, ServeOptions
 from infer.serve.results import Results
-from infer.serve.worker import Maker
+from infer.serve.work.maker import Maker
 from lightx2v_sgmd.families.size_rules import SizeRules
 
 SERVED = Served(

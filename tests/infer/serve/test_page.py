@@ -17,11 +17,11 @@ pytest.importorskip("fastapi")
 
 import uvicorn
 
-from infer.serve.api import make_app
+from infer.serve.api.app import make_app
+from infer.serve.api.guard import Guard
 from infer.serve.backend import Backend
-from infer.serve.guard import Guard
 from infer.serve.listening import listen, url_of
-from infer.serve.preview import animation
+from infer.serve.work.latent_colours import animation
 from tests.browser import WAIT_MS, chromium
 from tests.infer.serve.standin import SERVED, StandIn, make_backend, make_maker
 

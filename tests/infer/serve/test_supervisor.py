@@ -23,7 +23,7 @@ PATIENCE_S = 300.0
 
 
 STAND_INS = """
-from infer.serve.worker import Opened, Ready
+from infer.serve.work.messages import Opened, Ready
 
 def lead(order, pipe, followers):
     pipe.send(Opened(()))

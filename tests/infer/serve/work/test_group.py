@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 import infer.engine
 from infer.options import Options
-from infer.serve.group import Leader, check_after, obey
 from infer.serve.jobs import JobStore
 from infer.serve.results import Results
-from infer.serve.students import Students
-from infer.serve.worker import Maker
+from infer.serve.work.group import Leader, check_after, obey
+from infer.serve.work.maker import Maker
+from infer.serve.work.students import Students
 from infer.vae.decoding import Tiling
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.parallel.ranks import Ranks

@@ -13,7 +13,7 @@ from infer import Lora
 from infer.memory import MemoryMode, Workload, needed_gib, resting_gib
 from infer.options import Options
 from infer.serve.names import named_loras
-from infer.serve.students import Students
+from infer.serve.work.students import Students
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule

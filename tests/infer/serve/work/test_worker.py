@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from infer.serve.backend import Backend
-from infer.serve.worker import Maker, Stopped
+from infer.serve.work.maker import Maker
+from infer.serve.work.messages import Stopped
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
 from tests.infer.serve.standin import (

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from infer.serve.preview import (
+from infer.serve.work.latent_colours import (
     FrameMeans,
     LinearDecoder,
     animation,
     data_prediction,
     renoised_prediction,
 )
-from infer.serve.worker import LEARN_FROM, Maker, Previews
+from infer.serve.work.maker import Maker
+from infer.serve.work.previews import LEARN_FROM, Previews
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise

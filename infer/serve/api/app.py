@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from infer.serve.answers import (
+from infer.serve.api.answers import (
     DeletedAnswer,
     Health,
     ModelList,
@@ -30,11 +30,11 @@ from infer.serve.answers import (
     error_answers,
     model_answer,
 )
+from infer.serve.api.errors import answer_errors
+from infer.serve.api.metrics import CONTENT_TYPE, metrics_text
+from infer.serve.api.request import RequestProblem, VideoRequest, parse_body, read_request
 from infer.serve.backend import Backend, not_found
-from infer.serve.errors import answer_errors
 from infer.serve.jobs import Job, QueueFull
-from infer.serve.metrics import CONTENT_TYPE, metrics_text
-from infer.serve.request import RequestProblem, VideoRequest, parse_body, read_request
 from lightx2v_sgmd import __version__
 
 _POLL_S: Final = 0.05

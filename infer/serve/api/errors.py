@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from infer.serve.guard import BodyTooLarge, error_body, kind_of
+from infer.serve.api.guard import BodyTooLarge, error_body, kind_of
 
 
 class Answer(Protocol):

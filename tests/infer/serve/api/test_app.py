@@ -24,9 +24,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from infer.serve.api import make_app
+from infer.serve.api.app import make_app
+from infer.serve.api.guard import Guard
 from infer.serve.backend import Backend
-from infer.serve.guard import Guard
 from tests.infer.serve.standin import SERVED, WANTED, finish, make_backend
 
 LOCAL = "http://127.0.0.1:8000"
@@ -313,7 +313,7 @@ def schemathesis_given(operation: Any, run: Any) -> None:
 
 def test_the_api_imports_no_pytorch() -> None:
     code = (
-        "import sys; import infer.serve.api, infer.serve.server, infer.serve.supervisor; "
+        "import sys; import infer.serve.api.app, infer.serve.server, infer.serve.supervisor; "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""What clients see: the HTTP API, its answers and refusals, and the page."""

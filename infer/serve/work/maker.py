@@ -1,0 +1,202 @@
+"""Makes the videos of the queue, batch by batch."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from infer.serve.jobs import Job
+from infer.serve.results import Results
+from infer.serve.work.messages import Stopped
+from infer.serve.work.previews import Previews
+from infer.serve.work.students import StudentSource
+from lightx2v_sgmd.system.errors import UserError, short_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightx2v_sgmd.files.video import Frames
+
+
+IDLE_S: Final = 0.02
+"""How often an idle worker looks into the queue."""
+
+
+class Desk(Protocol):
+    """Where a worker's jobs come from and their results go, see ``JobStore``."""
+
+    def claim(self, worker: str, together: Callable[[Job], int]) -> list[Job]:
+        """Gives the worker the next batch."""
+
+    def get(self, name: str) -> Job | None:
+        """A job; None if nobody wants it any more."""
+
+    def advance(self, worker: str, names: Sequence[str], percent: int) -> set[str]:
+        """Notes progress; returns the jobs that are still wanted."""
+
+    def complete(self, worker: str, name: str, seconds: float, size: int) -> bool:
+        """Notes that a video is there; False if the job is no longer this worker's."""
+
+    def fail(self, worker: str, name: str, reason: str) -> None:
+        """Notes that a job cannot be made."""
+
+
+@dataclass
+class Maker:
+    """Makes the videos of the queue, batch by batch."""
+
+    students: StudentSource
+    store: Desk
+    results: Results
+    worker: str
+    pipe: Connection
+    previews: Previews | None = None
+    _finished: set[str] = field(default_factory=set)
+
+    def work(self, batch_size: int | None) -> None:
+        """Works until the server says stop.
+
+        Raises:
+            Stopped: it did.
+        """
+        while True:
+            jobs = self.store.claim(
+                self.worker,
+                lambda job: batch_size or self.students.batch_for(job.model, job.size),
+            )
+            if jobs:
+                self.make(jobs)
+            self._look(0 if jobs else IDLE_S)
+
+    def _look(self, wait_s: float) -> None:
+        """Waits a little for a word of the server.
+
+        Raises:
+            Stopped: it said stop.
+        """
+        if self.pipe.poll(wait_s):
+            with suppress(EOFError):
+                self.pipe.recv()
+            raise Stopped
+
+    def make(self, jobs: list[Job]) -> None:
+        """Makes one batch."""
+        self._finished.clear()
+        self._make(jobs)
+
+    def _make(self, jobs: list[Job]) -> None:
+        """One batch; if it fails, each of it alone."""
+        try:
+            self._make_together(jobs)
+        except _NobodyWants:
+            pass
+        except Stopped:
+            raise
+        except Exception as error:
+            left = [job for job in jobs if job.id not in self._finished]
+            if len(jobs) > 1:
+                for job in left:
+                    self._make([job])
+            else:
+                self._fail(jobs[0], error)
+
+    def _make_together(self, jobs: list[Job]) -> None:
+        start = time.perf_counter()
+        student = self.students.get(jobs[0].model, jobs[0].lora, jobs[0].size, len(jobs))
+        steps = len(student.schedule) + 1  # decoding counts as one
+        names = [job.id for job in jobs]
+
+        def on_step(step: int, x_t: Tensor) -> None:
+            self._look(0)
+            if not self.store.advance(self.worker, names, 100 * (step + 1) // steps):
+                raise _NobodyWants
+            if self.previews is not None:
+                self.previews.step(jobs, step, x_t)
+
+        if self.previews is not None:
+            self.previews.begin(student, jobs)
+        rows = student.encode([job.prompt for job in jobs], quiet=True)
+        latents = student.denoise(rows, [job.seed for job in jobs], jobs[0].size, on_step)
+        denoised_s = time.perf_counter() - start
+        decoded = student.decode_each(latents)
+        for job, one in zip(jobs, latents, strict=True):
+            begun = time.perf_counter()
+            chunks = next(decoded)
+            try:
+                if not one.isfinite().all():
+                    raise FloatingPointError("the network gave values that are not finite")
+                whole = self._write_and_learn(job, one, chunks)
+            except (Stopped, _NobodyWants):
+                raise
+            except Exception as error:
+                self._fail(job, error)
+                continue
+            if whole:
+                seconds = denoised_s / len(jobs) + time.perf_counter() - begun
+                size = self.results.video(job.id).stat().st_size
+                if not self.store.complete(self.worker, job.id, seconds, size):
+                    self.results.remove(job.id)
+            self.results.remove_preview(job.id)
+            self._finished.add(job.id)
+
+    def _write_and_learn(self, job: Job, latents: Any, chunks: Iterator[Frames]) -> bool:
+        """Writes a video as ``_write`` does, and learns its colours."""
+        if self.previews is None or not self.previews.learns(job):
+            return self._write(job, chunks)
+        means = self.previews.means(latents)
+        whole = self._write(job, means.watching(chunks))
+        if whole:
+            self.previews.learn(job, latents, means)
+        return whole
+
+    def _write(self, job: Job, chunks: Iterator[Frames]) -> bool:
+        """Writes a video, which appears whole; False if nobody wants it any more."""
+        from infer.batch.writing import writing
+        from lightx2v_sgmd.outputs import move, sync_folder
+
+        file = self.results.video(job.id)
+        if not self._wanted(job):
+            return False
+
+        def appear(temporary: Path) -> None:
+            move(temporary, file)
+            sync_folder(file.parent)
+
+        try:
+            with writing(file, job.fps, appear) as pending:
+                for chunk in chunks:
+                    self._look(0)
+                    if not self._wanted(job):
+                        raise _NobodyWants
+                    pending.put(chunk)
+            pending.wait()
+        except _NobodyWants:
+            return False
+        return True
+
+    def _wanted(self, job: Job) -> bool:
+        return self.store.get(job.id) is not None
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Notes a failure; what is not meant for the client goes to the server's log."""
+        self._finished.add(job.id)
+        self.results.remove(job.id)
+        if isinstance(error, UserError):
+            reason = short_line(str(error).replace(str(self.results.folder), "the server"), 500)
+        else:
+            reason = "internal error; the server's log says more"
+        print(f"serve: {job.id} failed: {error}", file=sys.stderr, flush=True)
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+        self.store.fail(self.worker, job.id, reason)
+
+
+class _NobodyWants(Exception):
+    """All videos of a batch were deleted."""

@@ -1,0 +1,106 @@
+"""Shows the unfinished videos of a worker, in colours that finished ones have taught.
+
+T latent frames, h, w latent height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Final
+
+from infer.serve.jobs import Job
+from infer.serve.results import Results
+from infer.serve.work.students import WorkingStudent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infer.serve.work.latent_colours import FrameMeans, LinearDecoder
+    from lightx2v_sgmd.rollout import FreshNoise
+    from lightx2v_sgmd.schedule import Schedule
+
+
+PREVIEW_S: Final = 0.5
+"""The least time between two previews: a page asks every second, and each costs processor time."""
+
+
+LEARN_FROM: Final = 8
+"""Videos of each weights whose colours are learned: more would cost time and change little."""
+
+
+class Previews:
+    """Shows unfinished videos after each step, in colours that finished ones have taught.
+
+    Args:
+        results: Where previews are written.
+        every_s: The least seconds between the previews of two steps.
+    """
+
+    def __init__(self, results: Results, every_s: float = PREVIEW_S) -> None:
+        self._results, self._every_s = results, every_s
+        self._shown_at = -math.inf
+        self._decoders: dict[str, LinearDecoder] = {}
+        self._states: Tensor | None = None
+        self._schedule: Schedule | None = None
+        self._fresh_noise: FreshNoise | None = None
+
+    def begin(self, student: WorkingStudent, jobs: list[Job]) -> None:
+        """Takes the noise that a batch starts from, and the student's steps."""
+        import torch
+
+        from lightx2v_sgmd.sampling.sampler import fresh_noise_for
+
+        shape = student.latent_shape(*jobs[0].size)
+        seeds = [job.seed for job in jobs]
+        self._states = torch.stack([student.noise(seed, shape) for seed in seeds])
+        self._schedule = student.schedule
+        self._fresh_noise = fresh_noise_for(student.model, seeds, shape)
+
+    def step(self, jobs: list[Job], step: int, x_t: Tensor) -> None:
+        """Writes the previews of a batch after a step, from the states before and after it."""
+        from infer.serve.work.latent_colours import animation, data_prediction, renoised_prediction
+
+        schedule = self._schedule
+        if schedule is None:
+            return
+        sigma, following = schedule.times[step : step + 2].tolist()
+        after, before = x_t.detach().float().cpu(), self._states
+        self._states = after
+        now = time.monotonic()
+        if before is None or self._fresh_noise is None or now - self._shown_at < self._every_s:
+            return
+        if not self._decoder(jobs[0]).videos:
+            return
+        self._shown_at = now
+        if schedule.solver == "renoise":
+            predicted = renoised_prediction(after, self._fresh_noise(step), following)
+        else:
+            predicted = data_prediction(before, after, sigma, following)
+        decoder = self._decoder(jobs[0])
+        for job, x0 in zip(jobs, predicted, strict=True):
+            pictures = decoder.decode(x0)
+            if pictures is not None:
+                self._results.show(job.id, animation(pictures, job.fps))
+
+    def learns(self, job: Job) -> bool:
+        """True if the map of a job's weights still learns."""
+        return self._decoder(job).videos < LEARN_FROM
+
+    def means(self, latents: Tensor) -> FrameMeans:
+        """Takes the frames of a video whose latents are ``[C, T, h, w]``."""
+        from infer.serve.work.latent_colours import FrameMeans
+
+        return FrameMeans(latents.shape[1:])
+
+    def learn(self, job: Job, latents: Tensor, means: FrameMeans) -> None:
+        """Learns from a video that is finished."""
+        colours = means.colours
+        if colours is not None:
+            self._decoder(job).learn(latents, colours)
+
+    def _decoder(self, job: Job) -> LinearDecoder:
+        """The map of a job's weights: others may have latents of another kind."""
+        from infer.serve.work.latent_colours import LinearDecoder
+
+        return self._decoders.setdefault(job.model, LinearDecoder())
