@@ -15,7 +15,6 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 
 NETWORK: Final = "transformer"
 VAE: Final = "vae"
-
 TEXT_ROWS = 16
 """Compiled networks get texts of multiples of this, so that few shapes are compiled."""
 

@@ -18,7 +18,8 @@ from lightx2v_sgmd.system.lazy import lazy_names
 if TYPE_CHECKING:
     from distill import distill
     from infer import generate, load_student
-    from lightx2v_sgmd.job.schema import Job, load_job
+    from lightx2v_sgmd.job.loading import load_job
+    from lightx2v_sgmd.job.schema import Job
     from lightx2v_sgmd.system.errors import UserError
     from weights import export
 
@@ -32,7 +33,7 @@ _HOMES: Final = {
     "distill": "distill",
     "export": "weights",
     "generate": "infer",
-    "load_job": "lightx2v_sgmd.job.schema",
+    "load_job": "lightx2v_sgmd.job.loading",
     "load_student": "infer",
 }
 

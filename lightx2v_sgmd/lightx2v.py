@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from lightx2v_sgmd.cli.options import Json, Processes, Quiet, Settings, print_result
-from lightx2v_sgmd.job.from_lightx2v import Converted, convert, convert_tree
+from lightx2v_sgmd.job.from_lightx2v.convert import Converted, convert, convert_tree
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import short_line
 

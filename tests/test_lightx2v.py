@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from lightx2v_sgmd import lightx2v
 from lightx2v_sgmd.files.yaml_loader import read_tree
-from lightx2v_sgmd.job.from_lightx2v import convert
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.from_lightx2v.convert import convert
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 
 

@@ -42,6 +42,12 @@ TOGETHER = {
     "distill/planning/test_memory.py": ("distill/planning/metered_passes.py",),
     "distill/running/test_run.py": ("distill/running/recorders.py", "distill/running/signals.py"),
     "distill/running/test_launch.py": ("distill/running/reports.py",),
+    "job/from_lightx2v/test_convert.py": (
+        "lightx2v_sgmd/job/from_lightx2v/interpolation.py",
+        "lightx2v_sgmd/job/from_lightx2v/notes.py",
+        "lightx2v_sgmd/job/from_lightx2v/values.py",
+    ),
+    "job/test_schema.py": ("lightx2v_sgmd/job/loading.py",),
     "job/test_wan_jobs.py": ("lightx2v_sgmd/families/wan/sampling.py",),
     "apps/comparison/test_compare.py": (
         "lightx2v_sgmd/apps/comparison/folder.py",
@@ -136,6 +142,8 @@ TOGETHER = {
     "parallel/zero3/test_strategy.py": (
         "lightx2v_sgmd/parallel/zero3/engines.py",
         "lightx2v_sgmd/parallel/zero3/master_weights.py",
+        "lightx2v_sgmd/parallel/zero3/moving_average.py",
+        "lightx2v_sgmd/parallel/zero3/two_forwards.py",
     ),
     # Folders of a stranger, each hostile in one way, opened by every command.
     "untrusted/test_hostile.py": (

@@ -41,7 +41,7 @@ def test_a_built_package_has_everything_it_needs(tmp_path: Path) -> None:
     )
     code = (
         "from lightx2v_sgmd.system import resources; "
-        "from lightx2v_sgmd.job.schema import load_job; "
+        "from lightx2v_sgmd.job.loading import load_job; "
         "from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids; "
         "from lightx2v_sgmd.families.sources.model_folder import shipped_prompts; "
         "jobs = [load_job(resources.config_path(n)) for n in resources.shipped_jobs()]; "
@@ -84,7 +84,7 @@ def test_the_newest_release_is_one_everywhere() -> None:
 
 
 def test_the_public_api_is_lazy_and_whole() -> None:
-    assert lightx2v_sgmd.load_job.__module__ == "lightx2v_sgmd.job.schema"
+    assert lightx2v_sgmd.load_job.__module__ == "lightx2v_sgmd.job.loading"
     for name in lightx2v_sgmd.__all__:
         assert getattr(lightx2v_sgmd, name) is not None
     assert set(lightx2v_sgmd.__all__) <= set(dir(lightx2v_sgmd))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from lightx2v_sgmd.job.schema import job_keys
+from lightx2v_sgmd.job.loading import job_keys
 
 FOLDER = Path(__file__).resolve().parent.parent / "tools" / "slurm"
 TEMPLATES = sorted(FOLDER.glob("*.sbatch"))

@@ -21,7 +21,8 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import stem, student_files
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs.writer import write_text
 from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
 from lightx2v_sgmd.text.encoding import encode_prompts

@@ -21,7 +21,8 @@ from lightx2v_sgmd.files.manifest import (
 from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import has_average
 from lightx2v_sgmd.files.yaml_loader import parse_value
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file

@@ -18,7 +18,8 @@ from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import connect, training_device
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record

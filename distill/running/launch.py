@@ -21,7 +21,8 @@ from pathlib import Path
 
 from distill.running.reports import VARIABLE, RankError, read_report, write_report
 from distill.running.signals import STOPPING, interruptible
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel.rendezvous import host_store
 from lightx2v_sgmd.system.errors import RunError, UserError
 from lightx2v_sgmd.system.processes import (

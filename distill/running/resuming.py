@@ -12,7 +12,8 @@ from distill.data import image_digests, load_images, prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.yaml_loader import parse_value
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import set_aside
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError

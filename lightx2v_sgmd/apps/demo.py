@@ -29,7 +29,8 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
 from lightx2v_sgmd.families.opening import bundled_teacher
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
 from lightx2v_sgmd.sampling.teacher_steps import Solver, teacher_solver
 from lightx2v_sgmd.system.console import duration, note, progress

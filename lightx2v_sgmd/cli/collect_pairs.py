@@ -84,7 +84,7 @@ def collect_pairs_command(
     adp and dmdx train on the pairs (data.latents). If the command is interrupted, run it again to
     make the files that are missing; existing files are never replaced.
     """
-    from lightx2v_sgmd.job.schema import load_job
+    from lightx2v_sgmd.job.loading import load_job
 
     # Jobs of the methods that need pairs name a folder that is being made only now.
     checked = load_job(job, settings or [])

@@ -39,7 +39,7 @@ def distill_command(
     several machines, start it on each with torchrun, or with `deepspeed --module lightx2v_sgmd
     distill JOB.yaml`.
     """
-    from lightx2v_sgmd.job.schema import load_job
+    from lightx2v_sgmd.job.loading import load_job
 
     checked = load_job(job, settings or [])  # first, so that a mistake in it costs no start-up
     from distill import distill

@@ -30,7 +30,7 @@ def embed_command(
     stored by encoder and prompt, so several jobs may share a folder. Under torchrun the processes
     share the work.
     """
-    from lightx2v_sgmd.job.schema import load_job
+    from lightx2v_sgmd.job.loading import load_job
 
     checked = load_job(job, settings or [])
     cache = checked.data.embeddings

@@ -36,7 +36,7 @@ def encode_videos_command(
     the command is interrupted, run it again to make the files that are missing; existing files are
     never replaced.
     """
-    from lightx2v_sgmd.job.schema import load_job
+    from lightx2v_sgmd.job.loading import load_job
 
     checked = load_job(job, settings or [])
     from distill.encoded_videos import encode_videos

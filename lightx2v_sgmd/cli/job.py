@@ -37,7 +37,7 @@ def show_command(job: JobFile, settings: Settings = None, as_json: Json = False)
     The files that it is based on (`base: OTHER.yaml`) are merged in: the output runs alone on
     this machine; paths of data are absolute in it.
     """
-    from lightx2v_sgmd.job.schema import load_job_with_origins
+    from lightx2v_sgmd.job.loading import load_job_with_origins
     from lightx2v_sgmd.job.show import annotated_yaml
 
     loaded, origins = load_job_with_origins(job, settings or [])
@@ -60,7 +60,7 @@ def from_lightx2v_command(
     Comments say which of its keys gave each value, and which keys are not mapped and why. `python
     -m lightx2v_sgmd.lightx2v train --config X.yaml` trains it without this step.
     """
-    from lightx2v_sgmd.job.from_lightx2v import convert
+    from lightx2v_sgmd.job.from_lightx2v.convert import convert
     from lightx2v_sgmd.job.show import annotated_yaml
     from lightx2v_sgmd.system.errors import escaped
 

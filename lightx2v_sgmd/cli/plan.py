@@ -59,7 +59,7 @@ def plan_command(
     A job that does not fit is refused (exit 2), and the nearest job that fits is named. All figures
     are predictions; time assumes the given share of the given peak.
     """
-    from lightx2v_sgmd.job.schema import load_job
+    from lightx2v_sgmd.job.loading import load_job
 
     checked = load_job(job, settings or [])
     from distill.planning.model_meter import ModelMeter

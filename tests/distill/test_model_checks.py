@@ -9,7 +9,8 @@ import pytest
 from distill.model_checks import check_against_model
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.interpolants import FLOW
-from lightx2v_sgmd.job.schema import Job, Parallel, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job, Parallel
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 

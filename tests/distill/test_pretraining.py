@@ -16,7 +16,7 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, shard_path
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.flow import cubic_sigmas
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone, captured_layers, vision_widths
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule

@@ -8,7 +8,7 @@ import torch
 from distill.model_checks import check_against_model
 from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids, known_transformer_config
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 

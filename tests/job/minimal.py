@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 
 MINIMAL = """\

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightx2v_sgmd.job.schema import job_keys, load_job
+from lightx2v_sgmd.job.loading import job_keys, load_job
 from lightx2v_sgmd.system.errors import UserError
 from tests.job.minimal import MINIMAL, mistake, mistakes
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lightx2v_sgmd.job.inheritance import read_job_tree
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.methods.dmd2 import DMD2
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs

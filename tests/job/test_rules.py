@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from tests.job.minimal import mistake, mistakes
 
 

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightx2v_sgmd.job.schema import (
-    AdapterSettings,
-    Optimizer,
-    Teacher,
-    job_keys,
-    load_job,
-)
+from lightx2v_sgmd.job.loading import job_keys, load_job
+from lightx2v_sgmd.job.schema import AdapterSettings, Optimizer, Teacher
 from lightx2v_sgmd.methods.sgmd import SGMD
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 from tests.job.minimal import MINIMAL, mistake, mistakes

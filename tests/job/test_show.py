@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightx2v_sgmd.job.schema import load_job, load_job_with_origins
+from lightx2v_sgmd.job.loading import load_job, load_job_with_origins
 from lightx2v_sgmd.job.show import annotated_yaml, leaf_origins
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 from tests.job.test_inheritance import FULL, write

@@ -17,9 +17,10 @@ from distill.updates import average_decay
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.sampling import IMAGE_NEGATIVE_PROMPT, NEGATIVE_PROMPT
+from lightx2v_sgmd.job.from_lightx2v.keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT
 from lightx2v_sgmd.job.inheritance import read_job_tree
-from lightx2v_sgmd.job.lightx2v_keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 PAPER_JOB, PUBLIC_JOB = "wan2.1_t2v_14b_sgmd.yaml", "wan2.1_t2v_14b_sgmd_public.yaml"

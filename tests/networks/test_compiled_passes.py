@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.files.checkpoint import checkpoint_name, find_checkpoint
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.networks import compiled_passes
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
 from lightx2v_sgmd.parallel import local

@@ -18,7 +18,7 @@ from distill.planning.metering import Pass, fused_attention, meter_pass
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.methods import ADM, DMD2, SiD
 from lightx2v_sgmd.methods.base import Discriminator
 from lightx2v_sgmd.networks.discriminator_heads import capture_blocks

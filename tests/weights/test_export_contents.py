@@ -18,7 +18,7 @@ from lightx2v_sgmd.families.wan import sources
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.manifest import changed_files, read_manifest
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError

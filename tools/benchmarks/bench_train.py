@@ -41,7 +41,8 @@ import torch
 from lightx2v_sgmd.apps.comparison.planning import method_job
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks, connect, training_device
 from lightx2v_sgmd.system.resources import config_path
 from tools.benchmarks import machines

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.files.yaml_loader import read_tree
-from lightx2v_sgmd.job.from_lightx2v import convert
-from lightx2v_sgmd.job.lightx2v_keys import COMMIT, METHODS, MODELS
+from lightx2v_sgmd.job.from_lightx2v.convert import convert
+from lightx2v_sgmd.job.from_lightx2v.keys import COMMIT, METHODS, MODELS
 from lightx2v_sgmd.lightx2v import NAME, register
 from lightx2v_sgmd.system.errors import UserError
 

@@ -24,7 +24,7 @@ from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of, weight_files
 from lightx2v_sgmd.files.torch_files import load_torch_file
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.networks.adapters import adapters_in
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError, short_lines

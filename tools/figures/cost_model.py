@@ -32,7 +32,8 @@ from distill.counting import PassCounter
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import (
     FAKE_SCORE,
     STUDENT,

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 PREVIEW_S: Final = 0.5
 """The least time between two previews: a page asks every second, and each costs processor time."""
-
-
 LEARN_FROM: Final = 8
 """Videos of each weights whose colours are learned: more would cost time and change little."""
 

@@ -21,7 +21,8 @@ from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.inheritance import read_job_tree
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import refuse_overlap, resolved
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.system.resources import config_path

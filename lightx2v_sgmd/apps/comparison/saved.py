@@ -11,7 +11,8 @@ from typing import Any
 from lightx2v_sgmd.apps.comparison.folder import HIDDEN, inputs, written_files
 from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, file_name
 from lightx2v_sgmd.files.yaml_loader import parse_value
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record
 

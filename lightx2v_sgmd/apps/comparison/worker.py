@@ -32,7 +32,7 @@ from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import has_average, stem, student_files
 from lightx2v_sgmd.files.video import write_video
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_solver

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.apps.watch.curves import curves
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import LINE, LOG_BYTES, LOG_LINES, log_lines, parse_json
 from lightx2v_sgmd.untrusted.reading import open_file

@@ -46,7 +46,7 @@ from lightx2v_sgmd.files.safetensors_files import (
     refuse_outside_links,
 )
 from lightx2v_sgmd.files.tensor_reader import WholeTensors
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 

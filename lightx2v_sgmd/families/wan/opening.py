@@ -33,8 +33,6 @@ from lightx2v_sgmd.files.safetensors_files import refuse_outside_links
 from lightx2v_sgmd.system.errors import UserError
 
 BUNDLED: Final = "sprites"
-
-
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 
 

@@ -28,7 +28,6 @@ from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
-    FAKE_SCORE,
     PIXEL_DISCRIMINATOR,
     STUDENT,
     TEACHER,
@@ -38,7 +37,7 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.networks.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
-from lightx2v_sgmd.parallel.base import ScoreLoss, StrategySettings
+from lightx2v_sgmd.parallel.base import StrategySettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import by_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -59,14 +58,13 @@ from lightx2v_sgmd.parallel.zero3.engines import (
     read_constants,
 )
 from lightx2v_sgmd.parallel.zero3.master_weights import MasterWeights
+from lightx2v_sgmd.parallel.zero3.moving_average import MovingAverage
 from lightx2v_sgmd.parallel.zero3.nvme import SwapFolder, check_swapping
 from lightx2v_sgmd.parallel.zero3.prefetch import PrefetchByPass
+from lightx2v_sgmd.parallel.zero3.two_forwards import TwoForwards
 from lightx2v_sgmd.system.compilers import compiles
 
 # B batch, C channels, T latent frames, h, w latent height and width
-
-_PIECE = 1 << 24
-"""Numbers of the moving average that change places at once."""
 
 
 class Zero3:
@@ -111,12 +109,9 @@ class Zero3:
             self._read_teacher(number, teacher, whole)
             for role in settings.adapters:
                 self._write_first_adapters(expert_role(role, number))
-        self._average: dict[str, list[Tensor]] = {}
+        self._average: MovingAverage | None = None
         if settings.ema:
-            self._average = {
-                role: [flat.detach().clone() for flat in self._masters(role).flats()]
-                for role in self._students
-            }
+            self._average = MovingAverage(self._masters, self._students)
 
     @property
     def _experts(self) -> range:
@@ -233,9 +228,9 @@ class Zero3:
 
     def fake_score_at(
         self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
-    ) -> _TwoForwards:
+    ) -> TwoForwards:
         """Prepares the fake score, which runs once for each update."""
-        return _TwoForwards(self, x0, x_t, time, conditioning)
+        return TwoForwards(self, x0, x_t, time, conditioning)
 
     def predict_inside(
         self, role: str, x_t: Tensor, time: Tensor, conditioning: Conditioning
@@ -305,45 +300,32 @@ class Zero3:
             return float("nan")
         return float(engine.get_global_grad_norm())
 
-    @torch.no_grad()
     def update_average(self, decay: float, role: str = STUDENT) -> None:
         """Updates this rank's EMA weights, ``decay * average + (1 - decay) * student``."""
-        if self._average:
-            flats = self._masters(role).flats()
-            for average, flat in zip(self._average[role], flats, strict=True):
-                average.lerp_(flat, 1 - decay)
+        if self._average is not None:
+            self._average.update(decay, role)
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
         """Swaps the EMA weights into the student's master weights."""
-        if not self._average:
+        if self._average is None:
             yield
             return
-        self._exchange_average()
+        self._average.exchange()
         try:
             yield
         finally:
-            self._exchange_average()
-
-    @torch.no_grad()
-    def _exchange_average(self) -> None:
-        """Swaps EMA and master weights piece by piece: a copy may not fit in memory."""
-        for role, averages in self._average.items():
-            masters = self._masters(role)
-            for average, flat in zip(averages, masters.flats(write=True), strict=True):
-                pieces = (torch.split(numbers, _PIECE) for numbers in (average, flat))
-                for ours, theirs in zip(*pieces, strict=True):
-                    before = ours.clone()
-                    ours.copy_(theirs)
-                    theirs.copy_(before)
-            masters.publish()
+            self._average.exchange()
 
     def whole_tensors(
         self, role: str, averaged: bool = False, to: Mapping[str, int] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """Gathers one weight at a time."""
         masters, ranks = self._masters(role), self.ranks
-        parts = self._averaged_parts(role) if averaged else masters.parts()
+        parts = masters.parts()
+        if averaged:
+            assert self._average is not None, "the run keeps no EMA weights"
+            parts = self._average.parts(role)
         for name, p, part in parts:
             part = part.detach().to(ranks.device)
             mine = to is None or to[name] == ranks.rank
@@ -391,16 +373,17 @@ class Zero3:
                     for name, p, part in masters.split(group, moment):
                         put(part, state.read(f"{name}/{kind}", p.ds_numel, *self._owned(p)))
             masters.publish()
-        for number, role in enumerate(self._average):
+        for number, role in enumerate(self._students if self._average is not None else ()):
+            assert self._average is not None
             average = WholeTensors(student_files(checkpoint, averaged=True, expert=number))
-            for name, p, part in self._averaged_parts(role):
+            for name, p, part in self._average.parts(role):
                 put(part, average.read(name, *self._owned(p)))
 
     def close(self) -> None:
         """Releases the engines and leaves the process group; without that, the exit aborts."""
         for engine in self._engines.values():
             engine.destroy()
-        self._engines, self._optimizers, self._average = {}, {}, {}
+        self._engines, self._optimizers, self._average = {}, {}, None
         self.networks, self._named = {}, {}
         gc.collect()
         if self._swap is not None:
@@ -411,40 +394,5 @@ class Zero3:
         sharded = self._engines[role].optimizer
         return MasterWeights(sharded, self._optimizers[role], self._named[role])
 
-    def _averaged_parts(self, role: str) -> Iterator[tuple[str, Any, Tensor]]:
-        masters = self._masters(role)
-        for group, flat in enumerate(self._average[role]):
-            yield from masters.split(group, flat)
-
     def _owned(self, p: Any) -> tuple[int, int]:
         return owned(p.ds_numel, self.ranks.rank, self.ranks.size)
-
-
-class _TwoForwards:
-    """The fake score at x_t: the frozen module serves the generator, the engine its own update."""
-
-    def __init__(
-        self, zero3: Zero3, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
-    ) -> None:
-        self._zero3 = zero3
-        self._x0, self._x_t = x0.detach(), x_t.detach()
-        self._at = time, conditioning
-
-    def generator_gradient(
-        self, loss: ScoreLoss, through: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
-        others = [role for role in self._zero3.trained if role_of(role) != STUDENT]
-        with self._zero3.frozen(*others):
-            with torch.set_grad_enabled(through):
-                predicted = self._zero3.predict_inside(FAKE_SCORE, x_t, *self._at)
-            to_x0, to_x_t = torch.autograd.grad(
-                loss(x0, x_t, predicted), [x0, x_t], allow_unused=True
-            )
-        return to_x0, to_x_t
-
-    def backward(self, loss: ScoreLoss) -> None:
-        predicted = self._zero3.predict(FAKE_SCORE, self._x_t, *self._at)
-        self._zero3.backward(
-            self._zero3.at(FAKE_SCORE, self._at[0]), loss(self._x0, self._x_t, predicted)
-        )

@@ -7,7 +7,8 @@ import pytest
 
 from distill.planning.model_meter import ModelMeter
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.resources import config_path
 
 

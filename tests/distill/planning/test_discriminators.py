@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distill.planning.plan import Machine, make_plan
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.resources import config_path
 from tests.distill.planning.test_shipped_jobs import meter_of
 

@@ -9,7 +9,7 @@ from distill.planning import model_meter
 from distill.planning.metering import PassMemory
 from distill.planning.model_meter import ModelMeter, Weights
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.resources import config_path
 
 

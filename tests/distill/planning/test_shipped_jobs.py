@@ -11,7 +11,7 @@ from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan
 from distill.planning.plan import Machine, make_plan
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 

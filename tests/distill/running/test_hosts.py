@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from tests.distill.running.test_launch import ROOT
 from tests.distill.running.two_hosts import NO_PRIVILEGES
 from tests.training import assert_same_run, job_file, needs_deepspeed, read_trace, train

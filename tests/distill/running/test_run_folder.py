@@ -217,7 +217,7 @@ def test_other_files_in_a_run_folder_and_an_edited_job_are_kept(
     (run / "slurm-17.out").write_text("mine")
     edited = (run / "job.yaml").read_text() + "# tried on Monday\n"
     (run / "job.yaml").write_text(edited)
-    from lightx2v_sgmd.job.schema import load_job
+    from lightx2v_sgmd.job.loading import load_job
 
     distill(load_job(run / "job.yaml", [f"output.dir={run}", "train.iterations=2"]), quiet=True)
     assert (run / "slurm-17.out").read_text() == "mine"

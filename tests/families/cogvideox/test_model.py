@@ -14,7 +14,7 @@ from distill.model_checks import check_against_model
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.interpolants import VariancePreserving
-from lightx2v_sgmd.job.schema import load_job
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.schedule import Schedule, even_timesteps
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs

@@ -18,7 +18,8 @@ from distill.building import check_images
 from distill.model_checks import check_against_model
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
-from lightx2v_sgmd.job.schema import Job, load_job
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.wan.test_images import KINDS, picture
 from tests.students import generate_files, load_student

@@ -2,7 +2,7 @@
 
 Read off ModelTC/LightX2V at f8aee98: the YAMLs of ``lightx2v_train/configs/train`` for Wan2.1 with
 the methods ``video_sgmd`` and ``video_dmd``, and the code that reads them. The conversion itself is
-in ``from_lightx2v.py``.
+in ``convert.py``.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.job.lightx2v_keys import COMMIT, MAPPED, UNMAPPED, unmapped
-from lightx2v_sgmd.job.schema import job_keys
+from lightx2v_sgmd.job.from_lightx2v.keys import COMMIT, MAPPED, UNMAPPED, unmapped
+from lightx2v_sgmd.job.loading import job_keys
 
 RECORDED = Path(__file__).with_name("lightx2v_trainer_keys.txt")
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from lightx2v_sgmd.cli import main
 from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
-from lightx2v_sgmd.job.from_lightx2v import convert
-from lightx2v_sgmd.job.schema import AdapterSettings, load_job
+from lightx2v_sgmd.job.from_lightx2v.convert import convert
+from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.methods import DMD2, SGMD
 from lightx2v_sgmd.system.errors import UserError
 

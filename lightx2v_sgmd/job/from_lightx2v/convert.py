@@ -1,46 +1,34 @@
 """Turns the YAML of LightX2V's trainer into a job of this project.
 
-Every key of theirs is mapped or named as not mapped, with the reason (``lightx2v_keys.py``). Where
+Every key of theirs is mapped or named as not mapped, with the reason (``keys.py``). Where
 a value means something that a student trained here does not do, that is said as a difference.
 Defaults that their code has for keys that a file leaves out are written into the job.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from lightx2v_sgmd.files.yaml_loader import parse_value, read_tree
-from lightx2v_sgmd.job.checking import Tree
-from lightx2v_sgmd.job.inheritance import JobTree
-from lightx2v_sgmd.job.lightx2v_keys import (
-    COMMIT,
+from lightx2v_sgmd.files.yaml_loader import read_tree
+from lightx2v_sgmd.job.from_lightx2v.interpolation import resolve
+from lightx2v_sgmd.job.from_lightx2v.keys import (
     LORA_TARGETS,
-    MAPPED,
     METHODS,
     MODELS,
     NEGATIVE_PROMPT,
-    unmapped,
 )
-from lightx2v_sgmd.job.schema import Job, job_of_tree
+from lightx2v_sgmd.job.from_lightx2v.notes import Note, notes_on
+from lightx2v_sgmd.job.from_lightx2v.values import Ours, Theirs
+from lightx2v_sgmd.job.inheritance import JobTree
+from lightx2v_sgmd.job.loading import job_of_tree
+from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError, joined
 
 _KEEP_ALL: Final = 10**6
-_MOST_DEPTH: Final = 8
-_MOST_LOOKUPS: Final = 1000
-"""Values of ``${...}`` that are put in, those of values that are put in included."""
-_WHOLE: Final = re.compile(r"\$\{([^${}]*)\}")
 _DTYPES: Final = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32"}
-_ROLLOUT: Final = (
-    "there the fake score is trained on a rollout of its own, here on the student's, which costs "
-    "less; --set method.fake_score_rollout=fresh does as there"
-)
 _REQUIRED: Final = (
     "model.name",
     "model.pretrained_model_name_or_path",
@@ -49,28 +37,6 @@ _REQUIRED: Final = (
     "training.max_train_iters",
     "training.output_dir",
 )
-
-
-@dataclass(frozen=True)
-class Note:
-    """A key of theirs that no key of the job stands for, or not wholly.
-
-    Attributes:
-        key: Their key.
-        value: Its value.
-        where: ``FILE:LINE``.
-        reason: Why it is not mapped.
-        differs: True if the student differs from one that their trainer makes because of it.
-    """
-
-    key: str
-    value: Any
-    where: str
-    reason: str
-    differs: bool
-
-    def __str__(self) -> str:
-        return f"{self.key} is {self.value!r}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +69,7 @@ def convert(path: str | Path, overrides: Sequence[str] = ()) -> Converted:
     """
     path = Path(path)
     tree, lines = read_tree(path)
-    return convert_tree(_resolve(tree, path), path, lines, overrides)
+    return convert_tree(resolve(tree, path), path, lines, overrides)
 
 
 def convert_tree(
@@ -120,14 +86,14 @@ def convert_tree(
         lines: The line of each key, if known.
         overrides: Settings of ours that replace those of the result.
     """
-    theirs = _Theirs(tree, path, lines or {})
+    theirs = Theirs(tree, path, lines or {})
     missing = [key for key in _REQUIRED if theirs.get(key) is None]
     if missing:
         raise UserError(
             f"{path}: has no {joined(missing)}; give a YAML of LightX2V's trainer, as those of "
             "lightx2v_train/configs/train"
         )
-    ours = _Ours(theirs)
+    ours = Ours(theirs)
     _teacher(theirs, ours)
     _roles(theirs, ours)
     _method(theirs, ours)
@@ -136,81 +102,10 @@ def convert_tree(
     _parallel(theirs, ours)
     job, origins = job_of_tree(JobTree(ours.tree, ours.origins), path, overrides)
     resume: Literal["auto", "never"] = "auto" if theirs.get("resume.auto_resume") else "never"
-    return Converted(job, origins, resume, tuple(_notes(theirs)))
+    return Converted(job, origins, resume, tuple(notes_on(theirs)))
 
 
-@dataclass
-class _Theirs:
-    """Their values by dotted key."""
-
-    tree: Mapping[str, Any]
-    path: Path
-    lines: Mapping[str, int]
-    values: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values = {}
-        self._flatten(self.tree, "")
-
-    def _flatten(self, tree: Mapping[str, Any], prefix: str) -> None:
-        for key, value in tree.items():
-            if isinstance(value, Mapping) and value:
-                self._flatten(value, f"{prefix}{key}.")
-            else:
-                self.values[f"{prefix}{key}"] = value
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or the default that their code has."""
-        return self.values.get(key, default)
-
-    def where(self, key: str) -> str:
-        """``FILE:LINE KEY`` of a key, or of the section that it is left out of."""
-        section = key
-        while section and section not in self.lines:
-            section = section.rpartition(".")[0]
-        line = f":{self.lines[section]}" if section else ""
-        return f"{self.path}{line} {key}"
-
-    def refuse(self, key: str, problem: str) -> UserError:
-        """The refusal of a value."""
-        return UserError(f"{self.where(key)}: {problem}")
-
-    def number(self, key: str, default: float) -> float:
-        """A number, or the default that their code has."""
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(key, f"{value!r} is not a number")
-        if not math.isfinite(value):
-            raise self.refuse(key, f"{value!r} is not a finite number")
-        return value
-
-
-@dataclass
-class _Ours:
-    """The job's values as they come together."""
-
-    theirs: _Theirs
-    tree: Tree = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def set(self, key: str, value: Any, origin: str) -> None:
-        """Sets a key of the job, for a key of theirs."""
-        *sections, last = key.split(".")
-        tree = self.tree
-        for section in sections:
-            tree = tree.setdefault(section, {})
-        tree[last] = value
-        given = origin in self.theirs.values
-        self.origins[key] = self.theirs.where(origin) + ("" if given else ", its default there")
-
-    def copy(self, key: str, origin: str, default: Any = None) -> None:
-        """Sets a key of the job to the value of theirs; leaves it out if there is none."""
-        value = self.theirs.get(origin, default)
-        if value is not None:
-            self.set(key, value, origin)
-
-
-def _teacher(theirs: _Theirs, ours: _Ours) -> None:
+def _teacher(theirs: Theirs, ours: Ours) -> None:
     own_path = theirs.get("model.pretrained_model_name_or_path")
     for role in ("", "fake.", "teacher."):
         key = f"model.{role}name"
@@ -240,7 +135,7 @@ def _teacher(theirs: _Theirs, ours: _Ours) -> None:
     ours.set("teacher.dtype", _DTYPES[dtype], key)
 
 
-def _roles(theirs: _Theirs, ours: _Ours) -> None:
+def _roles(theirs: Theirs, ours: Ours) -> None:
     for name, role in (("student", "student"), ("fake", "fake_score")):
         prefix = f"training.{name}."
         train = theirs.get(f"{prefix}train_type", "full")
@@ -267,7 +162,7 @@ def _roles(theirs: _Theirs, ours: _Ours) -> None:
         ours.set(f"{role}.optimizer.betas", betas, given)
 
 
-def _lora_targets(theirs: _Theirs, ours: _Ours, key: str, target: str) -> None:
+def _lora_targets(theirs: Theirs, ours: Ours, key: str, target: str) -> None:
     names = theirs.get(key)
     if names is None:
         return
@@ -287,7 +182,7 @@ def _lora_targets(theirs: _Theirs, ours: _Ours, key: str, target: str) -> None:
     ours.set(target, found, key)
 
 
-def _method(theirs: _Theirs, ours: _Ours) -> None:
+def _method(theirs: Theirs, ours: Ours) -> None:
     key = "training.method"
     name = theirs.get(key)
     if not isinstance(name, str) or name not in METHODS:
@@ -304,7 +199,7 @@ def _method(theirs: _Theirs, ours: _Ours) -> None:
     ours.copy("schedule.base", "training.dmd.denoising_step_list")
 
 
-def _data(theirs: _Theirs, ours: _Ours) -> None:
+def _data(theirs: Theirs, ours: Ours) -> None:
     key = "data.train.data_path"
     paths = theirs.get(key)
     paths = paths if isinstance(paths, list) else [paths]
@@ -319,7 +214,7 @@ def _data(theirs: _Theirs, ours: _Ours) -> None:
         ours.copy(f"video.{side}", f"training.dmd.{side}", default)
 
 
-def _train(theirs: _Theirs, ours: _Ours) -> None:
+def _train(theirs: Theirs, ours: Ours) -> None:
     ours.copy("train.iterations", "training.max_train_iters")
     ours.copy("train.accumulation", "training.gradient_accumulation_iters")
     ours.copy("train.clip", "training.max_grad_norm", 1.0)
@@ -338,7 +233,7 @@ def _train(theirs: _Theirs, ours: _Ours) -> None:
     ours.copy("output.dir", "training.output_dir")
 
 
-def _warmup(theirs: _Theirs) -> tuple[Any, str]:
+def _warmup(theirs: Theirs) -> tuple[Any, str]:
     """The iterations of the warm-up: their ``constant`` has none, whatever the other key says."""
     key = "training.lr_scheduler"
     kind = theirs.get(key, "constant")
@@ -353,7 +248,7 @@ def _warmup(theirs: _Theirs) -> tuple[Any, str]:
     )
 
 
-def _parallel(theirs: _Theirs, ours: _Ours) -> None:
+def _parallel(theirs: Theirs, ours: Ours) -> None:
     sharded = bool(theirs.get("distributed.fsdp2.enabled", False))
     ours.set("parallel.strategy", "zero3" if sharded else "local", "distributed.fsdp2.enabled")
     degree = "distributed.sequence_parallel.size"
@@ -362,69 +257,3 @@ def _parallel(theirs: _Theirs, ours: _Ours) -> None:
     checkpointing = "training.gradient_checkpointing"
     ours.set("parallel.gradient_checkpointing", theirs.get(checkpointing, True), checkpointing)
     ours.copy("parallel.timeout_minutes", "distributed.timeout_minutes")
-
-
-def _notes(theirs: _Theirs) -> list[Note]:
-    """Their keys that are not mapped, or not wholly, in the order of the file."""
-    notes = []
-    for key, value in theirs.values.items():
-        if key == "training.method" and value == "video_sgmd":
-            notes.append(Note(key, value, theirs.where(key).rpartition(" ")[0], _ROLLOUT, True))
-        if key in MAPPED or key == "config_path":
-            continue
-        entry = unmapped(key)
-        where = theirs.where(key).rpartition(" ")[0]
-        if entry is None:
-            near = get_close_matches(key, MAPPED, n=1, cutoff=0.8)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            reason = f"LightX2V's trainer at {COMMIT} reads no such key{hint}"
-            notes.append(Note(key, value, where, reason, differs=True))
-        else:
-            notes.append(Note(key, value, where, entry.reason, entry.differs(value)))
-    shift = "scheduler.time_shift_settings.time_shift_mu"
-    if shift not in theirs.values:  # their default is not the shift of the steps here
-        entry = unmapped(shift)
-        assert entry is not None
-        notes.append(Note(shift, 5.0, str(theirs.path), entry.reason, differs=True))
-    return notes
-
-
-def _resolve(tree: Tree, path: Path) -> Tree:
-    """The tree with ``${...}`` replaced as OmegaConf does: other keys and the environment."""
-    lookups = 0
-
-    def look_up(name: str, depth: int) -> Any:
-        nonlocal lookups
-        lookups += 1
-        if lookups > _MOST_LOOKUPS:
-            raise UserError(
-                f"{path}: more than {_MOST_LOOKUPS} values of ${{...}}; write the values"
-            )
-        if depth > _MOST_DEPTH:
-            raise UserError(f"{path}: ${{{name}}} goes in a circle, or too deep; write the value")
-        if name.startswith("oc.env:"):
-            variable, comma, default = name.removeprefix("oc.env:").partition(",")
-            value = os.environ.get(variable.strip(), default.strip() if comma else None)
-            if value is None:
-                raise UserError(f"{path}: ${{{name}}}: the environment has no {variable}; set it")
-            return parse_value(value, f"{path}: ${{{name}}}")
-        found: Any = tree
-        for part in name.split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                raise UserError(f"{path}: ${{{name}}}: there is no such key; write the value")
-            found = found[part]
-        return resolved(found, depth + 1)
-
-    def resolved(value: Any, depth: int) -> Any:
-        if isinstance(value, Mapping):
-            return {key: resolved(inner, depth) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [resolved(inner, depth) for inner in value]
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        whole = _WHOLE.fullmatch(value)
-        if whole:
-            return look_up(whole[1], depth)
-        return _WHOLE.sub(lambda match: str(look_up(match[1], depth)), value)
-
-    return {key: resolved(value, 0) for key, value in tree.items()}

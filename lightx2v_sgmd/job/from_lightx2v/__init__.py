@@ -1,0 +1,1 @@
+"""Makes a job from a YAML of LightX2V's trainer."""

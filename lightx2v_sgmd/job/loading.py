@@ -1,0 +1,160 @@
+"""Reads a job: the YAML with what it is based on, overrides, every check, and absolute paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lightx2v_sgmd.job.checking import Shape, apply_override, checked, known_keys
+from lightx2v_sgmd.job.inheritance import JobTree, read_job_tree
+from lightx2v_sgmd.job.rules import RULES
+from lightx2v_sgmd.job.schema import LATENTS, Data, Job, Teacher
+from lightx2v_sgmd.methods import SGMD, Method, method_class
+from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs, shipped_model
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Reads and checks a job.
+
+    Args:
+        path: The YAML file. It may begin with ``base: OTHER.yaml`` and state what differs.
+        overrides: ``a.b=value`` settings that replace the file's, the value in YAML.
+
+    Returns:
+        The job. Paths in ``data`` and ``teacher.loras`` are absolute: relative to the file that
+        states them, or to the current folder if an override does.
+
+    Raises:
+        UserError: with a line for each mistake.
+    """
+    return load_job_with_origins(path, overrides)[0]
+
+
+def load_job_with_origins(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Job, dict[str, str]]:
+    """Reads and checks a job as ``load_job`` does.
+
+    Returns:
+        The job, and the place that gave each key its value (``FILE:LINE`` or ``--set``) by its
+        dotted path; a key with its default has none.
+    """
+    path = Path(path)
+    try:
+        read = read_job_tree(path)
+    except UserError as error:
+        raise UserError(f"{error}{_shipped_hint(path)}") from None
+    return job_of_tree(read, path, overrides)
+
+
+def job_of_tree(
+    read: JobTree, path: Path, overrides: Sequence[str] = ()
+) -> tuple[Job, dict[str, str]]:
+    """Checks a job that was read, and changes it by the overrides.
+
+    Args:
+        read: The values, and where each is from.
+        path: The file that the messages name, and whose folder relative paths are in.
+        overrides: ``a.b=value`` settings that replace the file's.
+
+    Returns:
+        As ``load_job_with_origins``, which also raises the same.
+    """
+    tree, origins = read.tree, read.origins
+    folders = {key: read.folders.get(key, path.parent) for key in _PATHS}
+    for override in overrides:
+        key = apply_override(tree, override)
+        origins = {k: v for k, v in origins.items() if not k.startswith(f"{key}.")}
+        origins[key] = "--set"
+        folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
+    job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
+    if problem := _latents_problem(job.method, job.data) or _stages_problem(job):
+        raise UserError(f"{path}: {problem}")
+    job = replace(
+        job,
+        teacher=_with_absolute_loras(job.teacher, folders["teacher.loras"]),
+        data=_resolved(job.data, folders),
+        student=replace(job.student, lora=job.student.adapters),
+        fake_score=replace(job.fake_score, lora=job.fake_score.adapters),
+    )
+    try:
+        _ = job.teacher.lora_files
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return job, origins
+
+
+def job_keys(method: str = "sgmd") -> list[str]:
+    """Every key of a job with that method, as dotted paths."""
+    return known_keys(Shape(Job, {"method": method_class(method)}), Job)
+
+
+def _latents_problem(method: Method, data: Data) -> str | None:
+    """The problem if the method and the latents of a job do not go together."""
+    wanted = method.reads_latents
+    if wanted is None:
+        if data.prompts == LATENTS and data.latents is None:
+            return "data.latents: is missing, but data.prompts says latents; give the folder"
+        return None
+    if data.latents is None or data.prompts != LATENTS:
+        what = {"videos": "encoded videos", "pairs": "the teacher's ODE pairs"}[wanted]
+        return (
+            f"data.latents: {method.name} reads {what} and their captions; give their folder here "
+            "and data.prompts: latents"
+        )
+    return None
+
+
+def _stages_problem(job: Job) -> str | None:
+    """The problem if a method's first stage leaves no iterations to the others."""
+    first = job.method.stages[0].iterations
+    if first is None or first < job.train.iterations:
+        return None
+    return (
+        f"method.pretraining: {first} leaves none of the {job.train.iterations} "
+        "train.iterations to what follows it; lower it, or raise train.iterations"
+    )
+
+
+def _method_class(section: Any) -> type:
+    """The class that a job's ``method`` section describes."""
+    name = section.get("name", "sgmd") if isinstance(section, dict) else "sgmd"
+    return method_class(name) if isinstance(name, str) else SGMD
+
+
+_PATHS = ("teacher.loras", "data.prompts", "data.embeddings", "data.latents")
+
+
+def _with_absolute_loras(teacher: Teacher, folder: Path) -> Teacher:
+    loras = [str((folder / Path(text).expanduser()).absolute()) for text in teacher.loras]
+    return replace(teacher, loras=tuple(loras))
+
+
+def _resolved(data: Data, folders: dict[str, Path]) -> Data:
+    """The data with absolute paths; ``folders`` has the folder that each is relative to."""
+
+    def absolute(key: str, path: str | Path) -> Path:
+        return (folders[key] / Path(path).expanduser()).absolute()
+
+    prompts, embeddings, latents = data.prompts, data.embeddings, data.latents
+    if prompts != LATENTS and shipped_model(prompts) is None:
+        prompts = str(absolute("data.prompts", prompts))
+    if embeddings is not None:
+        embeddings = absolute("data.embeddings", embeddings)
+    if latents is not None:
+        latents = absolute("data.latents", latents)
+    return Data(prompts=prompts, embeddings=embeddings, latents=latents)
+
+
+def _shipped_hint(path: Path) -> str:
+    """A hint at the shipped job that is meant, or at all of them, if a file does not exist."""
+    if path.exists():
+        return ""
+    near = get_close_matches(path.name, shipped_jobs(), n=1)
+    if near:
+        return f"; did you mean {config_path(near[0])}?"
+    return f"; the shipped jobs are in {configs_folder()}"
