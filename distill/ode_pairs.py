@@ -16,8 +16,8 @@ import torch
 from distill.data import load_prompts, prompts_digest
 from distill.model_checks import teacher_sources
 from lightx2v_sgmd.families.teacher import open_teacher
-from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.job.schema import LATENTS, Data, Job
 from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap, resolved

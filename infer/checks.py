@@ -15,9 +15,9 @@ from lightx2v_sgmd.families.opening import BUNDLED, WEIGHT_FILES, open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.wan.original import transformer_prefix
-from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest
-from lightx2v_sgmd.files.safetensors_files import (
+from lightx2v_sgmd.files.tensors.dtypes import FLOAT_TYPES
+from lightx2v_sgmd.files.tensors.safetensors_files import (
     PICKLE_SUFFIXES,
     SHARD,
     Header,
@@ -25,7 +25,7 @@ from lightx2v_sgmd.files.safetensors_files import (
     refuse_pickle,
     schedule_of,
 )
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.interpolants import FlowMatching
 from lightx2v_sgmd.rollout import check_solver
 from lightx2v_sgmd.schedule import Schedule, SolverName, even_timesteps, evenly_spaced

@@ -13,7 +13,7 @@ from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_g
 from infer.options import Dtype, Options, Quantize
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.features import require_feature
-from lightx2v_sgmd.files import dtypes
+from lightx2v_sgmd.files.tensors import dtypes
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError

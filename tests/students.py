@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import infer
 from infer import GenerateOptions, Options, Outcome, Student
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from tests.tiny import WEIGHTS, make_tiny_wan
 

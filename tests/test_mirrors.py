@@ -102,7 +102,7 @@ TOGETHER = {
         "lightx2v_sgmd/families/wan/original.py",
         "lightx2v_sgmd/families/wan/sources.py",
     ),
-    "files/test_tensor_copy.py": ("lightx2v_sgmd/files/tensor_reader.py",),
+    "files/tensors/test_tensor_copy.py": ("lightx2v_sgmd/files/tensors/tensor_reader.py",),
     "infer/test_engine.py": ("infer/parts.py",),
     # Requests to the server's application, with a stand-in for the worker.
     "infer/serve/api/test_app.py": (
@@ -127,7 +127,7 @@ TOGETHER = {
     # Files of weights as other programs write them, opened and run.
     "infer/test_wild_weights.py": (
         "lightx2v_sgmd/families/wan/variants.py",
-        "lightx2v_sgmd/files/scaled_weights.py",
+        "lightx2v_sgmd/files/tensors/scaled_weights.py",
     ),
     "networks/test_fused_blocks.py": ("lightx2v_sgmd/networks/block_modulation.py",),
     "networks/test_attention.py": ("lightx2v_sgmd/networks/kernel_names.py",),

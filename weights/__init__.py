@@ -1,6 +1,6 @@
 """The application that turns trained students into weights that other programs load."""
 
-from lightx2v_sgmd.files.dtypes import OPTIONS as DTYPES
+from lightx2v_sgmd.files.tensors.dtypes import OPTIONS as DTYPES
 from weights.exporting import export
 from weights.formats.registry import FORMATS
 from weights.hub import push

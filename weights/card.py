@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.files.dtypes import TORCH_NAMES
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest
+from lightx2v_sgmd.files.tensors.dtypes import TORCH_NAMES
 from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
 from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource

@@ -18,8 +18,8 @@ from lightx2v_sgmd.files.manifest import (
     changed_files,
     read_manifest,
 )
-from lightx2v_sgmd.files.safetensors_files import read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import has_average
+from lightx2v_sgmd.files.tensors.safetensors_files import read_headers, schedule_of
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job

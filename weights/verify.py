@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, changed_files, read_manifest
-from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES, read_headers, schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_files import PICKLE_SUFFIXES, read_headers, schedule_of
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.registry import format_named

@@ -15,7 +15,7 @@ import torch
 from distill.planning.metering import PassMemory
 from distill.planning.model_meter import ModelMeter, Weights
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.files.dtypes import torch_type
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.vision_encoder import vision_is_here
 from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT

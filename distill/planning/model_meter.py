@@ -23,7 +23,7 @@ from distill.planning.metering import (
     prepare_pass,
 )
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.files.dtypes import torch_type
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import AdapterSettings, Job
 from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.networks.block_loading import repeated_blocks

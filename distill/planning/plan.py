@@ -21,8 +21,8 @@ from distill.planning.memory import Memory, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import file_count
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing

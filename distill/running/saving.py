@@ -17,9 +17,9 @@ from distill.updates import Iteration
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files import student_weights
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
-from lightx2v_sgmd.files.safetensors_writer import float32_parts, safetensors_header
 from lightx2v_sgmd.files.student_weights import WeightFile, divided
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_writer import float32_parts, safetensors_header
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes
 from lightx2v_sgmd.outputs import OutputLock

@@ -11,7 +11,7 @@ import torch
 
 from infer.options import Lora
 from lightx2v_sgmd.families.lora.reading import open_lora, read_lora
-from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_files import read_header, schedule_of
 from lightx2v_sgmd.networks.adapters import PREFIX
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import note

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_files import read_header, schedule_of
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError, joined
 

@@ -23,8 +23,8 @@ from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.parts import Part, Source
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import Header
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart

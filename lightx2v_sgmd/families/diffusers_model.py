@@ -20,8 +20,8 @@ from lightx2v_sgmd.families.sources.parts import Part, Source
 from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.text_rows import text_dtype
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.safetensors_files import Header
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.system.errors import UserError

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.files.dtypes import FLOAT_TYPES
-from lightx2v_sgmd.files.safetensors_files import Header, check_keys
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.dtypes import FLOAT_TYPES
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, check_keys
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries

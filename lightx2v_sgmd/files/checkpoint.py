@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from lightx2v_sgmd.files.safetensors_writer import TensorFile, float32_parts
+from lightx2v_sgmd.files.tensors.safetensors_writer import TensorFile, float32_parts
 from lightx2v_sgmd.outputs import remove_files, rename_new, sha256_file, sync_file, sync_folder
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lightx2v_sgmd.files.prompts import prompt_problem
-from lightx2v_sgmd.files.safetensors_files import open_tensors
-from lightx2v_sgmd.files.safetensors_writer import write_tensors
+from lightx2v_sgmd.files.tensors.safetensors_files import open_tensors
+from lightx2v_sgmd.files.tensors.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import Limits, parse_json

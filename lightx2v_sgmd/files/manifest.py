@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.files.safetensors_files import refuse_odd_name, refuse_outside_links
+from lightx2v_sgmd.files.tensors.safetensors_files import refuse_odd_name, refuse_outside_links
 from lightx2v_sgmd.outputs import sha256_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError

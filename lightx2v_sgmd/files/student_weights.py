@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.files.safetensors_files import weight_files
+from lightx2v_sgmd.files.tensors.safetensors_files import weight_files
 
 MOST: Final = 5_000_000_000
 """Bytes of a file, if there are ranks enough for more of them."""

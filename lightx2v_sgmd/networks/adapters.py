@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.files.safetensors_files import check_keys
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import check_keys
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable

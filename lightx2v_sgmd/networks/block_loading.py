@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.files.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
 
 Device = torch.device | str
 Load = Callable[[str, torch.dtype, WeightCopier], Tensor]

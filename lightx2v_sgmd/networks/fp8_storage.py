@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightx2v_sgmd.files.scaled_weights import in_fp8
+from lightx2v_sgmd.files.tensors.scaled_weights import in_fp8
 
 
 class Fp8Linear(nn.Linear):

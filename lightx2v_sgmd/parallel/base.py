@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightx2v_sgmd.families.conditioning import Conditioning
-from lightx2v_sgmd.files.dtypes import torch_type
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.job.schema import AdapterSettings, Job, Optimizer
 from lightx2v_sgmd.methods.base import (

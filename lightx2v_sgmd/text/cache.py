@@ -31,8 +31,8 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import TEXT, Embedding
-from lightx2v_sgmd.files.safetensors_files import open_tensors
-from lightx2v_sgmd.files.safetensors_writer import write_tensors
+from lightx2v_sgmd.files.tensors.safetensors_files import open_tensors
+from lightx2v_sgmd.files.tensors.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing, write_text
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_kind

@@ -20,8 +20,8 @@ from torch import Tensor
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.files.images import check_image, read_image
-from lightx2v_sgmd.files.safetensors_files import open_tensors
-from lightx2v_sgmd.files.safetensors_writer import write_tensors
+from lightx2v_sgmd.files.tensors.safetensors_files import open_tensors
+from lightx2v_sgmd.files.tensors.safetensors_writer import write_tensors
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import progress

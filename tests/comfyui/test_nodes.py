@@ -20,7 +20,7 @@ from torch import Tensor
 from lightx2v_sgmd.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from lightx2v_sgmd.comfyui.nodes import LoadStudent, Record, Sampler, SaveVideo
 from lightx2v_sgmd.comfyui.student import StudentFile
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightx2v_sgmd.comfyui.student import StudentFile, check_lora_fits, check_student
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 

@@ -14,8 +14,8 @@ from distill.model_checks import check_against_model
 from distill.updates import updates_of_experts
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
-from lightx2v_sgmd.files.safetensors_files import read_headers
 from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.files.tensors.safetensors_files import read_headers
 from lightx2v_sgmd.flow import sample_score_sigmas, sample_sigmas_between
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_experts

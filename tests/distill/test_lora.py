@@ -19,7 +19,7 @@ from lightx2v_sgmd.families.text_rows import pad_text
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.files.safetensors_files import schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_of
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError

@@ -16,7 +16,7 @@ from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
-from lightx2v_sgmd.files.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest

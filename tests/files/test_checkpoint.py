@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.files.safetensors_files import read_header
+from lightx2v_sgmd.files.tensors.safetensors_files import read_header
 from lightx2v_sgmd.system.errors import UserError
 
 SHAPES = {"b.weight": (2, 3), "a": (4,), "empty": (0,)}

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.wan.model import WanModel
-from lightx2v_sgmd.files.dtypes import TORCH_TYPES
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
-from lightx2v_sgmd.files.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensors.dtypes import TORCH_TYPES
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, TensorInfo
+from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
 
 DEVICE = torch.device("meta")
 

@@ -15,7 +15,7 @@ from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.text_rows import pad_text
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError

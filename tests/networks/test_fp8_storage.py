@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.scaled_weights import in_fp8
+from lightx2v_sgmd.files.tensors.scaled_weights import in_fp8
 from lightx2v_sgmd.networks.fp8_storage import Fp8Linear, store_in_fp8
 from lightx2v_sgmd.parallel import STUDENT, TEACHER
 from tests.training import make_job, make_trainer

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel import StrategySettings
 from tests.parallel.ranks import run_ranks
 from tests.training import make_job, needs_deepspeed

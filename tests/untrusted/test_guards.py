@@ -69,7 +69,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "fetches named kinds of files",
     ("lightx2v_sgmd/families/sources/parts.py", "hf_hub_download"): "fetches config.json",
     ("lightx2v_sgmd/families/wan/sources.py", "hf_hub_download"): "fetches config.json",
-    ("lightx2v_sgmd/files/safetensors_files.py", "safe_open"): "after read_header",
+    ("lightx2v_sgmd/files/tensors/safetensors_files.py", "safe_open"): "after read_header",
     ("lightx2v_sgmd/system/lazy.py", "import_module"): "names of a table of the package itself",
     ("lightx2v_sgmd/apps/evaluation/fvd.py", "torch.jit.load"): "the network that --i3d names",
     ("lightx2v_sgmd/cli/doctor/checks.py", "import_module"): "names of its own table",

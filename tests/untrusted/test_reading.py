@@ -12,7 +12,7 @@ from infer.batch.requests import MOST_VIDEOS, make_requests
 from infer.batch.sidecars import problem
 from lightx2v_sgmd.files.manifest import changed_files, read_manifest
 from lightx2v_sgmd.files.prompts import read_prompts
-from lightx2v_sgmd.files.safetensors_files import read_header
+from lightx2v_sgmd.files.tensors.safetensors_files import read_header
 from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash
 from lightx2v_sgmd.system.errors import UserError

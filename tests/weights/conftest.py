@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import AdapterSettings, Role
 from lightx2v_sgmd.networks.adapters import adapter_metadata, trained_shapes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.safetensors_files import TensorInfo
+from lightx2v_sgmd.files.tensors.safetensors_files import TensorInfo
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export

@@ -26,7 +26,7 @@ import torch
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from lightx2v_sgmd.files.checkpoint import PendingCheckpoint
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import rename_new, sha256_file
 from lightx2v_sgmd.schedule import Schedule
 
@@ -101,7 +101,7 @@ def make_export(folder: Path, teacher: Path) -> Path:
     if folder.exists():
         return folder
     from lightx2v_sgmd.files.manifest import Manifest, VideoFacts
-    from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
+    from lightx2v_sgmd.files.tensors.safetensors_writer import ShardWriter, split
     from weights.formats.base import STEM
     from weights.formats.registry import FORMATS
     from weights.io.tensors import network_shapes

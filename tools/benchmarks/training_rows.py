@@ -23,7 +23,7 @@ from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
-from lightx2v_sgmd.files.dtypes import torch_type
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks
 from tools.benchmarks.peaks import live_bytes, memory_growth

@@ -36,7 +36,7 @@ from torch import Tensor
 import lightx2v_sgmd.comfyui
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.families.wan.original import VAE_CONFIG
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from tools.models.standard_wan import standard_transformer
 

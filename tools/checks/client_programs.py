@@ -30,7 +30,7 @@ from torch import Tensor
 
 from infer import Options, load_student
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
 from tools.models.standard_wan import make_standard_wan

@@ -22,8 +22,8 @@ from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.opening import bundled_teacher
 from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.files.prompts import read_prompts
-from lightx2v_sgmd.files.safetensors_files import read_header, schedule_of, weight_files
-from lightx2v_sgmd.files.torch_files import load_torch_file
+from lightx2v_sgmd.files.tensors.safetensors_files import read_header, schedule_of, weight_files
+from lightx2v_sgmd.files.tensors.torch_files import load_torch_file
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.networks.adapters import adapters_in
 from lightx2v_sgmd.schedule import Schedule

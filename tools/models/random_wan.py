@@ -21,7 +21,7 @@ from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, TensorInfo
 from lightx2v_sgmd.networks.block_loading import Device, OnPart, fill_network
 
 SHAPES: Final = {

@@ -15,10 +15,10 @@ import torch
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.wan.original import transformer_names
-from lightx2v_sgmd.files.dtypes import OPTIONS
-from lightx2v_sgmd.files.safetensors_files import Header, check_keys
-from lightx2v_sgmd.files.scaled_weights import EIGHT_BIT_FLOATS
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.dtypes import OPTIONS
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, check_keys
+from lightx2v_sgmd.files.tensors.scaled_weights import EIGHT_BIT_FLOATS
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout
 from weights.formats.programs import Program

@@ -12,7 +12,7 @@ import torch
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
-from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses

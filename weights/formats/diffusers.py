@@ -12,7 +12,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.files.safetensors_files import weight_files
+from lightx2v_sgmd.files.tensors.safetensors_files import weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries

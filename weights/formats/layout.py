@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.safetensors_writer import Part
+from lightx2v_sgmd.files.tensors.safetensors_writer import Part
 from lightx2v_sgmd.system.errors import UserError
 from weights.io.quantize import FP8, Scales, dequantize, is_quantized
 from weights.io.tensors import Tensors

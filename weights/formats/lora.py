@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
 from lightx2v_sgmd.files.lora_folder import PEFT_CONFIG, lora_file_in
-from lightx2v_sgmd.files.safetensors_files import Header, schedule_metadata, schedule_of
-from lightx2v_sgmd.files.safetensors_writer import Part, TensorFile
+from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES, OPTIONS
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, schedule_metadata, schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import Format

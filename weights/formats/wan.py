@@ -12,7 +12,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
-from lightx2v_sgmd.files.safetensors_files import Header, weight_files
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses

@@ -32,7 +32,7 @@ from lightx2v_sgmd.families.lora.keys import DOWN, UP, UP_BIAS
 from lightx2v_sgmd.families.lora.reading import LoraFile, open_lora
 from lightx2v_sgmd.families.lora.updates import LoraUpdates
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
-from lightx2v_sgmd.files.safetensors_files import Header, check_keys
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, check_keys
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import PREFIX as ADAPTERS
 from lightx2v_sgmd.networks.adapters import trained_shapes

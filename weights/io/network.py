@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.files.dtypes import FILE_NAMES
-from lightx2v_sgmd.files.safetensors_files import (
+from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES
+from lightx2v_sgmd.files.tensors.safetensors_files import (
     Header,
     read_headers,
     schedule_metadata,
     schedule_of,
 )
-from lightx2v_sgmd.files.safetensors_writer import ShardWriter, split
+from lightx2v_sgmd.files.tensors.safetensors_writer import ShardWriter, split
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout, encoded, read_finite

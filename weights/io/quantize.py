@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.scaled_weights import in_fp8
+from lightx2v_sgmd.files.tensors.scaled_weights import in_fp8
 
 FP8: Final = torch.float8_e4m3fn
 SETTINGS: Final = ".comfy_quant"

@@ -15,10 +15,10 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.sources.parts import IMAGE_PROCESSOR, read_json
 from lightx2v_sgmd.families.sources.parts import Part as NetworkPart
-from lightx2v_sgmd.files.dtypes import TORCH_TYPES
-from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
-from lightx2v_sgmd.files.safetensors_writer import Part, ShardWriter, split
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.dtypes import TORCH_TYPES
+from lightx2v_sgmd.files.tensors.safetensors_files import PICKLE_SUFFIXES
+from lightx2v_sgmd.files.tensors.safetensors_writer import Part, ShardWriter, split
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from weights.io.json_files import write_json
 
 _SHARD_SIZE: Final = "5GB"

@@ -13,8 +13,8 @@ from typing import Any
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.manifest import Manifest
-from lightx2v_sgmd.files.safetensors_files import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.files.tensors.safetensors_files import check_keys, read_headers, schedule_of
 from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.schedule import Schedule

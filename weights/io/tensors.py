@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.dtypes import TORCH_TYPES
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, check_keys
-from lightx2v_sgmd.files.tensor_reader import WholeTensors, read_elements
+from lightx2v_sgmd.files.tensors.dtypes import TORCH_TYPES
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, TensorInfo, check_keys
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors, read_elements
 
 
 class Tensors(Protocol):

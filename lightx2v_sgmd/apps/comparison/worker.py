@@ -29,8 +29,8 @@ from lightx2v_sgmd.apps.comparison.tasks import NO_SPACE, TEACHER_BATCH, Task, t
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.files.dtypes import torch_type
 from lightx2v_sgmd.files.student_weights import has_average, stem, student_files
+from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path

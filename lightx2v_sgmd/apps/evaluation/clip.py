@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
-from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.outputs import WrittenFiles, content_hashes
 from lightx2v_sgmd.system.errors import UserError

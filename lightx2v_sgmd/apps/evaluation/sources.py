@@ -12,7 +12,7 @@ from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts, read_manifest
-from lightx2v_sgmd.files.safetensors_files import schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_of
 from lightx2v_sgmd.system.errors import UserError
 
 Kind = Literal["student", "teacher", "videos"]

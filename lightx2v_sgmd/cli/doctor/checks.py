@@ -276,7 +276,7 @@ def _temporary() -> Path:
 
 def _teacher() -> list[Check]:
     from lightx2v_sgmd.families.opening import bundled_teacher, open_model
-    from lightx2v_sgmd.files.safetensors_files import read_headers, weight_files
+    from lightx2v_sgmd.files.tensors.safetensors_files import read_headers, weight_files
 
     if not bundled_teacher().is_dir():
         detail = f"is missing from {bundled_teacher()}: the demo cannot run"

@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.files.dtypes import FILE_NAMES, OPTIONS
-from lightx2v_sgmd.files.safetensors_files import (
-    METADATA_KEY,
-    Header,
-    schedule_of,
-)
+from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES, OPTIONS
+from lightx2v_sgmd.files.tensors.safetensors_files import METADATA_KEY, Header, schedule_of
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import shortened
 

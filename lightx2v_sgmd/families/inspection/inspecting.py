@@ -39,13 +39,13 @@ from lightx2v_sgmd.families.wan.opening import WEIGHT_FILES, open_wan
 from lightx2v_sgmd.families.wan.sources import ORIGINAL_EXPERTS, is_whole_model, network_in
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, read_manifest
-from lightx2v_sgmd.files.safetensors_files import (
+from lightx2v_sgmd.files.tensors.safetensors_files import (
     SHARD,
     Header,
     read_header,
     refuse_outside_links,
 )
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError, shortened
 

@@ -13,10 +13,7 @@ from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import BUNDLED, open_wan
 from lightx2v_sgmd.files.lora_folder import lora_file_in
-from lightx2v_sgmd.files.safetensors_files import (
-    Header,
-    read_header,
-)
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, read_header
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 

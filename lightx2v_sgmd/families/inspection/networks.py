@@ -20,10 +20,8 @@ from lightx2v_sgmd.families.inspection.network_size import (
 )
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.variants import variant_of
-from lightx2v_sgmd.files.safetensors_files import (
-    Header,
-)
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.interpolants import FlowMatching
 from lightx2v_sgmd.system.errors import shortened
 

@@ -32,8 +32,8 @@ from lightx2v_sgmd.families.lora.keys import (
 )
 from lightx2v_sgmd.families.lora.settings import read_settings, scale_in
 from lightx2v_sgmd.families.wan.variants import IMAGE_TO_VIDEO, variant_of
-from lightx2v_sgmd.files.safetensors_files import Header, read_header
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, read_header
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.files.lora_folder import PEFT_CONFIG, PEFT_FILE
-from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.networks.adapters import METADATA_KEY, PREFIX
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.fields import (

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightx2v_sgmd.families.lora.reading import read_lora
-from lightx2v_sgmd.files.dtypes import FILE_NAMES
-from lightx2v_sgmd.files.safetensors_files import Header
-from lightx2v_sgmd.files.tensor_copy import WeightCopier
-from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors, copied
+from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensors.tensor_reader import Names, WholeTensors, copied
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 
 Shapes = Mapping[str, tuple[int, ...]]

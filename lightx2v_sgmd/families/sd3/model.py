@@ -36,7 +36,7 @@ from lightx2v_sgmd.families.sources.parts import Part, diffusers_source, without
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import Schedule

@@ -12,7 +12,7 @@ from lightx2v_sgmd.families.sources.hub_configs import (
 )
 from lightx2v_sgmd.families.sources.model_folder import PROMPTS_FILE, VIDEO_FILE
 from lightx2v_sgmd.families.wan import original as wan_original
-from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
+from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.configs import (
     check_image_encoder,

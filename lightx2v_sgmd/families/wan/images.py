@@ -18,7 +18,7 @@ from torch import Tensor
 from lightx2v_sgmd.families.sources.parts import Source, read_json
 from lightx2v_sgmd.families.wan.forward import normalized_latents
 from lightx2v_sgmd.files.images import fitted
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.system.quiet import no_library_bars, no_warnings

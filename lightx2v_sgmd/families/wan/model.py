@@ -57,8 +57,8 @@ from lightx2v_sgmd.families.wan.sampling import (
     shift_of_network,
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
-from lightx2v_sgmd.files.safetensors_files import Header
-from lightx2v_sgmd.files.tensor_reader import Names, WholeTensors
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart

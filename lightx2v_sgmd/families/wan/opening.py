@@ -29,7 +29,7 @@ from lightx2v_sgmd.families.wan.sources import (
     low_noise_source,
     network_in,
 )
-from lightx2v_sgmd.files.safetensors_files import refuse_outside_links
+from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links
 from lightx2v_sgmd.system.errors import UserError
 
 BUNDLED: Final = "sprites"

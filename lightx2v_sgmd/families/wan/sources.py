@@ -23,7 +23,7 @@ from lightx2v_sgmd.families.sources.parts import (
 )
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
-from lightx2v_sgmd.files.safetensors_files import refuse_outside_links, weight_files
+from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (
     check_model_index,

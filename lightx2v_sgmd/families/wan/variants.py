@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 IMAGE_TO_VIDEO: Final = re.compile(

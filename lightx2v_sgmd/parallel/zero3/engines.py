@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.parallel.base import StrategySettings
 from lightx2v_sgmd.parallel.precision import keep_in_float32, of_mixed_precision
 from lightx2v_sgmd.parallel.ranks import Ranks

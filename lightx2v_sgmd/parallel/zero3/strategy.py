@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
-from lightx2v_sgmd.files.safetensors_files import check_keys
 from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.files.tensors.safetensors_files import check_keys
 from lightx2v_sgmd.methods.base import (
     DISCRIMINATOR,
     PIXEL_DISCRIMINATOR,

@@ -28,7 +28,7 @@ class TwoForwards:
     def generator_gradient(
         self, loss: ScoreLoss, through: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Computes the gradient at copies of x0 and x_t; see ``FakeScoreAt``."""
+        """Computes the gradient at copies of x0 and x_t; see ``FakeScoreQuery``."""
         x0, x_t = self._x0.clone().requires_grad_(), self._x_t.clone().requires_grad_()
         others = [role for role in self._zero3.trained if role_of(role) != STUDENT]
         with self._zero3.frozen(*others):

@@ -23,7 +23,7 @@ from distill.running.signals import STOPPING, stop_on_signal
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.files.safetensors_files import schedule_of
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_of
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import STUDENT

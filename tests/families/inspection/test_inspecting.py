@@ -16,7 +16,7 @@ from infer.checks import check_student
 from lightx2v_sgmd.cli.main import run as main
 from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.families.lora.settings import read_settings, scale_in
-from lightx2v_sgmd.files.safetensors_files import Header
+from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.system.errors import UserError
 
 pytest.importorskip("peft")

@@ -22,7 +22,7 @@ from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.original import TEXT_ENCODER_CONFIG, VAE_CONFIG
-from lightx2v_sgmd.files.safetensors_files import check_keys
+from lightx2v_sgmd.files.tensors.safetensors_files import check_keys
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.original import open_tiny_original, original_config, write_original
 from tests.tiny import make_tiny_wan

@@ -24,8 +24,8 @@ from lightx2v_sgmd.families.lora.reading import LoraUpdate
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
-from lightx2v_sgmd.files.tensor_copy import PIECE_BYTES
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.tensor_copy import PIECE_BYTES
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.schedule import Schedule
 from tests.infer.metering import DEVICE, DeviceMeter, metered

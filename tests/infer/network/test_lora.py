@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from infer import Lora
 from lightx2v_sgmd.families.wan.opening import open_wan
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.students import load_student

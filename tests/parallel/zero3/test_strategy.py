@@ -23,8 +23,8 @@ from lightx2v_sgmd.parallel import (
     connect,
     disconnect,
 )
-from lightx2v_sgmd.parallel.zero3 import strategy as zero3
 from lightx2v_sgmd.parallel.zero3.strategy import Zero3
+from lightx2v_sgmd.parallel.zero3.two_forwards import TwoForwards
 from lightx2v_sgmd.system.errors import UserError
 from tests.parallel import isolation
 from tests.parallel.ranks import run_ranks
@@ -85,7 +85,7 @@ def test_isolation_check_sees_a_leak(
         return x0.grad, x_t.grad
 
     monkeypatch.setattr(Zero3, "frozen", lambda self, *roles: contextlib.nullcontext())
-    monkeypatch.setattr(zero3._TwoForwards, "generator_gradient", leaking)
+    monkeypatch.setattr(TwoForwards, "generator_gradient", leaking)
     make = partial(build, tiny_teacher, tmp_path, "train.accumulation=2")
     left = isolation.what_is_left(make, waiting, 2)
     assert left[0] == "a gradient is waiting" and left[-1] == "the update differs"

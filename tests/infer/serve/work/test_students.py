@@ -15,7 +15,7 @@ from infer.options import Options
 from infer.serve.names import named_loras
 from infer.serve.work.students import Students
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.files.safetensors_files import schedule_metadata
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.students import load_student, make_student

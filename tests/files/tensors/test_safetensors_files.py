@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lightx2v_sgmd.files.manifest import changed_files
-from lightx2v_sgmd.files.safetensors_files import (
+from lightx2v_sgmd.files.tensors.safetensors_files import (
     check_keys,
     read_header,
     read_headers,

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from lightx2v_sgmd.files.dtypes import FILE_NAMES
+from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES
 from lightx2v_sgmd.outputs import sha256_file, sync_file
 from lightx2v_sgmd.system.errors import UserError, shortened
 

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.safetensors_files import TensorInfo
+from lightx2v_sgmd.files.tensors.safetensors_files import TensorInfo
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 EIGHT_BIT_FLOATS: Final = ("F8_E4M3", "F8_E5M2")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightx2v_sgmd.files.safetensors_files import read_header
-from lightx2v_sgmd.files.safetensors_writer import (
+from lightx2v_sgmd.files.tensors.safetensors_files import read_header
+from lightx2v_sgmd.files.tensors.safetensors_writer import (
     Part,
     ShardWriter,
     TensorFile,

@@ -20,8 +20,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.dtypes import FILE_NAMES
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, refuse_odd_name
+from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES
+from lightx2v_sgmd.files.tensors.safetensors_files import Header, TensorInfo, refuse_odd_name
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.reading import open_file
 

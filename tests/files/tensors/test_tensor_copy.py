@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightx2v_sgmd.files import tensor_copy
-from lightx2v_sgmd.files.tensor_copy import WeightCopier
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors import tensor_copy
+from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.system.errors import UserError
 
 CPU = torch.device("cpu")

@@ -9,11 +9,16 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.files.dtypes import TORCH_TYPES
-from lightx2v_sgmd.files.safetensors_files import Header, TensorInfo, open_tensors, read_headers
-from lightx2v_sgmd.files.scaled_weights import ScaledWeights, decoded
-from lightx2v_sgmd.files.tensor_copy import WeightCopier
-from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_header
+from lightx2v_sgmd.files.tensors.dtypes import TORCH_TYPES
+from lightx2v_sgmd.files.tensors.safetensors_files import (
+    Header,
+    TensorInfo,
+    open_tensors,
+    read_headers,
+)
+from lightx2v_sgmd.files.tensors.scaled_weights import ScaledWeights, decoded
+from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.tensors.torch_files import SUFFIXES, load_torch_file, torch_header
 from lightx2v_sgmd.system.errors import UserError, shortened
 
 Names = Callable[[Iterable[str]], Mapping[str, str]]

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightx2v_sgmd.files.safetensors_files import PICKLE_SUFFIXES
-from lightx2v_sgmd.files.tensor_reader import WholeTensors
-from lightx2v_sgmd.files.torch_files import SUFFIXES, load_torch_file, torch_header
+from lightx2v_sgmd.files.tensors.safetensors_files import PICKLE_SUFFIXES
+from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.torch_files import SUFFIXES, load_torch_file, torch_header
 from lightx2v_sgmd.system.errors import UserError
 
 STATE = {"a.weight": torch.arange(12.0).view(3, 4), "b": torch.zeros(2, dtype=torch.bfloat16)}

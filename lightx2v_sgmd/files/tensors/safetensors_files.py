@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from safetensors import safe_open
 
-from lightx2v_sgmd.files.dtypes import BITS
+from lightx2v_sgmd.files.tensors.dtypes import BITS
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.json_text import INDEX, METADATA, Limits, parse_json

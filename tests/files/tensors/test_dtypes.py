@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from lightx2v_sgmd.files.dtypes import (
+from lightx2v_sgmd.files.tensors.dtypes import (
     BITS,
     FILE_NAMES,
     OPTIONS,
