@@ -29,7 +29,7 @@ PROG: Final = "python -m lightx2v_sgmd.lightx2v"
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-class Trainer:
+class RegisteredTrainer:
     """A trainer for LightX2V's ``build_trainer``: it runs our loop on the job that a YAML means.
 
     Args:
@@ -60,7 +60,7 @@ class Trainer:
 
 
 def register() -> bool:
-    """Registers ``Trainer`` with LightX2V's trainer package.
+    """Registers ``RegisteredTrainer`` with LightX2V's trainer package.
 
     Returns:
         True if the package can be imported; a second call changes nothing.
@@ -70,7 +70,7 @@ def register() -> bool:
     except ImportError:
         return False
     if NAME not in registry.TRAINER_REGISTER:
-        registry.TRAINER_REGISTER(NAME)(Trainer)
+        registry.TRAINER_REGISTER(NAME)(RegisteredTrainer)
     return True
 
 

@@ -95,7 +95,8 @@ def test_their_registry_builds_our_trainer(
     tiny_teacher: Path, tmp_path: Path, registry: Register
 ) -> None:
     assert lightx2v.register() and lightx2v.register()
-    assert registry["lightx2v_sgmd"] is lightx2v.Trainer and registry["video_sgmd"] is object
+    assert registry["lightx2v_sgmd"] is lightx2v.RegisteredTrainer
+    assert registry["video_sgmd"] is object
     config = write_config(tmp_path, tiny_teacher)
     tree, _ = read_tree(config)
     trainer = registry["lightx2v_sgmd"]({**tree, "config_path": str(config)})

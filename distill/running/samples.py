@@ -46,7 +46,7 @@ _FORMAT_VERSION: Final = 1
 
 
 @dataclass(frozen=True)
-class Reference:
+class TeacherSamples:
     """The teacher's samples, measured.
 
     Attributes:
@@ -117,7 +117,7 @@ class SampleVideos:
         self.count = min(job.train.sample_videos, len(batches.rows))
         self.measured = measured and job.video.frames > 1
         self._written = WrittenFiles(job.output.dir)
-        self._reference: Reference | None = None
+        self._reference: TeacherSamples | None = None
 
     @torch.no_grad()
     def make(self, step: int) -> Sampled | None:
@@ -163,7 +163,7 @@ class SampleVideos:
                 latents.append(made)
         return latents
 
-    def _teacher(self) -> Reference | None:
+    def _teacher(self) -> TeacherSamples | None:
         """The teacher's samples: those of this run's folder, or made now."""
         steps = self.job.train.teacher_sample_steps
         if steps and self._reference is None:
@@ -172,7 +172,7 @@ class SampleVideos:
             if self._reference is None:
                 latents = self._teacher_latents(steps)
                 measures = self._write(latents, TEACHER_FOLDER, [])
-                found = Reference(steps, measures, self._features(latents))
+                found = TeacherSamples(steps, measures, self._features(latents))
                 ranks.once(partial(self._save_reference, found))
                 self._reference = found
         return self._reference
@@ -280,19 +280,19 @@ class SampleVideos:
         with self._written.appearing(name) as path:
             fitted(read_image(image), height, width).resize((width, height)).save(path, "PNG")
 
-    def _read_reference(self) -> Reference | None:
+    def _read_reference(self) -> TeacherSamples | None:
         """The reference that an earlier part of the run left, if it is of this job."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             saved = read_record(self._written.folder / _REFERENCE)
             if saved.pop("format_version") != _FORMAT_VERSION:
                 return None
-            found = Reference(**saved)
+            found = TeacherSamples(**saved)
             same = found.steps == self.job.train.teacher_sample_steps
             if same and len(found.features) == self.count:
                 return found
         return None
 
-    def _save_reference(self, reference: Reference) -> None:
+    def _save_reference(self, reference: TeacherSamples) -> None:
         content = {"format_version": _FORMAT_VERSION, **asdict(reference)}
         try:
             self._written.write_text(_REFERENCE, json.dumps(content))
@@ -300,7 +300,7 @@ class SampleVideos:
             note(f"the teacher's measures were not written: {error}")
 
 
-def _frechet(features: list[list[float]], teacher: Reference) -> dict[str, float]:
+def _frechet(features: list[list[float]], teacher: TeacherSamples) -> dict[str, float]:
     """The distance of the student's samples from the teacher's."""
     from lightx2v_sgmd.measures.frechet import gaussian_distance
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.options import Options
-from infer.serve.jobs import Job
+from infer.serve.jobs import VideoJob
 from infer.serve.options import Served
 from infer.serve.results import PREVIEWS, VIDEOS, Results
 from infer.serve.work.maker import Maker
@@ -99,7 +99,7 @@ class Engine:
     def _use(self, students: StudentSource, previews: bool = True) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._students, self._busy = students, threading.Lock()
-        self._desk = Desk(Path(self._folder.name))
+        self._desk = EventDesk(Path(self._folder.name))
         self._pipe, self._other_end = Pipe()  # nobody says stop through it
         self._maker = Maker(
             students,
@@ -110,7 +110,7 @@ class Engine:
             Previews(self._desk.results) if previews else None,
         )
 
-    async def make(self, jobs: Sequence[Job]) -> AsyncIterator[Event]:
+    async def make(self, jobs: Sequence[VideoJob]) -> AsyncIterator[Event]:
         """Makes jobs of one size, weights and LoRA.
 
         When the caller stops listening, the batch stops after its current step.
@@ -137,12 +137,12 @@ class Engine:
 class _Batch:
     """Jobs, what happens to them, and the mark that nobody wants them any more."""
 
-    jobs: list[Job]
+    jobs: list[VideoJob]
     events: queue.Queue[Event | None] = field(default_factory=queue.Queue)
     unwanted: threading.Event = field(default_factory=threading.Event)
 
 
-class Desk:
+class EventDesk:
     """Takes from a worker what a queue and a folder would take, and passes it on as events.
 
     Args:
@@ -163,11 +163,11 @@ class Desk:
         """Passes an event on."""
         self._batch.events.put(event)
 
-    def claim(self, worker: str, together: Any) -> list[Job]:
+    def claim(self, worker: str, together: Any) -> list[VideoJob]:
         """Gives nothing: jobs come with a call."""
         return []
 
-    def get(self, name: str) -> Job | None:
+    def get(self, name: str) -> VideoJob | None:
         """A job of the batch; None if nobody wants the batch any more."""
         if self._batch.unwanted.is_set():
             return None
@@ -197,7 +197,7 @@ class Desk:
 class _PassedOn(Results):
     """A folder of videos whose previews are passed on."""
 
-    desk: Desk
+    desk: EventDesk
 
     def show(self, name: str, picture: bytes) -> None:
         """Passes a preview on."""

@@ -22,7 +22,7 @@ from typing import Any, Final
 from infer.cluster import engine as remote
 from infer.cluster.joining import join, places, share_of_machine
 from infer.options import Options
-from infer.serve.jobs import Job, JobStore
+from infer.serve.jobs import JobStore, VideoJob
 from infer.serve.names import named_loras
 from infer.serve.options import Served, ServeOptions, State
 from infer.serve.results import Results
@@ -158,7 +158,7 @@ class RayWorkers:
             finally:
                 self._responses.pop(batch, None)
 
-    def _take(self, batch: str, jobs: list[Job], response: Any) -> None:
+    def _take(self, batch: str, jobs: list[VideoJob], response: Any) -> None:
         """Takes a batch's events; cancels it when nobody wants it, or when the server stops."""
         wanted = {job.id for job in jobs}
         for event in response:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from infer.serve.api.answers import VideoAnswer, video_answer
 from infer.serve.api.request import RequestProblem, VideoRequest, settle
-from infer.serve.jobs import Job, JobStore
+from infer.serve.jobs import JobStore, VideoJob
 from infer.serve.options import Served, ServeOptions, State
 from infer.serve.results import Results
 
@@ -35,13 +35,13 @@ class Backend:
     state: Callable[[], State]
     restarts: Callable[[], int]
 
-    def answer(self, job: Job) -> VideoAnswer:
+    def answer(self, job: VideoJob) -> VideoAnswer:
         """The answer that describes a job to a client."""
         ahead = self.store.ahead_of(job) if job.status == "queued" else None
         shown = job.status == "in_progress" and self.results.preview(job.id).is_file()
         return video_answer(job, ahead, self.options.keep_hours, shown)
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str) -> VideoJob:
         """Returns the job with that name.
 
         Raises:
@@ -52,7 +52,7 @@ class Backend:
             raise not_found(name)
         return job
 
-    def accept(self, request: VideoRequest) -> Job:
+    def accept(self, request: VideoRequest) -> VideoJob:
         """Puts a request into the queue.
 
         Raises:

@@ -71,7 +71,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Job(Wanted):
+class VideoJob(Wanted):
     """A row of the queue.
 
     Attributes:
@@ -110,7 +110,7 @@ class QueueFull(Exception):
         self.queued = queued
 
 
-_FIELDS: Final = ", ".join(item.name for item in fields(Job))
+_FIELDS: Final = ", ".join(item.name for item in fields(VideoJob))
 _NEW: Final = tuple(item.name for item in fields(Wanted))
 
 
@@ -158,7 +158,7 @@ class JobStore:
         with self._lock:
             self._db.close()
 
-    def add(self, wanted: Wanted, queue_limit: int) -> Job:
+    def add(self, wanted: Wanted, queue_limit: int) -> VideoJob:
         """Accepts a request: when this returns it is on the disk.
 
         Raises:
@@ -177,12 +177,12 @@ class JobStore:
             )
             return self._one(db, name)
 
-    def get(self, name: str) -> Job | None:
+    def get(self, name: str) -> VideoJob | None:
         """The job of a name; None if there is none."""
         found = self._select("WHERE id = ?", [name])
         return found[0] if found else None
 
-    def ahead_of(self, job: Job) -> int:
+    def ahead_of(self, job: VideoJob) -> int:
         """The number of queued jobs that were accepted before a queued one."""
         with self._lock:
             row = self._db.execute(
@@ -192,7 +192,9 @@ class JobStore:
             ).fetchone()
         return int(row[0])
 
-    def page(self, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
+    def page(
+        self, limit: int, after: str | None, newest_first: bool
+    ) -> tuple[list[VideoJob], bool]:
         """Jobs in the order of acceptance, or the reverse; and True if there are more.
 
         Raises:
@@ -208,7 +210,7 @@ class JobStore:
         rows = self._select(f"{where} ORDER BY number {order} LIMIT ?", [*values, limit + 1])
         return rows[:limit], len(rows) > limit
 
-    def delete(self, name: str) -> Job | None:
+    def delete(self, name: str) -> VideoJob | None:
         """Removes a job; returns it as it was, or None. Its file is the caller's to remove."""
         with self._change() as db:
             found = self._select("WHERE id = ?", [name])
@@ -219,7 +221,7 @@ class JobStore:
                 self._add_to(db, "cancelled", 1)
             return found[0]
 
-    def claim(self, worker: str, together: Callable[[Job], int]) -> list[Job]:
+    def claim(self, worker: str, together: Callable[[VideoJob], int]) -> list[VideoJob]:
         """Gives a worker the oldest queued job, and later ones of its weights, LoRA and size.
 
         A job that a worker died of is given alone, so that it cannot take others with it.
@@ -362,14 +364,14 @@ class JobStore:
                 raise
             self._db.execute("COMMIT")
 
-    def _select(self, rest: str, values: Sequence[Any]) -> list[Job]:
+    def _select(self, rest: str, values: Sequence[Any]) -> list[VideoJob]:
         with self._lock:
             rows = self._db.execute(f"SELECT {_FIELDS} FROM jobs {rest}", values).fetchall()
-        return [Job(*row) for row in rows]
+        return [VideoJob(*row) for row in rows]
 
-    def _one(self, db: sqlite3.Connection, name: str) -> Job:
+    def _one(self, db: sqlite3.Connection, name: str) -> VideoJob:
         row = db.execute(f"SELECT {_FIELDS} FROM jobs WHERE id = ?", [name]).fetchone()
-        return Job(*row)
+        return VideoJob(*row)
 
     def _count(self, db: sqlite3.Connection, status: Status) -> int:
         row = db.execute("SELECT count(*) FROM jobs WHERE status = ?", [status]).fetchone()

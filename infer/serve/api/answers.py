@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from infer.serve.jobs import Job, Status
+from infer.serve.jobs import Status, VideoJob
 from infer.serve.options import Served, State
 
 
@@ -103,7 +103,7 @@ class Health(BaseModel):
 
 
 def video_answer(
-    job: Job, ahead: int | None, keep_hours: float, has_preview: bool = False
+    job: VideoJob, ahead: int | None, keep_hours: float, has_preview: bool = False
 ) -> VideoAnswer:
     """A job as clients see it.
 

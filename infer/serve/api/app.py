@@ -34,7 +34,7 @@ from infer.serve.api.errors import answer_errors
 from infer.serve.api.metrics import CONTENT_TYPE, metrics_text
 from infer.serve.api.request import RequestProblem, VideoRequest, parse_body, read_request
 from infer.serve.backend import Backend, not_found
-from infer.serve.jobs import Job, QueueFull
+from infer.serve.jobs import QueueFull, VideoJob
 from lightx2v_sgmd import __version__
 
 _POLL_S: Final = 0.05
@@ -284,7 +284,7 @@ async def _read(request: Request, backend: Backend) -> VideoRequest:
     return read_request(fields, backend.served, form=True)
 
 
-def _file(backend: Backend, job: Job) -> FileResponse:
+def _file(backend: Backend, job: VideoJob) -> FileResponse:
     """A job's video.
 
     Raises:

@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from infer.serve.jobs import Job
+from infer.serve.jobs import VideoJob
 from infer.serve.results import Results
-from infer.serve.work.messages import Stopped
+from infer.serve.work.messages import ServerStopped
 from infer.serve.work.previews import Previews
 from infer.serve.work.students import StudentSource
 from lightx2v_sgmd.system.errors import UserError, short_line
@@ -32,10 +32,10 @@ IDLE_S: Final = 0.02
 class Desk(Protocol):
     """Where a worker's jobs come from and their results go, see ``JobStore``."""
 
-    def claim(self, worker: str, together: Callable[[Job], int]) -> list[Job]:
+    def claim(self, worker: str, together: Callable[[VideoJob], int]) -> list[VideoJob]:
         """Gives the worker the next batch."""
 
-    def get(self, name: str) -> Job | None:
+    def get(self, name: str) -> VideoJob | None:
         """A job; None if nobody wants it any more."""
 
     def advance(self, worker: str, names: Sequence[str], percent: int) -> set[str]:
@@ -64,7 +64,7 @@ class Maker:
         """Works until the server says stop.
 
         Raises:
-            Stopped: it did.
+            ServerStopped: it did.
         """
         while True:
             jobs = self.store.claim(
@@ -79,25 +79,25 @@ class Maker:
         """Waits a little for a word of the server.
 
         Raises:
-            Stopped: it said stop.
+            ServerStopped: it said stop.
         """
         if self.pipe.poll(wait_s):
             with suppress(EOFError):
                 self.pipe.recv()
-            raise Stopped
+            raise ServerStopped
 
-    def make(self, jobs: list[Job]) -> None:
+    def make(self, jobs: list[VideoJob]) -> None:
         """Makes one batch."""
         self._finished.clear()
         self._make(jobs)
 
-    def _make(self, jobs: list[Job]) -> None:
+    def _make(self, jobs: list[VideoJob]) -> None:
         """One batch; if it fails, each of it alone."""
         try:
             self._make_together(jobs)
         except _NobodyWants:
             pass
-        except Stopped:
+        except ServerStopped:
             raise
         except Exception as error:
             left = [job for job in jobs if job.id not in self._finished]
@@ -107,7 +107,7 @@ class Maker:
             else:
                 self._fail(jobs[0], error)
 
-    def _make_together(self, jobs: list[Job]) -> None:
+    def _make_together(self, jobs: list[VideoJob]) -> None:
         start = time.perf_counter()
         student = self.students.get(jobs[0].model, jobs[0].lora, jobs[0].size, len(jobs))
         steps = len(student.schedule) + 1  # decoding counts as one
@@ -133,7 +133,7 @@ class Maker:
                 if not one.isfinite().all():
                     raise FloatingPointError("the network gave values that are not finite")
                 whole = self._write_and_learn(job, one, chunks)
-            except (Stopped, _NobodyWants):
+            except (ServerStopped, _NobodyWants):
                 raise
             except Exception as error:
                 self._fail(job, error)
@@ -146,7 +146,7 @@ class Maker:
             self.results.remove_preview(job.id)
             self._finished.add(job.id)
 
-    def _write_and_learn(self, job: Job, latents: Any, chunks: Iterator[Frames]) -> bool:
+    def _write_and_learn(self, job: VideoJob, latents: Any, chunks: Iterator[Frames]) -> bool:
         """Writes a video as ``_write`` does, and learns its colours."""
         if self.previews is None or not self.previews.learns(job):
             return self._write(job, chunks)
@@ -156,7 +156,7 @@ class Maker:
             self.previews.learn(job, latents, means)
         return whole
 
-    def _write(self, job: Job, chunks: Iterator[Frames]) -> bool:
+    def _write(self, job: VideoJob, chunks: Iterator[Frames]) -> bool:
         """Writes a video, which appears whole; False if nobody wants it any more."""
         from infer.batch.writing import writing
         from lightx2v_sgmd.outputs import move, sync_folder
@@ -181,10 +181,10 @@ class Maker:
             return False
         return True
 
-    def _wanted(self, job: Job) -> bool:
+    def _wanted(self, job: VideoJob) -> bool:
         return self.store.get(job.id) is not None
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: VideoJob, error: Exception) -> None:
         """Notes a failure; what is not meant for the client goes to the server's log."""
         self._finished.add(job.id)
         self.results.remove(job.id)

@@ -55,5 +55,5 @@ class Refused:
     message: str
 
 
-class Stopped(Exception):
+class ServerStopped(Exception):
     """The server said stop."""

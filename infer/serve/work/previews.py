@@ -9,7 +9,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
-from infer.serve.jobs import Job
+from infer.serve.jobs import VideoJob
 from infer.serve.results import Results
 from infer.serve.work.students import WorkingStudent
 
@@ -43,7 +43,7 @@ class Previews:
         self._schedule: Schedule | None = None
         self._fresh_noise: FreshNoise | None = None
 
-    def begin(self, student: WorkingStudent, jobs: list[Job]) -> None:
+    def begin(self, student: WorkingStudent, jobs: list[VideoJob]) -> None:
         """Takes the noise that a batch starts from, and the student's steps."""
         import torch
 
@@ -55,7 +55,7 @@ class Previews:
         self._schedule = student.schedule
         self._fresh_noise = fresh_noise_for(student.model, seeds, shape)
 
-    def step(self, jobs: list[Job], step: int, x_t: Tensor) -> None:
+    def step(self, jobs: list[VideoJob], step: int, x_t: Tensor) -> None:
         """Writes the previews of a batch after a step, from the states before and after it."""
         from infer.serve.work.latent_colours import animation, data_prediction, renoised_prediction
 
@@ -81,7 +81,7 @@ class Previews:
             if pictures is not None:
                 self._results.show(job.id, animation(pictures, job.fps))
 
-    def learns(self, job: Job) -> bool:
+    def learns(self, job: VideoJob) -> bool:
         """True if the map of a job's weights still learns."""
         return self._decoder(job).videos < LEARN_FROM
 
@@ -91,13 +91,13 @@ class Previews:
 
         return FrameMeans(latents.shape[1:])
 
-    def learn(self, job: Job, latents: Tensor, means: FrameMeans) -> None:
+    def learn(self, job: VideoJob, latents: Tensor, means: FrameMeans) -> None:
         """Learns from a video that is finished."""
         colours = means.colours
         if colours is not None:
             self._decoder(job).learn(latents, colours)
 
-    def _decoder(self, job: Job) -> LinearDecoder:
+    def _decoder(self, job: VideoJob) -> LinearDecoder:
         """The map of a job's weights: others may have latents of another kind."""
         from infer.serve.work.latent_colours import LinearDecoder
 

@@ -21,7 +21,7 @@ from infer.serve.jobs import JobStore
 from infer.serve.options import Served
 from infer.serve.results import Results
 from infer.serve.work.maker import Maker
-from infer.serve.work.messages import Opened, Order, Ready, Refused, Stopped
+from infer.serve.work.messages import Opened, Order, Ready, Refused, ServerStopped
 from infer.serve.work.previews import Previews
 from infer.serve.work.students import Fit, Students
 from lightx2v_sgmd.system.errors import UserError
@@ -94,7 +94,7 @@ def _work(
         results.sweep(store)
         pipe.send(Ready())
         maker = Maker(students, store, results, order.worker, pipe, Previews(results))
-        with suppress(Stopped):
+        with suppress(ServerStopped):
             maker.work(order.batch_size)
         store.release(order.worker, died=False)
     if isinstance(students, Leader):

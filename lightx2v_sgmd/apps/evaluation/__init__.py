@@ -19,7 +19,7 @@ from lightx2v_sgmd.apps.evaluation.making import (
 from lightx2v_sgmd.apps.evaluation.measuring import hashes_of, measure_files, measure_groups
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metrics
 from lightx2v_sgmd.apps.evaluation.page import report_page
-from lightx2v_sgmd.apps.evaluation.sources import Source, open_source, video_files, wanted_size
+from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, video_files, wanted_size
 from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.manifest import VideoFacts
@@ -60,7 +60,7 @@ class Evaluation:
 class _Plan:
     """What was asked for, after everything was checked that can be without work."""
 
-    sources: dict[str, Source]
+    sources: dict[str, VideoSource]
     sizes: dict[str, VideoFacts | None]
     own: dict[str, list[Path]]
     prompts: list[str]
@@ -175,7 +175,7 @@ def _plan(
     return _Plan(sources, sizes, own, texts, metrics, teacher, options)
 
 
-def _features_model(sources: dict[str, Source], options: EvaluateOptions) -> Model | None:
+def _features_model(sources: dict[str, VideoSource], options: EvaluateOptions) -> Model | None:
     """The teacher in whose features the Frechet distance is taken."""
     if options.teacher is not None:
         return open_source(options.teacher, "--teacher").model

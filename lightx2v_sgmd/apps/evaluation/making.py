@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
-from lightx2v_sgmd.apps.evaluation.sources import Source
+from lightx2v_sgmd.apps.evaluation.sources import VideoSource
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import video_writer
 from lightx2v_sgmd.outputs import OutputLock
@@ -23,7 +23,7 @@ _TOKENS_AT_ONCE: Final = 2**15
 
 
 def student_videos(
-    source: Source,
+    source: VideoSource,
     prompts: Sequence[str],
     size: VideoFacts,
     options: EvaluateOptions,
@@ -64,7 +64,7 @@ def student_videos(
     return outcome.files
 
 
-def guidance_of(options: EvaluateOptions, sources: Sequence[Source | None]) -> float:
+def guidance_of(options: EvaluateOptions, sources: Sequence[VideoSource | None]) -> float:
     """The teacher's guidance scale: the option, else the one a student was trained with, else 5."""
     if options.guidance_scale is not None:
         return options.guidance_scale
@@ -73,7 +73,7 @@ def guidance_of(options: EvaluateOptions, sources: Sequence[Source | None]) -> f
 
 
 def teacher_videos(
-    source: Source,
+    source: VideoSource,
     prompts: Sequence[str],
     size: VideoFacts,
     guidance_scale: float,

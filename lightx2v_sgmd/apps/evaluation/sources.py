@@ -19,7 +19,7 @@ Kind = Literal["student", "teacher", "videos"]
 
 
 @dataclass(frozen=True)
-class Source:
+class VideoSource:
     """One of the two sides: what ``--weights`` or ``--against`` names.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source:
         return model_folder(self.path)
 
 
-def open_source(path: str | Path, option: str) -> Source:
+def open_source(path: str | Path, option: str) -> VideoSource:
     """Opens what a path holds, without loading weights.
 
     Args:
@@ -65,7 +65,7 @@ def open_source(path: str | Path, option: str) -> Source:
     is_model = any((place / name).exists() for name in ("model_index.json", "transformer"))
     videos = [] if is_model or not place.is_dir() else sorted(place.glob("*.mp4"))
     if videos:
-        return Source(str(path), "videos", files=tuple(videos))
+        return VideoSource(str(path), "videos", files=tuple(videos))
     if place.is_dir() and not any(place.iterdir()):
         raise UserError(f"{option}: {path} is empty; name a model or a folder of .mp4 files")
     is_run = (place / "checkpoints").is_dir() or (place / "trainer.json").is_file()
@@ -79,14 +79,14 @@ def open_source(path: str | Path, option: str) -> Source:
         raise UserError(f"{option}: {str(error).removeprefix('teacher.path: ')}") from error
     if schedule is not None:
         return _student(path)
-    return Source(str(path), "teacher", model=model, video=model.video)
+    return VideoSource(str(path), "teacher", model=model, video=model.video)
 
 
-def _student(path: str | Path) -> Source:
+def _student(path: str | Path) -> VideoSource:
     from infer.checks import check_student
 
     checked = check_student(path)
-    return Source(
+    return VideoSource(
         str(path),
         "student",
         nfe=len(checked.schedule),
@@ -96,7 +96,7 @@ def _student(path: str | Path) -> Source:
     )
 
 
-def video_files(source: Source, prompts: Sequence[str], seeds: int, option: str) -> list[Path]:
+def video_files(source: VideoSource, prompts: Sequence[str], seeds: int, option: str) -> list[Path]:
     """Puts the videos of a folder in the order of a list of prompts.
 
     Either every video has VBench's name, ``PROMPT-0.mp4``, ``PROMPT-1.mp4`` and so on, or the files
@@ -131,8 +131,8 @@ def video_files(source: Source, prompts: Sequence[str], seeds: int, option: str)
 
 
 def wanted_size(
-    source: Source,
-    other: Source | None,
+    source: VideoSource,
+    other: VideoSource | None,
     height: int | None,
     width: int | None,
     num_frames: int | None,

@@ -22,11 +22,13 @@ _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 _VideoName = Annotated[str, Field(pattern=r"^[0-9a-f]{16}\.mp4$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A record of a file: other keys and other types are mistakes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Pair(_Strict):
+class Pair(Strict):
     """Two videos to compare.
 
     Attributes:
@@ -53,7 +55,7 @@ class Pair(_Strict):
         return self.first, self.second
 
 
-class StudyKey(_Strict):
+class StudyKey(Strict):
     """Everything about a study that its page does not say, and all that it does.
 
     Attributes:

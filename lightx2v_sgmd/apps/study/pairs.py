@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.apps.evaluation.sources import Source, video_files
+from lightx2v_sgmd.apps.evaluation.sources import VideoSource, video_files
 from lightx2v_sgmd.files.prompts import prompt_problem, read_prompts
 from lightx2v_sgmd.system.errors import UserError, joined
 from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
@@ -71,7 +71,7 @@ def _by_prompts(a: Path, b: Path, files: list[list[Path]], prompts: list[str]) -
         )
     seeds = max(1, counts[0] // len(prompts))
     sides = [
-        video_files(Source(str(folder), "videos", files=tuple(side)), prompts, seeds, option)
+        video_files(VideoSource(str(folder), "videos", files=tuple(side)), prompts, seeds, option)
         for folder, side, option in ((a, files[0], "--a"), (b, files[1], "--b"))
     ]
     return [VideoPair(*pair) for pair in zip(prompts * seeds, *sides, strict=True)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from lightx2v_sgmd.apps.study.key import Slot, StudyKey
+from lightx2v_sgmd.apps.study.key import Slot, Strict, StudyKey
 from lightx2v_sgmd.system.errors import short_line
 from lightx2v_sgmd.untrusted.json_text import Limits, parse_json
 
@@ -17,11 +17,7 @@ _MOST_S: Final = 86_400.0
 Answer = Literal["first", "second", "tie"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PairVote(_Strict):
+class PairVote(Strict):
     """A rater's answers for one pair.
 
     Attributes:
@@ -39,7 +35,7 @@ class PairVote(_Strict):
     skipped: bool
 
 
-class Submission(_Strict):
+class Submission(Strict):
     """All votes of one rater so far.
 
     Attributes:

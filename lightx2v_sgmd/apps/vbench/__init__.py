@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd.apps.evaluation.making import guidance_of, student_videos, teacher_videos
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
-from lightx2v_sgmd.apps.evaluation.sources import Source, open_source, wanted_size
+from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, wanted_size
 from lightx2v_sgmd.apps.vbench.package import RESULTS, find_package, run_package
 from lightx2v_sgmd.apps.vbench.page import report_page
 from lightx2v_sgmd.apps.vbench.results import PATTERN, find_results, read_results
@@ -134,7 +134,7 @@ def evaluate_vbench(
 
 
 def _make(
-    source: Source,
+    source: VideoSource,
     suite: Suite,
     size: VideoFacts | None,
     options: EvaluateOptions,
@@ -155,7 +155,7 @@ def _make(
 
 
 def _setup(
-    source: Source,
+    source: VideoSource,
     size: VideoFacts | None,
     options: EvaluateOptions,
     package: dict[str, Any] | None,

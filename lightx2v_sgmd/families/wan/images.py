@@ -52,7 +52,7 @@ class ImageRows:
         return rows
 
 
-class ImageEncoder:
+class WanImageEncoder:
     """Makes the tensors of a network's conditioning from an image.
 
     Args:
@@ -102,7 +102,7 @@ class ImageEncoder:
 
 
 def image_conditioning(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The image's part of a conditioning: what ``ImageEncoder`` made for each video, batched.
+    """The image's part of a conditioning: what ``WanImageEncoder`` made for each video, batched.
 
     Args:
         each: The tensors for each video; empty for a video from text alone, which only networks

@@ -42,7 +42,7 @@ from lightx2v_sgmd.families.wan.forward import (
 from lightx2v_sgmd.families.wan.frames import decode_frames
 from lightx2v_sgmd.families.wan.images import (
     IMAGE_ROWS,
-    ImageEncoder,
+    WanImageEncoder,
     image_conditioning,
     load_image_rows,
 )
@@ -366,7 +366,7 @@ class WanModel(DiffusersModel):
             return wan_original.TEXT_ENCODER_CONFIG
         return self.full_text_encoder_config()
 
-    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
+    def load_image_encoder(self, device: Device = "cpu") -> WanImageEncoder:
         """Loads what encodes an image that videos start from, in float32.
 
         Raises:
@@ -381,7 +381,7 @@ class WanModel(DiffusersModel):
         if self.transformer_config.get("image_dim") is not None:
             rows = load_image_rows(self.source, device)
         spatial = self.size_rules.spatial
-        return ImageEncoder(self.load_vae(device=device), spatial, rows, self.holds_first_frame)
+        return WanImageEncoder(self.load_vae(device=device), spatial, rows, self.holds_first_frame)
 
     def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
         """Zeros in place of an image's latents and rows, where the network needs an image."""

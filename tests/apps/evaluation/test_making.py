@@ -10,7 +10,7 @@ import pytest
 
 from lightx2v_sgmd.apps.evaluation.making import GUIDANCE, guidance_of, teacher_videos
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
-from lightx2v_sgmd.apps.evaluation.sources import Source, open_source
+from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.outputs import locked_folder
@@ -20,7 +20,7 @@ from tests.tiny import make_tiny_wan
 
 def test_guidance_is_the_users_else_the_trainings_else_the_pipelines(tmp_path: Path) -> None:
     student = open_source(make_student(tmp_path / "s"), "--weights")  # trained with guidance 3
-    teacher = Source("teacher", "teacher")
+    teacher = VideoSource("teacher", "teacher")
     given = EvaluateOptions(guidance_scale=1.5)
     assert guidance_of(given, [teacher, student]) == 1.5
     assert guidance_of(EvaluateOptions(), [teacher, student]) == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.cluster.engine import Advanced, Engine, Event, Failed, Made
-from infer.serve.jobs import Job
+from infer.serve.jobs import VideoJob
 from lightx2v_sgmd.system.errors import UserError
 from tests.infer.serve.standin import WANTED, OneStudent, StandIn, make_backend
 
@@ -21,12 +21,12 @@ def engine_of(student: Any) -> Engine:
     return engine
 
 
-def jobs_of(folder: Path, *seeds: int) -> list[Job]:
+def jobs_of(folder: Path, *seeds: int) -> list[VideoJob]:
     backend = make_backend(folder)
     return [backend.store.add(replace(WANTED, seed=seed), 10) for seed in seeds]
 
 
-def events_of(engine: Engine, jobs: list[Job], most: int = 1000) -> list[Event]:
+def events_of(engine: Engine, jobs: list[VideoJob], most: int = 1000) -> list[Event]:
     async def listen() -> list[Event]:
         found: list[Event] = []
         events = engine.make(jobs)

@@ -15,7 +15,7 @@ from infer.cluster.engine import Advanced, Event, Failed, Made, Shown
 from infer.cluster.serving import RayWorkers
 from infer.options import Lora, Options
 from infer.serve.backend import Backend
-from infer.serve.jobs import Job
+from infer.serve.jobs import VideoJob
 from tests.infer.serve.standin import WANTED, make_backend
 
 
@@ -48,13 +48,13 @@ def workers(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> RayWorkers:
 
 
 def work_off(
-    workers: RayWorkers, answer: Callable[[list[Job]], Response], rounds: int
+    workers: RayWorkers, answer: Callable[[list[VideoJob]], Response], rounds: int
 ) -> list[Response]:
     """Lets a thread of it send batches, so many, and then stops it."""
     given: list[Response] = []
     pauses: list[float | None] = []
 
-    def remote(jobs: list[Job]) -> Response:
+    def remote(jobs: list[VideoJob]) -> Response:
         given.append(answer(jobs))
         return given[-1]
 
@@ -86,7 +86,7 @@ def test_events_become_progress_previews_videos_and_failures(
     names = [backend.store.add(WANTED, 10).id for _ in range(2)]
     seen: list[Any] = []
 
-    def answer(jobs: list[Job]) -> Response:
+    def answer(jobs: list[VideoJob]) -> Response:
         (name,) = (job.id for job in jobs)
         if name == names[1]:
             return Response([Failed(name, "too large")])
@@ -115,7 +115,7 @@ def test_an_engine_that_dies_gives_its_job_back(backend: Backend, workers: RayWo
     name = backend.store.add(WANTED, 10).id
     tries: list[int] = []
 
-    def answer(jobs: list[Job]) -> Response:
+    def answer(jobs: list[VideoJob]) -> Response:
         tries.append(jobs[0].deaths)
         death = RuntimeError("the actor died")
         first: list[Event | Exception] = [Advanced((name,), 20), death]
@@ -133,7 +133,7 @@ def test_a_cluster_that_takes_no_request_does_not_keep_the_job(
     name = backend.store.add(WANTED, 10).id
     deaths: list[int] = []
 
-    def answer(jobs: list[Job]) -> Response:
+    def answer(jobs: list[VideoJob]) -> Response:
         deaths.append(jobs[0].deaths)
         if len(deaths) == 1:
             raise RuntimeError("Serve is gone")
@@ -190,7 +190,7 @@ def test_files_are_named_as_other_machines_find_them(
 def test_a_job_that_is_deleted_is_cancelled_there(backend: Backend, workers: RayWorkers) -> None:
     name = backend.store.add(WANTED, 10).id
 
-    def answer(jobs: list[Job]) -> Response:
+    def answer(jobs: list[VideoJob]) -> Response:
         backend.delete(name)
         return Response([Advanced((name,), 20), Made(name, 1.0, b"film")])
 

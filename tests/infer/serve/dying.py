@@ -25,7 +25,7 @@ from typing import Any
 import infer.batch.writing  # noqa: F401  (imported before the fork, so that children are quick)
 from infer.serve.backend import Backend
 from infer.serve.jobs import JobStore
-from infer.serve.work.messages import Stopped
+from infer.serve.work.messages import ServerStopped
 from tests.infer.serve.standin import WANTED, StandIn, make_backend, make_maker
 
 EVENTS = ("open", "os.rename", "os.remove", "subprocess.Popen")
@@ -83,7 +83,7 @@ def make_all(backend: Backend, death: Death | None = None) -> None:
 
     def stop_when_idle(wait_s: float) -> None:
         if wait_s:
-            raise Stopped
+            raise ServerStopped
         look(wait_s)
 
     maker._look = stop_when_idle  # type: ignore[method-assign]
@@ -92,7 +92,7 @@ def make_all(backend: Backend, death: Death | None = None) -> None:
         death.watch(backend.results.folder)
     try:
         maker.work(None)
-    except Stopped:
+    except ServerStopped:
         ours.close()
 
 

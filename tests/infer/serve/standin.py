@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from infer.serve.backend import Backend
-from infer.serve.jobs import Job, JobStore, Wanted
+from infer.serve.jobs import JobStore, VideoJob, Wanted
 from infer.serve.options import Served, ServeOptions
 from infer.serve.results import Results
 from infer.serve.work.maker import Maker
@@ -44,7 +44,7 @@ def make_backend(folder: Path, served: tuple[Served, ...] = (SERVED,), **options
     )
 
 
-def finish(backend: Backend, content: bytes = b"0123456789") -> list[Job]:
+def finish(backend: Backend, content: bytes = b"0123456789") -> list[VideoJob]:
     """Completes the next batch as a worker would."""
     jobs = backend.store.claim("w", lambda job: 1)
     for job in jobs:

@@ -13,7 +13,7 @@ import pytest
 
 from infer.serve.backend import Backend
 from infer.serve.work.maker import Maker
-from infer.serve.work.messages import Stopped
+from infer.serve.work.messages import ServerStopped
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
 from tests.infer.serve.standin import (
@@ -42,11 +42,11 @@ def work_through(backend: Backend, student: Any) -> None:
 
     def stop_when_idle(wait_s: float) -> None:
         if wait_s:
-            raise Stopped
+            raise ServerStopped
         look(wait_s)
 
     maker._look = stop_when_idle  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
+    with pytest.raises(ServerStopped):
         maker.work(None)
     ours.close()
 
@@ -131,7 +131,7 @@ def test_stop_gives_the_jobs_back(backend: Backend) -> None:
     ours, theirs = pipes()
     ours.send("stop")
     maker: Maker = make_maker(backend, StandIn(), theirs)
-    with pytest.raises(Stopped):
+    with pytest.raises(ServerStopped):
         maker.work(None)
     assert status(backend, name) == "in_progress"
     backend.store.release("w", died=False)
