@@ -79,7 +79,7 @@ class Options:
     max_memory_gib: float | None = option(
         None,
         "Memory limit in GiB. The next four options and --quantize are set as needed to stay below "
-        "it. Default on a GPU: the memory that is free.",
+        "it. Default on a GPU: its free memory.",
         kind=float,
         metavar="G",
     )
@@ -181,7 +181,7 @@ class GenerateOptions(Options):
     )
     batch_size: int | None = option(
         None,
-        "Videos of one size that are made together; does not change them beyond rounding.",
+        "Number of videos of one size made together; changes them by rounding only.",
         kind=int,
         flag="--batch",
         metavar="N",

@@ -114,7 +114,8 @@ def evaluate_command(
         ),
     ] = None,
     shown: Annotated[
-        int, typer.Option(metavar="N", help="Most prompts whose videos are in the report.")
+        int,
+        typer.Option(metavar="N", help="Maximum number of prompts whose videos are in the report."),
     ] = 16,
     device: Annotated[
         str | None,
@@ -164,8 +165,8 @@ def evaluate_command(
 ) -> None:
     """Measure a student beside its teacher, or any videos beside others.
 
-    Writes metrics.json, report.html (videos side by side, tables, plots) and videos/. If the
-    command is interrupted, run it again to resume: what is there already is not made again.
+    The command writes metrics.json, report.html (videos side by side, tables, plots) and videos/.
+    If it is interrupted, run it again to resume: existing videos are not made again.
 
     With --vbench it makes VBench's videos instead, runs the package vbench (or reads its results)
     and reports Quality, Semantic and Total.

@@ -93,7 +93,7 @@ def export_command(
         typer.Option(
             metavar="ORG/NAME",
             help="Upload the finished export to this repository of the Hugging Face Hub, private "
-            "unless --public. An interrupted upload goes on with `weights push`.",
+            "unless --public. `weights push` resumes an interrupted upload.",
         ),
     ] = None,
     public: Annotated[

@@ -44,8 +44,7 @@ def generate_command(
         typer.Option(
             metavar="FILE",
             help="File of prompts: .txt (one a line), .csv, or .jsonl whose lines may also have "
-            "seed, height, width, num_frames, name and image. Videos that are there are not made "
-            "again.",
+            "seed, height, width, num_frames, name and image. Existing videos are not made again.",
         ),
     ] = None,
     quiet: Quiet = False,

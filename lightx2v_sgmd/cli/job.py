@@ -34,8 +34,8 @@ def job_command() -> None:
 def show_command(job: JobFile, settings: Settings = None, as_json: Json = False) -> None:
     """Print the whole job, with every default, and say where each value comes from.
 
-    The files that it is based on (`base: OTHER.yaml`) are merged in: the output runs alone on
-    this machine; paths of data are absolute in it.
+    The files that it is based on (`base: OTHER.yaml`) are merged in, so the output is a whole
+    job. Its data paths are absolute: it runs on this machine only.
     """
     from lightx2v_sgmd.job.loading import load_job_with_origins
     from lightx2v_sgmd.job.show import annotated_yaml

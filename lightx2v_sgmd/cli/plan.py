@@ -29,7 +29,7 @@ def plan_command(
         ),
     ] = None,
     gpu_memory_gib: Annotated[
-        float, typer.Option(min=1, metavar="M", help="Memory of a GPU in GiB.")
+        float, typer.Option(min=1, metavar="M", help="Memory per GPU in GiB.")
     ] = 80.0,
     node_gpus: Annotated[
         int, typer.Option(min=1, metavar="K", help="Number of GPUs in a node.")
@@ -55,7 +55,7 @@ def plan_command(
 ) -> None:
     """Predict what a job needs before it runs.
 
-    The plan lists memory of a GPU, operations, traffic, time and GPU-hours, and loads no weights.
+    The plan lists memory per GPU, operations, traffic, time and GPU-hours, and loads no weights.
     A job that does not fit is refused (exit 2), and the nearest job that fits is named. All figures
     are predictions; time assumes the given share of the given peak.
     """

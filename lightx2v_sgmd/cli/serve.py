@@ -67,7 +67,10 @@ def serve_command(
     queue_limit: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, max=100_000, help="Most videos that wait; others get status 429."
+            metavar="N",
+            min=1,
+            max=100_000,
+            help="Maximum number of waiting videos; further requests get 429.",
         ),
     ] = 100,
     batch: Annotated[
@@ -75,7 +78,7 @@ def serve_command(
         typer.Option(
             metavar="N",
             min=1,
-            help="Most videos of one size that are made together; default what suits the size.",
+            help="Maximum number of videos of one size made together; default depends on the size.",
         ),
     ] = None,
     lora_folder: Annotated[
@@ -103,7 +106,11 @@ def serve_command(
     ] = False,
     replicas: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Most engines of --ray; default one for each GPU."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Maximum number of engines with --ray; default one for each GPU.",
+        ),
     ] = None,
     keep_hours: Annotated[
         float,

@@ -42,10 +42,14 @@ def study_command() -> None:
 
 @app.command("create", epilog=CREATE_EXAMPLES)
 def create_command(
-    a: Annotated[Path, typer.Option("--a", metavar="DIR", help="Folder of the first side's .mp4.")],
+    a: Annotated[
+        Path, typer.Option("--a", metavar="DIR", help="Folder with the .mp4 files of side A.")
+    ],
     b: Annotated[
         Path,
-        typer.Option("--b", metavar="DIR", help="Folder of the second side's, with equal names."),
+        typer.Option(
+            "--b", metavar="DIR", help="Folder with the .mp4 files of side B, with the same names."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the study.")],
     prompts: Annotated[
@@ -66,10 +70,11 @@ def create_command(
     ] = None,
     name_a: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the first side in reports; default its folder."),
+        typer.Option(metavar="NAME", help="Name of side A in reports; default its folder."),
     ] = None,
     name_b: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the second side in reports.")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of side B in reports; default its folder."),
     ] = None,
     pairs: Annotated[
         int | None,
@@ -155,7 +160,7 @@ def collect_command(
 ) -> None:
     """Serve a study to raters, print its address, and keep their votes. Ctrl-C stops.
 
-    A server that is started again on the same database goes on with it. Needs the extra serve.
+    A server that is started again on the same database continues it. It needs the extra `serve`.
     """
     from lightx2v_sgmd.apps.study.collecting import CollectOptions, collect
 

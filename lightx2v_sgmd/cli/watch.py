@@ -41,7 +41,7 @@ def watch_command(
     """Show a run live in the browser, and print the address.
 
     One page has curves, samples, speed and warnings. It only reads the run's folder. Ctrl-C stops
-    the server. Needs the extra serve.
+    the server. It needs the extra `serve`.
     """
     from lightx2v_sgmd.apps.watch.watching import watch
 

@@ -85,7 +85,7 @@ def inspect_command(
 ) -> None:
     """Say what a file or folder of weights is: origin, names, size, types, steps, what is missing.
 
-    Reads headers and small files alone.
+    It reads only headers and small files.
     """
     from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
 
