@@ -57,7 +57,7 @@ def evaluate_command(
             metavar="A,B,C",
             help="Metrics to report; default all that can be computed: optflow, dyndeg, motion, "
             "flicker, change, sharpness, colourfulness, brightness, contrast, saturation, "
-            "diversity, frechet, clip, fvd.",
+            "diversity, frechet, clip, videoalign (with _vq, _mq, _ta), fvd.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Number of videos per prompt.")] = 1,
@@ -111,6 +111,21 @@ def evaluate_command(
             metavar="DIR",
             help="Folder of a transformers CLIPModel, for the CLIP score, such as a copy of "
             "openai/clip-vit-large-patch14.",
+        ),
+    ] = None,
+    videoalign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Checkout of VideoAlign with its weights in checkpoints/, for its scores; a "
+            "program, so use one you trust.",
+        ),
+    ] = None,
+    videoalign_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PYTHON",
+            help="Python of the environment that VideoAlign runs in; default this one.",
         ),
     ] = None,
     shown: Annotated[
@@ -187,6 +202,8 @@ def evaluate_command(
         num_frames=num_frames,
         i3d=i3d,
         clip=clip,
+        videoalign=videoalign,
+        videoalign_python=videoalign_python,
         shown=shown,
         device=device,
     )
@@ -198,6 +215,8 @@ def evaluate_command(
             "--teacher": teacher,
             "--i3d": i3d,
             "--clip": clip,
+            "--videoalign": videoalign,
+            "--videoalign-python": videoalign_python,
             "--seeds": None if seeds == 1 else seeds,
         }
         if given := [name for name, value in unused.items() if value is not None]:

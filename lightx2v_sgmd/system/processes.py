@@ -14,7 +14,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Final, NoReturn
+
+from lightx2v_sgmd.system.errors import short_line
+
+_SHOWN_BYTES: Final = 4000
 
 
 def process_environment(processes: int) -> dict[str, str]:
@@ -55,6 +59,23 @@ def start_module(
         stderr=output,
         start_new_session=True,
     )
+
+
+def program_of(python: Path | None) -> str:
+    """The Python to start: one that was named, else this one.
+
+    A path without a folder would be looked up in PATH, so it becomes absolute.
+    """
+    if python is None:
+        return sys.executable
+    return str(python.absolute() if python.is_file() else python)
+
+
+def last_line(log: IO[bytes]) -> str:
+    """The last line that a program wrote into an open file, cut for a message."""
+    log.seek(max(0, log.seek(0, os.SEEK_END) - _SHOWN_BYTES))
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return short_line(lines[-1], 120) if lines else "it printed nothing"
 
 
 def release(process: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metric
 from lightx2v_sgmd.apps.evaluation.page import report_page
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, video_files, wanted_size
 from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
+from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, VideoAlign, videoalign_scores
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.prompts import read_prompts
@@ -147,6 +149,7 @@ def _plan(
             "--prompts": Path(prompts),
             "--i3d": options.i3d,
             "--clip": options.clip,
+            "--videoalign": options.videoalign,
             "--teacher": None if options.teacher is None else Path(options.teacher),
             **{f"--{side}": source.folder for side, source in sources.items()},
         },
@@ -191,6 +194,7 @@ def _measure(plan: _Plan, written: WrittenFiles, lock: OutputLock, quiet: bool) 
         side: measure_files(files[side], hashes[side], written, side, quiet) for side in files
     }
     values = _with_clip(plan, files, hashes, values, written, quiet)
+    values = _with_videoalign(plan, files, hashes, values, written, quiet)
     diversity: dict[str, list[float]] = {}
     if "diversity" in plan.metrics:
         count = len(plan.prompts)
@@ -267,6 +271,35 @@ def _with_clip(
         scored[side] = [
             {**value, "clip": score} for value, score in zip(values[side], scores, strict=True)
         ]
+    return scored
+
+
+def _with_videoalign(
+    plan: _Plan,
+    files: dict[str, Sequence[Path]],
+    hashes: dict[str, list[str]],
+    values: dict[str, list[dict[str, Any]]],
+    written: WrittenFiles,
+    quiet: bool,
+) -> dict[str, list[dict[str, Any]]]:
+    """The measurements of all videos, with VideoAlign's scores if these were asked for."""
+    options = plan.options
+    folder = options.videoalign
+    if folder is None or not set(SCORES) & set(plan.metrics):
+        return values
+    scored = {}
+    with ExitStack() as stack:
+
+        @functools.cache
+        def load() -> VideoAlign:
+            judge = VideoAlign(folder, options.videoalign_python, options.device)
+            return stack.enter_context(judge)
+
+        for side, paths in files.items():
+            scores = videoalign_scores(
+                load, folder, paths, hashes[side], plan.texts, written, side, quiet
+            )
+            scored[side] = [{**v, **s} for v, s in zip(values[side], scores, strict=True)]
     return scored
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, weights_folder
 from lightx2v_sgmd.system.errors import UserError, joined, shortened
 
 
@@ -102,6 +103,26 @@ METRICS: Final = {
         digits=2,
         key="clip",
     ),
+    "videoalign": Metric(
+        "VideoAlign",
+        "Sum of VideoAlign's three scores (arXiv 2501.13918), each normalised as its own code does "
+        "it: a network that was trained on people's judgement. Computed by the program and weights "
+        "that --videoalign names",
+        key="videoalign",
+    ),
+    "videoalign_vq": Metric(
+        "VideoAlign, visual quality", "VideoAlign's VQ: how good frames look", key="videoalign_vq"
+    ),
+    "videoalign_mq": Metric(
+        "VideoAlign, motion quality",
+        "VideoAlign's MQ: how stable, natural and large the motion is",
+        key="videoalign_mq",
+    ),
+    "videoalign_ta": Metric(
+        "VideoAlign, text alignment",
+        "VideoAlign's TA: how well the video fits its prompt",
+        key="videoalign_ta",
+    ),
     "fvd": Metric(
         "FVD",
         "Frechet Video Distance (arXiv 1812.01717): the same distance in the 400 logits of the "
@@ -111,7 +132,11 @@ METRICS: Final = {
     ),
 }
 """All metrics, by the names that ``--metrics`` takes."""
-OUTSIDE: Final = {"clip": "--clip DIR", "fvd": "--i3d FILE"}
+OUTSIDE: Final = {
+    "clip": "--clip DIR",
+    **dict.fromkeys(SCORES, "--videoalign DIR"),
+    "fvd": "--i3d FILE",
+}
 """Metrics that need weights from elsewhere, and the option that names them."""
 
 
@@ -135,6 +160,8 @@ class EvaluateOptions:
         num_frames: ``4k + 1``; default as trained.
         i3d: TorchScript file of an I3D network, for FVD.
         clip: Folder of a transformers ``CLIPModel``, for the CLIP score.
+        videoalign: A checkout of VideoAlign with its weights, for its scores.
+        videoalign_python: The Python that VideoAlign runs in; default this one.
         shown: The most prompts whose videos are in the report.
         device: ``cpu`` or ``cuda``; default a GPU if there is one.
     """
@@ -151,6 +178,8 @@ class EvaluateOptions:
     num_frames: int | None = None
     i3d: Path | None = None
     clip: Path | None = None
+    videoalign: Path | None = None
+    videoalign_python: Path | None = None
     shown: int = 16
     device: str | None = None
 
@@ -170,6 +199,10 @@ class EvaluateOptions:
                 f"--clip: {self.clip} has no config.json; name the folder of a transformers "
                 "CLIPModel, such as openai/clip-vit-large-patch14"
             )
+        if self.videoalign is not None:
+            weights_folder(self.videoalign)
+        elif self.videoalign_python is not None:
+            raise UserError("--videoalign-python: has no meaning without --videoalign DIR; add it")
 
 
 def check_names(metrics: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from lightx2v_sgmd.outputs import content_hashes, locked_folder, move, write_tex
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import RunError, UserError, short_line
 from lightx2v_sgmd.system.optional_packages import is_installed
+from lightx2v_sgmd.system.processes import last_line, program_of
 from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
 
 RESULTS: Final = "vbench/results"
@@ -26,7 +26,6 @@ RESULTS: Final = "vbench/results"
 _MEASURED: Final = "videos.sha256"
 """The hash of the videos' names and contents that the results beside it belong to."""
 _LOOK_S: Final = 300
-_SHOWN_BYTES: Final = 4000
 
 _LOOK: Final = """
 import importlib.metadata as metadata, importlib.util, json
@@ -63,7 +62,7 @@ def find_package(python: Path | None) -> dict[str, Any] | None:
     """
     if python is None and not is_installed("vbench"):
         return None
-    command = [_program(python), "-c", _LOOK]
+    command = [program_of(python), "-c", _LOOK]
     try:
         done = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_S, check=True
@@ -117,27 +116,22 @@ def run_package(
             work.mkdir(exist_ok=True)
             log = out / f"{dimension}.log"
             arguments = [device or "auto", info, work, videos, dimension, dimension]
-            command = [_program(python), "-c", _RUN, *map(str, arguments)]
+            command = [program_of(python), "-c", _RUN, *map(str, arguments)]
             with log.open("wb") as file:
                 done = subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
                 )
             made = work / f"{dimension}_eval_results.json"
             if done.returncode != 0 or not made.is_file():
+                with log.open("rb") as file:
+                    reason = last_line(file)
                 raise RunError(
-                    f"vbench failed on {dimension}: {_last_line(log)}; all of it is in {log}. The "
-                    "same command tries it again, --vbench-results DIR reads results made elsewhere"
+                    f"vbench failed on {dimension}: {reason}; all of it is in {log}. The same "
+                    "command tries it again, --vbench-results DIR reads results made elsewhere"
                 )
             content = parse_json(made.read_bytes(), _result_limits())
             made.write_text(json.dumps(content), encoding="utf-8")
             move(made, out / made.name)
-
-
-def _program(python: Path | None) -> str:
-    """The Python to start; a path without a folder would be looked up in PATH."""
-    if python is None:
-        return sys.executable
-    return str(python.absolute() if python.is_file() else python)
 
 
 def _check_videos(videos: Path, out: Path) -> None:
@@ -161,10 +155,3 @@ def _result_limits() -> Any:
     from lightx2v_sgmd.untrusted.json_text import MEASURED
 
     return MEASURED
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _SHOWN_BYTES))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return short_line(lines[-1], 120) if lines else "it printed nothing"

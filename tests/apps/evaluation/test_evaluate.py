@@ -61,7 +61,9 @@ def test_writes_what_the_contract_names(folder: Path) -> None:
     teacher = metrics["sides"]["against"]
     # The guidance is that of the student's training; two steps with it are four evaluations.
     assert (teacher["kind"], teacher["guidance_scale"], teacher["nfe"]) == ("teacher", 3, 4)
-    assert set(metrics["metrics"]) == set(evaluation.options.METRICS) - {"clip", "fvd"}
+    assert set(metrics["metrics"]) == set(evaluation.options.METRICS) - set(
+        evaluation.options.OUTSIDE
+    )
     assert metrics["frechet"]["videos"] == [6, 6] and metrics["frechet"]["features"] == 48
     for side in ("weights", "against"):
         assert len(list((out / "videos" / side).glob("*.mp4"))) == 6
