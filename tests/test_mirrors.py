@@ -55,6 +55,7 @@ TOGETHER = {
     ),
     "apps/evaluation/test_features.py": ("lightx2v_sgmd/measures/network_features.py",),
     "apps/evaluation/test_measuring.py": ("lightx2v_sgmd/measures/video.py",),
+    "apps/evaluation/test_shards.py": ("lightx2v_sgmd/apps/evaluation/shard_worker.py",),
     "apps/watch/test_api.py": ("lightx2v_sgmd/apps/watch/watching.py",),
     "apps/vbench/test_summary.py": ("lightx2v_sgmd/apps/vbench/page.py",),
     "apps/comparison/test_plan.py": (

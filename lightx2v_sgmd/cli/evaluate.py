@@ -12,6 +12,7 @@ from lightx2v_sgmd.cli.options import PROG, Json, Quiet
 
 if TYPE_CHECKING:
     from lightx2v_sgmd.apps.evaluation import EvaluateOptions
+    from lightx2v_sgmd.apps.evaluation.shards import Shard
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -148,8 +149,8 @@ def evaluate_command(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="With --vbench, make only part I of N of the videos, so that N machines share "
-            "them; then run once without it.",
+            help="Make only part I of N of the videos, so that N machines share them; then run "
+            "once without it.",
         ),
     ] = None,
     augmented: Annotated[
@@ -175,6 +176,14 @@ def evaluate_command(
             help="Results that vbench wrote elsewhere, to read in place of running it; repeatable.",
         ),
     ] = None,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of processes that make the videos on this machine, each on its own GPU.",
+        ),
+    ] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +195,8 @@ def evaluate_command(
     With --vbench it makes VBench's videos instead, runs the package vbench (or reads its results)
     and reports Quality, Semantic and Total.
     """
-    from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
+    from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate, evaluate_shard
+    from lightx2v_sgmd.apps.evaluation.shards import Shard
     from lightx2v_sgmd.system.errors import UserError
 
     options = EvaluateOptions(
@@ -224,11 +234,11 @@ def evaluate_command(
                 f"{given[0]}: has no meaning with --vbench, whose prompts and scores are VBench's; "
                 "leave it out"
             )
-        results = (augmented, shard, tuple(vbench_results or ()), vbench_python)
+        part = None if shard is None else Shard.parse(shard)
+        results = (augmented, part, tuple(vbench_results or ()), vbench_python, nproc)
         _vbench(weights, out, vbench, *results, options, quiet, as_json)
         return
     for name, value in (
-        ("--shard", shard),
         ("--augmented", augmented),
         ("--vbench-python", vbench_python),
         ("--vbench-results", vbench_results or None),
@@ -237,7 +247,15 @@ def evaluate_command(
             raise UserError(f"{name}: belongs to --vbench; add --vbench DIR or leave it out")
     if prompts is None:
         raise UserError("--prompts: is missing; name a prompt file, or VBench's list by --vbench")
-    done = evaluate(weights, prompts, out, against=against, options=options, quiet=quiet)
+    if shard is not None:
+        if nproc > 1:
+            raise UserError("--nproc: makes all videos; leave out --shard, or give it to one each")
+        part = Shard.parse(shard)
+        evaluate_shard(weights, prompts, out, part, against=against, options=options, quiet=quiet)
+        return
+    done = evaluate(
+        weights, prompts, out, against=against, options=options, nproc=nproc, quiet=quiet
+    )
     if as_json:
         print(json.dumps(done.metrics, indent=1), flush=True)
         return
@@ -250,19 +268,19 @@ def _vbench(
     out: Path,
     suite: Path,
     augmented: Path | None,
-    shard: str | None,
+    shard: Shard | None,
     results: tuple[Path, ...],
     python: Path | None,
+    nproc: int,
     options: EvaluateOptions,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """``evaluate --vbench``."""
-    from lightx2v_sgmd.apps.vbench import Shard, VBenchOptions, evaluate_vbench
+    from lightx2v_sgmd.apps.vbench import VBenchOptions, evaluate_vbench
     from lightx2v_sgmd.apps.vbench.page import text_report
 
-    part = None if shard is None else Shard.parse(shard)
-    chosen = VBenchOptions(suite, augmented, part, results, python)
+    chosen = VBenchOptions(suite, augmented, shard, results, python, nproc)
     found = evaluate_vbench(weights, out, chosen, options, quiet)
     if found is None:
         return

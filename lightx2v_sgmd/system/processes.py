@@ -71,11 +71,11 @@ def program_of(python: Path | None) -> str:
     return str(python.absolute() if python.is_file() else python)
 
 
-def last_line(log: IO[bytes]) -> str:
-    """The last line that a program wrote into an open file, cut for a message."""
+def last_line(log: IO[bytes], most: int = 120) -> str:
+    """The last line that a program wrote into an open file, cut to ``most`` characters."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - _SHOWN_BYTES))
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return short_line(lines[-1], 120) if lines else "it printed nothing"
+    return short_line(lines[-1], most) if lines else "it printed nothing"
 
 
 def release(process: subprocess.Popen[bytes]) -> None:

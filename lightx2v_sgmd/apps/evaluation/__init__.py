@@ -14,12 +14,21 @@ from typing import Any, Final
 from lightx2v_sgmd.apps.evaluation.making import (
     device_and_dtype,
     guidance_of,
+    range_videos,
     student_videos,
     teacher_videos,
 )
 from lightx2v_sgmd.apps.evaluation.measuring import hashes_of, measure_files, measure_groups
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metrics
 from lightx2v_sgmd.apps.evaluation.page import report_page
+from lightx2v_sgmd.apps.evaluation.shards import (
+    Shard,
+    ShardedCall,
+    begun_ranges,
+    folder_of,
+    make_shards,
+    ranges,
+)
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, video_files, wanted_size
 from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
 from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, VideoAlign, videoalign_scores
@@ -38,7 +47,7 @@ from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
 
-__all__ = ["EvaluateOptions", "Evaluation", "evaluate"]
+__all__ = ["EvaluateOptions", "Evaluation", "evaluate", "evaluate_shard"]
 
 FOLDERS: Final = ("measured", "videos", "videos/*")
 """The folders in which files appear by rename."""
@@ -88,6 +97,7 @@ def evaluate(
     *,
     against: str | Path | None = None,
     options: EvaluateOptions | None = None,
+    nproc: int = 1,
     quiet: bool = False,
 ) -> Evaluation:
     """Makes videos, measures them, and writes ``metrics.json`` and ``report.html``.
@@ -102,6 +112,8 @@ def evaluate(
         out: The folder for everything.
         against: The reference: likewise a student, a teacher or a folder of mp4 files.
         options: Metrics, seeds, sizes and so on.
+        nproc: Number of processes on this machine that make the videos, each on its own GPU. The
+            videos are measured in this process.
         quiet: Show no progress.
 
     Raises:
@@ -111,6 +123,14 @@ def evaluate(
     options = options or EvaluateOptions()
     plan = _plan(weights, prompts, Path(out), against, options)
     folder = resolved(out)
+    if nproc > 1 and (made := [side for side, size in plan.sizes.items() if size is not None]):
+        call = ShardedCall(
+            plan.sources["weights"].path,
+            str(folder),
+            str(Path(prompts).absolute()),
+            plan.sources["against"].path if against is not None else None,
+        )
+        make_shards(call, options, nproc, len(made) * len(plan.texts), quiet)
     with locked_folder(folder, "evaluate", quiet, FOLDERS) as lock:
         written = WrittenFiles(folder)
         written.check(RESULTS)
@@ -124,6 +144,57 @@ def evaluate(
     return Evaluation(Path(out), results)
 
 
+def evaluate_shard(
+    weights: str | Path,
+    prompts: str | Path,
+    out: str | Path,
+    shard: Shard,
+    *,
+    against: str | Path | None = None,
+    options: EvaluateOptions | None = None,
+    quiet: bool = False,
+) -> None:
+    """Makes a part of the videos of ``evaluate``, and measures nothing.
+
+    When the parts of all machines are below one folder, ``evaluate`` measures them.
+
+    Args:
+        weights, prompts, out, against, options, quiet: As for ``evaluate``.
+        shard: The part; of each side that is a model, the same videos.
+
+    Raises:
+        UserError: something that was asked for cannot be, or there is nothing to make.
+        RunError: videos could not be made.
+    """
+    options = options or EvaluateOptions()
+    plan = _plan(weights, prompts, Path(out), against, options)
+    if not any(plan.sizes.values()):
+        raise UserError("--shard: is for making videos, and folders of videos are given")
+    first, end = shard.range(len(plan.texts))
+    if first == end:
+        return
+    for side in plan.sources:
+        if plan.sizes[side] is not None:
+            _make(plan, side, first, end, resolved(out) / "videos" / side, quiet)
+    note(
+        f"videos {first} to {end - 1} of {len(plan.texts)} are there; when those of all shards are "
+        "below one folder, run the command without --shard",
+        quiet,
+    )
+
+
+def _make(
+    plan: _Plan, side: str, first: int, end: int, folder: Path, quiet: bool
+) -> Sequence[Path]:
+    """Makes a range of a model's videos in its folder."""
+    source, size = plan.sources[side], plan.sizes[side]
+    assert size is not None, "a model's videos have a size"
+    guidance = guidance_of(plan.options, list(plan.sources.values()))
+    out = folder / folder_of(first, end)
+    texts = plan.texts[first:end]
+    return range_videos(source, texts, size, guidance, plan.options, first, out, quiet)
+
+
 def _plan(
     weights: str | Path,
     prompts: str | Path,
@@ -132,7 +203,7 @@ def _plan(
     options: EvaluateOptions,
 ) -> _Plan:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("evaluate runs in one process; start it without torchrun")
+        raise UserError("evaluate starts its processes itself: give --nproc N, without torchrun")
     texts = read_prompts(prompts)
     sources = {"weights": open_source(weights, "--weights")}
     if against is not None:
@@ -223,6 +294,13 @@ def _videos(plan: _Plan, side: str, folder: Path, lock: OutputLock, quiet: bool)
     if source.kind == "videos":
         return [file.resolve() for file in plan.own[side]]
     assert size is not None, "a model's videos have a size"
+    if begun_ranges(out, len(plan.texts)):
+        found: dict[int, Path] = {}
+        for first, end in ranges(out, len(plan.texts)):
+            if not all(index in found for index in range(first, end)):
+                files = _make(plan, side, first, end, out, quiet)
+                found |= dict(zip(range(first, end), files, strict=True))
+        return [found[index] for index in range(len(plan.texts))]
     if source.kind == "student":
         return student_videos(source, plan.texts, size, plan.options, out, quiet)
     guidance = guidance_of(plan.options, list(plan.sources.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import video_writer
-from lightx2v_sgmd.outputs import OutputLock
+from lightx2v_sgmd.outputs import OutputLock, locked_folder
 from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.errors import RunError
 
@@ -167,6 +167,35 @@ def teacher_videos(
                     write(video)
             bar.advance(len(group))
     return files
+
+
+def range_videos(
+    source: VideoSource,
+    prompts: Sequence[str],
+    size: VideoFacts,
+    guidance_scale: float,
+    options: EvaluateOptions,
+    first: int,
+    out: Path,
+    quiet: bool,
+) -> list[Path]:
+    """Makes a range of a model's videos in a folder of its own, which it locks meanwhile.
+
+    Args:
+        source: The student or the teacher.
+        prompts: One for each video of the range.
+        size: The size to make.
+        guidance_scale: A teacher's.
+        options: The options of all videos.
+        first: The index of the range's first video among all; its seed counts from it.
+        out: The range's folder.
+        quiet: Show no progress.
+    """
+    chosen = replace(options, seed=options.seed + first)
+    if source.kind == "student":
+        return student_videos(source, prompts, size, chosen, out, quiet)
+    with locked_folder(out, "evaluate", quiet) as lock:
+        return teacher_videos(source, prompts, size, guidance_scale, chosen, out, lock, quiet)
 
 
 def device_and_dtype(device: str | None) -> tuple[str, Any]:

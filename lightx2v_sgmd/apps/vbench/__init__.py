@@ -5,33 +5,27 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.apps.evaluation.making import guidance_of, student_videos, teacher_videos
+from lightx2v_sgmd.apps.evaluation.making import guidance_of, range_videos
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
+from lightx2v_sgmd.apps.evaluation.shards import Shard, ShardedCall, folder_of, make_shards
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, wanted_size
 from lightx2v_sgmd.apps.vbench.package import RESULTS, find_package, run_package
 from lightx2v_sgmd.apps.vbench.page import report_page
 from lightx2v_sgmd.apps.vbench.results import PATTERN, find_results, read_results
 from lightx2v_sgmd.apps.vbench.suite import Suite, read_suite
 from lightx2v_sgmd.apps.vbench.summary import summarise
-from lightx2v_sgmd.apps.vbench.videos import (
-    VIDEOS,
-    Shard,
-    all_videos,
-    folder_of,
-    given_videos,
-    link,
-)
+from lightx2v_sgmd.apps.vbench.videos import VIDEOS, all_videos, given_videos, link
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, refuse_overlap, resolved
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
 
-__all__ = ["Shard", "VBenchOptions", "evaluate_vbench"]
+__all__ = ["VBenchOptions", "evaluate_vbench"]
 
 FILES: Final = ("metrics.json", "report.html")
 
@@ -44,6 +38,7 @@ class VBenchOptions:
         suite: ``VBench_full_info.json``, or a checkout of VBench.
         augmented: A prompt file with another text for every entry of the list, in its order.
         shard: The part of the videos that this call makes; it then measures nothing.
+        nproc: Number of processes on this machine, each on its own GPU, that make the videos.
         results: Result files of vbench, or folders of them, that are read in place of running it.
         python: A Python that has the package vbench; None looks in this one.
     """
@@ -53,6 +48,7 @@ class VBenchOptions:
     shard: Shard | None = None
     results: tuple[Path, ...] = ()
     python: Path | None = None
+    nproc: int = 1
 
 
 def evaluate_vbench(
@@ -87,6 +83,8 @@ def evaluate_vbench(
     source = open_source(weights, "--weights")
     if vbench.shard is not None and source.kind == "videos":
         raise UserError("--shard: is for making videos, and --weights is a folder of them")
+    if vbench.nproc > 1 and (vbench.shard is not None or source.kind == "videos"):
+        raise UserError("--nproc: makes all videos, so it is for weights, and without --shard")
     asked = (options.height, options.width, options.num_frames)
     size = None if source.kind == "videos" else wanted_size(source, None, *asked)
     files = find_results(vbench.results)
@@ -105,6 +103,10 @@ def evaluate_vbench(
             quiet,
         )
         return None
+    if vbench.nproc > 1:
+        texts = None if vbench.augmented is None else str(vbench.augmented)
+        call = ShardedCall(source.path, str(folder), suite=str(vbench.suite), augmented=texts)
+        make_shards(call, options, vbench.nproc, suite.count, quiet)
     with locked_folder(folder, "evaluate", quiet):
         written = WrittenFiles(folder)
         written.check(FILES)
@@ -146,12 +148,8 @@ def _make(
     """Makes a range of videos; see ``videos.Make``."""
     assert size is not None, "a model's videos have a size"
     texts = [suite.text(index) for index in range(first, end)]
-    chosen = replace(options, seed=options.seed + first)
-    if source.kind == "student":
-        return student_videos(source, texts, size, chosen, out, quiet)
     guidance = guidance_of(options, [source])
-    with locked_folder(out, "evaluate", quiet) as lock:
-        return teacher_videos(source, texts, size, guidance, chosen, out, lock, quiet)
+    return range_videos(source, texts, size, guidance, options, first, out, quiet)
 
 
 def _setup(

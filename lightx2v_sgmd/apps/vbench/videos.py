@@ -1,19 +1,13 @@
-"""Makes the videos that VBench asks for, in ranges that machines can share, and links them.
-
-A range of videos has a folder of its own, ``videos/00000-00944``, so that several machines can work
-below one output, or each below its own whose ``videos/*`` are then copied together. The seed of a
-video is that of the first one plus its index, whichever machine makes it.
-"""
+"""Makes the videos that VBench asks for, in ranges that machines can share, and links them."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.apps.evaluation.shards import folder_of, ranges
 from lightx2v_sgmd.apps.vbench.suite import Suite
 from lightx2v_sgmd.outputs import move, temporary_path
 from lightx2v_sgmd.system.errors import UserError
@@ -21,66 +15,9 @@ from lightx2v_sgmd.system.errors import UserError
 VIDEOS: Final = "videos"
 LINKS: Final = "vbench/videos"
 """The folder that VBench is given."""
-_RANGE: Final = re.compile(r"(\d{5,7})-(\d{5,7})")
-_SHARD: Final = re.compile(r"(\d{1,5})/(\d{1,5})")
 
 Make = Callable[[int, int, Path], Sequence[Path]]
 """Makes the videos from one index to before another in a folder, and returns them in order."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One machine's part of the videos: ``number`` of ``count``, from 1."""
-
-    number: int
-    count: int
-
-    @staticmethod
-    def parse(text: str) -> Shard:
-        """Reads ``I/N``.
-
-        Raises:
-            UserError: it is no such thing.
-        """
-        found = _SHARD.fullmatch(text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise UserError(
-                f"--shard: {text[:40]!r} is not I/N with I from 1 to N; the second of four is 2/4"
-            )
-        return Shard(int(found[1]), int(found[2]))
-
-    def range(self, count: int) -> tuple[int, int]:
-        """The indices of its videos: from the first one to before the second."""
-        return (self.number - 1) * count // self.count, self.number * count // self.count
-
-
-def folder_of(first: int, end: int) -> str:
-    """The name of a range's folder."""
-    return f"{first:05d}-{end:05d}"
-
-
-def ranges(folder: Path, count: int) -> list[tuple[int, int]]:
-    """The ranges that cover all videos: those begun, then what they leave out.
-
-    Args:
-        folder: The folder of ranges.
-        count: The number of videos.
-    """
-    begun = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if (found := _RANGE.fullmatch(path.name)) and path.is_dir():
-            first, end = int(found[1]), int(found[2])
-            if first < end <= count:
-                begun.append((first, end))
-    covered = 0
-    gaps = []
-    for first, end in sorted(begun):
-        if first > covered:
-            gaps.append((covered, first))
-        covered = max(covered, end)
-    if covered < count:
-        gaps.append((covered, count))
-    return begun + gaps
 
 
 def all_videos(suite: Suite, folder: Path, make: Make) -> dict[int, Path]:

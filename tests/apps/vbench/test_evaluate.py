@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
-from lightx2v_sgmd.apps.vbench import Shard, VBenchOptions, evaluate_vbench
+from lightx2v_sgmd.apps.evaluation.shards import Shard
+from lightx2v_sgmd.apps.vbench import VBenchOptions, evaluate_vbench
 from lightx2v_sgmd.cli import main
 from lightx2v_sgmd.measures.vbench import DIMENSIONS
 from lightx2v_sgmd.system.errors import UserError
@@ -93,7 +94,7 @@ def test_a_teachers_videos_are_made_once_by_its_own_sampler(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--shard", "1/2"], "--shard: belongs to --vbench"),
+        (["--prompts", "p", "--shard", "1/2", "--nproc", "2"], "--nproc: makes all videos"),
         ([], "--prompts: is missing"),
         (["--vbench", "x", "--prompts", "y"], "--prompts: has no meaning with --vbench"),
         (["--vbench", "x", "--shard", "3/2"], "is not I/N"),

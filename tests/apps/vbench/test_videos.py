@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lightx2v_sgmd.apps.evaluation.shards import Shard, folder_of, ranges
 from lightx2v_sgmd.apps.vbench.suite import read_suite
-from lightx2v_sgmd.apps.vbench.videos import (
-    Shard,
-    all_videos,
-    folder_of,
-    given_videos,
-    link,
-    ranges,
-)
+from lightx2v_sgmd.apps.vbench.videos import all_videos, given_videos, link
 from lightx2v_sgmd.system.errors import UserError
 from tests.apps.vbench.test_suite import write
 
@@ -34,19 +28,6 @@ class Maker:
                 file.write_text(str(index))
                 self.made.append(index)
         return files
-
-
-@pytest.mark.parametrize("count", [1, 3, 4, 7])
-def test_shards_share_all_videos(count: int) -> None:
-    parts = [Shard(number, count).range(10) for number in range(1, count + 1)]
-    assert [index for part in parts for index in range(*part)] == list(range(10))
-    assert max(b - a for a, b in parts) - min(b - a for a, b in parts) <= 1
-
-
-@pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/0", "a/b", "-1/2", "1/2/3"])
-def test_what_is_no_shard_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is not I/N"):
-        Shard.parse(text)
 
 
 def test_what_shards_made_is_found_and_the_rest_is_made(tmp_path: Path) -> None:
