@@ -65,8 +65,6 @@ def load_images(job: Job) -> list[Path | None]:
     Raises:
         UserError: as ``load_prompts``.
     """
-    if job.data.prompts == LATENTS or shipped_prompts(job.data.prompts) is not None:
-        return []
     images = read_images(job.data.prompts)
     if not images:
         return []
@@ -110,8 +108,8 @@ class Batch:
     prompts: tuple[int, ...]
     samples: tuple[int, ...]
     fresh_noise: FreshNoise
-    real: Tensor | None = None
-    expert: int = 0
+    real: Tensor | None
+    expert: int
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,6 @@ class Batches:
 
     def expert(self, batch_index: int) -> int:
         """The index of the expert that a batch trains: that of its exit step; one for all ranks."""
-        if len(self.experts) < 2:
-            return 0
         times = self.interpolant.nearest(self.job.schedule.times)
         return expert_at(boundary_of(self.experts), times[self.exit_step(batch_index)])
 

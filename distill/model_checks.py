@@ -43,10 +43,11 @@ def check_against_model(job: Job, model: Model) -> None:
 
 def _check_features(job: Job, model: Model) -> None:
     """Refuses what the model's family has not."""
-    if job.schedule.shift != model.student_shift:
+    if job.schedule.shift not in model.student_shifts:
+        known = " or ".join(f"{shift:g}" for shift in model.student_shifts)
         raise UserError(
             f"schedule.shift: {job.schedule.shift:g} is not that of a student of {model.family}, "
-            f"which the engine and exported weights run; use {model.student_shift:g}"
+            f"which the engine and exported weights run; use {known}"
         )
     if job.parallel.sequence > 1:
         what = f"parallel.sequence: {job.parallel.sequence}"

@@ -34,7 +34,7 @@ from lightx2v_sgmd.system.errors import UserError, shortened
 
 ANCHOR: Final = "patch_embedding.weight"
 ENGINE_SHIFT: Final = 8.0
-"""The flow shift of students of Wan's, whose schedule may be assumed."""
+"""The flow shift of Wan's students where the schedule is assumed and none is named."""
 
 
 # Steps of other trainers' students that this engine can run: Euler from pure noise to data.
@@ -312,10 +312,12 @@ def _schedule(carried: Mapping[Path, Schedule | None], model: Model) -> Schedule
         if schedule is None:
             continue
         if not _runs(schedule, model):
-            example = Schedule(even_timesteps(4), model.student_shift, _solvers(model)[0])
+            shifts, solver = model.student_shifts, _solvers(model)[0]
+            known = " or ".join(f"{shift:g}" for shift in shifts)
+            example = Schedule(even_timesteps(4), shifts[0], solver)
             raise UserError(
                 f"{where}: the weights were distilled for {_steps(schedule)}; this engine runs "
-                f"shift {model.student_shift:g} of evenly spaced steps, as {_steps(example)}, "
+                f"shift {known} of evenly spaced steps, as {_steps(example)}, "
                 "and would give blur; use weights distilled for such steps"
             )
         if first is not None and schedule != first[1]:
@@ -330,7 +332,7 @@ def _schedule(carried: Mapping[Path, Schedule | None], model: Model) -> Schedule
 def _runs(schedule: Schedule, model: Model) -> bool:
     # The file format keeps three decimals of a timestep.
     near = evenly_spaced(schedule.base, tolerance=1e-3)  # saved schedules are rounded
-    return near and schedule.shift == model.student_shift and schedule.solver in _solvers(model)
+    return near and schedule.shift in model.student_shifts and schedule.solver in _solvers(model)
 
 
 def _solvers(model: Model) -> tuple[SolverName, ...]:

@@ -84,7 +84,7 @@ def sample_sigmas_between(
     if (low, high) == (0.0, 1.0):
         return sample_score_sigmas(u, shift, least, most)
     first, end = (t / (shift - (shift - 1) * t) for t in (low, high))
-    sigma = torch.clamp(shift_sigma(first + (end - first) * u, shift), low, high)
+    sigma = shift_sigma(first + (end - first) * u, shift)
     # A thousandth of a timestep inside the interval: 1000 times a float32 is rounded, too.
     inside = (low + 1e-6 if low > 0 else low), (high - 1e-6 if high < 1 else high)
     return torch.clamp(sigma, max(least, inside[0]), min(most, inside[1]))

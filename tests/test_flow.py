@@ -73,6 +73,7 @@ def test_score_times_of_a_part_of_the_path() -> None:
     ends = torch.tensor([0.5 + 1e-6, 0.9 - 1e-6]).tolist()
     assert between(0.5, 0.9)[::2] == ends
     assert between(0.0, 0.5)[0] == torch.tensor(0.02).item()
+    assert between(0.0, 0.5, least=0.0)[0] == 0.0
     assert between(0.5, 1.0)[2] > 1 - 5e-7  # up to the end of the path
     assert between(0.5, 0.9, most=0.8)[2] == torch.tensor(0.8).item()
     whole = flow.sample_score_sigmas(u, 5.0, 0.02, 0.98).tolist()

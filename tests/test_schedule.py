@@ -86,7 +86,7 @@ def test_saved_timesteps_may_be_rounded_to_a_hundredth() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 100])
-@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
 def test_stock_scheduler_takes_our_steps(steps: int, shift: float) -> None:
     schedule = Schedule(even_timesteps(steps), shift)
     stock = FlowMatchEulerDiscreteScheduler(**schedule.diffusers_config())

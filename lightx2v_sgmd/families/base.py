@@ -132,8 +132,8 @@ class Model(Protocol):
         ...
 
     @property
-    def student_shift(self) -> float:
-        """The flow shift of the steps of its students; 1 shifts nothing."""
+    def student_shifts(self) -> tuple[float, ...]:
+        """The flow shifts that its students' steps may have, the usual one first; 1 is no shift."""
         ...
 
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class Rule:
     problem: Callable[..., str | None]
 
 
-_SHIFTS: Final = {8.0: "Wan2.1", 3.0: "SD3", 1.0: "CogVideoX"}
-"""The flow shift of students by family; ``distill.model_checks`` compares it with the teacher's."""
+_SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX"}
+"""The flow shifts of students by family; ``distill.model_checks`` compares with the teacher's."""
 
 
 def _fixed_schedule(shift: float, base: list[float]) -> str | None:
@@ -35,7 +35,7 @@ def _fixed_schedule(shift: float, base: list[float]) -> str | None:
     return (
         f"shift {shift:g} of base [{steps}] is not a student's schedule: {known} of steps evenly "
         "spaced from 1000, of which the four 1000, 960, 888.889, 727.273 are [1000, 750, 500, 250] "
-        "under shift 8 (engine and exported weights run these and no others); for Wan2.1 use shift "
+        "under shift 8 (engine and exported weights run these and no others); for Wan use shift "
         "8.0 and base [1000, 750, 500, 250]"
     )
 

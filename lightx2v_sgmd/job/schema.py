@@ -274,7 +274,8 @@ class Job:
     fake_score: Role = Role()
     # The distillation method, of lightx2v_sgmd.methods or of an installed package, and its options.
     method: Annotated[Method, SkipValidation] = field(default_factory=SGMD)
-    # The student's steps, fixed: base [1000, 750, 500, 250] under shift 8.
+    # The student's steps, which the engine and the exports run: evenly spaced, under a shift that
+    # the teacher's family has; by default base [1000, 750, 500, 250] under shift 8.
     schedule: Schedule = field(default_factory=Schedule)
     data: Data
     video: VideoSize

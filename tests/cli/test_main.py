@@ -63,10 +63,10 @@ def test_a_mistake_in_the_job_is_found_before_the_application_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "distill", None)  # importing it would fail
-    assert run(["distill", SPRITES, "--set", "train.sed=1", "--set", "schedule.shift=5"]) == 2
+    assert run(["distill", SPRITES, "--set", "train.sed=1", "--set", "schedule.shift=4"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: --set: train.sed: unknown key; did you mean train.seed?"
-    assert second.startswith("error: --set: schedule.shift: shift 5 of base")
+    assert second.startswith("error: --set: schedule.shift: shift 4 of base")
 
 
 def outcome_of(files: list[Path], **changes: Any) -> SimpleNamespace:

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from distill.data import Batches, generator, load_prompts, prompts_digest
+from distill.data import (
+    Batches,
+    generator,
+    image_digests,
+    load_images,
+    load_prompts,
+    prompts_digest,
+)
 from lightx2v_sgmd.apps.sprites.evaluate import training_captions
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
+from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert
+from lightx2v_sgmd.families.text_rows import text_conditioning
 from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.flow import sample_score_sigmas
 from lightx2v_sgmd.job.schema import Job
@@ -182,6 +194,64 @@ def test_prompts_are_unique_and_in_order(tiny_teacher: Path, tmp_path: Path) -> 
 def test_captions_of_the_bundled_world(tiny_teacher: Path, tmp_path: Path) -> None:
     prompts = load_prompts(make_job(tiny_teacher, tmp_path, "data.prompts=sprites"))
     assert prompts == training_captions(2048)  # duplicates and order included
+
+
+def test_prompts_with_images_are_pairs(tiny_teacher: Path, tmp_path: Path) -> None:
+    """A prompt with two images counts twice, and the same pair once; some have no image."""
+    file = tmp_path / "prompts.jsonl"
+    job = make_job(tiny_teacher, tmp_path, f"data.prompts={file}")
+    lines = [("b", "1.png"), ("a", "1.png"), ("b", None), ("b", "2.png"), ("b", "1.png")]
+    rows = [{"prompt": prompt} | ({"image": image} if image else {}) for prompt, image in lines]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for number in (1, 2):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert load_prompts(job) == ["b", "a", "b", "b"]
+    images = load_images(job)
+    first, second = tmp_path / "1.png", tmp_path / "2.png"
+    assert images == [first, first, None, second]
+    contents = [hashlib.sha256(image.read_bytes()).hexdigest() for image in (first, second)]
+    assert image_digests(images) == [contents[0], contents[0], "", contents[1]]
+
+
+def test_other_prompts_have_no_images(job: Job, tiny_teacher: Path, tmp_path: Path) -> None:
+    shipped = make_job(tiny_teacher, tmp_path, "data.prompts=sprites")
+    assert load_images(job) == load_images(shipped) == []
+
+
+def test_guidance_leads_away_from_the_negative_prompt_and_not_from_the_image(job: Job) -> None:
+    data = batches(job, Ranks())
+    data.rows = [
+        row.with_image({"image_latents": torch.full((2,), 10.0 + p)})
+        for p, row in enumerate(data.rows)
+    ]
+    data._batched = lambda embeddings: Conditioning(
+        {
+            "text": text_conditioning(embeddings)["text"],
+            "image_latents": torch.stack([each["image_latents"] for each in embeddings]),
+        }
+    )
+    conditioning, negative = data.conditioning([3, 1])
+    for found in (conditioning, negative):
+        assert found["image_latents"].tolist() == [[13.0, 13.0], [11.0, 11.0]]
+    assert conditioning["text"][:, 0, 0].tolist() == [3.0, 1.0]
+    assert negative["text"][:, 0, 0].tolist() == [0.0, 0.0]
+
+
+def test_a_batch_trains_the_expert_of_its_exit_step(job: Job) -> None:
+    """The steps 1000, 960 and 888.889 are the first expert's, 727.273 is the second's."""
+    data = batches(job, Ranks())
+    assert {data.expert(index) for index in range(20)} == {0}
+    model: Any = None  # the networks are not looked at
+    data.experts = (
+        Expert(HIGH_NOISE, 0.875, 1.0, model),
+        Expert(LOW_NOISE, 0.0, 0.875, model),
+    )
+    for index in range(20):
+        expected = 1 if data.exit_step(index) == 3 else 0
+        batch = data.micro_batch(index, 0)
+        assert data.expert(index) == batch.expert == expected
+        assert bool(((batch.time >= 0.875) == (expected == 0)).all())
+    assert {data.expert(index) for index in range(20)} == {0, 1}
 
 
 def test_samples_of_a_batch_differ(job: Job, pairs: LatentFolder) -> None:

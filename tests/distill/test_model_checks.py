@@ -26,7 +26,7 @@ def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degree
         num_heads=heads,
         latent_shape=lambda *size: shapes.append(size),
         interpolant=FLOW,
-        student_shift=8.0,
+        student_shifts=(8.0,),
         features={"sequence"},
         experts=(None,),
     )

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.counting import PassCounter
 from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
 from infer import Student
@@ -34,6 +35,7 @@ from tests.tiny_sd3 import make_tiny_sd3
 from tests.training import (
     assert_same_run,
     make_job,
+    make_trainer,
     needs_deepspeed,
     read_trace,
     train,
@@ -44,6 +46,7 @@ from weights import export
 PROMPTS = ["a red circle moving", "a blue square moving slowly left"]
 SEEDS = (5, 11)
 TOLERANCE = 1e-4
+ADM = "method={name: adm, guidance_range: [5, 7]}"
 
 
 @dataclass(frozen=True)
@@ -208,10 +211,29 @@ def test_resuming_is_exact(made: Made) -> None:
 
 
 def test_a_method_with_heads_on_the_blocks_trains(made: Made) -> None:
-    settings = ("method={name: adm, guidance_range: [5, 7]}", "train.iterations=1")
+    settings = (ADM, "train.iterations=1")
     (row,) = read_trace(train(made.family.job(made.folder / "adm", *settings)))
     assert row["grad_norm"].keys() == {"student", "fake_score", "discriminator"}
     assert all(norm > 0 for norm in row["grad_norm"].values())
+
+
+def test_the_teacher_is_computed_again_where_gradient_runs_through_it(made: Made) -> None:
+    """With gradient checkpointing, the heads of ADM give the gradients that they give without."""
+    gradients = []
+    for checkpointing in ("false", "true"):
+        settings = f"parallel.gradient_checkpointing={checkpointing}"
+        job = made.family.job(made.folder / f"again_{checkpointing}", ADM, settings)
+        trainer = make_trainer(job)
+        networks = trainer.strategy.networks
+        counter = PassCounter(networks, job.train.micro_batch)
+        trainer.add_gradients(0, 0, 0)
+        again = counter.take()["recomputed"]["teacher"]
+        assert (again > 0) == (checkpointing == "true")
+        roles = ("student", "discriminator")
+        gradients.append([p.grad for role in roles for p in networks[role].parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
+    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients[1])
 
 
 @needs_deepspeed

@@ -22,7 +22,7 @@ from lightx2v_sgmd.system.errors import UserError
 from tests.students import load_student, manifest_of, write_metadata
 from tests.tiny import WEIGHTS
 
-OTHER = Schedule(shift=5.0)
+OTHER = Schedule(shift=4.0)
 
 
 def refused(folder: Path, match: str, assume_schedule: str | None = None) -> None:
@@ -43,8 +43,8 @@ def test_another_schedule_is_refused(student: Path, place: str) -> None:
         write_metadata(student, schedule_metadata(OTHER))
     if place != "metadata":
         replace(manifest_of(OTHER)).write(student)
-    says = r"distilled for timesteps 1000/938/833/625 \(shift 5, euler\); this engine runs shift 8 "
-    refused(student, says + "of evenly spaced steps, as timesteps 1000/960/889/727")
+    says = r"distilled for timesteps 1000/923/800/571 \(shift 4, euler\); this engine runs shift 8 "
+    refused(student, says + "or 5 of evenly spaced steps, as timesteps 1000/960/889/727")
     refused(student, says, assume_schedule="sgmd")  # the flag does not overrule the weights
 
 
@@ -160,13 +160,13 @@ def test_the_bundled_teacher_by_its_name() -> None:
 
 
 def test_every_step_count_of_the_family_runs(student: Path) -> None:
-    """One step, two and eight, from the shift and evenly spaced base steps."""
-    for base, steps in (
-        ((1000.0,), [1000]),
-        ((1000.0, 500.0), [1000, 888.889]),
-        (tuple(125.0 * k for k in range(8, 0, -1)), [1000, 982.456]),
+    """One step, two and eight, and four of the other shift, all evenly spaced before it."""
+    for schedule, steps in (
+        (Schedule((1000.0,)), [1000]),
+        (Schedule((1000.0, 500.0)), [1000, 888.889]),
+        (Schedule(tuple(125.0 * k for k in range(8, 0, -1))), [1000, 982.456]),
+        (Schedule(shift=5.0), [1000, 937.5, 833.333, 625]),  # LightX2V's
     ):
-        schedule = Schedule(base)
         replace(manifest_of(schedule)).write(student)
         write_metadata(student, schedule_metadata(schedule))
         loaded = load_student(student)

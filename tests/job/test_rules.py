@@ -8,7 +8,7 @@ from lightx2v_sgmd.job.loading import load_job
 from tests.job.minimal import mistake, mistakes
 
 
-@pytest.mark.parametrize("override", ["schedule.shift=5", "schedule.base=[1000, 400]"])
+@pytest.mark.parametrize("override", ["schedule.shift=4", "schedule.base=[1000, 400]"])
 def test_another_schedule_is_refused_with_the_reason(file: Path, override: str) -> None:
     line = mistake(file, override)
     assert "--set" in line or str(file) in line

@@ -80,7 +80,7 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
     "distill/pretraining.py": (ADVERSARIAL,),
     "distill/data.py": ("tests/distill/test_data.py",),
     "distill/predictions.py": LOOP_TESTS,
-    "distill/trainer.py": LOOP_TESTS,
+    "distill/trainer.py": (*LOOP_TESTS, "tests/distill/test_experts.py"),
     "distill/updates.py": (
         "tests/distill/test_updates.py",
         "tests/distill/test_trainer.py",

@@ -91,9 +91,9 @@ class CogVideoXModel(DiffusersModel):
         return VariancePreserving(alphas, "v")
 
     @property
-    def student_shift(self) -> float:
+    def student_shifts(self) -> tuple[float, ...]:
         """1: its noise schedule is shifted already."""
-        return 1.0
+        return (1.0,)
 
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
         """The stock DDIM scheduler, on the model's noise schedule, with ``trailing`` steps.

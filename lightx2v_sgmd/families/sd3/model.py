@@ -108,9 +108,9 @@ class SD3Model(DiffusersModel):
         return FLOW
 
     @property
-    def student_shift(self) -> float:
+    def student_shifts(self) -> tuple[float, ...]:
         """3, that of the published schedulers; a student's own scheduler states another number."""
-        return published.SHIFT
+        return (published.SHIFT,)
 
     @property
     def fps(self) -> float:

@@ -150,9 +150,9 @@ class WanModel(DiffusersModel):
         return FLOW
 
     @property
-    def student_shift(self) -> float:
-        """The flow shift of the steps of its students."""
-        return 8.0
+    def student_shifts(self) -> tuple[float, ...]:
+        """8, as in SGMD's paper (arXiv 2605.30116, Sec. 4.1), and 5, as in LightX2V's trainer."""
+        return (8.0, 5.0)
 
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
         """The stock flow-matching scheduler; see ``Schedule.diffusers_config``."""

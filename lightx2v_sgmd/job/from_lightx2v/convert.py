@@ -28,6 +28,7 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError, joined
 
 _KEEP_ALL: Final = 10**6
+_STEP_SHIFT: Final = "scheduler.time_shift_settings.time_shift_mu"
 _DTYPES: Final = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32"}
 _REQUIRED: Final = (
     "model.name",
@@ -197,6 +198,7 @@ def _method(theirs: Theirs, ours: Ours) -> None:
     elif count != 1:
         raise theirs.refuse(updates, f"{count!r} is not 1, and SGMD has one fake-score update")
     ours.copy("schedule.base", "training.dmd.denoising_step_list")
+    ours.copy("schedule.shift", _STEP_SHIFT, 5.0)
 
 
 def _data(theirs: Theirs, ours: Ours) -> None:
@@ -222,7 +224,7 @@ def _train(theirs: Theirs, ours: Ours) -> None:
     ours.copy("train.keep_checkpoints", "training.save_total_limit", _KEEP_ALL)
     ours.copy("train.sample_every", "inference.infer_every_iters")
     ours.set("train.warmup", *_warmup(theirs))
-    mu = theirs.get("scheduler.time_shift_settings.time_shift_mu", 5.0)
+    mu = theirs.get(_STEP_SHIFT, 5.0)
     shift = theirs.number("training.dmd.timestep_shift", mu)
     ours.set("train.score_shift", max(1.0, shift), "training.dmd.timestep_shift")
     for key, default, target in (

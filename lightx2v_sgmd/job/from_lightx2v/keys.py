@@ -67,6 +67,7 @@ MAPPED: Final[Mapping[str, str]] = {
     "training.dmd.width": "video.width",
     "training.dmd.num_frames": "video.num_frames",
     "training.dmd.denoising_step_list": "schedule.base",
+    "scheduler.time_shift_settings.time_shift_mu": "schedule.shift",
     "training.dmd.timestep_shift": "train.score_shift",
     "training.dmd.min_step_ratio": "train.sigma_min",
     "training.dmd.max_step_ratio": "train.sigma_max",
@@ -131,7 +132,6 @@ _DATA: Final = "these methods read prompts alone, and encode them once"
 _SAMPLES: Final = "sample videos are made in the student's steps, at the size that is trained"
 
 UNMAPPED: Final = (
-    Unmapped("scheduler.time_shift_settings.time_shift_mu", "shift 8 of the steps is fixed", (8,)),
     Unmapped("scheduler.time_shift_settings.do_time_shift", "steps are always shifted", (True,)),
     Unmapped("scheduler.time_shift_settings.shift_type", "the shift is linear", ("linear",)),
     Unmapped("scheduler.time_shift_settings.time_shift_power", "the shift is linear", (1,)),

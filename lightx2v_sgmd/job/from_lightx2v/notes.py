@@ -58,9 +58,4 @@ def notes_on(theirs: Theirs) -> list[Note]:
             notes.append(Note(key, value, where, reason, differs=True))
         else:
             notes.append(Note(key, value, where, entry.reason, entry.differs(value)))
-    shift = "scheduler.time_shift_settings.time_shift_mu"
-    if shift not in theirs.values:  # their default is not the shift of the steps here
-        entry = unmapped(shift)
-        assert entry is not None
-        notes.append(Note(shift, 5.0, str(theirs.path), entry.reason, differs=True))
     return notes

@@ -89,6 +89,7 @@ def test_every_value_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(job.method, DMD2) and job.method.fake_score_updates == 5
     # Relative to the current folder, as their trainer reads it, not to the YAML.
     assert job.data.prompts == str(tmp_path / "prompts.txt")
+    assert (job.schedule.shift, job.schedule.base) == (8.0, (1000.0, 750.0, 500.0, 250.0))
     assert (job.video.height, job.video.width, job.video.frames) == (480, 640, 17)
     student, fake = job.student, job.fake_score
     assert (student.train, student.optimizer.lr, student.optimizer.weight_decay) == (
@@ -123,7 +124,6 @@ def test_what_differs_from_their_trainer_is_named(tmp_path: Path) -> None:
         training__dmd__fake_update_ratio=1,
         training__dmd__div_loss={"enabled": True, "weight": 0.05},
         training__max_train_iter=7,
-        scheduler__time_shift_settings__time_shift_mu=5.0,
         resume__auto_resume=False,
     )
     made = convert(path)
@@ -133,7 +133,6 @@ def test_what_differs_from_their_trainer_is_named(tmp_path: Path) -> None:
         "training.method",
         "training.dmd.div_loss.enabled",
         "training.max_train_iter",
-        "scheduler.time_shift_settings.time_shift_mu",
     }
     assert "did you mean training.max_train_iters" in str(differing["training.max_train_iter"])
     line = 1 + path.read_text().splitlines().index("      enabled: true")
@@ -154,10 +153,8 @@ def test_their_defaults_are_written_into_the_job(tmp_path: Path) -> None:
     assert made.job.student.optimizer.betas == (0.9, 0.999)
     assert (made.job.teacher.guidance_scale, made.job.train.clip) == (3.0, 1.0)
     assert made.job.parallel.gradient_checkpointing is True
-    # Their default for the shift of the steps is 5, not the 8 of the steps here.
-    assert [note.key for note in made.notes if note.differs] == [
-        "scheduler.time_shift_settings.time_shift_mu"
-    ]
+    assert made.job.schedule.timesteps.tolist() == pytest.approx([1000, 937.5, 833.333, 625])
+    assert not any(note.differs for note in made.notes)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +169,7 @@ def test_their_defaults_are_written_into_the_job(tmp_path: Path) -> None:
         ({"training__dmd__timestep_shift": float("nan")}, "timestep_shift: nan is not a finite"),
         ({"a": ["${b}" * 40], "b": "${c}" * 40, "c": "x"}, r"more than 1000 values of"),
         ({"training__method": "flow"}, "'flow' is no method of this project"),
+        ({"scheduler__time_shift_settings__time_shift_mu": 7.0}, "shift 7 of base .* is not a stu"),
         ({"training__method": "video_sgmd"}, "5 is not 1, and SGMD has one"),
         ({"training__max_train_iters": None}, "has no training.max_train_iters"),
         ({"training__max_train_iters": 0}, "training.max_train_iters: train.iterations: 0 is"),
@@ -234,6 +232,5 @@ def test_the_command_prints_json_too(tmp_path: Path) -> None:
     assert {entry["key"]: entry["differs"] for entry in printed["not_mapped"]} == {
         "distributed.fsdp2.size": False,
         "data.train.shuffle": False,
-        "scheduler.time_shift_settings.time_shift_mu": False,
         "training.dmd.div_loss.enabled": True,
     }

@@ -42,7 +42,7 @@ def test_every_reason_is_reached_by_a_recorded_key() -> None:
         ("training.dmd.ts_schedule_max", False, True),
         ("training.dmd.min_score_timestep", 0, 20),
         ("training.teacher.cfg_norm", "none", "layer_norm"),
-        ("scheduler.time_shift_settings.time_shift_mu", 8.0, 5.0),
+        ("scheduler.time_shift_settings.do_time_shift", True, False),
         ("model.student.checkpoint_path", None, "a.pt"),
     ],
 )
