@@ -175,10 +175,19 @@ class Batches:
         self.latent_shape = latent_shape
         self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.data_size
 
-    def exit_step(self, batch_index: int) -> int:
-        """Uniform over the steps; the same for all ranks and micro-batches."""
-        source = generator(self.job.train.seed, "exit_step", batch_index)
+    def exit_step(self, exit_index: int) -> int:
+        """Uniform over the steps; the same for all ranks. See ``exit_index``."""
+        source = generator(self.job.train.seed, "exit_step", exit_index)
         return int(torch.randint(len(self.job.schedule), (), generator=source))
+
+    def exit_index(self, batch_index: int, micro: int) -> int:
+        """The index in the run of a micro-batch's exit step, by ``train.exit_step_per``.
+
+        It is the global batch's, which all its micro-batches share, or one of its own.
+        """
+        if self.job.train.exit_step_per == "update":
+            return batch_index
+        return batch_index * self.job.train.accumulation + micro
 
     def expert(self, batch_index: int) -> int:
         """The index of the expert that a batch trains: that of its exit step; one for all ranks."""

@@ -74,6 +74,11 @@ def _check_experts(job: Job, model: Model) -> None:
             )
         return
     what = f"{model.path} has two experts, which meet at time {boundary:g}"
+    if job.train.exit_step_per != "update":
+        raise UserError(
+            f"train.exit_step_per: {job.train.exit_step_per} is not for this teacher: {what}, and "
+            "an update trains the expert of its exit step; use update"
+        )
     heads = {DISCRIMINATOR, PIXEL_DISCRIMINATOR} & {*job.method.roles}
     if heads or job.method.reads_latents == "pairs":
         raise UserError(

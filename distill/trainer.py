@@ -106,7 +106,8 @@ class Trainer:
         updates = self.updates(iteration)
         result = partial_iteration
         if result is None:
-            result = Iteration(iteration + 1, self.batches.exit_step(updates[0][0]))
+            first = self.batches.exit_index(updates[0][0], 0)
+            result = Iteration(iteration + 1, self.batches.exit_step(first))
         self.partial_iteration = partial_iteration
         for number in range(result.done, len(updates)):
             batch_index, update = updates[number]
@@ -161,7 +162,7 @@ class Trainer:
         batch = self.batches.micro_batch(batch_index, micro)
         method = stage_at(self.job.method, iteration).method
         strategy, time = self.strategy, batch.time
-        exit_step = self.batches.exit_step(batch_index)
+        exit_step = self.batches.exit_step(self.batches.exit_index(batch_index, micro))
         x0 = student_x0(strategy, batch, self.job.schedule, exit_step)
         x_t = strategy.interpolant.add_noise(x0, batch.score_noise, time)
         guidance = self._guidance(iteration, batch.expert)
@@ -212,7 +213,7 @@ class Trainer:
         method = stage_at(self.job.method, iteration).method
         exit_step = len(self.job.schedule) - 1
         if not method.whole_rollouts:
-            exit_step = self.batches.exit_step(batch_index)
+            exit_step = self.batches.exit_step(self.batches.exit_index(batch_index, micro))
         with torch.no_grad():
             x0 = student_x0(self.strategy, batch, self.job.schedule, exit_step)
         x_t = self.strategy.interpolant.add_noise(x0, batch.score_noise, batch.time)

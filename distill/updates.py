@@ -109,7 +109,7 @@ class Iteration:
 
     Attributes:
         step: Iterations done, this one included.
-        exit_step: The step of the rollout that carried gradient.
+        exit_step: The step of the rollout that carried gradient, in the first micro-batch.
         losses: The mean of each term over the global batch, and over the updates that have it.
         grad_norm: The gradient's norm by role, before clipping, in the role's last update.
         lr: The learning rate by role.

@@ -197,6 +197,10 @@ class Train:
     # Last iterations over which the learning rate falls linearly to zero, which settles the
     # student; 0 keeps it constant, as the paper does.
     decay: Annotated[int, Field(ge=0, le=10**9)] = 0
+    # What shares one exit step, the step of the rollout that carries gradient. "update": all videos
+    # of an update, so that each costs the same. "micro_batch": those of a micro-batch, on all
+    # ranks, as in LightX2V; an update with accumulation then mixes several steps.
+    exit_step_per: Literal["update", "micro_batch"] = "update"
     # Flow shift of the score times: they are uniform in [0, 1], moved towards noise by this shift,
     # then clamped to [sigma_min, sigma_max].
     score_shift: Annotated[float, Field(ge=1, le=1000)] = 5.0

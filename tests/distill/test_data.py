@@ -116,6 +116,18 @@ def test_exit_steps_are_uniform_and_the_same_on_all_ranks(job: Job) -> None:
     assert all(abs(count - 1000) < 110 for count in counts.values())
 
 
+def test_an_exit_step_is_of_an_update_or_of_a_micro_batch(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    per_update, per_micro_batch = (
+        batches(make_job(tiny_teacher, tmp_path, "train.accumulation=3", *settings), Ranks())
+        for settings in ((), ("train.exit_step_per=micro_batch",))
+    )
+    places = [(batch_index, micro) for batch_index in range(3) for micro in range(3)]
+    assert [per_update.exit_index(*place) for place in places] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [per_micro_batch.exit_index(*place) for place in places] == list(range(9))
+
+
 def test_noise_is_standard_normal_and_score_times_have_their_law(job: Job) -> None:
     data = batches(job, Ranks())
     drawn = [data.micro_batch(i, 0) for i in range(300)]

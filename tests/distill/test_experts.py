@@ -137,6 +137,7 @@ def test_a_resumed_run_is_the_same_run(teacher: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (("method.name=adm",), "method.name: adm trains a discriminator"),
+        (("train.exit_step_per=micro_batch",), "train.exit_step_per: micro_batch is not for this"),
         (("schedule.base=[1000]",), "schedule.base: none of the steps 1000 is the low-noise"),
         (("train.sigma_min=0.9",), "train.sigma_min: 0.9 leaves no score times"),
         (("train.sigma_max=0.8",), "train.sigma_max: 0.8 leaves no score times"),

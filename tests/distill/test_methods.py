@@ -213,7 +213,7 @@ def test_an_iteration_updates_the_roles_it_declares(
 
 def passes(method: Any, teacher: Path, folder: Path, *settings: str) -> dict[str, Any]:
     trainer = trainer_for(method, teacher, folder, *settings)
-    trainer.batches.exit_step = lambda batch_index: 1  # type: ignore[method-assign]
+    trainer.batches.exit_step = lambda exit_index: 1  # type: ignore[method-assign]
     counter = PassCounter(trainer.strategy.networks, samples=2)
     trainer.iterate(0)
     return counter.take()

@@ -36,6 +36,27 @@ def test_forwards_of_an_iteration(
         }
 
 
+@pytest.mark.parametrize(("per", "student"), [("update", [1, 1, 1]), ("micro_batch", [1, 2, 3])])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_what_shares_an_exit_step(
+    per: str,
+    student: list[int],
+    own: bool,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each micro-batch runs the student up to the exit step of its own index."""
+    settings = (f"train.exit_step_per={per}", "train.accumulation=3")
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
+    monkeypatch.setattr(trainer.batches, "exit_step", lambda exit_index: exit_index)
+    counter = PassCounter(trainer.strategy.networks, 2)
+    add = trainer.add_fake_score_gradients if own else trainer.add_gradients
+    for micro, passes in enumerate(student):
+        add(micro, 0, 0)
+        assert counter.take()["forwards"]["student"] == passes
+
+
 def test_warm_up_is_linear_then_constant(tiny_teacher: Path, tmp_path: Path) -> None:
     job = make_job(
         tiny_teacher, tmp_path, "train.warmup=4", "train.iterations=6", "student.optimizer.lr=4e-4"

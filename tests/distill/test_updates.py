@@ -79,7 +79,7 @@ def test_the_fake_score_of_adm_learns_from_whole_rollouts(
 ) -> None:
     """All four steps in its own update; the student's still ends where the draw says."""
     trainer = make_trainer(replace(make_job(tiny_teacher, tmp_path), method=method))
-    trainer.batches.exit_step = lambda batch_index: 1  # type: ignore[method-assign]
+    trainer.batches.exit_step = lambda exit_index: 1  # type: ignore[method-assign]
     steps: list[str] = []
     predict = trainer.strategy.predict
 

@@ -105,6 +105,7 @@ LIGHTX2V: dict[str, Any] = {
     "train.clip": 10.0,
     "train.ema": 0.0,
     "train.warmup": 0,
+    "train.exit_step_per": "micro_batch",
     "train.score_shift": 5.0,
     "train.sigma_min": 0.02,
     "train.sigma_max": 0.98,
@@ -160,6 +161,7 @@ def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
         "data.embeddings": None,
         "data.latents": None,
         "train.decay": 0,
+        "train.exit_step_per": "update",
         "train.checkpoint_minutes": None,
         "train.sample_videos": 4,
         "train.teacher_sample_steps": 20,
@@ -232,7 +234,7 @@ def test_what_a_published_models_job_exports_is_the_student(name: str) -> None:
 
 
 SOURCE = re.compile(
-    r"paper|arXiv|LightX2V|Self-Forcing|\bWan\b|\bours\b|\bADM\b|\bSGMD\b|authors|as for Wan2.1-1.3B"
+    r"paper|arXiv|LightX2V|Self-Forcing|\b(Wan|ours|ADM|SGMD)\b|authors|as for Wan2.1-1.3B"
 )
 
 

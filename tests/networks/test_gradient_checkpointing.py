@@ -121,7 +121,7 @@ def cost_under_zero3(teacher: Path, folder: Path) -> list[Any]:
         own = folder / str(dist.get_rank())
         job = make_job(teacher, own, "parallel.strategy=zero3", setting(kind))
         trainer = make_trainer(job, ranks, "zero3")
-        trainer.batches.exit_step = lambda batch_index: batch_index % 4  # type: ignore[method-assign]
+        trainer.batches.exit_step = lambda exit_index: exit_index % 4  # type: ignore[method-assign]
         counter = PassCounter(trainer.strategy.networks, job.train.micro_batch)
         done = [trainer.iterate(iteration) for iteration in range(4)]
         results = [(each.losses, each.grad_norm) for each in done]

@@ -89,11 +89,11 @@ def paper_costs(updates: int = 5) -> list[Cost]:
 class EveryExit(Batches):
     """A job's batches, but each update's exit step goes through all steps in turn."""
 
-    def exit_step(self, batch_index: int) -> int:
+    def exit_step(self, exit_index: int) -> int:
         """By iteration and by the update within it."""
         method = self.job.method
         per_iteration = 1 + method.fake_score_updates * method.fresh_rollouts
-        return (batch_index // per_iteration + batch_index % per_iteration) % len(self.job.schedule)
+        return (exit_index // per_iteration + exit_index % per_iteration) % len(self.job.schedule)
 
 
 def count(job: Job) -> Cost:

@@ -219,6 +219,7 @@ def _data(theirs: Theirs, ours: Ours) -> None:
 def _train(theirs: Theirs, ours: Ours) -> None:
     ours.copy("train.iterations", "training.max_train_iters")
     ours.copy("train.accumulation", "training.gradient_accumulation_iters")
+    ours.set("train.exit_step_per", "micro_batch", "training.gradient_accumulation_iters")
     ours.copy("train.clip", "training.max_grad_norm", 1.0)
     ours.copy("train.checkpoint_every", "training.save_every_iters")
     ours.copy("train.keep_checkpoints", "training.save_total_limit", _KEEP_ALL)

@@ -110,6 +110,7 @@ def test_every_value_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         *(6.0, 0.03),
         *(0.97, 0),
     )
+    assert train.exit_step_per == "micro_batch"
     parallel = job.parallel
     assert (parallel.strategy, parallel.sequence, parallel.timeout_minutes) == ("zero3", 2, 60.0)
     assert parallel.gradient_checkpointing is False and job.output.dir == Path("out")
