@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from torch import Tensor
+
 from weights.formats.layout import Layout
 from weights.io.source import ExportSource
 from weights.io.tensors import FileTensors
@@ -39,6 +41,8 @@ class ExportSpec:
         expert: The index of the expert that ``source`` is, for a model that has two.
         hashed: The sha256 of files that were hashed while others were written, by path; filled as
             they are.
+        probed: Evaluations of the source that were made already, so that verifying needs no second
+            one.
     """
 
     source: ExportSource
@@ -52,6 +56,7 @@ class ExportSpec:
     only: str | None = None
     expert: int = 0
     hashed: dict[Path, str] = field(default_factory=dict)
+    probed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def experts(self) -> list[ExportSpec]:
@@ -138,7 +143,22 @@ class Losses:
         if self.kind == "lora":
             line += (
                 f" of its output, which is {self.also['change_lost']:.2%} of what training changed "
-                f"in it ({self.also['change_lost_in_diffusers']:.2%} in diffusers, which skips "
-                "norms, modulation and the patch embedding)"
+                f"in it; {self._after_all_steps()}"
             )
         return line
+
+    def _after_all_steps(self) -> str:
+        """The errors of the whole rollout, by the programs that have them."""
+        by_error: dict[float, list[str]] = {}
+        for program, error in self.also["rollout_error"].items():
+            by_error.setdefault(error, []).append(program)
+        parts = [f"{error:.2%} in {_listed(names)}" for error, names in by_error.items()]
+        skipped = "; the last skip norms, modulation and the patch embedding"
+        return (
+            f"after the {self.also['steps']} steps the latents are off by {', '.join(parts)}"
+            f"{skipped if len(by_error) > 1 else ''}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -64,6 +64,11 @@ def check_repository(repository: str, private: bool = True, replace: bool = Fals
         raise UserError(
             f"push: {repository} exists and is public; choose another name, or --public"
         )
+    if not private and found.private:
+        raise UserError(
+            f"push: {repository} exists and is private, and --public makes new repositories public "
+            "alone; leave it out, or change the repository's visibility in its settings on the hub"
+        )
 
 
 def push(

@@ -195,6 +195,13 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: Hub) -> None:
     check_repository(NAME, private=False)
 
 
+def test_a_private_repository_is_not_made_public_by_the_way(hub: Hub) -> None:
+    hub.private = True
+    check_repository(NAME)
+    with pytest.raises(UserError, match="exists and is private, and --public makes new repos"):
+        check_repository(NAME, private=False)
+
+
 @pytest.mark.parametrize("name", ["student", "a/b/c", "../x/y", "me/", "me/a--b", "https://x/y"])
 def test_no_name_of_a_repository(name: str) -> None:
     with pytest.raises(UserError, match="is not the name of a repository .*; give ORG/NAME"):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightx2v_sgmd.families.wan.model import open_wan
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.system.errors import UserError
@@ -244,3 +245,60 @@ def test_boasting_reports_are_found(exports: Any) -> None:
     found = differences(spec, out, Losses("lora", told["forward_error"] / 2, layers, {}))
     assert any(line.startswith(f"{first} is off by") for line in found)
     assert any(line.startswith("a forward pass is off by") for line in found)
+
+
+@pytest.mark.parametrize("options", [{"rank": 4}, {"rank": 4, "names": "diffusers"}])
+def test_the_error_of_the_whole_rollout_is_reported_by_program(
+    exports: Any, options: dict[str, Any]
+) -> None:
+    """Worked anew: Euler's four steps of the stock network, with what each program applies."""
+    out = exports(**options)
+    report = report_of(out)
+    teacher = reading.teacher_weights(exports.teacher_folder)
+    merged = reading.to_diffusers(
+        reading.lightx2v_lora(reading.to_original(teacher), load_file(lora_file(exports(rank=4))))
+    )
+    linear = {
+        name: merged[name] if name not in teacher or _is_linear(name) else teacher[name]
+        for name in teacher
+    }
+    exact = _rolled_out(exports.teacher_folder, exports.student)
+    seen = {
+        "whole": reading.relative(_rolled_out(exports.teacher_folder, merged), exact),
+        "linear": reading.relative(_rolled_out(exports.teacher_folder, linear), exact),
+    }
+    assert seen["whole"] < seen["linear"]
+    if "names" in options:  # the file has no more than diffusers applies
+        expected = {"lightx2v-sgmd": seen["linear"], "diffusers": seen["linear"]}
+    else:  # ComfyUI and LightX2V do not run so small a network
+        expected = {
+            "lightx2v-sgmd": seen["whole"],
+            "diffusers": seen["linear"],
+            "PEFT": seen["linear"],
+        }
+    assert report["rollout_error"] == pytest.approx(expected, rel=2e-2) and report["steps"] == 4
+    card = (out / "README.md").read_text()
+    assert (
+        f"after the 4 steps the latents are off by {report['rollout_error']['lightx2v-sgmd']:.2%}"
+        in card
+    )
+
+
+def _is_linear(name: str) -> bool:
+    return not ("norm" in name or "table" in name or "patch_embedding" in name)
+
+
+def _rolled_out(teacher: Path, weights: dict[str, Tensor]) -> Tensor:
+    network = open_wan(teacher).load_transformer()
+    network.load_state_dict(weights)
+    generator = torch.Generator().manual_seed(0)
+    frames, height, width = (2 * length for length in network.config.patch_size)
+    x_t = torch.randn(1, network.config.in_channels, frames, height, width, generator=generator)
+    text = torch.randn(8, network.config.text_dim, generator=generator)
+    text = torch.cat([text, torch.zeros(512 - 8, text.shape[1])])[None]
+    times = [1.0, 0.96, 8 / 9, 8 / 11, 0.0]
+    with torch.no_grad():
+        for time, later in zip(times, times[1:], strict=False):
+            velocity = network(x_t, torch.tensor([1000 * time]), text, return_dict=False)[0]
+            x_t = x_t + (later - time) * velocity
+    return x_t

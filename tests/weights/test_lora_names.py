@@ -199,3 +199,12 @@ def test_other_names_and_parts_are_refused(exports: Any, tmp_path: Path) -> None
         export(source, "lora", tmp_path / "out", only="head", quiet=True)
     with pytest.raises(UserError, match="names, only: belong to --format lora"):
         export(source, "wan", tmp_path / "out", names="peft", quiet=True)
+
+
+@pytest.mark.parametrize("names", ["portable", "musubi"])
+def test_programs_that_do_not_take_the_file_are_not_warned_of(
+    exports: Any, names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = exports("adapters")
+    export(source, "lora", tmp_path / "out", names=names, quiet=False)
+    assert ("ComfyUI does not run" in capsys.readouterr().err) == (names == "portable")

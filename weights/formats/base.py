@@ -61,6 +61,10 @@ class Format(ABC):
         """The number of tensors that are written, for the progress bar."""
         return sum(len(each.source.tensors.shapes) for each in spec.experts)
 
+    def verified_count(self, spec: ExportSpec) -> int:
+        """The number of tensors that are read back, for the progress bar."""
+        return self.count(spec)
+
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
         return sum(map(nbytes, spec.experts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from weights.formats.base import Format
 from weights.formats.comfyui import base_weights, check_even, stem
 from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
+from weights.formats.lora_losses import forward_error, layer_errors, measured_losses, passes
 from weights.formats.lora_usage import usage_of
 from weights.formats.programs import COMFYUI, LIGHTX2V
 from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, whole_steps
@@ -28,7 +30,6 @@ from weights.io.adapters import (
     Factors,
     StoredAdapters,
     difference_names,
-    diffusers_takes,
     factor_names,
     factorize,
     is_matrix,
@@ -46,8 +47,7 @@ from weights.io.lora_names import (
 )
 from weights.io.model_spec import model_spec
 from weights.io.network import SLACK
-from weights.io.probe import probe
-from weights.io.quantize import norm, relative_error
+from weights.io.quantize import norm
 from weights.io.source import model_tensors, teacher_tensors
 from weights.io.tensors import MergedTensors, Tensors, network_shapes
 from weights.public_names import public_name
@@ -100,6 +100,14 @@ class LoraFormat(Format):
             total += numel * OPTIONS[spec.dtype].itemsize
         return copies * total
 
+    def count(self, spec: ExportSpec) -> int:
+        """The weights that are written, and those that are read to measure what is lost."""
+        return super().count(spec) * (1 + passes(spec)[0])
+
+    def verified_count(self, spec: ExportSpec) -> int:
+        """The weights that are compared, and those of a forward pass."""
+        return super().count(spec) * passes(spec)[1]
+
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
         """Writes weights and configurations into an empty folder; returns what was lost."""
         teacher = teacher_tensors(spec.source)
@@ -117,7 +125,9 @@ class LoraFormat(Format):
         write_scheduler(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             write_json(folder / path, content)
-        return _losses(spec, teacher, folder, ranks)
+        adapters = StoredAdapters.checked(folder / file_name(spec), spec.source.tensors.shapes)
+        delta = partial(_delta, spec, teacher)
+        return measured_losses(spec, teacher, adapters, delta, ranks, advance)
 
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
@@ -140,18 +150,17 @@ class LoraFormat(Format):
             if info.dtype != expected_type and not name.endswith(".alpha"):
                 problems.append(f"{name} is {info.dtype}, not {expected_type}")
         assert losses is not None, "adapters always come with a report"
-        now = _losses(spec, teacher, folder, {}, advance)
+        now, _, _ = layer_errors(spec, adapters, partial(_delta, spec, teacher), {}, advance)
         for name, values in losses.layers.items():
-            off = now.layers[name]["relative_error"]
+            off = now[name]["relative_error"]
             if off > values["relative_error"] * SLACK + 1e-7:
                 problems.append(
                     f"{name} is off by {off:.2%}, but {values['relative_error']:.2%} is reported"
                 )
-        if now.forward_error > losses.forward_error * SLACK + 1e-7:
-            problems.append(
-                f"a forward pass is off by {now.forward_error:.2%}, but "
-                f"{losses.forward_error:.2%} is reported"
-            )
+        forward = forward_error(spec, teacher, adapters, advance)
+        if forward > losses.forward_error * SLACK + 1e-7:
+            reported = f"{losses.forward_error:.2%} is reported"
+            problems.append(f"a forward pass is off by {forward:.2%}, but {reported}")
         return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
@@ -299,62 +308,6 @@ def _side_files(spec: ExportSpec) -> dict[str, Any]:
     job["lora_configs"] = [{"path": file_name(spec), "strength": 1.0}]
     api = workflow(spec.source.about, base_weights(spec), lora=file_name(spec))
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
-
-
-@dataclass(frozen=True)
-class _InDiffusers:
-    """The part of adapters that ``load_lora_weights`` applies."""
-
-    adapters: StoredAdapters
-
-    def delta(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        return self.adapters.delta(name, shape) if diffusers_takes(name, shape) else None
-
-    def where(self) -> str:
-        return self.adapters.where()
-
-
-def _losses(
-    spec: ExportSpec,
-    teacher: Tensors,
-    folder: Path,
-    ranks: dict[str, int],
-    advance: Advance = lambda n: None,
-) -> Losses:
-    """The losses of the written file, measured on the file."""
-    source = spec.source
-    adapters = StoredAdapters.checked(folder / file_name(spec), source.tensors.shapes)
-    layers: dict[str, dict[str, float]] = {}
-    lost = changed = 0.0
-    for name, shape in source.tensors.shapes.items():
-        advance(1)
-        exact = _delta(spec, teacher, name)
-        got = adapters.delta(name, shape)
-        off, size = norm(exact if got is None else got - exact), norm(exact)
-        lost, changed = lost + off**2, changed + size**2
-        if is_matrix(name, shape) and (size or off or source.adapters is None):
-            error = off / size if size else 0.0
-            rank = {"rank": ranks[name]} if name in ranks else {}
-            layers[name] = {**rank, "energy": 1 - error**2, "relative_error": error}
-
-    def run(tensors: Tensors) -> Tensor:
-        return probe(source.model, lambda name: torch.float32, lambda n: tensors.read(n).float())
-
-    student, base = run(source.tensors), run(teacher)
-    merged = run(MergedTensors(teacher, adapters))
-    partly = run(MergedTensors(teacher, _InDiffusers(adapters)))
-    change = norm(student - base) or 1.0
-    return Losses(
-        "lora",
-        relative_error(merged, student),
-        layers,
-        {
-            "energy": 1 - lost / changed if changed else 1.0,
-            "change_lost": norm(merged - student) / change,
-            "forward_error_in_diffusers": relative_error(partly, student),
-            "change_lost_in_diffusers": norm(partly - student) / change,
-        },
-    )
 
 
 def check_rank(rank: int | None, energy: float | None) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Final
 from weights.export_spec import ExportSpec
 from weights.formats.comfyui import base_weights
 from weights.formats.comfyui_workflow import WORKFLOW_FILE
+from weights.formats.lora_losses import linear_alone
 from weights.formats.programs import COMFYUI, section
 from weights.formats.wan import lightx2v_usage
-from weights.io.adapters import StoredAdapters, TrainedAdapters
 
 _DIFFUSERS: Final = """\
 ## diffusers
@@ -110,25 +110,17 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], file: str) -> str:
         return _MUSUBI.format(**values, file=file)
     if spec.names == "lightx2v_train":
         return _LIGHTX2V_TRAIN.format()
-    biases = "" if _linear_alone(spec) else " and their biases"
+    biases = "" if linear_alone(spec) else " and their biases"
     if spec.names == "peft":
         return _PEFT.format(biases=biases)
     diffusers = _DIFFUSERS.format(**values, file=file)
     if spec.names == "diffusers":
         return diffusers
     lightx2v = lightx2v_usage(spec, values)
-    if not _linear_alone(spec):
+    if not linear_alone(spec):
         diffusers += _WHOLE.format(file=file)
         lightx2v += _LIGHTX2V_DYNAMIC
     more = {"file": file, "base_weights": base_weights(spec), "workflow": WORKFLOW_FILE}
     comfyui = _COMFYUI.format(**values, **more)
     comfyui = section(COMFYUI, spec.source.model.transformer_config, comfyui)
     return "\n".join([diffusers, comfyui, lightx2v, _PEFT.format(biases=biases)])
-
-
-def _linear_alone(spec: ExportSpec) -> bool:
-    """True if the adapters change linear layers of the blocks and nothing else."""
-    adapters = spec.source.adapters
-    if spec.only == "blocks" or isinstance(adapters, TrainedAdapters):
-        return True
-    return isinstance(adapters, StoredAdapters) and not adapters.file.differences

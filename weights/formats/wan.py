@@ -35,12 +35,13 @@ _USAGE: Final = """\
 cd THIS_FOLDER
 python -m lightx2v.infer --model_cls wan2.1_distill --task t2v \\
     --model_path /path/to/Wan2.1-T2V --config_json {file} \\
-    --prompt "a prompt" --negative_prompt "" --save_result_path video.mp4
+    --prompt "a prompt" --negative_prompt "" --save_result_path "$OLDPWD/video.mp4"
 ```
 
 `/path/to/Wan2.1-T2V` is the original folder of the teacher, for its text encoder and VAE. Do not
 put these weights into it: LightX2V would mix the two. `{file}` holds the steps, turns guidance
-off, and names the weights as files of the folder that the command runs in.
+off, and names the weights as files of the folder that the command runs in. The video goes to the
+folder that you came from.
 """
 
 
@@ -51,12 +52,13 @@ _TWO_EXPERTS: Final = """\
 cd THIS_FOLDER
 python -m lightx2v.infer --model_cls wan2.2_moe_distill --task t2v \\
     --model_path /path/to/Wan2.2-T2V-A14B --config_json {file} \\
-    --prompt "a prompt" --negative_prompt "" --save_result_path video.mp4
+    --prompt "a prompt" --negative_prompt "" --save_result_path "$OLDPWD/video.mp4"
 ```
 
 `/path/to/Wan2.2-T2V-A14B` is the original folder of the teacher, for its text encoder and VAE.
 `{file}` holds the steps, says how many of them are the high-noise expert's, turns guidance off, and
-names both experts' weights as files of the folder that the command runs in.
+names both experts' weights as files of the folder that the command runs in. The video goes to the
+folder that you came from.
 """
 
 
