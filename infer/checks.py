@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,16 +38,53 @@ ENGINE_SHIFT: Final = 8.0
 """The flow shift of Wan's students where the schedule is assumed and none is named."""
 
 
-# Steps of other trainers' students that this engine can run: Euler from pure noise to data.
+@dataclass(frozen=True)
+class Preset:
+    """The steps of another trainer's students.
+
+    Attributes:
+        schedule: The steps.
+        differs: What this engine does not do as that trainer's own code; "" if nothing.
+        fewer: True if its code runs the first steps of the list alone, too.
+    """
+
+    schedule: Schedule
+    differs: str = ""
+    fewer: bool = False
+
+
+# The steps stand in the trainers' public code:
 # lightx2v: `denoising_step_list` and `timestep_shift` of LightX2V's trainer (configs/train/sgmd and
 # configs/train/dmd for Wan2.1 at f8aee98) and of its own step-distilled models (configs/distill).
-_PRESETS: Final = {"lightx2v": Schedule((1000.0, 750.0, 500.0, 250.0), 5.0)}
-_NOT_RUN: Final = {
-    "self-forcing": "generate in blocks of frames with cached attention",
-    "fastwan": "attend sparsely (VSA), at the uneven timesteps 1000, 757 and 522",
-    "rcm": "draw new noise at times of a schedule of their own",
+# self-forcing: guandeh17/Self-Forcing at 33593df, configs/self_forcing_dmd.yaml (warped by the
+# shift) and pipeline/causal_inference.py.
+# fastwan: hao-ai-lab/FastVideo at 2f3d407, `dmd_denoising_steps` and DmdDenoisingStage.
+# rcm: NVlabs/rcm at 5b41aa9, rcm/inference/wan2pt1_t2v_rcm_infer.py: sin t / (sin t + cos t) of the
+# TrigFlow times atan(80), 1.5, 1.4 and 1.
+_RCM_TIMES: Final = (math.atan(80), 1.5, 1.4, 1.0)
+PRESETS: Final = {
+    "lightx2v": Preset(Schedule((1000.0, 750.0, 500.0, 250.0), 5.0)),
+    "self-forcing": Preset(
+        Schedule((1000.0, 750.0, 500.0, 250.0), 5.0, "renoise"),
+        "Self-Forcing generates blocks of 3 latent frames, each attending to those before it, and "
+        "this engine all frames at once, each attending to all",
+    ),
+    "fastwan": Preset(
+        Schedule((1000.0, 757.0, 522.0), 1.0, "renoise"),
+        "FastWan's students with sparse attention (VSA) are not run, those with full attention are",
+    ),
+    "rcm": Preset(
+        Schedule(
+            tuple(1000 * math.sin(t) / (math.sin(t) + math.cos(t)) for t in _RCM_TIMES),
+            1.0,
+            "renoise",
+        ),
+        "rCM multiplies the first noise by 80/81 and takes its steps in float64; this engine "
+        "starts from noise as it is and takes them in float32",
+        fewer=True,
+    ),
 }
-"""Other trainers' students whose sampling this engine has not, and what is different in it."""
+"""Other trainers' students that this engine runs, by the values of ``--assume-schedule``."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +130,8 @@ def check_student(
         path: A student that ``lightx2v-sgmd export`` wrote, or a base model for ``loras``: a
             folder in diffusers' or the original layout, a file of a transformer alone, or
             ``sprites``, the bundled teacher.
-        assume_schedule: ``"sgmd"``, ``"sgmd:N"`` for N steps, or ``"lightx2v"`` for the steps of
-            LightX2V's trainer, allows weights that carry no schedule.
+        assume_schedule: ``"sgmd"``, ``"sgmd:N"`` for N steps, or another trainer of ``PRESETS``,
+            allows weights that carry no schedule.
         loras: Files that will be added; their schedule counts as the weights'.
         base: For a file: the model whose VAE and text encoder it is run with; default the folder
             that it is in.
@@ -123,7 +161,12 @@ def check_student(
     }
     for lora in loras:
         manifest = manifest or read_manifest(lora.path.parent)
-    schedule = _schedule(carried, model) or assumed
+    schedule = _schedule(carried, model)
+    if schedule is None and assumed is not None:
+        schedule = assumed
+        preset = PRESETS.get(str(assume_schedule).partition(":")[0])
+        if preset is not None and preset.differs:
+            note(f"assume_schedule: {preset.differs}", quiet)
     if schedule is None and "euler" not in _solvers(model):
         raise UserError(
             f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
@@ -292,16 +335,21 @@ def _assumed(name: str | None) -> Schedule | None:
         not steps or (steps.isdecimal() and len(steps) < 4 and 1 <= int(steps) <= 100)
     ):
         return engine_schedule(int(steps or 4))
-    if name in _PRESETS:
-        return _PRESETS[name]
-    if name in _NOT_RUN:
+    preset = PRESETS.get(family)
+    if preset is not None:
+        schedule, most = preset.schedule, len(preset.schedule)
+        if not steps:
+            return schedule
+        if preset.fewer and steps in map(str, range(1, most + 1)):
+            return replace(schedule, base=schedule.base[: int(steps)])
+        allowed = f" to {family}:{most}" if preset.fewer else ""
         raise UserError(
-            f"assume_schedule: students of {name!r} {_NOT_RUN[name]}, which this engine does not; "
-            "run them in the program that they come from"
+            f"assume_schedule: {shortened(name)!r}: students of {family} have {most} steps; use "
+            f"{family}{', or ' + family + ':1' + allowed if preset.fewer else ''}"
         )
     raise UserError(
         f"assume_schedule: {shortened(name)!r} is unknown; use 'sgmd', 'sgmd:N' for N steps, or "
-        f"{' or '.join(map(repr, _PRESETS))}"
+        f"{' or '.join(map(repr, PRESETS))}"
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -208,9 +209,49 @@ def test_students_of_lightx2vs_trainer_run_in_its_steps(student: Path) -> None:
     torch.testing.assert_close(made[None], x_t, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["self-forcing", "fastwan", "rcm"])
-def test_students_that_are_sampled_otherwise_are_named(student: Path, name: str) -> None:
-    refused(student, f"students of '{name}' .*, which this engine does not", assume_schedule=name)
+@pytest.mark.parametrize(
+    ("name", "sigmas", "differs"),
+    [
+        ("self-forcing", [1.0, 0.9375, 5 / 6, 0.625], "blocks of 3 latent frames"),
+        ("fastwan", [1.0, 0.757, 0.522], r"sparse attention \(VSA\)"),
+        ("rcm", [80 / 81, 0.933783, 0.852894, 0.608977], "multiplies the first noise by 80/81"),
+        ("rcm:2", [80 / 81, 0.933783], "multiplies the first noise"),
+    ],
+)
+def test_students_of_other_trainers_run_in_their_steps(
+    student: Path,
+    name: str,
+    sigmas: list[float],
+    differs: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each data prediction with new noise, written out; and what is not as there is said."""
+    (student / "lightx2v_sgmd.json").unlink()
+    write_metadata(student, {"format": "pt"})
+    loaded = load_student(student, assume_schedule=name, quiet=False)
+    assert re.search(differs, capsys.readouterr().err)
+    assert loaded.schedule.times[:-1].tolist() == pytest.approx(sigmas, abs=1e-5)
+    made = loaded.generate("a", 3, height=32, width=32, num_frames=5, decode=False).latents
+    network = loaded.model.load_transformer()
+    text = pad_text([loaded.model.load_text_encoder(torch.float32).encode(["a"])[0].text])
+    draw = torch.Generator().manual_seed(3)
+    x_t = torch.randn(1, 4, 2, 8, 8, generator=draw)
+    with torch.no_grad():
+        for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+            x0 = x_t - sigma * velocity(network, x_t, torch.tensor([sigma]), text)
+            noise = torch.randn(1, 4, 2, 8, 8, generator=draw) if following else 0.0
+            x_t = (1 - following) * x0 + following * noise
+    torch.testing.assert_close(made[None], x_t, atol=1e-3, rtol=0)
+
+
+def test_steps_that_other_trainers_do_not_have_are_refused(student: Path) -> None:
+    (student / "lightx2v_sgmd.json").unlink()
+    write_metadata(student, {"format": "pt"})
+    for wrong, says in (
+        ("fastwan:2", "students of fastwan have 3 steps; use fastwan$"),
+        ("rcm:5", "students of rcm have 4 steps; use rcm, or rcm:1 to rcm:4$"),
+    ):
+        refused(student, says, assume_schedule=wrong)
 
 
 @pytest.mark.parametrize(
