@@ -30,6 +30,7 @@ from lightx2v_sgmd.families.inspection.networks import (
     header_and_shapes,
     network_name,
 )
+from lightx2v_sgmd.families.inspection.other_networks import lone_network, other_family
 from lightx2v_sgmd.families.lora.keys import is_lora_key
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.sources.parts import Part
@@ -81,6 +82,8 @@ def _folder(folder: Path, base: str | Path | None) -> Inspection:
         return _model(folder, manifest)
     lora = lora_file_in(folder)
     if lora is not None and any(is_lora_key(name) for name in read_header(lora).tensors):
+        if base is None and manifest is not None and Path(manifest.teacher).is_dir():
+            base = manifest.teacher
         return _exported(_files(folder, [lora], base, None), manifest)
     if all((folder / name).is_dir() for name in ORIGINAL_EXPERTS):
         return _exported(_expert_folders(folder, base), manifest)
@@ -185,6 +188,9 @@ def _files(
         return _other(path, "text encoder", header, "T5 or umT5, for the prompts; no student")
     if any(re.search(r"decoder\.(up_blocks|upsamples)\.", name) for name in names):
         return _other(path, "VAE", header, "for decoding latents; no student")
+    family = other_family(names)
+    if family is not None:
+        return lone_network(path, header, *family)
     reader = WholeTensors(files, wan_original.transformer_names)
     if "patch_embedding.weight" not in reader.header.tensors:
         shown = ", ".join(map(shortened, names[:SHOWN]))

@@ -55,7 +55,10 @@ def lora_facts(path: Path, file: Path, base: str | Path | None) -> Inspection:
             found.facts["variant"] = f"{count} of image-to-video layers (--skip-image-layers)"
         break
     else:
-        found.facts["refused"] = shortened(refusals[-1], 300)
+        if base is None:  # the last refusal would speak of a model that nobody named
+            found.facts["fits"] = "none of the published sizes; name its base model by --base MODEL"
+        else:
+            found.facts["refused"] = shortened(refusals[-1], 300)
     add_schedule_fact(found, header)
     found.missing.append("a base model: give it as --weights, and this as --lora")
     return found

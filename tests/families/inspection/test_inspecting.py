@@ -203,3 +203,18 @@ def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(UserError, match="is not a file of weights"):
         inspect_weights(tmp_path / "x.txt")
+
+
+def test_a_lora_of_ones_own_teacher_is_not_of_another_size(base: Path, tmp_path: Path) -> None:
+    """No published model has its size: it is not said to be made for one, and --base tells."""
+    pair = {
+        "transformer.blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 48),
+        "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.zeros(48, 2),
+    }
+    save_file(pair, tmp_path / "x.safetensors")
+    alone = facts(tmp_path / "x.safetensors")
+    assert "refused" not in alone and alone["fits"].endswith("name its base model by --base MODEL")
+    assert facts(tmp_path / "x.safetensors", base=base)["fits"] == str(base)
+    write_checkpoint(tmp_path / "run", base, 1)
+    out = export(tmp_path / "run", "lora", tmp_path / "out", rank=2, quiet=True)
+    assert facts(out)["fits"] == str(base)  # the export's manifest names it
