@@ -56,9 +56,16 @@ class Student:
         self.ranks = ranks or Ranks(device=plan.device)
         self.device, self.dtype, self.attention = plan.device, plan.dtype, plan.attention
         self.parts = PartSwitcher(plan.device, plan.memory_mode.one_at_a_time)
-        text_device = torch.device("cpu") if plan.memory_mode.text_on_cpu else plan.device
+        mode = plan.memory_mode
+        on_cpu = mode.text_on_cpu or mode.stream_text
         self.texts = Texts(
-            self.model, text_device, plan.text_dtype, plan.options.text_cache, self.parts, quiet
+            self.model,
+            torch.device("cpu") if on_cpu else plan.device,
+            plan.text_dtype,
+            plan.options.text_cache,
+            self.parts,
+            quiet,
+            mode.stream_text,
         )
         self._boundary = boundary_of(self.model.experts)
         self.loaded = StudentParts(checked, plan, self.ranks, quiet, self.parts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import get_args
+from math import isfinite, prod
+from typing import Final, get_args
 
 import torch
 
@@ -17,7 +18,12 @@ from lightx2v_sgmd.files.tensors import dtypes
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large
 from lightx2v_sgmd.system.optional_packages import why_unusable
+from lightx2v_sgmd.text.loading import encoder_parameters
+
+_LARGE_ENCODER: Final = 10**9
+"""Parameters from which a text encoder runs in bfloat16 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +94,33 @@ def make_plan(
         options.one_at_a_time,
         options.tile_vae or together > 1,  # processes share a decode by tiles
         options.text_on_cpu,
+        options.stream_text,
     )
     planned = "planned_memory" in model.features
     limit = memory_limit_gib(options, device) if planned else None
+    text_dtype = _text_dtype(model, dtype, device, teacher_dtype)
     if limit is not None and size is not None:
         work = Workload(
-            model, *size, batch, dtype.itemsize, device.type == "cuda", together, teacher_dtype
+            model,
+            *size,
+            batch,
+            dtype.itemsize,
+            device.type == "cuda",
+            together,
+            str(text_dtype).removeprefix("torch."),
         )
         kinds = () if _unmerged(options) else possible_quantisations(device)
         memory_mode = choose_memory_mode(
-            work, limit, memory_mode, kinds, halvable=options.dtype is None
+            work,
+            limit,
+            memory_mode,
+            kinds,
+            halvable=options.dtype is None,
+            free_on=str(device) if options.max_memory_gib is None else None,
         )
         dtype = torch.bfloat16 if memory_mode.half else dtype
+    if not planned and device.type == "cpu":
+        _refuse_unplanned(model, dtype)
     moving = memory_mode.offload or memory_mode.quantize == "fp8-storage" or _unmerged(options)
     compiled = options.compile
     if compiled is None:
@@ -113,7 +134,7 @@ def make_plan(
         options,
         device,
         dtype,
-        model.text_dtype(teacher_dtype or dtype),
+        text_dtype,
         kernel,
         memory_mode,
         compiled,
@@ -126,6 +147,33 @@ def make_plan(
         replace(memory_mode, frames_at_once=asked.frames_at_once)
         != asked,  # costs nothing to speak of
     )
+
+
+def _refuse_unplanned(model: Model, dtype: torch.dtype) -> None:
+    """Refuses a model of a family whose memory is not planned, if its weights alone do not fit."""
+    with torch.device("meta"):
+        vae = sum(p.numel() for p in model.build_vae().parameters())
+    network = len(model.experts) * sum(map(prod, model.transformer_shapes().values()))
+    needed = (network * dtype.itemsize + 4 * vae) / GIB
+    remedy = "close other programs, or try --dtype bf16"
+    refuse_too_large(needed, f"{model.path}: its network and VAE", remedy)
+
+
+def _text_dtype(
+    model: Model, dtype: torch.dtype, device: torch.device, teacher_dtype: str | None
+) -> torch.dtype:
+    """The precision of the text encoder: that of training, or the network's.
+
+    A large encoder whose training nothing tells runs in bfloat16 on a CPU too, as it was published:
+    in float32 umT5-XXL would take 23 GB. It does not depend on the memory, since a prompt must have
+    the same embedding every time.
+    """
+    if teacher_dtype is None and device.type == "cpu" and dtype == torch.float32:
+        with torch.device("meta"):
+            encoder = model.build_text_encoder()
+        if encoder_parameters(encoder)[0] > _LARGE_ENCODER:
+            return model.text_dtype(torch.bfloat16)
+    return model.text_dtype(teacher_dtype or dtype)
 
 
 def torch_dtype(dtype: Dtype | torch.dtype) -> torch.dtype:
@@ -212,7 +260,9 @@ def _unmerged(options: Options) -> bool:
 
 
 def memory_limit_gib(options: Options, device: torch.device) -> float | None:
-    """The memory that may be used: as asked for, or on a GPU what is free; None on a CPU.
+    """The memory that may be used: as asked for, or what is available.
+
+    It is None where nothing says how much that is.
 
     Raises:
         UserError: the limit is not positive.
@@ -224,7 +274,8 @@ def memory_limit_gib(options: Options, device: torch.device) -> float | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free / GIB
-    return None
+    available = available_gib()
+    return available if isfinite(available) else None
 
 
 def out_of_memory(

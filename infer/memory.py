@@ -26,6 +26,7 @@ from infer.vae.memory import decode_gib
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.text.loading import encoder_parameters
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
 
 GIB: Final = 2**30
@@ -49,6 +50,7 @@ class Sizes:
         block: Parameters of one block.
         largest: Parameters of the largest matrix of a block.
         text_encoder: Parameters of the text encoder.
+        streamed_encoder: The most of them that are in memory while its blocks stay in their file.
         vae: Parameters of the VAE.
     """
 
@@ -57,6 +59,7 @@ class Sizes:
     block: int
     largest: int
     text_encoder: int
+    streamed_encoder: int
     vae: int
 
 
@@ -71,6 +74,7 @@ class MemoryMode:
             VAE.
         tile_vae: The VAE decodes tiles.
         text_on_cpu: The text encoder computes on the CPU.
+        stream_text: The text encoder's blocks stay in their file until they compute (on a CPU).
         half: bfloat16 weights on a CPU, where float32 is the default.
         frames_at_once: Latent frames that the VAE decodes at once: 2, or 1 to need less memory.
     """
@@ -80,6 +84,7 @@ class MemoryMode:
     one_at_a_time: bool = False
     tile_vae: bool = False
     text_on_cpu: bool = False
+    stream_text: bool = False
     half: bool = False
     frames_at_once: int = FRAMES_AT_ONCE
 
@@ -91,6 +96,7 @@ class MemoryMode:
             "--one-at-a-time" if self.one_at_a_time else "",
             "--tile-vae" if self.tile_vae else "",
             "--text-on-cpu" if self.text_on_cpu else "",
+            "--stream-text" if self.stream_text else "",
             "--dtype bf16" if self.half else "",
         ]
         return " ".join(flag for flag in flags if flag) or "the defaults"
@@ -146,7 +152,7 @@ def _sizes(transformer: str, vae: str, text: str) -> Sizes:
         _count(network) - linears,
         _count(blocks[0]),
         max(p.numel() for p in blocks[0].parameters()),
-        _count(encoder),
+        *encoder_parameters(encoder),
         _count(autoencoder),
     )
 
@@ -204,7 +210,8 @@ class _Parts:
 def _parts(work: Workload, memory_mode: MemoryMode) -> _Parts:
     sizes = sizes_of(work.model)
     each = 2 if memory_mode.half else work.bytes_each
-    encoder = sizes.text_encoder * _text_bytes(work, each)
+    held = sizes.streamed_encoder if memory_mode.stream_text else sizes.text_encoder
+    encoder = held * _text_bytes(work, each)
     linears = sizes.linears * _BYTES.get(memory_mode.quantize, each)
     transformer = linears + sizes.rest * each
     loading = transformer + _changing(sizes, memory_mode, each)
@@ -216,8 +223,9 @@ def _parts(work: Workload, memory_mode: MemoryMode) -> _Parts:
     turns = memory_mode.one_at_a_time and not memory_mode.offload
     at_once = 1 if turns else len(work.model.experts)
     loading += (at_once - 1) * transformer
-    encoder_here = 0 if memory_mode.text_on_cpu and work.cuda else encoder
-    return _Parts(at_once * transformer, encoder_here, sizes.vae * 4, loading, each)
+    if work.cuda and (memory_mode.text_on_cpu or memory_mode.stream_text):
+        encoder = 0
+    return _Parts(at_once * transformer, encoder, sizes.vae * 4, loading, each)
 
 
 def _text_bytes(work: Workload, each: int) -> int:
@@ -262,6 +270,7 @@ def choose_memory_mode(
     asked: MemoryMode,
     possible: tuple[Quantize, ...] = (),
     halvable: bool = False,
+    free_on: str | None = None,
 ) -> MemoryMode:
     """The first memory mode that fits: exact ones before those that round weights, fast ones first.
 
@@ -271,6 +280,7 @@ def choose_memory_mode(
         asked: The memory mode that the user asked for; every other one saves at least as much.
         possible: Quantisations that can run here beside ``none``, the best first.
         halvable: True if float32 weights may become bfloat16.
+        free_on: The device whose free memory the limit is; None if the user set it.
 
     Raises:
         UserError: nothing fits; says how much is needed at least.
@@ -281,10 +291,16 @@ def choose_memory_mode(
             return mode
     least = min(modes, key=lambda mode: max(needed_gib(work, mode).values()))
     needed = max(needed_gib(work, least).values())
+    video = f"{work.height}x{work.width}, {work.num_frames} frames"
+    if free_on is not None:
+        raise UserError(
+            f"out of memory: {video} needs {needed:.3g} GiB at least (with {least.flags()}), and "
+            f"{limit_gib:.3g} GiB are available on {free_on}; close other programs, or ask for a "
+            "smaller or shorter video"
+        )
     raise UserError(
-        f"max_memory_gib: {limit_gib:g} is too little for {work.height}x{work.width}, "
-        f"{work.num_frames} frames: {needed:.3g} GiB is the least that is needed (with "
-        f"{least.flags()}); give more, or ask for a smaller or shorter video"
+        f"max_memory_gib: {limit_gib:g} is too little for {video}: {needed:.3g} GiB is the least "
+        f"that is needed (with {least.flags()}); give more, or ask for a smaller or shorter video"
     )
 
 
@@ -297,10 +313,11 @@ def _memory_modes(
     no_yes = (False, True)
     halves = no_yes if halvable and work.bytes_each == 4 else (False,)
     offloads = no_yes if work.cuda else (False,)
+    streams = (False,) if work.cuda else no_yes
     counts = sorted({asked.frames_at_once, 1}, reverse=True)
     # The last one changes first: what costs least is tried before what costs more.
-    for kind, half, offload, text_on_cpu, tile, apart, count in product(
-        kinds, halves, offloads, offloads, no_yes, no_yes, counts
+    for kind, half, offload, text_on_cpu, tile, stream, apart, count in product(
+        kinds, halves, offloads, offloads, no_yes, streams, no_yes, counts
     ):
         yield replace(
             asked,
@@ -310,5 +327,6 @@ def _memory_modes(
             one_at_a_time=apart or asked.one_at_a_time,
             tile_vae=tile or asked.tile_vae,
             text_on_cpu=text_on_cpu or asked.text_on_cpu,
+            stream_text=stream or asked.stream_text,
             frames_at_once=count,
         )

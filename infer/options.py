@@ -78,8 +78,9 @@ class Options:
     )
     max_memory_gib: float | None = option(
         None,
-        "Memory limit in GiB. The next four options and --quantize are set as needed to stay below "
-        "it. Default on a GPU: its free memory.",
+        "Memory limit in GiB. The next five options, --quantize and, on a CPU, --dtype are set as "
+        "needed to stay below it. Default: the memory that is available, in a container within its "
+        "limits.",
         kind=float,
         metavar="G",
     )
@@ -93,6 +94,12 @@ class Options:
     )
     tile_vae: bool = option(False, "Decode in tiles, which needs less memory.", kind=bool)
     text_on_cpu: bool = option(False, "Encode prompts on the CPU.", kind=bool)
+    stream_text: bool = option(
+        False,
+        "Encode prompts on the CPU with one block of the text encoder in memory at a time, read "
+        "from its file; the embeddings are the same.",
+        kind=bool,
+    )
     compile: bool | None = option(
         None,
         "Compile the network's blocks; the first video is slower. On by default when all weights "
@@ -139,8 +146,9 @@ class Options:
     )
     assume_schedule: str | None = option(
         None,
-        "Schedule of weights that carry none: sgmd (4 steps), sgmd:N, or lightx2v (4 steps of "
-        "LightX2V's trainer, shift 5). A teacher runs undistilled, without guidance.",
+        "Schedule of weights that carry none: sgmd (4 steps), sgmd:N, or that of another trainer's "
+        "students: lightx2v, self-forcing, fastwan or rcm. A teacher runs undistilled, without "
+        "guidance.",
         kind=str,
         metavar="NAME[:N]",
     )

@@ -21,10 +21,10 @@ from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.encoders import PromptEncoder
 from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.text.cache import EmbeddingCache, is_embedding, prune_entries
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity
 from lightx2v_sgmd.text.encoding import encode_each
+from lightx2v_sgmd.text.loading import load_encoder
 
 TEXT_ENCODER: Final = "text_encoder"
 """The encoder's name among the parts that take turns."""
@@ -42,6 +42,7 @@ class Texts:
         cache: A folder of cached embeddings; None to store nothing.
         parts: Holds the encoder; other parts may have to leave the device for it.
         quiet: True to show no progress bar while the encoder is loaded.
+        stream: True leaves the encoder's blocks in their file until they compute.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Texts:
         cache: Path | None = None,
         parts: PartSwitcher | None = None,
         quiet: bool = True,
+        stream: bool = False,
     ) -> None:
+        self._stream = stream
         self.model, self.device, self.dtype, self.quiet = model, device, dtype, quiet
         self.cache = (
             None if cache is None else EmbeddingCache(cache / encoder_identity(model, dtype))
@@ -85,9 +88,14 @@ class Texts:
         return self.model.load_tokenizer()
 
     def _load(self) -> PromptEncoder:
-        with no_library_bars(), encoder_bar(self.model, self.quiet) as bar:
-            return self.model.load_text_encoder(
-                self.dtype, self.device, lambda name, part: bar.advance()
+        with encoder_bar(self.model, self.quiet) as bar:
+            return load_encoder(
+                self.model,
+                self.dtype,
+                self.device,
+                lambda name, part: bar.advance(),
+                self._stream,
+                self.quiet,
             )
 
     def _cut(self, prompt: str, load_tokenizer: Callable[[], Any]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Final
 
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import check_new_folder, locked_file, refuse_overlap, resolved, sync_tree
 from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.host_memory import refuse_too_large
 from weights.card import model_card
 from weights.export_spec import ExportSpec, Losses
 from weights.formats.base import Format
@@ -32,6 +35,8 @@ from weights.publishing import (
 from weights.verify import differences
 
 SHARD_SIZE = "5GB"
+_COPIES: Final = 8
+"""Float32 copies of its largest tensor that an export holds at most: while it is factorised."""
 
 
 def export(
@@ -119,18 +124,26 @@ def export(
         if is_8_bit(opened.about.dtype):
             note(f"{opened.path}: holds 8-bit weights; what they lost stays lost", quiet)
         target_format.check(spec)
-        for program in target_format.programs:
+        portable = not target_format.holds_adapters or spec.names == PORTABLE.name
+        for program in target_format.programs if portable else ():
             refused = refusal(program, opened.model.transformer_config)
             if refused is not None:
                 note(f"{refused}; lightx2v-sgmd and diffusers run it", quiet)
         _check_space(final, target_format.nbytes(spec))
+        _check_memory(spec)
         count = target_format.count(spec)
+        if target_format.holds_adapters:
+            note(
+                "writes the adapters, then runs the network through the student's steps with and "
+                "without them, to measure what they lose",
+                quiet,
+            )
         with appearing_export(final, opened.path, before, lock) as folder:
             with progress(count, "writing", quiet) as bar:
                 losses = target_format.write(spec, folder, bar.advance)
             _finish(spec, folder, losses)
             sync_tree(folder)
-            with progress(count, "verifying", quiet) as bar:
+            with progress(target_format.verified_count(spec), "verifying", quiet) as bar:
                 problems = differences(spec, folder, losses, bar.advance)
             if problems:
                 raise DiffersError(problems)
@@ -205,6 +218,18 @@ def _sources(source: ExportSource) -> dict[str, Path | None]:
         name: path if path.is_absolute() or path.exists() else None
         for name, path in sources.items()
     }
+
+
+def _check_memory(spec: ExportSpec) -> None:
+    """Refuses an export that the main memory does not hold.
+
+    Tensors are read, converted and verified one by one; adapters are written at once.
+    """
+    shapes = spec.source.tensors.shapes.values()
+    needed = _COPIES * 4 * max(math.prod(shape) for shape in shapes)
+    if spec.format.holds_adapters:
+        needed += spec.format.nbytes(spec)
+    refuse_too_large(needed / 2**30, f"{spec.source.path}: exporting it", "close other programs")
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -102,6 +102,18 @@ def least_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
     return lasting_bytes(job, meter, gpus) + block_inputs(job, meter.model)
 
 
+def untouched_bytes(job: Job, meter: ModelMeter) -> int:
+    """Counts the bytes of DeepSpeed's buckets that a small network never writes to.
+
+    A GPU has them reserved; the main memory gives a page when it is written to.
+    """
+    if job.parallel.strategy == "local":
+        return 0
+    trained = (meter.trained(job) | _heads(job, meter)).values()
+    empty = sum(max(0, BUCKET - weights.count) for weights in trained)
+    return len(meter.model.experts) * _size(job) * empty
+
+
 def block_inputs(job: Job, model: Model) -> int:
     """Counts the bytes of the inputs of the network's blocks in a rank's micro-batch.
 

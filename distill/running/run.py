@@ -24,6 +24,7 @@ from distill.data import load_prompts
 from distill.loss_terms import NotFiniteError
 from distill.model_checks import check_against_model
 from distill.observed import ReportProgress, StopOnRequest
+from distill.planning.host_memory import check_host_memory
 from distill.running.failures import save_failed_state
 from distill.running.recorders import Recorder, environment, metrics_line
 from distill.running.reports import give_up
@@ -111,6 +112,7 @@ def _run(
 ) -> int:
     """Runs in a folder that this run has locked; returns the number of iterations done."""
     timeout = job.parallel.timeout_minutes
+    ranks.once(lambda: check_host_memory(job, model, ranks.device, ranks.size))
     teacher = ranks.once(lambda: weights_digest(model, "transformer"))
     state = trainer_state(job, prompts, ranks, teacher)
     start = ranks.once(lambda: _prepare(job, model, prompts, state, ranks, resume, quiet))

@@ -330,9 +330,21 @@ class Model(Protocol):
         ...
 
     def load_text_encoder(
-        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+        self,
+        dtype: torch.dtype,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+        stream: bool = False,
     ) -> PromptEncoder:
-        """Loads the tokenizer and the encoder, frozen; as ``load_transformer``."""
+        """Loads the tokenizer and the encoder, frozen; as ``load_transformer``.
+
+        Args:
+            dtype: The precision of the encoder.
+            device: Device of the encoder.
+            on_part: As for ``load_transformer``.
+            stream: True leaves the blocks of T5 in their file until they compute, on the CPU; the
+                embeddings are the same.
+        """
         ...
 
     def text_encoder_files(self) -> list[Path]:

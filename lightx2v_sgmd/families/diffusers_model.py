@@ -14,7 +14,13 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.encoders import ImageEncoder, TakesImage
 from lightx2v_sgmd.families.features import Feature
-from lightx2v_sgmd.families.loading import empty_weights, fill, shapes_of, stays_float32
+from lightx2v_sgmd.families.loading import (
+    empty_weights,
+    fill,
+    load_t5,
+    shapes_of,
+    stays_float32,
+)
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.parts import Part, Source
 from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
@@ -240,6 +246,23 @@ class DiffusersModel(ABC):
         """Loads the tokenizer alone; raises as ``load_transformer``."""
         return load_tokenizer(self.source.tokenizer())
 
+    def _load_t5(
+        self,
+        build: Callable[[], Any],
+        part: Part,
+        dtype: torch.dtype,
+        device: Device,
+        on_part: OnPart | None,
+        stream: bool,
+    ) -> Any:
+        """Loads a T5 or umT5 encoder; see ``loading.load_t5``."""
+        weights = self._weights(part)
+        return load_t5(build, weights, self._what(part), dtype, device, on_part, stream)
+
+    def _what(self, part: Part) -> str:
+        """A part's weights, for messages."""
+        return f"teacher.path: {self.source.folder_name(part)} of {self.path}"
+
     def _fill(
         self,
         network: Any,
@@ -253,7 +276,7 @@ class DiffusersModel(ABC):
         return fill(
             network,
             self._weights(part),
-            f"teacher.path: {self.source.folder_name(part)} of {self.path}",
+            self._what(part),
             dtype,
             in_float32,
             device,

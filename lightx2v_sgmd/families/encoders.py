@@ -20,6 +20,11 @@ class PromptEncoder(Protocol):
         """The tokenizer that reads most of a prompt: ``Model.text_length`` tokens."""
         ...
 
+    @property
+    def prompts_at_once(self) -> int:
+        """Prompts to encode in a call: 1, or several where each call reads weights from a file."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> list[Embedding]:
         """What the network is told of each prompt; a prompt's does not depend on the others."""
         ...

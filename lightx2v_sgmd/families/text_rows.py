@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.t5 import check_vocabulary
+from lightx2v_sgmd.families.t5_streaming import PROMPTS_AT_ONCE, StreamedT5, run_each
 from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S text tokens, D text width
@@ -58,13 +59,21 @@ class TextEncoder:
         )
         return tokens.input_ids, tokens.attention_mask
 
-    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Hidden states ``[B, S, D]`` and mask ``[B, S]``; the caller's gradient mode applies."""
-        device = self.network.device
+    def inputs(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """The network's arguments, on its device: token ids and mask ``[B, S]``."""
         ids, mask = self.tokenize(prompts)
         check_vocabulary(ids, self.network)
-        hidden = self.network(ids.to(device), mask.to(device)).last_hidden_state
-        return hidden, mask.to(device)
+        return ids.to(self.network.device), mask.to(self.network.device)
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states ``[B, S, D]`` and mask ``[B, S]``; the caller's gradient mode applies."""
+        ids, mask = TextEncoder.inputs(self, prompts)
+        return self.network(ids, mask).last_hidden_state, mask
+
+    @property
+    def prompts_at_once(self) -> int:
+        """Prompts to encode in a call: 1, or several where each call reads the weights."""
+        return PROMPTS_AT_ONCE if isinstance(self.network, StreamedT5) else 1
 
     def encode(self, prompts: Sequence[str]) -> list[Embedding]:
         """The embedding of each prompt: its rows alone."""
@@ -78,7 +87,7 @@ class TextEncoder:
         the other prompts, and would change the last bits. So a prompt has the same embedding in
         training, in generation and in every measurement.
         """
-        return [self.forward([prompt])[0][0] for prompt in prompts]
+        return [hidden[0] for hidden in run_each(self.network, [self.inputs([p]) for p in prompts])]
 
 
 def pad_text(rows: Sequence[Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ def fill_network(
     copier = WeightCopier(device)
     for part, own in parts.items():
         for name in own:
-            _put(network, name, load(name, dtype_of(name), copier))
+            put_weight(network, name, load(name, dtype_of(name), copier))
         if on_part is not None:
             on_part(part, blocks.get(part, network))
 
@@ -86,7 +86,8 @@ def _block_name(name: str, blocks: Mapping[str, nn.Module]) -> str:
     return ""
 
 
-def _put(network: nn.Module, name: str, value: Tensor) -> None:
+def put_weight(network: nn.Module, name: str, value: Tensor) -> None:
+    """Gives a network the weight or constant table of a name."""
     owner, _, attribute = name.rpartition(".")
     module = network.get_submodule(owner)
     if attribute in module._buffers:

@@ -1,13 +1,27 @@
-"""The size of the main memory, and how much of it is available."""
+"""The size of the main memory, and how much of it is available to this process."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+from lightx2v_sgmd.system.errors import UserError
+
+SPARED_GIB: Final = 0.5
+"""Main memory that is left to libraries, to the allocator and to other programs."""
+_GROUPS: Final = Path("/sys/fs/cgroup")
+_RECLAIMED: Final = ("inactive_file", "active_file", "slab_reclaimable")
+"""Entries of ``memory.stat`` that the kernel frees before it kills: what files left in memory."""
 
 
 def host_memory_gib() -> tuple[float, float] | None:
-    """Total and available memory in GiB, within a container's limits; None if unknown."""
+    """Total and available memory in GiB, within a container's limits and ``ulimit -v``.
+
+    Memory in which the kernel keeps files that were read counts as available. None if nothing says
+    how much there is.
+    """
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         lines = (line.split() for line in meminfo.read_text().splitlines())
@@ -19,11 +33,89 @@ def host_memory_gib() -> tuple[float, float] | None:
             total = available = page * os.sysconf("SC_PHYS_PAGES")
         except (ValueError, OSError, AttributeError):
             return None
-    limit, used = (_number(Path("/sys/fs/cgroup") / f) for f in ("memory.max", "memory.current"))
-    if limit is not None:
+    for limit, used in (*_container_limits(), *_process_limits()):
         total = min(total, limit / 2**30)
-        available = min(available, (limit - (used or 0)) / 2**30)
+        available = min(available, max(0, limit - used) / 2**30)
     return total, available
+
+
+def available_gib() -> float:
+    """The available memory, less what is left to others; unlimited where nothing says it."""
+    memory = host_memory_gib()
+    return float("inf") if memory is None else max(0.0, memory[1] - SPARED_GIB)
+
+
+def refuse_too_large(needed_gib: float, what: str, remedy: str) -> None:
+    """Refuses work that the main memory does not hold, before it is begun.
+
+    Args:
+        needed_gib: The memory that it needs.
+        what: The work, as the message begins.
+        remedy: The words on what to do, as the message ends.
+
+    Raises:
+        UserError: the memory does not suffice.
+    """
+    available = available_gib()
+    if needed_gib > available:
+        raise UserError(
+            f"{what}: needs about {needed_gib:.3g} GiB of main memory, and {available:.3g} GiB are "
+            f"available (free memory within this container's limits, less {SPARED_GIB:g} GiB); "
+            f"{remedy}"
+        )
+
+
+def _container_limits() -> Iterator[tuple[int, int]]:
+    """Limit and use in bytes of each control group that this process is in, the parents' too."""
+    own = _own_groups()
+    for root, name, limit, used in (
+        (_GROUPS, "", "memory.max", "memory.current"),
+        (_GROUPS / "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        # A container sees its own group as the root; a process outside of one sees the path.
+        parts = Path(own.get(name, "/").lstrip("/")).parts
+        for depth in range(len(parts) + 1):
+            group = root.joinpath(*parts[:depth])
+            most = _number(group / limit)
+            if most is not None:
+                yield most, max(0, (_number(group / used) or 0) - _reclaimable(group))
+
+
+def _own_groups() -> dict[str, str]:
+    """This process's control groups: version 2's by "", version 1's by their controllers."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split(":", 2) for line in lines if line.count(":") >= 2)
+    return {name: path for _, names, path in fields for name in names.split(",")}
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of a group's use that the kernel frees when memory is short."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    values = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    found = 0
+    for key in _RECLAIMED:  # version 1 has the sums over child groups by names of their own
+        value = values.get(f"total_{key}", values.get(key, "0"))
+        found += int(value) if value.isdecimal() else 0
+    return found
+
+
+def _process_limits() -> Iterator[tuple[int, int]]:
+    """The limit of this process's address space (``ulimit -v``), and its use, if it has one."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            yield limit, pages * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError, IndexError):
+        return
 
 
 def _number(path: Path) -> int | None:

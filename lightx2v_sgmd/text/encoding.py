@@ -17,9 +17,9 @@ from lightx2v_sgmd.outputs import clean_temporaries
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import Bar, note, progress
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.text.cache import ABOUT_FILE, EmbeddingCache, is_embedding, prompt_key
 from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity, encoder_kind
+from lightx2v_sgmd.text.loading import load_encoder
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
 
@@ -57,7 +57,7 @@ def encode_prompts(
         chunks = _chunks(list(dict.fromkeys(prompts)))
         with _bar(sum(map(len, chunks)), 0, quiet or not ranks.first) as bar:
             own = range(ranks.rank, len(chunks), ranks.size)
-            mine = dict(_encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size))
+            mine = dict(_encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size, quiet))
         every = {index: rows for part in ranks.gather(mine) for index, rows in part.items()}
         by_prompt: dict[str, Embedding] = {}
         for index, chunk in enumerate(chunks):
@@ -159,7 +159,8 @@ def fill(
     done = sum(map(len, chunks[ranks.rank :: ranks.size])) - sum(len(chunks[i]) for i in own)
     try:
         with _bar(len(prompts), done * ranks.size, quiet or not ranks.first) as bar:
-            for index, rows in _encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size):
+            made = _encoded(model, dtype, ranks.device, chunks, own, bar, ranks.size, quiet)
+            for index, rows in made:
                 found = zip(chunks[index], rows, strict=True)
                 waiting |= {prompt_key(prompt): row for prompt, row in found if prompt in missing}
                 if len(waiting) >= SHARD_ROWS:
@@ -208,12 +209,12 @@ def _encoded(
     own: Sequence[int],
     bar: Bar,
     ranks: int,
+    quiet: bool = True,
 ) -> Iterator[tuple[int, list[Embedding]]]:
     """Encodes the chunks ``own``; the bar moves for all ranks, which are about as fast."""
     if not own:
         return
-    with no_library_bars():
-        encoder = model.load_text_encoder(dtype, device)
+    encoder = load_encoder(model, dtype, device, quiet=quiet)
     left = sum(map(len, chunks))
     for index in own:
         rows = list(encode_each(encoder, chunks[index]))
@@ -225,8 +226,10 @@ def _encoded(
 
 def encode_each(encoder: PromptEncoder, prompts: Sequence[str]) -> Iterator[Embedding]:
     """Each prompt's embedding on the CPU, as soon as it is computed."""
-    for prompt in prompts:
-        yield encoder.encode([prompt])[0].to("cpu")
+    count = encoder.prompts_at_once
+    for start in range(0, len(prompts), count):
+        for embedding in encoder.encode(prompts[start : start + count]):
+            yield embedding.to("cpu")
 
 
 def _folder_name(

@@ -90,9 +90,10 @@ def test_a_codec_that_garbles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [c.state for c in checks._video()] == ["broken"]
 
 
-def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"memory.max": 2**30, "memory.current": 2**29}
-    monkeypatch.setattr(host_memory, "_number", lambda path: limits[path.name])
+def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host_memory, "_GROUPS", tmp_path)
+    (tmp_path / "memory.max").write_text(str(2**30))
+    (tmp_path / "memory.current").write_text(str(2**29))
     memory = host_memory.host_memory_gib()
     assert memory is not None and memory[0] == 1.0 and memory[1] <= 0.5
     check = checks._resources()[-1]

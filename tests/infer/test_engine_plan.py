@@ -21,7 +21,7 @@ CPU = Options(device="cpu")
 def test_a_cpu_runs_in_float32_uncompiled_and_fused() -> None:
     plan = make_plan(open_wan("sprites"), CPU, (32, 32, 9))
     assert plan.device.type == "cpu" and plan.dtype == plan.text_dtype == torch.float32
-    assert plan.fuse_qkv and not plan.compile and not plan.fitted and plan.limit_gib is None
+    assert plan.fuse_qkv and not plan.compile and not plan.fitted
 
 
 def test_the_text_encoder_runs_as_the_teacher_did() -> None:

@@ -117,7 +117,8 @@ def test_on_a_cpu_the_weights_may_become_bfloat16() -> None:
         and plan.memory_mode.half
         and plan.memory_mode.quantize == "none"
     )
-    assert plan.fitted and not make_plan(model, Options(device=cpu, tile_vae=True), size).fitted
+    roomy = Options(device=cpu, tile_vae=True, max_memory_gib=1000.0)
+    assert plan.fitted and not make_plan(model, roomy, size).fitted
     kept = Options(device=cpu, max_memory_gib=0.8 * least, dtype=torch.float32)
     assert make_plan(model, kept, size).memory_mode.quantize != "none"
     with pytest.raises(UserError, match="too little"):
@@ -166,3 +167,28 @@ def test_tiles_are_a_way_to_decode_in_less_memory() -> None:
     assert _decoding(asked, MemoryMode(frames_at_once=1)) < 0.8 * _decoding(asked, MemoryMode())
     small = replace(asked, height=256, width=256)
     assert _decoding(small, tiles) == _decoding(small, MemoryMode())
+
+
+@pytest.mark.parametrize(
+    ("free", "half", "apart", "streamed"),
+    [(64, False, False, False), (16, False, True, False), (9, False, False, True)],
+)
+def test_the_real_sizes_fit_into_the_memory_that_a_cpu_has(
+    free: float, half: bool, apart: bool, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infer.engine_plan.available_gib", lambda: free)
+    model, size = open_wan(SMALL), (128, 128, 5)
+    plan = make_plan(model, Options(device="cpu"), size)
+    assert plan.text_dtype == torch.bfloat16  # umT5-XXL, whose training nothing tells
+    mode = plan.memory_mode
+    assert (mode.half, mode.one_at_a_time, mode.stream_text) == (half, apart, streamed)
+    monkeypatch.setattr("infer.engine_plan.available_gib", lambda: 5.5)
+    small = make_plan(model, Options(device="cpu"), size)
+    assert small.memory_mode.stream_text and small.fitted
+    monkeypatch.setattr("infer.engine_plan.available_gib", lambda: 1.0)
+    with pytest.raises(
+        UserError,
+        match=r"^out of memory: 128x128, 5 frames needs \d\.\d+ GiB at least \(with .*--stream-text"
+        r".*\), and 1 GiB are available on cpu; close other programs",
+    ):
+        make_plan(model, Options(device="cpu"), size)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightx2v_sgmd.families.wan.model import open_wan
+from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.system.errors import UserError

@@ -74,9 +74,14 @@ class RandomWan(WanModel):
         return _filled(network, dtype, stays_float32(network), where).requires_grad_(False)
 
     def load_text_encoder(
-        self, dtype: torch.dtype, device: Device | None = None, on_part: OnPart | None = None
+        self,
+        dtype: torch.dtype,
+        device: Device | None = None,
+        on_part: OnPart | None = None,
+        stream: bool = False,
     ) -> TextEncoder:
         """The umT5 encoder at its size, frozen, and a tokenizer that knows the words of PROMPT."""
+        assert not stream, "random weights are in no file"
         from transformers import UMT5Config, UMT5EncoderModel
 
         from tools.models.wan_folder import make_tokenizer

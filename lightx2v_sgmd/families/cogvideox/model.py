@@ -7,7 +7,7 @@ rotary ones; their noise schedules and VAEs differ in a number each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from lightx2v_sgmd.families.cogvideox.text import PaddedTextEncoder
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
-from lightx2v_sgmd.families.loading import load_t5
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder, read_video_facts
@@ -231,16 +230,18 @@ class CogVideoXModel(DiffusersModel):
         return build_t5(self.expected_text_encoder_config())
 
     def load_text_encoder(
-        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+        self,
+        dtype: torch.dtype,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+        stream: bool = False,
     ) -> TextEncoder:
         """Loads the tokenizer and the T5 encoder, frozen; raises as ``load_transformer``."""
         config = self.full_text_encoder_config()
         tokenizer = self.load_tokenizer()
-
-        def filled(network: Any, in_float32: Callable[[str], bool]) -> Any:
-            return self._fill(network, "text_encoder", dtype, in_float32, device, on_part)
-
-        network = load_t5(partial(build_t5, config), dtype, filled)
+        network = self._load_t5(
+            partial(build_t5, config), "text_encoder", dtype, device, on_part, stream
+        )
         return PaddedTextEncoder(tokenizer, network, self.text_length)
 
     def full_text_encoder_config(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lightx2v_sgmd.families.t5 import check_vocabulary
 from lightx2v_sgmd.families.text_rows import TextEncoder
 
 # B batch, S text tokens, D text width
@@ -47,9 +46,6 @@ class PaddedTextEncoder(TextEncoder):
         )
         return tokens.input_ids, tokens.attention_mask
 
-    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Hidden states ``[B, S, D]`` and the tokenizer's mask ``[B, S]``, which is not used."""
-        device = self.network.device
-        ids, mask = self.tokenize(prompts)
-        check_vocabulary(ids, self.network)
-        return self.network(ids.to(device)).last_hidden_state, mask.to(device)
+    def inputs(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """The network's arguments, on its device: token ids ``[B, S]`` and no mask."""
+        return super().inputs(prompts)[:1]

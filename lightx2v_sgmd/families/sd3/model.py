@@ -8,7 +8,7 @@ keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
-from lightx2v_sgmd.families.loading import empty_weights, load_t5
+from lightx2v_sgmd.families.loading import empty_weights
 from lightx2v_sgmd.families.sd3 import published
 from lightx2v_sgmd.families.sd3.forward import (
     decode_frames,
@@ -220,24 +220,25 @@ class SD3Model(DiffusersModel):
         return [*weights, *tokenizers]
 
     def load_text_encoder(
-        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+        self,
+        dtype: torch.dtype,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+        stream: bool = False,
     ) -> SD3TextEncoder:
         """Loads the tokenizers and the encoders, frozen; raises as ``load_transformer``."""
         configs = self.full_text_encoder_config()
         tokenizers = [load_tokenizer(self.source.tokenizer(name)) for name in self._tokenizers]
         networks = []
         for part in self._encoders:
-
-            def filled(network: Any, in_float32: Callable[[str], bool], part: Part = part) -> Any:
-                return self._fill(network, part, dtype, in_float32, device, on_part)
-
             build = partial(_build, part, configs[part])
             if part == _ENCODERS[2]:
-                networks.append(load_t5(build, dtype, filled))
-            else:
-                with empty_weights():
-                    network = build()
-                networks.append(filled(network, lambda name: False).requires_grad_(False))
+                networks.append(self._load_t5(build, part, dtype, device, on_part, stream))
+                continue
+            with empty_weights():
+                network = build()
+            filled = self._fill(network, part, dtype, lambda name: False, device, on_part)
+            networks.append(filled.requires_grad_(False))
         lengths = (published.CLIP_TOKENS, published.T5_TOKENS)
         return SD3TextEncoder(tokenizers, networks, self.text_dim, lengths)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import TEXT, Embedding
 from lightx2v_sgmd.families.t5 import check_vocabulary
+from lightx2v_sgmd.families.t5_streaming import PROMPTS_AT_ONCE, StreamedT5, run_each
 
 # B batch, S text tokens, D text width
 
@@ -26,7 +27,7 @@ class SD3TextEncoder:
 
     Args:
         tokenizers: Those of CLIP-L, CLIP-G and, if the model has it, T5.
-        networks: Their encoders.
+        networks: Their encoders; that of T5 may be a ``StreamedT5``.
         text_dim: Width D of a text row.
         lengths: Numbers of tokens of CLIP and of T5, the padding included.
     """
@@ -38,7 +39,10 @@ class SD3TextEncoder:
         text_dim: int,
         lengths: tuple[int, int],
     ) -> None:
-        self.tokenizers, self.network = list(tokenizers), torch.nn.ModuleList(networks)
+        self.tokenizers = list(tokenizers)
+        in_memory = [network for network in networks if isinstance(network, torch.nn.Module)]
+        self.network = torch.nn.ModuleList(in_memory)
+        self.t5 = networks[2] if len(networks) > 2 else None
         self.text_dim, self.lengths = text_dim, lengths
 
     @property
@@ -49,9 +53,15 @@ class SD3TextEncoder:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Embedding]:
         """Encodes each prompt alone; its rows are ``[S, D]`` and its pooled vector ``[P]``."""
-        return [self._encode(prompt) for prompt in prompts]
+        last = self._t5_rows(prompts)
+        return [self._encode(prompt, rows) for prompt, rows in zip(prompts, last, strict=True)]
 
-    def _encode(self, prompt: str) -> Embedding:
+    @property
+    def prompts_at_once(self) -> int:
+        """Prompts to encode in a call: 1, or several where each call reads T5's weights."""
+        return PROMPTS_AT_ONCE if isinstance(self.t5, StreamedT5) else 1
+
+    def _encode(self, prompt: str, last: Tensor | None) -> Embedding:
         hidden, pooled = [], []
         for tokenizer, network in zip(self.tokenizers[:2], self.network[:2], strict=True):
             ids = _tokens(tokenizer, prompt, self.lengths[0], network)
@@ -60,17 +70,17 @@ class SD3TextEncoder:
             hidden.append(out.hidden_states[-2][0])
         rows = torch.cat(hidden, dim=-1)
         rows = torch.nn.functional.pad(rows, (0, self.text_dim - rows.shape[-1]))
-        return Embedding(
-            {TEXT: torch.cat([rows, self._t5(prompt, rows)]), POOLED: torch.cat(pooled)}
-        )
+        if last is None:
+            last = rows.new_zeros(self.lengths[1], self.text_dim)
+        return Embedding({TEXT: torch.cat([rows, last]), POOLED: torch.cat(pooled)})
 
-    def _t5(self, prompt: str, like: Tensor) -> Tensor:
-        """T5's rows; without T5 rows of zeros, as many."""
-        if len(self.network) < 3:
-            return like.new_zeros(self.lengths[1], self.text_dim)
-        ids = _tokens(self.tokenizers[2], prompt, self.lengths[1], self.network[2])
-        rows: Tensor = self.network[2](ids)[0][0]
-        return rows
+    def _t5_rows(self, prompts: Sequence[str]) -> Sequence[Tensor | None]:
+        """T5's rows of each prompt; None without T5, in whose place are then rows of zeros."""
+        if self.t5 is None:
+            return [None] * len(prompts)
+        tokenizer, length = self.tokenizers[2], self.lengths[1]
+        inputs = [(_tokens(tokenizer, prompt, length, self.t5),) for prompt in prompts]
+        return [hidden[0] for hidden in run_each(self.t5, inputs)]
 
 
 def _tokens(tokenizer: Any, prompt: str, length: int, network: Any) -> Tensor:

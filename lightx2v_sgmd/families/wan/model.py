@@ -6,7 +6,7 @@ classes of diffusers and transformers, and weights have diffusers' names in ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.encoders import TakesImage
 from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert, only_expert
 from lightx2v_sgmd.families.features import Feature
-from lightx2v_sgmd.families.loading import load_t5
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora.updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.size_rules import SizeRules
@@ -324,7 +323,11 @@ class WanModel(DiffusersModel):
         return build_transformer(self.transformer_config)
 
     def load_text_encoder(
-        self, dtype: torch.dtype, device: Device = "cpu", on_part: OnPart | None = None
+        self,
+        dtype: torch.dtype,
+        device: Device = "cpu",
+        on_part: OnPart | None = None,
+        stream: bool = False,
     ) -> TextEncoder:
         """Loads the tokenizer and the umT5 encoder, frozen; raises as ``load_transformer``.
 
@@ -332,14 +335,14 @@ class WanModel(DiffusersModel):
             dtype: The precision; ``text_dtype`` gives the one for a teacher.
             device: Device of the encoder.
             on_part: As for ``load_transformer``; the encoder's blocks are its layers.
+            stream: True leaves the encoder's blocks in their file until they compute.
         """
         config = self.full_text_encoder_config()
         tokenizer = self.load_tokenizer()
-
-        def filled(network: Any, in_float32: Callable[[str], bool]) -> Any:
-            return self._fill(network, "text_encoder", dtype, in_float32, device, on_part)
-
-        return TextEncoder(tokenizer, load_t5(partial(build_text_encoder, config), dtype, filled))
+        network = self._load_t5(
+            partial(build_text_encoder, config), "text_encoder", dtype, device, on_part, stream
+        )
+        return TextEncoder(tokenizer, network)
 
     def build_text_encoder(self) -> Any:
         """Builds a ``UMT5EncoderModel`` with random weights (none on the meta device)."""
