@@ -77,7 +77,7 @@ def test_it_runs_and_can_be_exported_again(
     rank = 1000 if is_lora else None
     out = export(run, out=tmp_path / "out", quiet=True, rank=rank, **options)
     if "max_shard_size" in options:
-        assert len(list(out.rglob("diffusion_pytorch_model-*.safetensors"))) > 2
+        assert len(list(out.rglob("diffusion_pytorch_model-*.safetensors"))) > 1
     made = latents(out, teacher if is_lora else None)
     assert made.isfinite().all()
     if not (is_lora and (options.get("only") or options.get("names"))):  # these leave out norms
