@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from lightx2v_sgmd.system.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from infer.batch.generate_files import Outcome, SomeFailed, generate, generate_files
+    from infer.batch.generate_files import SomeFailed, generate, generate_files
+    from infer.batch.ledger import Outcome
     from infer.engine import Student, load_student
     from infer.options import GenerateOptions, Lora, Options
     from infer.result import Cancelled, Generation, Video
@@ -36,7 +37,7 @@ _HOMES: Final = {
     "Generation": "infer.result",
     "Lora": "infer.options",
     "Options": "infer.options",
-    "Outcome": "infer.batch.generate_files",
+    "Outcome": "infer.batch.ledger",
     "SomeFailed": "infer.batch.generate_files",
     "Student": "infer.engine",
     "Video": "infer.result",

@@ -201,6 +201,13 @@ class GenerateOptions(Options):
         kind=Path,
         metavar="FILE",
     )
+    ray: str | None = option(
+        None,
+        "Address of a Ray cluster whose machines make the videos, or local for one of this machine "
+        "alone. Weights, LoRAs and images have the same path on all of them.",
+        kind=str,
+        metavar="ADDRESS|local",
+    )
 
 
 def flag_of(name: str, flag: str = "") -> str:

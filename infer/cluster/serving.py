@@ -15,12 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from infer.cluster import engine as remote
-from infer.cluster.joining import join, places, share_of_machine
+from infer.cluster.joining import (
+    everywhere,
+    join,
+    options_everywhere,
+    places,
+    share_of_machine,
+)
 from infer.options import Options
 from infer.serve.jobs import JobStore, VideoJob
 from infer.serve.names import named_loras
@@ -56,10 +61,8 @@ class RayWorkers:
         store: JobStore,
         on_end: Callable[[], None],
     ) -> None:
-        self._weights = {name: _everywhere(path) for name, path in weights.items()}
-        loras = tuple(replace(lora, path=_everywhere(lora.path)) for lora in engine.loras)
-        base = engine.base and _everywhere(Path(engine.base))
-        self._engine = replace(engine, loras=loras, base=base)
+        self._weights = {name: everywhere(path) for name, path in weights.items()}
+        self._engine = options_everywhere(engine)
         self._options, self._on_end = options, on_end
         self._loras = named_loras(options.lora_folder)
         self._store, self._results = store, Results(options.data)
@@ -212,8 +215,3 @@ def _name_of(data: Path) -> str:
     """The name of a server's engines in the cluster: one for each folder of each machine."""
     owner = f"{socket.gethostname()}:{data.absolute()}"
     return f"lightx2v-sgmd-{hashlib.sha256(owner.encode()).hexdigest()[:16]}"
-
-
-def _everywhere(path: Path) -> Path:
-    """A path as other machines find it; the name of a known model stays as it is."""
-    return path.absolute() if path.exists() else path

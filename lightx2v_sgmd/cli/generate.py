@@ -18,6 +18,7 @@ EXAMPLES = (
     f'  {PROG} generate --weights demo/student --prompt "a red circle moving left" --out red.mp4\n'
     f"  {PROG} generate --weights student --prompts prompts.jsonl --out videos --batch 4\n"
     f'  {PROG} generate --weights wan14b --prompt "a fox" --out fox.mp4 --max-memory-gib 16\n'
+    f"  {PROG} generate --weights /mnt/wan14b --prompts p.txt --out videos --ray first:6379\n"
     "  torchrun --nproc-per-node 4 -m lightx2v_sgmd generate --weights wan14b ..."
 )
 

@@ -266,6 +266,23 @@ def contact_sheet(
     return path
 
 
+def write_content(
+    path: str | Path, content: bytes, publish: Callable[[Path], None] | None = None
+) -> None:
+    """Writes a video or image that was encoded elsewhere; the file appears whole.
+
+    Args:
+        path: The file; missing folders are made.
+        content: Its content.
+        publish: As for ``video_writer``.
+
+    Raises:
+        UserError: the file cannot be written there, or the disk is full.
+    """
+    with _appearing(Path(path), publish) as temporary:
+        temporary.write_bytes(content)
+
+
 def _strip(video: Frames, columns: int, gap: int) -> Frames:
     """Evenly spaced frames of a video side by side, at least 96 pixels high."""
     shown = np.unique(np.linspace(0, len(video) - 1, columns).round().astype(int))

@@ -1,11 +1,15 @@
-"""Serves on two local Ray nodes, kills an engine in the middle, and looks for lost jobs.
+"""Serves and generates on two local Ray nodes, kills what works there, and looks for lost videos.
 
     python -m tools.checks.check_ray --weights demo/student
 
 It starts a Ray cluster of two nodes on this machine, and ``serve --ray`` with two engines. Once
-both work, one is killed by SIGKILL, and more jobs are sent. Every accepted job must be completed
-with a whole video. Exit code 1 if one is not. Takes a minute, and needs
-``pip install 'lightx2v-sgmd[serve,ray]'``.
+both work, one is killed by SIGKILL, more jobs are sent, and the server is killed and started again.
+Every accepted job must be completed with a whole video.
+
+Then ``generate --ray`` makes the videos of a prompt file. The command is killed by SIGKILL in the
+middle, and the same command makes the rest; meanwhile one of the two nodes is ended. All files must
+be byte by byte those that ``generate`` makes without Ray. Exit code 1 if anything is missing. Takes
+two minutes, and needs ``pip install 'lightx2v-sgmd[serve,ray]'``.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -56,32 +60,36 @@ def engines(others: Collection[int] = ()) -> list[int]:
     return found
 
 
-def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[str]:
-    """Sends jobs, kills an engine, sends as many again; returns the names of all."""
+def start_server(weights: str, data: Path, address: str) -> tuple[subprocess.Popen[str], str]:
+    """Starts ``serve --ray``; returns its process and the address of its videos."""
     command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--ray", "--replicas", "2"]
     command += ["--weights", weights, "--port", "0", "--data", str(data), "--json"]
     command += ["--device", "cpu", "--batch", "1", "--queue-limit", "1000"]
-    others = engines()
     environment = {**os.environ, "RAY_ADDRESS": address}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert server.stdout is not None
+    # Ray may say something first.
+    line = next((line for line in server.stdout if line.startswith("{")), None)
+    if line is None:
+        sys.exit("the server did not start; its messages are above")
+    return server, json.loads(line)["url"] + "/v1/videos"
+
+
+def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[str]:
+    """Sends jobs, kills an engine, sends as many again, kills the server; returns all names."""
+    others = engines()
+    server, videos = start_server(weights, data, address)
+    until = time.monotonic() + _PATIENCE_S
+
+    def send(count: int) -> list[str]:
+        return [ask(videos, {"prompt": f"a red circle {i}"})["id"] for i in range(count)]
+
+    def unfinished() -> Counter[str]:
+        states = Counter(ask(f"{videos}/{name}")["status"] for name in names)
+        return Counter({name: states[name] for name in ("queued", "in_progress")})
+
     try:
-        assert server.stdout is not None
-        # Ray may say something first.
-        line = next((line for line in server.stdout if line.startswith("{")), None)
-        if line is None:
-            sys.exit("the server did not start; its messages are above")
-        videos = json.loads(line)["url"] + "/v1/videos"
-
-        def send(count: int) -> list[str]:
-            return [ask(videos, {"prompt": f"a red circle {i}"})["id"] for i in range(count)]
-
         names = send(jobs)
-        until = time.monotonic() + _PATIENCE_S
-
-        def unfinished() -> Counter[str]:
-            states = Counter(ask(f"{videos}/{name}")["status"] for name in names)
-            return Counter({name: states[name] for name in ("queued", "in_progress")})
-
         while len(engines(others)) < 2 and unfinished()["queued"] and time.monotonic() < until:
             time.sleep(0.2)
         running, waiting = engines(others), unfinished()
@@ -90,6 +98,11 @@ def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[st
         os.kill(running[0], signal.SIGKILL)
         print(f"killed 1 of {len(running)} engines, with {dict(waiting)}", flush=True)
         names += send(jobs)
+        waiting = unfinished()
+        server.kill()
+        server.wait()
+        print(f"killed the server, with {dict(waiting)}; it is started again", flush=True)
+        server, videos = start_server(weights, data, address)
         while unfinished().total() and time.monotonic() < until:
             time.sleep(0.5)
     finally:
@@ -117,22 +130,81 @@ def problems_of(data: Path, names: list[str]) -> list[str]:
     return problems
 
 
+def generate_and_kill(
+    weights: str, folder: Path, count: int, address: str, end_a_node: Callable[[], None]
+) -> list[str]:
+    """Generates with and without Ray; returns what is wrong.
+
+    Args:
+        weights: The student.
+        folder: Where everything goes.
+        count: The number of videos.
+        address: The cluster.
+        end_a_node: Ends one of its machines.
+    """
+    prompts = folder / "prompts.txt"
+    prompts.write_text("".join(f"a red circle {i}\n" for i in range(count)))
+    here, there = folder / "here", folder / "there"
+
+    def command(out: Path, *more: str) -> list[str]:
+        wanted = ["--weights", weights, "--prompts", str(prompts), "--out", str(out)]
+        start = [sys.executable, "-m", "lightx2v_sgmd", "generate", "--quiet", "--json"]
+        return [*start, *wanted, "--device", "cpu", "--batch", "2", *more]
+
+    def wait_for(videos: int, process: subprocess.Popen[str]) -> None:
+        while len(list(there.glob("*.mp4"))) < videos and process.poll() is None:
+            time.sleep(0.05)
+
+    # A task has one core, and another number of threads would round otherwise.
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(here), check=True, stdout=subprocess.DEVNULL, env=alone)
+    first = subprocess.Popen(command(there, "--ray", address), stdout=subprocess.PIPE, text=True)
+    wait_for(2, first)
+    first.kill()
+    first.communicate()
+    left = len(list(there.glob("*.mp4")))
+    print(f"killed the command after {left} of {count} videos", flush=True)
+    second = subprocess.Popen(command(there, "--ray", address), stdout=subprocess.PIPE, text=True)
+    wait_for(left + 2, second)
+    end_a_node()
+    print(f"ended a node after {len(list(there.glob('*.mp4')))} videos", flush=True)
+    said, _ = second.communicate()
+    if second.returncode:
+        return [f"generate --ray ended with {second.returncode}: {said}"]
+    print(f"{json.loads(said)['skipped']} videos were not made again", flush=True)
+    made = [file for folder in (here, there) for file in folder.iterdir()]
+    names = {file.name for file in made if file.suffix in (".mp4", ".json")}
+    return [
+        f"{name} is not the file that generate makes without Ray"
+        for name in sorted(names)
+        if not all((folder / name).is_file() for folder in (here, there))
+        or (here / name).read_bytes() != (there / name).read_bytes()
+    ]
+
+
 def main() -> None:
     """Runs the check."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--weights", required=True, help="a student")
-    parser.add_argument("--jobs", type=int, default=60, help="jobs before the kill, and after it")
+    parser.add_argument("--jobs", type=int, default=60, help="videos before each kill, and after")
     args = parser.parse_args()
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 3, "object_store_memory": 200 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(num_cpus=3, object_store_memory=200 * 2**20)
+    other = cluster.add_node(num_cpus=3, object_store_memory=200 * 2**20)
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "data"
             names = serve_and_kill(args.weights, data, args.jobs, cluster.address)
             problems = problems_of(data, names)
+            problems += generate_and_kill(
+                args.weights,
+                Path(folder),
+                args.jobs,
+                cluster.address,
+                lambda: cluster.remove_node(other),
+            )
     finally:
         cluster.shutdown()
     for problem in problems:

@@ -46,7 +46,7 @@ def test_no_cluster_is_joined_that_was_not_named(
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert join("--ray") is ray
-    assert asked.get("address") == (None if address else "local")
+    assert asked["address"] == (address or "local")
     del ray.__dict__["serve"]  # Ray without its extra
     with pytest.raises(UserError, match=r"Ray Serve cannot be imported"):
         join("--ray")
