@@ -127,6 +127,7 @@ class Student:
         rows: Sequence[Embedding],
         images: Sequence[tuple[Path | None, tuple[int, int, int]]],
         quiet: bool = True,
+        cached: bool = True,
     ) -> Sequence[Embedding]:
         """The prompts' embeddings beside what is made of the images that their videos start from.
 
@@ -134,6 +135,7 @@ class Student:
             rows: Each video's embedding, from ``encode``.
             images: Each video's image file, None without one, and its height, width and frames.
             quiet: No progress bar.
+            cached: Keep what is made in the folder of ``--text-cache``.
 
         Raises:
             UserError: an image cannot be read, or there are too many for no cache.
@@ -141,7 +143,7 @@ class Student:
         wanted = [None if image is None else (image, size) for image, size in images]
         if not any(wanted):
             return rows
-        cache = self.plan.options.text_cache
+        cache = self.plan.options.text_cache if cached else None
         alone = Ranks(device=self.device)
         made = self.ranks.once(
             lambda: encode_images(self.model, wanted, alone, cache, quiet, "--text-cache")

@@ -110,12 +110,18 @@ class Engine:
             Previews(self._desk.results) if previews else None,
         )
 
-    async def make(self, jobs: Sequence[VideoJob]) -> AsyncIterator[Event]:
+    async def make(
+        self, jobs: Sequence[VideoJob], images: Mapping[str, bytes] | None = None
+    ) -> AsyncIterator[Event]:
         """Makes jobs of one size, weights and LoRA.
 
         When the caller stops listening, the batch stops after its current step.
+
+        Args:
+            jobs: The jobs.
+            images: The image files that they start from, by the jobs' names.
         """
-        batch = _Batch(list(jobs))
+        batch = _Batch(list(jobs), dict(images or {}))
         thread = threading.Thread(target=self._make, args=(batch,), daemon=True)
         thread.start()
         try:
@@ -128,8 +134,12 @@ class Engine:
         with self._busy:
             try:
                 self._desk.begin(batch)
+                for name, content in batch.images.items():
+                    self._desk.results.keep_image(name, content)
                 self._maker.make(batch.jobs)
             finally:
+                for name in batch.images:
+                    self._desk.results.remove_sources(name)
                 batch.events.put(None)
 
 
@@ -138,6 +148,7 @@ class _Batch:
     """Jobs, what happens to them, and the mark that nobody wants them any more."""
 
     jobs: list[VideoJob]
+    images: dict[str, bytes] = field(default_factory=dict)
     events: queue.Queue[Event | None] = field(default_factory=queue.Queue)
     unwanted: threading.Event = field(default_factory=threading.Event)
 

@@ -142,7 +142,8 @@ class RayWorkers:
                 self._stopping.wait(_LOOK_S)
                 continue
             try:
-                response = self._responses[batch] = sending.make.remote(jobs)
+                images = self._images(jobs)
+                response = self._responses[batch] = sending.make.remote(jobs, images)
                 self._take(batch, jobs, response)
             except Exception as error:
                 if batch in self._responses:  # the engine may be well, and the disk here full
@@ -161,6 +162,15 @@ class RayWorkers:
             finally:
                 self._responses.pop(batch, None)
 
+    def _images(self, jobs: list[VideoJob]) -> dict[str, bytes]:
+        """The images of jobs; that of a job which was deleted meanwhile is not there."""
+        images = {}
+        for job in jobs:
+            if job.image is not None:
+                with suppress(FileNotFoundError):
+                    images[job.id] = self._results.image(job.id).read_bytes()
+        return images
+
     def _take(self, batch: str, jobs: list[VideoJob], response: Any) -> None:
         """Takes a batch's events; cancels it when nobody wants it, or when the server stops."""
         wanted = {job.id for job in jobs}
@@ -171,6 +181,7 @@ class RayWorkers:
                 self._results.show(event.name, event.picture)
             elif isinstance(event, remote.Failed):
                 self._store.fail(batch, event.name, event.reason)
+                self._results.remove_sources(event.name)
             elif isinstance(event, remote.Made):
                 self._finish(batch, event)
             if self._stopping.is_set() or not wanted:
@@ -189,7 +200,7 @@ class RayWorkers:
                 temporary.write_bytes(made.content)
             if not self._store.complete(batch, made.name, made.seconds, len(made.content)):
                 self._results.remove(made.name)
-        self._results.remove_preview(made.name)
+        self._results.remove_sources(made.name)
 
     def stop(self) -> None:
         """Ends the engines; what they were making is queued again."""

@@ -5,12 +5,20 @@ It imports no web package.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from infer.serve.api.answers import VideoAnswer, video_answer
-from infer.serve.api.request import RequestProblem, VideoRequest, settle
-from infer.serve.jobs import JobStore, VideoJob
+from infer.serve.api.reference import MOST_BODY, fingerprint, reference_of
+from infer.serve.api.request import (
+    RequestProblem,
+    VideoRequest,
+    check_image_wanted,
+    pick,
+    settle,
+)
+from infer.serve.jobs import JobStore, VideoJob, new_name
 from infer.serve.options import Served, ServeOptions, State
 from infer.serve.results import Results
 
@@ -52,14 +60,41 @@ class Backend:
             raise not_found(name)
         return job
 
-    def accept(self, request: VideoRequest) -> VideoJob:
-        """Puts a request into the queue.
+    @property
+    def most_body_bytes(self) -> int:
+        """The largest body of a request: more where it may hold an image."""
+        takes = any(served.takes_image != "never" for served in self.served)
+        return MOST_BODY if takes else self.options.most_body_bytes
+
+    def accept(self, request: VideoRequest, upload: bytes | None = None) -> VideoJob:
+        """Puts a request into the queue; its image, if it has one, is on the disk before it.
+
+        Args:
+            request: The request.
+            upload: The content of the image file that a form brought.
 
         Raises:
-            RequestProblem: the model cannot make that video, or the queue is full.
+            RequestProblem: the model cannot make that video.
+            QueueFull: as many jobs wait as may wait.
         """
-        wanted = settle(request, self.served, self.options.most_prompt)
-        return self.store.add(wanted, self.options.queue_limit)
+        given = upload is not None or bool(request.input_reference)
+        check_image_wanted(pick(self.served, request.model), given)  # before it is decoded
+        content = reference_of(request, upload)
+        image = None if content is None else fingerprint(content)
+        wanted = settle(request, self.served, self.options.most_prompt, image)
+        name = new_name()
+        try:
+            if content is not None:
+                self.results.keep_image(name, content)
+            return self.store.add(wanted, self.options.queue_limit, name)
+        except OSError as error:
+            self.results.remove_sources(name)
+            print(f"serve: an image cannot be written: {error}", file=sys.stderr, flush=True)
+            message = "the image cannot be written now; try again later"
+            raise RequestProblem(message, 503, "server_error") from None
+        except BaseException:
+            self.results.remove_sources(name)
+            raise
 
     def delete(self, name: str) -> bool:
         """Removes a job and its file; a job that is being made stops after its current step."""

@@ -27,7 +27,9 @@ MOST_DEATHS: Final = 3
 """A job is failed, not tried again, when so many workers died while they made it."""
 LORA_VERSION: Final = 2
 """The version of the queue since which a job may name a LoRA."""
-_VERSION: Final = 2
+IMAGE_VERSION: Final = 3
+"""The version of the queue since which a job may start from an image."""
+_VERSION: Final = 3
 _TABLES: Final = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -41,6 +43,7 @@ CREATE TABLE jobs (
     num_frames INTEGER NOT NULL,
     fps REAL NOT NULL,
     lora TEXT,
+    image TEXT,
     progress INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL,
     completed_at REAL,
@@ -53,12 +56,20 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_status ON jobs (status, number);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
-_FROM_VERSION_1: Final = "ALTER TABLE jobs ADD COLUMN lora TEXT"
+_UPDATES: Final = {
+    1: "ALTER TABLE jobs ADD COLUMN lora TEXT",
+    2: "ALTER TABLE jobs ADD COLUMN image TEXT",
+}
+"""What makes a queue of a version one of the next version."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A checked request: what is to be made."""
+    """A checked request: what is to be made.
+
+    Attributes:
+        image: The sha256 of the image that it starts from, whose file is the server's; or None.
+    """
 
     model: str
     prompt: str
@@ -68,6 +79,7 @@ class Wanted:
     num_frames: int
     fps: float
     lora: str | None
+    image: str | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,11 @@ class QueueFull(Exception):
         self.queued = queued
 
 
+def new_name() -> str:
+    """A name for a job, which nobody can guess."""
+    return f"video_{secrets.token_hex(16)}"
+
+
 _FIELDS: Final = ", ".join(item.name for item in fields(VideoJob))
 _NEW: Final = tuple(item.name for item in fields(Wanted))
 
@@ -137,9 +154,9 @@ class JobStore:
                 if not version:
                     for statement in filter(str.strip, _TABLES.split(";")):
                         db.execute(statement)
-                elif version == 1:
-                    db.execute(_FROM_VERSION_1)
-                    version = _VERSION
+                while version in _UPDATES:
+                    db.execute(_UPDATES[version])
+                    version += 1
                 if version in (0, _VERSION):
                     db.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.DatabaseError as error:
@@ -158,13 +175,18 @@ class JobStore:
         with self._lock:
             self._db.close()
 
-    def add(self, wanted: Wanted, queue_limit: int) -> VideoJob:
+    def add(self, wanted: Wanted, queue_limit: int, name: str | None = None) -> VideoJob:
         """Accepts a request: when this returns it is on the disk.
+
+        Args:
+            wanted: The request.
+            queue_limit: The most jobs that wait.
+            name: The job's name, one of ``new_name``; default another one.
 
         Raises:
             QueueFull: as many jobs wait as may wait.
         """
-        name = f"video_{secrets.token_hex(16)}"
+        name = name or new_name()
         values = [getattr(wanted, field) for field in _NEW]
         with self._change() as db:
             queued = self._count(db, "queued")
@@ -224,7 +246,8 @@ class JobStore:
     def claim(self, worker: str, together: Callable[[VideoJob], int]) -> list[VideoJob]:
         """Gives a worker the oldest queued job, and later ones of its weights, LoRA and size.
 
-        A job that a worker died of is given alone, so that it cannot take others with it.
+        Jobs with an image and jobs without one are not made together. A job that a worker died of
+        is given alone, so that it cannot take others with it.
 
         Args:
             worker: The name of this start of the worker.
@@ -241,8 +264,15 @@ class JobStore:
             if not first[0].deaths:
                 jobs = self._select(
                     "WHERE status = 'queued' AND deaths = 0 AND height = ? AND width = ? "
-                    "AND num_frames = ? AND model = ? AND lora IS ? ORDER BY number LIMIT ?",
-                    [*first[0].size, first[0].model, first[0].lora, max(1, together(first[0]))],
+                    "AND num_frames = ? AND model = ? AND lora IS ? AND (image IS NULL) = ? "
+                    "ORDER BY number LIMIT ?",
+                    [
+                        *first[0].size,
+                        first[0].model,
+                        first[0].lora,
+                        first[0].image is None,
+                        max(1, together(first[0])),
+                    ],
                 )
             for job in jobs:
                 db.execute(

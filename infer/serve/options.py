@@ -13,6 +13,8 @@ from lightx2v_sgmd.untrusted.reading import read_limited
 
 State = Literal["loading", "ready", "restarting", "stopped"]
 """What the worker is doing."""
+TakesImage = Literal["never", "optionally", "always"]
+"""As ``families.base.TakesImage``, which PyTorch comes with."""
 LARGEST: Final = 4.0
 """A video may have this many times the pixels of all frames that the student was trained for."""
 _UNKNOWN_SIZE: Final = (480, 832, 81)
@@ -98,6 +100,7 @@ class Served:
         shift: The flow shift of its schedule.
         rules: The sizes that it can make.
         loras: The names of LoRAs that requests may give.
+        takes_image: Tells if its videos start from an image.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Served:
     shift: float
     rules: SizeRules
     loras: tuple[str, ...] = ()
+    takes_image: TakesImage = "never"
 
     @property
     def most_pixels(self) -> int:

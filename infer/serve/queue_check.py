@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from infer.serve.jobs import LORA_VERSION
+from infer.serve.jobs import IMAGE_VERSION, LORA_VERSION
 from lightx2v_sgmd.system.errors import UserError
 
 _TABLES: Final = {"jobs", "counters"}
@@ -32,6 +32,10 @@ _STRANGE_LORAS: Final = """
 SELECT id FROM jobs WHERE typeof(lora) NOT IN ('text', 'null') OR length(lora) > 1000 LIMIT 1
 """
 """Jobs name a LoRA since version 2 of the queue."""
+_STRANGE_IMAGES: Final = """
+SELECT id FROM jobs WHERE typeof(image) NOT IN ('text', 'null') OR length(image) != 64 LIMIT 1
+"""
+"""Jobs may have an image since version 3 of the queue."""
 
 
 def check_queue(file: Path) -> None:
@@ -87,6 +91,8 @@ def _problem(db: sqlite3.Connection) -> str | None:
     found = db.execute(_STRANGE_JOBS).fetchone()
     if found is None and version >= LORA_VERSION:
         found = db.execute(_STRANGE_LORAS).fetchone()
+    if found is None and version >= IMAGE_VERSION:
+        found = db.execute(_STRANGE_IMAGES).fetchone()
     return None if found is None else f"it has a job {str(found[0])[:60]!r}"
 
 

@@ -14,13 +14,14 @@ from typing import Final
 
 from infer.serve.jobs import JobStore
 from infer.serve.options import ServeOptions
-from lightx2v_sgmd.outputs import clean_temporaries, move
+from lightx2v_sgmd.outputs import appearing, clean_temporaries, move
 from lightx2v_sgmd.outputs.lock import NAME as LOCK
 from lightx2v_sgmd.system.errors import UserError
 
 QUEUE: Final = "queue.sqlite"
 VIDEOS: Final = "videos"
 PREVIEWS: Final = "previews"
+IMAGES: Final = "images"
 _OWN_NAME: Final = re.compile(r"video_[0-9a-f]{32}")
 """A job's name, from which its video's file is named."""
 
@@ -50,6 +51,14 @@ class Results:
         """The file of an unfinished video's preview."""
         return self.folder / PREVIEWS / f"{name}.webp"
 
+    def image(self, name: str) -> Path:
+        """The file of the image that an unfinished job's video starts from.
+
+        Raises:
+            UserError: as ``video``.
+        """
+        return self.folder / IMAGES / self.video(name).with_suffix(".image").name
+
     def check(self) -> None:
         """Refuses a folder that holds files but no queue: it is not a server's.
 
@@ -69,14 +78,24 @@ class Results:
         """Removes a queue without jobs, for a server that did not start."""
         for suffix in ("", "-wal", "-shm"):
             self.queue.with_name(QUEUE + suffix).unlink(missing_ok=True)
-        for folder in (VIDEOS, PREVIEWS):
+        for folder in (VIDEOS, PREVIEWS, IMAGES):
             with suppress(OSError):
                 (self.folder / folder).rmdir()
 
     def remove(self, name: str) -> None:
-        """Removes a job's video and preview if they are there."""
+        """Removes a job's files if they are there."""
         self.video(name).unlink(missing_ok=True)
+        self.remove_sources(name)
+
+    def remove_sources(self, name: str) -> None:
+        """Removes what only an unfinished job needs: its preview and its image."""
         self.remove_preview(name)
+        self.image(name).unlink(missing_ok=True)
+
+    def keep_image(self, name: str, content: bytes) -> None:
+        """Writes a job's image, before the job is in the queue."""
+        with appearing(self.image(name)) as temporary:
+            temporary.write_bytes(content)
 
     def remove_preview(self, name: str) -> None:
         """Removes a job's preview if it is there."""
@@ -104,6 +123,20 @@ class Results:
         for file in folder.glob("video_*.mp4"):
             if _OWN_NAME.fullmatch(file.stem) and file.stem not in names:
                 self.remove(file.stem)
+
+    def sweep_images(self, store: JobStore) -> None:
+        """Removes images of no unfinished job.
+
+        Before requests are accepted: of a new job the image is written first.
+        """
+        folder = self.folder / IMAGES
+        folder.mkdir(exist_ok=True)
+        clean_temporaries(folder)
+        for file in folder.glob("video_*.image"):
+            if _OWN_NAME.fullmatch(file.stem):
+                job = store.get(file.stem)
+                if job is None or job.status in ("completed", "failed"):
+                    file.unlink(missing_ok=True)
 
     def retire(self, store: JobStore, options: ServeOptions) -> None:
         """Removes finished videos that are older, or take more space, than is kept."""

@@ -104,6 +104,7 @@ def _serve(
     results = Results(options.data)
     store.release(None, died=False)
     results.sweep(store)
+    results.sweep_images(store)
     results.retire(store, options)
     ended = threading.Event()
     supervisor = _workers(weights, engine, options, store, ended.set)
@@ -118,7 +119,7 @@ def _serve(
             state=lambda: supervisor.state,
             restarts=lambda: supervisor.restarts,
         )
-        app = Guard(make_app(backend), token, options.host, options.most_body_bytes)
+        app = Guard(make_app(backend), token, options.host, backend.most_body_bytes)
         config = uvicorn.Config(
             app,
             log_level="warning",

@@ -33,17 +33,18 @@ def read_image(path: str | Path) -> Any:
     return decode_image(read_limited(Path(path), MOST_BYTES), str(path))
 
 
-def decode_image(content: bytes, what: str) -> Any:
+def decode_image(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
     """Decodes the content of an image file; see ``read_image``.
 
     Args:
         content: The bytes of the file.
         what: The image's name in messages.
+        most_pixels: Most pixels that are decoded.
     """
     from PIL import ImageOps
 
     with _damage_named(what):
-        image = _opened(content, what)
+        image = _opened(content, what, most_pixels)
         image.load()
         return ImageOps.exif_transpose(image).convert("RGB")
 
@@ -78,13 +79,13 @@ def fitted(image: Any, height: int, width: int) -> Any:
     return image.crop((left, top, left + taken_width, top + taken_height))
 
 
-def _opened(content: bytes, what: str) -> Any:
+def _opened(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
     from PIL import Image
 
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MOST_PIXELS:
+    if image.width * image.height > most_pixels:
         raise UserError(
-            f"{what}: has {image.width} x {image.height} pixels, more than the {MOST_PIXELS:,} "
+            f"{what}: has {image.width} x {image.height} pixels, more than the {most_pixels:,} "
             "that are read; make it smaller"
         )
     if min(image.size) < LEAST_SIDE:

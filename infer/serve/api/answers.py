@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from infer.serve.jobs import Status, VideoJob
-from infer.serve.options import Served, State
+from infer.serve.options import Served, State, TakesImage
 
 
 class Problem(BaseModel):
@@ -50,6 +50,7 @@ class VideoAnswer(BaseModel):
     num_frames: int
     fps: float
     lora: str | None = Field(description="The LoRA that it is made with.")
+    starts_from_image: bool = Field(description="True if an input_reference was given.")
     preview: str | None = Field(description="Where the unfinished video can be seen, if it can.")
     queue_position: int | None = Field(description="Queued jobs before this one.")
     inference_time_s: float | None = Field(description="Seconds that the video took to make.")
@@ -86,6 +87,7 @@ class ModelAnswer(BaseModel):
     num_frames: int | None
     fps: float
     loras: list[str] = Field(description="Names of the LoRAs that a request may give.")
+    takes_image: TakesImage = Field(description="Tells if its videos start from an image.")
 
 
 class ModelList(BaseModel):
@@ -132,6 +134,7 @@ def video_answer(
         num_frames=job.num_frames,
         fps=job.fps,
         lora=job.lora,
+        starts_from_image=job.image is not None,
         preview=f"/v1/videos/{job.id}/preview" if has_preview else None,
         queue_position=ahead,
         inference_time_s=None if job.seconds is None else round(job.seconds, 3),
@@ -150,6 +153,7 @@ def model_answer(served: Served) -> ModelAnswer:
         num_frames=trained[2] if trained else None,
         fps=served.fps,
         loras=list(served.loras),
+        takes_image=served.takes_image,
     )
 
 

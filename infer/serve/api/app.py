@@ -18,6 +18,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
@@ -32,6 +33,7 @@ from infer.serve.api.answers import (
 )
 from infer.serve.api.errors import answer_errors
 from infer.serve.api.metrics import CONTENT_TYPE, metrics_text
+from infer.serve.api.reference import NAME as REFERENCE
 from infer.serve.api.request import RequestProblem, VideoRequest, parse_body, read_request
 from infer.serve.backend import Backend, not_found
 from infer.serve.jobs import QueueFull, VideoJob
@@ -89,8 +91,8 @@ def _add_videos(app: FastAPI, backend: Backend) -> None:
         openapi_extra=_request_body(),
     )
     async def create(request: Request) -> VideoAnswer:
-        wanted = await _read(request, backend)
-        return await run_in_threadpool(lambda: backend.answer(backend.accept(wanted)))
+        wanted, upload = await _read(request, backend)
+        return await run_in_threadpool(lambda: backend.answer(backend.accept(wanted, upload)))
 
     @app.get("/v1/videos", summary="List videos")
     def page(
@@ -168,8 +170,8 @@ def _add_content(app: FastAPI, backend: Backend) -> None:
         openapi_extra=_request_body(),
     )
     async def sync(request: Request) -> Response:
-        wanted = await _read(request, backend)
-        job = await run_in_threadpool(backend.accept, wanted)
+        wanted, upload = await _read(request, backend)
+        job = await run_in_threadpool(backend.accept, wanted, upload)
         until = time.monotonic() + backend.options.sync_limit_s
         try:
             while job.status in ("queued", "in_progress"):
@@ -256,32 +258,37 @@ def _add_errors(app: FastAPI) -> None:
         return answer(503, "the queue cannot be written now; try again later")
 
 
-async def _read(request: Request, backend: Backend) -> VideoRequest:
-    """The fields of a request, JSON or a form."""
+async def _read(request: Request, backend: Backend) -> tuple[VideoRequest, bytes | None]:
+    """The fields of a request, JSON or a form; and the image file of a form."""
     kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
     if kind == _JSON:
-        return read_request(parse_body(await request.body()), backend.served, form=False)
+        values = parse_body(await request.body())
+        return read_request(values, backend.served, form=False), None
     if kind not in _FORMS:
         raise RequestProblem(
             f"Content-Type: {kind[:80]} is not read; send {_JSON} or {_FORMS[0]}", 415
         )
     try:
-        most = backend.options.most_body_bytes
+        most = backend.most_body_bytes
         form = await request.form(max_files=1, max_fields=64, max_part_size=most)
     except (MultiPartException, HTTPException) as error:
         reason = error.message if isinstance(error, MultiPartException) else error.detail
         raise RequestProblem(f"body: is no readable form: {reason}") from None
     fields: dict[str, Any] = {}
+    upload: bytes | None = None
     try:
         for key, value in form.multi_items():
-            if key in fields:
+            if key in fields or (key == REFERENCE and upload is not None):
                 raise RequestProblem(f"{key[:60]}: is given twice; give it once")
+            if isinstance(value, UploadFile) and key == REFERENCE:
+                upload = await value.read()
+                continue
             if not isinstance(value, str) and key in VideoRequest.model_fields:
                 raise RequestProblem(f"{key}: is a file; send text")
             fields[key] = value
     finally:
         await form.close()
-    return read_request(fields, backend.served, form=True)
+    return read_request(fields, backend.served, form=True), upload
 
 
 def _file(backend: Backend, job: VideoJob) -> FileResponse:
@@ -308,9 +315,17 @@ def _file(backend: Backend, job: VideoJob) -> FileResponse:
 
 def _request_body() -> dict[str, Any]:
     schema = VideoRequest.model_json_schema()
+    fields, parts = schema["properties"], schema.pop("$defs")
+    kinds = [
+        parts[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+        for kind in fields[REFERENCE]["anyOf"]
+    ]
+    fields[REFERENCE]["anyOf"] = kinds  # a body's description stands alone
+    file = {"type": "string", "format": "binary", "description": "A PNG, JPEG or WebP file."}
+    form = {**schema, "properties": {**fields, REFERENCE: file}}
     return {
         "requestBody": {
             "required": True,
-            "content": {kind: {"schema": schema} for kind in (_JSON, _FORMS[0])},
+            "content": {_JSON: {"schema": schema}, _FORMS[0]: {"schema": form}},
         }
     }

@@ -76,8 +76,8 @@ class Guard:
 
     def _too_large(self) -> tuple[int, str]:
         return 413, (
-            f"body: has more than {self.most:,} bytes; this server takes text, and no images "
-            "or videos"
+            f"body: has more than the {self.most:,} bytes that this server reads; shorten the "
+            "text, or make the image smaller"
         )
 
     def _counted(self, receive: Receive) -> Receive:

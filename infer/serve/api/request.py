@@ -34,7 +34,7 @@ _GUIDANCE: Final = (
 _SHIFT: Final = ("flow_shift", "sample_shift", "shift")
 _NEGATIVE: Final = ("negative_prompt", "negative_prompts")
 _IMAGES: Final = (
-    *("input_reference", "image_reference", "video_reference", "audio_reference"),
+    *("image_reference", "video_reference", "audio_reference"),
     *("control_reference", "source_video", "image", "image_url", "reference_url"),
 )
 _LORAS: Final = ("loras", "lora_path", "lora_name")
@@ -56,6 +56,14 @@ class RequestProblem(Exception):
     ) -> None:
         super().__init__(short_line(message, 500))
         self.status, self.kind = status, kind
+
+
+class ImageUrl(BaseModel):
+    """An image inside a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_url: str = Field(description="data:image/png;base64,... (or jpeg, webp).")
 
 
 class VideoRequest(BaseModel):
@@ -85,6 +93,11 @@ class VideoRequest(BaseModel):
     )
     lora: str | None = Field(
         None, max_length=100, description="The name of a LoRA of the server's folder."
+    )
+    input_reference: str | ImageUrl | None = Field(
+        None,
+        description="Image that the video starts from, for students that take one: a file of a "
+        "form, or a data URL (data:image/png;base64,...). PNG, JPEG or WebP.",
     )
     user: str | None = Field(None, max_length=512, description="Accepted, and not kept.")
     extra_params: dict[str, Any] | str | None = Field(
@@ -187,10 +200,8 @@ def refuse_what_a_student_has_not(
                 "teacher's negative prompt is learned; say in the prompt what the video shows"
             )
         if key in _IMAGES:
-            raise RequestProblem(
-                f"{name}: this student makes videos from text alone, and image-to-video is not "
-                "served; leave it out"
-            )
+            remedy = "leave it out" if served.takes_image == "never" else "use input_reference"
+            raise RequestProblem(f"{name}: is not read by this server; {remedy}")
         if key in _LORAS:
             raise RequestProblem(
                 f"{name}: this server loads LoRAs of its own folder alone; give the name of one as "
@@ -198,8 +209,16 @@ def refuse_what_a_student_has_not(
             )
 
 
-def settle(request: VideoRequest, models: Sequence[Served], most_prompt: int) -> Wanted:
+def settle(
+    request: VideoRequest, models: Sequence[Served], most_prompt: int, image: str | None = None
+) -> Wanted:
     """Fills in what a request leaves open, and checks that the model can make it.
+
+    Args:
+        request: The request.
+        models: The served students.
+        most_prompt: The most characters of a prompt.
+        image: The sha256 of the image that comes with it.
 
     Raises:
         RequestProblem: the model is another one (404), or the prompt or size cannot be made.
@@ -210,6 +229,7 @@ def settle(request: VideoRequest, models: Sequence[Served], most_prompt: int) ->
         raise RequestProblem(
             f"lora: {request.lora!r} is not served with {served.name!r} here; it has {names}"
         )
+    check_image_wanted(served, image is not None)
     prompt = request.prompt.strip()
     if not prompt:
         raise RequestProblem("prompt: is empty; say what the video shows")
@@ -233,7 +253,24 @@ def settle(request: VideoRequest, models: Sequence[Served], most_prompt: int) ->
         )
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     lora = request.lora or None
-    return Wanted(served.name, prompt, seed, height, width, num_frames, fps, lora)
+    return Wanted(served.name, prompt, seed, height, width, num_frames, fps, lora, image)
+
+
+def check_image_wanted(served: Served, given: bool) -> None:
+    """Raises if a student needs an image and there is none, or takes none and there is one.
+
+    Raises:
+        RequestProblem: says so.
+    """
+    if given and served.takes_image == "never":
+        raise RequestProblem(
+            "input_reference: this student makes videos from text alone; leave it out"
+        )
+    if not given and served.takes_image == "always":
+        raise RequestProblem(
+            "input_reference: is missing, and this student starts videos from an image; send a "
+            "PNG, JPEG or WebP file in a form, or a data URL"
+        )
 
 
 def parse_body(body: bytes) -> dict[str, Any]:

@@ -209,6 +209,16 @@ class GroupStudent:
         with _or_end(UserError):
             return self._student.encode(prompts, quiet)
 
+    def with_images(
+        self,
+        rows: Sequence[Embedding],
+        images: Sequence[tuple[Path | None, Size]],
+        quiet: bool = True,
+        cached: bool = True,
+    ) -> Sequence[Embedding]:
+        """Refuses images: the others would need them too."""
+        raise UserError("input_reference: is not taken where several processes share a video")
+
     def denoise(
         self, rows: Sequence[Embedding], seeds: Sequence[int], size: Size, on_step: OnStep
     ) -> Tensor:

@@ -22,6 +22,7 @@ from lightx2v_sgmd.system.errors import UserError, short_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lightx2v_sgmd.families.conditioning import Embedding
     from lightx2v_sgmd.files.video import Frames
 
 
@@ -122,7 +123,10 @@ class Maker:
 
         if self.previews is not None:
             self.previews.begin(student, jobs)
-        rows = student.encode([job.prompt for job in jobs], quiet=True)
+        rows: Sequence[Embedding] = student.encode([job.prompt for job in jobs], quiet=True)
+        if jobs[0].image is not None:  # then all have one; nothing of them is kept
+            images = [(self.results.image(job.id), job.size) for job in jobs]
+            rows = student.with_images(rows, images, cached=False)
         latents = student.denoise(rows, [job.seed for job in jobs], jobs[0].size, on_step)
         denoised_s = time.perf_counter() - start
         decoded = student.decode_each(latents)
@@ -143,7 +147,7 @@ class Maker:
                 size = self.results.video(job.id).stat().st_size
                 if not self.store.complete(self.worker, job.id, seconds, size):
                     self.results.remove(job.id)
-            self.results.remove_preview(job.id)
+            self.results.remove_sources(job.id)
             self._finished.add(job.id)
 
     def _write_and_learn(self, job: VideoJob, latents: Any, chunks: Iterator[Frames]) -> bool:

@@ -53,6 +53,15 @@ class WorkingStudent(Protocol):
     def encode(self, prompts: Sequence[str], quiet: bool = False) -> list[Embedding]:
         """Each prompt's embedding."""
 
+    def with_images(
+        self,
+        rows: Sequence[Embedding],
+        images: Sequence[tuple[Path | None, Size]],
+        quiet: bool = True,
+        cached: bool = True,
+    ) -> Sequence[Embedding]:
+        """The same beside what is made of the images that the videos start from."""
+
     def denoise(
         self, rows: Sequence[Embedding], seeds: Sequence[int], size: Size, on_step: OnStep
     ) -> Tensor:
@@ -199,10 +208,10 @@ class Students:
         )
         what = f"{self._weights[model]}: serving it"
         require_feature(checked.model, "planned_memory", what, "lightx2v-sgmd generate")
-        if checked.model.takes_image == "always":
+        if checked.model.takes_image == "always" and self._ranks is not None:
             raise UserError(
-                f"{self._weights[model]}: starts videos from an image, and requests carry none; "
-                "use `lightx2v-sgmd generate --image FILE`"
+                f"{self._weights[model]}: starts videos from an image, which several processes do "
+                "not share yet; leave --nproc out"
             )
         return checked
 

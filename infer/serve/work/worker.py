@@ -88,7 +88,8 @@ def _work(
     own = Students(order.weights, order.engine, order.loras, order.batch_size or 1, ranks)
     fits = own.check()
     students: Students | Leader = own if ranks is None else Leader(own, ranks, followers)
-    pipe.send(Opened(tuple(served_as(name, fit) for name, fit in fits.items())))
+    served = [served_as(name, fit, images=ranks is None) for name, fit in fits.items()]
+    pipe.send(Opened(tuple(served)))
     students.get(next(iter(order.weights)), None)
     with closing(JobStore(results.queue)) as store:
         results.sweep(store)
@@ -118,8 +119,14 @@ def _die_with_the_server() -> None:
     os._exit(3)
 
 
-def served_as(name: str, fit: Fit) -> Served:
-    """The facts of checked weights that requests are checked against."""
+def served_as(name: str, fit: Fit, images: bool = True) -> Served:
+    """The facts of checked weights that requests are checked against.
+
+    Args:
+        name: Their name.
+        fit: What was found.
+        images: False if videos cannot start from an image here.
+    """
     checked = fit.checked
     video = checked.video
     return Served(
@@ -130,4 +137,5 @@ def served_as(name: str, fit: Fit) -> Served:
         shift=checked.schedule.shift,
         rules=checked.model.size_rules,
         loras=fit.loras,
+        takes_image=checked.model.takes_image if images else "never",
     )

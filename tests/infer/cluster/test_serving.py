@@ -54,7 +54,7 @@ def work_off(
     given: list[Response] = []
     pauses: list[float | None] = []
 
-    def remote(jobs: list[VideoJob]) -> Response:
+    def remote(jobs: list[VideoJob], images: dict[str, bytes]) -> Response:
         given.append(answer(jobs))
         return given[-1]
 

@@ -25,7 +25,7 @@ SERVED = Served(
     shift=8.0,
     rules=SizeRules(temporal=4, spatial=8, patch=(1, 2, 2), channels=4, most_positions=1024),
 )
-WANTED = Wanted("tiny", "a red circle", 1, 32, 32, 9, 8.0, None)
+WANTED = Wanted("tiny", "a red circle", 1, 32, 32, 9, 8.0, None, None)
 
 
 def make_backend(folder: Path, served: tuple[Served, ...] = (SERVED,), **options: Any) -> Backend:

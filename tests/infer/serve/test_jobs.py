@@ -41,6 +41,13 @@ def test_the_oldest_job_comes_first_with_others_of_its_size(store: JobStore) -> 
     assert batches == [[j.id for j in small[:3]], [large.id], [small[3].id], []]
 
 
+def test_jobs_with_an_image_are_made_apart_from_those_without(store: JobStore) -> None:
+    images: list[str | None] = [None, "a" * 64, None, "b" * 64]
+    names = [store.add(replace(WANTED, image=image), 10).id for image in images]
+    batches = [[job.id for job in store.claim("w", lambda size: 3)] for _ in range(3)]
+    assert batches == [[names[0], names[2]], [names[1], names[3]], []]
+
+
 def test_a_job_belongs_to_its_worker_alone(store: JobStore) -> None:
     job = store.add(WANTED, 10)
     store.claim("old", lambda job: 1)
@@ -117,14 +124,18 @@ def test_jobs_with_one_lora_are_made_together(store: JobStore) -> None:
     assert found is not None and found.lora == "b"
 
 
-def test_a_queue_of_the_version_before_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "later"), [(1, ("image", "lora")), (2, ("image",))])
+def test_a_queue_of_a_version_before_goes_on(
+    tmp_path: Path, version: int, later: tuple[str, ...]
+) -> None:
     file = tmp_path / "queue.sqlite"
     before = JobStore(file)
     job = before.add(WANTED, 10)
     before.close()
     with sqlite3.connect(file) as db:
-        db.execute("ALTER TABLE jobs DROP COLUMN lora")
-        db.execute("PRAGMA user_version = 1")
+        for column in later:
+            db.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        db.execute(f"PRAGMA user_version = {version}")
     db.close()
     for _ in range(2):  # the change is made once
         store = JobStore(file)

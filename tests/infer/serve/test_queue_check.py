@@ -34,13 +34,19 @@ def test_a_queue_passes_open_or_closed(tmp_path: Path, queue: Path) -> None:
     check_queue(killed)
 
 
-def test_a_queue_of_before_jobs_had_loras_passes_and_is_brought_up_to_date(queue: Path) -> None:
+@pytest.mark.parametrize(("version", "later"), [(1, ("image", "lora")), (2, ("image",))])
+def test_a_queue_of_before_passes_and_is_brought_up_to_date(
+    queue: Path, version: int, later: tuple[str, ...]
+) -> None:
+    """Jobs had no LoRA in version 1, and no image in version 2."""
     with closing(sqlite3.connect(queue)) as db:
-        db.execute("ALTER TABLE jobs DROP COLUMN lora")
-        db.execute("PRAGMA user_version = 1")
+        for column in later:
+            db.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        db.execute(f"PRAGMA user_version = {version}")
     check_queue(queue)
     with closing(JobStore(queue)) as store:
-        assert [job.lora for job in store.page(10, None, True)[0]] == [None]
+        jobs = store.page(10, None, True)[0]
+        assert [(job.lora, job.image) for job in jobs] == [(None, None)]
     check_queue(queue)
 
 

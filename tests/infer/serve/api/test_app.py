@@ -89,6 +89,8 @@ def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
         ({"negative_prompt": "blurry"}, "none of"),
         ({"flow_shift": 3}, "flow shift 8"),
         ({"input_reference": "data:..."}, "text alone"),
+        ({"extra_params": {"input_reference": "x"}}, "extra_params.input_reference: is unknown"),
+        ({"image_url": "http://x/a.png"}, "image_url: is not read by this server; leave it out"),
         ({"lora": {"name": "x"}}, "lora: should be a valid string"),
         ({"lora": "x"}, "with 'tiny' here; it has none; start it with --lora-folder"),
         ({"extra_params": {"guidance_scale": 2}}, "extra_params.guidance_scale"),
@@ -266,7 +268,8 @@ def test_a_server_that_loads_says_so(tmp_path: Path) -> None:
 
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Requests made from the OpenAPI description, right and wrong ones."""
-    backend = make_backend(tmp_path / "data", sync_limit_s=0.0, queue_limit=20)
+    served = (replace(SERVED, takes_image="optionally"),)
+    backend = make_backend(tmp_path / "data", served, sync_limit_s=0.0, queue_limit=20)
     backend.store.add(WANTED, 20)
     finish(backend)
     schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(backend))
