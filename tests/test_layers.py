@@ -216,3 +216,11 @@ def test_a_planted_violation_is_caught(module: str, source: str, reason: str) ->
 )
 def test_what_is_allowed_passes(module: str, source: str) -> None:
     assert violations(list(imports(module, source))) == []
+
+
+def test_every_folder_says_what_lives_there() -> None:
+    folders = {
+        file.parent for name in (LIBRARY, *APPLICATIONS) for file in (ROOT / name).rglob("*.py")
+    }
+    assert len(folders) > 30
+    assert [folder for folder in sorted(folders) if not (folder / "README.md").is_file()] == []

@@ -21,7 +21,7 @@ def open_model(path: str | Path, base: str | Path | None = None) -> Model:
 
     Args:
         path: A folder in a layout that a family knows, a hub id, ``sprites``, or a file of a
-            network's weights alone; ``families.wan.model`` has the layouts of Wan. Other families
+            network's weights alone; ``families.wan.opening`` has the layouts of Wan. Other families
             are read in diffusers' layout alone.
         base: For such a file: the model that it is a variant of, which gives the configuration, the
             VAE and the text encoder. Default: the folder of the file.
