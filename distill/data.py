@@ -73,7 +73,7 @@ def load_images(job: Job) -> list[Path | None]:
 
 
 def image_digests(images: Sequence[Path | None]) -> list[str]:
-    """What tells one list of images from another; empty where no prompt has one."""
+    """Digests that tell one list of images from another; empty where no prompt has one."""
     return ["" if image is None else check_image(image) for image in images]
 
 
@@ -90,8 +90,8 @@ class Batch:
         noise: ``[B, C, T, h, w]``, where the rollout starts.
         score_noise: ``[B, C, T, h, w]``, of x_t.
         time: ``[B]``, score times.
-        conditioning: Of the prompts.
-        negative: Of the negative prompt, for each sample: what guidance leads away from.
+        conditioning: The prompts' conditioning.
+        negative: The negative prompt's conditioning, for each sample.
         prompts: Indices of the prompts.
         samples: Indices in the global batch.
         fresh_noise: The noise of the rollout's later steps, by the step's index, for the solver
@@ -123,7 +123,7 @@ class PairBatch:
         discriminator_noise: ``[B, C, T, h, w]``, of the discriminator's input.
         discriminator_time: ``[B]``, its times.
         frames: Indices of the frames that a pixel discriminator sees.
-        conditioning: Of the pairs' prompts.
+        conditioning: The conditioning of the pairs' prompts.
         prompts: Indices of the pairs.
         samples: Indices in the global batch.
     """

@@ -326,10 +326,10 @@ def memory_explained(
 
     Args:
         model: The student's model.
-        plan: What runs where.
+        plan: The settled options.
         size: Height, width and number of frames of a video.
         batch: Number of videos.
-        where: What the block does, for the message: ``denoising``.
+        where: The work of the block, for the message: ``denoising``.
 
     Raises:
         UserError: memory ran out.

@@ -29,7 +29,7 @@ class StudentParts:
 
     Args:
         checked: The student.
-        plan: What runs where.
+        plan: The settled options.
         ranks: The processes that make a video together.
         quiet: True for no progress bars.
         switcher: Holds the parts; where they take turns, it sends the others away.

@@ -29,7 +29,7 @@ from lightx2v_sgmd.system.errors import UserError
 # B batch; a latent has any further dimensions
 
 Prediction = Literal["velocity", "v", "epsilon"]
-"""What a network predicts at x_t."""
+"""The quantity that a network predicts at x_t."""
 
 STEPS: Final = 1000
 """Number of timesteps of a network's training; a timestep is about 1000 times a time."""

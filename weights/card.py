@@ -128,7 +128,7 @@ def _base_model(spec: ExportSpec, about: Manifest) -> str:
 
 
 def _negative(about: Manifest) -> str:
-    """What the card says of the prompt that the teacher was guided away from."""
+    """The card's sentence about the prompt that the teacher was guided away from."""
     if about.guidance_scale == 1 or about.negative_prompt is None:
         return ""
     if not about.negative_prompt:

@@ -81,8 +81,8 @@ def push(
     """Uploads an exported folder to the Hugging Face Hub, and returns its address there.
 
     Args:
-        folder: What ``export`` wrote. Only the files that its manifest lists are uploaded; the
-            manifest there has the last name of a teacher's path.
+        folder: The folder that ``export`` wrote. Only the files that its manifest lists are
+            uploaded; the manifest there has the last name of a teacher's path.
         repository: ``ORG/NAME``; it is made if it does not exist.
         private: Make it private.
         replace: Replace files of the same names in a repository that has files.

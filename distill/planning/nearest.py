@@ -122,7 +122,7 @@ def _nearest(
 
 
 def _spared(change: tuple[list[str], Job, Machine]) -> tuple[int, int, int, int]:
-    """What a change saves of a GPU's memory: the larger, the less activations are left."""
+    """The memory that a change saves on a GPU: the larger, the fewer activations are left."""
     _, job, machine = change
     layout = job.parallel
     kind = list(CHECKPOINTING.values()).index(layout.gradient_checkpointing)

@@ -42,7 +42,7 @@ class Recorder:
         quiet: Show nothing.
         trackers: Other programs that get the same, already started.
         board: Write ``tensorboard/``.
-        warnings: What looks at each line; its warnings are recorded too.
+        warnings: Looks at each line; its warnings are recorded too.
     """
 
     def __init__(

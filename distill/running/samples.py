@@ -68,7 +68,7 @@ class Sampled:
         measures: The mean over the videos of each of ``MEASURES``, and ``frechet``; empty if
             nothing was measured.
         teacher: The same of the teacher's videos, without ``frechet``.
-        seconds: How long the step took, the teacher's videos included.
+        seconds: Duration of the step, the teacher's videos included.
         gifs: Small copies of the videos, on the first rank alone.
         files: The videos, or the images of a model that makes images.
     """
@@ -80,7 +80,7 @@ class Sampled:
     files: tuple[Path, ...] = ()
 
     def line(self) -> dict[str, Any]:
-        """What the iteration's line of ``metrics.jsonl`` gets."""
+        """The values for the iteration's line of ``metrics.jsonl``."""
         found: dict[str, Any] = {"sampling_seconds": round(self.seconds, 3)}
         if self.measures:
             found["samples"] = self.measures

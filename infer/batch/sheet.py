@@ -29,7 +29,7 @@ def write_sheet(files: Sequence[Path], folder: Path, quiet: bool = False) -> Pat
 
     Args:
         files: The images.
-        folder: Where the sheet goes.
+        folder: The folder of the sheet.
         quiet: Do not say why there is no sheet.
     """
     sheet = folder / SHEET

@@ -1,4 +1,4 @@
-"""What runs on the machines of a cluster: the worker of a server, without its queue.
+"""The worker of a server on the machines of a cluster, without the server's queue.
 
 Jobs come with a call and leave as a stream of events: progress, previews, videos, failures.
 """

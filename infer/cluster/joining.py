@@ -99,7 +99,7 @@ def options_everywhere(options: AnyOptions) -> AnyOptions:
 
 
 def share_of_machine(ray: Any, device: object) -> dict[str, float]:
-    """What one engine takes of a machine: a GPU where the cluster has any, else a CPU.
+    """The share of a machine that one engine takes: a GPU where the cluster has any, else a CPU.
 
     Args:
         ray: The package, joined to a cluster.

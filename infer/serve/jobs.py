@@ -92,7 +92,7 @@ class VideoJob(Wanted):
         progress: Percent of its steps that are done.
         created_at: Unix time in seconds.
         completed_at: Unix time in seconds when it was completed or failed.
-        seconds: How long it took to make, its share of a batch.
+        seconds: Time that it took to make, its share of a batch.
         bytes: The size of its file.
         error: Why it failed.
         deaths: The number of workers that died while they made it.
@@ -377,7 +377,7 @@ class JobStore:
         }
 
     def wait_s(self, queued: int) -> float:
-        """How long it takes to make so many videos, as those before took; 1 each if none was."""
+        """Estimates the seconds that so many videos take, from those before; 1 each if none was."""
         totals = self.counters()
         mean = totals["seconds"] / totals["completed"] if totals["completed"] else 1.0
         return queued * mean

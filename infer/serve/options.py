@@ -12,7 +12,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.reading import read_limited
 
 State = Literal["loading", "ready", "restarting", "stopped"]
-"""What the worker is doing."""
+"""State of the worker."""
 TakesImage = Literal["never", "optionally", "always"]
 """As ``families.base.TakesImage``, which PyTorch comes with."""
 LARGEST: Final = 4.0

@@ -153,7 +153,7 @@ def _workers(
     store: JobStore,
     on_end: Callable[[], None],
 ) -> Supervisor | RayWorkers:
-    """What makes the videos: a process of this machine, or the machines of a cluster."""
+    """The workers that make the videos: on this machine, or on the machines of a cluster."""
     if not options.ray:
         return Supervisor(weights, engine, options, store, on_end)
     from infer.cluster.serving import RayWorkers

@@ -75,8 +75,8 @@ class Supervisor:
         options: The server's options.
         store: The queue.
         on_end: Called when the worker refuses to run; the server then stops.
-        run: What the worker's process does.
-        follow: What the other processes of a group do.
+        run: The function that the worker's process runs.
+        follow: The function that the other processes of a group run.
     """
 
     def __init__(

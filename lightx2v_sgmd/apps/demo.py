@@ -161,7 +161,7 @@ FORWARDS_PER_ITERATION = 13.5
 
 
 REPORTED: Final = ("step", "seconds", "fisher", "nr", "rc", "grad_norm")
-"""What the report shows of each iteration."""
+"""The values of each iteration that the report shows."""
 
 
 def _read_trace(run: Path) -> list[dict[str, Any]]:

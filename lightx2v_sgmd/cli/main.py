@@ -115,7 +115,7 @@ def main(
     Args:
         args: The arguments; None takes those of this process.
         program: Other commands than those of ``lightx2v-sgmd``, with the same treatment of errors.
-        name: Their program's name.
+        name: The program's name.
     """
     if sys.flags.optimize > 1 and program is None:
         _start_with_docstrings(sys.argv[1:] if args is None else args)

@@ -29,7 +29,7 @@ _MOST_SEED: Final = 2**64 - 1
 
 @dataclass(frozen=True)
 class Record:
-    """What latents were made from.
+    """The things that latents were made from.
 
     Attributes:
         student: The weights and their steps.
@@ -125,7 +125,7 @@ class Sampler:
 
         Args:
             model: The student's network, with other LoRAs if wanted.
-            student: Its steps.
+            student: The student, which has the steps.
             positive: The text.
             latent: Empty latents ``[B, C, T, H, W]``.
             seed: The seed of the noise.

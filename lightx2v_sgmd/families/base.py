@@ -1,4 +1,4 @@
-"""What a teacher family supplies: the protocol behind which everything that differs is.
+"""The protocol of a teacher family: everything that differs from one to another is behind it.
 
 Code outside this folder holds a ``Model`` and does not ask which family it is of. A family is a
 folder here with one class of that protocol, named in ``opening``. What knows the layers of Wan's
@@ -41,7 +41,7 @@ class Model(Protocol):
     evaluation mode.
     """
 
-    # What it is
+    # Facts
 
     @property
     def family(self) -> str:
@@ -125,7 +125,7 @@ class Model(Protocol):
 
     @property
     def experts(self) -> tuple[Expert, ...]:
-        """Its networks by time, the one next to noise first; most models have one.
+        """The networks by time, the one next to noise first; most models have one.
 
         Whatever this protocol says of "the network" is about the first of them.
         """
@@ -237,7 +237,7 @@ class Model(Protocol):
             network: A network of this model, or an engine around one.
             x_t: ``[B, C, T, h, w]``; cast to the network's precision.
             time: ``[B]`` float32, 0 for data and 1 for noise.
-            conditioning: Of the same batch.
+            conditioning: The batch's conditioning.
             dtype: The network's precision, if autocast makes it differ from its weights'.
 
         Returns:
@@ -375,7 +375,7 @@ class Model(Protocol):
 
     @property
     def takes_image(self) -> TakesImage:
-        """Whether a video starts from an image."""
+        """Says if a video starts from an image: ``never``, ``optionally`` or ``always``."""
         ...
 
     @property

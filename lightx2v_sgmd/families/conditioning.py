@@ -1,4 +1,4 @@
-"""What a network is told beside x_t and the time, as a small tree of tensors.
+"""Conditioning: a small tree of tensors that a network is given beside x_t and the time.
 
 An ``Embedding`` is what is computed once for a prompt and cached; a ``Conditioning`` is a batch of
 them, as the network takes it. Both have an entry ``text``, which is all that text-to-video networks
@@ -47,7 +47,7 @@ class _Tensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Embedding(_Tensors):
-    """What a model's text encoders make of one prompt.
+    """The embedding of one prompt, made by a model's text encoders.
 
     Attributes:
         tensors: ``text``, ``[S, D]``, and whatever else the family needs, by name. Names are plain

@@ -1,4 +1,4 @@
-"""What models in diffusers' layout have in common; each family's class adds what differs."""
+"""The common part of models in diffusers' layout; each family's class adds what differs."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class PromptEncoder(Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> list[Embedding]:
-        """What the network is told of each prompt; a prompt's does not depend on the others."""
+        """Embeds each prompt; a prompt's embedding does not depend on the others."""
         ...
 
 

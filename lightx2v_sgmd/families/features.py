@@ -18,7 +18,7 @@ Feature = Literal[
     "planned_memory",
     "loras",
 ]
-"""What the engine and the trainer can do with the networks of some families only.
+"""Abilities of the engine and the trainer that the networks of some families only have.
 
 ``fast_blocks``: passes written for the family's blocks, and ``torch.compile`` of them.
 ``attention_kernels``: other attention kernels than PyTorch's. ``quantize``: the engine's weights in
@@ -33,7 +33,7 @@ def require_feature(model: Model, feature: Feature, what: str, remedy: str) -> N
 
     Args:
         model: The model.
-        feature: What the setting needs.
+        feature: The feature that the setting needs.
         what: The setting, for the message: ``parallel.sequence: 2``.
         remedy: The value to use instead.
 

@@ -54,7 +54,7 @@ def fill(
 
     Args:
         network: The network, built in ``empty_weights``.
-        weights: Its weights, under the network's names.
+        weights: The weights, under the network's names.
         what: The weights, for messages.
         dtype: The precision of the weights.
         in_float32: Function of a weight's name; True for those that are float32 anyway.

@@ -1,4 +1,4 @@
-"""How others run a family's models: diffusers' pipeline, and the sampler of the authors."""
+"""The stock pipeline of a family in diffusers, and the sampler of its authors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AuthorsSampler(NamedTuple):
     """The sampler with which a model's authors run it.
 
     Attributes:
-        solver: Its name.
+        solver: The solver's name.
         shift: The flow shift of its steps.
     """
 

@@ -18,11 +18,11 @@ class Dimension:
     """A dimension of VBench.
 
     Attributes:
-        title: Its name for readers.
-        part: What it counts towards.
+        title: The name that readers see.
+        part: The score that it counts towards.
         low: The score that becomes 0.
         high: The score that becomes 1.
-        weight: Its weight in the mean of its part.
+        weight: The weight in the mean of its part.
     """
 
     title: str

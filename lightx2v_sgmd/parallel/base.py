@@ -215,7 +215,7 @@ class Strategy(Protocol):
         Args:
             x_t: ``[B, C, T, h, w]``.
             time: ``[B]``.
-            conditioning: Of the same batch.
+            conditioning: The batch's conditioning.
             update: If True, only the heads receive gradient; if False, only ``x_t`` does, in a
                 loss of ``generator_gradient``.
         """

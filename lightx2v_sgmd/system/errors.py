@@ -86,7 +86,7 @@ def _middle_cut(text: str, most: int, tail: int) -> str:
 
 
 FULL_DISK: Final = "the disk is full; free some space, then run the same command again"
-"""What is said of a full disk."""
+"""The message about a full disk."""
 
 
 def is_full_disk(error: BaseException | None) -> bool:

@@ -42,7 +42,7 @@ def encode_images(
     quiet: bool = True,
     setting: str = "data.embeddings",
 ) -> list[ImageTensors]:
-    """What the model's networks are told about each image, on the CPU; the encoder is freed.
+    """Encodes each image for the model's networks, to the CPU; the encoder is freed.
 
     Args:
         model: The model.
@@ -106,7 +106,7 @@ class EmbeddingsWithImages(Sequence[Embedding]):
 
     Args:
         rows: The prompts' embeddings.
-        images: What ``encode_images`` gave for each.
+        images: The result of ``encode_images`` for each.
     """
 
     def __init__(self, rows: Sequence[Embedding], images: Sequence[ImageTensors]) -> None:

@@ -111,7 +111,7 @@ def measure(
         clients: The number of clients at a time.
         poll_s: Seconds between two questions of a client.
         size: Height, width and frames, where they are not those of the weights.
-        folder: Where the videos go.
+        folder: The folder of the videos.
     """
     bare, bare_wall = bare_seconds(weights, min(requests, 20), folder, size)
     command = [sys.executable, "-m", "lightx2v_sgmd", "serve", "--weights", weights, "--port", "0"]

@@ -112,7 +112,7 @@ def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[st
 
 
 def problems_of(data: Path, names: list[str]) -> list[str]:
-    """What is lost, unfinished or half written."""
+    """Names jobs that are lost, unfinished or half written."""
     from infer.serve.jobs import JobStore
 
     problems, died = [], 0

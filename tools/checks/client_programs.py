@@ -132,7 +132,7 @@ class Bench:
         return out
 
     def request(self, row: Row) -> dict[str, Any]:
-        """What the child reads."""
+        """The request that the child reads."""
         folder = self._export("untrained" if row.lora else "run", row.format, row.dtype)
         (weights,) = folder.glob("*.safetensors")
         lora = None

@@ -136,7 +136,7 @@ def kill_again_and_again(
 
 
 def problems_of(data: Path, accepted: list[str], hits: Counter[str]) -> list[str]:
-    """What is lost, unfinished or half written, and deaths that no kill explains."""
+    """Names jobs that are lost, unfinished or half written, and deaths that no kill explains."""
     from infer.serve.jobs import MOST_DEATHS, JobStore
 
     problems, completed = [], set()

@@ -104,8 +104,8 @@ class Victim:
     """A started command, and when it is killed.
 
     Attributes:
-        command: Its arguments.
-        process: Its process.
+        command: Arguments of the command.
+        process: The running process.
         share: The share of the processor time it needs after which it gets the signal.
         how: The signal.
         used_s: The processor time that it has used, in seconds.

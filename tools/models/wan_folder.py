@@ -74,10 +74,10 @@ def write_wan_folder(
         transformer: The network.
         vae: The VAE.
         text_encoder: The text encoder.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer.
         shift: Flow shift of the scheduler.
         image_encoder: CLIP's image encoder, for a folder as ``Wan2.1-I2V-*-Diffusers`` is.
-        image_processor: Its preprocessing.
+        image_processor: The image encoder's preprocessing.
         settings: Further values of ``model_index.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ class Layout:
         return _layer(stored) + self.scales.suffix
 
     def metadata(self, names: Iterable[str]) -> dict[str, str]:
-        """What the files' headers say of quantized layers, for programs that look there.
+        """The headers' entries about quantized layers, for programs that look there.
 
         Args:
             names: The network's weights, by diffusers' name.

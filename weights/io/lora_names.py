@@ -47,7 +47,7 @@ def _flat(layer: str) -> str:
 
 @dataclass(frozen=True)
 class Names:
-    """How a program names adapters.
+    """The names that a program gives to adapters.
 
     Attributes:
         name: The value of ``--names``.

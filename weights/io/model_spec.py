@@ -1,4 +1,4 @@
-"""What a file of weights says of itself in its header, as model managers read it.
+"""The description of itself that a file of weights has in its header, for model managers.
 
 The keys are those of Stability AI's ModelSpec 1.0.0 (https://github.com/Stability-AI/ModelSpec);
 ``wan2.1`` is the architecture that musubi-tuner and others write. There is no date: the same

@@ -46,7 +46,7 @@ class Scales:
     Attributes:
         suffix: The end of a scale's name, after the layer's name.
         per_channel: One for each output channel, ``[out, 1]``, or one for the matrix, ``[]``.
-        layer_settings: What the program wants to know of each quantized layer; it is stored as
+        layer_settings: The settings that the program wants of each quantized layer; it is stored as
             JSON text in a tensor of bytes beside the scale. Empty if it wants nothing.
     """
 

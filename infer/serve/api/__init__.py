@@ -1,1 +1,1 @@
-"""What clients see: the HTTP API, its answers and refusals, and the page."""
+"""The side that clients see: the HTTP API, its answers and refusals, and the page."""

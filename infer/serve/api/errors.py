@@ -21,7 +21,7 @@ class Answer(Protocol):
 
         Args:
             status: The HTTP status.
-            message: What went wrong.
+            message: The mistake, in a sentence.
             kind: The type of the error; by default that of the status.
             headers: More headers.
         """

@@ -31,7 +31,7 @@ class Guard:
 
     Args:
         app: The application.
-        token: What clients must send; None if only this machine can reach the server.
+        token: The token that clients must send; None if only this machine can reach the server.
         host: The address that the server listens on.
         most_body_bytes: The largest body.
     """

@@ -17,7 +17,7 @@ def metrics_text(store: JobStore, worker_ready: bool, restarts: int, queue_limit
     Args:
         store: The queue.
         worker_ready: True if the worker has loaded the weights.
-        restarts: How often the worker was started again.
+        restarts: Number of times that the worker was started again.
         queue_limit: The most jobs that may wait.
     """
     counts, totals = store.counts(), store.counters()

@@ -1,4 +1,4 @@
-"""What a client may ask for, and the check that turns it into a job. Imports no PyTorch.
+"""A client's request, and the checks that turn it into a job. Imports no PyTorch.
 
 Names of fields are those of OpenAI's videos API and of the engines that extended it (vLLM-Omni,
 SGLang).

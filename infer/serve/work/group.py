@@ -73,7 +73,7 @@ def follow(
         engine: As for ``Students``.
         loras: As for ``Students``.
         batch: As for ``Students``.
-        leader: Where the first process says what to do.
+        leader: The pipe from the first process, which says what to do.
         rank: The number of this process.
         size: The number of processes.
     """
@@ -142,7 +142,7 @@ class Leader:
     Args:
         students: This process's part of them.
         ranks: The processes.
-        followers: Where the others are told what to do.
+        followers: The pipes to the others, which are told what to do.
     """
 
     def __init__(self, students: Students, ranks: Ranks, followers: Sequence[Connection]) -> None:

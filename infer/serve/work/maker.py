@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 IDLE_S: Final = 0.02
-"""How often an idle worker looks into the queue."""
+"""Seconds between two looks of an idle worker into the queue."""
 
 
 class Desk(Protocol):
-    """Where a worker's jobs come from and their results go, see ``JobStore``."""
+    """Gives a worker its jobs and takes their results; see ``JobStore``."""
 
     def claim(self, worker: str, together: Callable[[VideoJob], int]) -> list[VideoJob]:
         """Gives the worker the next batch."""

@@ -1,4 +1,4 @@
-"""What a worker is started with, and what it and the server tell each other."""
+"""The order that starts a worker, and the messages between it and the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is started with.
+    """The order that a worker is started with.
 
     Attributes:
         worker: The name of this start.

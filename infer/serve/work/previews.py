@@ -31,7 +31,7 @@ class Previews:
     """Shows unfinished videos after each step, in colours that finished ones have taught.
 
     Args:
-        results: Where previews are written.
+        results: The folder that previews are written to.
         every_s: The least seconds between the previews of two steps.
     """
 

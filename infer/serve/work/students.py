@@ -34,7 +34,7 @@ Size = tuple[int, int, int]
 
 
 class WorkingStudent(Protocol):
-    """What a worker needs of a student, see ``infer.engine.Student``."""
+    """The part of ``infer.engine.Student`` that a worker uses."""
 
     @property
     def model(self) -> Model:
@@ -72,7 +72,7 @@ class WorkingStudent(Protocol):
 
 
 class StudentSource(Protocol):
-    """What makes the videos of a job."""
+    """Gives the student that makes the videos of a job."""
 
     def get(
         self, model: str, lora: str | None, size: Size | None = None, count: int = 1
@@ -239,7 +239,7 @@ class Students:
 
     @property
     def loaded(self) -> list[tuple[str, str | None]]:
-        """What is loaded, the least recently used first: names of weights and LoRA."""
+        """Names of weights and LoRA of each loaded student, the least recently used first."""
         return list(self._loaded)
 
     def _load(self, model: str, lora: str | None, size: Size | None, count: int) -> _Loaded:
@@ -310,7 +310,7 @@ class Students:
         )
 
     def batch_for(self, model: str, size: Size) -> int:
-        """What the engine takes together; 1 if the weights are not served."""
+        """The number of videos that the engine makes together; 1 if the weights are not served."""
         from infer.engine import videos_together
 
         fit = self._fits.get(model)

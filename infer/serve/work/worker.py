@@ -34,7 +34,7 @@ def run(order: Order, pipe: Connection, followers: Sequence[Connection] = ()) ->
     """The whole life of a worker; see the module.
 
     Args:
-        order: What it is started with.
+        order: The order that starts it.
         pipe: To the server.
         followers: To the other processes that make videos together with this one.
     """
@@ -50,7 +50,7 @@ def run_follower(order: Order, leader: Connection, rank: int) -> None:
     """The whole life of another process of a group; see ``group``.
 
     Args:
-        order: What the worker is started with.
+        order: The order that starts the worker.
         leader: From the first process.
         rank: The number of this process.
     """

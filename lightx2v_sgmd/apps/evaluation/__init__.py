@@ -69,7 +69,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was asked for, after everything was checked that can be without work."""
+    """The request, after everything was checked that can be without work."""
 
     sources: dict[str, VideoSource]
     sizes: dict[str, VideoFacts | None]
@@ -402,7 +402,7 @@ def _i3d(
 
 
 def _about(plan: _Plan, side: str) -> dict[str, Any]:
-    """What ``metrics.json`` says of a side."""
+    """The facts of a side for ``metrics.json``."""
     source = plan.sources[side]
     about: dict[str, Any] = {"path": source.path, "kind": source.kind}
     if source.kind == "teacher":

@@ -64,7 +64,7 @@ class Clip:
 
     Args:
         folder: The folder of a transformers ``CLIPModel``.
-        device: Where it runs.
+        device: The device that it runs on.
 
     Raises:
         UserError: the folder is none, or what is in it does not fit together.

@@ -35,7 +35,7 @@ class TeacherFeatures:
     Args:
         model: The teacher.
         device: The device of its networks.
-        dtype: Their precision.
+        dtype: Precision of the networks.
     """
 
     def __init__(self, model: Model, device: str, dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ class Metric:
     """A metric, as reports describe it.
 
     Attributes:
-        title: Its name for readers.
+        title: The name that readers see.
         meaning: The rule by which it is computed, a sentence.
         digits: Decimals in tables.
         key: The value of a video's measurements that it is the mean of; "" for a metric of a whole
@@ -153,7 +153,7 @@ class EvaluateOptions:
             among the two that are compared.
         guidance_scale: A teacher's guidance (Ho-Salimans form); by default that of the student's
             training, else 5.
-        negative_prompt: What a teacher's guidance leads away from; by default its authors' own.
+        negative_prompt: Prompt that a teacher's guidance leads away from; default its authors' own.
         steps: Steps of a teacher's sampler.
         height: In pixels; default as trained.
         width: In pixels; default as trained.

@@ -20,7 +20,7 @@ def motion_histogram(results: dict[str, Any], names: dict[str, str]) -> Figure:
 
     Args:
         results: The content of ``metrics.json``.
-        names: What readers call the sides.
+        names: Names of the sides, for readers.
     """
     flows = {side: [video[side]["optflow"] for video in results["videos"]] for side in names}
     most = max(max(values) for values in flows.values()) or 1.0
@@ -75,7 +75,7 @@ def motion_pairs(results: dict[str, Any], names: dict[str, str]) -> Figure:
 
     Args:
         results: The content of ``metrics.json``, with a reference.
-        names: What readers call the sides.
+        names: Names of the sides, for readers.
     """
     first, second = (
         [video[side]["optflow"] for video in results["videos"]] for side in ("against", "weights")

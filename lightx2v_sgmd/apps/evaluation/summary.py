@@ -26,7 +26,7 @@ class Side:
     """The measurements of one side.
 
     Attributes:
-        about: What it is, for ``metrics.json``.
+        about: Facts of the side, for ``metrics.json``.
         files: Each video's path, as the report says it.
         values: Each video's measurements.
         diversity: Each prompt's mean distance between its videos; None if not asked for.

@@ -37,9 +37,9 @@ def make_app(
     Args:
         study: The study.
         files: From ``page_files``.
-        store: Where votes are kept.
+        store: The database of votes.
         host: The address that the server listens on.
-        base: What every path begins with: ``""``, or ``/`` and a word.
+        base: The beginning of every path: ``""``, or ``/`` and a word.
     """
     from infer.serve.api.errors import answer_errors
     from infer.serve.api.guard import Guard

@@ -54,7 +54,7 @@ def collect(
     """Serves a study until the process is told to stop.
 
     Args:
-        folder: What ``study create`` wrote.
+        folder: The folder that ``study create`` wrote.
         options: Address, database, limits.
         on_start: Called with the page's address and the database when raters can begin.
 

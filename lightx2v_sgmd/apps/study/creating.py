@@ -42,7 +42,7 @@ class StudyOptions:
     Attributes:
         prompts: A prompt file, if neither sidecars nor names say the prompts.
         questions: As ``--question`` takes them; none means the paper's four.
-        names: What reports call the two sides; by default their folders' names.
+        names: Names of the two sides in reports; by default their folders' names.
         pairs: The most pairs, drawn at random; None takes all.
         catch: Catch trials for each rater.
         seed: Seed of the draw of pairs, names and slots; None takes one from the system, so that

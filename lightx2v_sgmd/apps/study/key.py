@@ -36,8 +36,8 @@ class Pair(Strict):
         prompt: The text that both were made from.
         first: Name of a video below ``page/videos``.
         second: Name of the other one.
-        a: Which of the two is from the folder ``--a``; None in a catch trial.
-        good: Which of the two is not spoiled; None unless it is a catch trial.
+        a: The index of the one from the folder ``--a``; None in a catch trial.
+        good: The index of the one that is not spoiled; None unless it is a catch trial.
         source: Names of the two original files; one in a catch trial.
     """
 
@@ -61,7 +61,7 @@ class StudyKey(Strict):
     Attributes:
         format_version: Version of this file.
         study: The study's id.
-        names: What reports call the two sides.
+        names: Names of the two sides in reports.
         folders: The two folders, as they were given.
         questions: The questions.
         pairs: The pairs, catch trials among them, in the order of the page's data.

@@ -31,7 +31,7 @@ _H264_NOTES: Final = ("-bsf:v", "filter_units=remove_types=6")
 
 @dataclass(frozen=True)
 class Picture:
-    """What a browser needs to know of a video."""
+    """The facts of a video that a browser needs."""
 
     width: int
     height: int

@@ -19,9 +19,9 @@ class Question(BaseModel):
     """A question about two videos.
 
     Attributes:
-        name: Its name in votes and reports.
-        title: What a table calls it.
-        text: What raters read.
+        name: Name in votes and reports.
+        title: Title in tables.
+        text: The question that raters read.
         checked: True if the answer is known for a video and a spoiled copy of it.
     """
 

@@ -18,7 +18,7 @@ FORMAT_VERSION: Final = 1
 def summarise(
     study: StudyKey, submissions: Sequence[Submission], replaced: int = 0, catch_errors: int = 0
 ) -> dict[str, Any]:
-    """What a study found.
+    """Summarises what a study found.
 
     Args:
         study: The key.

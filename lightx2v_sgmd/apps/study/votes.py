@@ -22,9 +22,9 @@ class PairVote(Strict):
 
     Attributes:
         pair: The pair's id.
-        left: Which of its videos was on the left.
+        left: The index of the video that was on the left.
         answers: The answer to each question; none if the pair was skipped.
-        seconds: How long the pair was shown.
+        seconds: Time for which the pair was shown.
         skipped: True if a video could not be played.
     """
 

@@ -159,7 +159,7 @@ def _setup(
     package: dict[str, Any] | None,
     files: Sequence[Path],
 ) -> dict[str, Any]:
-    """What the scores belong to."""
+    """The weights, settings and versions that the scores belong to."""
     setup: dict[str, Any] = {"weights": source.path, "kind": source.kind}
     if size is not None:
         from importlib.metadata import version

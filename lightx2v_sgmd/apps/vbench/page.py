@@ -41,7 +41,7 @@ def percent(score: float | None) -> str:
 
 
 def setup_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the scores belong to, in words."""
+    """The weights, settings and versions that the scores belong to, in words."""
     setup = results["vbench"]["setup"]
     augmentation = setup["prompt_augmentation"]
     rows = [
@@ -69,7 +69,7 @@ def setup_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """What one must know before comparing the numbers with others."""
+    """The cautions for whoever compares the numbers with others."""
     found, said = results["vbench"], []
     videos = found["videos"]
     if videos["missing"]:

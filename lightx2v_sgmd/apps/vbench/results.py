@@ -22,7 +22,7 @@ class Score:
     Attributes:
         value: From 0 to 1.
         videos: The number of videos that it was measured on; None if the file does not say.
-        file: Where it was read.
+        file: The file that it was read from.
     """
 
     value: float

@@ -40,8 +40,8 @@ class Suite:
         file: The file that they are from.
         sha256: The hash of its content.
         prompts: Each prompt once, in the file's order.
-        texts: What a video of each prompt is made from: the prompt, or its augmented form.
-        dimensions: How many videos each dimension looks at, by its name.
+        texts: The text that a video of each prompt is made from: the prompt, or its augmented form.
+        dimensions: The number of videos that each dimension looks at, by its name.
         augmented: The file of augmented prompts, and the hash of its content; None without one.
     """
 
@@ -58,7 +58,7 @@ class Suite:
         return len(self.prompts) * SAMPLES
 
     def text(self, index: int) -> str:
-        """What the video with that index is made from."""
+        """The text that the video with that index is made from."""
         return self.texts[index // SAMPLES]
 
     def name(self, index: int) -> str:

@@ -25,7 +25,7 @@ def summarise(
         suite: The prompts.
         there: The number of videos that there are.
         scores: The scores of dimensions.
-        setup: What the scores belong to: weights, steps, versions.
+        setup: The setup that the scores belong to: weights, steps, versions.
     """
     dimensions: dict[str, dict[str, Any]] = {}
     for name, about in DIMENSIONS.items():

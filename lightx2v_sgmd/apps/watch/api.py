@@ -31,7 +31,7 @@ def make_app(run: WatchedRun, token: str | None, host: str) -> ASGIApp:
 
     Args:
         run: The run.
-        token: What clients must send; None if only this machine can reach the server.
+        token: The token that clients must send; None if only this machine can reach the server.
         host: The address that the server listens on.
     """
     from infer.serve.api.errors import answer_errors

@@ -75,8 +75,8 @@ class Curve:
 
     Attributes:
         key: The value's name in ``metrics.jsonl``; ``grad_norm/student`` is within ``grad_norm``.
-        title: What it is.
-        expected: What it should look like.
+        title: Title of the curve.
+        expected: The shape that it should have, in a sentence.
         steps: The steps of its points.
         values: The values of its points.
         teacher: The teacher's value, for the measures of samples.
@@ -149,7 +149,7 @@ def _text(key: str) -> tuple[str, str]:
 
 
 def _place(key: str) -> tuple[int, int]:
-    """Where a curve stands on the page."""
+    """The place of a curve on the page."""
     kinds = ("samples", "", "grad_norm", "seconds", "peak_memory_gib", "lr")
     kind = key.partition("/")[0]
     named = list(_TEXTS)

@@ -32,7 +32,7 @@ class WatchedRun:
 
     Attributes:
         folder: The folder.
-        job: Its job.
+        job: The run's job.
         prompts: The prompts of the samples, as far as they are known.
     """
 
@@ -57,7 +57,7 @@ class WatchedRun:
         return cls(folder, job, _prompts(job))
 
     def state(self) -> dict[str, Any]:
-        """What the page shows: progress, speed, curves, samples and warnings."""
+        """The state that the page shows: progress, speed, curves, samples and warnings."""
         lines = self.lines()
         step = lines[-1]["step"] if lines else 0
         total = self.job.train.iterations

@@ -67,7 +67,7 @@ class CogVideoXModel(DiffusersModel):
 
     @property
     def experts(self) -> tuple[Expert, ...]:
-        """Its one network."""
+        """The one network of the model."""
         return only_expert(self)
 
     @property

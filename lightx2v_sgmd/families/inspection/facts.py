@@ -1,4 +1,4 @@
-"""What is said of weights, and how it is worded."""
+"""The facts of an inspection, and their wording."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SHOWN: Final = 4
 
 @dataclass
 class Inspection:
-    """What a file or folder of weights is.
+    """The kind of a file or folder of weights, and its facts.
 
     Attributes:
         path: The file or folder.
         kind: ``network``, ``LoRA``, ``text encoder``, ``VAE``, ``model``, ``export``, ``training
             run``, ``checkpoint`` or ``unknown``.
-        facts: What is known, by label, in the order in which it is printed.
-        missing: What is missing to generate with it; one line for each thing.
+        facts: Known facts by label, in the order in which they are printed.
+        missing: Things that are missing to generate with it, each in a line.
     """
 
     path: Path

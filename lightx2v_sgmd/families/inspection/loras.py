@@ -1,4 +1,4 @@
-"""What a LoRA file is, and which known model it fits."""
+"""Inspects LoRA files: their kind, and the known model that they fit."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def pickled_lora_facts(path: Path, header: Header) -> Inspection:
 
 
 def lora_at(path: Path) -> str | None:
-    """What kind of LoRA stands at a path, in words; None if none does, or if it cannot be read.
+    """The kind of LoRA at a path, in words; None if none does, or if it cannot be read.
 
     Args:
         path: A file, or the folder of one.

@@ -74,7 +74,7 @@ def is_lora_key(key: str) -> bool:
 
 
 def unsupported_kind(keys: Iterable[str]) -> tuple[str, str] | None:
-    """What a file is that is no plain LoRA, such as ``a DoRA``, and a key that tells it.
+    """The kind of a file that is no plain LoRA, such as ``a DoRA``, and a key that tells it.
 
     Returns:
         None for a plain LoRA.
@@ -87,7 +87,7 @@ def unsupported_kind(keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def lora_kind(keys: Iterable[str]) -> str | None:
-    """What kind of LoRA a file with these tensors is, in words; None if it is none."""
+    """The kind of LoRA that has these tensors, in words; None if it is none."""
     keys = list(keys)
     found = unsupported_kind(keys)
     if found is not None:

@@ -39,7 +39,7 @@ from lightx2v_sgmd.system.errors import UserError, shortened
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """What a LoRA file adds to a network, at strength 1; alpha is multiplied in.
+    """The matrices that a LoRA file adds to a network, at strength 1; alpha is multiplied in.
 
     Attributes:
         factors: ``down [r, in]`` and ``up [out, r]`` by linear layer (diffusers' name):
@@ -65,7 +65,7 @@ class LoraFile:
 
     Attributes:
         path: The file.
-        header: Its tensors and metadata.
+        header: The file's tensors and metadata.
         layers: Layers with factors, by diffusers' name.
         differences: The stored name of each parameter's difference, by diffusers' name.
         image_layers: Tensors of image-to-video layers, which are left out.

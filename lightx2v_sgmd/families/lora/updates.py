@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class LoraUpdates:
-    """What LoRA files add to a network's weights.
+    """The updates that LoRA files add to a network's weights.
 
     Merged, nothing is computed twice, and the network can be fused and quantised. The sum is
     made in float32 and rounded to the network's precision once.
@@ -103,7 +103,7 @@ class MergedWholeTensors(WholeTensors):
     Args:
         files: As for ``WholeTensors``.
         names: As for ``WholeTensors``; must give diffusers' names.
-        updates: What is added.
+        updates: The updates that are added.
     """
 
     def __init__(self, files: Sequence[Path], names: Names | None, updates: LoraUpdates) -> None:

@@ -83,7 +83,7 @@ class SD3Model(DiffusersModel):
 
     @property
     def experts(self) -> tuple[Expert, ...]:
-        """Its one network."""
+        """The one network of the model."""
         return only_expert(self)
 
     @property

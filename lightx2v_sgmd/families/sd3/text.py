@@ -27,7 +27,7 @@ class SD3TextEncoder:
 
     Args:
         tokenizers: Those of CLIP-L, CLIP-G and, if the model has it, T5.
-        networks: Their encoders; that of T5 may be a ``StreamedT5``.
+        networks: The encoders; that of T5 may be a ``StreamedT5``.
         text_dim: Width D of a text row.
         lengths: Numbers of tokens of CLIP and of T5, the padding included.
     """

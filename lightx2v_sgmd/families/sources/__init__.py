@@ -1,1 +1,1 @@
-"""Where the parts of a model are, and what its small files state."""
+"""Finds the parts of a model, and reads its small files."""

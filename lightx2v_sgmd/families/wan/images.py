@@ -1,4 +1,4 @@
-"""What Wan's networks are told about an image that a video starts from.
+"""The conditioning of Wan's networks on an image that a video starts from.
 
 Wan2.1's image-to-video networks get latents of a video that is the image and then grey, and, by a
 second cross-attention, the rows of CLIP's last layer but one. Wan2.2-TI2V-5B gets the latents of

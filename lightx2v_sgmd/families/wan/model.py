@@ -133,7 +133,7 @@ class WanModel(DiffusersModel):
 
     @property
     def takes_image(self) -> TakesImage:
-        """Whether it starts from an image: ``never``, ``always``, or ``optionally``."""
+        """Says if its videos start from an image: ``never``, ``always``, or ``optionally``."""
         if self.transformer_config["in_channels"] != self.latent_channels:
             return "always"
         return "optionally" if self.holds_first_frame else "never"
@@ -263,7 +263,7 @@ class WanModel(DiffusersModel):
         return Conditioning({TEXT: torch.empty(batch, text_rows, self.text_dim)})
 
     def video_tokens(self, output: Any) -> Tensor:
-        """What a block returned: the tokens ``[B, N, D]`` of the video alone."""
+        """The tokens ``[B, N, D]`` of the video, which a block returned alone."""
         assert isinstance(output, Tensor), "a block of Wan returns one tensor"
         return output
 

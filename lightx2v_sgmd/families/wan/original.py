@@ -280,12 +280,12 @@ def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
 _WRAPPERS: Final = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-"""What torch.compile, FSDP and checkpointing put into names, anywhere."""
+"""Parts that torch.compile, FSDP and checkpointing put into names, anywhere."""
 _ANCHOR: Final = re.compile(r"(.*\.|)patch_embedding\.weight")
 
 
 def transformer_prefix(stored: Iterable[str]) -> str:
-    """What stands before every name of a transformer: ComfyUI's prefix, a wrapper's, a trainer's.
+    """The prefix of every name of a transformer: ComfyUI's prefix, a wrapper's, a trainer's.
 
     Where a file has several networks, EMA weights come before others, and a generator before the
     networks that only its training needs.

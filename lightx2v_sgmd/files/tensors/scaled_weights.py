@@ -78,7 +78,7 @@ class ScaledWeights:
 
     @property
     def convention(self) -> str | None:
-        """How matrices are stored, in words; None if nothing is in 8 bits."""
+        """The storage of matrices in 8 bits, in words; None if nothing is in 8 bits."""
         eight = [name for name, info in self.tensors.items() if info.dtype in EIGHT_BIT_FLOATS]
         if not eight and not self.scales:
             return None

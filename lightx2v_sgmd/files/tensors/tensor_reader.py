@@ -71,7 +71,7 @@ class WholeTensors:
 
     @property
     def convention(self) -> str | None:
-        """How matrices are stored in 8 bits, in words; None if none are."""
+        """The storage of matrices in 8 bits, in words; None if none are."""
         return self._scaled.convention
 
     def tensor(self, name: str) -> Tensor:

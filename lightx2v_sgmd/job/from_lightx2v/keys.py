@@ -188,7 +188,7 @@ UNMAPPED: Final = (
     Unmapped("inference.*", _SAMPLES),
     Unmapped("logging.*", "metrics.jsonl has every iteration, output.trackers name what shows it"),
 )
-"""What is not mapped and why; the first pattern that fits a key counts."""
+"""Keys that are not mapped, and why; the first pattern that fits a key counts."""
 
 
 def unmapped(key: str) -> Unmapped | None:
