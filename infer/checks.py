@@ -291,7 +291,7 @@ def _open(path: Path, base: str | Path | None) -> Model:
             if pickles[0].suffix not in WEIGHT_FILES:
                 refuse_pickle(pickles[0])
             raise UserError(
-                f"{path}: is no model; if {pickles[0].name} holds a transformer, give that file "
+                f"{path}: is not a model; if {pickles[0].name} holds a transformer, give that file "
                 "as --weights, and as --base the model that it is a variant of"
             ) from error
         reason = str(error).replace("teacher.path: ", "").replace("teacher.base", "--base")
@@ -320,8 +320,8 @@ def _teacher_of_export(path: Path) -> str | None:
     if manifest.teacher != BUNDLED and not known and not Path(manifest.teacher).is_dir():
         raise UserError(
             f"{path}: holds a network alone, and its teacher {shortened(manifest.teacher)}, whose "
-            "VAE and text encoder it is run with, is no folder here; add --base DIR with a model "
-            "of that size"
+            "VAE and text encoder it is run with, is not a folder here; add --base DIR with a "
+            "model of that size"
         )
     return manifest.teacher
 

@@ -71,7 +71,7 @@ def rollout(
 
     Raises:
         UserError: the solver is not one for the interpolant.
-        ValueError: ``exit_step`` is no step, or ``renoise`` is given no noise.
+        ValueError: ``exit_step`` is not a step, or ``renoise`` is given no noise.
     """
     last = len(schedule) - 1 if exit_step is None else exit_step
     if not 0 <= last < len(schedule):

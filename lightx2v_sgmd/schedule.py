@@ -75,7 +75,7 @@ class Schedule:
                 "(0, 1000]"
             )
         if self.shift < 1:
-            raise UserError(f"schedule.shift: {self.shift} is below 1, which is no shift")
+            raise UserError(f"schedule.shift: {self.shift} is below 1, which is not a shift")
         if self.solver not in SOLVERS:
             raise UserError(
                 f"schedule.solver: {self.solver!r} is unknown; use {', '.join(SOLVERS)}"

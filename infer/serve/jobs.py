@@ -161,7 +161,7 @@ class JobStore:
                     db.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.DatabaseError as error:
             raise UserError(
-                f"{file}: is no queue of this program or cannot be opened ({error}); choose "
+                f"{file}: is not a queue of this program or cannot be opened ({error}); choose "
                 "another --data folder"
             ) from error
         if version not in (0, _VERSION):

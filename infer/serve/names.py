@@ -62,7 +62,7 @@ def named_loras(folder: Path | None) -> dict[str, Path]:
     for path in files:
         if not _NAME.fullmatch(path.stem):
             raise UserError(
-                f"--lora-folder: {path.name!r} is no name for requests; use letters, digits, "
+                f"--lora-folder: {path.name!r} is not a name for requests; use letters, digits, "
                 "dots, dashes and underscores"
             )
     return {path.stem: path.absolute() for path in files}

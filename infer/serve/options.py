@@ -77,8 +77,8 @@ class ServeOptions:
         token = content.decode("ascii", errors="replace").strip()
         if not (token.isascii() and token.isprintable() and " " not in token):
             raise UserError(
-                f"{self.token_file}: is no token; write one line of printable ASCII without spaces "
-                "(openssl rand -hex 32)"
+                f"{self.token_file}: is not a token; write one line of printable ASCII without "
+                "spaces (openssl rand -hex 32)"
             )
         if len(token) < _LEAST_TOKEN:
             raise UserError(

@@ -69,7 +69,7 @@ def check_queue(file: Path) -> None:
             path.unlink(missing_ok=True)
     if problem is not None:
         raise UserError(
-            f"{file}: is no queue of this program: {problem}; choose another --data folder"
+            f"{file}: is not a queue of this program: {problem}; choose another --data folder"
         )
 
 

@@ -251,6 +251,6 @@ def _check_times(model: Any, sigmas: Tensor) -> None:
     expected = sigmas[:-1] * NUM_TRAIN_TIMESTEPS
     if not torch.allclose(torch.as_tensor(times).float().cpu(), expected, atol=0.5):
         raise UserError(
-            "model: is no flow-matching model, or was patched to other times; wire the model of "
+            "model: is not a flow-matching model, or was patched to other times; wire the model of "
             "Load Student (SGMD) to the sampler"
         )

@@ -78,7 +78,9 @@ def check_lora_fits(
         layer = name.removesuffix(suffix)
         weight = layers.get(layer)
         if weight is None:
-            raise UserError(f"{lora.name}: {layer} is no layer of the network; load its own base")
+            raise UserError(
+                f"{lora.name}: {layer} is not a layer of the network; load its own base"
+            )
         up = tensors.get(layer + _UP[suffix])
         expected = shapes[weight][:2]
         found = (*(up.shape[:1] if up else ()), *down.shape[1:2])

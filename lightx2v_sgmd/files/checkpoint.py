@@ -216,7 +216,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 def _below(name: str) -> str:
     if not _FILE.fullmatch(name):
-        raise ValueError(f"{name} is no file of a checkpoint")
+        raise ValueError(f"{name} is not a file of a checkpoint")
     return name
 
 

@@ -108,7 +108,7 @@ def _damage_named(what: str) -> Iterator[None]:
     except UserError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{what}: is no PNG, JPEG or WebP image; convert it to one") from None
+        raise UserError(f"{what}: is not a PNG, JPEG or WebP image; convert it to one") from None
     except Exception as error:  # a decoder raises anything for a damaged file
         raise UserError(
             f"{what}: cannot be decoded ({first_line(error)}); it is damaged, save it again"

@@ -204,7 +204,9 @@ def _note_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int], sour
         key = f"{prefix}{key_node.value}"
         line = key_node.start_mark.line + 1
         if len(key) > _MAX_KEY:
-            raise UserError(f"{source}:{line}: {key[:40]}...: is no key of a job, it is too long")
+            raise UserError(
+                f"{source}:{line}: {key[:40]}...: is not a key of a job, it is too long"
+            )
         if key in lines:
             raise UserError(
                 f"{source}:{line}: {key}: given twice, first in line {lines[key]}; keep one"

@@ -77,7 +77,7 @@ def aggregate(scores: Mapping[str, float]) -> Aggregate:
         ValueError: a name is no dimension.
     """
     if unknown := sorted(set(scores) - set(DIMENSIONS)):
-        raise ValueError(f"{unknown[0]} is no dimension of VBench")
+        raise ValueError(f"{unknown[0]} is not a dimension of VBench")
     quality, semantic = (_part(scores, part) for part in ("quality", "semantic"))
     total = None
     if quality is not None and semantic is not None:

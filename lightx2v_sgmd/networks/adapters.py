@@ -69,7 +69,7 @@ def check_adapters(lora: AdapterSettings, model: Builds, role: str) -> None:
         if not found or not set(found) <= set(linear):
             known = {n.split(".", 2)[2] if n.startswith("blocks.") else n for n in linear}
             raise UserError(
-                f"{role}.lora.targets: {target} is no linear layer of {model.path}; it has "
+                f"{role}.lora.targets: {target} is not a linear layer of {model.path}; it has "
                 f"{', '.join(sorted(known))}"
             )
 

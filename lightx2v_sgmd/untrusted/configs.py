@@ -315,7 +315,9 @@ def check_vision_encoder(config: Mapping[str, Any]) -> None:
         raise UserError(f"architectures is {shown(named_classes)}, not a list of classes")
     for named in named_classes:
         if not isinstance(named, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,80}", named):
-            raise UserError(f"architectures has {shown(named)}, which is no class of transformers")
+            raise UserError(
+                f"architectures has {shown(named)}, which is not a class of transformers"
+            )
     inner = [value for value in config.values() if isinstance(value, dict)]
     for part in (config, *inner):
         refuse_code(part)
@@ -339,7 +341,7 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     if named is not None and not (
         isinstance(named, str) and re.fullmatch(r"[A-Z][A-Za-z0-9]{1,60}Scheduler", named)
     ):
-        raise UserError(f"_class_name is {shown(named)}, which is no scheduler of diffusers")
+        raise UserError(f"_class_name is {shown(named)}, which is not a scheduler of diffusers")
     _refuse(first_problem(config, SCHEDULER))
 
 
@@ -383,8 +385,8 @@ def check_model_index(index: Mapping[str, Any]) -> None:
         pair = isinstance(value, list) and len(value) == 2
         if pair and not (value[0] in _LIBRARIES and isinstance(value[1], str | None)):
             raise UserError(
-                f"{shown(key)} is {shown(value)}, which is no class of diffusers or transformers; "
-                "code that comes with a model is never run"
+                f"{shown(key)} is {shown(value)}, which is not a class of diffusers or "
+                "transformers; code that comes with a model is never run"
             )
         if isinstance(value, list | dict) and not pair:
             raise UserError(f"{shown(key)} is {shown(value)}, not a library and a class")

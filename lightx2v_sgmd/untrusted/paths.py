@@ -58,4 +58,4 @@ def text_problem(text: str, most: int) -> str | None:
 def _half_character(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # as Python keeps a byte that it could not decode
         return "is not UTF-8 text (with LANG=C, also set PYTHONUTF8=1)"
-    return f"holds half a character (U+{ord(character):04X}), which is no text"
+    return f"holds half a character (U+{ord(character):04X}), which is not text"

@@ -86,7 +86,7 @@ def check_tokenizer_json(content: Any) -> None:
         good = isinstance(token, dict) and Text(200).allows(token.get("content"))
         number = token.get("id") if good else None
         if type(number) is not int or not 0 <= number < _TOKENS_MOST:
-            raise UserError(f"its added token {shown(token)} is no token")
+            raise UserError(f"its added token {shown(token)} is not a token")
 
 
 def _check_model(model: Any) -> None:
@@ -111,10 +111,10 @@ def _check_model(model: Any) -> None:
             for row in vocabulary
         )
     if not valid:
-        raise UserError("its vocabulary has an entry that is no token")
+        raise UserError("its vocabulary has an entry that is not a token")
     unknown = model.get("unk_id")
     if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(vocabulary)):
-        raise UserError(f"its unk_id is {shown(unknown)}, which is no token of the vocabulary")
+        raise UserError(f"its unk_id is {shown(unknown)}, which is not a token of the vocabulary")
 
 
 def _steps(part: str, step: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
@@ -122,7 +122,7 @@ def _steps(part: str, step: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     if step is None:
         return
     if not isinstance(step, dict) or depth > 4:
-        raise UserError(f"its {part} is {shown(step)}, which is no step")
+        raise UserError(f"its {part} is {shown(step)}, which is not a step")
     yield step
     if step.get("type") != "Sequence":
         return
@@ -135,7 +135,7 @@ def _steps(part: str, step: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
         None,
     )
     if not isinstance(inner, list) or len(inner) > _STEPS_MOST:
-        raise UserError(f"its {part} is no sequence of at most {_STEPS_MOST} steps")
+        raise UserError(f"its {part} is not a sequence of at most {_STEPS_MOST} steps")
     for one in inner:
         yield from _steps(part, one, depth + 1)
 

@@ -56,7 +56,7 @@ def test_a_lora_of_another_network_is_refused(tmp_path: Path, names: tuple[str, 
     wide = write_lora(tmp_path / "wide.safetensors", 128, 64, names)
     with pytest.raises(UserError, match="by a matrix of 64x128, but the network's has 64x32"):
         check_lora_fits(wide, layers, shapes)
-    with pytest.raises(UserError, match="is no layer of the network"):
+    with pytest.raises(UserError, match="is not a layer of the network"):
         check_lora_fits(wide, {}, {})
     torn = {f"{LAYER}.lora_A.weight": torch.zeros(8)}
     with pytest.raises(UserError, match="by a matrix of .*, but the network's has 64x32"):

@@ -44,8 +44,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name, says in (
         ("none.png", "no such file"),
         ("cut.png", "cannot be decoded .*damaged"),
-        ("a.gif", "no PNG, JPEG or WebP"),
-        ("text.png", "no PNG, JPEG or WebP"),
+        ("a.gif", "not a PNG, JPEG or WebP"),
+        ("text.png", "not a PNG, JPEG or WebP"),
         (".", "is a folder"),
         ("pipe.png", "pipe"),
     ):

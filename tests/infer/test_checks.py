@@ -95,7 +95,7 @@ def test_a_pickle_is_refused_under_any_name(student: Path, tmp_path: Path) -> No
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     shutil.copy(tmp_path / "student.pt", lonely / "distill_model.pt")
-    refused(lonely, "is no model; if distill_model.pt holds a transformer, give that file")
+    refused(lonely, "is not a model; if distill_model.pt holds a transformer, give that file")
     shutil.copy(tmp_path / "student.pt", tmp_path / "x.ckpt")
     refused(tmp_path / "x.ckpt", "x.ckpt: is a pickle")
     shutil.copy(tmp_path / "student.pt", student / WEIGHTS)

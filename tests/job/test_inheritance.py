@@ -97,7 +97,7 @@ def test_a_mistake_in_a_base_is_named_where_it_stands(tmp_path: Path) -> None:
     [
         ("b.yaml", "goes in a circle, b.yaml -> b.yaml"),
         ("a.yaml", "goes in a circle, b.yaml -> a.yaml -> b.yaml"),
-        ("missing.yaml", "missing.yaml is not a file, and missing.yaml is no shipped job"),
+        ("missing.yaml", "missing.yaml is not a file, and missing.yaml is not a shipped job"),
         ("/etc/passwd", "/etc/passwd is absolute"),
         ("3", "3 is not a file's name"),
         ("[a.yaml]", "is not a file's name"),

@@ -93,5 +93,5 @@ def test_a_missing_dimension_gives_no_number() -> None:
     del scores["scene"]
     found = aggregate(scores)
     assert found.quality is not None and found.semantic is None and found.total is None
-    with pytest.raises(ValueError, match="speed is no dimension"):
+    with pytest.raises(ValueError, match="speed is not a dimension"):
         aggregate({"speed": 1})

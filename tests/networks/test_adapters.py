@@ -90,7 +90,7 @@ def test_a_target_that_is_no_linear_layer_is_refused(tiny_teacher: Path, target:
     with pytest.raises(UserError) as caught:
         adapters.check_adapters(AdapterSettings(targets=("to_q", target)), model, "student")
     line = str(caught.value)
-    assert line.startswith(f"student.lora.targets: {target} is no linear layer of {model.path}")
+    assert line.startswith(f"student.lora.targets: {target} is not a linear layer of {model.path}")
     assert "attn1.to_q, " in line and "proj_out" in line
     adapters.check_adapters(
         AdapterSettings(targets=("to_q", "proj_out", "attn2.to_k")), model, "student"

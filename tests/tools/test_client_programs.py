@@ -24,7 +24,7 @@ def test_every_row_can_be_exported_and_run() -> None:
 def test_a_checkout_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--wan", "no/checkout"])
-    assert "--wan: no/checkout is no folder" in capsys.readouterr().err
+    assert "--wan: no/checkout is not a folder" in capsys.readouterr().err
 
 
 @pytest.fixture

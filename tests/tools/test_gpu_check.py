@@ -112,8 +112,8 @@ def test_a_wrong_command_line_is_one_line(
     (tmp_path / "file").write_text("")
     for words, said in (
         ([], "--out: is not given"),
-        ([*out, "--steps", "limit"], "'limit' is no step; use limits"),
-        ([*out, "--steps", "xyz"], "'xyz' is no step; use machine, limits"),
+        ([*out, "--steps", "limit"], "'limit' is not a step; use limits"),
+        ([*out, "--steps", "xyz"], "'xyz' is not a step; use machine, limits"),
         ([*out, "--budget", "0"], "--budget: 0 is not positive"),
         (out, "PyTorch sees no CUDA GPU here; --shape sprites rehearses on a CPU"),
         (["--out", str(tmp_path / "file"), "--shape", "sprites"], "cannot be written"),

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not (folder / LIGHTX2V_FILE).is_file():
             raise UserError(f"{folder}: is laid out for {manifest.format}; use --format wan")
         if not options.model_path.is_dir():
-            raise UserError(f"--model-path: {options.model_path} is no folder")
+            raise UserError(f"--model-path: {options.model_path} is not a folder")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

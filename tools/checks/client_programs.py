@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     checkouts = {name: getattr(options, name) for name in programs if getattr(options, name)}
     for name, path in checkouts.items():
         if not path.is_dir():
-            parser.error(f"--{name}: {path} is no folder")
+            parser.error(f"--{name}: {path} is not a folder")
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))

@@ -89,7 +89,7 @@ def problem(args: argparse.Namespace) -> str | None:
         if name not in STEPS:
             near = difflib.get_close_matches(name, STEPS, 1)
             hint = f"use {near[0]}" if near else f"use {', '.join(STEPS)}"
-            return f"--steps: {name!r} is no step; {hint}"
+            return f"--steps: {name!r} is not a step; {hint}"
     if args.budget <= 0:
         return f"--budget: {args.budget:g} is not positive; give seconds"
     return None

@@ -273,7 +273,7 @@ async def _read(request: Request, backend: Backend) -> tuple[VideoRequest, bytes
         form = await request.form(max_files=1, max_fields=64, max_part_size=most)
     except (MultiPartException, HTTPException) as error:
         reason = error.message if isinstance(error, MultiPartException) else error.detail
-        raise RequestProblem(f"body: is no readable form: {reason}") from None
+        raise RequestProblem(f"body: is not a readable form: {reason}") from None
     fields: dict[str, Any] = {}
     upload: bytes | None = None
     try:

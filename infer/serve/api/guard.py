@@ -71,7 +71,7 @@ class Guard:
         try:
             size = int(headers.get(b"content-length", b"0"))
         except ValueError:
-            return 400, "Content-Length: is no number"
+            return 400, "Content-Length: is not a number"
         return self._too_large() if size > self.most else None
 
     def _too_large(self) -> tuple[int, str]:

@@ -322,7 +322,7 @@ def _seconds(value: str | float) -> float:
             raise ValueError
     except ValueError:
         raise RequestProblem(
-            f"seconds: {str(value)[:40]!r} is no number of seconds up to 3600"
+            f"seconds: {str(value)[:40]!r} is not a number of seconds up to 3600"
         ) from None
     return number
 
@@ -337,9 +337,9 @@ def _object(text: bytes | str, name: str) -> dict[str, Any]:
     try:
         found = parse_json(text, BODY)
     except ValueError as error:
-        raise RequestProblem(f"{name}: is no JSON: {error}") from None
+        raise RequestProblem(f"{name}: is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise RequestProblem(f'{name}: is no JSON object; send one, such as {{"prompt": "..."}}')
+        raise RequestProblem(f'{name}: is not JSON object; send one, such as {{"prompt": "..."}}')
     return found
 
 

@@ -53,7 +53,7 @@ def check_clip(folder: Path) -> None:
         content = read_json_object(folder / "config.json")
         check_vision_encoder(content)
         if content.get("model_type") != "clip":
-            raise UserError(f"{folder}: is no CLIPModel; {remedy}")
+            raise UserError(f"{folder}: is not a CLIPModel; {remedy}")
         weight_files(folder, "model")
     except UserError as error:
         raise UserError(f"--clip: {error}") from error

@@ -56,7 +56,7 @@ def find_pairs(a: Path, b: Path, prompts: Path | None) -> list[VideoPair]:
 
 def _videos(folder: Path, option: str) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"{option}: {folder} is no folder; name a folder of .mp4 files")
+        raise UserError(f"{option}: {folder} is not a folder; name a folder of .mp4 files")
     found = sorted(folder.glob("*.mp4"))
     if not found:
         raise UserError(f"{option}: {folder} has no .mp4 files; name a folder that has some")

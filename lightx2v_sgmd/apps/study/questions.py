@@ -88,8 +88,8 @@ def read_questions(given: Sequence[str]) -> tuple[Question, ...]:
             continue
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"--question: {shortened(name)!r} is no name; use at most 32 letters a-z, digits "
-                "and _, a letter first"
+                f"--question: {shortened(name)!r} is not a name; use at most 32 letters a-z, "
+                "digits and _, a letter first"
             )
         if not 0 < len(text) <= _MOST_CHARACTERS:
             raise UserError(

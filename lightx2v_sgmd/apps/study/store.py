@@ -47,7 +47,7 @@ class VoteStore:
         self.most = most
         self._lock = threading.Lock()
         if file.exists() and file.stat().st_size and not is_database(file):
-            raise UserError(f"--votes: {file} is no database of votes; name a new file")
+            raise UserError(f"--votes: {file} is not a database of votes; name a new file")
         try:
             self._db = sqlite3.connect(file, timeout=60, check_same_thread=False)
             self._db.execute("PRAGMA synchronous = FULL")

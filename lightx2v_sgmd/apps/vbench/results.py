@@ -65,8 +65,8 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
         for name, value in content.items():
             if name not in DIMENSIONS:
                 raise UserError(
-                    f"{file}: {shortened(name)!r} is no dimension of VBench's 16; leave the file "
-                    "out"
+                    f"{file}: {shortened(name)!r} is not a dimension of VBench's 16; leave the "
+                    "file out"
                 )
             if name in found:
                 raise UserError(

@@ -124,11 +124,12 @@ def _check(file: Path, index: int, entry: _Entry) -> None:
     prompt = entry.prompt_en
     problem = prompt_problem(prompt) or path_problem(f"{prompt}-{SAMPLES - 1}.mp4")
     if not problem and ("/" in prompt or prompt != prompt.strip() or not prompt):
-        problem = "is no file name"
+        problem = "is not a file name"
     if problem:
         raise UserError(f"{file}: prompt {index}: {shortened(prompt)!r} {problem}; correct it")
     for name in entry.dimension:
         if name not in DIMENSIONS:
             raise UserError(
-                f"{file}: prompt {index}: {shortened(name)!r} is no dimension of VBench; {_REMEDY}"
+                f"{file}: prompt {index}: {shortened(name)!r} is not a dimension of VBench; "
+                f"{_REMEDY}"
             )

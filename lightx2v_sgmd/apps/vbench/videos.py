@@ -77,7 +77,7 @@ def link(suite: Suite, videos: dict[int, Path], out: Path) -> Path:
     wanted = {suite.name(index): path for index, path in videos.items()}
     for path in folder.iterdir():
         if not path.is_symlink():
-            raise UserError(f"{path}: is no link of this command; move it out of the folder")
+            raise UserError(f"{path}: is not a link of this command; move it out of the folder")
         if path.name not in wanted:
             path.unlink()
     for name, path in wanted.items():

@@ -51,7 +51,7 @@ class WatchedRun:
         """
         if not (folder / "job.yaml").is_file():
             raise UserError(
-                f"{folder}: is no training run, it has no job.yaml; name the output.dir of a job"
+                f"{folder}: is not a training run, it has no job.yaml; name the output.dir of a job"
             )
         job = load_job(folder / "job.yaml")
         return cls(folder, job, _prompts(job))

@@ -114,7 +114,7 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, i
     """One entry of a header: what it describes, and its first and last byte."""
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or any(type(n) is not int for n in (*shape, begin, end)):
-        raise TypeError("a shape or an offset is no list of integers")
+        raise TypeError("a shape or an offset is not a list of integers")
     refuse_odd_name(path, name)
     if dtype not in BITS:
         raise _broken(path, f"{shortened(name)} has the unknown type {shortened(str(dtype))}")

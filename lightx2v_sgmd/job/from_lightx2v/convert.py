@@ -114,7 +114,8 @@ def _teacher(theirs: Theirs, ours: Ours) -> None:
         if name not in MODELS:
             raise theirs.refuse(
                 key,
-                f"{name!r} is no teacher of this project; its Wan2.1 models are {joined(MODELS)}",
+                f"{name!r} is not a teacher of this project; its Wan2.1 models are "
+                f"{joined(MODELS)}",
             )
         key = f"model.{role}pretrained_model_name_or_path"
         path = theirs.get(key, own_path)
@@ -176,7 +177,7 @@ def _lora_targets(theirs: Theirs, ours: Ours, key: str, target: str) -> None:
         if attention not in known or layer not in LORA_TARGETS or (attention and "ffn" in layer):
             raise theirs.refuse(
                 key,
-                f"{name!r} is no linear layer of a Wan block that is known here; use "
+                f"{name!r} is not a linear layer of a Wan block that is known here; use "
                 f"{joined(list(LORA_TARGETS))}, or these after self_attn. or cross_attn.",
             )
         found.append(known[attention] + LORA_TARGETS[layer])
@@ -188,7 +189,7 @@ def _method(theirs: Theirs, ours: Ours) -> None:
     name = theirs.get(key)
     if not isinstance(name, str) or name not in METHODS:
         raise theirs.refuse(
-            key, f"{name!r} is no method of this project; it has {joined(list(METHODS))}"
+            key, f"{name!r} is not a method of this project; it has {joined(list(METHODS))}"
         )
     ours.set("method.name", METHODS[name], key)
     updates = "training.dmd.fake_update_ratio"
@@ -246,7 +247,7 @@ def _warmup(theirs: Theirs) -> tuple[Any, str]:
         return theirs.get("training.lr_warmup_iters", 0), "training.lr_warmup_iters"
     raise theirs.refuse(
         key,
-        f"{kind!r} is no learning-rate curve of this project; use constant or "
+        f"{kind!r} is not a learning-rate curve of this project; use constant or "
         "constant_with_warmup, and --set train.decay=N for a fall to zero",
     )
 

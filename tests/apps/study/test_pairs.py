@@ -71,7 +71,7 @@ def test_what_cannot_be_paired_is_refused(folders: tuple[Path, Path]) -> None:
     a, b = folders
     with pytest.raises(UserError, match="--a: .* has no .mp4"):
         find_pairs(a, b, None)
-    with pytest.raises(UserError, match="--a: .* is no folder"):
+    with pytest.raises(UserError, match="--a: .* is not a folder"):
         find_pairs(a / "none", b, None)
     for folder in folders:
         put(folder, "video.mp4")

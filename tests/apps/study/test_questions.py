@@ -31,7 +31,7 @@ def test_a_question_by_name_and_another_with_its_text() -> None:
     [
         (["speed"], "none of overall, motion, text, visual"),
         (["motion", "motion"], "twice"),
-        (["Hands=Which?"], "no name"),
+        (["Hands=Which?"], "not a name"),
         (["hands="], "0 characters"),
         ([f"q{i}=Which?" for i in range(21)], "at most 20"),
     ],

@@ -36,7 +36,7 @@ def test_it_does_not_grow_without_end(made: Made, tmp_path: Path) -> None:
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("mine")
-    with pytest.raises(UserError, match="no database of votes"):
+    with pytest.raises(UserError, match="not a database of votes"):
         VoteStore(text)
     other = tmp_path / "other.sqlite"
     with closing(sqlite3.connect(other)) as db:

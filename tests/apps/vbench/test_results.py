@@ -45,7 +45,7 @@ def test_scores_are_read_from_all_files_of_a_folder(tmp_path: Path) -> None:
         ({"scene": entry(True)}, "no number"),
         ({"scene": []}, "no number"),
         ({"scene": entry(None)}, "no number"),
-        ({"camera_motion": entry(0.5)}, "no dimension of VBench's 16"),
+        ({"camera_motion": entry(0.5)}, "not a dimension of VBench's 16"),
         ([1], "is not a JSON object"),
     ],
 )

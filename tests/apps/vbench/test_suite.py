@@ -66,10 +66,10 @@ def test_augmented_texts_make_the_videos_that_prompts_name(tmp_path: Path) -> No
         ([], "has no prompts"),
         ([{"prompt_en": "x"}], "0.dimension"),
         ([{"prompt_en": "x", "dimension": []}], "0.dimension"),
-        ([{"prompt_en": "x", "dimension": ["speed"]}], "no dimension of VBench"),
-        ([{"prompt_en": "../x", "dimension": ["color"]}], "is no file name"),
+        ([{"prompt_en": "x", "dimension": ["speed"]}], "not a dimension of VBench"),
+        ([{"prompt_en": "../x", "dimension": ["color"]}], "is not a file name"),
         ([{"prompt_en": "x" * 300, "dimension": ["color"]}], "bytes"),
-        ([{"prompt_en": "", "dimension": ["color"]}], "is no file name"),
+        ([{"prompt_en": "", "dimension": ["color"]}], "is not a file name"),
     ],
 )
 def test_another_list_is_refused(tmp_path: Path, entries: Any, reason: str) -> None:

@@ -61,7 +61,7 @@ def test_links_bear_vbenchs_names_and_nothing_else_is_there(tmp_path: Path) -> N
     here = {index: moved / path.relative_to(out) for index, path in videos.items() if index != 7}
     assert not (link(suite, here, moved) / "a red circle-2.mp4").exists()
     (moved / "vbench/videos/mine.mp4").write_text("mine")
-    with pytest.raises(UserError, match="is no link of this command"):
+    with pytest.raises(UserError, match="is not a link of this command"):
         link(suite, here, moved)
 
 

@@ -94,5 +94,7 @@ def test_images_are_samples_too(run: Path) -> None:
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no training run, it has no job.yaml; name the output"):
+    with pytest.raises(
+        UserError, match="is not a training run, it has no job.yaml; name the output"
+    ):
         WatchedRun.open(tmp_path)

@@ -194,7 +194,7 @@ def test_what_is_refused_before_anything_loads(
         (teacher, ("a.png", "../b.jpg"), r"prompts.jsonl:2: image: ../b.jpg leads out"),
         (teacher, ("a.png", "/b.jpg"), r"prompts.jsonl:2: image: /b.jpg leads out"),
         (teacher, ("a.png", "none.png"), "none.png: no such file"),
-        (teacher, ("a.png", "prompts.jsonl"), "is no PNG, JPEG or WebP"),
+        (teacher, ("a.png", "prompts.jsonl"), "is not a PNG, JPEG or WebP"),
         (tiny_teacher, ("a.png", None), "names images, and .* from text alone"),
     ):
         job = make_job(path, tmp_path / "job", *images)

@@ -52,7 +52,7 @@ def test_names_of_loras_are_those_of_the_files(tmp_path: Path) -> None:
     (first.parent / "notes.txt").write_text("mine")
     assert named_loras(first.parent) == {"anime_v1.2": first}
     touched(first.parent / "two words.safetensors")
-    with pytest.raises(UserError, match="'two words.safetensors' is no name for requests"):
+    with pytest.raises(UserError, match="'two words.safetensors' is not a name for requests"):
         named_loras(first.parent)
     with pytest.raises(UserError, match="none cannot be read"):
         named_loras(tmp_path / "none")
