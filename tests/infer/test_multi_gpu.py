@@ -61,6 +61,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, shared_student: Path) -> tuple
     return out, done.stderr
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_latents_of_one(two: tuple[Path, str], shared_student: Path) -> None:
     alone = load_student(shared_student).generate(PROMPTS, 3, batch_size=2, decode=False).latents
     for rank in (0, 1):
@@ -68,6 +69,7 @@ def test_two_ranks_give_the_latents_of_one(two: tuple[Path, str], shared_student
         torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_their_frames_are_those_of_one_rank_with_the_same_tiles(
     two: tuple[Path, str],
     shared_student: Path,
@@ -86,6 +88,7 @@ def test_their_frames_are_those_of_one_rank_with_the_same_tiles(
         assert abs(here.astype(int) - there.astype(int)).mean() < 0.5
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes_and_speaks(two: tuple[Path, str]) -> None:
     out, said = two
     files, failed = json.loads((out / "outcome0.json").read_text())

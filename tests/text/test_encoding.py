@@ -234,6 +234,7 @@ def alive(kind: type) -> int:
     return sum(isinstance(item, kind) for item in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_encoder_and_no_vae(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def check(out: Path, budget_s: float = 300, steps: tuple[str, ...] = ()) -> Repo
     return supervisor.supervise(supervisor.begin(out, budget_s, "sprites", None, wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faulty")
 def test_every_row_survives_the_others(tmp_path: Path) -> None:
     report = check(tmp_path)
@@ -82,6 +83,7 @@ def runs(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faulty")
 def test_what_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> None:
     report = check(tmp_path, budget_s=300, steps=("rows",))
@@ -92,6 +94,7 @@ def test_what_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> None:
     assert not runs(child)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faulty")
 def test_the_budget_is_kept(tmp_path: Path) -> None:
     """Before the first worker begins, and within a row that its own limit would stop later."""

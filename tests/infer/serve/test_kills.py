@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_kill_at_any_change_of_the_disk_loses_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.infer.serve.dying", str(tmp_path), "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

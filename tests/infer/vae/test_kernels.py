@@ -63,6 +63,7 @@ def test_add_changes_its_first_argument(operation: Callable[..., None]) -> None:
     torch.testing.assert_close(x, sum_ + y + bias.view(-1, 1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_the_compiler_makes_one_kernel_for_any_number_of_frames(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
