@@ -12,13 +12,14 @@ from distill.trainer import Trainer
 from distill.updates import Iteration, updates_done, updates_of_experts
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.size_rules import Size
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, open_strategy
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.cache import longest
 from lightx2v_sgmd.text.encoding import check_fillable, encode_prompts
-from lightx2v_sgmd.text.images import EmbeddingsWithImages, Size, encode_images
+from lightx2v_sgmd.text.images import EmbeddingsWithImages, encode_images
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lightx2v_sgmd.outputs import clean_temporaries, locked_file, refuse_overlap
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.sampling.teacher_steps import (
     TEACHER_STEPS,
-    SolverName,
+    TeacherSolver,
     solver_text,
     teacher_solver,
 )
@@ -50,7 +50,7 @@ class PairPlan:
 
     count: int = 1024
     steps: int = TEACHER_STEPS
-    solver: SolverName | None = None
+    solver: TeacherSolver | None = None
     shift: float | None = None
     shard: int = 64
     part: int = 1

@@ -11,6 +11,7 @@ import torch
 
 from infer.options import Lora
 from lightx2v_sgmd.families.lora.reading import open_lora, read_lora
+from lightx2v_sgmd.families.lora.updates import Shapes
 from lightx2v_sgmd.files.tensors.safetensors_files import read_header, schedule_of
 from lightx2v_sgmd.networks.adapters import PREFIX
 from lightx2v_sgmd.schedule import Schedule
@@ -19,7 +20,6 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
 
-Shapes = Mapping[str, tuple[int, ...]]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 

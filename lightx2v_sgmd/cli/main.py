@@ -53,7 +53,7 @@ app = typer.Typer(
 
 
 @dataclass
-class State:
+class CommandState:
     """Values of the options before the command."""
 
     debug: bool = False
@@ -85,7 +85,7 @@ def root(
     A job (YAML) says what to distil. `distill` trains, `export` writes weights that other programs
     load, and `generate` makes videos with them. `demo` does all of it on a small bundled model.
     """
-    context.ensure_object(State).debug = debug
+    context.ensure_object(CommandState).debug = debug
 
 
 app.command("distill", epilog=distill.EXAMPLES)(distill.distill_command)
@@ -142,7 +142,7 @@ def _start_with_docstrings(args: list[str]) -> NoReturn:
 
 def run(args: list[str], program: typer.Typer = app, name: str = PROG) -> int:
     """Runs the command line ``args`` and returns its exit code; errors go to stderr."""
-    state = State()
+    state = CommandState()
     try:
         check_environment()
         code = typer.main.get_command(program).main(

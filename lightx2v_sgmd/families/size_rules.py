@@ -8,6 +8,9 @@ from lightx2v_sgmd.system.errors import UserError
 
 # C channels, T latent frames, h, w latent height and width
 
+Size = tuple[int, int, int]
+"""Height, width and number of frames of a video."""
+
 
 @dataclass(frozen=True)
 class SizeRules:

@@ -10,7 +10,7 @@ from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.schedule import Schedule, even_timesteps
 from lightx2v_sgmd.system.errors import UserError
 
-SolverName = Literal["unipc", "euler", "ddim"]
+TeacherSolver = Literal["unipc", "euler", "ddim"]
 Solver = Schedule | UniPC
 """The steps of a sampler: a schedule for Euler or DDIM, or UniPC's."""
 
@@ -27,7 +27,7 @@ def teacher_schedule(shift: float = 3.0, steps: int = TEACHER_STEPS) -> Schedule
 
 def teacher_solver(
     model: Model,
-    solver: SolverName | None = None,
+    solver: TeacherSolver | None = None,
     shift: float | None = None,
     steps: int = TEACHER_STEPS,
 ) -> Solver:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.size_rules import Size
 from lightx2v_sgmd.files.images import check_image, read_image
 from lightx2v_sgmd.files.tensors.safetensors_files import open_tensors
 from lightx2v_sgmd.files.tensors.safetensors_writer import write_tensors
@@ -28,8 +29,6 @@ from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 
-Size = tuple[int, int, int]
-"""Height, width and number of frames of a video."""
 MOST_IN_MEMORY: Final = 64
 """Most images whose tensors are kept without a cache: one takes some 10 MB at 480p."""
 

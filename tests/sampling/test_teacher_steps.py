@@ -12,7 +12,7 @@ import pytest
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.sampling.teacher_steps import (
-    SolverName,
+    TeacherSolver,
     solver_text,
     teacher_schedule,
     teacher_solver,
@@ -65,7 +65,7 @@ def test_another_model_takes_what_its_folder_names(tiny_teacher: Path, tmp_path:
     ],
 )
 def test_a_solver_for_another_diffusion_is_refused(
-    teacher: str, solver: SolverName, use: str
+    teacher: str, solver: TeacherSolver, use: str
 ) -> None:
     """The message names the option, and only solvers that it takes."""
     with pytest.raises(UserError, match=f"^--solver: {solver} is not for this .*{use}$"):

@@ -111,7 +111,7 @@ NAMES: Final[Mapping[str, Names]] = {
 
 
 @dataclass(frozen=True)
-class Factors:
+class LayerFactors:
     """One layer's factors: ``scale * up [out, r] @ down [r, in]``, and the change of its bias."""
 
     down: Tensor
@@ -127,7 +127,7 @@ class Factors:
 
 def pairs_in(
     portable: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Factors]:
+) -> dict[str, LayerFactors]:
     """The linear layers of tensors under portable names, by diffusers' name of the layer.
 
     Args:
@@ -144,11 +144,11 @@ def pairs_in(
         layer, rank = name.removesuffix(".weight"), portable[down].shape[0]
         scale = portable[alpha].item() / rank if alpha is not None and alpha in portable else 1.0
         bias = portable.get(difference_names(f"{layer}.bias")[0])
-        found[layer] = Factors(portable[down], portable[up], scale, bias)
+        found[layer] = LayerFactors(portable[down], portable[up], scale, bias)
     return found
 
 
-def renamed(pairs: Mapping[str, Factors], names: Names) -> dict[str, Tensor]:
+def renamed(pairs: Mapping[str, LayerFactors], names: Names) -> dict[str, Tensor]:
     """The tensors of layers under a program's names, in the precision that they have."""
     tensors: dict[str, Tensor] = {}
     biased = names.biases and any(pair.bias is not None for pair in pairs.values())
@@ -169,7 +169,7 @@ def renamed(pairs: Mapping[str, Factors], names: Names) -> dict[str, Tensor]:
     return tensors
 
 
-def settings_of(pairs: Mapping[str, Factors], names: Names) -> dict[str, Any]:
+def settings_of(pairs: Mapping[str, LayerFactors], names: Names) -> dict[str, Any]:
     """PEFT's settings for layers under a program's names.
 
     Alpha is that of the layers where the names leave it to a configuration. Elsewhere it is the
@@ -195,7 +195,7 @@ def settings_of(pairs: Mapping[str, Factors], names: Names) -> dict[str, Any]:
     }
 
 
-def header_settings(pairs: Mapping[str, Factors], names: Names) -> dict[str, str]:
+def header_settings(pairs: Mapping[str, LayerFactors], names: Names) -> dict[str, str]:
     """The entry of a file's header that tells diffusers rank, alpha and layers."""
     if names.alpha == CONFIG or not pairs:
         return {}
@@ -203,7 +203,7 @@ def header_settings(pairs: Mapping[str, Factors], names: Names) -> dict[str, str
     return {METADATA_KEY: json.dumps(settings, sort_keys=True)}
 
 
-def peft_config(pairs: Mapping[str, Factors], base: str) -> dict[str, Any]:
+def peft_config(pairs: Mapping[str, LayerFactors], base: str) -> dict[str, Any]:
     """The content of ``adapter_config.json``.
 
     Args:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from infer.options import Options
-from infer.serve.work.students import Fit, Size, Students
+from infer.serve.work.students import Fit, Students
+from lightx2v_sgmd.families.size_rules import Size
 from lightx2v_sgmd.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from infer.options import Lora, Options
+from lightx2v_sgmd.families.size_rules import Size
 from lightx2v_sgmd.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from lightx2v_sgmd.files.video import Frames
     from lightx2v_sgmd.parallel.ranks import Ranks
     from lightx2v_sgmd.schedule import Schedule
-
-Size = tuple[int, int, int]
-"""Height, width and frames."""
 
 
 class WorkingStudent(Protocol):

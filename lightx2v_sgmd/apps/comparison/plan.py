@@ -22,7 +22,7 @@ from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.sampling.teacher_steps import SolverName, solver_text, teacher_solver
+from lightx2v_sgmd.sampling.teacher_steps import TeacherSolver, solver_text, teacher_solver
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 
@@ -50,7 +50,7 @@ class Settings:
     copies: int = 4
     shown: int = 8
     evaluation: str | None = None
-    solver: SolverName | None = None
+    solver: TeacherSolver | None = None
 
 
 @dataclass(frozen=True)

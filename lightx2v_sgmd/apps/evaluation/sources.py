@@ -15,7 +15,7 @@ from lightx2v_sgmd.files.manifest import Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_of
 from lightx2v_sgmd.system.errors import UserError
 
-Kind = Literal["student", "teacher", "videos"]
+SourceKind = Literal["student", "teacher", "videos"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class VideoSource:
     """
 
     path: str
-    kind: Kind
+    kind: SourceKind
     nfe: int = 0
     model: Model | None = None
     manifest: Manifest | None = None

@@ -23,7 +23,7 @@ from lightx2v_sgmd.cli.doctor.compilers import (
     offloading,
     system_packages,
 )
-from lightx2v_sgmd.cli.doctor.report import Check, DoctorReport, State, pip
+from lightx2v_sgmd.cli.doctor.report import Check, CheckState, DoctorReport, pip
 from lightx2v_sgmd.system.host_memory import host_memory_gib
 
 _CLASSES: Final = {
@@ -131,7 +131,7 @@ def _attention() -> list[Check]:
     from lightx2v_sgmd.networks.attention import kernels
 
     device, dtype, head_dim = _setting()
-    absent: State = "missing" if device.type == "cuda" else "info"
+    absent: CheckState = "missing" if device.type == "cuda" else "info"
     return [
         Check(_ATTENTION + kernel.name, "ok" if kernel.available else absent, kernel.reason)
         for kernel in kernels(device, dtype, head_dim)
@@ -257,7 +257,7 @@ def _resources() -> list[Check]:
     results = []
     for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", _temporary())):
         free = shutil.disk_usage(folder).free / 2**30
-        state: State = "ok" if free >= 2 else "missing"
+        state: CheckState = "ok" if free >= 2 else "missing"
         remedy = "" if free >= 2 else f"free some space on the disk of {folder}"
         results.append(Check(name, state, f"{free:.1f} GiB free at {folder}", remedy))
     memory = host_memory_gib()

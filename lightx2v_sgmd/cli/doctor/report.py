@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-State = Literal["ok", "missing", "broken", "info"]
+CheckState = Literal["ok", "missing", "broken", "info"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Check:
     """
 
     name: str
-    state: State
+    state: CheckState
     detail: str
     remedy: str = ""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Part = tuple[str, Any, Tensor]
+WeightPart = tuple[str, Any, Tensor]
 """A weight's name, the weight and its part of a flat tensor, a view."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -43,12 +43,12 @@ class MasterWeights:
             with self._swapped_in(group, write):
                 yield self._sharded.fp32_partitioned_groups_flat[group]
 
-    def parts(self, write: bool = False) -> Iterator[Part]:
+    def parts(self, write: bool = False) -> Iterator[WeightPart]:
         """Gives each weight's part of them, in the order of the trained weights."""
         for group, flat in enumerate(self.flats(write)):
             yield from self.split(group, flat)
 
-    def split(self, group: int, flat: Tensor) -> Iterator[Part]:
+    def split(self, group: int, flat: Tensor) -> Iterator[WeightPart]:
         """Gives each weight's part of a tensor that is laid out like a group's master weights."""
         offset = 0
         for p in self._sharded.fp16_groups[group]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Kind = tuple[bool, bool, bool, str]
+PassKind = tuple[bool, bool, bool, str]
 """Gradient at all, to the weights, to the inputs; and a label for any other difference."""
 
 
@@ -37,7 +37,7 @@ class PrefetchByPass:
         self._network: nn.Module = engine.module
         self._label = ""
         self._unused: Any = self._offload.param_coordinator
-        self.coordinators: dict[Kind, Any] = {}
+        self.coordinators: dict[PassKind, Any] = {}
         # It runs before DeepSpeed's own hook, which begins or ends a recording.
         self._network.register_forward_pre_hook(self._choose, with_kwargs=True, prepend=True)
 
@@ -56,7 +56,7 @@ class PrefetchByPass:
             self.coordinators[kind], self._unused = self._unused or self._another(), None
         self._offload.param_coordinator = self.coordinators[kind]
 
-    def _kind(self, inputs: tuple[Any, ...]) -> Kind:
+    def _kind(self, inputs: tuple[Any, ...]) -> PassKind:
         gradient = torch.is_grad_enabled()
         return (
             gradient,

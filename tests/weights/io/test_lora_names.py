@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weights.io.lora_names import NAMES, Factors, pairs_in, peft_config, renamed, settings_of
+from weights.io.lora_names import NAMES, LayerFactors, pairs_in, peft_config, renamed, settings_of
 
 LAYER = "blocks.0.attn1.to_q"
 SHAPES = {f"{LAYER}.weight": (3, 4), f"{LAYER}.bias": (3,), "proj_out.weight": (2, 4)}
@@ -21,11 +21,11 @@ PORTABLE = {
 
 
 @pytest.fixture
-def pairs() -> dict[str, Factors]:
+def pairs() -> dict[str, LayerFactors]:
     return pairs_in(PORTABLE, SHAPES)
 
 
-def test_pairs_are_the_layers(pairs: dict[str, Factors]) -> None:
+def test_pairs_are_the_layers(pairs: dict[str, LayerFactors]) -> None:
     assert list(pairs) == [LAYER, "proj_out"]
     assert (pairs[LAYER].scale, pairs[LAYER].rank) == (3, 2)
     assert (pairs["proj_out"].scale, pairs["proj_out"].bias) == (1, None)
@@ -42,7 +42,7 @@ def test_pairs_are_the_layers(pairs: dict[str, Factors]) -> None:
     ],
 )
 def test_scale_and_bias_stand_where_the_program_wants_them(
-    pairs: dict[str, Factors], names: str, up: str, factor: float, bias: float | None
+    pairs: dict[str, LayerFactors], names: str, up: str, factor: float, bias: float | None
 ) -> None:
     tensors = renamed(pairs, NAMES[names])
     assert torch.equal(tensors[f"{up}.weight"], torch.full((3, 2), factor))
@@ -58,7 +58,7 @@ def test_scale_and_bias_stand_where_the_program_wants_them(
     assert sorted(alphas.values()) == ([1, 6] if names == "musubi" else [])
 
 
-def test_settings_state_what_differs_between_layers(pairs: dict[str, Factors]) -> None:
+def test_settings_state_what_differs_between_layers(pairs: dict[str, LayerFactors]) -> None:
     told = settings_of(pairs, NAMES["portable"])
     assert (told["r"], told["lora_alpha"]) == (2, 2)
     assert told["rank_pattern"] == told["alpha_pattern"] == {"proj_out": 1}
