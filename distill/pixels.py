@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.networks.vision_encoder import VisionBackbone
-from lightx2v_sgmd.parallel.sequence import Group, gathered_parts, shared_input
+from lightx2v_sgmd.parallel.collectives import Group, gathered_parts, shared_input
 
 # B batch, C channels, T latent frames, h, w latent height and width, D width
 

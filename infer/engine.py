@@ -233,6 +233,8 @@ class Student:
         height, width = self._pixels(latents)
         rules = self.model.size_rules
         if "streamed_decoding" not in self.model.features:
+            if not self.ranks.first:  # it decodes alone
+                return
             size = (height, width, rules.temporal * (latents.shape[2] - 1) + 1)
             with memory_explained(self.model, self.plan, size, len(latents), "decoding"):
                 whole = self.model.decode_latents(self.decoder, latents.to(self.device))

@@ -11,30 +11,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightx2v_sgmd.networks.gradient_checkpointing import attention_outputs_stored
+from lightx2v_sgmd.parallel.collectives import (
+    Group,
+    exchange,
+    gathered_parts,
+    lengthened,
+    own_part,
+    shared,
+    unflatten,
+)
+from lightx2v_sgmd.parallel.sequence_joint import JointSplit
 from lightx2v_sgmd.system.errors import UserError
 
 # B batch, S tokens of the whole video, s tokens of this rank (padding included), P ranks of the
 # group, N heads, n = N / P heads of this rank, D head size
-
-
-class Group(Protocol):
-    """The ranks that share a video: a ``ProcessGroup``, or on the meta device only its size."""
-
-    def rank(self) -> int:
-        """This rank's index in the group."""
-        ...
-
-    def size(self) -> int:
-        """Number of ranks that share the video."""
-        ...
 
 
 def sequence_degrees(heads: int, ranks: int = 0) -> list[int]:
@@ -77,7 +74,7 @@ def open_sequence_group(degree: int) -> dist.ProcessGroup:
 
 
 def enable_sequence_parallel(network: Any, group: Group) -> None:
-    """Lets the ranks of a group run a ``WanTransformer3DModel`` together.
+    """Lets the ranks of a group run a transformer together, Wan's or one with joint attention.
 
     Every rank of the group passes the same inputs, whole, and gets the whole output. Every rank
     then computes the same loss from it, unscaled.
@@ -102,6 +99,10 @@ def enable_sequence_parallel(network: Any, group: Group) -> None:
         return
     if getattr(network, "sequence_degree", 1) != 1:
         raise ValueError(f"the network already has sequence degree {network.sequence_degree}")
+    network.sequence_degree, network.sequence_group = group.size(), group
+    if hasattr(network, "transformer_blocks"):  # text and video in one attention
+        JointSplit(network, group)
+        return
     split = _Split(group)
     network.register_forward_pre_hook(split.share_inputs, with_kwargs=True)
     network.rope.register_forward_hook(split.split_rotary)
@@ -110,8 +111,6 @@ def enable_sequence_parallel(network: Any, group: Group) -> None:
     for block in network.blocks:
         backend = getattr(block.attn1.processor, "_attention_backend", None)
         block.attn1.set_processor(UlyssesSelfAttention(group, backend))
-    network.sequence_degree = group.size()
-    network.sequence_group = group
 
 
 def whole_tokens(network: Any, tokens_BsD: Tensor, length: int) -> Tensor:
@@ -125,24 +124,6 @@ def whole_tokens(network: Any, tokens_BsD: Tensor, length: int) -> Tensor:
     return gathered_parts(tokens_BsD, group).transpose(0, 1).flatten(1, 2)[:, :length]
 
 
-def shared_input(x: Tensor, group: Group) -> Tensor:
-    """Marks an input that every rank of a group has and uses for a part of the work.
-
-    Its gradient is whole on every rank if the parts come together in ``gathered_parts``.
-    """
-    shared: Tensor = _shared(x, group)
-    return shared
-
-
-def gathered_parts(part: Tensor, group: Group) -> Tensor:
-    """Gathers each rank's part of the work, ``[...]`` to ``[P, ...]``, on all ranks.
-
-    Gradients are those of ``enable_sequence_parallel``: every rank computes the same loss.
-    """
-    parts: Tensor = _Gather.apply(part, group)  # type: ignore[no-untyped-call]
-    return parts
-
-
 class _Split:
     """The hooks of one network: tokens are split after the patches and gathered at the end."""
 
@@ -151,14 +132,17 @@ class _Split:
         self._length = 0  # S of the forward under way
 
     def share_inputs(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Marks the inputs that need a gradient: each rank's tokens give a part of it."""
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        if timestep.ndim != 1:
-            raise UserError(
-                "parallel.sequence: needs one timestep for each video, not for each token; use 1"
-            )
-        shared = partial(_shared, group=self.group)
-        return tuple(map(shared, args)), {key: shared(value) for key, value in kwargs.items()}
+        """Marks the inputs that need a gradient: each rank's tokens give a part of it.
+
+        Of times ``[B, S]`` of each token the rank takes its share.
+        """
+        mark = partial(shared, group=self.group)
+        args, kwargs = tuple(map(mark, args)), {k: mark(value) for k, value in kwargs.items()}
+        if (
+            "timestep" in kwargs and kwargs["timestep"].ndim == 2
+        ):  # a time for each token: those of its own
+            kwargs["timestep"] = own_part(kwargs["timestep"], 1, self.group)
+        return args, kwargs
 
     def split_rotary(self, module: Any, args: Any, output: Any) -> tuple[Tensor, Tensor, int]:
         """Cuts the tables ``[1, S, 1, D]`` to ``[1, s, 1, D]``, and lets S travel with them.
@@ -168,23 +152,16 @@ class _Split:
         """
         cos, sin = output
         self._length = cos.shape[1]
-        return self._own(cos, 1), self._own(sin, 1), self._length
+        return own_part(cos, 1, self.group), own_part(sin, 1, self.group), self._length
 
     def split_tokens(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """Cuts patches ``[B, ND, T, h, w]`` to ``[B, ND, s]``; the network flattens them anyway."""
-        return self._own(output.flatten(2), 2)
+        return own_part(output.flatten(2), 2, self.group)
 
     def gather_tokens(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """Gathers ``[B, s, K]`` to ``[B, S, K]``."""
-        parts: Tensor = _Gather.apply(output, self.group)  # type: ignore[no-untyped-call]
+        parts = gathered_parts(output, self.group)
         return parts.transpose(0, 1).flatten(1, 2)[:, : self._length]
-
-    def _own(self, x: Tensor, dim: int) -> Tensor:
-        """Takes this rank's share along ``dim``, with zeros after the last token."""
-        count = -(-x.shape[dim] // self.group.size())
-        start = min(self.group.rank() * count, x.shape[dim])
-        own = x.narrow(dim, start, min(count, x.shape[dim] - start))
-        return _lengthened(own, dim, count)
 
 
 class UlyssesSelfAttention:
@@ -217,11 +194,11 @@ class UlyssesSelfAttention:
         assert rotary_emb is not None, "self-attention comes with its rotary tables"
         cos, sin, length = rotary_emb
         heads = attn.heads
-        query = self.rotate(_unflatten(attn.norm_q(attn.to_q(hidden_states)), 2, heads), cos, sin)
+        query = self.rotate(unflatten(attn.norm_q(attn.to_q(hidden_states)), 2, heads), cos, sin)
         query = self._all_tokens(query, length)
-        key = self.rotate(_unflatten(attn.norm_k(attn.to_k(hidden_states)), 2, heads), cos, sin)
+        key = self.rotate(unflatten(attn.norm_k(attn.to_k(hidden_states)), 2, heads), cos, sin)
         key = self._all_tokens(key, length)
-        value = self._all_tokens(_unflatten(attn.to_v(hidden_states), 2, heads), length)
+        value = self._all_tokens(unflatten(attn.to_v(hidden_states), 2, heads), length)
         with attention_outputs_stored():
             output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         own = self._all_heads(output, hidden_states.shape[1]).flatten(2).type_as(hidden_states)
@@ -230,28 +207,16 @@ class UlyssesSelfAttention:
 
     def _all_tokens(self, x_BsND: Tensor, length: int) -> Tensor:
         """Trades all heads of own tokens for all tokens ``[B, S, n, D]`` of own heads."""
-        by_rank = _unflatten(x_BsND, 2, self.group.size()).permute(2, 0, 1, 3, 4)
-        exchanged = _exchange(by_rank, self.group)  # P B s n D
+        by_rank = unflatten(x_BsND, 2, self.group.size()).permute(2, 0, 1, 3, 4)
+        exchanged = exchange(by_rank, self.group)  # P B s n D
         return exchanged.transpose(0, 1).flatten(1, 2)[:, :length]
 
     def _all_heads(self, x_BSnD: Tensor, count: int) -> Tensor:
         """Trades all tokens of own heads for all heads of ``count`` own tokens ``[B, s, N, D]``."""
         size = self.group.size()
-        padded = _lengthened(x_BSnD, 1, size * count)
-        exchanged = _exchange(_unflatten(padded, 1, size).transpose(0, 1), self.group)
+        padded = lengthened(x_BSnD, 1, size * count)
+        exchanged = exchange(unflatten(padded, 1, size).transpose(0, 1), self.group)
         return exchanged.permute(1, 2, 0, 3, 4).flatten(2, 3)
-
-
-def _lengthened(x: Tensor, dim: int, length: int) -> Tensor:
-    """Pads a dimension with zeros at its end to ``length``."""
-    missing = length - x.shape[dim]
-    return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing)) if missing else x
-
-
-def _unflatten(x: Tensor, dim: int, count: int) -> Tensor:
-    """Splits a dimension into ``count`` and the rest."""
-    split: Tensor = x.unflatten(dim, (count, -1))  # type: ignore[no-untyped-call]
-    return split
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -261,74 +226,5 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     cos, sin = cos[..., 0::2], sin[..., 0::2]
     exact = x.to(torch.promote_types(x.dtype, cos.dtype)).contiguous()
-    pairs = torch.view_as_complex(_unflatten(exact, -1, x.shape[-1] // 2))
+    pairs = torch.view_as_complex(unflatten(exact, -1, x.shape[-1] // 2))
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)
-
-
-def _shared(value: Any, group: Group) -> Any:
-    if isinstance(value, Tensor) and value.requires_grad:
-        return _Shared.apply(value, group)  # type: ignore[no-untyped-call]
-    return value
-
-
-def _exchange(x: Tensor, group: Group) -> Tensor:
-    """Sends chunk ``r`` of the first dimension to rank ``r`` and takes chunk ``r`` from it."""
-    exchanged: Tensor = _Exchange.apply(x, group)  # type: ignore[no-untyped-call]
-    return exchanged
-
-
-class _Shared(torch.autograd.Function):
-    """An input that all ranks have; its gradient is the mean of theirs, see ``_Gather``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        whole = gradients[0].contiguous().clone()
-        if not whole.is_meta:
-            dist.all_reduce(whole, group=ctx.group)
-        return whole / ctx.group.size(), None
-
-
-class _Exchange(torch.autograd.Function):
-    """All-to-all over the first dimension, which is its own transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return _all_to_all(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _all_to_all(gradients[0], ctx.group), None
-
-
-class _Gather(torch.autograd.Function):
-    """Gathers ``[B, s, K]`` of each rank to ``[P, B, s, K]`` on all.
-
-    All ranks compute the same loss, so each has the gradient already and takes its own part of it,
-    times P: that is what makes a mean over ranks, as ZeRO takes it, the gradient of the loss.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        parts = x.new_empty(group.size(), *x.shape)
-        if not x.is_meta:
-            dist.all_gather(list(parts.unbind()), x.contiguous(), group=group)
-        return parts
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.group.rank()] * ctx.group.size(), None
-
-
-def _all_to_all(x: Tensor, group: Group) -> Tensor:
-    x = x.contiguous()
-    received = torch.empty_like(x)
-    if not x.is_meta:  # the network of a plan, which has no other ranks
-        dist.all_to_all_single(received, x, group=group)
-    return received

@@ -17,7 +17,7 @@ from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.text_rows import fold_text_padding
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.networks.compiled_passes import Passes
-from lightx2v_sgmd.parallel import sequence
+from lightx2v_sgmd.parallel import collectives, sequence
 from lightx2v_sgmd.parallel.sequence import check_degree, sequence_degrees
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
@@ -229,20 +229,20 @@ def broken(what: str) -> dict[str, Errors]:
 @contextmanager
 def _taken_out(what: str) -> Iterator[None]:
     original: dict[str, Callable[..., Any]] = {
-        "scale": sequence._Gather.backward,
-        "input": sequence._shared,
+        "scale": collectives._Gather.backward,
+        "input": vars(sequence)["shared"],
     }
     if what == "scale":
-        sequence._Gather.backward = staticmethod(  # type: ignore[method-assign, assignment]
+        collectives._Gather.backward = staticmethod(  # type: ignore[method-assign, assignment]
             lambda ctx, g: (g[ctx.group.rank()], None)
         )
     else:
-        sequence._shared = lambda value, group: value
+        vars(sequence)["shared"] = lambda value, group: value
     try:
         yield
     finally:
-        sequence._Gather.backward = staticmethod(original["scale"])  # type: ignore[method-assign]
-        sequence._shared = original["input"]
+        collectives._Gather.backward = staticmethod(original["scale"])  # type: ignore[method-assign]
+        vars(sequence)["shared"] = original["input"]
 
 
 def one_big_block(hub_id: str, folder: Path) -> dict[str, Errors]:

@@ -109,12 +109,13 @@ class WanModel(DiffusersModel):
 
     @property
     def features(self) -> frozenset[Feature]:
-        """All: the fast paths were written for these networks, with one time for a whole video.
+        """All, because they were written for these networks.
 
-        A network that may be given a first frame has a time for each token.
+        The blocks' fast passes are for one time for a whole video; a network that may be given a
+        first frame has a time for each token.
         """
         every: frozenset[Feature] = frozenset(get_args(Feature))
-        return every - {"sequence", "fast_blocks"} if self.holds_first_frame else every
+        return every - {"fast_blocks"} if self.holds_first_frame else every
 
     @property
     def formats(self) -> tuple[str, ...]:
