@@ -27,7 +27,9 @@ from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
 from lightx2v_sgmd.families.text_rows import text_dtype
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.tensors.safetensors_files import Header
-from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import Names, WholeTensors
+from lightx2v_sgmd.families.lora.reading import open_lora
+from lightx2v_sgmd.families.lora.updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.system.errors import UserError
@@ -40,7 +42,8 @@ from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 class DiffusersModel(ABC):
     """A model whose configuration was read, and whose weights were not; see ``base.Model``.
 
-    As it stands here a model runs as diffusers has it, from text alone, and takes no LoRA files.
+    As it stands here a model runs as diffusers has it, from text alone, and takes no LoRA files; a
+    family that has the feature ``loras`` takes those under diffusers' or PEFT's names.
 
     Attributes:
         path: The path as it was given.
@@ -88,9 +91,17 @@ class DiffusersModel(ABC):
     def build_vae(self) -> Any:
         """Builds the VAE with random weights (none on the meta device)."""
 
-    @abstractmethod
+    def _names(self, part: Part) -> Names | None:
+        """How the names in a part's files become diffusers' names; None leaves them."""
+        return None
+
     def _weights(self, part: Part) -> WholeTensors:
         """A part's weights under diffusers' names."""
+        files, names = self.source.files(part), self._names(part)
+        if part == "transformer" and self.loras:
+            updates = LoraUpdates(self.loras, self.transformer_shapes())
+            return MergedWholeTensors(files, names, updates)
+        return WholeTensors(files, names)
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -137,17 +148,23 @@ class DiffusersModel(ABC):
         return
 
     def with_loras(self, loras: Sequence[WeightedLora]) -> Self:
-        """Refuses LoRA files.
+        """The same model with LoRA files merged into its network; reads no weights.
 
         Raises:
-            UserError: there is any.
+            UserError: a file is missing, damaged, or no LoRA for this network, or the family takes
+                none.
         """
-        if loras:
+        if not loras:
+            return self
+        if "loras" not in self.features:
             raise UserError(
                 f"lora: {loras[0].path}: LoRA files are not supported for {self.family}; give "
                 "weights with it merged"
             )
-        return self
+        shapes = self.transformer_shapes()
+        for lora in loras:
+            open_lora(lora.path, shapes)
+        return replace(self, loras=(*self.loras, *loras))
 
     def with_transformer_config(self, config: dict[str, Any]) -> Self:
         """The same model with other arguments of the network's class."""

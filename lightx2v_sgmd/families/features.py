@@ -24,7 +24,7 @@ Feature = Literal[
 ``attention_kernels``: other attention kernels than PyTorch's. ``quantize``: the engine's weights in
 8 bits. ``sequence``: several ranks share a video. ``streamed_decoding``: the VAE decodes chunks of
 frames, and ranks share its tiles. ``planned_memory``: the engine knows its memory beforehand.
-``loras``: LoRA files are read, and written.
+``loras``: LoRA files are read.
 """
 
 

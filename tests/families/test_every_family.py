@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.counting import PassCounter
@@ -23,12 +24,14 @@ from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.methods import SGMD
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 from tests.distill.planning.test_memory import measured_peak
+from tests.distill.test_methods import assert_plain_gradients, trainer_for
 from tests.students import load_student
 from tests.tiny import make_tiny_cogvideox, make_tiny_wan
 from tests.tiny_sd3 import make_tiny_sd3
@@ -75,13 +78,17 @@ class Family:
         """Height, width and number of frames."""
         return (32, 32, self.frames)
 
-    def job(self, folder: Path, *settings: str) -> Job:
-        """A job on the tiny model, in ``folder/run``."""
+    @property
+    def settings(self) -> tuple[str, str]:
+        """The settings of a job on the tiny model."""
         schedule = f"{{shift: {self.shift}, solver: {self.solver}}}"
         frames = f", num_frames: {self.frames}" if self.frames > 1 else ""
         size = f"video={{height: {self.size[0]}, width: {self.size[1]}{frames}}}"
-        teacher = folder.parent / "teacher"
-        return make_job(teacher, folder, f"schedule={schedule}", size, *settings)
+        return (f"schedule={schedule}", size)
+
+    def job(self, folder: Path, *settings: str) -> Job:
+        """A job on the tiny model, in ``folder/run``."""
+        return make_job(folder.parent / "teacher", folder, *self.settings, *settings)
 
     def stock(
         self,
@@ -94,7 +101,7 @@ class Family:
         """The latents, or the frames, of the stock pipeline; None leaves it its own scheduler."""
         import diffusers
 
-        pipe: Any = getattr(diffusers, self.pipeline).from_pretrained(folder)
+        pipe = load_stock(self, folder)
         if scheduler is not None:
             kind: Any = getattr(diffusers, scheduler["_class_name"])
             pipe.scheduler = kind.from_config(scheduler)
@@ -160,6 +167,12 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Made(family, folder, run)
 
 
+def load_stock(family: Family, folder: Path) -> Any:
+    import diffusers
+
+    return getattr(diffusers, family.pipeline).from_pretrained(folder)
+
+
 def noises(model: Any, shape: tuple[int, ...]) -> Tensor:
     return torch.cat([noise_for(model, seed, shape) for seed in SEEDS])
 
@@ -208,6 +221,43 @@ def test_resuming_is_exact(made: Made) -> None:
     train(made.family.job(made.folder / "parts", "train.iterations=1", *settings))
     again = train(made.family.job(made.folder / "parts", "train.iterations=3", *settings))
     assert_same_run(again, made.run)
+
+
+def test_gradients_are_those_of_one_plain_graph(made: Made, tmp_path: Path) -> None:
+    method = SGMD(weighting="paper")
+    settings = (*made.family.settings, "train.micro_batch=1")
+    assert_plain_gradients(trainer_for(method, made.teacher, tmp_path, *settings), method)
+
+
+def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
+    made: Made, tmp_path: Path
+) -> None:
+    """The teacher with the file at strength 0.5, and the stock pipeline that loaded it so."""
+    model = open_model(made.teacher)
+    shapes = model.transformer_shapes()
+    layers = [name.removesuffix(".weight") for name in shapes if name.endswith("to_q.weight")]
+    draw = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in layers:
+        out, into = shapes[f"{layer}.weight"]
+        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(3, into, generator=draw)
+        tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(out, 3, generator=draw)
+    file = tmp_path / "style.safetensors"
+    save_file(tensors, file)
+    job = make_job(made.teacher, tmp_path, *made.family.settings, f"teacher.loras=['{file}:0.5']")
+    merged = open_teacher(job.teacher).load_transformer()
+    plain = dict(model.load_transformer().named_parameters())
+    stock = load_stock(made.family, made.teacher)
+    stock.load_lora_weights(file, adapter_name="style")
+    stock.set_adapters(["style"], [0.5])
+    stock.fuse_lora()
+    named = stock.transformer.named_parameters()
+    theirs = {name.replace(".base_layer.", "."): p for name, p in named}
+    for name, p in merged.named_parameters():
+        changed = name.removesuffix(".weight") in layers
+        assert torch.equal(p, plain[name]) != changed, name
+        held = theirs[name]
+        torch.testing.assert_close(p, held, atol=1e-5, rtol=1e-5)
 
 
 def test_a_method_with_heads_on_the_blocks_trains(made: Made) -> None:

@@ -30,7 +30,8 @@ from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
+from lightx2v_sgmd.families.features import Feature
+from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import NUM_TRAIN_TIMESTEPS, Schedule, even_timesteps, evenly_spaced
@@ -64,6 +65,11 @@ class CogVideoXModel(DiffusersModel):
     def family(self) -> str:
         """The family's name, for messages."""
         return "CogVideoX"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """Ranks may share a video, and LoRAs are read; blocks run as diffusers has them."""
+        return frozenset({"sequence", "loras"})
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -275,8 +281,8 @@ class CogVideoXModel(DiffusersModel):
         """Decodes some frames ``[B, len(frames), 3, H, W]`` with gradient."""
         return decode_frames(vae, latents, frames)
 
-    def _weights(self, part: Part) -> WholeTensors:
-        return WholeTensors(self.source.files(part), one_embedding)
+    def _names(self, part: Part) -> Names | None:
+        return one_embedding
 
 
 def open_cogvideox(path: str | Path) -> CogVideoXModel:

@@ -20,7 +20,7 @@ SNR_SHIFT: Final[Mapping[str, float]] = {
     "zai-org/CogVideoX-2b": 3.0,
     "zai-org/CogVideoX-5b": 1.0,
 }
-"""``snr_shift_scale`` of the scheduler."""
+"""``snr_shift_scale`` of the scheduler; the script above states both values."""
 
 VAE_CONFIG: Final[Mapping[str, Any]] = {
     "block_out_channels": [128, 256, 256, 512],

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
+from lightx2v_sgmd.system.errors import UserError
 
 DOWN: Final = "down"
 UP: Final = "up"
@@ -129,9 +130,17 @@ def spellings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     known: dict[str, str] = {}
     for parameter in shapes:
         ours = _layer(parameter)
-        for name in (ours, _layer(transformer_to_original(parameter))):
+        for name in (ours, _layer(_original(parameter))):
             known[name] = known[name.replace(".", "_")] = ours
     return known
+
+
+def _original(parameter: str) -> str:
+    """Wan's own name of a parameter; other families have diffusers' name alone."""
+    try:
+        return transformer_to_original(parameter)
+    except UserError:
+        return parameter
 
 
 def _layer(parameter: str) -> str:

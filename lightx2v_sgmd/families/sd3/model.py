@@ -36,7 +36,8 @@ from lightx2v_sgmd.families.sources.parts import Part, diffusers_source, without
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
+from lightx2v_sgmd.families.features import Feature
+from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import Schedule
@@ -80,6 +81,11 @@ class SD3Model(DiffusersModel):
     def family(self) -> str:
         """The family's name, for messages."""
         return "SD3"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """LoRAs are read; its blocks run as diffusers has them."""
+        return frozenset({"loras"})
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -281,9 +287,8 @@ class SD3Model(DiffusersModel):
         """Decodes images ``[B, 1, 3, H, W]`` with gradient."""
         return decode_frames(vae, latents, frames)
 
-    def _weights(self, part: Part) -> WholeTensors:
-        names = _encoder_names if part in _ENCODERS else None
-        return WholeTensors(self.source.files(part), names)
+    def _names(self, part: Part) -> Names | None:
+        return _encoder_names if part in _ENCODERS else None
 
     @property
     def _encoders(self) -> tuple[Part, ...]:

@@ -83,10 +83,9 @@ def test_shipped_jobs_fit_their_models() -> None:
     [
         ("schedule.solver=euler", "schedule.solver: euler is not for this teacher"),
         ("schedule.shift=8", "schedule.shift: 8 is not that of a student of CogVideoX.*use 1"),
-        ("parallel.sequence=2", "parallel.sequence: 2 is not supported for CogVideoX; use 1"),
+        ("parallel.sequence=4", "parallel.sequence: 4 does not divide the 30 attention heads"),
         ("parallel.compile=always", "parallel.compile: always is not supported"),
         ("video.num_frames=45", "video.num_frames: 45 is not 8k \\+ 1.*use 49"),
-        ("teacher.loras=[x.safetensors]", "teacher.loras: a LoRA file is not supported"),
     ],
 )
 def test_what_it_cannot_do_is_refused_in_a_line(setting: str, message: str) -> None:
