@@ -58,7 +58,8 @@ _CHECKS: Final[Checks] = {
     "image_encoder": check_image_encoder,
 }
 LAYOUTS: Final = (
-    "give a folder as Wan2.1-T2V-1.3B-Diffusers (diffusers) or Wan2.1-T2V-1.3B (original) is"
+    "give a folder in diffusers' layout, as Wan2.1-T2V-1.3B-Diffusers, CogVideoX-2b and "
+    "stable-diffusion-3-medium-diffusers are, or in Wan's original layout, as Wan2.1-T2V-1.3B is"
 )
 WHOLE: Final = "copy the model again, with all folders that it was published with"
 

@@ -197,7 +197,7 @@ def _on_hub(repository: str) -> tuple[Source, dict[str, Any]]:
             source = Source(repository, "original")
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{repository} is neither a folder here nor a Wan model that the hub gives "
+            f"{repository} is neither a folder here nor a model that the hub gives "
             f"({type(error).__name__}); check the name or the network"
         ) from error
     return source, _transformer_config(Path(config))

@@ -84,6 +84,23 @@ def test_the_published_models_are_built_without_weights(
     assert model.token_count(1024, 1024, 1) == 4096 and model.embedding_shapes["text"][0] == 333
 
 
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [("stable-diffusion-3-medium-diffusers", 4.34), ("stable-diffusion-3.5-large", 16.5)],
+)
+def test_the_weights_have_the_size_of_the_published_files(name: str, gigabytes: float) -> None:
+    """They are ``sd3_medium.safetensors`` and ``sd3.5_large.safetensors``, as the hub lists them.
+
+    These hold the network and the VAE in half precision.
+    """
+    model = open_sd3(f"stabilityai/{name}")
+    with torch.device("meta"):
+        vae = model.build_vae()
+    count = sum(torch.Size(shape).numel() for shape in model.transformer_shapes().values())
+    count += sum(p.numel() for p in vae.parameters())
+    assert 2 * count / 1e9 == pytest.approx(gigabytes, rel=0.003)
+
+
 def test_frames_have_gradient(folder: Path) -> None:
     model = open_sd3(folder)
     vae = model.load_vae()

@@ -114,5 +114,5 @@ def test_without_a_network_it_is_said(hub: Callable[[str], Hub]) -> None:
 
 def test_an_id_that_the_hub_does_not_have(hub: Callable[[str], Hub]) -> None:
     hub("diffusers")
-    with pytest.raises(UserError, match="nobody/nothing is neither a folder here nor a Wan model"):
+    with pytest.raises(UserError, match="nobody/nothing is neither a folder here nor a model"):
         open_wan("nobody/nothing")
