@@ -13,6 +13,7 @@ from distill.updates import Iteration, updates_done, updates_of_experts
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.size_rules import Size
+from lightx2v_sgmd.families.teacher import open_own_models
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import TEACHER, Ranks, Strategy, StrategySettings, open_strategy
@@ -56,9 +57,10 @@ def build_trainer(
     """
     if rows is None:
         rows = _embeddings(job, model, prompts, ranks, quiet)
-    fold_text = _worth_folding(model, rows, ranks)
+    own = open_own_models(job, model)
+    fold_text = all(_worth_folding(each, rows, ranks) for each in (model, *own.values()))
     strategy = open_strategy(
-        job.parallel.strategy, model, StrategySettings.of(job), ranks, fold_text
+        job.parallel.strategy, model, StrategySettings.of(job), ranks, fold_text, own
     )
     video = job.video
     shape = model.latent_shape(video.height, video.width, video.frames)

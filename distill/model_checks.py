@@ -8,6 +8,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.features import require_feature
 from lightx2v_sgmd.families.sources.model_folder import model_folder
+from lightx2v_sgmd.families.teacher import open_own_models
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 from lightx2v_sgmd.networks.adapters import check_adapters
@@ -23,9 +24,11 @@ def check_against_model(job: Job, model: Model) -> None:
         UserError: the model's family lacks what the job asks for, the student's steps are not those
             of the family, ``parallel.sequence`` does not divide the heads, a video has no number of
             frames, its size does not fit the VAE and the network's patches, the student's solver is
-            not one for the model's diffusion, adapters are for layers that it does not have, or the
-            model has experts that the job cannot train.
+            not one for the model's diffusion, adapters are for layers that it does not have, the
+            model has experts that the job cannot train, or a role starts from a model that does
+            not go with the teacher.
     """
+    own = open_own_models(job, model)
     check_solver(job.schedule.solver, model.interpolant)
     _check_features(job, model)
     _check_experts(job, model)
@@ -35,10 +38,14 @@ def check_against_model(job: Job, model: Model) -> None:
             f"video.num_frames: is missing, but {job.teacher.path} makes videos; give a number "
             f"such as {model.size_rules.nearest_frames(81)}"
         )
-    model.latent_shape(job.video.height, job.video.width, job.video.frames)
+    size = (job.video.height, job.video.width, job.video.frames)
+    model.latent_shape(*size)
+    for role_model in own.values():
+        check_degree(job.parallel.sequence, role_model.num_heads, role_model.path)
+        role_model.latent_shape(*size)
     for name, role in (("student", job.student), ("fake_score", job.fake_score)):
         if role.adapters is not None:
-            check_adapters(role.adapters, model, name)
+            check_adapters(role.adapters, own.get(name, model), name)
 
 
 def _check_features(job: Job, model: Model) -> None:
@@ -121,8 +128,10 @@ def teacher_sources(job: Job) -> dict[str, Path | None]:
 def job_sources(job: Job) -> dict[str, Path | None]:
     """Everything that the training of a job reads, by its keys, for ``refuse_overlap``."""
     pixels = job.method.pixel_discriminator
+    own = {"student.path": job.student.path, "fake_score.path": job.fake_score.path}
     return {
         **teacher_sources(job),
+        **{key: None if path is None else model_folder(path) for key, path in own.items()},
         "data.latents": job.data.latents,
         "method.vision_encoder": None if pixels is None else Path(pixels.vision_encoder),
     }

@@ -303,7 +303,7 @@ def _is_export(path: Path) -> bool:
 
 
 def _teacher_of_export(path: Path) -> str | None:
-    """The model whose VAE and text encoder an export without them is run with: its teacher.
+    """The model whose VAE and text encoder an export without them is run with.
 
     Raises:
         UserError: the export is a LoRA.
@@ -316,14 +316,16 @@ def _teacher_of_export(path: Path) -> str | None:
         raise UserError(
             f"{path}: is a LoRA; give its teacher as --weights, and add --lora {folder}"
         )
-    known = known_transformer_config(manifest.teacher) is not None
-    if manifest.teacher != BUNDLED and not known and not Path(manifest.teacher).is_dir():
+    base = manifest.base
+    known = known_transformer_config(base) is not None
+    if base != BUNDLED and not known and not Path(base).is_dir():
+        whose = "its teacher" if manifest.student_base is None else "the model it started from,"
         raise UserError(
-            f"{path}: holds a network alone, and its teacher {shortened(manifest.teacher)}, whose "
+            f"{path}: holds a network alone, and {whose} {shortened(base)}, whose "
             "VAE and text encoder it is run with, is not a folder here; add --base DIR with a "
             "model of that size"
         )
-    return manifest.teacher
+    return base
 
 
 def _assumed(name: str | None) -> Schedule | None:

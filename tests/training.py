@@ -18,7 +18,7 @@ from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_own_models, open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import stem, student_files
 from lightx2v_sgmd.job.loading import load_job
@@ -67,7 +67,9 @@ def make_trainer(
     )
     shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
-    networks = open_strategy(strategy, model, StrategySettings.of(job), ranks, fold_text=folded)
+    own = open_own_models(job, model)
+    settings = StrategySettings.of(job)
+    networks = open_strategy(strategy, model, settings, ranks, fold_text=folded, own=own)
     return Trainer(
         job,
         networks,

@@ -42,7 +42,7 @@ _TABLE: Final = """\
 | | |
 |---|---|
 | teacher | `{teacher}` |
-| method | {method} {options} |
+{started_from}{fine_tune}| method | {method} {options} |
 | timesteps | {timesteps} (shift {shift:g} of {base}), {solver} |
 | guidance when it is run | none (`guidance_scale=1.0`) |
 | teacher's guidance in training | {guidance_scale:g}{negative} |
@@ -91,7 +91,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "kind": _kind(spec),
         "library": spec.format.library,
         "format": spec.format.name,
-        "license": "apache-2.0" if about.teacher in _APACHE else "other",
+        "license": "apache-2.0" if {about.teacher, about.base} <= {*_APACHE} else "other",
         "base_model": _base_model(spec, about),
         "trained": _trained(spec.source),
         "method": name,
@@ -99,6 +99,12 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "options": ", ".join(f"{k} {v}" for k, v in options.items()),
         "count": len(about.schedule),
         "teacher": public_name(about.teacher),
+        "started_from": ""
+        if about.student_base is None
+        else f"| student started from | `{public_name(about.student_base)}` |\n",
+        "fine_tune": ""
+        if not about.loras
+        else f"| goes on top of | the base with `{', '.join(about.loras)}` merged into it |\n",
         "torch_dtype": TORCH_NAMES.get(spec.dtype, "bfloat16"),
         "height": about.video.height,
         "width": about.video.width,
@@ -118,13 +124,13 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
 
 
 def _base_model(spec: ExportSpec, about: Manifest) -> str:
-    """The lines that name the teacher on the hub; none for a teacher that is not there."""
-    if not _HUB_ID.fullmatch(about.teacher) or Path(about.teacher).exists():
+    """The lines that name the model that a student started from; none if it is not on the hub."""
+    if not _HUB_ID.fullmatch(about.base) or Path(about.base).exists():
         return ""
     relation = "quantized" if is_8_bit(spec.dtype) else "finetune"
     if spec.format.holds_adapters:
         relation = "adapter"
-    return f"base_model: {about.teacher}\nbase_model_relation: {relation}\n"
+    return f"base_model: {about.base}\nbase_model_relation: {relation}\n"
 
 
 def _negative(about: Manifest) -> str:
@@ -139,17 +145,23 @@ def _negative(about: Manifest) -> str:
 def _kind(spec: ExportSpec) -> str:
     trained = ", trained as a LoRA" if spec.source.lora is not None else ""
     if spec.format.holds_adapters:
-        return f"{trained}, as a LoRA for its teacher"
-    return f"{trained} and merged into its teacher" if trained else ""
+        return f"{trained}, as a LoRA for {_start(spec.source)}"
+    return f"{trained} and merged into {_start(spec.source)}" if trained else ""
+
+
+def _start(source: ExportSource) -> str:
+    """What the student started from, in words."""
+    return "its teacher" if source.about.student_base is None else "the model it started from"
 
 
 def _trained(source: ExportSource) -> str:
     lora = source.lora
     if lora is None:
         return "all weights" if source.job_file is not None else "see the job that made it"
+    whose = "the teacher" if source.about.student_base is None else "the model it started from"
     return (
         f"adapters (LoRA) of rank {lora.rank}, alpha {lora.scale * lora.rank:g}, on "
-        f"{', '.join(lora.targets)}; all else is the teacher's"
+        f"{', '.join(lora.targets)}; all else is {whose}'s"
     )
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 LOSSES_FILE: Final = "losses.json"
 """The file with an export's errors layer by layer; absent where nothing is lost."""
 
+BASE: Final = "base"
+RELATIVE_TO: Final = (BASE, "teacher")
+"""The values of ``--relative-to``: what the adapters of a fine-tune's student are added to."""
+
 Advance = Callable[[int], None]
 
 

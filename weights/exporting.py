@@ -13,7 +13,7 @@ from lightx2v_sgmd.system.disk import free_bytes
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.host_memory import refuse_too_large
 from weights.card import model_card
-from weights.export_spec import ExportSpec, Losses
+from weights.export_spec import BASE, RELATIVE_TO, ExportSpec, Losses
 from weights.formats.base import Format
 from weights.formats.lora import check_rank
 from weights.formats.programs import refusal
@@ -50,6 +50,7 @@ def export(
     energy: float | None = None,
     names: str | None = None,
     only: str | None = None,
+    relative_to: str | None = None,
     max_shard_size: str = SHARD_SIZE,
     overwrite: bool = False,
     push: str | None = None,
@@ -72,6 +73,9 @@ def export(
             diffusers, and a copy for PEFT), ``diffusers``, ``peft``, ``musubi``,
             ``lightx2v_train``.
         only: ``blocks`` keeps adapters of the linear layers of blocks alone (lora).
+        relative_to: The weights that adapters are added to (lora), for a student of a fine-tune
+            (``teacher.loras``): ``base``, the default, makes them hold the fine-tune too;
+            ``teacher`` makes them go on top of it.
         max_shard_size: The largest weights file of diffusers and wan, such as ``5GB``.
         overwrite: Replaces an export of ours, whole and unchanged, with no other file in it, and
             files of the same names in the pushed repository.
@@ -90,7 +94,9 @@ def export(
     """
     out = Path(out)
     target_format = format_named(format)
-    _check_options(target_format, dtype, rank, energy, names or only)
+    _check_options(target_format, dtype, rank, energy, names or only or relative_to)
+    if relative_to is not None and relative_to not in RELATIVE_TO:
+        raise UserError(f"relative-to: {relative_to!r} is unknown; use {' or '.join(RELATIVE_TO)}")
     if push is not None:
         check_repository(push, not public, overwrite)
     elif public:
@@ -102,7 +108,9 @@ def export(
     with locked_file(final, "export", quiet) as lock:
         finish_replacing(final)
         before = replaceable(final, overwrite)
-        opened = open_source(source, ema, lambda damage: note(f"skipped: {damage}", quiet))
+        opened = open_source(
+            source, ema, lambda damage: note(f"skipped: {damage}", quiet), relative_to or BASE
+        )
         if opened.second is not None and not target_format.holds_experts:
             able = " or ".join(other.name for other in FORMATS.values() if other.holds_experts)
             raise UserError(
@@ -178,7 +186,9 @@ def _check_options(
     given = (rank, energy, adapters)
     if not format.holds_adapters and any(value is not None for value in given):
         taking = " or ".join(other.name for other in FORMATS.values() if other.holds_adapters)
-        raise UserError(f"rank, energy, names, only: belong to --format {taking}; leave them out")
+        raise UserError(
+            f"rank, energy, names, only, relative-to: belong to --format {taking}; leave them out"
+        )
     check_rank(rank, energy)
 
 
@@ -210,7 +220,7 @@ def _finish(spec: ExportSpec, folder: Path, losses: Losses | None) -> None:
 def _sources(source: ExportSource) -> dict[str, Path | None]:
     """The paths that an export reads, so that it does not write there."""
     root = Path(source.model.source.root)
-    teacher = Path(source.about.teacher)
+    teacher = Path(source.about.base)
     sources = {"the source": source.path, "the model": root, "the teacher": teacher}
     if source.path.parent.name == "checkpoints":
         sources["the run"] = source.path.parent.parent

@@ -102,7 +102,12 @@ def push(
     api = HfApi()
     files: dict[str, Path | bytes] = {name: folder / name for name in manifest.sha256}
     # The path of a teacher on this machine is for later exports here, and nobody else's business.
-    public = replace_fields(manifest, teacher=public_name(manifest.teacher))
+    base = manifest.student_base
+    public = replace_fields(
+        manifest,
+        teacher=public_name(manifest.teacher),
+        student_base=None if base is None else public_name(base),
+    )
     files[FILE_NAME] = public.to_text().encode()
     with _explained(repository), _bars(shown=not quiet):
         url: Any = api.create_repo(repository, private=private, exist_ok=True)

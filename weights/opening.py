@@ -9,7 +9,7 @@ from typing import Any
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.inspection.loras import lora_at
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_own_models, open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import (
     FILE_NAME,
@@ -26,13 +26,17 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
+from weights.export_spec import BASE
 from weights.formats.registry import format_named
 from weights.io.adapters import StackedAdapters, TrainedAdapters
 from weights.io.source import ExportSource, student_tensors, teacher_of
 
 
 def open_source(
-    path: str | Path, ema: bool, on_damage: Callable[[str], None] | None = None
+    path: str | Path,
+    ema: bool,
+    on_damage: Callable[[str], None] | None = None,
+    relative_to: str = BASE,
 ) -> ExportSource:
     """Checks a run folder, a checkpoint folder or an exported folder, and the teacher it names.
 
@@ -40,6 +44,8 @@ def open_source(
         path: The folder.
         ema: True to take the EMA weights if the run has them.
         on_damage: Called with a message for each damaged checkpoint that is skipped.
+        relative_to: ``base`` for adapters that hold the LoRAs of the teacher too, ``teacher`` for
+            adapters that go on top of them.
 
     Raises:
         UserError: no whole checkpoint, a damaged file, keys that do not fit the teacher's network,
@@ -47,6 +53,11 @@ def open_source(
     """
     path = Path(path)
     if (path / FILE_NAME).is_file():
+        if relative_to != BASE:
+            raise UserError(
+                f"relative-to: teacher needs a run or a checkpoint, and {path} is an export, which "
+                "does not hold its teacher's LoRAs; leave it out, or export the run"
+            )
         return _exported(path)
     kind = lora_at(path)
     if kind is not None:
@@ -61,7 +72,8 @@ def open_source(
     job = load_job(job_file)
     averaged = ema and has_average(checkpoint)
     step = int(read_trainer_state(checkpoint)["step"])
-    model = open_teacher(job.teacher)
+    teacher = open_teacher(job.teacher)
+    model = open_own_models(job, teacher).get("student", teacher)
     about = _about(job, step, averaged, model)
     lora = job.student.adapters
     opened = [
@@ -76,7 +88,9 @@ def open_source(
         )
     run = checkpoint.parent.parent
     changes: StackedAdapters | TrainedAdapters | None = adapters
-    if adapters is not None and model.loras:
+    if relative_to != BASE:
+        about = _above_fine_tune(about, model)
+    elif adapters is not None and model.loras:
         changes = StackedAdapters.of(adapters, model)
     source = ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
     if len(opened) == 1:
@@ -87,11 +101,31 @@ def open_source(
     return replace(source, second=second)
 
 
+def _above_fine_tune(about: Manifest, model: Model) -> Manifest:
+    """The manifest of adapters that go on top of the teacher's LoRAs.
+
+    Raises:
+        UserError: the student did not start from the teacher, or the teacher has no LoRAs.
+    """
+    if about.student_base is not None:
+        raise UserError(
+            f"relative-to: the student started from {about.student_base} and not from the teacher; "
+            "use --relative-to base"
+        )
+    if not model.loras:
+        raise UserError(
+            "relative-to: the teacher of this run has no LoRAs (teacher.loras), so it is the base; "
+            "leave the option out"
+        )
+    return replace(about, loras=tuple(f"{x.path.name}:{x.strength:g}" for x in model.loras))
+
+
 def _about(job: Job, step: int, averaged: bool, model: Model) -> Manifest:
     method = parse_value(job.to_yaml(), "the job")["method"]
     return Manifest(
         method={"name": method.pop("name"), "options": method},
         teacher=job.teacher.path,
+        student_base=None if model.path == job.teacher.path else model.path,
         teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,
@@ -110,6 +144,13 @@ def _exported(folder: Path) -> ExportSource:
     changed = changed_files(folder, about.sha256)
     if changed:
         raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")
+    if about.loras:
+        files = " ".join(f"--lora {text}" for text in about.loras)
+        raise UserError(
+            f"{folder}: holds adapters for {about.base} with {', '.join(about.loras)} merged into "
+            f"it, which are not in it; run it as `lightx2v-sgmd generate --weights {about.base} "
+            f"{files} --lora {folder}`, or export the run with --relative-to base"
+        )
     written_in = format_named(about.format)
     job_file = folder / "job.yaml"
     model = written_in.open_model(folder, lambda: teacher_of(about, job_file))

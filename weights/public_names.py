@@ -12,6 +12,8 @@ from lightx2v_sgmd.system.resources import shipped_model
 
 _PATHS: Final = (
     "teacher.path",
+    "student.path",
+    "fake_score.path",
     "data.prompts",
     "data.embeddings",
     "data.latents",

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, recomputes_attention
@@ -245,12 +244,25 @@ class Traffic:
     exchange: float = 0
 
 
+class NetworkSize(NamedTuple):
+    """The size of one network.
+
+    Attributes:
+        parameters: Number of its parameters.
+        blocks: Number of its blocks.
+        width: Channels of a token.
+    """
+
+    parameters: int
+    blocks: int
+    width: int
+
+
 def iteration_traffic(
     job: Job,
     passes: Mapping[str, RolePasses],
-    model: Model,
+    networks: Mapping[str, NetworkSize],
     *,
-    parameters: int,
     tokens: int,
     gpus: int,
     size: int,
@@ -263,8 +275,7 @@ def iteration_traffic(
     Args:
         job: The job.
         passes: From ``iteration_passes``.
-        model: The model.
-        parameters: Number of parameters of one network.
+        networks: The size of each role's network.
         tokens: Patches of a video.
         gpus: Number of GPUs of the run.
         size: Bytes of a number.
@@ -272,17 +283,16 @@ def iteration_traffic(
     if job.parallel.strategy != "zero3":
         return Traffic()
     batches = job.train.accumulation
-    others = parameters * size * (gpus - 1) / gpus * batches
-    degree = job.parallel.sequence
-    own = -(-tokens // degree)
-    width = model.width
-    # Queries, keys, values and the output of each block; all but one's own part comes from others.
-    exchange = 4 * model.num_blocks * own * width * size * (degree - 1) / degree
-    videos = batches * job.train.micro_batch
-    return Traffic(
-        gather=others * sum(p.forward_calls + p.backward_calls for p in passes.values()),
-        reduce=others * sum(p.weight_backwards for p in passes.values()),
-        exchange=exchange
-        * videos
-        * sum(p.forwards + p.recomputed + p.backwards for p in passes.values()),
-    )
+    batches, degree = job.train.accumulation, job.parallel.sequence
+    own, videos = -(-tokens // degree), batches * job.train.micro_batch
+    gather = reduce = exchange = 0.0
+    for role, each in passes.items():
+        network = networks[role]
+        others = network.parameters * size * (gpus - 1) / gpus * batches
+        gather += others * (each.forward_calls + each.backward_calls)
+        reduce += others * each.weight_backwards
+        # Queries, keys, values and the output of each block; all but one's own part comes from
+        # others.
+        sent = 4 * network.blocks * own * network.width * size * (degree - 1) / degree
+        exchange += videos * sent * (each.forwards + each.recomputed + each.backwards)
+    return Traffic(gather=gather, reduce=reduce, exchange=exchange)

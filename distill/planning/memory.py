@@ -18,7 +18,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.networks.vision_encoder import vision_is_here
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.parallel.zero3 import nvme
 
 Parts = dict[str, int]
@@ -99,7 +99,8 @@ def lasting_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
 
 def least_bytes(job: Job, meter: ModelMeter, gpus: int) -> int:
     """Counts what a rank holds at least: ``lasting_bytes`` and ``block_inputs``; meters nothing."""
-    return lasting_bytes(job, meter, gpus) + block_inputs(job, meter.model)
+    student = meter.of(job, STUDENT).model
+    return lasting_bytes(job, meter, gpus) + block_inputs(job, student)
 
 
 def untouched_bytes(job: Job, meter: ModelMeter) -> int:
@@ -115,10 +116,10 @@ def untouched_bytes(job: Job, meter: ModelMeter) -> int:
 
 
 def block_inputs(job: Job, model: Model) -> int:
-    """Counts the bytes of the inputs of the network's blocks in a rank's micro-batch.
+    """Counts the bytes of the inputs of the student's blocks in a rank's micro-batch.
 
-    The backward pass needs these inputs whatever is computed again. Only the model's configuration
-    is read.
+    The backward pass needs these inputs whatever is computed again. Only the configuration of the
+    model that the student starts from is read.
     """
     video = job.video
     tokens = model.token_count(video.height, video.width, video.frames)
@@ -170,12 +171,19 @@ def _adapted(job: Job) -> list[str]:
     return [role for role in job.method.roles if role in settings and settings[role].adapters]
 
 
+def _frozen_beside(job: Job, meter: ModelMeter) -> list[ModelMeter]:
+    """The models that are there frozen beside the teacher, for the adapters of some role."""
+    adapted = {id(each): each for role in _adapted(job) if (each := meter.of(job, role))}
+    return [each for each in adapted.values() if each is not meter]
+
+
 def _local_state(job: Job, meter: ModelMeter) -> tuple[Parts, Parts, Parts]:
     trained = meter.trained(job)
     numbers = sum(weights.count for weights in trained.values())
     numbers += sum(weights.count for weights in _heads(job, meter).values())
+    frozen = meter.frozen(job) + sum(each.frozen(job) for each in _frozen_beside(job, meter))
     state = {
-        "weights": 4 * numbers + meter.frozen(job),
+        "weights": 4 * numbers + frozen,
         "optimizer": 8 * numbers,
         "moving average": 4 * trained[STUDENT].count if job.train.ema else 0,
     }
@@ -195,9 +203,10 @@ def _sharded_state(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts
         "moving average": 4 * share[STUDENT] if job.train.ema else 0,
     }
     # Each network gathers for itself, even if it shares its weights with another one.
-    whole = (len(networks) + 1) * meter.weights.small
+    whole = meter.weights.small + sum(meter.of(job, role).weights.small for role in networks)
     whole += sum(trained[role].small for role in (*_adapted(job), *heads))
-    weights = {"weights": size * (numbers + -(-meter.weights.count // gpus))}
+    frozen = [meter, *_frozen_beside(job, meter)]
+    weights = {"weights": size * (numbers + sum(-(-each.weights.count // gpus) for each in frozen))}
     state = {
         "small weights, whole": size * whole,
         "gradient buckets": size * len(trained) * BUCKET,
@@ -268,9 +277,10 @@ class _Activations:
             alone["through the pixel discriminator"] = pixels.generator
             alone["pixel discriminator's update"] = pixels.update
         keeping = local and job.train.accumulation == 1
+        student, fake_score = (meter.of(job, role) for role in (STUDENT, FAKE_SCORE))
         return cls(
-            meter.passes(job, batch, again, keeping, job.student.adapters),
-            meter.passes(job, batch, again, keeping, job.fake_score.adapters),
+            student.passes(job, batch, again, keeping, job.student.adapters),
+            fake_score.passes(job, batch, again, keeping, job.fake_score.adapters),
             meter.forward(job, rows),
             through,
             alone,
@@ -278,44 +288,65 @@ class _Activations:
 
 
 def _sharded_phases(job: Job, meter: ModelMeter, gpus: int) -> dict[str, Parts]:
-    found, count, size = _Activations.of(job, meter), meter.weights.count, _size(job)
+    found, size = _Activations.of(job, meter), _size(job)
     student, fake_score, fresh = found.student, found.fake_score, job.method.fresh_rollouts
     trained = meter.trained(job)
     most = max(weights.count for weights in trained.values())
     # Gathered weights arrive in a buffer together and are copied out of it.
-    whole = {"gathered weights": size * min(count, GATHERED)} if gpus > 1 else {}
-    buffer = size * min(count, PREFETCH + meter.weights.largest)
-    gathered = whole | ({"gathering": buffer} if gpus > 1 else {})
+    networks = {TEACHER: meter, STUDENT: meter.of(job, STUDENT)}
+    networks[FAKE_SCORE] = meter.of(job, FAKE_SCORE)
+    copied = {role: size * min(each.weights.count, GATHERED) for role, each in networks.items()}
+    buffers = {
+        role: size * min(each.weights.count, PREFETCH + each.weights.largest)
+        for role, each in networks.items()
+    }
+    whole: dict[str, Parts] = {}
+    gathered: dict[str, Parts] = {}
+    for role in networks:
+        whole[role] = {"gathered weights": copied[role]} if gpus > 1 else {}
+        gathered[role] = whole[role] | ({"gathering": buffers[role]} if gpus > 1 else {})
     # Gradients are copied side by side to be reduced: whenever a bucket is full, or at the end of
     # the backward pass, when no activations are left.
     reduction = {"reduction": size * min(most, BUCKET)}
-    learning = gathered | (reduction if most > BUCKET else {})
+    reducing = reduction if most > BUCKET else {}
     through = fake_score.backward if job.method.through_fake_score else fake_score.forward
     kept_too = fake_score.kept if job.method.through_fake_score else 0
     # DeepSpeed holds the weights that the student's backward pass begins with, which comes last.
-    waiting = {"student's weights, gathered": sum(whole.values())} if whole else {}
+    waiting = {"student's weights, gathered": copied[STUDENT]} if gpus > 1 else {}
     phases = {
-        "teacher": gathered | waiting | {"activations": student.kept + found.teacher},
-        "generator's gradient": gathered | waiting | {"activations": student.kept + through},
-        "fake score's update": learning
+        "teacher": gathered[TEACHER] | waiting | {"activations": student.kept + found.teacher},
+        "generator's gradient": gathered[FAKE_SCORE]
+        | waiting
+        | {"activations": student.kept + through},
+        "fake score's update": gathered[FAKE_SCORE]
+        | reducing
         | ({} if fresh else waiting)
         | {"activations": fake_score.backward + (0 if fresh else student.kept)},
-        "student's update": learning | {"activations": student.backward},
-        "reduction": whole | reduction | {"activations": 0 if fresh else student.kept},
-        "samples": gathered | {"activations": max(student.forward, meter.decoding(job))},
+        "student's update": gathered[STUDENT] | reducing | {"activations": student.backward},
+        "reduction": whole[_larger(networks)]
+        | reduction
+        | {"activations": 0 if fresh else student.kept},
+        "samples": gathered[STUDENT] | {"activations": max(student.forward, meter.decoding(job))},
     }
     for name, through_frozen in found.through.items():
         activations = student.kept + kept_too + through_frozen
-        phases[name] = gathered | waiting | {"activations": activations}
+        phases[name] = gathered[TEACHER] | waiting | {"activations": activations}
     for name, others in found.alone.items():
-        phases[name] = gathered | waiting | {"activations": student.kept + others}
+        phases[name] = gathered[TEACHER] | waiting | {"activations": student.kept + others}
     if job.parallel.offload == "none":
         # The gradient flattened, and in float32; fused AdamW needs nothing more.
         numbers = 4 + _gradient_size(job) % 4
         updated = min(-(-most // gpus), STEPPED)
         # DeepSpeed lets go of gathered weights late: often one network's are still there.
-        phases["optimizer step"] = whole | {"optimizer's temporaries": numbers * updated}
+        phases["optimizer step"] = whole[_larger(networks)] | {
+            "optimizer's temporaries": numbers * updated
+        }
     return phases
+
+
+def _larger(networks: Mapping[str, ModelMeter]) -> str:
+    """The trained role with the larger network."""
+    return max((STUDENT, FAKE_SCORE), key=lambda role: networks[role].weights.count)
 
 
 def _local_phases(job: Job, meter: ModelMeter) -> dict[str, Parts]:

@@ -23,6 +23,7 @@ from distill.planning.metering import (
     prepare_pass,
 )
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.teacher import open_own_models
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import AdapterSettings, Job
 from lightx2v_sgmd.networks.adapters import trained_shapes
@@ -30,6 +31,8 @@ from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT
 
+ROLES = (STUDENT, FAKE_SCORE)
+"""The roles that may start from a model of their own."""
 WHOLE = 100_000
 """Weights of so many numbers or fewer stay whole (``stage3_param_persistence_threshold``)."""
 
@@ -66,6 +69,23 @@ class ModelMeter:
         self._decoding: dict[tuple[int, ...], int] = {}
         self.discriminators = DiscriminatorMeter(model)
         self._trained: dict[AdapterSettings, Weights] = {}
+        self._own: dict[str, ModelMeter] = {}
+
+    def of(self, job: Job, role: str) -> ModelMeter:
+        """The meter of the model that a role of a job starts from: of the teacher, or its own."""
+        path = {STUDENT: job.student.path, FAKE_SCORE: job.fake_score.path}.get(role)
+        if path is None or role not in job.method.roles:
+            return self
+        if path not in self._own:
+            model = open_own_models(job, self.model).get(role)
+            own = self if model is None else ModelMeter(model, self.text_rows, self.on_gpu)
+            self._own[path] = own
+        return self._own[path]
+
+    def others(self, job: Job) -> list[ModelMeter]:
+        """The meters of the models other than the teacher that roles of a job start from."""
+        found = {id(meter): meter for role in ROLES if (meter := self.of(job, role)) is not self}
+        return list(found.values())
 
     @cached_property
     def network(self) -> Any:
@@ -118,7 +138,7 @@ class ModelMeter:
         found = {}
         for role, settings in ((STUDENT, job.student), (FAKE_SCORE, job.fake_score)):
             if role in job.method.roles:
-                found[role] = self._trained_weights(settings.adapters)
+                found[role] = self.of(job, role)._trained_weights(settings.adapters)
         return found
 
     def _trained_weights(self, lora: AdapterSettings | None) -> Weights:
@@ -130,9 +150,11 @@ class ModelMeter:
         return self._trained[lora]
 
     def shares(self, job: Job) -> dict[str, float]:
-        """The share of the network's weights that is trained, by role."""
-        trained = self.trained(job)
-        return {role: weights.count / self.weights.count for role, weights in trained.items()}
+        """The share of its network's weights that a role trains, by role."""
+        return {
+            role: weights.count / self.of(job, role).weights.count
+            for role, weights in self.trained(job).items()
+        }
 
     def latents(self, job: Job) -> tuple[int, int, int, int]:
         """The latent shape ``(C, T, h, w)`` of a job's videos."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from math import gcd
 
 from distill.model_checks import check_against_model
 from distill.planning.memory import (
@@ -26,6 +27,7 @@ from distill.planning.plan import (
 )
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.sequence import sequence_degrees
 from lightx2v_sgmd.system.errors import UserError
 
@@ -41,9 +43,10 @@ def check_possible(job: Job, model: Model, machine: Machine, meter: ModelMeter) 
     """
     check_against_model(job, model)
     check_layout(job, model, machine)
-    layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, model))]
+    student = meter.of(job, STUDENT).model
+    layouts = [(job, machine), *((job, at) for _, job, at in _changes(job, machine, meter))]
     # Latents and inputs are counted at once; what comes with them needs the network, and seconds.
-    inputs = min(block_inputs(job, model) for job, _ in layouts)
+    inputs = min(block_inputs(job, student) for job, _ in layouts)
     least = (inputs + latent_bytes(job, model)) / GIB
     if least <= machine.memory_gib:
         least = min(least_bytes(job, meter, at.gpus) for job, at in layouts) / GIB
@@ -100,7 +103,7 @@ def _nearest(
     least: Memory | None = None
     least_gib = float("inf")
     fitting = {}
-    changes = list(_changes(plan.job, plan.machine, model))
+    changes = list(_changes(plan.job, plan.machine, meter))
     if changes:
         _, job, machine = max(changes, key=_spared)
         room = (machine.memory_gib - machine.reserve_gib) * GIB
@@ -139,7 +142,9 @@ def _in_words(change: list[str], other: JobPlan, plan: JobPlan) -> str:
     return f"{' '.join(change)} ({', '.join(needs)})"
 
 
-def _changes(job: Job, machine: Machine, model: Model) -> Iterator[tuple[list[str], Job, Machine]]:
+def _changes(
+    job: Job, machine: Machine, meter: ModelMeter
+) -> Iterator[tuple[list[str], Job, Machine]]:
     """Other jobs and machines, as few changes as possible first, cheap ones before dear ones."""
     layout = job.parallel
     checkpointing = list(CHECKPOINTING.values())  # the fastest first
@@ -153,7 +158,8 @@ def _changes(job: Job, machine: Machine, model: Model) -> Iterator[tuple[list[st
     gpus, node = [machine.gpus], machine.node_gpus
     while gpus[-1] < MORE_GPUS:
         gpus.append(gpus[-1] * 2 if gpus[-1] < node else (gpus[-1] // node + 1) * node)
-    degrees = [d for d in sequence_degrees(model.num_heads) if d >= layout.sequence and d <= node]
+    heads = gcd(*(each.model.num_heads for each in (meter, *meter.others(job))))
+    degrees = [d for d in sequence_degrees(heads) if d >= layout.sequence and d <= node]
     found = []
     for again, strategy, degree, offload, count in product(
         checkpointing, strategies, degrees, offloads, gpus

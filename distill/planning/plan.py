@@ -5,11 +5,13 @@ Nothing is loaded but configurations. ``nearest`` looks for a job that fits if o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from distill.model_checks import check_against_model
 from distill.planning.flops import (
+    NetworkSize,
     Operations,
     RolePasses,
     Traffic,
@@ -26,7 +28,7 @@ from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import pair_iterations
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
-from lightx2v_sgmd.parallel import STUDENT
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.system.errors import UserError
 
@@ -89,11 +91,14 @@ class JobPlan:
         tokens: Number of patches of a video.
         tokens_per_rank: The largest share of the tokens that a rank has (sequence parallelism).
         global_batch: Number of videos of an update.
-        parameters: Number of parameters of one network; a model with experts has several.
+        parameters: Number of parameters of one network of the teacher, of which a model with
+            experts has several.
         memory: The memory of a rank.
-        activations: Bytes of a forward and backward pass, with and without checkpointing.
+        activations: Bytes of a forward and backward pass of the student, with and without
+            checkpointing.
         passes: The passes of an iteration, by role.
-        forward: The operations of a forward pass of one video.
+        forward: The operations of a forward pass of the teacher for one video.
+        forwards: The same of each role's network, which may start from another model.
         traffic: The traffic of a GPU in an iteration.
         preemption: The cost of stopping the run early.
         pixel_operations: The operations of the pixel discriminator's VAE and vision encoder in an
@@ -110,6 +115,7 @@ class JobPlan:
     activations: dict[str, int]
     passes: dict[str, RolePasses]
     forward: Operations
+    forwards: dict[str, Operations]
     traffic: Traffic
     preemption: Preemption
     pixel_operations: float = 0.0
@@ -118,7 +124,7 @@ class JobPlan:
     def flops(self) -> dict[str, float]:
         """The operations of an iteration on all GPUs, by role, and of decoding frames."""
         found = {
-            role: self.global_batch * passes.operations(self.forward)
+            role: self.global_batch * passes.operations(self.forwards[role])
             for role, passes in self.passes.items()
         }
         if self.pixel_operations:
@@ -157,6 +163,14 @@ class JobPlan:
         job = self.job
         return {
             "model": job.teacher.path,
+            **{
+                f"{role}_model": path
+                for role, path in (
+                    (STUDENT, job.student.path),
+                    (FAKE_SCORE, job.fake_score.path),
+                )
+                if path is not None
+            },
             "method": job.method.name,
             "machine": asdict(self.machine),
             "strategy": job.parallel.strategy,
@@ -212,7 +226,8 @@ def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None
     tokens = model.token_count(video.height, video.width, video.frames)
     degree, train = job.parallel.sequence, job.train
     passes = iteration_passes(job, meter.shares(job))
-    forward = meter.operations(job)
+    meters = {role: meter if role == TEACHER else meter.of(job, role) for role in passes}
+    forwards = {role: each.operations(job) for role, each in meters.items()}
     return JobPlan(
         job=job,
         machine=machine,
@@ -222,21 +237,24 @@ def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None
         parameters=meter.weights.count,
         memory=rank_memory(job, meter, machine.gpus),
         activations={
-            name: meter.passes(job, train.micro_batch, kind, False).backward
+            name: meter.of(job, STUDENT).passes(job, train.micro_batch, kind, False).backward
             for name, kind in CHECKPOINTING.items()
         },
         passes=passes,
-        forward=forward,
+        forward=meter.operations(job),
+        forwards=forwards,
         traffic=iteration_traffic(
             job,
             passes,
-            model,
-            parameters=meter.weights.count,
+            {
+                role: NetworkSize(each.weights.count, each.model.num_blocks, each.model.width)
+                for role, each in meters.items()
+            },
             tokens=tokens,
             gpus=machine.gpus,
             size=torch_type(job.teacher.dtype).itemsize,
         ),
-        preemption=_preemption(job, machine, meter, forward),
+        preemption=_preemption(job, machine, meter, forwards),
         pixel_operations=_pixel_operations(job, meter),
     )
 
@@ -250,7 +268,11 @@ def _pixel_operations(job: Job, meter: ModelMeter) -> float:
     return share * pixels.operations
 
 
-def _preemption(job: Job, machine: Machine, meter: ModelMeter, forward: Operations) -> Preemption:
+def _preemption(
+    job: Job, machine: Machine, meter: ModelMeter, forwards: Mapping[str, Operations]
+) -> Preemption:
+    # Some of the work is of several networks; all of it is counted as the largest one's.
+    forward = max(forwards.values(), key=lambda each: each.linear + each.attention)
     found = {
         name: passes.operations(forward)
         for name, (_, passes) in stop_intervals(job, meter.shares(job)).items()

@@ -15,7 +15,7 @@ from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import set_aside
-from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Ranks
 from lightx2v_sgmd.system.errors import UserError
 
 # Keys that may change between two parts of a run: its folder, its length and its layout. The batch
@@ -37,7 +37,7 @@ _FREE = (
 
 
 def trainer_state(
-    job: Job, prompts: list[str], ranks: Ranks, teacher_sha256: str | None = None
+    job: Job, prompts: list[str], ranks: Ranks, digests: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Collects the facts that a resumed run must share, beside its job.
 
@@ -45,11 +45,11 @@ def trainer_state(
         job: The job.
         prompts: The prompts that it trains on.
         ranks: The processes.
-        teacher_sha256: Hash of the teacher's network, from ``weights_digest``.
+        digests: The hash of the teacher's network, and of each network that a role starts from in
+            its place, by role; from ``weights_digest``.
     """
-    teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
     return {
-        **teacher,
+        **{f"{role}_sha256": digest for role, digest in (digests or {}).items()},
         "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
         "prompts_sha256": prompts_digest([*prompts, *image_digests(load_images(job))]),
         "schedule": job.schedule.to_dict(),
@@ -144,12 +144,18 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
         raise UserError(
             f"data.prompts: the prompts are not those that {folder} was trained with; {remedy}"
         )
-    before, now = saved.get("teacher_sha256"), state.get("teacher_sha256")
-    if before is not None and now is not None and before != now:
-        raise UserError(
-            f"teacher.path: the weights in {job.teacher.path} are not those that {folder} was "
-            f"trained with; {remedy}"
-        )
+    paths = {
+        TEACHER: job.teacher.path,
+        STUDENT: job.student.path,
+        FAKE_SCORE: job.fake_score.path,
+    }
+    for role, path in paths.items():
+        before, now = (each.get(f"{role}_sha256") for each in (saved, state))
+        if before is not None and now is not None and before != now:
+            raise UserError(
+                f"{role}.path: the weights in {path} are not those that {folder} was trained with; "
+                f"{remedy}"
+            )
     if saved.get("global_batch") != state["global_batch"]:
         remedy = _same_batch(job, int(saved["global_batch"]), int(state["global_batch"]))
         raise UserError(

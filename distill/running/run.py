@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,11 +37,16 @@ from distill.running.trackers import TENSORBOARD, Tracker, check_trackers, open_
 from distill.running.warnings import RunWarnings
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import (
+    check_same_encoders,
+    open_own_models,
+    open_teacher,
+)
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.job.schema import Job, Train
 from lightx2v_sgmd.outputs import OutputLock
 from lightx2v_sgmd.parallel import (
+    TEACHER,
     Ranks,
     Strategy,
     Watch,
@@ -86,11 +91,13 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     ranks = connect(job.parallel.strategy, training_device(), timeout)
     try:
         degree = job.parallel.sequence
-        check_degree(degree, model.num_heads, job.teacher.path, ranks.size)
+        own = open_own_models(job, model)
+        for each in (model, *own.values()):
+            check_degree(degree, each.num_heads, each.path, ranks.size)
         ranks = replace(ranks, share=degree)
         quiet = quiet or not ranks.first
         with run_lock(job.output.dir, ranks, quiet) as lock:
-            done = _run(job, model, prompts, latents, ranks, resume, quiet, lock)
+            done = _run(job, model, own, prompts, latents, ranks, resume, quiet, lock)
     except UserError:
         disconnect(job.parallel.strategy)  # all ranks raise it
         raise
@@ -103,6 +110,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
 def _run(
     job: Job,
     model: Model,
+    own: Mapping[str, Model],
     prompts: list[str],
     latents: LatentFolder | None,
     ranks: Ranks,
@@ -113,8 +121,8 @@ def _run(
     """Runs in a folder that this run has locked; returns the number of iterations done."""
     timeout = job.parallel.timeout_minutes
     ranks.once(lambda: check_host_memory(job, model, ranks.device, ranks.size))
-    teacher = ranks.once(lambda: weights_digest(model, "transformer"))
-    state = trainer_state(job, prompts, ranks, teacher)
+    digests = ranks.once(lambda: _digests(model, own))
+    state = trainer_state(job, prompts, ranks, digests)
     start = ranks.once(lambda: _prepare(job, model, prompts, state, ranks, resume, quiet))
     if start.step >= job.train.iterations:
         note(f"{job.output.dir} already has all {start.step} iterations", quiet)
@@ -135,6 +143,14 @@ def _run(
                 raise save_failed_state(error, saver, prompts) from error
     trainer.strategy.close()
     return done
+
+
+def _digests(teacher: Model, own: Mapping[str, Model]) -> dict[str, str]:
+    """Names the weights that the run starts from, by role, after checks that need these files."""
+    for role, model in own.items():
+        check_same_encoders(role, model, teacher)
+    starts = {TEACHER: teacher, **own}
+    return {role: weights_digest(model, "transformer") for role, model in starts.items()}
 
 
 @contextmanager

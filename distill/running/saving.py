@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill.updates import Iteration
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.teacher import open_own_models
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files import student_weights
 from lightx2v_sgmd.files.student_weights import WeightFile, divided
@@ -225,9 +226,10 @@ def checkpoint_parts(job: Job, model: Model) -> tuple[int, int]:
     They are exact to a percent; a discriminator's heads are less than that.
     """
     adapters = {STUDENT: job.student.adapters, FAKE_SCORE: job.fake_score.adapters}
+    own = open_own_models(job, model)
     whole = slices = 0
     for role, (files, states) in checkpoint_copies(job).items():
-        shapes = trained_shapes(model, adapters[role])
+        shapes = trained_shapes(own.get(role, model), adapters[role])
         one = 4 * sum(shape.numel() for shape in shapes.values())
         one += len(safetensors_header(float32_parts(shapes), {}))
         whole += files * one * len(model.experts)

@@ -80,6 +80,15 @@ def export_command(
             "(lora only).",
         ),
     ] = None,
+    relative_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Weights that the LoRA of a fine-tune's student is added to (lora only): base, so "
+            "that it holds teacher.loras too, or teacher, so that it goes on top of them. "
+            "Default base.",
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str,
         typer.Option(metavar="SIZE", help="Largest size of one weights file (diffusers, wan)."),
@@ -120,6 +129,7 @@ def export_command(
             energy=energy,
             names=names,
             only=only,
+            relative_to=relative_to,
             max_shard_size=max_shard_size,
             overwrite=overwrite,
             push=push,

@@ -11,6 +11,7 @@ from lightx2v_sgmd.cli.options import PROG, JobFile, Json, Settings
 
 if TYPE_CHECKING:
     from distill.planning.plan import JobPlan
+    from lightx2v_sgmd.job.schema import Job
 
 EXAMPLES = (
     "\b\nExamples:\n"
@@ -88,6 +89,7 @@ def as_text(plan: JobPlan) -> str:
     video, layout, memory = job.video, job.parallel, found["memory_gib"]
     lines = [
         f"{job.method.name} on {job.teacher.path}, {plan.parameters / 1e9:.2f} billion weights",
+        *[f"{role} from {path}" for role, path in _own_paths(job).items()],
         f"{video.width}x{video.height}, {video.frames} frames: {plan.tokens:,} tokens, "
         f"{plan.tokens_per_rank:,} a rank (sequence {layout.sequence})",
         f"{machine.gpus} GPU(s), {layout.strategy}, offload {layout.offload}, gradient "
@@ -134,6 +136,12 @@ def as_text(plan: JobPlan) -> str:
             f"{stop.checkpoint_bytes / 1e9:.4g} GB, at most {stop.rank_bytes / 1e9:.4g} by a rank",
         ]
     )
+
+
+def _own_paths(job: Job) -> dict[str, str]:
+    """The models that roles start from in place of the teacher."""
+    paths = {"student": job.student.path, "fake score": job.fake_score.path}
+    return {role: path for role, path in paths.items() if path is not None}
 
 
 def _shown(kind: bool | str) -> str:

@@ -21,6 +21,8 @@ from lightx2v_sgmd.families.loading import (
     shapes_of,
     stays_float32,
 )
+from lightx2v_sgmd.families.lora.reading import open_lora
+from lightx2v_sgmd.families.lora.updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.parts import Part, Source
 from lightx2v_sgmd.families.t5 import EMBEDDING_ALIASES
@@ -28,8 +30,6 @@ from lightx2v_sgmd.families.text_rows import text_dtype
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.files.tensors.tensor_reader import Names, WholeTensors
-from lightx2v_sgmd.families.lora.reading import open_lora
-from lightx2v_sgmd.families.lora.updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.system.errors import UserError

@@ -41,6 +41,10 @@ class Manifest:
     Args:
         method: ``{"name": "sgmd", "options": {...}}``.
         teacher: Path or hub id of the teacher, as its job named it.
+        student_base: Path or hub id of the model that the student started from, if that is not the
+            teacher.
+        loras: LoRA files, as ``NAME:STRENGTH``, that must be merged into the base before adapters
+            that are relative to a fine-tune; empty for all other exports.
         schedule: The steps that the student was trained on.
         guidance_scale: The teacher's guidance in training (Ho-Salimans form). The student is run
             without guidance.
@@ -68,6 +72,13 @@ class Manifest:
     format: str = "diffusers"
     teacher_dtype: str | None = None
     negative_prompt: str | None = None
+    student_base: str | None = None
+    loras: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """Path or hub id of the model whose network the student has."""
+        return self.student_base or self.teacher
 
     def to_dict(self) -> dict[str, Any]:
         """The form that is saved."""
@@ -76,6 +87,8 @@ class Manifest:
             "format": self.format,
             "method": dict(self.method),
             "teacher": self.teacher,
+            **({"student_base": self.student_base} if self.student_base else {}),
+            **({"loras": list(self.loras)} if self.loras else {}),
             **({"teacher_dtype": self.teacher_dtype} if self.teacher_dtype else {}),
             "schedule": self.schedule.to_dict(),
             "guidance_scale": self.guidance_scale,
@@ -118,7 +131,9 @@ class Manifest:
                 teacher_dtype=_known("teacher_dtype", saved["teacher_dtype"], TEACHER_DTYPES)
                 if "teacher_dtype" in saved
                 else None,
-                negative_prompt=_negative(saved.get("negative_prompt")),
+                negative_prompt=_text("negative_prompt", saved.get("negative_prompt")),
+                student_base=_text("student_base", saved.get("student_base")),
+                loras=tuple(str(lora) for lora in saved.get("loras", ())),
             )
         except KeyError as error:
             raise UserError(f"{error.args[0]}: is missing; export the weights again") from error
@@ -138,9 +153,9 @@ class Manifest:
         return path
 
 
-def _negative(saved: Any) -> str | None:
+def _text(key: str, saved: Any) -> str | None:
     if saved is not None and not isinstance(saved, str):
-        raise UserError("negative_prompt: is not text; export the weights again")
+        raise UserError(f"{key}: is not text; export the weights again")
     return saved
 
 

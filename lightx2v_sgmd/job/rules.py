@@ -118,6 +118,8 @@ RULES: Rules = (
     Rule(("teacher.path",), _path),
     Rule(("teacher.base",), _path),
     Rule(("teacher.loras",), _paths),
+    Rule(("student.path",), _path),
+    Rule(("fake_score.path",), _path),
     Rule(("data.prompts",), _path),
     Rule(("data.embeddings",), _path),
     Rule(("data.latents",), _path),

@@ -32,7 +32,7 @@ LATENTS = "latents"
 
 @dataclass(frozen=True, config=STRICT)
 class Teacher:
-    """The model that is distilled; student and fake score start from its weights."""
+    """The model that is distilled; student and fake score start from it unless they name others."""
 
     # The model: "sprites" (the bundled one), a folder in diffusers' or the original layout, a hub
     # id of either, or one file of a transformer's weights.
@@ -124,8 +124,13 @@ class AdapterSettings:
 class Role:
     """The training of one network, the student or the fake score."""
 
-    # Trained weights: "full" is all of them, "lora" is adapters beside the teacher's weights, which
-    # stay as they are. Adapters need a learning rate that is ten to a hundred times higher.
+    # Model that the network starts from, in place of the teacher: one of another size in the same
+    # latent space (14B teaches 1.3B), or other weights of the same size. A folder or a hub id, as
+    # teacher.path. null is the teacher, its LoRAs included.
+    path: Annotated[str, Field(min_length=1)] | None = None
+    # Trained weights: "full" is all of them, "lora" is adapters beside the weights that it starts
+    # from, which stay as they are. Adapters need a learning rate that is ten to a hundred times
+    # higher.
     train: Literal["full", "lora"] = "full"
     # Settings of the adapters; only with train: lora.
     lora: AdapterSettings | None = None

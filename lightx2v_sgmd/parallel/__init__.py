@@ -6,6 +6,7 @@ Only ``zero3`` imports deepspeed.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -21,6 +22,7 @@ from lightx2v_sgmd.methods.base import (
     role_of,
 )
 from lightx2v_sgmd.parallel.base import (
+    NO_OWN,
     FakeScoreQuery,
     HeadSettings,
     ScoreLoss,
@@ -108,7 +110,12 @@ def disconnect(strategy: str) -> None:
 
 
 def open_strategy(
-    strategy: str, model: Model, settings: StrategySettings, ranks: Ranks, fold_text: bool
+    strategy: str,
+    model: Model,
+    settings: StrategySettings,
+    ranks: Ranks,
+    fold_text: bool,
+    own: Mapping[str, Model] = NO_OWN,
 ) -> Strategy:
     """Loads the networks in a strategy's layout.
 
@@ -119,11 +126,12 @@ def open_strategy(
         ranks: The processes, from ``connect``.
         fold_text: Let the networks attend once to all padding rows of the text; for small models
             on a CPU (see ``Model.fold_text_padding``).
+        own: The models that roles start from in place of the teacher.
     """
     if strategy == "zero3":
         from lightx2v_sgmd.parallel.zero3.strategy import Zero3
 
-        return Zero3(model, settings, ranks, fold_text)
+        return Zero3(model, settings, ranks, fold_text, own)
     from lightx2v_sgmd.parallel.local import Local
 
-    return Local(model, settings, ranks.device, fold_text)
+    return Local(model, settings, ranks.device, fold_text, own)

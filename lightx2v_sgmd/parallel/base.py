@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.interpolants import Interpolant
@@ -37,6 +39,9 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 ScoreLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A loss ``(x0, x_t, prediction of the fake score at x_t) -> scalar``."""
 
+
+NO_OWN: Final[Mapping[str, Model]] = MappingProxyType({})
+"""All roles start from the teacher, none from a model of its own."""
 
 DISCRIMINATOR_BETAS = (0.0, 0.99)
 """Betas of the discriminator's AdamW (arXiv 2507.18569, App. B.5)."""

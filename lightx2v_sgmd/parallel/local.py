@@ -30,7 +30,7 @@ from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
 from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
-from lightx2v_sgmd.parallel.base import ScoreLoss, StrategySettings
+from lightx2v_sgmd.parallel.base import NO_OWN, ScoreLoss, StrategySettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -43,25 +43,32 @@ from lightx2v_sgmd.system.compilers import compiles
 class Local:
     """All networks on one device, the trained weights in float32.
 
-    Networks that are trained by adapters have the teacher's own weights, not copies of them.
+    Networks that are trained by adapters have the weights of the teacher, or of the model that they
+    start from in its place, and no copies of them.
 
     One forward of the fake score serves both updates on one x_t: the generator's gradient goes to
     its inputs, the fake score's own to its weights.
 
     Args:
-        model: The teacher that all networks start from.
+        model: The teacher, which networks start from.
         settings: The job's settings.
         device: The device to compute on.
         fold_text: Let the networks attend once to all padding rows of the text.
+        own: The models that roles start from in place of the teacher.
     """
 
     def __init__(
-        self, model: Model, settings: StrategySettings, device: torch.device, fold_text: bool
+        self,
+        model: Model,
+        settings: StrategySettings,
+        device: torch.device,
+        fold_text: bool,
+        own: Mapping[str, Model] = NO_OWN,
     ) -> None:
         self.settings = settings
         self.ranks = Ranks(device=device)
         self.interpolant = model.interpolant
-        self._model = model
+        self._model, self._own = model, own
         self._boundary = boundary_of(model.experts)
         self.trained = settings.trained(len(model.experts))
         networks: dict[str, nn.Module] = {}
@@ -73,8 +80,8 @@ class Local:
                     follow_diffusers(network, device)
                 networks[role] = network.eval()
         if fold_text:
-            for network in networks.values():
-                model.fold_text_padding(network)
+            for role, network in networks.items():
+                self.model_of(role).fold_text_padding(network)
         if "fast_blocks" in model.features and compiles(settings.compile, device):
             for network in networks.values():
                 compile_passes(network)
@@ -100,20 +107,32 @@ class Local:
         }
 
     def _networks(
-        self, model: Model, expert: int, device: torch.device
+        self, teacher: Model, expert: int, device: torch.device
     ) -> Iterator[tuple[str, nn.Module]]:
         """The networks of one expert by role; the teacher's comes first into memory."""
         settings = self.settings
         prepare = _store_block if settings.fp8_storage else None
-        teacher = model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)
+
+        def load_frozen(model: Model) -> Any:
+            return model.load_transformer(settings.dtype, device, prepare).requires_grad_(False)
+
+        frozen = {(teacher.path, teacher.loras): load_frozen(teacher)}
         for plain in settings.networks:
             role = expert_role(plain, expert)
+            model = self._own[plain].experts[expert].model if plain in self._own else teacher
+            key = model.path, model.loras
             if plain == TEACHER:
-                yield role, teacher
+                yield role, frozen[key]
             elif plain in settings.adapters:
-                yield role, _with_adapters(teacher, settings, role)
+                if key not in frozen:
+                    frozen[key] = load_frozen(model)
+                yield role, _with_adapters(frozen[key], settings, role)
             else:
                 yield role, model.load_transformer(torch.float32, device)
+
+    def model_of(self, role: str) -> Model:
+        """The model that a role's network started from."""
+        return self._own.get(role_of(role), self._model)
 
     def at(self, role: str, time: Tensor) -> str:
         """The role of the network that serves a batch of times."""
@@ -124,7 +143,8 @@ class Local:
         dtype, role = self.settings.dtype, self.at(role, time)
         mixed = role in self.trained and dtype != torch.float32
         with torch.autocast(x_t.device.type, dtype, enabled=mixed):
-            return self._model.predict(self.networks[role], x_t, time, conditioning, dtype)
+            network = self.networks[role]
+            return self.model_of(role).predict(network, x_t, time, conditioning, dtype)
 
     def fake_score_at(
         self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
@@ -268,10 +288,10 @@ def _adamw(weights: list[Tensor], options: Optimizer) -> torch.optim.AdamW:
     )
 
 
-def _with_adapters(teacher: Any, settings: StrategySettings, role: str) -> Any:
-    """Builds a network that shares the teacher's weights and has adapters of its own."""
-    shared: dict[int, Any] = {id(p): p for p in teacher.parameters()}
-    network = copy.deepcopy(teacher, shared)
+def _with_adapters(frozen: Any, settings: StrategySettings, role: str) -> Any:
+    """Builds a network that shares frozen weights and has adapters of its own."""
+    shared: dict[int, Any] = {id(p): p for p in frozen.parameters()}
+    network = copy.deepcopy(frozen, shared)
     seed = settings.adapter_seed(role)
     add_adapters(network, settings.adapters[role_of(role)], seed, torch.float32)
     return network

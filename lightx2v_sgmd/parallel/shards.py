@@ -60,12 +60,15 @@ def fill_shards(
             put(part, values)
 
 
-def share_frozen(network: nn.Module, teacher: nn.Module) -> None:
-    """Lets a network with frozen weights read them from the teacher's shards.
+def share_frozen(network: nn.Module, held: Mapping[str, Any]) -> None:
+    """Lets a network with frozen weights read them from the shards of another one.
 
     Each network still gathers for itself; only frozen weights are shared.
+
+    Args:
+        network: The network.
+        held: The weights of the other one, by name.
     """
-    held: dict[str, Any] = dict(teacher.named_parameters())
     named: dict[str, Any] = dict(network.named_parameters())
     for name, p in named.items():
         p.ds_tensor = held[name].ds_tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
+from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
@@ -172,3 +175,37 @@ def test_exports_need_only_the_base(
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
     assert str(tmp_path) not in (whole / "job.yaml").read_text()
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_adapters_relative_to_the_fine_tune_go_on_top_of_it(
+    tiny_teacher: Path, tmp_path: Path, lora: Path, kind: str
+) -> None:
+    """The base with the teacher's LoRA and then this one is the student."""
+    trained = [f"student.train={kind}", "train.iterations=1", "train.ema=0"]
+    run = train(make_job(tiny_teacher, tmp_path, setting(lora), *trained))
+    whole = export(run, "diffusers", tmp_path / "whole", dtype="fp32", quiet=True)
+    rank = None if kind == "lora" else 1024  # of whole matrices
+    options: Any = {"dtype": "fp32", "quiet": True, "rank": rank}
+    above = export(run, "lora", tmp_path / "above", relative_to="teacher", **options)
+    loras = [*load_job(run / "job.yaml").teacher.lora_files, WeightedLora(above)]
+    found = open_wan(tiny_teacher).with_loras(loras).load_transformer().state_dict()
+    expected = open_wan(whole).load_transformer().state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+    alone = open_wan(tiny_teacher).with_loras(loras[1:]).load_transformer().state_dict()
+    assert any(not torch.allclose(alone[n], expected[n], atol=1e-3) for n in expected)
+    (said,) = read_manifest(above).loras  # type: ignore[union-attr]
+    assert said.startswith(f"{lora.name}:") and f"`{said}`" in (above / "README.md").read_text()
+    with pytest.raises(UserError, match="which are not in it; run it as .*--relative-to base"):
+        export(above, "diffusers", tmp_path / "again", quiet=True)
+
+
+def test_relative_to_needs_a_fine_tune(tiny_teacher: Path, tmp_path: Path) -> None:
+    run = train(make_job(tiny_teacher, tmp_path, "train.iterations=1"))
+    with pytest.raises(UserError, match=r"relative-to: the teacher of this run has no LoRAs"):
+        export(run, "lora", tmp_path / "out", relative_to="teacher", quiet=True)
+    with pytest.raises(UserError, match=r"relative-to: 'both' is unknown; use base or teacher"):
+        export(run, "lora", tmp_path / "out", relative_to="both", quiet=True)
+    with pytest.raises(UserError, match=r"relative-to: belong to --format lora"):
+        export(run, "diffusers", tmp_path / "out", relative_to="base", quiet=True)

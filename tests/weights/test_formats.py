@@ -343,7 +343,10 @@ def test_a_wrong_scale_is_found(exports: Any, tmp_path: Path) -> None:
     ("options", "match"),
     [
         ({"format": "wan", "max_shard_size": "huge"}, "max_shard_size: 'huge' is not a size"),
-        ({"format": "wan", "rank": 4}, "rank, energy, names, only: belong to --format lora"),
+        (
+            {"format": "wan", "rank": 4},
+            "only, relative-to: belong to --format lora",
+        ),
         ({"format": "lora", "rank": 0}, "rank: 0 is below 1"),
         ({"format": "lora", "energy": 1.5}, r"energy: 1.5 is not in \(0, 1\]"),
         ({"format": "lora", "rank": 4, "energy": 0.5}, "give only one of the two"),

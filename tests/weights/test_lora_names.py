@@ -197,7 +197,7 @@ def test_other_names_and_parts_are_refused(exports: Any, tmp_path: Path) -> None
         export(source, "lora", tmp_path / "out", names="a1111", quiet=True)
     with pytest.raises(UserError, match="only: 'head' is unknown; use blocks"):
         export(source, "lora", tmp_path / "out", only="head", quiet=True)
-    with pytest.raises(UserError, match="names, only: belong to --format lora"):
+    with pytest.raises(UserError, match="names, only, relative-to: belong to --format lora"):
         export(source, "wan", tmp_path / "out", names="peft", quiet=True)
 
 

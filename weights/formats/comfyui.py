@@ -139,8 +139,8 @@ def stem(spec: ExportSpec) -> str:
 
 
 def teacher_name(spec: ExportSpec) -> str:
-    """The teacher's name without its owner or folder."""
-    path = spec.source.about.teacher.rstrip("/")
+    """The name of the model that the student started from, without its owner or folder."""
+    path = spec.source.about.base.rstrip("/")
     return path.rsplit("/", 1)[-1].removesuffix("-Diffusers").lower()
 
 

@@ -270,7 +270,7 @@ def _write_files(spec: ExportSpec, folder: Path, portable: dict[str, Tensor]) ->
     if names is PORTABLE and pairs:
         _write_file(folder / PEFT.file, renamed(pairs, PEFT), metadata)
     if names in (PORTABLE, PEFT) and pairs:
-        base = public_name(spec.source.about.teacher)
+        base = public_name(spec.source.about.base)
         write_json(folder / PEFT_CONFIG, peft_config(pairs, base))
 
 

@@ -19,13 +19,13 @@ def model_spec(spec: ExportSpec) -> dict[str, str]:
     """The entries of a header that name an export's architecture, title, size and use."""
     about = spec.source.about
     adapters = spec.format.holds_adapters
-    method, count, teacher = str(about.method["name"]), len(about.schedule), about.teacher
+    method, count, base = str(about.method["name"]), len(about.schedule), about.base
     kind = "LoRA" if adapters else "student"
     told = {
         "sai_model_spec": "1.0.0",
         "architecture": "wan2.1/lora" if adapters else "wan2.1",
         "implementation": "https://github.com/Wan-Video/Wan2.1",
-        "title": f"{public_name(teacher)}, {count}-step {kind} by {method}",
+        "title": f"{public_name(base)}, {count}-step {kind} by {method}",
         "description": f"Makes a video in {count} steps without guidance.",
         "resolution": f"{about.video.width}x{about.video.height}",
         "usage_hint": f"{count} Euler steps at shift {about.schedule.shift:g}, guidance scale 1",

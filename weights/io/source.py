@@ -127,19 +127,25 @@ def student_tensors(
 
 
 def teacher_tensors(source: ExportSource) -> Tensors:
-    """The weights of a student's teacher, in whatever layout they are, without its LoRAs.
+    """The weights that adapters of a student are added to, in whatever layout they are.
+
+    These are the weights that it started from, without LoRAs unless the adapters go on top of them.
 
     Raises:
         UserError: they are not on this machine and cannot be fetched, or are damaged.
     """
+    if source.about.loras:
+        return model_tensors(source.model)
     return model_tensors(teacher_of(source.about, source.job_file))
 
 
 def teacher_of(about: Manifest, job_file: Path | None) -> Model:
-    """The teacher that a student names, without its LoRAs.
+    """The model that a student started from, its teacher unless it says so, without LoRAs.
 
     The student's job says what a lone file of weights belongs to.
     """
+    if about.student_base is not None:
+        return open_model(about.student_base)
     base = None
     if job_file is not None and job_file.is_file():
         section = read_tree(job_file)[0].get("teacher", {})

@@ -22,6 +22,7 @@ from lightx2v_sgmd.families.cogvideox.text import PaddedTextEncoder
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
+from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder, read_video_facts
@@ -30,7 +31,6 @@ from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.families.text_rows import TextEncoder
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.networks.block_loading import Device, OnPart

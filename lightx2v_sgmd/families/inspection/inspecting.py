@@ -162,6 +162,7 @@ def _exported(found: Inspection, manifest: Manifest | None) -> Inspection:
         "format": f"{manifest.format}, {manifest.dtype}",
         "method": str(manifest.method.get("name")),
         "teacher": manifest.teacher,
+        **({"started from": manifest.student_base} if manifest.student_base else {}),
         "trained for": f"{manifest.video.height}x{manifest.video.width}, "
         f"{manifest.video.num_frames} frames",
     }

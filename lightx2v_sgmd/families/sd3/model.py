@@ -20,6 +20,7 @@ from torch import Tensor
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
+from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.families.loading import empty_weights
 from lightx2v_sgmd.families.sd3 import published
 from lightx2v_sgmd.families.sd3.forward import (
@@ -36,7 +37,6 @@ from lightx2v_sgmd.families.sources.parts import Part, diffusers_source, without
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.families.t5 import T5_XXL, one_embedding
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart

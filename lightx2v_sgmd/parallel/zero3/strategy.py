@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from lightx2v_sgmd.methods.base import (
 from lightx2v_sgmd.networks.adapters import add_adapters, initial_values, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
-from lightx2v_sgmd.parallel.base import StrategySettings
+from lightx2v_sgmd.parallel.base import NO_OWN, StrategySettings
 from lightx2v_sgmd.parallel.discriminator import backbone_features, build_heads
 from lightx2v_sgmd.parallel.precision import by_precision
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -67,25 +68,49 @@ from lightx2v_sgmd.system.compilers import compiles
 # B batch, C channels, T latent frames, h, w latent height and width
 
 
+@dataclass
+class _Source:
+    """A model on disk whose weights networks start from.
+
+    Attributes:
+        whole: Its weights.
+        frozen: The shards of its frozen copy by name, if some network has it.
+        trained: The roles that train all of its weights.
+        checked: True once its weights were compared with a network's.
+    """
+
+    whole: WholeTensors
+    frozen: dict[str, Any] | None = None
+    trained: list[str] = field(default_factory=list)
+    checked: bool = False
+
+
 class Zero3:
     """Training engines and a sharded teacher.
 
     Networks are built shard by shard: no process ever holds a whole one. Those that are trained by
-    adapters have the teacher's own shards, not copies of them.
+    adapters have the shards of the teacher, or of the model that they start from in its place, and
+    no copies of them.
 
     Args:
-        model: The teacher that all start from.
+        model: The teacher, which networks start from.
         settings: The job's settings.
         ranks: The result of ``connect``; ranks that share a video's tokens hold shards, too.
         fold_text: True if the networks attend once to all padding rows of the text.
+        own: The models that roles start from in place of the teacher.
     """
 
     def __init__(
-        self, model: Model, settings: StrategySettings, ranks: Ranks, fold_text: bool
+        self,
+        model: Model,
+        settings: StrategySettings,
+        ranks: Ranks,
+        fold_text: bool,
+        own: Mapping[str, Model] = NO_OWN,
     ) -> None:
         self.settings, self.ranks = settings, ranks
         self.interpolant = model.interpolant
-        self._model = model
+        self._model, self._own = model, own
         self._boundary = boundary_of(model.experts)
         self.trained = settings.trained(len(model.experts))
         self._swap = SwapFolder(settings.offload_dir) if settings.offload_dir else None
@@ -94,7 +119,7 @@ class Zero3:
         self._engines: dict[str, Any] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         self._prefetch: dict[str, PrefetchByPass] = {}
-        teachers = [self._open_expert(number, fold_text, group) for number in self._experts]
+        sources = [self._open_expert(number, fold_text, group) for number in self._experts]
         if settings.heads is not None:
             for role, heads in build_heads(model, settings.heads).items():
                 self._engines[role] = self._engine(role, heads)
@@ -105,8 +130,9 @@ class Zero3:
             role: engine.module for role, engine in self._engines.items()
         }
         self._micro = dict.fromkeys(self.trained, 0)
-        for number, (teacher, whole) in enumerate(teachers):
-            self._read_teacher(number, teacher, whole)
+        for number, opened in enumerate(sources):
+            for source in opened:
+                self._read_source(source)
             for role in settings.adapters:
                 self._write_first_adapters(expert_role(role, number))
         self._average: MovingAverage | None = None
@@ -126,31 +152,42 @@ class Zero3:
         """The role of the network that serves a batch of times."""
         return expert_role(role, expert_at(self._boundary, time))
 
-    def _open_expert(
-        self, number: int, fold_text: bool, group: Any
-    ) -> tuple[nn.Module, WholeTensors]:
-        """Opens the engines of an expert's networks; returns its teacher and the weights to read.
+    def model_of(self, role: str) -> Model:
+        """The model that a role's network started from."""
+        return self._own.get(role_of(role), self._model)
+
+    def _open_expert(self, number: int, fold_text: bool, group: Any) -> list[_Source]:
+        """Opens the engines of an expert's networks; returns the models to read weights from.
 
         Args:
             number: The expert's index.
             fold_text: True if the networks attend once to all padding rows of the text.
             group: The ranks that share a video's tokens; None if each has its own.
         """
-        model, settings = self._model.experts[number].model, self.settings
-        whole = model.transformer_weights()
-        name = expert_role(TEACHER, number)
-        teacher: nn.Module = build_sharded(model, self._config(name)).eval().requires_grad_(False)
-        sharded: dict[str, Any] = dict(teacher.named_parameters())
-        expected = {name: tuple(p.ds_shape) for name, p in sharded.items()}
-        expected |= read_constants(teacher, whole)
-        check_keys(whole.header, expected, f"teacher.path: {model.path}")
-        for plain in settings.networks:
-            role, network = expert_role(plain, number), teacher
-            if plain != TEACHER:
-                network = build_sharded(model, self._config(role)).eval()
-                read_constants(network, whole)
+        settings, networks = self.settings, dict[str, nn.Module]()
+        opened: dict[Any, _Source] = {}
+        for plain in sorted(settings.networks, key=lambda plain: plain != TEACHER):
+            role = expert_role(plain, number)
+            model = self.model_of(role).experts[number].model
+            key = model.path, model.loras
+            if key not in opened:
+                opened[key] = _Source(model.transformer_weights())
+            source = opened[key]
+            network = build_sharded(model, self._config(role)).eval()
+            constants = read_constants(network, source.whole)
+            if not source.checked:
+                shapes = {name: tuple(p.ds_shape) for name, p in network.named_parameters()}
+                named = plain if plain in self._own else TEACHER
+                check_keys(source.whole.header, shapes | constants, f"{named}.path: {model.path}")
+                source.checked = True
+            if plain == TEACHER or plain in settings.adapters:
+                if source.frozen is None:
+                    source.frozen = dict(network.requires_grad_(False).named_parameters())
+                else:
+                    share_frozen(network, source.frozen)
+            else:
+                source.trained.append(role)
             if plain in settings.adapters:
-                share_frozen(network, teacher)
                 adapters, seed = settings.adapters[plain], settings.adapter_seed(role)
                 add_adapters(network, adapters, seed, settings.dtype)
             if fold_text:
@@ -162,23 +199,22 @@ class Zero3:
             fast = "fast_blocks" in self._model.features
             if fast and compiles(settings.compile, self.ranks.device):
                 compile_passes(network)
-            self._engines[role] = self._engine(role, network)
-        return teacher, whole
+            networks[plain] = network
+        for plain in settings.networks:
+            role = expert_role(plain, number)
+            self._engines[role] = self._engine(role, networks[plain])
+        return list(opened.values())
 
-    def _read_teacher(self, number: int, teacher: nn.Module, whole: WholeTensors) -> None:
-        """Reads a teacher, also into the master weights of all networks that start from it."""
-        roles = [
-            role
-            for plain in self.settings.networks
-            if plain not in self.settings.adapters
-            and (role := expert_role(plain, number)) in self.trained
-        ]
-        masters = [self._masters(role) for role in roles]
-        held: dict[str, Any] = dict(teacher.named_parameters())
-        if roles:
-            held = {name: held[name] for name in self._named[roles[0]]}
+    def _read_source(self, source: _Source) -> None:
+        """Reads a model once, into the shards and master weights of all that start from it."""
+        masters = [self._masters(role) for role in source.trained]
+        names = source.frozen
+        if source.trained:  # the order of the optimizers
+            names = self._named[source.trained[0]]
+        assert names is not None
+        held = names if source.frozen is None else {name: source.frozen[name] for name in names}
         copies = [(part for _, _, part in each.parts(write=True)) for each in masters]
-        fill_shards(held, whole, self.ranks, copies)
+        fill_shards(held, source.whole, self.ranks, copies)
         for each in masters:
             each.publish()
 
@@ -224,7 +260,8 @@ class Zero3:
         """Computes a role's prediction; trained roles run through their engines."""
         if role == TEACHER:  # its engine takes no part in a backward pass, its module does
             return self.predict_inside(role, x_t, time, conditioning)
-        return self._model.predict(self._engines[self.at(role, time)], x_t, time, conditioning)
+        engine = self._engines[self.at(role, time)]
+        return self.model_of(role).predict(engine, x_t, time, conditioning)
 
     def fake_score_at(
         self, x0: Tensor, x_t: Tensor, time: Tensor, conditioning: Conditioning
@@ -237,7 +274,7 @@ class Zero3:
     ) -> Tensor:
         """Computes a role's prediction without its engine's gradient hooks."""
         network = self._engines[self.at(role, time)].module
-        return self._model.predict(network, x_t, time, conditioning)
+        return self.model_of(role).predict(network, x_t, time, conditioning)
 
     def logits(self, x_t: Tensor, time: Tensor, conditioning: Conditioning, update: bool) -> Tensor:
         """Computes logits by heads on the teacher's blocks; in an update, through their engine."""

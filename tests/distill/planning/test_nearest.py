@@ -88,7 +88,8 @@ def test_one_layout_tells_that_none_fits(tmp_path: Path, monkeypatch: pytest.Mon
 def test_changes_of_a_quantized_job_are_jobs_too(tmp_path: Path) -> None:
     quantized = "teacher.quantize=fp8-storage"
     job = make_job(Path("sprites"), tmp_path, quantized)
-    changes = nearest._changes(job, Machine(gpus=1, memory_gib=80), open_wan("sprites"))
+    meter = ModelMeter(open_wan("sprites"))
+    changes = nearest._changes(job, Machine(gpus=1, memory_gib=80), meter)
     offered = {
         tuple(word.removeprefix("--set ") for word in words if "=" in word): other
         for words, other, _ in changes

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from distill.planning.flops import (
-    iteration_traffic,
-)
+from distill.planning.flops import NetworkSize, iteration_traffic
 from distill.planning.memory import Memory, least_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan
@@ -57,11 +55,11 @@ def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     assert plan.traffic.reduce == pytest.approx(2 * shards)
     assert plan.traffic.exchange == 0
     shared = replace(job, parallel=replace(job.parallel, sequence=4))
+    size = NetworkSize(meter.weights.count, model.num_blocks, model.width)
     traffic = iteration_traffic(
         shared,
         plan.passes,
-        model,
-        parameters=meter.weights.count,
+        dict.fromkeys(plan.passes, size),
         tokens=plan.tokens,
         gpus=8,
         size=2,
