@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightx2v_sgmd.families.cogvideox.forward import predict_v
-from lightx2v_sgmd.families.wan.model import velocity
+from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.parallel import collectives, sequence, sequence_joint
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_sequence import Errors, all_ranks, compare, over_limits, tiny_network
