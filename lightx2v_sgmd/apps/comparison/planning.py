@@ -96,6 +96,11 @@ def make_plan(
             f"teacher.path: {model.path} has two experts, and compare measures models with one "
             "network; train the jobs with distill, and compare their exports with evaluate"
         )
+    if model.size_rules.images:
+        raise UserError(
+            f"teacher.path: {model.path} makes images, and compare measures videos; train the jobs "
+            "with distill, and look at their images side by side"
+        )
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
     settings = _fitting(settings, base, every)

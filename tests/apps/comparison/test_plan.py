@@ -56,6 +56,12 @@ def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_that_makes_images_is_refused(tmp_path: Path) -> None:
+    job = config_path("sd3_medium_sgmd.yaml")
+    with pytest.raises(UserError, match="makes images, and compare measures videos; train the"):
+        make_plan(job, tmp_path / "out")
+
+
 def test_a_method_brings_its_score_times(job: Path, tmp_path: Path) -> None:
     """ADM's are uniform in its paper; a setting of the command still comes before the job's."""
     adm = "method: {name: adm}\ntrain: {score_shift: 1.0, iterations: 99}\nbase: base_sgmd.yaml\n"
