@@ -247,6 +247,9 @@ def test_guidance_leads_away_from_the_negative_prompt_and_not_from_the_image(job
         assert found["image_latents"].tolist() == [[13.0, 13.0], [11.0, 11.0]]
     assert conditioning["text"][:, 0, 0].tolist() == [3.0, 1.0]
     assert negative["text"][:, 0, 0].tolist() == [0.0, 0.0]
+    data.ranks = Ranks(device=torch.device("meta"))
+    moved = [tensor for found in data.conditioning([3, 1]) for tensor in found.values()]
+    assert {tensor.device.type for tensor in moved} == {"meta"}
 
 
 def test_a_batch_trains_the_expert_of_its_exit_step(job: Job) -> None:

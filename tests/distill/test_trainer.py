@@ -55,6 +55,7 @@ def test_what_shares_an_exit_step(
     for micro, passes in enumerate(student):
         add(micro, 0, 0)
         assert counter.take()["forwards"]["student"] == passes
+    assert trainer.iterate(0).exit_step == 0  # that of the first micro-batch
 
 
 def test_warm_up_is_linear_then_constant(tiny_teacher: Path, tmp_path: Path) -> None:
