@@ -141,7 +141,7 @@ def check_student(
     Raises:
         UserError: says what is wrong with which file, and the remedy.
     """
-    assumed = _assumed(assume_schedule)
+    _assumed(assume_schedule, ENGINE_SHIFT)  # a wrong name is refused before anything is opened
     place = model_folder(path)
     model = _open(place, base)
     folder = place if place.is_dir() else place.parent
@@ -162,6 +162,7 @@ def check_student(
     for lora in loras:
         manifest = manifest or read_manifest(lora.path.parent)
     schedule = _schedule(carried, model)
+    assumed = _assumed(assume_schedule, model.student_shifts[0])
     if schedule is None and assumed is not None:
         schedule = assumed
         preset = PRESETS.get(str(assume_schedule).partition(":")[0])
@@ -328,15 +329,15 @@ def _teacher_of_export(path: Path) -> str | None:
     return base
 
 
-def _assumed(name: str | None) -> Schedule | None:
-    """The schedule of ``--assume-schedule``."""
+def _assumed(name: str | None, shift: float) -> Schedule | None:
+    """The schedule of ``--assume-schedule`` for a family whose students have that flow shift."""
     if name is None:
         return None
     family, _, steps = name.partition(":")
     if family == "sgmd" and (
         not steps or (steps.isdecimal() and len(steps) < 4 and 1 <= int(steps) <= 100)
     ):
-        return engine_schedule(int(steps or 4))
+        return Schedule(even_timesteps(int(steps or 4)), shift)
     preset = PRESETS.get(family)
     if preset is not None:
         schedule, most = preset.schedule, len(preset.schedule)

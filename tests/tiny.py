@@ -29,7 +29,7 @@ from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_w
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 """Where diffusers' layout has a transformer's weights, below a model's folder."""
 
-Kind = Literal["text", "image", "text and image"]
+Kind = Literal["text", "image", "image latents", "text and image"]
 _NEWER_VAE: Final[dict[str, Any]] = {
     "decoder_base_dim": 6,
     "is_residual": True,
@@ -42,9 +42,15 @@ _NEWER_VAE: Final[dict[str, Any]] = {
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
 
 
-def make_tiny_experts(folder: Path, boundary: float = 0.875) -> Path:
-    """Writes the same with a second random transformer, in the layout of Wan2.2-T2V-A14B."""
-    make_tiny_wan(folder)
+def make_tiny_experts(folder: Path, boundary: float = 0.875, kind: Kind = "text") -> Path:
+    """Writes the same with a second random transformer, in the layout of Wan2.2-A14B.
+
+    Args:
+        folder: The model's folder.
+        boundary: The time at which the experts meet; 0.9 in Wan2.2-I2V-A14B.
+        kind: ``text`` as Wan2.2-T2V-A14B, or ``image latents`` as Wan2.2-I2V-A14B.
+    """
+    make_tiny_wan(folder, kind=kind)
     second = WanTransformer3DModel.from_pretrained(folder / "transformer")
     with torch.random.fork_rng():
         torch.manual_seed(9)
@@ -67,8 +73,9 @@ def make_tiny_wan(
         seed: Seed of its weights.
         heads: Attention heads, 12 wide.
         layers: Blocks.
-        kind: ``text`` as Wan2.1-T2V; ``image`` as Wan2.1-I2V, with CLIP; ``text and image`` as
-            Wan2.2-TI2V-5B, whose VAE makes one latent position of 8x8 pixels here.
+        kind: ``text`` as Wan2.1-T2V; ``image`` as Wan2.1-I2V, with CLIP; ``image latents`` as
+            Wan2.2-I2V-A14B, without CLIP; ``text and image`` as Wan2.2-TI2V-5B, whose VAE makes one
+            latent position of 8x8 pixels here.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -92,7 +99,7 @@ def make_tiny_wan(
             patch_size=(1, 2, 2),
             num_attention_heads=heads,
             attention_head_dim=12,
-            in_channels=12 if kind == "image" else 4,
+            in_channels=12 if kind.startswith("image") else 4,
             out_channels=4,
             text_dim=16,
             freq_dim=16,

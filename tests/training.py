@@ -42,8 +42,12 @@ output: {{dir: {run}}}
 
 
 def make_job(teacher: Path, folder: Path, *settings: str) -> Job:
-    """A job whose run folder is ``folder/run``; ``settings`` are as for ``--set``."""
-    return load_job(job_file(teacher, folder), settings)
+    """A job whose run folder is ``folder/run``; ``settings`` are as for ``--set``.
+
+    The student of a teacher with two experts has the steps of such students.
+    """
+    pair = ("schedule.shift=5",) if (teacher / "transformer_2").is_dir() else ()
+    return load_job(job_file(teacher, folder), (*pair, *settings))
 
 
 def job_file(teacher: Path, folder: Path) -> Path:

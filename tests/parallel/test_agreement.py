@@ -70,7 +70,7 @@ def test_strategies_agree_on_two_experts(tmp_path: Path, adapters: bool) -> None
         job = make_job(teacher, folder, *settings, *(lora if adapters else ()))
         run = train(job, nproc)
         weights[layout] = weights_of(find_checkpoint(run))
-        steps |= {row["exit_step"] == 3 for row in read_trace(run)}
+        steps |= {row["exit_step"] >= 2 for row in read_trace(run)}
     assert steps == {True, False}, "both experts are trained"
     names = weights["local"].keys()
     assert {name.partition("/")[0] for name in names} == {

@@ -109,7 +109,7 @@ def test_the_original_layout_holds_the_pair(
         file = f"{part}_model/diffusion_pytorch_model.safetensors"
         assert job[f"{part}_{kind}_ckpt"] == file and (out / file).is_file()
         assert (out / f"{part}_model" / "config.json").is_file()
-    assert job["boundary_step_index"] == 3 and job["sample_guide_scale"] == [1, 1]
+    assert job["boundary_step_index"] == 2 and job["sample_guide_scale"] == [1, 1]
     assert not any(key.startswith("dit_original") for key in job)
     ours, theirs = (
         load_student(folder).generate(PROMPTS[0], 3, decode=False).latents

@@ -47,9 +47,10 @@ from lightx2v_sgmd.families.wan.images import (
 )
 from lightx2v_sgmd.families.wan.sampling import (
     DEFAULT_SHIFT,
-    EXPERTS_SHIFT,
+    EXPERTS_STUDENT_SHIFTS,
     IMAGE_SHIFT,
     NEGATIVE_PROMPT,
+    STUDENT_SHIFTS,
     WAN22_FPS,
     WAN22_LATENT_CHANNELS,
     WAN_FPS,
@@ -105,7 +106,7 @@ class WanModel(DiffusersModel):
     @property
     def family(self) -> str:
         """The family's name, for messages."""
-        return "Wan2.1"
+        return "Wan2.1" if self.low_noise is None else "Wan2.2-A14B"
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -151,8 +152,8 @@ class WanModel(DiffusersModel):
 
     @property
     def student_shifts(self) -> tuple[float, ...]:
-        """8, as in SGMD's paper (arXiv 2605.30116, Sec. 4.1), and 5, as in LightX2V's trainer."""
-        return (8.0, 5.0)
+        """The flow shifts of the steps of its students; see ``sampling``."""
+        return STUDENT_SHIFTS if self.low_noise is None else EXPERTS_STUDENT_SHIFTS
 
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
         """The stock flow-matching scheduler; see ``Schedule.diffusers_config``."""
@@ -186,9 +187,7 @@ class WanModel(DiffusersModel):
             shift = float(config.get("flow_shift") or config.get("shift") or usual)
             euler = config.get("_class_name") == "FlowMatchEulerDiscreteScheduler"
             named = AuthorsSampler("euler" if euler else "unipc", shift)
-        published = shift_of_network(self.transformer_config)
-        if published is not None and self.low_noise is not None:
-            published = EXPERTS_SHIFT
+        published = shift_of_network(self.transformer_config, len(self.experts))
         return named if published is None else AuthorsSampler("unipc", published)
 
     @property

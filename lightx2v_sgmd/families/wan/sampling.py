@@ -50,23 +50,47 @@ WAN22_LATENT_CHANNELS: Final = 48
 BOUNDARIES: Final[Mapping[str, float]] = {
     "Wan-AI/Wan2.2-T2V-A14B": 0.875,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 0.875,
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": 0.9,
 }
 """The time at which the two experts of a published model meet.
 
-It is ``boundary`` of ``wan/configs/wan_t2v_A14B.py`` in https://github.com/Wan-Video/Wan2.2, and
-``boundary_ratio`` of the model's ``model_index.json`` for diffusers.
+It is ``boundary`` of ``wan/configs/wan_t2v_A14B.py`` and ``wan_i2v_A14B.py`` in
+https://github.com/Wan-Video/Wan2.2, and ``boundary_ratio`` of the model's ``model_index.json`` for
+diffusers.
 """
 EXPERTS_SHIFT: Final = 12.0
-"""Flow shift of Wan2.2's sampler for its two experts (``sample_shift`` of the same file)."""
+EXPERTS_IMAGE_SHIFT: Final = 5.0
+"""Flow shift of Wan2.2's sampler for two experts, from text and from an image.
+
+They are ``sample_shift`` of the same files.
+"""
+
+STUDENT_SHIFTS: Final = (8.0, 5.0)
+"""Flow shifts of students of one network.
+
+8 is that of SGMD's paper (arXiv 2605.30116, Sec. 4.1), and 5 that of LightX2V's trainer.
+"""
+EXPERTS_STUDENT_SHIFTS: Final = (5.0,)
+"""Flow shift of students of two experts: that of the public four-step models of Wan2.2.
+
+The steps 1000, 750, 500, 250 become 1000, 937.5, 833.333 and 625. Boundaries of 0.875 and of 0.9
+both give two of them to each expert. The source is https://github.com/ModelTC/LightX2V at f8aee98:
+``denoising_step_list``, ``sample_shift`` and ``boundary_step_index`` of
+``configs/wan22/wan_moe_t2v_distill.json`` and of ``configs/distill/wan22`` for image-to-video.
+"""
 
 
-def shift_of_network(config: Mapping[str, Any]) -> float | None:
+def shift_of_network(config: Mapping[str, Any], experts: int = 1) -> float | None:
     """The flow shift with which Wan's authors sample a network; None for one that is not theirs.
 
     Args:
         config: The arguments of ``WanTransformer3DModel``.
+        experts: Number of the model's networks.
     """
-    if config.get("in_channels") != config.get("out_channels"):
-        return None  # image-to-video: the size of the video decides, not the network
     size = config.get("num_layers"), config.get("num_attention_heads")
-    return SHIFT_BY_SIZE.get(size)  # type: ignore[arg-type]
+    published = SHIFT_BY_SIZE.get(size)  # type: ignore[arg-type]
+    from_image = config.get("in_channels") != config.get("out_channels")
+    if published is not None and experts > 1:
+        return EXPERTS_IMAGE_SHIFT if from_image else EXPERTS_SHIFT
+    # The size of the video decides for Wan2.1's image-to-video, not the network.
+    return None if from_image else published
