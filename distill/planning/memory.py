@@ -134,6 +134,13 @@ def latent_bytes(job: Job, model: Model) -> int:
     return 4 * LATENT_COPIES * job.train.micro_batch * torch.Size(shape).numel()
 
 
+def conditioning_bytes(job: Job, meter: ModelMeter, samples: int) -> int:
+    """Counts the bytes of what a network is told of so many samples: text rows, above all."""
+    with torch.device("meta"):
+        told = meter.model.empty_conditioning(samples, meter.text_rows)
+    return _size(job) * sum(told[name].numel() for name in told)
+
+
 def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts, Parts]:
     local = job.parallel.strategy == "local"
     one = _local_state(job, meter) if local else _sharded_state(job, meter, gpus)
@@ -141,6 +148,8 @@ def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts
     experts = len(meter.model.experts)
     always, host, disk = ({name: experts * n for name, n in parts.items()} for parts in one)
     always["latents"] = latent_bytes(job, meter.model)
+    # One negative prompt serves all samples.
+    always["conditioning"] = conditioning_bytes(job, meter, job.train.micro_batch + 1)
     pixels = meter.discriminators.pixels(job, meter.latents(job))
     if pixels is not None:
         always[_frozen_pixels(job)] = pixels.weights
@@ -281,7 +290,7 @@ class _Activations:
         return cls(
             student.passes(job, batch, again, keeping, job.student.adapters),
             fake_score.passes(job, batch, again, keeping, job.fake_score.adapters),
-            meter.forward(job, rows),
+            meter.forward(job, rows) + conditioning_bytes(job, meter, rows),
             through,
             alone,
         )

@@ -46,6 +46,9 @@ def measured_peak(job: Job, ranks: Ranks, strategy: str) -> int:
         for iteration in ((1, 2, 3) if ranks.size > 1 else (1,))
     ]
     peak = sorted(peaks)[len(peaks) // 2]
+    # On a GPU's machine the prompts' embeddings stay in CPU memory.
+    embeddings = [*trainer.batches.rows, trainer.batches.negative]
+    peak -= sum(each[name].nbytes for each in embeddings for name in each)
     for engine in getattr(trainer.strategy, "_engines", {}).values():
         for bucket in getattr(engine.optimizer, "ipg_buckets", {}).values():
             peak -= bucket.buffer.nbytes
