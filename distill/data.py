@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.updates import first_batch
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.experts import Expert, boundary_of, expert_at
 from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
@@ -98,6 +99,8 @@ class Batch:
             ``renoise``.
         real: ``[B, C, T, h, w]``, latents of real videos, for methods that read them.
         expert: Index of the model's expert whose times the score times are.
+        phase_end: The time at which the student's samples are compared with the teacher's; 0 is
+            data.
     """
 
     noise: Tensor
@@ -110,6 +113,7 @@ class Batch:
     fresh_noise: FreshNoise
     real: Tensor | None
     expert: int
+    phase_end: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,9 +180,36 @@ class Batches:
         self.global_batch = job.train.micro_batch * job.train.accumulation * ranks.data_size
 
     def exit_step(self, exit_index: int) -> int:
-        """Uniform over the steps; the same for all ranks. See ``exit_index``."""
+        """Uniform over the steps, or over those of a phase; the same for all ranks.
+
+        See ``exit_index``.
+        """
         source = generator(self.job.train.seed, "exit_step", exit_index)
-        return int(torch.randint(len(self.job.schedule), (), generator=source))
+        steps = self._steps_of_phase(exit_index)
+        return steps[int(torch.randint(len(steps), (), generator=source))]
+
+    def _steps_of_phase(self, batch_index: int) -> range:
+        """The steps of the expert that a phase trains; all steps for a method without phases."""
+        first, count = self.job.method.high_noise_iterations, len(self.job.schedule)
+        if not first:
+            return range(count)
+        in_first = batch_index < first_batch(self.job.method, first)
+        return range(self._high_noise_steps) if in_first else range(self._high_noise_steps, count)
+
+    @property
+    def _high_noise_steps(self) -> int:
+        """The number of steps of the first expert."""
+        times = self.interpolant.nearest(self.job.schedule.times[:-1])
+        return [expert_at(boundary_of(self.experts), time) for time in times].count(0)
+
+    def phase_end(self, batch_index: int) -> float:
+        """The time at which the samples of a batch's phase are compared; 0 is data.
+
+        The first phase of a method with phases ends where the second expert's first step begins.
+        """
+        if self._steps_of_phase(batch_index).stop == len(self.job.schedule):
+            return 0.0
+        return float(self.job.schedule.times[self._high_noise_steps])
 
     def exit_index(self, batch_index: int, micro: int) -> int:
         """The index in the run of a micro-batch's exit step, by ``train.exit_step_per``.
@@ -227,6 +258,7 @@ class Batches:
             fresh_noise=partial(self._fresh_noise, batch_index, samples),
             real=None if self.latents is None else self._latents("x0", prompts),
             expert=number,
+            phase_end=self.phase_end(batch_index),
         )
 
     def pair_batch(self, batch_index: int, micro: int, frames: int) -> PairBatch:

@@ -79,7 +79,13 @@ def _check_experts(job: Job, model: Model) -> None:
                 f"teacher.guidance_scale_2: {model.path} has one network and no second expert; "
                 "leave it out (null)"
             )
+        if job.method.high_noise_iterations:
+            raise UserError(
+                f"method.high_noise_iterations: {model.path} has one network, and phases train "
+                "two experts one after the other; leave it out (0)"
+            )
         return
+    _check_phases(job)
     what = f"{model.path} has two experts, which meet at time {boundary:g}"
     if job.train.exit_step_per != "update":
         raise UserError(
@@ -109,6 +115,25 @@ def _check_experts(job: Job, model: Model) -> None:
                 f"train.{key}: {value:g} leaves no score times to one expert: {what}; move it to "
                 "the other side"
             )
+
+
+def _check_phases(job: Job) -> None:
+    """Checks that both phases of Phased DMD have iterations, and that samples end at a time.
+
+    Raises:
+        UserError: it is not so.
+    """
+    first = job.method.high_noise_iterations
+    if first and job.schedule.solver != "euler":
+        raise UserError(
+            f"method.high_noise_iterations: phases need schedule.solver euler, not "
+            f"{job.schedule.solver}, whose steps have no sample at the boundary; use euler, or 0"
+        )
+    if first >= job.train.iterations:
+        raise UserError(
+            f"method.high_noise_iterations: {first} leaves none of the {job.train.iterations} "
+            "iterations to the low-noise expert; lower it, or raise train.iterations"
+        )
 
 
 def teacher_sources(job: Job) -> dict[str, Path | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.data import Batch
 from lightx2v_sgmd.families.conditioning import joined
-from lightx2v_sgmd.flow import guide
+from lightx2v_sgmd.flow import add_noise_from, euler_to, guide
 from lightx2v_sgmd.methods import Sample
 from lightx2v_sgmd.parallel import DISCRIMINATOR, STUDENT, TEACHER, Strategy
 from lightx2v_sgmd.rollout import rollout
@@ -20,15 +20,39 @@ from lightx2v_sgmd.schedule import Schedule
 
 def student_x0(strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int) -> Tensor:
     """The student's rollout ``[B, C, T, h, w]``, of which step ``exit_step`` carries gradient."""
+    return student_sample(strategy, batch, schedule, exit_step)[0]
+
+
+def student_sample(
+    strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int
+) -> tuple[Tensor, Tensor]:
+    """The student's data prediction at the exit step, and its sample at ``batch.phase_end``.
+
+    Both are ``[B, C, T, h, w]`` and carry the gradient of that step. At time 0 they are the same;
+    above it Euler's step leads from the exit step to the sample.
+    """
     student = partial(strategy.predict, STUDENT, conditioning=batch.conditioning)
-    return rollout(
+    states = [batch.noise]
+    x0 = rollout(
         student,
         batch.noise,
         schedule,
         exit_step,
+        on_step=(lambda step, x_t: states.append(x_t)) if batch.phase_end else None,
         interpolant=strategy.interpolant,
         fresh_noise=batch.fresh_noise,
     )
+    if not batch.phase_end:
+        return x0, x0
+    time = schedule.times[exit_step].to(batch.time)
+    return x0, euler_to(states[exit_step].float(), x0, time, time.new_tensor(batch.phase_end))
+
+
+def noised(strategy: Strategy, batch: Batch, sample: Tensor) -> Tensor:
+    """The student's sample, noised from ``batch.phase_end`` to the score times."""
+    if batch.phase_end:
+        return add_noise_from(sample, batch.score_noise, batch.phase_end, batch.time)
+    return strategy.interpolant.add_noise(sample, batch.score_noise, batch.time)
 
 
 def teacher_x0(strategy: Strategy, x_t: Tensor, batch: Batch, guidance_scale: float) -> Tensor:
@@ -87,4 +111,5 @@ def loss_sample(
         discriminate=discriminate,
         real=batch.real,
         interpolant=strategy.interpolant,
+        phase_end=batch.phase_end,
     )

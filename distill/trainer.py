@@ -20,7 +20,7 @@ from distill.data import Batches
 from distill.loss_terms import LossAccumulator, NotFiniteError, UpdateIndex
 from distill.observed import Listener, Observed, Stopped
 from distill.pixels import PixelFeatures
-from distill.predictions import loss_sample, student_x0, teacher_x0
+from distill.predictions import loss_sample, noised, student_sample, teacher_x0
 from distill.pretraining import add_pair_gradients
 from distill.updates import (
     Iteration,
@@ -163,8 +163,8 @@ class Trainer:
         method = stage_at(self.job.method, iteration).method
         strategy, time = self.strategy, batch.time
         exit_step = self.batches.exit_step(self.batches.exit_index(batch_index, micro))
-        x0 = student_x0(strategy, batch, self.job.schedule, exit_step)
-        x_t = strategy.interpolant.add_noise(x0, batch.score_noise, time)
+        x0, made = student_sample(strategy, batch, self.job.schedule, exit_step)
+        x_t = noised(strategy, batch, made)
         guidance = self._guidance(iteration, batch.expert)
         x_real = None
         if not method.through_teacher:
@@ -215,8 +215,8 @@ class Trainer:
         if not method.whole_rollouts:
             exit_step = self.batches.exit_step(self.batches.exit_index(batch_index, micro))
         with torch.no_grad():
-            x0 = student_x0(self.strategy, batch, self.job.schedule, exit_step)
-        x_t = self.strategy.interpolant.add_noise(x0, batch.score_noise, batch.time)
+            _, x0 = student_sample(self.strategy, batch, self.job.schedule, exit_step)
+        x_t = noised(self.strategy, batch, x0)
 
         def loss(x0: Tensor, x_t: Tensor, predicted: Tensor) -> Tensor:
             sample = loss_sample(self.strategy, batch, x0, x_t, predicted, None)
@@ -243,7 +243,7 @@ class Trainer:
 
     def _step(self, role: str, result: Iteration, index: UpdateIndex) -> None:
         """Updates a role and records the norm of its gradient."""
-        first = first_update(self.job.method, role_of(role))
+        first = first_update(self.job.method, role)
         factor = learning_rate_factor(index.iteration, self.job.train, first)
         if role_of(role) == STUDENT:
             factor *= stage_at(self.job.method, index.iteration).lr_factor

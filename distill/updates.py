@@ -14,6 +14,7 @@ from lightx2v_sgmd.parallel import (
     PIXEL_DISCRIMINATOR,
     STUDENT,
     expert_role,
+    role_of,
 )
 
 
@@ -40,7 +41,14 @@ def average_decay(step: int, train: Train) -> float:
 
 
 def first_update(method: Method, role: str) -> int:
-    """The first iteration that updates a role; a later stage may be the first that does."""
+    """The first iteration that updates a role; a later stage or phase may be the first that does.
+
+    Args:
+        method: The job's.
+        role: A role, or that of an expert.
+    """
+    if role != role_of(role):  # the low-noise expert
+        return method.high_noise_iterations
     first = 0
     for stage in method.stages:
         if role in stage.method.roles or stage.iterations is None:

@@ -38,6 +38,40 @@ def euler_to(x_t: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tens
     return x_t + step * (x_t - x0)
 
 
+def add_noise_from(x_s: Tensor, noise: Tensor, start: float, sigma: Tensor) -> Tensor:
+    """Noises a sample at time ``start`` to the times ``sigma`` above it.
+
+    It is the forward process from there on, ``alpha x_s + beta noise`` with
+    ``alpha = (1 - sigma) / (1 - start)`` and ``beta^2 = sigma^2 - alpha^2 start^2``: data that were
+    noised to ``start`` become what ``add_noise`` makes of them. At ``start`` 0 it is ``add_noise``.
+    """
+    alpha, beta = _factors_from(x_s, start, sigma)
+    return alpha * x_s + beta * noise
+
+
+def velocity_from(x_s: Tensor, noise: Tensor, start: float, sigma: Tensor) -> Tensor:
+    """Computes the target whose mean at ``add_noise_from(...)`` is the velocity there.
+
+    The score of ``x_t`` given ``x_s`` is ``-noise / beta``, and a velocity is
+    ``-(x_t + sigma score) / (1 - sigma)``. Together they are
+    ``-x_s / (1 - start) + (sigma + (1 - sigma) start^2 / (1 - start)^2) / beta noise``, which is
+    ``noise - x0`` at ``start`` 0. Regressing on it gives the velocity of the distribution of
+    ``x_t``, whatever that of ``x_s`` is. It is Phased DMD's target (arXiv 2510.27684), with the
+    coefficients of LightX2V's trainer at f8aee98 (``trainers/phased_dmd/math.py``).
+    """
+    _, beta = _factors_from(x_s, start, sigma)
+    s = per_sample(sigma, x_s)
+    of_noise = (s + (1 - s) * start**2 / (1 - start) ** 2) / beta
+    return of_noise * noise - x_s / (1 - start)
+
+
+def _factors_from(x_s: Tensor, start: float, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha and beta of the forward process from ``start``; see ``add_noise_from``."""
+    s = per_sample(sigma, x_s)
+    alpha = (1 - s) / (1 - start)
+    return alpha, (s**2 - alpha**2 * start**2).sqrt()
+
+
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """Applies guidance in the form of Ho and Salimans, ``uncond + scale (cond - uncond)``.
 

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as options
 from torch import Tensor
 
 from lightx2v_sgmd import objectives
+from lightx2v_sgmd.flow import velocity_from
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 
 # B batch, C channels, T latent frames, H, W
@@ -74,6 +75,9 @@ class Sample:
         discriminate: The discriminator, for methods that have that role.
         real: Latents of real videos, for methods that read them.
         interpolant: The path from data to noise, and what networks predict on it.
+        phase_end: The time of the sample from which ``x_t`` was noised; above 0 in the first phase
+            of Phased DMD, where ``x0`` is that sample in a fake-score update, and the data
+            prediction that goes with it in the generator's.
     """
 
     x0: Tensor
@@ -86,6 +90,7 @@ class Sample:
     discriminate: Discriminate | None = None
     real: Tensor | None = None
     interpolant: Interpolant = FLOW
+    phase_end: float = 0.0
 
     @property
     def sigma(self) -> Tensor:
@@ -100,6 +105,8 @@ class Sample:
     @property
     def target(self) -> Tensor:
         """The prediction that would be right for ``x0`` and ``noise``; carries no gradient."""
+        if self.phase_end:
+            return velocity_from(self.x0.detach(), self.noise, self.phase_end, self.time)
         return self.interpolant.target(self.x0.detach(), self.noise, self.time)
 
 
@@ -200,6 +207,11 @@ class Method:
         Otherwise its one update uses the x_t of the generator's.
         """
         return self.fake_score_updates > 1
+
+    @property
+    def high_noise_iterations(self) -> int:
+        """Iterations of a first phase that trains the high-noise expert alone; 0 is no phases."""
+        return 0
 
     @property
     def whole_rollouts(self) -> bool:

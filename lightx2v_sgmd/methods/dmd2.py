@@ -7,6 +7,9 @@ classifier on noised latents of real videos with the non-saturating loss. Here i
 teacher's blocks where DMD2's reads the fake score's, so that the fake score's loss is unchanged. It
 sees the student's x_t of DMD's term, and real latents with the same noise and score time; DMD2's
 draws a time of its own, uniformly.
+
+Phased DMD (arXiv 2510.27684) is an option for teachers of two experts, see
+docs/decisions/038-phased-dmd.md.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ class DMD2(Method):
     gan_weight: Annotated[float, Field(ge=0)] = 0.0
     # Discriminator of the GAN, for a gan_weight above 0 only; null takes its defaults.
     discriminator: Discriminator | None = None
+    # Iterations of the first of two phases, as Phased DMD has them (arXiv 2510.27684), for teachers
+    # of two experts: it trains the high-noise expert alone, on its samples at the time where its
+    # steps end. The iterations after it train the low-noise expert. 0 is no phases: each iteration
+    # trains the expert of its exit step.
+    high_noise_iterations: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _with_gan(self) -> Self:
