@@ -7,14 +7,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Literal
 
+from lightx2v_sgmd.families.features import TakesImage
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.reading import read_limited
 
 State = Literal["loading", "ready", "restarting", "stopped"]
 """State of the worker."""
-TakesImage = Literal["never", "optionally", "always"]
-"""As ``families.base.TakesImage``, which PyTorch comes with."""
 LARGEST: Final = 4.0
 """A video may have this many times the pixels of all frames that the student was trained for."""
 _UNKNOWN_SIZE: Final = (480, 832, 81)

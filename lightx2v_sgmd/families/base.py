@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
-from lightx2v_sgmd.families.encoders import ImageEncoder, PromptEncoder, TakesImage
+from lightx2v_sgmd.families.encoders import ImageEncoder, PromptEncoder
 from lightx2v_sgmd.families.experts import Expert
-from lightx2v_sgmd.families.features import Feature
+from lightx2v_sgmd.families.features import Feature, TakesImage
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.parts import Part, Source
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline

@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.encoders import ImageEncoder, TakesImage
-from lightx2v_sgmd.families.features import Feature
+from lightx2v_sgmd.families.encoders import ImageEncoder
+from lightx2v_sgmd.families.features import Feature, TakesImage
 from lightx2v_sgmd.families.loading import (
     empty_weights,
     fill,

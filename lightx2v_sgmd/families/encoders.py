@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -28,9 +28,6 @@ class PromptEncoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> list[Embedding]:
         """Embeds each prompt; a prompt's embedding does not depend on the others."""
         ...
-
-
-TakesImage = Literal["never", "optionally", "always"]
 
 
 class ImageEncoder(Protocol):

@@ -1,4 +1,7 @@
-"""Optional abilities of a family's networks, and the refusal of settings that need one."""
+"""Optional abilities of a family's networks, and the refusal of settings that need one.
+
+Importing this imports no PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from lightx2v_sgmd.system.errors import UserError
 if TYPE_CHECKING:
     from lightx2v_sgmd.families.base import Model
 
+TakesImage = Literal["never", "optionally", "always"]
+"""Says if a model's videos start from an image."""
 Feature = Literal[
     "fast_blocks",
     "attention_kernels",

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from infer.serve.jobs import Status, VideoJob
-from infer.serve.options import Served, State, TakesImage
+from infer.serve.options import Served, State
+from lightx2v_sgmd.families.features import TakesImage
 
 
 class Problem(BaseModel):

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
-from lightx2v_sgmd.families.encoders import TakesImage
 from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert, only_expert
-from lightx2v_sgmd.families.features import Feature
+from lightx2v_sgmd.families.features import Feature, TakesImage
 from lightx2v_sgmd.families.lora.reading import open_lora
 from lightx2v_sgmd.families.lora.updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.size_rules import SizeRules
