@@ -20,7 +20,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_warnings
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+FactorPair = tuple[torch.Tensor, torch.Tensor]
 
 
 def lora_schedule(lora: Lora) -> Schedule | None:
@@ -97,7 +97,7 @@ def add_loras(network: Any, loras: Sequence[Lora], skip_image_layers: bool = Fal
         network.set_adapters(names, strengths)
 
 
-def _under_diffusers_names(factors: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
+def _under_diffusers_names(factors: Mapping[str, FactorPair]) -> dict[str, torch.Tensor]:
     return {
         f"{PREFIX}{layer}.lora_{kind}.weight": tensor
         for layer, pair in factors.items()
@@ -105,7 +105,7 @@ def _under_diffusers_names(factors: Mapping[str, Pair]) -> dict[str, torch.Tenso
     }
 
 
-def _settings(factors: Mapping[str, Pair]) -> dict[str, Any]:
+def _settings(factors: Mapping[str, FactorPair]) -> dict[str, Any]:
     """PEFT's settings for factors in which alpha is multiplied in: alpha is each layer's rank.
 
     Stated rather than left to diffusers, whose older versions mistake the scale where ranks differ.
