@@ -19,17 +19,19 @@ import uvicorn
 
 from infer.serve.api.app import make_app
 from infer.serve.api.guard import Guard
+from infer.serve.api.reference import fingerprint
 from infer.serve.backend import Backend
 from infer.serve.listening import listen, url_of
 from infer.serve.work.latent_colours import animation
 from tests.browser import WAIT_MS, chromium
-from tests.infer.serve.standin import SERVED, StandIn, make_backend, make_maker
+from tests.infer.serve.api.test_reference import picture
+from tests.infer.serve.standin import SERVED, StandIn, finish, make_backend, make_maker
 
 
 @contextmanager
 def server(backend: Backend, token: str | None = None) -> Iterator[str]:
     """The server's API in a thread, and its address."""
-    app = Guard(make_app(backend), token, "127.0.0.1", backend.options.most_body_bytes)
+    app = Guard(make_app(backend), token, "127.0.0.1", backend.most_body_bytes)
     running = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with closing(listen("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
@@ -117,6 +119,34 @@ def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
         page.get_by_role("button", name="Make the video").press("Enter")
         page.locator("#said.bad", has_text="width").wait_for()
         assert not backend.store.names()
+
+
+@pytest.mark.slow
+def test_an_image_is_chosen_sent_and_used_again(tmp_path: Path) -> None:
+    served = (replace(SERVED, name="text"), replace(SERVED, name="image", takes_image="always"))
+    backend = make_backend(tmp_path / "data", served)
+    content = picture()
+    with server(backend) as url, chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(url)
+        page.locator("#model", has_text="text").wait_for()
+        image = page.get_by_label("Image that the video starts from")
+        assert image.is_hidden()
+        page.get_by_label("Weights").select_option("image")
+        image.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
+        page.get_by_label("Prompt").fill("a red circle")
+        page.get_by_role("button", name="Make the video").press("Enter")
+        page.locator("#queue li").wait_for()
+        finish(backend)
+        page.get_by_role("button", name="Make a red circle with another seed").press("Enter")
+        page.locator("#queue li").wait_for()
+        jobs = backend.store.page(10, None, False)[0]
+        assert [job.image for job in jobs] == [fingerprint(content)] * 2
+        finish(backend)
+        page.reload()  # the images of before are gone
+        page.get_by_role("button", name="Make a red circle with another seed").nth(0).press("Enter")
+        page.locator("#said.bad", has_text="does not keep the image").wait_for()
 
 
 @pytest.mark.slow
