@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -73,15 +73,19 @@ def join(option: str, address: str | None = None, with_serve: bool = True) -> An
 
 @contextmanager
 def joined(option: str, address: str | None) -> Iterator[Any]:
-    """Joins a cluster for a while; see ``join``. One that the caller had joined is not left."""
+    """Joins a cluster for a while; see ``join``. One that the caller had joined is not left.
+
+    What Ray prints, the death of a machine for example, goes to stderr: stdout is for results.
+    """
     ray = sys.modules.get("ray")
     before = ray is not None and ray.is_initialized()
-    ray = join(option, address, with_serve=False)
-    try:
-        yield ray
-    finally:
-        if not before:
-            ray.shutdown()  # ends what still runs for this process
+    with redirect_stdout(sys.stderr):
+        ray = join(option, address, with_serve=False)
+        try:
+            yield ray
+        finally:
+            if not before:
+                ray.shutdown()  # ends what still runs for this process
 
 
 def everywhere(path: Path) -> Path:

@@ -171,6 +171,8 @@ def generate_and_kill(
     said, _ = second.communicate()
     if second.returncode:
         return [f"generate --ray ended with {second.returncode}: {said}"]
+    if not said.startswith("{"):
+        return [f"generate --ray --json printed {said[:200]!r}"]
     print(f"{json.loads(said)['skipped']} videos were not made again", flush=True)
     made = [file for folder in (here, there) for file in folder.iterdir()]
     names = {file.name for file in made if file.suffix in (".mp4", ".json")}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infer.cluster.joining import join, places, share_of_machine
+from infer.cluster.joining import join, joined, places, share_of_machine
 from lightx2v_sgmd.system.errors import UserError
 
 
@@ -50,6 +50,27 @@ def test_no_cluster_is_joined_that_was_not_named(
     del ray.__dict__["serve"]  # Ray without its extra
     with pytest.raises(UserError, match=r"Ray Serve cannot be imported"):
         join("--ray")
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_cluster_is_left_unless_the_caller_had_joined_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: bool
+) -> None:
+    calls: list[str] = []
+    ray = ModuleType("ray")
+    ray.__dict__.update(
+        init=lambda **options: calls.append(options["address"]),
+        is_initialized=lambda: before,
+        shutdown=lambda: calls.append("left"),
+        __spec__=ModuleSpec("ray", None),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with joined("--ray", "local") as found:
+        assert found is ray
+        print("a node died")
+    assert calls == ["local"] + ["left"] * (not before)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "a node died\n")  # stdout is for results
 
 
 def test_a_missing_ray_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
