@@ -184,6 +184,11 @@ def torch_dtype(dtype: Dtype | torch.dtype) -> torch.dtype:
     """
     if isinstance(dtype, torch.dtype):
         return dtype
+    # PyTorch's own names are understood, too: float32, torch.bfloat16.
+    long = {str(kind).removeprefix("torch."): kind for kind in dtypes.OPTIONS.values()}
+    asked = str(dtype).removeprefix("torch.")
+    if asked in long:
+        return long[asked]
     if dtype not in dtypes.OPTIONS:
         raise UserError(f"dtype: {dtype!r} is unknown; use {', '.join(sorted(dtypes.OPTIONS))}")
     return dtypes.OPTIONS[dtype]

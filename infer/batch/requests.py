@@ -22,7 +22,7 @@ _NAME_BYTES: Final = 200
 """Longest name of a video in bytes; while it is written its file has a longer one."""
 _SHOWN: Final = 10
 """Mistakes of a file that are shown; the others are counted."""
-_NAME: Final = re.compile(r"\w[\w .-]{0,99}")
+_NAME: Final = re.compile(r"\w[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def _request(
     name = row.get("name", _default_name(index, row["prompt"]))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
-            f"name: {short_line(repr(name), 120)} is not a valid file name; use letters, digits, "
-            "spaces, '.', '-' and '_', at most 100"
+            f"name: {short_line(repr(name), 120)} is not a valid file name; begin with a letter "
+            "or digit, and use no '/', '\\' or control characters, at most 100 characters"
         )
     if len(name.encode()) > _NAME_BYTES:
         raise UserError(

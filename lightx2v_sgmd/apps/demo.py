@@ -35,6 +35,7 @@ from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, resolved
 from lightx2v_sgmd.sampling.teacher_steps import Solver, teacher_solver
 from lightx2v_sgmd.system.console import duration, note, progress
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import required
 from lightx2v_sgmd.system.resources import config_path
 from lightx2v_sgmd.untrusted.json_text import read_log
 
@@ -77,6 +78,7 @@ def run_demo(
     out = Path(out)
     if not (bundled_teacher() / "model_index.json").is_file():
         raise UserError(f"demo: the bundled teacher is missing from {bundled_teacher()}; reinstall")
+    required("imageio_ffmpeg")
     check_writable(out, folder=True)
     with locked_folder(resolved(out), "demo", quiet, ["videos"]):
         return _run_demo(out, seed, quiet, prompts, overrides, start)

@@ -37,7 +37,7 @@ from lightx2v_sgmd.cli import study as study_commands
 from lightx2v_sgmd.cli import weights as weights_commands
 from lightx2v_sgmd.cli.doctor import command as doctor
 from lightx2v_sgmd.cli.errors import explain, save_traceback
-from lightx2v_sgmd.cli.options import PROG
+from lightx2v_sgmd.cli.options import PROG, expand_paths
 from lightx2v_sgmd.system.environment import check_environment
 from lightx2v_sgmd.system.errors import RunError
 from lightx2v_sgmd.system.interruption import (
@@ -145,9 +145,9 @@ def run(args: list[str], program: typer.Typer = app, name: str = PROG) -> int:
     state = CommandState()
     try:
         check_environment()
-        code = typer.main.get_command(program).main(
-            args or ["--help"], prog_name=name, standalone_mode=False, obj=state
-        )
+        command = typer.main.get_command(program)
+        expand_paths(command)
+        code = command.main(args or ["--help"], prog_name=name, standalone_mode=False, obj=state)
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED

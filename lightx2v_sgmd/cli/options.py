@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable
 from dataclasses import Field, fields
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from infer.options import Lora, Options, flag_of
+from lightx2v_sgmd.system.user_paths import expanded
 
 PROG = "lightx2v-sgmd"
 
@@ -102,6 +104,32 @@ def read_options(options: dict[str, Any]) -> dict[str, Any]:
     folder = None if cache == "none" else Path(cache) if cache else cache_folder("text")
     loras = tuple(Lora.parse(text) for text in options["loras"] or ())
     return {**options, "text_cache": folder, "loras": loras}
+
+
+_OF_PATHS = ("DIR", "FILE", "PATH", "JOB", "RUN", "VIDEOS", "yaml")
+"""Words in the metavar of an option or argument whose value is a path, or begins with one."""
+
+
+def expand_paths(command: Any) -> None:
+    """Makes a command and those below it replace ``~`` and ``$NAME`` in the paths that they get.
+
+    Args:
+        command: The command, as typer builds it.
+    """
+    for below in getattr(command, "commands", {}).values():
+        expand_paths(below)
+    for parameter in command.params:
+        if any(word in (parameter.metavar or "") for word in _OF_PATHS):
+            parameter.process_value = partial(_process_path, parameter.process_value)
+
+
+def _process_path(process: Callable[..., Any], context: Any, value: Any) -> Any:
+    """Gives an option's own function its value with every path in it expanded."""
+    if isinstance(value, str):
+        value = expanded(value)
+    elif isinstance(value, list | tuple):
+        value = type(value)(expanded(each) if isinstance(each, str) else each for each in value)
+    return process(context, value)
 
 
 def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from lightx2v_sgmd.job.schema import LATENTS, Data, Job, Teacher
 from lightx2v_sgmd.methods import SGMD, Method, method_class
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path, configs_folder, shipped_jobs, shipped_model
+from lightx2v_sgmd.system.user_paths import expanded
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -71,6 +72,7 @@ def job_of_tree(
         origins = {k: v for k, v in origins.items() if not k.startswith(f"{key}.")}
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
+    _expand_paths(tree)
     job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
     if problem := _latents_problem(job.method, job.data) or _stages_problem(job):
         raise UserError(f"{path}: {problem}")
@@ -124,6 +126,32 @@ def _method_class(section: Any) -> type:
     """The class that a job's ``method`` section describes."""
     name = section.get("name", "sgmd") if isinstance(section, dict) else "sgmd"
     return method_class(name) if isinstance(name, str) else SGMD
+
+
+_USER_PATHS = {
+    "teacher": ("path", "base"),
+    "student": ("path",),
+    "fake_score": ("path",),
+    "data": ("prompts", "embeddings", "latents"),
+    "method": ("vision_encoder",),
+    "parallel": ("offload_dir",),
+    "output": ("dir",),
+}
+"""The keys of paths, by section; ``teacher.loras`` is a list of them."""
+
+
+def _expand_paths(tree: Any) -> None:
+    """Replaces ``~`` and variables of the environment in the paths of a job's values."""
+    for name, keys in _USER_PATHS.items():
+        section = tree.get(name) if isinstance(tree, dict) else None
+        if not isinstance(section, dict):
+            continue
+        for key in keys:
+            if isinstance(section.get(key), str):
+                section[key] = expanded(section[key])
+        loras = section.get("loras")
+        if isinstance(loras, list):
+            section["loras"] = [expanded(x) if isinstance(x, str) else x for x in loras]
 
 
 _PATHS = ("teacher.loras", "data.prompts", "data.embeddings", "data.latents")

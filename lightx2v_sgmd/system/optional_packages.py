@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -125,7 +127,23 @@ def why_unusable(package: str) -> str | None:
         if not is_installed(package):
             return "is not installed"
         problem = _import_problem((package,))
+    if problem is None and package == "imageio_ffmpeg":
+        return _ffmpeg_problem()
     return None if problem is None else f"is installed but does not import: {problem}"
+
+
+def _ffmpeg_problem() -> str | None:
+    """The reason why the package with ffmpeg finds none that runs, or None."""
+    asked = os.environ.get("IMAGEIO_FFMPEG_EXE")
+    if asked:
+        if shutil.which(asked) is not None:
+            return None
+        return f"finds no ffmpeg: IMAGEIO_FFMPEG_EXE is {asked}, which does not run (unset it)"
+    try:
+        found = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    except RuntimeError:
+        return "finds no ffmpeg on this machine"
+    return None if shutil.which(found) else f"finds no ffmpeg that runs ({found} does not)"
 
 
 def required(package: str) -> Any:

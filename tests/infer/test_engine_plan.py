@@ -59,6 +59,7 @@ def test_what_cannot_run_is_refused(options: dict[str, Any], message: str) -> No
 
 
 def test_names_become_types_and_devices() -> None:
+    assert torch_dtype("float32") == torch_dtype("torch.float32") == torch.float32
     assert torch_dtype("bf16") == torch_dtype(torch.bfloat16) == torch.bfloat16
     assert device_of("cuda:1") == torch.device("cuda", 1) and device_of(None).type == "cpu"
     assert why_not_quantize("fp8-storage", torch.device("cpu")) is None

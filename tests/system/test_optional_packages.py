@@ -204,3 +204,18 @@ def test_generate_without_an_encoder_is_refused_before_anything_is_read(
     assert main.run([*arguments, "--out", str(tmp_path / "video.mp4")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the package imageio-ffmpeg is not installed; ")
+
+
+def test_an_ffmpeg_that_does_not_run_is_named_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert optional_packages.why_unusable("imageio_ffmpeg") is None
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    says = f"finds no ffmpeg: IMAGEIO_FFMPEG_EXE is {tmp_path}/none, which does not run (unset it)"
+    assert optional_packages.why_unusable("imageio_ffmpeg") == says
+    out = tmp_path / "x.mp4"
+    assert main.run(["generate", "--weights", "sprites", "--prompt", "a", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: the package imageio-ffmpeg {says}; ")
+    assert main.run(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert f"imageio-ffmpeg {says}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,16 @@ def test_batches_have_one_size() -> None:
         ["3"],
         ["1", "4"],
     ]
+
+
+@pytest.mark.parametrize("name", ["a person, [smiling]: left?-0", "50% off 'x' *", "字: 1"])
+def test_names_are_any_that_a_file_system_takes(tmp_path: Path, name: str) -> None:
+    """VBench names videos by their prompts: ``{prompt}-{index}.mp4``."""
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "name": f"{name}.mp4"}) + "\n")
+    assert make_requests(path, 0)[0].name == name
+    (tmp_path / f"{name}.mp4").write_text("")
+    for wrong in ("a/b", "a\\b", "a\nb", "..", "-a", ".a"):
+        path.write_text(json.dumps({"prompt": "a", "name": wrong}) + "\n")
+        with pytest.raises(UserError, match="is not a valid file name; begin with a letter"):
+            make_requests(path, 0)
