@@ -11,7 +11,7 @@ from typing import Final, get_args
 import torch
 
 from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
-from infer.options import Dtype, Options, Quantize
+from infer.options import Options, Quantize
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.features import require_feature
 from lightx2v_sgmd.files.tensors import dtypes
@@ -176,7 +176,7 @@ def _text_dtype(
     return model.text_dtype(teacher_dtype or dtype)
 
 
-def torch_dtype(dtype: Dtype | torch.dtype) -> torch.dtype:
+def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """PyTorch's type for an option's value.
 
     Raises:
