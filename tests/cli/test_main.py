@@ -167,7 +167,7 @@ def test_export_passes_options_on(
     assert options == {
         **{"dtype": "fp32", "ema": False, "rank": None, "energy": None},
         **{"max_shard_size": "5GB", "overwrite": False, "quiet": False},
-        **{"push": None, "public": False, "names": None, "only": None},
+        **{"push": None, "public": False, "names": None, "only": None, "relative_to": None},
     }
     assert capsys.readouterr().out == "student\n"
     options_of_push = ["--push", "me/x", "--public", "--overwrite", "--json"]
