@@ -160,5 +160,5 @@ def test_shares_are_whole_batches_of_a_bounded_length() -> None:
     assert sorted(r.seed for share in cut for r in share) == list(range(300))
     wide = [request.width for share in cut for request in share]
     assert wide == [32] * 150 + [48] * 150  # batches of one size, as on one machine
-    assert [len(share) for share in shares(requests[:10], 2, 3)] == [4, 4, 2]
+    assert [len(share) for share in shares(requests[:10], 2, 3)] == [4, 3, 3]
     assert [len(share) for share in shares(requests[:2], 100, 3)] == [1, 1]
