@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.pixels import PixelFeatures, frames_per_rank
 from distill.planning.metering import MemoryMeter, Pass, fused_attention, prepare_pass
+from distill.planning.remembered_shapes import RememberedShapes
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import PixelDiscriminator
@@ -45,14 +46,12 @@ class PixelCost:
     """The cost of the frozen part of a pixel discriminator, on one rank.
 
     Attributes:
-        weights: Bytes of the VAE and the vision encoder.
         generator: Peak in bytes of the student's loss, without weights.
         update: Peak in bytes of the discriminator's update, without weights.
         operations: Operations of both for one video, those that run again included; on one of
             the ranks that share it.
     """
 
-    weights: int
     generator: int
     update: int
     operations: float
@@ -68,6 +67,7 @@ class DiscriminatorMeter:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._heads: dict[object, HeadsMemory] = {}
+        self._frozen: dict[str, int] = {}
 
     def weights(self, job: Job) -> dict[str, list[int]]:
         """The sizes of the heads' weights by role; none if the method has no discriminator."""
@@ -88,6 +88,19 @@ class DiscriminatorMeter:
         if key not in self._heads:
             self._heads[key] = meter_heads(self.model, what, settings, dtype)
         return self._heads[key]
+
+    def pixel_weights(self, job: Job) -> int | None:
+        """The bytes of the pixel discriminator's VAE and vision encoder; meters no pass."""
+        pixels = job.method.pixel_discriminator
+        if pixels is None:
+            return None
+        if pixels.vision_encoder not in self._frozen:
+            with torch.device("meta"):
+                vae = self.model.build_vae()
+            vision = VisionBackbone.planned(pixels.vision_encoder).network
+            sizes = [p.numel() for each in (vae, vision) for p in each.parameters()]
+            self._frozen[pixels.vision_encoder] = 4 * sum(sizes)
+        return self._frozen[pixels.vision_encoder]
 
     def pixels(self, job: Job, latents: tuple[int, int, int, int]) -> PixelCost | None:
         """The pixel discriminator's cost in a job with videos of that latent shape."""
@@ -199,7 +212,6 @@ def meter_pixels(
     with torch.device("meta"):
         vae = model.build_vae()
     pixels = PixelFeatures(model, vae, vision)
-    weights = sum(4 * p.numel() for each in (vae, vision.network) for p in each.parameters())
     videos, count = latents[0], len(frames)
     with torch.device("meta"):
         x0 = torch.empty(1, *latents[1:], requires_grad=True)
@@ -229,7 +241,7 @@ def meter_pixels(
     )
     operations = _even(decode_and_back, frames) + 2 * _even(update, frames)
     operations += count * (_operations(see_and_back) + 2 * _operations(see))
-    return PixelCost(weights, generator, update_peak, operations)
+    return PixelCost(generator, update_peak, operations)
 
 
 def _peak(work: Callable[[], None]) -> int:
@@ -251,7 +263,7 @@ def _kept_bytes(work: Callable[[], Tensor]) -> int:
 
 def _operations(work: Callable[[], None]) -> float:
     # Not beside the meter of memory: this counter holds tensors of passes that are over.
-    with fused_attention(), FlopCounterMode(display=False) as counter:
+    with fused_attention(), RememberedShapes(), FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 

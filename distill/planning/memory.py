@@ -150,9 +150,9 @@ def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts
     always["latents"] = latent_bytes(job, meter.model)
     # One negative prompt serves all samples.
     always["conditioning"] = conditioning_bytes(job, meter, job.train.micro_batch + 1)
-    pixels = meter.discriminators.pixels(job, meter.latents(job))
-    if pixels is not None:
-        always[_frozen_pixels(job)] = pixels.weights
+    frozen = meter.discriminators.pixel_weights(job)
+    if frozen is not None:
+        always[_frozen_pixels(job)] = frozen
     return always, host, disk
 
 

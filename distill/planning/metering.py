@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from distill.planning.metered_passes import MeteredPasses
+from distill.planning.remembered_shapes import remembered, tensors_in
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Conditioning
 from lightx2v_sgmd.families.loading import stays_float32
@@ -53,13 +53,10 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and takes note of what it returns."""
-        known = {
-            x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self._note(x.untyped_storage(), known)
+        known = {x.untyped_storage()._cdata for x in tensors_in((args, kwargs))}
+        result = remembered(func, args, kwargs or {})
+        for x in tensors_in(result):
+            self._note(x.untyped_storage(), known)
         self.peak = max(self.peak, self.live)
         return result
 

@@ -22,6 +22,7 @@ from distill.planning.metering import (
     meter_pass,
     prepare_pass,
 )
+from distill.planning.remembered_shapes import RememberedShapes
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_own_models
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
@@ -223,7 +224,8 @@ def count_operations(
     """
     what = Pass(latents, 1, torch.float32, text_rows, checkpointing=False)
     _, run, x_t = prepare_pass(model, what, layers)
-    with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), fused_attention(), RememberedShapes(), counter:
         run(x_t)
     counts = counter.get_flop_counts()["Global"]
     attention = sum(n for operator, n in counts.items() if "attention" in str(operator))

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from distill.planning import model_meter, nearest
+from distill.planning import discriminators, model_meter, nearest
 from distill.planning.memory import Memory, lasting_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan, check_possible
 from distill.planning.plan import Machine, make_plan
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
 from tests.training import make_job
 
 
@@ -138,3 +140,14 @@ def test_hopeless_layouts_are_not_metered(
     with pytest.raises(UserError, match="with any layout"):
         check_possible(many, model, Machine(gpus=8), meter)
     check_possible(job, model, Machine(gpus=8), meter)
+
+
+def test_hopeless_jobs_with_a_pixel_discriminator_decode_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Metering its decoded frames takes ten times as long as all the rest."""
+    monkeypatch.setattr(discriminators, "meter_pixels", None)
+    job = load_job(config_path("wan2.1_t2v_1.3b_adp.yaml"), ["train.micro_batch=256"])
+    model = open_wan(job.teacher.path)
+    with pytest.raises(UserError, match="with any layout"):
+        check_possible(job, model, Machine(gpus=8), ModelMeter(model))
