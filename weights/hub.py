@@ -7,6 +7,7 @@ interrupted goes on where it was when it is started again: the hub knows what it
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from typing import Any, Final
 
 from lightx2v_sgmd.files.manifest import FILE_NAME, read_manifest
 from lightx2v_sgmd.system.errors import UserError, shortened
-from weights.public_names import public_name
+from weights.public_names import public_job, public_name
 from weights.verify import verify
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_JOB: Final = "job.yaml"
 _MADE_BY_HUB: Final = ".gitattributes"
 """The file that the hub puts into every new repository."""
 
@@ -82,7 +84,8 @@ def push(
 
     Args:
         folder: The folder that ``export`` wrote. Only the files that its manifest lists are
-            uploaded; the manifest there has the last name of a teacher's path.
+            uploaded; the manifest and the job there have the last names of a teacher's and its
+            base's paths.
         repository: ``ORG/NAME``; it is made if it does not exist.
         private: Make it private.
         replace: Replace files of the same names in a repository that has files.
@@ -102,11 +105,16 @@ def push(
     api = HfApi()
     files: dict[str, Path | bytes] = {name: folder / name for name in manifest.sha256}
     # The path of a teacher on this machine is for later exports here, and nobody else's business.
+    sha256 = dict(manifest.sha256)
+    if _JOB in files:
+        job = public_job(folder / _JOB, pushed=True).encode()
+        files[_JOB], sha256[_JOB] = job, hashlib.sha256(job).hexdigest()
     base = manifest.student_base
     public = replace_fields(
         manifest,
         teacher=public_name(manifest.teacher),
         student_base=None if base is None else public_name(base),
+        sha256=sha256,
     )
     files[FILE_NAME] = public.to_text().encode()
     with _explained(repository), _bars(shown=not quiet):

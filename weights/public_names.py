@@ -20,7 +20,7 @@ _PATHS: Final = (
     "parallel.offload_dir",
     "output.dir",
 )
-"""Keys of a job that may hold a path; ``teacher.base`` stays, since a later export opens it."""
+"""Keys of a job that may hold a path; ``teacher.base`` is one too (see ``public_job``)."""
 
 
 def public_name(name: str) -> str:
@@ -42,10 +42,16 @@ def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def public_job(job_file: Path) -> str:
-    """Returns a job's YAML with the last name of each path."""
+def public_job(job_file: Path, pushed: bool = False) -> str:
+    """Returns a job's YAML with the last name of each path.
+
+    Args:
+        job_file: The job.
+        pushed: True if others get the file, False keeps the path in ``teacher.base``, which a later
+            export on this machine opens.
+    """
     tree, _ = read_tree(job_file)
-    for key in _PATHS:
+    for key in (*_PATHS, "teacher.base") if pushed else _PATHS:
         *sections, last = key.split(".")
         section: Any = tree
         for name in sections:

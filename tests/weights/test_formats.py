@@ -93,6 +93,17 @@ def test_wan_has_the_original_names_and_a_ready_job(exports: Any) -> None:
     assert "| student motion | 1.004 |" in card and "| n | 3 |" in card
 
 
+@pytest.mark.parametrize("name", ["diffusers", "wan", "comfyui"])
+def test_a_path_of_this_machine_is_in_the_manifest_alone(exports: Any, name: str) -> None:
+    """It names the teacher's folder, which a later export on this machine reads."""
+    out, machine = exports(name), str(exports.folder).encode()
+    holding = {f.name for f in out.rglob("*") if f.is_file() and machine in f.read_bytes()}
+    assert holding == {"lightx2v_sgmd.json"}
+    saved = json.loads((out / "lightx2v_sgmd.json").read_text())
+    assert saved.pop("teacher") == str(exports.teacher_folder)
+    assert machine.decode() not in json.dumps(saved)
+
+
 def test_the_library_opens_a_wan_export(exports: Any) -> None:
     """As a teacher's transformer would be: the configuration and names are the original's."""
     model = open_wan(exports("wan", "fp32") / WAN, exports.teacher_folder)

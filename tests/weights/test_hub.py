@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lightx2v_sgmd.files.manifest import Manifest, read_manifest
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_wan
 from tests.weights.conftest import write_checkpoint
-from weights import export, push
+from weights import export, push, verify
 from weights.hub import check_repository
 
 NAME = "me/student"
@@ -160,6 +162,26 @@ def test_an_export_is_pushed_without_paths_of_this_machine(hub: Hub, folder: Pat
     assert manifest.teacher.endswith("/teacher")
     assert Manifest.from_dict(json.loads(saved)) == replace(manifest, teacher="teacher")
     assert str(folder.parent).encode() not in b"".join([saved, *hub.files.values()])
+
+
+def test_the_base_of_a_teacher_is_pushed_without_its_path(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    job = yaml.safe_load((copied / "job.yaml").read_text())
+    job["teacher"]["base"] = str(tmp_path / "models" / "base")
+    (copied / "job.yaml").write_text(yaml.safe_dump(job))
+    saved = json.loads((copied / "lightx2v_sgmd.json").read_text())
+    saved["sha256"]["job.yaml"] = sha256_file(copied / "job.yaml")
+    (copied / "lightx2v_sgmd.json").write_text(json.dumps(saved))
+    push(copied, NAME, quiet=True)
+    assert yaml.safe_load(hub.files["job.yaml"])["teacher"]["base"] == "base"
+    assert str(tmp_path).encode() not in b"".join(hub.files.values())
+    got = tmp_path / "got"
+    for name, content in hub.files.items():
+        (got / name).parent.mkdir(parents=True, exist_ok=True)
+        (got / name).write_bytes(content)
+    assert verify(got) == []
 
 
 def test_only_what_the_manifest_lists_is_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
