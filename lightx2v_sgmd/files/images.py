@@ -99,7 +99,7 @@ def _opened(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
 @contextmanager
 def _damage_named(what: str) -> Iterator[None]:
     """Makes whatever Pillow raises for a damaged file one line."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -109,6 +109,10 @@ def _damage_named(what: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise UserError(f"{what}: is not a PNG, JPEG or WebP image; convert it to one") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, for headers that say far more
+        raise UserError(
+            f"{what}: has more than the {MOST_PIXELS:,} pixels that are read; make it smaller"
+        ) from None
     except Exception as error:  # a decoder raises anything for a damaged file
         raise UserError(
             f"{what}: cannot be decoded ({first_line(error)}); it is damaged, save it again"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -29,8 +28,9 @@ from lightx2v_sgmd.networks.adapters import adapters_in
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError, short_lines
 from lightx2v_sgmd.untrusted import building, configs
-from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
+from tools.checks import fuzz_others
+from tools.checks.fuzz_files import folder, json_object, named_file
 
 JOB = """teacher: {path: sprites, guidance_scale: 3.0}
 data: {prompts: sprites}
@@ -40,43 +40,31 @@ output: {dir: run}
 """
 
 
-@cache
-def folder() -> Path:
-    """A folder for this process's files."""
-    return Path(tempfile.mkdtemp(prefix="fuzz-"))
-
-
-def _file(name: str, content: bytes) -> Path:
-    path = folder() / name
-    path.write_bytes(content)
-    return path
-
-
 def job(data: bytes) -> None:
     """A job's file."""
-    load_job(_file("job.yaml", data))
+    load_job(named_file("job.yaml", data))
 
 
 def setting(data: bytes) -> None:
     """The text after ``--set``."""
     text = data.replace(b"\0", b" ").decode("utf-8", "surrogateescape")
-    load_job(_file("good.yaml", JOB.encode()), [text])
+    load_job(named_file("good.yaml", JOB.encode()), [text])
 
 
 def prompts_jsonl(data: bytes) -> None:
     """Prompts with their options."""
-    path = _file("prompts.jsonl", data)
+    path = named_file("prompts.jsonl", data)
     _both(lambda: read_prompts(path), lambda: make_requests(path, 0))
 
 
 def prompts_csv(data: bytes) -> None:
     """Prompts in a table."""
-    read_prompts(_file("prompts.csv", data))
+    read_prompts(named_file("prompts.csv", data))
 
 
 def prompts_txt(data: bytes) -> None:
     """Prompts, one a line."""
-    path = _file("prompts.txt", data)
+    path = named_file("prompts.txt", data)
     _both(lambda: read_prompts(path), lambda: make_requests(path, 0))
 
 
@@ -87,7 +75,7 @@ def lora_option(data: bytes) -> None:
 
 def tensor_header(data: bytes) -> None:
     """A safetensors file."""
-    header = read_header(_file("x.safetensors", data))
+    header = read_header(named_file("x.safetensors", data))
     schedule_of(header.metadata)
     adapters_in(header.metadata)
 
@@ -99,18 +87,18 @@ def header_text(data: bytes) -> None:
 
 def torch_file(data: bytes) -> None:
     """A file of ``torch.save``."""
-    load_torch_file(_file("x.pth", data))
+    load_torch_file(named_file("x.pth", data))
 
 
 def shard_index(data: bytes) -> None:
     """The index that says which shard has which tensor."""
-    _file("model.safetensors.index.json", data)
+    named_file("model.safetensors.index.json", data)
     weight_files(folder(), "model")
 
 
 def manifest(data: bytes) -> None:
     """The manifest of exported weights."""
-    _file("lightx2v_sgmd.json", data)
+    named_file("lightx2v_sgmd.json", data)
     read_manifest(folder())
 
 
@@ -122,7 +110,7 @@ def schedule(data: bytes) -> None:
 
 def transformer(data: bytes) -> None:
     """A transformer's configuration, and the network of one that is accepted."""
-    config = _object(data)
+    config = json_object(data)
     if config.get("_class_name") == "WanModel":
         config = wan_original.diffusers_config(config)
     configs.check_transformer(config)
@@ -132,7 +120,7 @@ def transformer(data: bytes) -> None:
 
 def vae(data: bytes) -> None:
     """A VAE's configuration, and the network of one that is accepted."""
-    config = _object(data)
+    config = json_object(data)
     configs.check_vae(config)
     with torch.device("meta"):
         building.build_vae(config)
@@ -140,7 +128,7 @@ def vae(data: bytes) -> None:
 
 def text_encoder(data: bytes) -> None:
     """A text encoder's configuration, and the network of one that is accepted."""
-    config = _object(data)
+    config = json_object(data)
     configs.check_text_encoder(config)
     with torch.device("meta"):
         building.build_text_encoder(config)
@@ -148,24 +136,24 @@ def text_encoder(data: bytes) -> None:
 
 def vision_encoder(data: bytes) -> None:
     """A vision encoder's configuration."""
-    config = _object(data)
+    config = json_object(data)
     configs.check_vision_encoder(config)
     building.vision_config(config)
 
 
 def video(data: bytes) -> None:
     """The size, length and frame rate that a model was made for."""
-    configs.check_video(_object(data))
+    configs.check_video(json_object(data))
 
 
 def model_index(data: bytes) -> None:
     """The file that names the class of each part."""
-    configs.check_model_index(_object(data))
+    configs.check_model_index(json_object(data))
 
 
 def scheduler(data: bytes) -> None:
     """A scheduler's configuration."""
-    configs.check_scheduler(_object(data))
+    configs.check_scheduler(json_object(data))
 
 
 def tokenizer(data: bytes) -> None:
@@ -198,16 +186,6 @@ def _tokenizer_folder() -> Path:
     source = bundled_teacher() / "tokenizer" / "tokenizer_config.json"
     (own / "tokenizer_config.json").write_bytes(source.read_bytes())
     return own
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        content = parse_json(data, CONFIG)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if not isinstance(content, dict):
-        raise UserError("is not an object")
-    return content
 
 
 def _both(*calls: Callable[[], object]) -> None:
@@ -245,6 +223,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         scheduler,
         tokenizer,
         tokenizer_config,
+        *fuzz_others.TARGETS,
     )
 }
 
@@ -363,4 +342,5 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         "scheduler": (_bundled("scheduler", "scheduler_config.json"),),
         "tokenizer": (_bundled("tokenizer", "tokenizer.json"), deep),
         "tokenizer_config": (_bundled("tokenizer", "tokenizer_config.json"),),
+        **fuzz_others.seeds(),
     }
