@@ -36,13 +36,13 @@ from lightx2v_sgmd.outputs.lock_file import (
     is_restarted,
     lock_content,
     read_lock,
-    server_time,
 )
 from lightx2v_sgmd.outputs.owner import Life, here
 from lightx2v_sgmd.outputs.writer import (
     clean_temporaries,
     move,
     rename_new,
+    server_time,
     short_name,
     temporary_path,
 )
@@ -186,7 +186,7 @@ class OutputLock:
             if life is Life.runs:
                 orphan = current.saved.get("parent") not in (owner.parent(), None)
                 return ("leaving", LEAVING_S) if orphan else ("alive", 0.0)
-        if current.touched > first.touched:
+        if current.touched != first.touched:  # earlier, if the clock was set back meanwhile
             return "alive", 0.0
         quiet_s = server_time(self.file) - current.touched
         if quiet_s > STALE_S:
@@ -209,7 +209,7 @@ class OutputLock:
             again = read_lock(self.file)
             if again is None or again.content != current.content:
                 return False
-            if again.touched > current.touched and again.inode == current.inode:
+            if again.touched != current.touched and again.inode == current.inode:
                 return False
             aside = temporary_path(self.file)
             try:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.outputs.owner import Owner
-from lightx2v_sgmd.outputs.writer import temporary_path
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
@@ -136,22 +135,6 @@ def read_lock(file: Path) -> LockFile | None:
     except ValueError:
         saved = {}
     return LockFile(content, about.st_ino, about.st_mtime, saved if isinstance(saved, dict) else {})
-
-
-def server_time(file: Path) -> float:
-    """Returns the time by the clock that stamps files in the lock's folder."""
-    probe = temporary_path(file)
-    try:
-        with probe.open("wb") as opened:
-            opened.write(b"x")
-            opened.flush()
-            os.fsync(opened.fileno())
-            return os.fstat(opened.fileno()).st_mtime
-    except OSError:
-        return time.time()
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -77,6 +77,22 @@ def temporaries(folder: Path, name: str | None = None) -> Iterator[tuple[Path, s
             yield folder / entry, match["kind"], owner
 
 
+def server_time(path: Path) -> float:
+    """Returns the time by the clock that stamps files in a path's folder."""
+    probe = temporary_path(path)
+    try:
+        with probe.open("wb") as opened:
+            opened.write(b"x")
+            opened.flush()
+            os.fsync(opened.fileno())
+            return os.fstat(opened.fileno()).st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
 def is_abandoned(path: Path, owner: Owner) -> bool:
     """Returns True if the process that wrote a temporary is gone."""
     life = owner.life()
@@ -86,7 +102,7 @@ def is_abandoned(path: Path, owner: Owner) -> bool:
         newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
     except OSError:  # it is removed meanwhile
         return False
-    return time.time() - newest > ELSEWHERE_S
+    return server_time(path) - newest > ELSEWHERE_S
 
 
 def clean_temporaries(folder: Path, name: str | None = None) -> list[Path]:

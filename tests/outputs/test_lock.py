@@ -151,6 +151,22 @@ def test_a_lock_from_another_machine_that_is_touched_is_respected(elsewhere: Pat
     assert json.loads((elsewhere / locks.NAME).read_text())["host"] == "gpu07"
 
 
+def test_an_owner_whose_clock_was_set_back_lives(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh(elsewhere)
+    monkeypatch.setattr(locks, "STALE_S", 30.0)
+    pause = time.sleep
+
+    def touched_meanwhile(seconds: float) -> None:
+        os.utime(elsewhere / locks.NAME, (0, 0))  # in 1970
+        pause(seconds)
+
+    monkeypatch.setattr(time, "sleep", touched_meanwhile)
+    with pytest.raises(UserError, match=r"pid 4711 on gpu07"):
+        take(elsewhere)
+
+
 def test_a_requeued_slurm_job_does_not_wait_for_itself(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -69,6 +70,19 @@ def test_a_changed_file_is_found_and_the_checkpoint_before_it_is_used(
     assert line.endswith("; resuming from the checkpoint before it")
     assert store.checkpoints(run) == [older]
     assert (run / "checkpoints" / f"{newest.name}.damaged").is_dir()
+
+
+def test_a_run_from_the_future_is_resumed(finished: Path, tmp_path: Path) -> None:
+    """Checkpoints are told apart by their steps, not by times, which a wrong clock has given."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    newest, older = store.checkpoints(run)
+    for path in run.rglob("*"):
+        os.utime(path, (2**33, 2**33))
+    os.utime(newest, (0, 0))
+    assert store.find_checkpoint(run) == newest
+    assert choose_checkpoint("auto", run, print) == newest
+    assert store.checkpoints(run) == [newest, older]
 
 
 SCRIPT = """
