@@ -18,11 +18,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import FULL_DISK, UserError, is_full_disk
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 STATUSES: Final = ("queued", "in_progress", "completed", "failed")
 
+_SET: Final = 1_735_689_600.0
+"""The year 2025: a clock that shows less was not set when the machine started."""
 MOST_DEATHS: Final = 3
 """A job is failed, not tried again, when so many workers died while they made it."""
 LORA_VERSION: Final = 2
@@ -150,21 +152,24 @@ class JobStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             with self._change() as db:
-                version = db.execute("PRAGMA user_version").fetchone()[0]
-                if not version:
+                found = version = db.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
                     for statement in filter(str.strip, _TABLES.split(";")):
                         db.execute(statement)
+                    version = _VERSION
                 while version in _UPDATES:
                     db.execute(_UPDATES[version])
                     version += 1
-                if version in (0, _VERSION):
+                if found != version == _VERSION:  # nothing is written to one that is up to date
                     db.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.DatabaseError as error:
+            if is_full_disk(error):
+                raise UserError(f"{file}: {FULL_DISK}") from error
             raise UserError(
                 f"{file}: is not a queue of this program or cannot be opened ({error}); choose "
                 "another --data folder"
             ) from error
-        if version not in (0, _VERSION):
+        if version != _VERSION:
             raise UserError(
                 f"{file}: was written by another version of this program; choose another --data "
                 "folder"
@@ -345,6 +350,8 @@ class JobStore:
             The names of the removed jobs, whose files are the caller's to remove.
         """
         with self._change() as db:
+            if (now := time.time()) > _SET:  # what a clock that was not set has dated is as new
+                db.execute("UPDATE jobs SET completed_at = ? WHERE completed_at < ?", [now, _SET])
             rows = db.execute(
                 "SELECT id, completed_at, bytes FROM jobs "
                 "WHERE status IN ('completed', 'failed') ORDER BY completed_at DESC, number DESC"
@@ -389,10 +396,11 @@ class JobStore:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # on a full disk SQLite has undone it by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def _select(self, rest: str, values: Sequence[Any]) -> list[VideoJob]:
         with self._lock:

@@ -73,12 +73,13 @@ def serve(
 def _queue(results: Results) -> Iterator[JobStore]:
     """Opens the folder's queue; a new one is removed again if nothing could be served."""
     check_queue(results.queue)
-    new, unused = not results.queue.exists(), False
+    new = unused = not results.queue.exists()
     try:
         with closing(JobStore(results.queue)) as store:
+            unused = False
             try:
                 yield store
-            except UserError:
+            except Exception:
                 unused = new and not store.names()
                 raise
     finally:

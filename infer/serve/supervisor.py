@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import secrets
+import sqlite3
 import sys
 import threading
 import time
@@ -30,6 +31,8 @@ STOP_S: Final = 30.0
 _LAST_WORDS_S: Final = 10.0
 _MOST_PAUSE_S: Final = 30.0
 _PAUSE_S: Final = 0.5
+_QUEUE_S: Final = 5.0
+"""Seconds until a queue that could not be written is tried again."""
 
 
 @dataclass
@@ -138,7 +141,8 @@ class Supervisor:
         running.end(STOP_S if self.state == "ready" else 0.0, all_of_them=True)
         if self._watcher.is_alive():
             self._watcher.join()
-        self._store.release(running.name, died=False)
+        with suppress(sqlite3.OperationalError):  # or when a server starts the next time
+            self._store.release(running.name, died=False)
         self.state = "stopped"
 
     def _start(self) -> _Running:
@@ -199,12 +203,26 @@ class Supervisor:
         code = self._running.end(_LAST_WORDS_S)
         print(f"serve: the worker ended with {code} and is started again", file=sys.stderr)
         self.state = "restarting"
-        self._store.release(self._running.name, died=True)
+        self._release_dead()
         self._stopping.wait(pause_s)
         with self._starting:
             if not self._stopping.is_set():
                 self.restarts += 1
                 self._running = self._start()
+
+    def _release_dead(self) -> None:
+        """Queues the dead worker's jobs again, as soon as the queue can be written."""
+        while not self._stopping.is_set():
+            try:
+                self._store.release(self._running.name, died=True)
+                return
+            except sqlite3.OperationalError as error:
+                print(
+                    f"serve: the queue cannot be written now ({error}); the worker is started "
+                    "again when it can be",
+                    file=sys.stderr,
+                )
+                self._stopping.wait(_QUEUE_S)
 
     def _end(self, problem: Exception) -> None:
         self.problem = problem

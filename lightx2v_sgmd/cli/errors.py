@@ -12,7 +12,14 @@ from typing import Final
 import typer
 
 from lightx2v_sgmd.cli.options import PROG
-from lightx2v_sgmd.system.errors import FULL_DISK, RunError, UserError, short_line, short_lines
+from lightx2v_sgmd.system.errors import (
+    FULL_DISK,
+    RunError,
+    UserError,
+    says_full_disk,
+    short_line,
+    short_lines,
+)
 
 _NO_MEMORY: Final = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")
 _ASKED: Final = re.compile(r"\d[\d.]* (?:bytes|[KMGT]iB)")
@@ -47,7 +54,7 @@ def _about_files(error: BaseException) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
     named = error.filename if isinstance(error, OSError) else None
     path = f"{os.fsdecode(named)}: " if isinstance(named, str | bytes) else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+    if says_full_disk(error):
         return f"{path}{FULL_DISK}"
     if number in (errno.EACCES, errno.EPERM):
         return f"{path}permission denied; choose another path or change its permissions"

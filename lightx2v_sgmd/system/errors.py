@@ -87,19 +87,25 @@ def _middle_cut(text: str, most: int, tail: int) -> str:
 
 FULL_DISK: Final = "the disk is full; free some space, then run the same command again"
 """The message about a full disk."""
+_FULL_TEXTS: Final = ("No space left on device", "database or disk is full")
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Returns True if an error, or one that caused it, is that of a full disk.
-
-    Libraries with a Rust or C++ core report the disk's error as text only.
-    """
+    """Returns True if an error, or one that caused it, is that of a full disk."""
     while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if says_full_disk(error):
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
+
+
+def says_full_disk(error: BaseException) -> bool:
+    """Returns True if an error itself is that of a full disk.
+
+    Libraries with a Rust or C++ core report the disk's error as text only, and so does SQLite.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(t in str(error) for t in _FULL_TEXTS)
 
 
 def first_line(error: BaseException) -> str:

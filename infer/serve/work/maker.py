@@ -17,7 +17,7 @@ from infer.serve.results import Results
 from infer.serve.work.messages import ServerStopped
 from infer.serve.work.previews import Previews
 from infer.serve.work.students import StudentSource
-from lightx2v_sgmd.system.errors import UserError, short_line
+from lightx2v_sgmd.system.errors import UserError, is_full_disk, short_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 IDLE_S: Final = 0.02
 """Seconds between two looks of an idle worker into the queue."""
+SPACE_S: Final = 5.0
+"""Seconds until a worker tries again what a full disk has stopped."""
 
 
 class Desk(Protocol):
@@ -60,21 +62,44 @@ class Maker:
     pipe: Connection
     previews: Previews | None = None
     _finished: set[str] = field(default_factory=set)
+    _waits_for_space: bool = False
 
     def work(self, batch_size: int | None) -> None:
-        """Works until the server says stop.
+        """Works until the server says stop; what a full disk stops is tried again until it works.
 
         Raises:
             ServerStopped: it did.
         """
+        self._waits_for_space = True
+        left: list[VideoJob] = []
         while True:
-            jobs = self.store.claim(
-                self.worker,
-                lambda job: batch_size or self.students.batch_for(job.model, job.size),
-            )
-            if jobs:
-                self.make(jobs)
+            try:
+                left = jobs = left or self.store.claim(
+                    self.worker,
+                    lambda job: batch_size or self.students.batch_for(job.model, job.size),
+                )
+                if jobs:
+                    self.make(jobs)
+                left = []
+            except ServerStopped:
+                raise
+            except Exception as error:
+                if not is_full_disk(error):
+                    raise
+                left = [job for job in left if job.id not in self._finished]
+                print(
+                    f"serve: the disk of {self.results.folder} is full; accepted videos wait "
+                    "until there is space",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self._look(SPACE_S)
+                continue
             self._look(0 if jobs else IDLE_S)
+
+    def _must_wait(self, error: Exception) -> bool:
+        """True if a job is not to blame for an error, and is made when there is space again."""
+        return self._waits_for_space and is_full_disk(error)
 
     def _look(self, wait_s: float) -> None:
         """Waits a little for a word of the server.
@@ -101,6 +126,8 @@ class Maker:
         except ServerStopped:
             raise
         except Exception as error:
+            if self._must_wait(error):
+                raise
             left = [job for job in jobs if job.id not in self._finished]
             if len(jobs) > 1:
                 for job in left:
@@ -140,6 +167,8 @@ class Maker:
             except (ServerStopped, _NobodyWants):
                 raise
             except Exception as error:
+                if self._must_wait(error):
+                    raise
                 self._fail(job, error)
                 continue
             if whole:
@@ -190,7 +219,6 @@ class Maker:
 
     def _fail(self, job: VideoJob, error: Exception) -> None:
         """Notes a failure; what is not meant for the client goes to the server's log."""
-        self._finished.add(job.id)
         self.results.remove(job.id)
         if isinstance(error, UserError):
             reason = short_line(str(error).replace(str(self.results.folder), "the server"), 500)
@@ -200,6 +228,7 @@ class Maker:
         if not isinstance(error, UserError):
             traceback.print_exception(error)
         self.store.fail(self.worker, job.id, reason)
+        self._finished.add(job.id)
 
 
 class _NobodyWants(Exception):

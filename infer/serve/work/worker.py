@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+from sqlite3 import OperationalError
 from typing import TYPE_CHECKING
 
 from infer.serve.jobs import JobStore
@@ -97,7 +98,8 @@ def _work(
         maker = Maker(students, store, results, order.worker, pipe, Previews(results))
         with suppress(ServerStopped):
             maker.work(order.batch_size)
-        store.release(order.worker, died=False)
+        with suppress(OperationalError):  # the server does it as well
+            store.release(order.worker, died=False)
     if isinstance(students, Leader):
         students.stop()
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infer.serve.jobs import MOST_DEATHS, JobStore, QueueFull
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, is_full_disk
 from tests.infer.serve.standin import WANTED
 
 
@@ -94,6 +98,22 @@ def test_old_and_large_results_are_removed(store: JobStore) -> None:
     assert store.counters()["completed"] == 4
 
 
+@pytest.mark.parametrize("then", [0.0, 2.0**33])
+def test_a_clock_that_was_wrong_removes_no_video_early(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, then: float
+) -> None:
+    """A machine without a battery starts in 1970, until a time server tells it the date."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: then)
+    job = store.add(WANTED, 10)
+    store.claim("w", lambda job: 1)
+    store.complete("w", job.id, 1.0, 100)
+    assert store.remove_finished(before=time.time() - 3600, most_bytes=1e9) == []
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert store.remove_finished(before=now - 3600, most_bytes=1e9) == []
+    assert store.remove_finished(before=2.0**34, most_bytes=1e9) == [job.id]
+
+
 def test_pages_go_through_all(store: JobStore) -> None:
     names = [store.add(WANTED, 10).id for _ in range(5)]
     first, more = store.page(2, None, newest_first=True)
@@ -141,3 +161,39 @@ def test_a_queue_of_a_version_before_goes_on(
         store = JobStore(file)
         assert store.get(job.id) == job
         store.close()
+
+
+def test_a_full_disk_refuses_a_job_and_leaves_the_queue_usable(
+    tmp_path: Path, store: JobStore
+) -> None:
+    """SQLite says the same of a file that may have no more pages."""
+    accepted = store.add(WANTED, 1000)
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full") as caught:
+        for _ in range(100):
+            store.add(replace(WANTED, prompt="x" * 3_000), 1000)
+    assert is_full_disk(caught.value)
+    assert store.get(accepted.id) == accepted  # reading goes on
+    store._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    assert store.get(store.add(WANTED, 1000).id) is not None
+    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+FULL = """
+mount -t tmpfs -o size=400k tmpfs "$1" || exit 77
+exec "$2" -m tests.infer.serve.full "$1"
+"""
+
+
+def test_a_disk_that_is_really_full_loses_no_accepted_job(tmp_path: Path) -> None:
+    """A file system that fills up, mounted where only this test sees it."""
+    command = ["unshare", "-rm", "sh", "-c", FULL, "sh", str(tmp_path), sys.executable]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no mounts without privileges here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["refused", "waited", "completed"], done.stderr
+    assert "accepted videos wait until there is space" in done.stderr
+    assert "Traceback" not in done.stderr

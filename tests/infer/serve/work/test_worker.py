@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from infer.serve.backend import Backend
-from infer.serve.work.maker import Maker
+from infer.serve.work.maker import IDLE_S, SPACE_S, Maker
 from infer.serve.work.messages import ServerStopped
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
@@ -162,3 +163,23 @@ def test_a_batch_is_made_with_its_weights(backend: Backend) -> None:
     ours.close()
     assert student.asked == [("tiny", None), ("other", None)]
     assert student.student.batches == [[1, 3], [2]]
+
+
+def test_a_full_disk_fails_no_job(backend: Backend, capfd: pytest.CaptureFixture[str]) -> None:
+    full = [OSError(errno.ENOSPC, "No space left on device") for _ in range(2)]
+    names = [add(backend, seed) for seed in (1, 2)]
+    _, theirs = pipes()
+    maker = make_maker(backend, StandIn(fails=lambda seeds: full.pop() if full else None), theirs)
+    waits: list[float] = []
+
+    def note(wait_s: float) -> None:
+        waits.append(wait_s)
+        if wait_s == IDLE_S:
+            raise ServerStopped
+
+    maker._look = note  # type: ignore[method-assign]
+    with pytest.raises(ServerStopped):
+        maker.work(None)
+    assert [status(backend, name) for name in names] == ["completed", "completed"]
+    assert waits.count(SPACE_S) == 2
+    assert capfd.readouterr().err.count("accepted videos wait until there is space") == 2
