@@ -16,6 +16,7 @@ from lightx2v_sgmd.families.opening import BUNDLED, WEIGHT_FILES, open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.wan.original import transformer_prefix
+from lightx2v_sgmd.families.wan.sources import ORIGINAL_EXPERTS
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.tensors.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.tensors.safetensors_files import (
@@ -145,11 +146,14 @@ def check_student(
     place = model_folder(path)
     model = _open(place, base)
     folder = place if place.is_dir() else place.parent
-    if loras and len(model.experts) > 1:
-        raise UserError(
-            f"lora: {path} has two experts, and a LoRA is of one of them; merge it into its expert "
-            "first, or run both in the program that they come from"
-        )
+    if len(model.experts) > 1:
+        for lora in loras:
+            if lora.expert is None:
+                raise UserError(
+                    f"lora: {lora.path} does not say which of the two experts of {path} it is for; "
+                    "rename the file or its folder so that it has high_noise or low_noise in its "
+                    "name"
+                )
     headers = [expert.model.transformer_weights().header for expert in model.experts]
     for weights in (model.vae_weights(), model.text_encoder_weights()):
         assert weights.header.tensors, "reading a header checks the files"
@@ -161,6 +165,8 @@ def check_student(
     }
     for lora in loras:
         manifest = manifest or read_manifest(lora.path.parent)
+        if lora.path.parent.name in ORIGINAL_EXPERTS:  # an export of two experts' adapters
+            manifest = manifest or read_manifest(lora.path.parent.parent)
     schedule = _schedule(carried, model)
     assumed = _assumed(assume_schedule, model.student_shifts[0])
     if schedule is None and assumed is not None:
@@ -314,8 +320,11 @@ def _teacher_of_export(path: Path) -> str | None:
     if manifest is None or manifest.format == "diffusers":
         return None
     if manifest.format == "lora":
+        pair = (folder / ORIGINAL_EXPERTS[0]).is_dir()
+        parts = [folder / name for name in ORIGINAL_EXPERTS] if pair else [folder]
         raise UserError(
-            f"{path}: is a LoRA; give its teacher as --weights, and add --lora {folder}"
+            f"{path}: is a LoRA; give its teacher as --weights, and add "
+            + " ".join(f"--lora {part}" for part in parts)
         )
     base = manifest.base
     known = known_transformer_config(base) is not None

@@ -50,7 +50,8 @@ class StudentParts:
             explained = memory_explained(self.model, self.plan, size, 1, "loading")
         with explained:
             model = self.model.experts[expert].model
-            return load_network(model, self.plan, self._ranks, self._quiet)
+            number = expert if len(self.model.experts) > 1 else None
+            return load_network(model, self.plan, self._ranks, self._quiet, number)
 
     def network_of(self, expert: int) -> Any:
         """An expert's network, on its device. Where parts take turns, the other expert leaves it.

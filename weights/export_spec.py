@@ -66,7 +66,23 @@ class ExportSpec:
     def experts(self) -> list[ExportSpec]:
         """One description for each network: this one, and that of the second expert if any."""
         second = self.source.second
-        return [self] if second is None else [self, replace(self, source=second, expert=1)]
+        if second is None:
+            return [self]
+        # Each network has evaluations of its own.
+        return [self, replace(self, source=second, expert=1, probed={})]
+
+    def losses_of(self, losses: Losses) -> Losses:
+        """This network's part of what ``Losses.of_experts`` joined under the names of ``part``."""
+        start = f"{self.part}/" if self.part else ""
+        layers = {n.removeprefix(start): v for n, v in losses.layers.items() if n.startswith(start)}
+        return replace(losses, layers=layers)
+
+    @property
+    def part(self) -> str:
+        """``high_noise`` or ``low_noise`` for a network of two experts; empty for the only one."""
+        if self.expert:
+            return "low_noise"
+        return "" if self.source.second is None else "high_noise"
 
     @cached_property
     def layout(self) -> Layout:
@@ -112,7 +128,7 @@ class Losses:
 
     @classmethod
     def of_experts(cls, losses: Mapping[str, Losses | None]) -> Losses | None:
-        """The losses of several networks as those of one export; the largest forward error counts.
+        """The losses of several networks as those of one export; figures are of the worse one.
 
         Args:
             losses: Each network's, by the name of its folder, which then begins its layers' names.
@@ -120,10 +136,9 @@ class Losses:
         found = {name: each for name, each in losses.items() if each is not None}
         if not found:
             return None
-        first = next(iter(found.values()))
+        worst = max(found.values(), key=lambda each: each.forward_error)
         return replace(
-            first,
-            forward_error=max(each.forward_error for each in found.values()),
+            worst,
             layers={
                 f"{name}/{layer}": values
                 for name, each in found.items()

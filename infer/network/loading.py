@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from infer.network.lora import add_loras
 from infer.network.offload import HostWeights
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.lora.updates import LoraUpdates
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.networks import compiling
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes
@@ -31,7 +33,9 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
 
 
-def load_network(model: Model, plan: EnginePlan, ranks: Ranks, quiet: bool = True) -> Any:
+def load_network(
+    model: Model, plan: EnginePlan, ranks: Ranks, quiet: bool = True, expert: int | None = None
+) -> Any:
     """Loads the transformer and prepares it; nothing of it needs gradients.
 
     With several ranks it is one network, whose tokens they share.
@@ -41,16 +45,18 @@ def load_network(model: Model, plan: EnginePlan, ranks: Ranks, quiet: bool = Tru
         plan: The engine's settings.
         ranks: The processes that share a video.
         quiet: No progress bar.
+        expert: The expert that the model is, of a model with two; LoRAs of the other are left out.
 
     Raises:
         UserError: a part of the plan cannot run here.
     """
     if plan.compile:
         check_compiler(plan.device)
-    network = _loaded(model, plan, quiet)
-    unmerged = plan.options.loras and not plan.options.merge_lora
+    loras = [lora for lora in plan.options.loras if expert is None or lora.expert == expert]
+    network = _loaded(model, plan, loras, quiet)
+    unmerged = loras and not plan.options.merge_lora
     if unmerged:
-        add_loras(network, plan.options.loras, plan.options.skip_image_layers)
+        add_loras(network, loras, plan.options.skip_image_layers)
         if not plan.memory_mode.offload:
             network.to(plan.device)
     network.eval().requires_grad_(False)
@@ -69,7 +75,7 @@ def load_network(model: Model, plan: EnginePlan, ranks: Ranks, quiet: bool = Tru
     return network
 
 
-def _loaded(model: Model, plan: EnginePlan, quiet: bool) -> Any:
+def _loaded(model: Model, plan: EnginePlan, loras: Sequence[WeightedLora], quiet: bool) -> Any:
     """The transformer, each block merged, fused and quantised as soon as it is there.
 
     Blocks that will be offloaded never all meet on the device: those that are quantised come there
@@ -77,8 +83,8 @@ def _loaded(model: Model, plan: EnginePlan, quiet: bool) -> Any:
     """
     options, kind = plan.options, plan.memory_mode.quantize
     updates = None
-    if options.merge_lora and options.loras:
-        updates = LoraUpdates(options.loras, model.transformer_shapes(), options.skip_image_layers)
+    if options.merge_lora and loras:
+        updates = LoraUpdates(loras, model.transformer_shapes(), options.skip_image_layers)
     on_device = kind in ("fp8", "int8") or not plan.memory_mode.offload
     where = plan.device if on_device else torch.device("cpu")
 

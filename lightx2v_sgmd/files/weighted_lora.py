@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.files.expert_files import expert_of_file
 from lightx2v_sgmd.files.lora_folder import DIFFUSERS_FILE, lora_file_in
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.paths import path_problem
@@ -28,6 +29,11 @@ class WeightedLora:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", _lora_file(self.path))
+
+    @property
+    def expert(self) -> int | None:
+        """The expert that it is for, by its name; None if the name does not tell."""
+        return expert_of_file(self.path)
 
     @classmethod
     def parse(cls, text: str) -> WeightedLora:

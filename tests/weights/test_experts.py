@@ -16,6 +16,7 @@ from distill.predictions import student_x0
 from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.sampling.sampler import noise_for
 from lightx2v_sgmd.system.errors import UserError
@@ -131,10 +132,89 @@ def _lost_layers(folder: Path) -> dict[str, object]:
     return layers
 
 
-@pytest.mark.parametrize("format", ["comfyui", "lora"])
-def test_formats_of_one_network_are_refused(run: Path, tmp_path: Path, format: str) -> None:
-    with pytest.raises(UserError, match="two experts; use --format diffusers or wan"):
-        export(run, format, tmp_path / "out", quiet=True)
+def test_comfyui_has_a_file_and_a_loader_for_each_expert(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
+    out = export(run, "comfyui", tmp_path / "comfyui", dtype="fp32", quiet=True)
+    assert verify(out) == []
+    files = [f"teacher_sgmd_4step_{part}_fp32.safetensors" for part in ("high_noise", "low_noise")]
+    assert sorted(file.name for file in out.glob("*.safetensors")) == files
+    nodes = json.loads((out / "workflow_api.json").read_text())
+    loaded = {key: n["inputs"] for key, n in nodes.items() if n["class_type"] == "UNETLoader"}
+    assert [loader["unet_name"] for loader in loaded.values()] == files
+    first, second = (n["inputs"] for n in nodes.values() if n["class_type"] == "KSamplerAdvanced")
+    for sampler, file in zip((first, second), files, strict=True):
+        shift = nodes[sampler["model"][0]]["inputs"]
+        assert shift["shift"] == 5.0
+        assert nodes[shift["model"][0]]["inputs"]["unet_name"] == file
+        assert (sampler["steps"], sampler["cfg"], sampler["sampler_name"]) == (4, 1.0, "euler")
+    assert (first["start_at_step"], first["end_at_step"]) == (0, 2)
+    assert (second["start_at_step"], second["end_at_step"]) == (2, 4)
+    assert (first["add_noise"], first["return_with_leftover_noise"]) == ("enable", "enable")
+    assert (second["add_noise"], second["return_with_leftover_noise"]) == ("disable", "disable")
+    assert nodes[second["latent_image"][0]]["inputs"] is first
+    assert nodes[nodes["9"]["inputs"]["samples"][0]]["inputs"] is second
+    drawn = json.loads((out / "workflow.json").read_text())
+    assert len(drawn["nodes"]) == len(nodes)
+    latents = [
+        load_student(folder).generate(PROMPTS[0], 3, decode=False).latents
+        for folder in (out, exported)
+    ]
+    assert torch.equal(*latents)
+    back = export(out, "diffusers", tmp_path / "back", dtype="fp32", quiet=True)
+    for name in ("transformer", "transformer_2"):
+        file = f"{name}/diffusion_pytorch_model.safetensors"
+        assert (back / file).read_bytes() == (exported / file).read_bytes()
+    (out / files[1]).unlink()
+    assert verify(out) != []
+
+
+def test_adapters_of_each_expert_have_a_folder(
+    run: Path, exported: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The engine, stock diffusers and an export of the export give the same video."""
+    out = export(run, "lora", tmp_path / "lora", dtype="fp32", quiet=True)
+    assert verify(out) == []
+    job = json.loads((out / "lightx2v.json").read_text())
+    names = [each["name"] for each in job["lora_configs"]]
+    files = [out / each["path"] for each in job["lora_configs"]]
+    assert names == ["high_noise_model", "low_noise_model"] == [f.parent.name for f in files]
+    assert job["boundary_step_index"] == 2
+    nodes = json.loads((out / "workflow_api.json").read_text()).values()
+    used = [n["inputs"] for n in nodes if n["class_type"] == "LoraLoaderModelOnly"]
+    assert [lora["lora_name"] for lora in used] == [file.name for file in files]
+    expected = load_student(exported).generate(PROMPTS[0], 3, decode=False).latents
+
+    loras = tuple(WeightedLora(file.parent) for file in files)
+    beside, merged = (
+        load_student(folder / "teacher", loras=loras, merge_lora=merge) for merge in (False, True)
+    )
+    for student in (beside, merged):
+        ours = student.generate(PROMPTS[0], 3, decode=False).latents
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+    pipe = stock_pipe(folder / "teacher")
+    pipe.scheduler = pipe.scheduler.from_pretrained(out, subfolder="scheduler")
+    for file, second in zip(files, (False, True), strict=True):
+        pipe.load_lora_weights(file.parent, weight_name=file.name, load_into_transformer_2=second)
+    stock = run_stock(pipe, PROMPTS[:1], [3], num_frames=5)
+    torch.testing.assert_close(expected, stock[0], atol=1e-4, rtol=0)
+
+    again = export(out, "diffusers", tmp_path / "again", dtype="fp32", quiet=True)
+    merged_weights = load_student(again).generate(PROMPTS[0], 3, decode=False).latents
+    torch.testing.assert_close(merged_weights, expected, atol=1e-4, rtol=0)
+
+
+def test_adapters_that_name_no_expert_are_refused(run: Path, folder: Path, tmp_path: Path) -> None:
+    out = export(run, "lora", tmp_path / "lora", dtype="fp32", quiet=True)
+    (file,) = (out / "low_noise_model").glob("*lora_weights.safetensors")
+    plain = shutil.copyfile(file, tmp_path / "plain.safetensors")
+    with pytest.raises(UserError, match="does not say which of the two experts"):
+        load_student(folder / "teacher", loras=(WeightedLora(plain),))
+    with pytest.raises(UserError, match="--lora .*high_noise_model --lora .*low_noise_model"):
+        load_student(out)
+    with pytest.raises(UserError, match="of two experts are not written under the names of musubi"):
+        export(run, "lora", tmp_path / "musubi", names="musubi", quiet=True)
 
 
 def test_an_export_with_one_expert_twice_is_noticed(

@@ -125,9 +125,13 @@ def test_the_workflow_names_the_files_of_this_network(exports: Any) -> None:
 def test_the_teachers_file_follows_from_its_size(width: int, layers: int, file: str) -> None:
     config = {"num_attention_heads": 2, "attention_head_dim": width // 2, "num_layers": layers}
     model = SimpleNamespace(transformer_config=config)
-    about = SimpleNamespace(teacher="me/Mine-Diffusers")
-    spec: Any = SimpleNamespace(source=SimpleNamespace(model=model, about=about))
+    about = SimpleNamespace(teacher="me/Mine-Diffusers", base="me/Mine-Diffusers")
+    source = SimpleNamespace(model=model, about=about)
+    spec: Any = SimpleNamespace(source=source, part="")
     assert base_weights(spec) == f"{file}.safetensors"
+    low: Any = SimpleNamespace(source=source, part="low_noise")
+    pair = "wan2.2_t2v_low_noise_14B_fp16" if width == 5120 else "mine_low_noise"
+    assert base_weights(low) == f"{pair}.safetensors"
 
 
 def test_names_and_content(exports: Any) -> None:

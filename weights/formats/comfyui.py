@@ -1,4 +1,4 @@
-"""comfyui: one file of weights, and workflows that load it by name and run its four steps."""
+"""comfyui: a file of weights for each network, and workflows that load them and run the steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
+from lightx2v_sgmd.files.expert_files import expert_files
 from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.errors import UserError
@@ -22,13 +23,14 @@ from weights.formats.comfyui_workflow import (
     VAE,
     WORKFLOW_API_FILE,
     WORKFLOW_FILE,
+    pair_workflow,
     to_ui,
     workflow,
 )
 from weights.formats.layout import Layout
 from weights.formats.programs import COMFYUI as COMFYUI_PROGRAM
 from weights.formats.programs import section
-from weights.formats.wan import refuse_images
+from weights.formats.wan import high_noise_steps, refuse_images
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import network_problems, write_network
 from weights.io.quantize import COMFYUI, COMFYUI_LEGACY, FP8, is_8_bit
@@ -41,6 +43,10 @@ _PUBLISHED: Final = {
     (5120, 40): "wan2.1_t2v_14B_bf16.safetensors",
 }
 """Names of Comfy-Org's files of Wan2.1, by the network's width and number of layers."""
+_PUBLISHED_PAIRS: Final = {
+    (5120, 40): "wan2.2_t2v_{part}_14B_fp16.safetensors",
+}
+"""Names of Comfy-Org's files of Wan2.2-T2V-A14B, by the same and by expert."""
 _ONE_FILE: Final = "1000000GB"
 _USAGE: Final = """\
 ## ComfyUI
@@ -48,6 +54,15 @@ _USAGE: Final = """\
 Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
 (`{text_encoder}`) into `models/text_encoders` and its VAE (`{vae}`) into
 `models/vae`, and open `{workflow}`: shift {shift:g}, {sampler}, simple, {count} steps, cfg 1.
+`workflow_api.json` is the same for the HTTP API.
+{versions}"""
+_USAGE_OF_PAIR: Final = """\
+## ComfyUI
+
+Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
+(`{text_encoder}`) into `models/text_encoders` and its VAE (`{vae}`) into
+`models/vae`, and open `{workflow}`: shift {shift:g}, {sampler}, simple, {count} steps, cfg 1. The
+first {high_noise_steps} steps load the high-noise file, the others the low-noise file.
 `workflow_api.json` is the same for the HTTP API.
 {versions}"""
 _VERSIONS: Final = {
@@ -59,13 +74,14 @@ _VERSIONS: Final = {
 
 
 class ComfyuiFormat(NetworkFormat):
-    """The network in one file under the original names behind a prefix, with workflows."""
+    """Each network in one file under the original names behind a prefix, with workflows."""
 
     name = "comfyui"
     dtypes = ("bf16", "fp16", "fp32", "fp8", "fp8-legacy")
     stored_as = "{dtype}, original names behind ComfyUI's prefix"
     library = "diffusion-single-file"
     programs = (COMFYUI_PROGRAM,)
+    holds_experts = True
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -74,29 +90,38 @@ class ComfyuiFormat(NetworkFormat):
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""
-        losses = write_network(replace(spec, max_shard_size=_ONE_FILE), folder, stem(spec), advance)
+        losses = {
+            each.part: write_network(
+                replace(each, max_shard_size=_ONE_FILE), folder, stem(each), advance
+            )
+            for each in spec.experts
+        }
         for name, content in _workflows(spec).items():
             write_json(folder / name, content)
-        return losses
+        return Losses.of_experts(losses) if spec.source.second else losses[""]
 
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
         problems = []
-        if not (folder / f"{stem(spec)}.safetensors").is_file():
-            problems.append(f"{stem(spec)}.safetensors, which the workflows name, is missing")
+        for each in spec.experts:
+            if not (folder / f"{stem(each)}.safetensors").is_file():
+                problems.append(f"{stem(each)}.safetensors, which the workflows name, is missing")
         for name, content in _workflows(spec).items():
             problems += json_problems(folder / name, content)
         config = spec.source.model.transformer_config
-        return problems + network_problems(spec, folder, config, losses, advance)
+        for each in spec.experts:
+            problems += network_problems(each, folder, config, losses, advance)
+        return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's section on ComfyUI."""
-        text = _USAGE.format(
+        text = (_USAGE if spec.source.second is None else _USAGE_OF_PAIR).format(
             **values,
             versions=_VERSIONS.get(spec.dtype, ""),
-            weights=f"{stem(spec)}.safetensors",
+            weights="` and `".join(f"{stem(each)}.safetensors" for each in spec.experts),
+            high_noise_steps=high_noise_steps(spec),
             text_encoder=TEXT_ENCODER,
             vae=VAE,
             workflow=WORKFLOW_FILE,
@@ -105,11 +130,21 @@ class ComfyuiFormat(NetworkFormat):
         return section(COMFYUI_PROGRAM, spec.source.model.transformer_config, text)
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
-        """The one safetensors file of the folder."""
+        """The one safetensors file of the folder, or that of an expert."""
         files = sorted(folder.glob("*.safetensors"))
+        pair = expert_files(files)
+        if pair is not None:
+            return [pair[expert]]
         if len(files) != 1:
-            raise UserError(f"{folder}: holds {len(files)} safetensors files, a comfyui export one")
+            raise UserError(
+                f"{folder}: holds {len(files)} safetensors files, a comfyui export one, or one for "
+                "each of two experts"
+            )
         return files
+
+    def expert_count(self, folder: Path) -> int:
+        """The number of its networks: 2 where there is a file for each of two experts."""
+        return 1 if expert_files(sorted(folder.glob("*.safetensors"))) is None else 2
 
     def stored_names(self, header: Header | None = None) -> Callable[[str], str]:
         """The original names behind ComfyUI's prefix, or behind the one that files have."""
@@ -132,10 +167,10 @@ class ComfyuiFormat(NetworkFormat):
 
 
 def stem(spec: ExportSpec) -> str:
-    """The name of the file: what it is made from, by which method, in how many steps."""
+    """The name of a network's file: teacher, method, steps, and expert if there are two."""
     about = spec.source.about
-    steps = len(about.schedule)
-    return plain_name(f"{teacher_name(spec)}_{about.method['name']}_{steps}step_{spec.dtype}")
+    made = f"{teacher_name(spec)}_{about.method['name']}_{len(about.schedule)}step"
+    return plain_name("_".join(part for part in (made, spec.part, spec.dtype) if part))
 
 
 def teacher_name(spec: ExportSpec) -> str:
@@ -148,7 +183,13 @@ def base_weights(spec: ExportSpec) -> str:
     """The teacher's file in ``models/diffusion_models``, as Comfy-Org names it for its size."""
     config = spec.source.model.transformer_config
     size = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    published = _PUBLISHED.get((size, int(config["num_layers"])))
+    layers = int(config["num_layers"])
+    if spec.part:
+        published = _PUBLISHED_PAIRS.get((size, layers))
+        return (published or f"{plain_name(teacher_name(spec))}_{{part}}.safetensors").format(
+            part=spec.part
+        )
+    published = _PUBLISHED.get((size, layers))
     return published or f"{plain_name(teacher_name(spec))}.safetensors"
 
 
@@ -158,7 +199,11 @@ def plain_name(name: str) -> str:
 
 
 def _workflows(spec: ExportSpec) -> Mapping[str, Mapping[str, Any]]:
-    api = workflow(spec.source.about, weights=f"{stem(spec)}.safetensors")
+    files = [f"{stem(each)}.safetensors" for each in spec.experts]
+    if len(files) == 1:
+        api = workflow(spec.source.about, weights=files[0])
+    else:
+        api = pair_workflow(spec.source.about, (files[0], files[1]), high_noise_steps(spec))
     return {WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 

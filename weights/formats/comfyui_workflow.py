@@ -38,6 +38,27 @@ _NODES: Final[Mapping[str, tuple[Mapping[str, str], tuple[str, ...], tuple[str, 
         ("seed", "control_after_generate", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
         ("LATENT",),
     ),
+    "KSamplerAdvanced": (
+        {
+            "model": "MODEL",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "latent_image": "LATENT",
+        },
+        (
+            "add_noise",
+            "noise_seed",
+            "control_after_generate",
+            "steps",
+            "cfg",
+            "sampler_name",
+            "scheduler",
+            "start_at_step",
+            "end_at_step",
+            "return_with_leftover_noise",
+        ),
+        ("LATENT",),
+    ),
     "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, (), ("IMAGE",)),
     "CreateVideo": ({"images": "IMAGE"}, ("fps",), ("VIDEO",)),
     "SaveVideo": ({"video": "VIDEO"}, ("filename_prefix", "format", "codec"), ()),
@@ -101,6 +122,63 @@ def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str
             "SaveVideo", video=["10", 0], filename_prefix="video/sgmd", format="auto", codec="auto"
         ),
     }
+
+
+def pair_workflow(
+    about: Manifest,
+    weights: tuple[str, str],
+    high_noise_steps: int,
+    loras: tuple[str, str] | None = None,
+) -> dict[str, Any]:
+    """The same for a student of two experts: two loaders, and a sampler for each expert's steps.
+
+    The first sampler stops with the noise that is left, and the second one adds none.
+
+    Args:
+        about: The student.
+        weights: Files of the high-noise and of the low-noise expert in ``models/diffusion_models``.
+        high_noise_steps: The number of steps of the high-noise expert.
+        loras: Files in ``models/loras`` that are applied to them, if any.
+    """
+    first, second = loras or (None, None)
+    nodes = workflow(about, weights[0], first)
+    alone = {
+        key: value
+        for key, value in nodes.pop("8")["inputs"].items()
+        if key not in ("model", "latent_image", "seed", "denoise")
+    }
+    nodes["8"] = _node(
+        "KSamplerAdvanced",
+        model=["4", 0],
+        latent_image=["7", 0],
+        add_noise="enable",
+        noise_seed=0,
+        start_at_step=0,
+        end_at_step=high_noise_steps,
+        return_with_leftover_noise="enable",
+        **alone,
+    )
+    nodes["13"] = _node("UNETLoader", unet_name=weights[1], weight_dtype="default")
+    if second:
+        nodes["14"] = _node(
+            "LoraLoaderModelOnly", model=["13", 0], lora_name=second, strength_model=1.0
+        )
+    nodes["15"] = _node(
+        "ModelSamplingSD3", model=["14" if second else "13", 0], shift=about.schedule.shift
+    )
+    nodes["16"] = _node(
+        "KSamplerAdvanced",
+        model=["15", 0],
+        latent_image=["8", 0],
+        add_noise="disable",
+        noise_seed=0,
+        start_at_step=high_noise_steps,
+        end_at_step=len(about.schedule),
+        return_with_leftover_noise="disable",
+        **alone,
+    )
+    nodes["9"]["inputs"]["samples"] = ["16", 0]
+    return nodes
 
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:

@@ -20,12 +20,24 @@ from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import Format
 from weights.formats.comfyui import base_weights, check_even, stem
-from weights.formats.comfyui_workflow import WORKFLOW_API_FILE, WORKFLOW_FILE, to_ui, workflow
+from weights.formats.comfyui_workflow import (
+    WORKFLOW_API_FILE,
+    WORKFLOW_FILE,
+    pair_workflow,
+    to_ui,
+    workflow,
+)
 from weights.formats.diffusers import scheduler_problems, write_scheduler
 from weights.formats.lora_losses import forward_error, layer_errors, measured_losses, passes
 from weights.formats.lora_usage import usage_of
 from weights.formats.programs import COMFYUI, LIGHTX2V
-from weights.formats.wan import LIGHTX2V_FILE, lightx2v_job, whole_steps
+from weights.formats.wan import (
+    EXPERTS,
+    LIGHTX2V_FILE,
+    high_noise_steps,
+    lightx2v_job,
+    whole_steps,
+)
 from weights.io.adapters import (
     Factors,
     StoredAdapters,
@@ -53,6 +65,8 @@ from weights.io.tensors import MergedTensors, Tensors, network_shapes
 from weights.public_names import public_name
 
 DEFAULT_RANK: Final = 64
+_NAMES_OF_PAIRS: Final = ("portable", "diffusers", "peft")
+"""The names of adapters of two experts; the other programs' loaders of pairs were not read."""
 ONLY: Final = ("blocks",)
 """The values of ``--only``."""
 
@@ -66,6 +80,7 @@ class LoraFormat(Format):
     library = "diffusers"
     programs = (COMFYUI, LIGHTX2V)
     holds_adapters = True
+    holds_experts = True
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -78,6 +93,11 @@ class LoraFormat(Format):
             )
         if spec.names not in NAMES:
             raise UserError(f"names: {spec.names!r} is unknown; use {', '.join(NAMES)}")
+        if spec.source.second is not None and spec.names not in _NAMES_OF_PAIRS:
+            raise UserError(
+                f"names: adapters of two experts are not written under the names of {spec.names}; "
+                f"use {', '.join(_NAMES_OF_PAIRS)}"
+            )
         if spec.only is not None and spec.only not in ONLY:
             raise UserError(f"only: {spec.only!r} is unknown; use {', '.join(ONLY)}")
         spec.source.model.scheduler_config(spec.source.schedule)
@@ -86,6 +106,9 @@ class LoraFormat(Format):
 
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
+        return sum(map(self._nbytes_of_one, spec.experts))
+
+    def _nbytes_of_one(self, spec: ExportSpec) -> int:
         total, adapters = 0, spec.source.adapters
         copies = 2 if spec.names == PORTABLE.name else 1  # one is for PEFT
         if adapters is not None:
@@ -110,75 +133,53 @@ class LoraFormat(Format):
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
         """Writes weights and configurations into an empty folder; returns what was lost."""
-        teacher = teacher_tensors(spec.source)
-        pieces: dict[str, Tensor] = {}
-        ranks: dict[str, int] = {}
-        trimmer = HeapTrimmer()
-        for name in spec.source.tensors.shapes:
-            written = _pieces(spec, teacher, name)
-            pieces |= written.tensors
-            if written.rank:
-                ranks[name] = written.rank
-            trimmer.trim()
-            advance(1)
-        _write_files(spec, folder, pieces)
+        losses: dict[str, Losses | None] = {}
+        for each in spec.experts:
+            network = network_folder(folder, each)
+            network.mkdir(exist_ok=True)
+            losses[each.part] = _write_network(each, network, advance)
         write_scheduler(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             write_json(folder / path, content)
-        adapters = StoredAdapters.checked(folder / file_name(spec), spec.source.tensors.shapes)
-        delta = partial(_delta, spec, teacher)
-        return measured_losses(spec, teacher, adapters, delta, ranks, advance)
+        joined = losses[""] if "" in losses else Losses.of_experts(losses)
+        assert joined is not None, "adapters always come with a report"
+        return joined
 
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
+        assert losses is not None, "adapters always come with a report"
         problems = scheduler_problems(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             problems += json_problems(folder / path, content)
-        teacher, shapes = teacher_tensors(spec.source), spec.source.tensors.shapes
-        try:
-            adapters = StoredAdapters.checked(folder / file_name(spec), shapes)
-            problems += _peft_problems(spec, folder, adapters)
-        except UserError as error:
-            return [*problems, str(error)]
-        header = adapters.header
-        if schedule_of(header.metadata) != spec.source.schedule:
-            problems.append("the weights carry another schedule than the source")
-        expected_type = FILE_NAMES[OPTIONS[spec.dtype]]
-        for name, info in header.tensors.items():
-            if info.dtype != expected_type and not name.endswith(".alpha"):
-                problems.append(f"{name} is {info.dtype}, not {expected_type}")
-        assert losses is not None, "adapters always come with a report"
-        now, _, _ = layer_errors(spec, adapters, partial(_delta, spec, teacher), {}, advance)
-        for name, values in losses.layers.items():
-            off = now[name]["relative_error"]
-            if off > values["relative_error"] * SLACK + 1e-7:
-                problems.append(
-                    f"{name} is off by {off:.2%}, but {values['relative_error']:.2%} is reported"
-                )
-        forward = forward_error(spec, teacher, adapters, advance)
-        if forward > losses.forward_error * SLACK + 1e-7:
-            reported = f"{losses.forward_error:.2%} is reported"
-            problems.append(f"a forward pass is off by {forward:.2%}, but {reported}")
+        for each in spec.experts:
+            network = network_folder(folder, each)
+            problems += _network_problems(each, network, each.losses_of(losses), advance)
         return problems
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's sections on the programs that take the file."""
-        return usage_of(spec, values, file_name(spec))
+        return usage_of(spec, values, [_location(each) for each in spec.experts])
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The file of adapters; where there is another one for PEFT, that for all others."""
-        file = lora_file_in(folder)
+        within = folder / EXPERTS[expert] if self.expert_count(folder) > 1 else folder
+        file = lora_file_in(within)
         if file is None:
             raise UserError(f"{folder}: has no one file of adapters; export the weights again")
         return [file]
+
+    def expert_count(self, folder: Path) -> int:
+        """The number of networks that it has adapters of: 2 where there is a folder for each."""
+        return 2 if (folder / EXPERTS[1]).is_dir() else 1
 
     def open_tensors(
         self, folder: Path, header: Header, model: Model
     ) -> tuple[Tensors, StoredAdapters]:
         """The teacher's weights with the adapters merged into them, and the adapters."""
-        (file,) = self.weight_files(folder)
+        stored = {info.file for info in header.tensors.values()}
+        (file,) = stored or self.weight_files(folder)
         adapters = StoredAdapters.checked(file, network_shapes(model))
         return MergedTensors(model_tensors(model), adapters), adapters
 
@@ -186,6 +187,67 @@ class LoraFormat(Format):
 def file_name(spec: ExportSpec) -> str:
     """The name of the file; under portable names no two students' files have the same."""
     return NAMES[spec.names].file.format(stem=stem(spec))
+
+
+def network_folder(folder: Path, spec: ExportSpec) -> Path:
+    """The folder of a network's adapters: the export itself, or an expert's folder in it."""
+    return folder / EXPERTS[spec.expert] if spec.part else folder
+
+
+def _location(spec: ExportSpec) -> str:
+    """The path of a network's file of adapters in the export."""
+    return (network_folder(Path(), spec) / file_name(spec)).as_posix()
+
+
+def _write_network(spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
+    """Writes the adapters of one network; returns what was lost."""
+    teacher = teacher_tensors(spec.source, spec.expert)
+    pieces: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    trimmer = HeapTrimmer()
+    for name in spec.source.tensors.shapes:
+        written = _pieces(spec, teacher, name)
+        pieces |= written.tensors
+        if written.rank:
+            ranks[name] = written.rank
+        trimmer.trim()
+        advance(1)
+    _write_files(spec, folder, pieces)
+    adapters = StoredAdapters.checked(folder / file_name(spec), spec.source.tensors.shapes)
+    delta = partial(_delta, spec, teacher)
+    return measured_losses(spec, teacher, adapters, delta, ranks, advance)
+
+
+def _network_problems(
+    spec: ExportSpec, folder: Path, losses: Losses, advance: Advance
+) -> list[str]:
+    """Lists what in the adapters of one network differs from the source."""
+    problems: list[str] = []
+    teacher, shapes = teacher_tensors(spec.source, spec.expert), spec.source.tensors.shapes
+    try:
+        adapters = StoredAdapters.checked(folder / file_name(spec), shapes)
+        problems += _peft_problems(spec, folder, adapters)
+    except UserError as error:
+        return [*problems, str(error)]
+    header = adapters.header
+    if schedule_of(header.metadata) != spec.source.schedule:
+        problems.append("the weights carry another schedule than the source")
+    expected_type = FILE_NAMES[OPTIONS[spec.dtype]]
+    for name, info in header.tensors.items():
+        if info.dtype != expected_type and not name.endswith(".alpha"):
+            problems.append(f"{name} is {info.dtype}, not {expected_type}")
+    now, _, _ = layer_errors(spec, adapters, partial(_delta, spec, teacher), {}, advance)
+    for name, values in losses.layers.items():
+        off = now[name]["relative_error"]
+        if off > values["relative_error"] * SLACK + 1e-7:
+            problems.append(
+                f"{name} is off by {off:.2%}, but {values['relative_error']:.2%} is reported"
+            )
+    forward = forward_error(spec, teacher, adapters, advance)
+    if forward > losses.forward_error * SLACK + 1e-7:
+        reported = f"{losses.forward_error:.2%} is reported"
+        problems.append(f"a forward pass is off by {forward:.2%}, but {reported}")
+    return problems
 
 
 @dataclass(frozen=True)
@@ -305,8 +367,25 @@ def _side_files(spec: ExportSpec) -> dict[str, Any]:
     if spec.names != PORTABLE.name:
         return {}
     job = lightx2v_job(spec)
-    job["lora_configs"] = [{"path": file_name(spec), "strength": 1.0}]
-    api = workflow(spec.source.about, base_weights(spec), lora=file_name(spec))
+    pair = len(spec.experts) > 1
+    job["lora_configs"] = [
+        {
+            **({"name": EXPERTS[each.expert]} if pair else {}),
+            "path": _location(each),
+            "strength": 1.0,
+        }
+        for each in spec.experts
+    ]
+    if pair:
+        first, second = spec.experts
+        api = pair_workflow(
+            spec.source.about,
+            (base_weights(first), base_weights(second)),
+            high_noise_steps(spec),
+            (file_name(first), file_name(second)),
+        )
+    else:
+        api = workflow(spec.source.about, base_weights(spec), lora=file_name(spec))
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from weights.export_spec import ExportSpec
@@ -23,7 +23,7 @@ pipe = WanPipeline.from_pretrained("{teacher}", torch_dtype=torch.bfloat16)
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
     "THIS_FOLDER", subfolder="scheduler"
 )
-pipe.load_lora_weights("THIS_FOLDER", weight_name="{file}")
+{loading}
 video = pipe(
     "a prompt",
     height={height},
@@ -34,6 +34,14 @@ video = pipe(
 ).frames[0]
 ```
 """
+_LOADING: Final = 'pipe.load_lora_weights("THIS_FOLDER", weight_name="{file}")'
+_LOADING_PAIR: Final = """\
+pipe.load_lora_weights("THIS_FOLDER/{folder}", weight_name="{file}")
+pipe.load_lora_weights(
+    "THIS_FOLDER/{folder_2}",
+    weight_name="{file_2}",
+    load_into_transformer_2=True,
+)"""
 _WHOLE: Final = """
 diffusers applies the linear layers and their biases, and skips the changes of norms, modulation and
 the patch embedding that the file has too (`.diff`, `.diff_m`). Run this once, after
@@ -55,6 +63,9 @@ for key, change in load_file("THIS_FOLDER/{file}").items():
     if end is not None:
         weights[layer + end].data += change.to(weights[layer + end])
 ```
+"""
+_WHOLE_PAIR: Final = """
+Run it again with `pipe.transformer_2` and `{file_2}`.
 """
 _COMFYUI: Final = """\
 ## ComfyUI
@@ -80,6 +91,26 @@ pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "THIS_FOLDER")
 
 `adapter_config.json` and `adapter_model.safetensors` are for PEFT: the linear layers{biases}.
 """
+_PEFT_PAIR: Final = """\
+## PEFT
+
+```python
+from peft import PeftModel
+
+pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "THIS_FOLDER/{folder}")
+pipe.transformer_2 = PeftModel.from_pretrained(pipe.transformer_2, "THIS_FOLDER/{folder_2}")
+```
+
+`adapter_config.json` and `adapter_model.safetensors` are for PEFT: the linear layers{biases}.
+"""
+_ENGINE_PAIR: Final = """\
+## lightx2v-sgmd
+
+```
+lightx2v-sgmd generate --weights TEACHER --lora THIS_FOLDER/{folder} \\
+    --lora THIS_FOLDER/{folder_2} --prompt "a prompt" --out video.mp4
+```
+"""
 _MUSUBI: Final = """\
 ## musubi-tuner
 
@@ -98,29 +129,48 @@ names of the trainer's own network, so other programs do not take the file.
 """
 
 
-def usage_of(spec: ExportSpec, values: Mapping[str, Any], file: str) -> str:
-    """The sections of a card on the programs that take a file of adapters.
+def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) -> str:
+    """The sections of a card on the programs that take adapters.
 
     Args:
         spec: The export; its names say for which programs it is.
         values: The card's values by name.
-        file: The file of adapters.
+        files: The path in the export of the file of adapters, or of each expert's.
     """
+    file = files[0]
     if spec.names == "musubi":
         return _MUSUBI.format(**values, file=file)
     if spec.names == "lightx2v_train":
         return _LIGHTX2V_TRAIN.format()
     biases = "" if linear_alone(spec) else " and their biases"
+    pair = _pair_values(files)
+    peft = (_PEFT_PAIR if pair else _PEFT).format(biases=biases, **pair)
     if spec.names == "peft":
-        return _PEFT.format(biases=biases)
-    diffusers = _DIFFUSERS.format(**values, file=file)
+        return peft
+    loading = _LOADING_PAIR.format(**pair) if pair else _LOADING.format(file=file)
+    diffusers = _DIFFUSERS.format(**values, loading=loading)
     if spec.names == "diffusers":
         return diffusers
     lightx2v = lightx2v_usage(spec, values)
     if not linear_alone(spec):
         diffusers += _WHOLE.format(file=file)
+        if pair:
+            diffusers += _WHOLE_PAIR.format(file_2=files[1])
         lightx2v += _LIGHTX2V_DYNAMIC
-    more = {"file": file, "base_weights": base_weights(spec), "workflow": WORKFLOW_FILE}
+    more = {
+        "file": "` and `".join(files),
+        "base_weights": "` and `".join(base_weights(each) for each in spec.experts),
+        "workflow": WORKFLOW_FILE,
+    }
     comfyui = _COMFYUI.format(**values, **more)
     comfyui = section(COMFYUI, spec.source.model.transformer_config, comfyui)
-    return "\n".join([diffusers, comfyui, lightx2v, _PEFT.format(biases=biases)])
+    engine = [_ENGINE_PAIR.format(**pair)] if pair else []
+    return "\n".join([diffusers, *engine, comfyui, lightx2v, peft])
+
+
+def _pair_values(files: Sequence[str]) -> dict[str, str]:
+    """The folders and names of two experts' files; empty for one file."""
+    if len(files) == 1:
+        return {}
+    (folder, file), (folder_2, file_2) = (path.split("/") for path in files)
+    return {"folder": folder, "file": file, "folder_2": folder_2, "file_2": file_2}

@@ -25,7 +25,7 @@ from weights.io.network import network_problems, write_network
 from weights.io.quantize import LIGHTX2V
 
 LIGHTX2V_FILE: Final = "lightx2v.json"
-_EXPERTS: Final = ("high_noise_model", "low_noise_model")
+EXPERTS: Final = ("high_noise_model", "low_noise_model")
 """The folders of two experts, as Wan2.2's release names them."""
 
 _USAGE: Final = """\
@@ -86,7 +86,7 @@ class WanFormat(NetworkFormat):
             kind = "quantized"
         for each in spec.experts:
             pair = len(spec.experts) > 1
-            within = _EXPERTS[each.expert] if pair else "."
+            within = EXPERTS[each.expert] if pair else "."
             network = folder / within
             network.mkdir(exist_ok=True)
             losses[within] = write_network(each, network, STEM, advance)
@@ -106,7 +106,7 @@ class WanFormat(NetworkFormat):
         config = spec.source.model.transformer_config
         problems = json_problems(folder / LIGHTX2V_FILE, lightx2v_job(spec))
         for each in spec.experts:
-            network = folder / _EXPERTS[each.expert] if len(spec.experts) > 1 else folder
+            network = folder / EXPERTS[each.expert] if len(spec.experts) > 1 else folder
             problems += json_problems(network / "config.json", original_config(config))
             problems += network_problems(each, folder, config, losses, advance)
         return problems
@@ -117,12 +117,12 @@ class WanFormat(NetworkFormat):
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The files in the folder, or in an expert's folder there, as their index lists them."""
-        pair = (folder / _EXPERTS[0]).is_dir() or (folder / _EXPERTS[1]).is_dir()
-        return weight_files(folder / _EXPERTS[expert] if pair else folder, STEM)
+        pair = (folder / EXPERTS[0]).is_dir() or (folder / EXPERTS[1]).is_dir()
+        return weight_files(folder / EXPERTS[expert] if pair else folder, STEM)
 
     def expert_count(self, folder: Path) -> int:
         """The number of its networks: 2 where there is a folder for the second expert."""
-        return 2 if (folder / _EXPERTS[1]).is_dir() else 1
+        return 2 if (folder / EXPERTS[1]).is_dir() else 1
 
     def stored_names(self, header: Header | None = None) -> Callable[[str], str]:
         """The original names."""
@@ -198,15 +198,22 @@ def whole_steps(schedule: Schedule) -> list[int]:
     return steps
 
 
+def high_noise_steps(spec: ExportSpec) -> int:
+    """The number of steps of the first of two experts; all steps where there is one network."""
+    boundary = boundary_of(spec.source.model.experts)
+    return [expert_at(boundary, time) for time in spec.source.schedule.times[:-1]].count(0)
+
+
 def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
     """LightX2V's configuration for the student; the caller adds the path of the weights."""
     video, schedule = spec.source.about.video, spec.source.schedule
-    boundary = boundary_of(spec.source.model.experts)
     experts: dict[str, Any] = {}
-    if boundary is not None:
-        steps = [expert_at(boundary, time) for time in schedule.times[:-1]]
+    if spec.source.second is not None:
         # The first so many steps are the high-noise expert's; guidance comes in the same order.
-        experts = {"boundary_step_index": steps.count(0), "sample_guide_scale": [1, 1]}
+        experts = {
+            "boundary_step_index": high_noise_steps(spec),
+            "sample_guide_scale": [1, 1],
+        }
     return {
         "infer_steps": len(schedule),
         "denoising_step_list": whole_steps(schedule),

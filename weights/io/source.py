@@ -126,17 +126,21 @@ def student_tensors(
     return MergedTensors(model_tensors(model), adapters), adapters, carried
 
 
-def teacher_tensors(source: ExportSource) -> Tensors:
+def teacher_tensors(source: ExportSource, expert: int = 0) -> Tensors:
     """The weights that adapters of a student are added to, in whatever layout they are.
 
     These are the weights that it started from, without LoRAs unless the adapters go on top of them.
+
+    Args:
+        source: The student.
+        expert: The index of the expert that it is, for a model that has two.
 
     Raises:
         UserError: they are not on this machine and cannot be fetched, or are damaged.
     """
     if source.about.loras:
         return model_tensors(source.model)
-    return model_tensors(teacher_of(source.about, source.job_file))
+    return model_tensors(teacher_of(source.about, source.job_file).experts[expert].model)
 
 
 def teacher_of(about: Manifest, job_file: Path | None) -> Model:

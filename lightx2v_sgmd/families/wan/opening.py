@@ -9,6 +9,7 @@ model, or ``sprites``, the teacher that ships with this package.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,13 +24,12 @@ from lightx2v_sgmd.families.wan.sampling import (
     WAN22_LATENT_CHANNELS,
 )
 from lightx2v_sgmd.families.wan.sources import (
-    ORIGINAL_EXPERTS,
     find_source,
     is_whole_model,
     low_noise_source,
     network_in,
+    networks_of_experts,
 )
-from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links
 from lightx2v_sgmd.system.errors import UserError
 
 BUNDLED: Final = "sprites"
@@ -63,8 +63,9 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         if base is not None:
             if not file.is_dir() or is_whole_model(file):
                 raise UserError(f"{path} is not a file of weights; leave out teacher.base")
-            if all((file / name).is_dir() for name in ORIGINAL_EXPERTS):
-                return _open_expert_folders(file, base)
+            networks = networks_of_experts(file)
+            if networks is not None:
+                return _open_experts(file, networks, base)
             return _open_network_folder(file, base)
         source, config = find_source(str(model_folder(path)))
         video, negative = read_video_facts(Path(source.root))
@@ -105,18 +106,18 @@ def _open_network_folder(folder: Path, base: str | Path) -> WanModel:
     return replace(model, path=str(folder), source=source, transformer_config=config)
 
 
-def _open_expert_folders(folder: Path, base: str | Path) -> WanModel:
-    """Opens two experts' folders without the model's other parts, as ``export`` writes them."""
+def _open_experts(
+    folder: Path, networks: Sequence[tuple[list[Path], dict[str, Any] | None]], base: str | Path
+) -> WanModel:
+    """Opens two experts without the model's other parts; see ``networks_of_experts``."""
     model = open_wan(base)
     if model.low_noise is None:
         raise UserError(
             f"{folder} has two experts, and {model.path} has one network; give the model that the "
             "experts are a variant of"
         )
-    refuse_outside_links(folder, [folder / name for name in ORIGINAL_EXPERTS])
     opened = []
-    for name, own in zip(ORIGINAL_EXPERTS, (model, model.low_noise), strict=True):
-        files, config = network_in(folder / name)
+    for (files, config), own in zip(networks, (model, model.low_noise), strict=True):
         source = replace(own.source, transformer=tuple(files))
         changed = own.transformer_config if config is None else config
         opened.append(replace(own, path=str(folder), source=source, transformer_config=changed))

@@ -23,6 +23,7 @@ from lightx2v_sgmd.families.sources.parts import (
 )
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
+from lightx2v_sgmd.files.expert_files import expert_files
 from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.untrusted.configs import (
@@ -154,6 +155,29 @@ def _expert_config(root: Path, name: str) -> Path:
             "missing one too"
         )
     return path
+
+
+def networks_of_experts(folder: Path) -> list[tuple[list[Path], dict[str, Any] | None]] | None:
+    """The files and configurations of two experts in a folder that holds nothing else.
+
+    They have a folder each, as ``export --format wan`` writes them, or a file each with
+    ``high_noise`` and ``low_noise`` in its name, as ``--format comfyui`` does.
+
+    Returns:
+        The high-noise expert's and the low-noise one's, as ``network_in``; None if the folder does
+        not hold two experts.
+
+    Raises:
+        UserError: files are missing, incomplete, or links out of the folder.
+    """
+    if all((folder / name).is_dir() for name in ORIGINAL_EXPERTS):
+        refuse_outside_links(folder, [folder / name for name in ORIGINAL_EXPERTS])
+        return [network_in(folder / name) for name in ORIGINAL_EXPERTS]
+    files = expert_files(sorted(folder.glob("*.safetensors")))
+    if files is None:
+        return None
+    refuse_outside_links(folder, files)
+    return [([file], None) for file in files]
 
 
 def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
