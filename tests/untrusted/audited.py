@@ -132,6 +132,8 @@ def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | Non
     if base == "run":
         export = ("export", folder, "--dtype", "fp32", "--quiet", "--out", str(made))
         return {"export": lambda: command(*export), **inspect}
+    if base in ("cogvideox", "sd3", "pair", "image", "ti2v"):
+        return {"teacher": lambda: called(lambda: open_family(folder)), **inspect}
     if base in ("lora", "torch_save", "scaled"):
         (file,) = (str(path) for path in Path(folder).glob("x.*"))
         given = ("--weights", teacher, "--lora", file)
@@ -182,6 +184,23 @@ def open_teacher(folder: str) -> None:
     model.load_vae()
     model.load_text_encoder(torch.float32).encode(["a red circle"])
     model.load_transformer()
+
+
+def open_family(folder: str) -> None:
+    """As training does with a teacher of any family."""
+    import torch
+
+    from lightx2v_sgmd.families.opening import open_model
+    from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
+
+    model = open_model(folder)
+    teacher_solver(model)
+    model.load_vae()
+    model.load_text_encoder(torch.float32).encode(["a red circle"])
+    if model.takes_image != "never":
+        model.load_image_encoder()
+    for expert in model.experts:
+        expert.model.load_transformer()
 
 
 def open_release(folder: str) -> None:

@@ -1,6 +1,6 @@
 """Hostile model folders: what a stranger might put into one, each kind as one change of a good one.
 
-``CODE`` is put into every folder, so that anything that is run leaves a trace that the audit sees.
+The folders here are Wan2.1's, runs, exports and single files; ``hostile_families`` has the others.
 """
 
 from __future__ import annotations
@@ -10,10 +10,6 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from tests.untrusted.damage import (
     TOKENIZER,
@@ -34,41 +30,13 @@ from tests.untrusted.damage import (
     with_metadata,
     write,
 )
-
-Base = Literal["teacher", "original", "vision", "export", "lora", "run", "torch_save", "scaled"]
-CODE = "import os\nos.system('touch executed')\nclass Evil: pass\n"
-DEEP = "[" * 100_000
-
-
-@dataclass(frozen=True)
-class Hostile:
-    """One kind of hostile folder.
-
-    Attributes:
-        name: For messages.
-        base: The good folder that is changed.
-        damage: Changes a copy of it.
-        refused: True if the folder must be refused; otherwise what was changed has no effect.
-    """
-
-    name: str
-    base: Base
-    damage: Callable[[Path], None]
-    refused: bool = True
-
+from tests.untrusted.hostile_families import FAMILIES
+from tests.untrusted.kinds import AUTO_MAP, DEEP, TOKENIZER_MAP, kinds
 
 TRANSFORMER, VAE, TEXT = (f"{p}/config.json" for p in ("transformer", "vae", "text_encoder"))
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
-AUTO_MAP = {key: "evil.Evil" for key in ("AutoConfig", "AutoModel", "AutoTokenizer")}
-TOKENIZER_MAP = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-
-
-def _kinds(base: Base, refused: bool, **kinds: Callable[[Path], None]) -> list[Hostile]:
-    return [Hostile(f"{base}_{name}", base, kind, refused) for name, kind in kinds.items()]
-
-
-CONFIGS = _kinds(
+CONFIGS = kinds(
     "teacher",
     True,
     auto_map=put(TRANSFORMER, auto_map=AUTO_MAP),
@@ -128,7 +96,7 @@ CONFIGS = _kinds(
     scheduler_shift=put("scheduler/scheduler_config.json", shift=1e308),
     scheduler_class=put("scheduler/scheduler_config.json", _class_name="os.system"),
 )
-TOKENIZERS = _kinds(
+TOKENIZERS = kinds(
     "teacher",
     True,
     tokens_auto_map=put(TOKENS, auto_map=TOKENIZER_MAP),
@@ -214,7 +182,7 @@ TOKENIZERS = _kinds(
         put(TOKENS, tokenizer_class="T5Tokenizer"),
     ),
 )
-WEIGHT_FILES = _kinds(
+WEIGHT_FILES = kinds(
     "teacher",
     True,
     header_many=many_tensors(WEIGHTS, 200_000),
@@ -258,7 +226,7 @@ WEIGHT_FILES = _kinds(
     config_linked=link(TRANSFORMER, "/etc/passwd"),
     config_is_a_device=link("vae/config.json", "/dev/zero"),
 )
-HARMLESS = _kinds(
+HARMLESS = kinds(
     "teacher",
     False,
     text_kernel=put(TEXT, _attn_implementation="evil/kernels", attn_implementation="evil/kernels"),
@@ -274,7 +242,7 @@ HARMLESS = _kinds(
     tokens_config=write("tokenizer/config.json", json.dumps({"auto_map": AUTO_MAP})),
     root_config=write("config.json", json.dumps({"auto_map": AUTO_MAP})),
 )
-ORIGINAL = _kinds(
+ORIGINAL = kinds(
     "original",
     True,
     code=write("diffusion_pytorch_model.pth", torch_archive()),
@@ -288,7 +256,7 @@ ORIGINAL = _kinds(
     unknown_key=put("config.json", evil=1),
     tokens=put("google/umt5-xxl/tokenizer_config.json", auto_map=TOKENIZER_MAP),
 )
-VISION = _kinds(
+VISION = kinds(
     "vision",
     True,
     auto_map=put("config.json", auto_map=AUTO_MAP, model_type="evil"),
@@ -307,7 +275,7 @@ VISION = _kinds(
     pickle=instead("model.safetensors", "pytorch_model.bin", torch_archive()),
     mean=write("preprocessor_config.json", '{"image_mean": ["a"]}'),
     mean_deep=write("preprocessor_config.json", DEEP),
-) + _kinds(
+) + kinds(
     "vision",
     False,
     adapter=write("adapter_config.json", '{"base_model_name_or_path": "evil/evil"}'),
@@ -322,7 +290,7 @@ def _nine_times(name: str) -> str:
     return f"{name}: &{name} [{','.join(['*' + chr(ord(name) - 1)] * 9)}]\n"
 
 
-EXPORTS = _kinds(
+EXPORTS = kinds(
     "export",
     True,
     deep=write(MANIFEST, DEEP),
@@ -343,7 +311,7 @@ EXPORTS = _kinds(
     transformer_code=put(TRANSFORMER, auto_map=AUTO_MAP),
     tokens_code=put(TOKENS, auto_map=TOKENIZER_MAP),
 )
-LORAS = _kinds(
+LORAS = kinds(
     "lora",
     True,
     deep=with_metadata("x.safetensors", "lora_adapter_metadata", DEEP),
@@ -367,7 +335,7 @@ LORAS = _kinds(
     pickle=write("x.safetensors", torch_archive()),
 )
 CHECKPOINT = "checkpoints/step_000001"
-RUNS = _kinds(
+RUNS = kinds(
     "run",
     True,
     manifest_deep=write(f"{CHECKPOINT}/manifest.json", DEEP),
@@ -381,7 +349,7 @@ RUNS = _kinds(
     header_many=many_tensors(f"{CHECKPOINT}/student.safetensors", 1_000_000),
     student_pickle=write(f"{CHECKPOINT}/student.safetensors", torch_archive()),
 )
-TORCH_SAVE = _kinds(
+TORCH_SAVE = kinds(
     "torch_save",
     True,
     code=write("x.pt", torch_archive()),
@@ -399,7 +367,7 @@ TORCH_SAVE = _kinds(
     text=write("x.pt", "import os"),
     a_device=link("x.pt", "/dev/zero"),
 )
-SCALED = _kinds(
+SCALED = kinds(
     "scaled",
     True,
     scale_large=described("x.safetensors", ".weight_scale", shape=[2**40, 2**40]),
@@ -425,4 +393,5 @@ KINDS = [
     *VISION,
     *EXPORTS,
     *LORAS,
+    *FAMILIES,
 ]

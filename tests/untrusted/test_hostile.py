@@ -19,8 +19,10 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
 from tests.families.original import write_original
 from tests.scaled import CONVENTIONS, original, quantised
-from tests.tiny import WEIGHTS, make_tiny_wan
-from tests.untrusted.hostile import CODE, KINDS, Hostile
+from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
+from tests.tiny_sd3 import make_tiny_sd3
+from tests.untrusted.hostile import KINDS
+from tests.untrusted.kinds import CODE, Hostile
 from tests.weights.conftest import write_checkpoint, write_lora_checkpoint
 from weights import export
 
@@ -52,6 +54,11 @@ def make_good(good: Path) -> None:
     torch.save(original(weights), good / "torch_save" / "x.pt")
     scaled = quantised(weights, *CONVENTIONS["lightx2v"])
     save_file(scaled, good / "scaled" / "x.safetensors")
+    make_tiny_cogvideox(good / "cogvideox")
+    make_tiny_sd3(good / "sd3")
+    make_tiny_experts(good / "pair")
+    make_tiny_wan(good / "image", kind="image")
+    make_tiny_wan(good / "ti2v", kind="text and image")
 
 
 def make_hostile(work: Path) -> None:
