@@ -60,13 +60,13 @@ class PassCounter:
         self._cpu_s = time.process_time()
 
     def _forward(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._rows["forwards"][role] += len(kwargs["hidden_states"])
+        rows = _rows(args, kwargs)
+        self._rows["forwards"][role] += rows
         # The first block runs in this forward; when it runs again, that is a recomputation.
-        self._rows["recomputed"][role] -= len(kwargs["hidden_states"])
+        self._rows["recomputed"][role] -= rows
 
     def _block(self, role: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        tokens = args[0] if args else kwargs["hidden_states"]
-        self._rows["recomputed"][role] += len(tokens)
+        self._rows["recomputed"][role] += _rows(args, kwargs)
 
     def _watch(self, role: str, module: nn.Module, args: Any, output: Any) -> None:
         # Some blocks return the text's tokens beside the video's; gradient comes to both.
@@ -91,6 +91,11 @@ class PassCounter:
         counts["cpu_seconds"] = round(time.process_time() - self._cpu_s, 4)
         self._reset()
         return counts
+
+
+def _rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Samples in a call of a network or a block, whose first argument is the noised latents."""
+    return len(args[0] if args else next(iter(kwargs.values())))
 
 
 def _share(trained: Sequence[nn.Parameter], network: nn.Module) -> float:

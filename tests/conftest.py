@@ -12,6 +12,7 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from tests import devices
 from tests.students import make_student
 from tests.tiny import make_tiny_wan
+from tests.tiny_sdxl import make_tiny_sdxl
 
 LONGEST = (
     "distill/running/test_killing.py",
@@ -52,6 +53,12 @@ def exact_float32() -> Iterator[None]:
 
     with tf32(False):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny SDXL; not to be written to."""
+    return make_tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny")
 
 
 @pytest.fixture(scope="session")

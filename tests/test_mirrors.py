@@ -74,6 +74,14 @@ TOGETHER = {
         "lightx2v_sgmd/families/sd3/text.py",
         "lightx2v_sgmd/untrusted/sd3.py",
     ),
+    "families/sdxl/test_model.py": (
+        "lightx2v_sgmd/families/ddim.py",
+        "lightx2v_sgmd/families/sdxl/forward.py",
+        "lightx2v_sgmd/families/sdxl/opening.py",
+        "lightx2v_sgmd/families/sdxl/published.py",
+        "lightx2v_sgmd/families/sdxl/text.py",
+        "lightx2v_sgmd/untrusted/sdxl.py",
+    ),
     "families/test_every_family.py": (
         "lightx2v_sgmd/families/cogvideox/forward.py",
         "lightx2v_sgmd/families/cogvideox/text.py",

@@ -64,7 +64,10 @@ def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = 
         for p in transformer.parameters():  # away from the zeros and ones of a fresh model
             p.data += 0.05 * torch.randn_like(p)
         transformer.context_embedder.weight.data *= 5
-        clips = [_tiny_clip(width, act) for width, act in ((8, "quick_gelu"), (12, "gelu"))]
+        clips = [
+            CLIPTextModelWithProjection(tiny_clip_config(width, activation))
+            for width, activation in ((8, "quick_gelu"), (12, "gelu"))
+        ]
         encoder = tiny_t5(len(tokenizer), width=32, layers=1)
     StableDiffusion3Pipeline(
         transformer=transformer,
@@ -82,21 +85,20 @@ def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = 
     return folder
 
 
-def _tiny_clip(width: int, activation: str) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(_clip_vocabulary()),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            projection_dim=width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            hidden_act=activation,
-            bos_token_id=0,
-            eos_token_id=2,
-            pad_token_id=1,
-        )
+def tiny_clip_config(width: int, activation: str) -> CLIPTextConfig:
+    """A small text encoder of CLIP's; ``width`` is that of its rows and of its pooled vector."""
+    return CLIPTextConfig(
+        vocab_size=len(_clip_vocabulary()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        hidden_act=activation,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
     )
 
 

@@ -17,21 +17,20 @@ from weights.public_names import public_name, public_options
 _HEAD: Final = """\
 ---
 library_name: {library}
-pipeline_tag: text-to-video
+pipeline_tag: {task}
 license: {license}
-{base_model}tags: [text-to-video, distillation, few-step, {method}, {format}, lightx2v-sgmd]
+{base_model}tags: [{task}, distillation, few-step, {method}, {format}, lightx2v-sgmd]
 inference:
   parameters:
     num_inference_steps: {count}
     guidance_scale: 1.0
     height: {height}
-    width: {width}
-    num_frames: {num_frames}
+    width: {width}{frames_line}
 ---
 
-# A {count}-step text-to-video student{kind}
+# A {count}-step {task} student{kind}
 
-Distilled from `{teacher}` by {method_upper} with lightx2v-sgmd. It makes a video in {count} network
+Distilled from `{teacher}` by {method_upper} with lightx2v-sgmd. It makes {made} in {count} network
 evaluations, without guidance.
 
 """
@@ -46,14 +45,14 @@ _TABLE: Final = """\
 | timesteps | {timesteps} (shift {shift:g} of {base}), {solver} |
 | guidance when it is run | none (`guidance_scale=1.0`) |
 | teacher's guidance in training | {guidance_scale:g}{negative} |
-| trained for | {height}x{width}, {num_frames} frames at {fps:g} per second |
+| trained for | {height}x{width}{frames} |
 | trained | {trained} |
 | data | {prompts} |
 | iterations | {step}{ema} |
 | stored as | {stored} |
 """
 _FOOT: Final = """
-Other timesteps, or guidance, give blurred or noisy videos: the schedule is part of the weights. It
+Other timesteps, or guidance, give blurred or noisy results: the schedule is part of the weights. It
 stands in `lightx2v_sgmd.json` and in the metadata of the safetensors files. `lightx2v-sgmd weights
 verify THIS_FOLDER` checks that nothing has changed. The teacher's licence applies to this student
 too.
@@ -109,7 +108,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "height": about.video.height,
         "width": about.video.width,
         "num_frames": about.video.num_frames,
-        "fps": about.video.fps,
+        **_what_it_makes(spec, about),
         "timesteps": ", ".join(map(str, schedule["timesteps"])),
         "base": ", ".join(map(str, schedule["base"])),
         "shift": about.schedule.shift,
@@ -120,6 +119,19 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "step": about.step,
         "ema": ", moving average of the weights" if about.ema else "",
         "stored": stored,
+    }
+
+
+def _what_it_makes(spec: ExportSpec, about: Manifest) -> dict[str, str]:
+    """The card's words for videos, or for images."""
+    if spec.source.model.size_rules.images:
+        return {"task": "text-to-image", "made": "an image", "frames": "", "frames_line": ""}
+    count, fps = about.video.num_frames, about.video.fps
+    return {
+        "task": "text-to-video",
+        "made": "a video",
+        "frames": f", {count} frames at {fps:g} per second",
+        "frames_line": f"\n    num_frames: {count}",
     }
 
 

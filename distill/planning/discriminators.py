@@ -125,7 +125,9 @@ def _settings(job: Job) -> HeadSettings | None:
 def meter_heads(
     model: Model, what: Pass, settings: HeadSettings, dtype: torch.dtype
 ) -> HeadsMemory:
-    """Meters the heads with the blocks that they read; every head adds as much as the one before.
+    """Meters the heads with the blocks that they read.
+
+    Where all blocks are alike, every head adds as much as the one before.
 
     Args:
         model: The teacher.
@@ -135,7 +137,7 @@ def meter_heads(
     """
     layers, every = model.num_blocks, settings.every
     count = max(1, layers // every)
-    if count <= 3:
+    if count <= 3 or not model.blocks_are_alike:
         return _heads(model, what, settings, dtype, layers)
     few, more = (_heads(model, what, settings, dtype, heads * every) for heads in (2, 3))
     return HeadsMemory(

@@ -171,11 +171,11 @@ class Pass:
 def meter_pass(model: Model, what: Pass) -> PassMemory:
     """Meters a forward, and a forward with backward, of a network.
 
-    All blocks are alike, so three and four of them tell what any number needs. Only with gradients
-    that stay must all of them run: then the peak may be at either end of the backward pass.
+    Where all blocks are alike, three and four of them tell what any number needs. With gradients
+    that stay all of them must run: then the peak may be at either end of the backward pass.
     """
     layers = model.num_blocks
-    if what.keeping or layers <= 4:
+    if what.keeping or layers <= 4 or not model.blocks_are_alike:
         return PassMemory(**_meter(model, what, layers))
     few, more = _meter(model, what, 3), _meter(model, what, 4)
     return PassMemory(**{name: few[name] + (layers - 3) * (more[name] - few[name]) for name in few})
@@ -184,7 +184,7 @@ def meter_pass(model: Model, what: Pass) -> PassMemory:
 def meter_forward(model: Model, what: Pass) -> int:
     """Meters a forward pass without gradients, as ``meter_pass`` does, and no backward pass."""
     layers = model.num_blocks
-    if layers <= 4:
+    if layers <= 4 or not model.blocks_are_alike:
         return _forward(*prepare_pass(model, what, layers)[1:])
     few, more = (_forward(*prepare_pass(model, what, count)[1:]) for count in (3, 4))
     return few + (layers - 3) * (more - few)

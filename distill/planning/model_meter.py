@@ -122,9 +122,12 @@ class ModelMeter:
     def operations(self, job: Job) -> Operations:
         """The operations of a forward of the network for one video of a job.
 
-        All blocks are alike, so one and two of them tell what any number needs.
+        Where all blocks are alike, one and two of them tell what any number needs.
         """
         key = self.latents(job)
+        if key not in self._operations and not self.model.blocks_are_alike:
+            whole = count_operations(self.model, key, self.text_rows, self.model.num_blocks)
+            self._operations[key] = whole
         if key not in self._operations:
             one, two = (count_operations(self.model, key, self.text_rows, n) for n in (1, 2))
             more = self.model.num_blocks - 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
 from lightx2v_sgmd.families.encoders import ImageEncoder, PromptEncoder
@@ -156,6 +156,11 @@ class Model(Protocol):
         ...
 
     @property
+    def blocks_are_alike(self) -> bool:
+        """True if all blocks have one size, so that a few of them tell what all of them need."""
+        ...
+
+    @property
     def num_heads(self) -> int:
         """Number of attention heads; a sequence degree must divide it."""
         ...
@@ -274,7 +279,20 @@ class Model(Protocol):
         ...
 
     def video_tokens(self, output: Any) -> Tensor:
-        """The tokens ``[B, N, D]`` of the video in what a block of the network returned."""
+        """The video in what a block, or a layer of ``head_layers``, returned.
+
+        Returns:
+            Tokens ``[B, N, D]``, or the map ``[B, D, h, w]`` of a layer of a U-Net.
+        """
+        ...
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """The widths D of the layers of ``head_layers``."""
+        ...
+
+    def head_layers(self, network: Any) -> Sequence[nn.Module]:
+        """The layers of a network that a discriminator's heads may read, in the order they run."""
         ...
 
     def transformer_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightx2v_sgmd.families.encoders import ImageEncoder
 from lightx2v_sgmd.families.features import Feature, TakesImage
@@ -31,7 +31,7 @@ from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.tensors.safetensors_files import Header
 from lightx2v_sgmd.files.tensors.tensor_reader import Names, WholeTensors
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
-from lightx2v_sgmd.networks.block_loading import Device, OnPart
+from lightx2v_sgmd.networks.block_loading import Device, OnPart, repeated_blocks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
 
@@ -67,6 +67,11 @@ class DiffusersModel(ABC):
     @abstractmethod
     def family(self) -> str:
         """The family's name, for messages."""
+
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int:
+        """Number of the network's repeated blocks."""
 
     @property
     @abstractmethod
@@ -125,6 +130,20 @@ class DiffusersModel(ABC):
     def width(self) -> int:
         """Number of channels of a token in the network."""
         return self.num_heads * self.head_dim
+
+    @property
+    def blocks_are_alike(self) -> bool:
+        """True: a transformer repeats one block."""
+        return True
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """The width of each block."""
+        return (self.width,) * self.num_blocks
+
+    def head_layers(self, network: Any) -> Sequence[nn.Module]:
+        """The network's blocks."""
+        return list(repeated_blocks(network))
 
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents.

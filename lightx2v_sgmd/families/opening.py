@@ -9,6 +9,8 @@ from lightx2v_sgmd.families.cogvideox.model import NETWORK as COGVIDEOX
 from lightx2v_sgmd.families.cogvideox.model import open_cogvideox
 from lightx2v_sgmd.families.sd3.model import NETWORK as SD3
 from lightx2v_sgmd.families.sd3.model import open_sd3
+from lightx2v_sgmd.families.sdxl.model import NETWORK as SDXL
+from lightx2v_sgmd.families.sdxl.opening import open_sdxl
 from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.sources.parts import network_class
 from lightx2v_sgmd.families.wan.opening import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
@@ -34,4 +36,6 @@ def open_model(path: str | Path, base: str | Path | None = None) -> Model:
         return open_cogvideox(path)
     if kind == SD3:
         return open_sd3(path)
+    if kind == SDXL:
+        return open_sdxl(path)
     return open_wan(path, base)

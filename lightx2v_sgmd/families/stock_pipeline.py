@@ -15,6 +15,7 @@ class Pipeline(NamedTuple):
         text_encoder: The text encoder's class in transformers.
         tokenizer: The tokenizer's class in transformers, for folders that name none.
         shared: The folders of the parts that a student shares with its teacher.
+        folder: The folder of the network, which is its name in ``model_index.json`` too.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Pipeline(NamedTuple):
     text_encoder: str
     tokenizer: str = "T5TokenizerFast"
     shared: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
+    folder: str = "transformer"
 
 
 class AuthorsSampler(NamedTuple):

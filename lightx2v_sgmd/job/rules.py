@@ -22,7 +22,7 @@ class Rule:
     problem: Callable[..., str | None]
 
 
-_SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX"}
+_SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX and SDXL"}
 """The flow shifts of students by family; ``distill.model_checks`` compares with the teacher's."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from lightx2v_sgmd.files.tensors.safetensors_files import check_keys
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.job.schema import AdapterSettings
+from lightx2v_sgmd.networks.block_loading import blocks_of
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.system.quiet import no_logging
@@ -28,6 +30,8 @@ PREFIX: Final = "transformer."
 METADATA_KEY: Final = "lora_adapter_metadata"
 """diffusers' key in a safetensors header: a JSON object whose keys begin with ``PREFIX``."""
 _ADAPTER: Final = "default"
+_NUMBERED: Final = re.compile(r".*\.\d+\.")
+"""The part of a layer's name up to its last number, as of the ResNets of a U-Net."""
 _KINDS: Final = ("lora_A", "lora_B")
 
 
@@ -62,16 +66,24 @@ def check_adapters(lora: AdapterSettings, model: Builds, role: str) -> None:
             f"(pip install 'lightx2v-sgmd[lora]') or use {role}.train=full"
         )
     with torch.device("meta"):
-        modules = dict(model.build_transformer().named_modules())
+        network = model.build_transformer()
+    modules = dict(network.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     for target in lora.targets:
         found = [name for name in modules if f".{name}".endswith(f".{target}")]
         if not found or not set(found) <= set(linear):
-            known = {n.split(".", 2)[2] if n.startswith("blocks.") else n for n in linear}
+            blocks = tuple(f"{name}." for name in blocks_of(network))
+            known = {_in_block(name, blocks) for name in linear}
             raise UserError(
                 f"{role}.lora.targets: {target} is not a linear layer of {model.path}; it has "
                 f"{', '.join(sorted(known))}"
             )
+
+
+def _in_block(name: str, blocks: Sequence[str]) -> str:
+    """A layer's name without that of the block, or of the numbered part, that it is in."""
+    found = next((name.removeprefix(block) for block in blocks if name.startswith(block)), None)
+    return _NUMBERED.sub("", name) if found is None else found
 
 
 def add_adapters(network: Any, lora: AdapterSettings, seed: int, dtype: torch.dtype) -> None:

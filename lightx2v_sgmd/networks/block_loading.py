@@ -23,14 +23,22 @@ OnPart = Callable[[str, nn.Module], None]
 
 _BLOCKS: Final = ("blocks", "transformer_blocks", "encoder.block")
 """Names of the lists of blocks in the networks of diffusers and transformers."""
+_UNET: Final = ("down_blocks", "mid_block", "up_blocks")
+"""The parts of a U-Net in the order in which they run; each holds lists of transformer blocks."""
+_UNET_BLOCKS: Final = "transformer_blocks"
+_DEPTHS: Final = (2, 3, 5, 6)
+"""Numbers of names in a path to a block: ``blocks.0``, or one in a U-Net."""
 
 
 def repeated_blocks(network: nn.Module) -> nn.ModuleList:
-    """The list of blocks that a network repeats."""
+    """The blocks that a network repeats: of a U-Net its transformer blocks, at all levels."""
     for name in _BLOCKS:
         blocks = getattr(network, name, None)
         if isinstance(blocks, nn.ModuleList):
             return blocks
+    found = _unet_blocks(network)
+    if found:
+        return nn.ModuleList(found.values())
     raise AssertionError(f"{type(network).__name__} has no list of blocks")
 
 
@@ -42,7 +50,20 @@ def blocks_of(network: nn.Module) -> Mapping[str, nn.Module]:
             parent = getattr(parent, name, None)
         if isinstance(parent, nn.ModuleList):
             return {f"{path}.{index}": block for index, block in enumerate(parent)}
-    return {}
+    return _unet_blocks(network)
+
+
+def _unet_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks of a U-Net by name; empty for other networks."""
+    if not all(isinstance(getattr(network, part, None), nn.Module) for part in _UNET):
+        return {}
+    return {
+        f"{part}.{name}.{index}": block
+        for part in _UNET
+        for name, blocks in network.get_submodule(part).named_modules()
+        if name.endswith(_UNET_BLOCKS) and isinstance(blocks, nn.ModuleList)
+        for index, block in enumerate(blocks)
+    }
 
 
 def fill_network(
@@ -79,7 +100,7 @@ def fill_network(
 
 
 def _block_name(name: str, blocks: Mapping[str, nn.Module]) -> str:
-    for depth in (2, 3):
+    for depth in _DEPTHS:
         start = ".".join(name.split(".")[:depth])
         if start in blocks:
             return start

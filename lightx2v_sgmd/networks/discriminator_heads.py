@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.networks.block_loading import repeated_blocks
-
 # B batch, N tokens, D width, T, H, W latent frames, height and width in patches
 
 
@@ -24,19 +22,18 @@ def head_blocks(num_blocks: int, every: int) -> list[int]:
 
 @contextmanager
 def capture_blocks(
-    network: nn.Module, every: int, tokens_of: Callable[[Any], Tensor]
+    blocks: Sequence[nn.Module] | nn.ModuleList, every: int, tokens_of: Callable[[Any], Tensor]
 ) -> Iterator[list[Tensor]]:
-    """A context in which a forward of ``network`` fills the list with outputs ``[B, N, D]``.
+    """A context in which a forward of a network fills the list with outputs ``[B, N, D]``.
 
     Blocks that gradient checkpointing runs again are not captured again.
 
     Args:
-        network: The network.
+        blocks: The network's blocks, or other layers that heads may read.
         every: Number of blocks for each output.
         tokens_of: Function that takes the video's tokens out of what a block returned.
     """
     found: list[Tensor] = []
-    blocks = repeated_blocks(network)
     captured = head_blocks(len(blocks), every)
 
     def capture(module: nn.Module, args: object, output: Any) -> None:

@@ -23,8 +23,11 @@ from lightx2v_sgmd.parallel.sequence import whole_tokens
 
 def build_heads(model: Model, settings: HeadSettings) -> dict[str, Heads]:
     """The heads by role, for a model's blocks and, if given, for a vision encoder's layers."""
-    widths = [model.width] * len(head_blocks(model.num_blocks, settings.every))
-    heads = {DISCRIMINATOR: Heads(Head, widths, settings.channels, settings.seed)}
+    layers = model.head_widths
+    widths = [layers[index] for index in head_blocks(len(layers), settings.every)]
+    # App. B.1 and B.2 of arXiv 2507.18569: one design for images, another one for videos.
+    kind = FrameHead if model.size_rules.images else Head
+    heads = {DISCRIMINATOR: Heads(kind, widths, settings.channels, settings.seed)}
     if settings.frame_widths:
         heads[PIXEL_DISCRIMINATOR] = Heads(
             FrameHead, settings.frame_widths, settings.channels, settings.seed
@@ -37,6 +40,8 @@ def backbone_features(
 ) -> list[Tensor]:
     """Runs a network and returns block outputs ``[B, D, T, H, W]``, whole on every rank.
 
+    Of a model that makes images they are ``[B, D, H, W]``, as its heads take them.
+
     Args:
         model: The network's model, for the size of a patch.
         network: The network with the blocks.
@@ -44,13 +49,19 @@ def backbone_features(
         x_t: The input ``[B, C, T, h, w]``; its size gives the number of patches.
         settings: Names the blocks that have heads.
     """
-    with capture_blocks(network, settings.every, model.video_tokens) as blocks:
+    layers = model.head_layers(getattr(network, "module", network))
+    with capture_blocks(layers, settings.every, model.video_tokens) as blocks:
         run()
+    images = model.size_rules.images
     frames, height, width = (
         length // patch for length, patch in zip(x_t.shape[2:], model.size_rules.patch, strict=True)
     )
     count = frames * height * width
-    return [
-        as_volume(whole_tokens(network, tokens, count), (frames, height, width))
-        for tokens in blocks
-    ]
+
+    def volume(tokens: Tensor) -> Tensor:
+        if tokens.ndim == 4:  # a map of a U-Net
+            return tokens
+        whole = as_volume(whole_tokens(network, tokens, count), (frames, height, width))
+        return whole.squeeze(2) if images else whole
+
+    return [volume(tokens) for tokens in blocks]

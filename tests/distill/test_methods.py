@@ -101,6 +101,18 @@ def test_so_are_those_of_a_family_with_a_discrete_diffusion(
     assert_plain_gradients(trainer, method)
 
 
+@pytest.mark.parametrize("method", [SGMD(weighting="paper"), ADM(discriminator=HEADS)], ids=name_of)
+def test_so_are_those_of_a_u_net(method: Any, tiny_sdxl: Path, tmp_path: Path) -> None:
+    """SDXL predicts noise, has blocks of several sizes, and makes images in one step."""
+    settings = (
+        "schedule={base: [1000], shift: 1.0, solver: ddim}",
+        "video={height: 32, width: 32}",
+    )
+    trainer = trainer_for(method, tiny_sdxl, tmp_path, *settings)
+    assert trainer.strategy.interpolant.prediction == "epsilon"
+    assert_plain_gradients(trainer, method)
+
+
 def assert_plain_gradients(trainer: Trainer, method: Any) -> None:
     """Compares an update's gradients with those of whole graphs."""
     strategy: Any = trainer.strategy

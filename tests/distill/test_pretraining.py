@@ -51,11 +51,14 @@ def collect(teacher: Path, folder: Path, out: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module", params=["sam", "dinov2"])
 def encoder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
+    return make_encoder(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def make_encoder(kind: str, folder: Path) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
     torch.manual_seed(0)
     network: Any
-    if request.param == "sam":
+    if kind == "sam":
         network = SamVisionModel(
             SamVisionConfig(
                 **sizes,
@@ -77,6 +80,24 @@ def encoder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(teacher: Path, folder: Path, pairs: Path, method: str, *settings: str) -> Any:
     latents = ["data.prompts=latents", f"data.latents={pairs}", f"method={{{method}}}"]
     return load_job(job_file(teacher, folder), [*latents, *settings])
+
+
+def test_a_u_net_is_distilled_to_one_step(tiny_sdxl: Path, tmp_path: Path) -> None:
+    """SDXL's pairs, then both stages of DMDX with seven heads and decoded images."""
+    encoder = make_encoder("dinov2", tmp_path / "encoder")
+    schedule = "schedule={base: [1000], shift: 1.0, solver: ddim}"
+    settings = (schedule, "video={height: 32, width: 32}")
+    job = job_file(tiny_sdxl, tmp_path)
+    sets = [word for setting in settings for word in ("--set", setting)]
+    arguments = [str(job), "--out", str(tmp_path / "pairs"), "--count", "4", "--steps", "2"]
+    assert run_cli(["collect-pairs", *arguments, *sets]) == 0
+    method = f"name: dmdx, pretraining: 2, adp: {{vision_encoder: {encoder}}}, {HEADS}"
+    made = make(tiny_sdxl, tmp_path, tmp_path / "pairs", method, *settings, "train.iterations=3")
+    first, _, last = read_trace(train(made))
+    assert first["grad_norm"].keys() == {"student", "discriminator", "pixel_discriminator"}
+    assert last["grad_norm"].keys() == {"student", "fake_score", "discriminator"}
+    for row in (first, last):
+        assert all(norm > 0 for norm in row["grad_norm"].values())
 
 
 def test_pairs_are_the_teachers_samples(tiny_teacher: Path, pairs: Path) -> None:

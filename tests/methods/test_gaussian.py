@@ -28,6 +28,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.flow import add_noise, fisher_weight
 from lightx2v_sgmd.interpolants import (
     FLOW,
@@ -57,6 +58,7 @@ from tests.methods.gaussian import (
 ITERATIONS = 120
 CLAMP = 10.0
 """Of c(t)."""
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PATHS: dict[str, Interpolant] = {
     "flow": FLOW,
     "VP, v": VariancePreserving(scaled_linear_alphas(snr_shift=3.0, zero_snr=True), "v"),
@@ -139,7 +141,20 @@ def test_unbiased_methods_reach_the_teacher(case: str, path: str) -> None:
     assert mean < 1e-4 and cov < 1e-4
 
 
-@pytest.mark.parametrize("path", ["flow", "VP, v"])
+FAMILIES = ("zai-org/CogVideoX-2b", "zai-org/CogVideoX-5b", SDXL)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_students_reach_a_teacher_in_the_interpolant_of_its_family(name: str) -> None:
+    """The discrete betas are those of the published scheduler."""
+    path = open_model(name).interpolant
+    assert isinstance(path, VariancePreserving)
+    method, critic = UNBIASED["adm"]
+    mean, cov = errors(distil(method, ITERATIONS, critic=critic, path=path)[0])
+    assert mean < 1e-4 and cov < 1e-4
+
+
+@pytest.mark.parametrize("path", ["flow", "VP, v", "VP, epsilon"])
 def test_pretraining_on_pairs_reaches_the_teacher(path: str) -> None:
     """ADP with ideal discriminators; the flow takes noise z to ``root(cov) z + mean``."""
     method, student = ADP(vision_encoder="unused"), Student.fresh(PATHS[path])

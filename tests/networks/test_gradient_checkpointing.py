@@ -100,10 +100,13 @@ def test_heads_see_each_block_once_though_blocks_run_again(
     network = open_wan(tiny_teacher).load_transformer()
     enable_checkpointing(network, True)
     x_t = torch.randn(1, 4, 2, 8, 8, requires_grad=True)
-    with capture_blocks(network, 1, lambda x: x) as outputs:
+    with capture_blocks(network.blocks, 1, lambda x: x) as outputs:
         found = velocity(network, x_t, torch.full((1,), 0.5), torch.randn(1, 4, 16))
         assert len(outputs) == len(network.blocks)
-    with capture_blocks(network, 1, lambda x: x) as outputs, set_checkpoint_early_stop(False):
+    with (
+        capture_blocks(network.blocks, 1, lambda x: x) as outputs,
+        set_checkpoint_early_stop(False),
+    ):
         found = velocity(network, x_t, torch.full((1,), 0.5), torch.randn(1, 4, 16))
         found.sum().backward()
         assert len(outputs) == len(network.blocks)

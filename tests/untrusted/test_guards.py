@@ -62,6 +62,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/untrusted/building.py", "from_config"): "of a configuration that was checked",
     ("lightx2v_sgmd/untrusted/cogvideox.py", "from_config"): "of a configuration that was checked",
     ("lightx2v_sgmd/untrusted/sd3.py", "from_config"): "of a configuration that was checked",
+    ("lightx2v_sgmd/untrusted/sdxl.py", "from_config"): "of a configuration that was checked",
     ("weights/formats/diffusers.py", "from_pretrained"): "a scheduler that was just written",
     (
         "lightx2v_sgmd/families/sources/parts.py",

@@ -12,6 +12,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of
 from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.families.sources.parts import UNET
 from lightx2v_sgmd.files.tensors.safetensors_files import weight_files
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
@@ -24,7 +25,7 @@ from weights.io.network import network_problems, write_network
 from weights.io.shared import shared_bytes, write_shared
 
 _NETWORKS: Final = ("transformer", "transformer_2")
-"""The folders of the networks: of one expert, or of two."""
+"""The folders of the networks of a model with one expert, or two; see ``Pipeline.folder``."""
 _USAGE: Final = """\
 ## diffusers
 
@@ -52,6 +53,29 @@ lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt"{image_option} -
 ## Servers
 
 `lightx2v-sgmd serve --weights THIS_FOLDER` runs these steps.{servers}
+"""
+_USAGE_OF_IMAGES: Final = """\
+## diffusers
+
+```python
+import torch
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("THIS_FOLDER", torch_dtype=torch.{torch_dtype})
+image = pipe(
+    prompt="a prompt",
+    height={height},
+    width={width},
+    num_inference_steps={count},
+    guidance_scale=1.0,
+).images[0]
+```
+
+## lightx2v-sgmd
+
+```
+lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out image.png
+```
 """
 _IMAGE: Final = {
     "image_import": "\nfrom diffusers.utils import load_image",
@@ -107,7 +131,7 @@ class DiffusersFormat(NetworkFormat):
         model = spec.source.model
         write_shared(model, folder, model.scheduler_config(spec.source.schedule)["_class_name"])
         for each in spec.experts:
-            network = folder / _NETWORKS[each.expert]
+            network = folder / (_NETWORKS[1] if each.expert else model.pipeline.folder)
             network.mkdir()
             config = {"_class_name": model.pipeline.transformer, "_diffusers_version": __version__}
             config |= each.source.model.transformer_config
@@ -141,6 +165,8 @@ class DiffusersFormat(NetworkFormat):
         """Says how diffusers and ``lightx2v-sgmd generate`` run the folder."""
         servers = _SERVERS.get(spec.source.schedule.solver, "").format(**values)
         model = spec.source.model
+        if model.size_rules.images:
+            return _USAGE_OF_IMAGES.format(**values, pipeline=model.pipeline.name)
         takes = model.takes_image
         image = {name: text if takes == "always" else "" for name, text in _IMAGE.items()}
         usage = _USAGE.format(
@@ -150,7 +176,8 @@ class DiffusersFormat(NetworkFormat):
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The files in the network's folder, as its index lists them."""
-        return weight_files(folder / _NETWORKS[expert], STEM)
+        first = UNET if (folder / UNET).is_dir() else _NETWORKS[0]
+        return weight_files(folder / (_NETWORKS[1] if expert else first), STEM)
 
     def expert_count(self, folder: Path) -> int:
         """The number of its networks: 2 where there is a folder for the second expert."""

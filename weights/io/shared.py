@@ -119,7 +119,7 @@ def _index(model: Model, scheduler: str) -> dict[str, Any]:
         "_class_name": pipeline.name,
         "text_encoder": ["transformers", pipeline.text_encoder],
         "tokenizer": ["transformers", _tokenizer_class(model)],
-        "transformer": ["diffusers", pipeline.transformer],
+        pipeline.folder: ["diffusers", pipeline.transformer],
         "vae": ["diffusers", pipeline.vae],
     }
     if model.source.layout == "diffusers":
@@ -128,7 +128,7 @@ def _index(model: Model, scheduler: str) -> dict[str, Any]:
             index |= read_json(own)
     boundary = boundary_of(model.experts)
     if boundary is not None:
-        index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
+        index |= {"transformer_2": index[pipeline.folder], "boundary_ratio": boundary}
     index["scheduler"] = ["diffusers", scheduler]
     return index
 

@@ -11,6 +11,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder
+from lightx2v_sgmd.families.sources.parts import UNET
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts, read_manifest
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_of
 from lightx2v_sgmd.system.errors import UserError
@@ -62,7 +63,7 @@ def open_source(path: str | Path, option: str) -> VideoSource:
             f"{option}: {path} does not exist; name a student that export wrote, a teacher, or a "
             "folder of .mp4 files"
         )
-    is_model = any((place / name).exists() for name in ("model_index.json", "transformer"))
+    is_model = any((place / name).exists() for name in ("model_index.json", "transformer", UNET))
     videos = [] if is_model or not place.is_dir() else sorted(place.glob("*.mp4"))
     if videos:
         return VideoSource(str(path), "videos", files=tuple(videos))

@@ -20,6 +20,7 @@ from lightx2v_sgmd.families.cogvideox import published
 from lightx2v_sgmd.families.cogvideox.forward import decode_frames, decode_latents, predict_v
 from lightx2v_sgmd.families.cogvideox.text import PaddedTextEncoder
 from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.ddim import check_trailing_steps
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
 from lightx2v_sgmd.families.features import Feature
@@ -34,7 +35,7 @@ from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
-from lightx2v_sgmd.schedule import NUM_TRAIN_TIMESTEPS, Schedule, even_timesteps, evenly_spaced
+from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import cogvideox as untrusted
 from lightx2v_sgmd.untrusted.building import build_t5
@@ -106,22 +107,7 @@ class CogVideoXModel(DiffusersModel):
         Raises:
             UserError: the stock scheduler does not take these steps.
         """
-        steps = len(schedule)
-        if schedule.solver != "ddim":
-            raise UserError(
-                f"schedule.solver: no scheduler of CogVideoX's stock pipeline takes the steps of "
-                f"{schedule.solver}; use ddim"
-            )
-        if schedule.shift != 1 or not evenly_spaced(schedule.base):
-            raise UserError(
-                "schedule.base: CogVideoX's stock scheduler spaces steps evenly, without a shift; "
-                f"use shift 1.0 and {list(even_timesteps(steps))}"
-            )
-        if NUM_TRAIN_TIMESTEPS % steps:
-            raise UserError(
-                f"schedule.base: CogVideoX's stock scheduler takes {steps} steps unevenly; use a "
-                "number of steps that divides 1000, such as 4, 5, 8 or 10"
-            )
+        check_trailing_steps(schedule, self.family)
         noise = without_private(self.scheduler)
         return {
             **published.SCHEDULER_CONFIG,

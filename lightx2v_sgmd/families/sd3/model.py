@@ -61,7 +61,7 @@ _CHECKS: Final = {
     "text_encoder_3": check_t5,
     "scheduler": untrusted.check_scheduler,
 }
-_POSITIONS: Final = "text_model.embeddings.position_ids"
+POSITIONS: Final = "text_model.embeddings.position_ids"
 """A constant that old files of CLIP have among the weights."""
 
 
@@ -306,7 +306,7 @@ def _build(part: str, config: Mapping[str, Any]) -> Any:
 
 def _encoder_names(stored: Iterable[str]) -> dict[str, str]:
     """Names of an encoder's weights, with T5's embedding once and without CLIP's constant."""
-    return one_embedding(name for name in stored if name != _POSITIONS)
+    return one_embedding(name for name in stored if name != POSITIONS)
 
 
 def open_sd3(path: str | Path) -> SD3Model:

@@ -64,7 +64,7 @@ class SD3TextEncoder:
     def _encode(self, prompt: str, last: Tensor | None) -> Embedding:
         hidden, pooled = [], []
         for tokenizer, network in zip(self.tokenizers[:2], self.network[:2], strict=True):
-            ids = _tokens(tokenizer, prompt, self.lengths[0], network)
+            ids = tokens(tokenizer, prompt, self.lengths[0], network)
             out = network(ids, output_hidden_states=True)
             pooled.append(out[0][0])
             hidden.append(out.hidden_states[-2][0])
@@ -79,11 +79,11 @@ class SD3TextEncoder:
         if self.t5 is None:
             return [None] * len(prompts)
         tokenizer, length = self.tokenizers[2], self.lengths[1]
-        inputs = [(_tokens(tokenizer, prompt, length, self.t5),) for prompt in prompts]
+        inputs = [(tokens(tokenizer, prompt, length, self.t5),) for prompt in prompts]
         return [hidden[0] for hidden in run_each(self.t5, inputs)]
 
 
-def _tokens(tokenizer: Any, prompt: str, length: int, network: Any) -> Tensor:
+def tokens(tokenizer: Any, prompt: str, length: int, network: Any) -> Tensor:
     """Token ids ``[1, length]``; a longer prompt is cut.
 
     Raises:

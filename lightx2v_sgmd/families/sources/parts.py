@@ -72,7 +72,8 @@ class Source:
         root: The model's folder, or the id of a repository on the hub.
         layout: ``diffusers``: a folder for each part. ``original``: as Wan2.1 was released.
         transformer: Files with the transformer's weights, used instead of those in ``root``.
-        network: The folder in ``root`` with the transformer; empty is that of a model with one.
+        network: The folder in ``root`` with the network; empty is ``transformer`` in diffusers'
+            layout, and ``root`` itself in the original one.
         checks: The limits of the parts' configurations; they differ from family to family.
     """
 
@@ -213,8 +214,14 @@ def _within(folder: str) -> list[str]:
     return [f"{folder}/{pattern}" for pattern in _FETCHED]
 
 
+UNET: Final = "unet"
+"""The folder of the network of models with a U-Net."""
+
+
 def network_class(path: str) -> str | None:
-    """The class that a model's ``transformer/config.json`` names; None if no such file is readable.
+    """The class that the ``config.json`` of a model's network names; None if none is readable.
+
+    It is in ``transformer/``, or in ``unet/``.
 
     Args:
         path: A folder or a hub id; the file of one that is not shipped is downloaded.
@@ -223,39 +230,44 @@ def network_class(path: str) -> str | None:
     known = None if folder.is_dir() else known_network_class(path)
     if known is not None:
         return known
-    file = folder / "transformer" / "config.json"
-    if not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
+    on_hub = not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    for name in ("transformer", UNET):
+        file = folder / name / "config.json"
+        if on_hub:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import HfHubHTTPError
 
+            try:
+                file = Path(hf_hub_download(path, f"{name}/config.json"))
+            except (HfHubHTTPError, OSError, ValueError):  # whoever opens it says what is wrong
+                continue
         try:
-            file = Path(hf_hub_download(path, "transformer/config.json"))
-        except (HfHubHTTPError, OSError, ValueError):  # whoever opens it says what is wrong
+            if file.is_file():
+                return str(read_json(file).get("_class_name"))
+        except UserError:  # as above
             return None
-    try:
-        return str(read_json(file).get("_class_name")) if file.is_file() else None
-    except UserError:  # as above
-        return None
+    return None
 
 
-def diffusers_source(root: str, checks: Checks) -> Source:
+def diffusers_source(root: str, checks: Checks, network: str = "") -> Source:
     """The source of a model in diffusers' layout; its small files are checked, none is loaded.
 
     Args:
         root: A folder or a hub id.
         checks: The limits of the parts' configurations.
+        network: The folder of the network; empty is ``transformer``.
 
     Raises:
         UserError: a file is damaged, or links lead out of the folder.
     """
     folder = Path(root)
     if folder.is_dir():
-        parts = ("transformer", "vae", "scheduler", *ENCODER_PARTS)
+        parts = (network or "transformer", "vae", "scheduler", *ENCODER_PARTS)
         refuse_outside_links(folder, [folder / name for name in (*parts, *SMALL_FILES)])
         index = folder / "model_index.json"
         if index.is_file():
             check_config(index, check_model_index, read_json(index))
-    return Source(root, "diffusers", checks=checks)
+    return Source(root, "diffusers", network=network, checks=checks)
 
 
 def check_config(

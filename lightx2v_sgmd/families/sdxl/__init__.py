@@ -1,0 +1,1 @@
+"""Stable Diffusion XL, which makes images with a U-Net."""
