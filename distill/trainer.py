@@ -124,7 +124,8 @@ class Trainer:
                 self._step(role, result, index)
             result.done, self.partial_iteration = number + 1, result
         student = expert_role(STUDENT, self.batches.expert(updates[0][0]))
-        self.strategy.update_average(average_decay(result.step, self.job.train), student)
+        own_step = result.step - first_update(self.job.method, student)
+        self.strategy.update_average(average_decay(own_step, self.job.train), student)
         self.partial_iteration = None
         return result
 

@@ -32,7 +32,9 @@ def learning_rate_factor(iteration: int, train: Train, first: int = 0) -> float:
 
 
 def average_decay(step: int, train: Train) -> float:
-    """The decay of the moving average after iteration ``step``, which counts from 1.
+    """The decay of the moving average after iteration ``step``.
+
+    Steps count from 1 at the first iteration that may update the student, or an expert of it.
 
     It is 0 up to ``train.ema_start``, where the average equals the student, and ``train.ema`` after
     it. So an average that begins late holds none of the undistilled weights.

@@ -194,7 +194,8 @@ class Train:
     # Decay of the student's moving average, which is what gets exported; 0 keeps none.
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Iteration after which the moving average begins; until then it equals the student. A late
-    # start keeps the undistilled weights out of what is exported.
+    # start keeps the undistilled weights out of what is exported. Of an expert that is trained in a
+    # later phase, iterations count from that phase's first one.
     ema_start: Annotated[int, Field(ge=0, le=10**9)] = 0
     # Iterations over which a network's learning rate rises to its value, from its first update on:
     # with beta1 = 0 the first steps would otherwise be as large as the sign of the gradient.

@@ -71,6 +71,26 @@ def test_the_high_noise_expert_is_trained_first(trainer: Trainer) -> None:
     assert (first_update(method, STUDENT), first_update(method, "student_2")) == (0, 2)
 
 
+def test_the_average_of_the_second_expert_begins_in_its_own_phase(
+    teacher: Path, tmp_path: Path
+) -> None:
+    """``train.ema_start`` counts from the phase's first iteration; until then it is the student."""
+    settings = ("train.ema=0.9", "train.ema_start=1", "train.warmup=0")
+    trainer = make_trainer(make_job(teacher, tmp_path, *PHASED, *settings))
+
+    def average() -> Tensor:
+        tensors = trainer.strategy.whole_tensors("student_2", averaged=True)
+        return torch.cat([tensor.detach().flatten() for _, tensor in tensors])
+
+    for iteration in range(3):
+        trainer.iterate(iteration)
+    first = weights(trainer)["student_2"]
+    assert torch.equal(average(), first)
+    trainer.iterate(3)
+    expected = 0.9 * first + 0.1 * weights(trainer)["student_2"]
+    torch.testing.assert_close(average(), expected, atol=1e-6, rtol=0)
+
+
 def rolled_out(trainer: Trainer, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
     """Euler's steps written out: the exit step's data prediction, and the phase's sample."""
     exit_step, x = trainer.batches.exit_step(index), batch.noise

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from distill.data import Batches
-from distill.updates import average_decay, first_batch
+from distill.updates import average_decay, first_batch, first_update
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.opening import open_wan
@@ -24,7 +24,7 @@ from lightx2v_sgmd.job.from_lightx2v.keys import NEGATIVE_PROMPT as LIGHTX2V_NEG
 from lightx2v_sgmd.job.inheritance import read_job_tree
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.parallel import STUDENT, Ranks, expert_role
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 PAPER_JOB, PUBLIC_JOB = "wan2.1_t2v_14b_sgmd.yaml", "wan2.1_t2v_14b_sgmd_public.yaml"
@@ -207,7 +207,7 @@ def test_wan_jobs_guide_away_from_wans_own_negative_prompt() -> None:
         job = load_job(config_path(name))
         used = open_model(job.teacher.path).negative_prompt_for(job.teacher.negative_prompt)
         expected = NEGATIVE_PROMPT if name in WAN_JOBS else ""
-        if "_i2v_" in name:
+        if name.startswith("wan2.1_i2v"):
             expected = IMAGE_NEGATIVE_PROMPT
         if name == PUBLIC_JOB:
             expected = LIGHTX2V["teacher.negative_prompt"]
@@ -216,15 +216,20 @@ def test_wan_jobs_guide_away_from_wans_own_negative_prompt() -> None:
 
 
 def undistilled_shares(job: Job, steps: int) -> list[list[float]]:
-    """The weight of the teacher's own weights in each expert's moving average, by iteration."""
+    """The weight of the teacher's own weights in each expert's moving average, by iteration.
+
+    An expert whose phase has not begun is the teacher's, and left out.
+    """
     experts = open_model(job.teacher.path).experts
     negative = Embedding({"text": torch.zeros(1, 1)})
     batches = Batches(job, [], negative, (1, 1, 1, 1), Ranks(), experts=experts)
     shares, found = [1.0] * len(experts), []
+    roles = [expert_role(STUDENT, number) for number in range(len(experts))]
+    begun = [first_update(job.method, role) for role in roles]
     for iteration in range(steps):
         trained = batches.expert(first_batch(job.method, iteration))
-        shares[trained] *= average_decay(iteration + 1, job.train)
-        found.append([*shares])
+        shares[trained] *= average_decay(iteration + 1 - begun[trained], job.train)
+        found.append([shares[n] for n, first in enumerate(begun) if first <= iteration])
     return found
 
 
