@@ -20,6 +20,8 @@ from distill.counting import PassCounter
 from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
 from infer import Student
+from infer.engine_plan import make_plan
+from infer.options import Options
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
@@ -30,6 +32,7 @@ from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
+from lightx2v_sgmd.system.errors import UserError
 from tests.distill.planning.test_memory import measured_peak
 from tests.distill.test_methods import assert_plain_gradients, trainer_for
 from tests.students import load_student
@@ -285,6 +288,27 @@ def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
         assert torch.equal(p, plain[name]) != changed, name
         held = theirs[name]
         torch.testing.assert_close(p, held, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("feature", "options"),
+    [
+        ("quantize", Options(device="cpu", quantize="int8")),
+        ("fast_blocks", Options(device="cpu", compile=True)),
+        ("attention_kernels", Options(device="cpu", attention="flash2")),
+        ("planned_memory", Options(device="cpu", max_memory_gib=4.0)),
+    ],
+)
+def test_the_engine_refuses_in_a_line_what_a_family_has_not(
+    made: Made, feature: Any, options: Options
+) -> None:
+    model, said = open_model(made.teacher), ""
+    try:
+        make_plan(model, options, None)
+    except UserError as error:  # Wan's own reasons, such as kernels of a GPU, count for nothing
+        said = str(error)
+    refused = f"is not supported for {model.family}; use " in said
+    assert refused == (feature not in model.features) and "\n" not in said
 
 
 def test_a_method_with_heads_on_the_blocks_trains(made: Made) -> None:
