@@ -29,4 +29,4 @@ def test_every_option_says_what_it_means() -> None:
 def test_a_precision_is_a_name_or_pytorchs_type() -> None:
     assert torch_dtype("bf16") is torch_dtype(torch.bfloat16) is torch.bfloat16
     with pytest.raises(UserError, match="'int4' is unknown; use bf16, fp16, fp32"):
-        torch_dtype("int4")  # type: ignore[arg-type]
+        torch_dtype("int4")
