@@ -102,7 +102,9 @@ def test_the_options_of_another_method_are_one_line(tmp_path: Path, file: Path) 
     lines = mistakes(based, "method.name=sid", "method.gan_weight=1")
     assert len(lines) == 2 and "method.gan_weight: unknown key" in lines[1]
     # A slip in an option is no option of another method.
-    assert "method.flor: unknown key; did you mean method.floor?" in mistake(based, "method.flor=1")
+    assert "method.flooor: unknown key; did you mean method.floor?" in mistake(
+        based, "method.flooor=1"
+    )
 
 
 def test_overrides_replace_and_the_last_wins(file: Path) -> None:
