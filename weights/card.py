@@ -30,7 +30,7 @@ inference:
 
 # A {count}-step {task} student{kind}
 
-Distilled from `{teacher}` by {method_upper} with lightx2v-sgmd. It makes {made} in {count} network
+Distilled from `{teacher}` by {method_upper} with {trainer}. It makes {made} in {count} network
 evaluations, without guidance.
 
 """
@@ -94,6 +94,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "base_model": _base_model(spec, about),
         "trained": _trained(spec.source),
         "method": name,
+        "trainer": str(about.method.get("trainer", "lightx2v-sgmd")),
         "method_upper": name.upper(),
         "options": ", ".join(f"{k} {v}" for k, v in options.items()),
         "count": len(about.schedule),

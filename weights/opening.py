@@ -30,6 +30,7 @@ from weights.export_spec import BASE
 from weights.formats.registry import format_named
 from weights.io.adapters import StackedAdapters, TrainedAdapters
 from weights.io.source import ExportSource, student_tensors, teacher_of
+from weights.lightx2v_checkpoint import is_lightx2v_checkpoint, open_lightx2v_checkpoint
 
 
 def open_source(
@@ -41,7 +42,7 @@ def open_source(
     """Checks a run folder, a checkpoint folder or an exported folder, and the teacher it names.
 
     Args:
-        path: The folder.
+        path: The folder; also a checkpoint of LightX2V's trainer.
         ema: True to take the EMA weights if the run has them.
         on_damage: Called with a message for each damaged checkpoint that is skipped.
         relative_to: ``base`` for adapters that hold the LoRAs of the teacher too, ``teacher`` for
@@ -59,6 +60,8 @@ def open_source(
                 "does not hold its teacher's LoRAs; leave it out, or export the run"
             )
         return _exported(path)
+    if is_lightx2v_checkpoint(path):
+        return open_lightx2v_checkpoint(path)
     kind = lora_at(path)
     if kind is not None:
         raise UserError(

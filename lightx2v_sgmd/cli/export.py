@@ -24,7 +24,8 @@ def export_command(
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="A run folder (its newest checkpoint), a checkpoint, or an exported folder.",
+            help="A run folder (its newest checkpoint), a checkpoint (also one of LightX2V's "
+            "trainer), or an exported folder.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder, new or empty.")],
