@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from distill.planning.plan import Machine, make_plan
 from distill.running.saving import checkpoint_parts
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.families.sources.parts import Source
+from lightx2v_sgmd.families.teacher import check_same_encoders
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.methods import SGMD
@@ -187,6 +192,26 @@ def test_a_model_that_does_not_go_with_the_teacher_is_refused(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(said, line), line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_text_encoder_on_the_hub_is_not_downloaded_to_be_compared(
+    tiny_teacher: Path, smaller: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot(
+        root: str, allow_patterns: Sequence[str] = (), local_files_only: bool = False
+    ) -> str:
+        if local_files_only:
+            raise FileNotFoundError(root)
+        asked.append(allow_patterns[0])
+        return str(smaller)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    model: Any = open_model(smaller)
+    model = replace(model, source=Source("somebody/half", "diffusers"))
+    check_same_encoders("student", model, open_model(tiny_teacher))
+    assert {pattern.partition("/")[0] for pattern in asked} == {"vae"}
 
 
 @pytest.mark.parametrize("adapters", [(), ADAPTERS], ids=["full", "lora"])
