@@ -14,7 +14,7 @@ from lightx2v_sgmd.files.tensors.safetensors_files import Header
 _FAMILIES: Final = (
     ("CogVideoX", "diffusers", ("transformer_blocks.0.norm1.linear.weight", "patch_embed.proj")),
     ("CogVideoX", "original", ("transformer.layers.0.attention.query_key_value",)),
-    ("SD3", "diffusers", ("transformer_blocks.0.attn.add_q_proj.weight", "context_embedder.")),
+    ("SD3", "diffusers", ("transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.")),
     ("SD3", "original", ("joint_blocks.0.context_block.",)),
     ("SDXL", "diffusers", ("add_embedding.linear_1.weight", "down_blocks.1.attentions.0.")),
     ("SDXL", "original", ("label_emb.0.0.weight", "input_blocks.4.1.transformer_blocks.")),

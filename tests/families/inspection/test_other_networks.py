@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
+from lightx2v_sgmd.families.inspection.other_networks import other_family
 
 
 @pytest.mark.parametrize(
@@ -20,8 +21,13 @@ from lightx2v_sgmd.families.inspection.inspecting import inspect_weights
             "diffusers",
         ),
         (
-            ["transformer_blocks.0.attn.add_q_proj.weight", "context_embedder.weight"],
+            ["transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight"],
             "SD3",
+            "diffusers",
+        ),
+        (
+            ["add_embedding.linear_1.weight", "down_blocks.1.attentions.0.proj_in.weight"],
+            "SDXL",
             "diffusers",
         ),
         (["model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"], "SD3", "original"),
@@ -37,3 +43,10 @@ def test_a_lone_network_of_another_family_is_named(
     assert found["missing"][0].startswith(
         f"the model's other parts: {family} is read from a folder"
     )
+
+
+def test_a_network_of_an_unknown_family_is_named_after_no_other() -> None:
+    """FLUX has SD3's double blocks and its layer for the text, and no layer for positions."""
+    names = ["transformer_blocks.0.attn.add_q_proj.weight", "context_embedder.weight"]
+    assert other_family([*names, "single_transformer_blocks.0.proj_out.weight"]) is None
+    assert other_family([*names, "pos_embed.proj.weight"]) == ("SD3", "diffusers")
