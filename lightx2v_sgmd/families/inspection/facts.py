@@ -71,6 +71,11 @@ def steps_text(schedule: Schedule) -> str:
     return f"{steps}, shift {schedule.shift:g}, {schedule.solver}"
 
 
+def size_text(height: int, width: int, frames: int) -> str:
+    """A video's size in words, ``480x832, 81 frames``, or an image's, which is one frame."""
+    return f"{height}x{width}" if frames == 1 else f"{height}x{width}, {frames} frames"
+
+
 def types_text(header: Header) -> str:
     """The types of a header's tensors with their counts, the commonest first: ``825 in bf16``."""
     options = {FILE_NAMES[dtype]: option for option, dtype in OPTIONS.items()}

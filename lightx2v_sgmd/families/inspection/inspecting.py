@@ -15,6 +15,7 @@ from lightx2v_sgmd.families.experts import LOW_NOISE, boundary_of
 from lightx2v_sgmd.families.inspection.facts import (
     SHOWN,
     Inspection,
+    size_text,
     some_of,
     steps_text,
     types_text,
@@ -107,7 +108,7 @@ def _run(found: Inspection, folder: Path) -> Inspection:
         adapters, video = job.student.adapters, job.video
         facts["method"], facts["teacher"] = job.method.name, job.teacher.path
         facts["student"] = "all weights" if adapters is None else f"LoRA of rank {adapters.rank}"
-        facts["trained for"] = f"{video.height}x{video.width}, {video.num_frames} frames"
+        facts["trained for"] = size_text(video.height, video.width, video.frames)
         facts["schedule"] = f"{steps_text(job.schedule)} (job.yaml)"
     facts["next"] = f"lightx2v-sgmd export {folder} ..."
     return found
@@ -157,14 +158,14 @@ def _exported(found: Inspection, manifest: Manifest | None) -> Inspection:
     """Adds what an export's manifest says."""
     if manifest is None:
         return found
+    video = manifest.video
     facts = {
         "written by": "lightx2v-sgmd",
         "format": f"{manifest.format}, {manifest.dtype}",
         "method": str(manifest.method.get("name")),
         "teacher": manifest.teacher,
         **({"started from": manifest.student_base} if manifest.student_base else {}),
-        "trained for": f"{manifest.video.height}x{manifest.video.width}, "
-        f"{manifest.video.num_frames} frames",
+        "trained for": size_text(video.height, video.width, video.num_frames),
     }
     found.facts = facts | found.facts
     found.facts["schedule"] = f"{steps_text(manifest.schedule)} ({FILE_NAME})"

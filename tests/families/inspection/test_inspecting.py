@@ -19,6 +19,7 @@ from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
 from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export
@@ -197,6 +198,12 @@ def test_exports_and_runs(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["weights", "inspect", str(tmp_path / "wan"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["written_by"] == "lightx2v-sgmd"
     assert main(["weights", "inspect", str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_run_that_trains_images_has_no_frames(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "job.yaml").write_text(config_path("sd3_medium_sgmd.yaml").read_text())
+    assert inspect_weights(tmp_path).facts["trained for"] == "1024x1024"
 
 
 def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
