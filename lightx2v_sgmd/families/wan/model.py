@@ -19,8 +19,6 @@ from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import HIGH_NOISE, LOW_NOISE, Expert, only_expert
 from lightx2v_sgmd.families.features import Feature, TakesImage
-from lightx2v_sgmd.families.lora.reading import open_lora
-from lightx2v_sgmd.families.lora.updates import LoraUpdates, MergedWholeTensors
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.parts import Part
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
@@ -57,7 +55,7 @@ from lightx2v_sgmd.families.wan.sampling import (
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
 from lightx2v_sgmd.files.tensors.safetensors_files import Header
-from lightx2v_sgmd.files.tensors.tensor_reader import Names, WholeTensors
+from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
@@ -237,10 +235,7 @@ class WanModel(DiffusersModel):
                 f"lora: {self.path} has two experts, and a LoRA is of one of them; give LoRAs to "
                 "models with one network only"
             )
-        shapes = self.transformer_shapes() if loras else {}
-        for lora in loras:
-            open_lora(lora.path, shapes)
-        return replace(self, loras=(*self.loras, *loras))
+        return super().with_loras(loras)
 
     @property
     def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
@@ -400,15 +395,11 @@ class WanModel(DiffusersModel):
         clip = self.transformer_config.get("image_dim") is not None
         return ("vae", "image_encoder") if clip else ("vae",)
 
-    def _weights(self, part: Part) -> WholeTensors:
+    def _names(self, part: Part) -> Names | None:
         res_blocks = int(self.vae_config["num_res_blocks"])
         names: dict[Part, Names] = {
             "transformer": wan_original.transformer_names,
             "vae": partial(wan_original.vae_names, res_blocks=res_blocks),
             "text_encoder": wan_original.text_encoder_names,
         }
-        files = self.source.files(part)
-        if part == "transformer" and self.loras:
-            updates = LoraUpdates(self.loras, self.transformer_shapes())
-            return MergedWholeTensors(files, names[part], updates)
-        return WholeTensors(files, names[part])
+        return names[part]
