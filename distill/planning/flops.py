@@ -282,7 +282,6 @@ def iteration_traffic(
     """
     if job.parallel.strategy != "zero3":
         return Traffic()
-    batches = job.train.accumulation
     batches, degree = job.train.accumulation, job.parallel.sequence
     own, videos = -(-tokens // degree), batches * job.train.micro_batch
     gather = reduce = exchange = 0.0

@@ -138,10 +138,9 @@ class _Split:
         """
         mark = partial(shared, group=self.group)
         args, kwargs = tuple(map(mark, args)), {k: mark(value) for k, value in kwargs.items()}
-        if (
-            "timestep" in kwargs and kwargs["timestep"].ndim == 2
-        ):  # a time for each token: those of its own
-            kwargs["timestep"] = own_part(kwargs["timestep"], 1, self.group)
+        timestep = kwargs.get("timestep")
+        if timestep is not None and timestep.ndim == 2:
+            kwargs["timestep"] = own_part(timestep, 1, self.group)
         return args, kwargs
 
     def split_rotary(self, module: Any, args: Any, output: Any) -> tuple[Tensor, Tensor, int]:

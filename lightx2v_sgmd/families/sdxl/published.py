@@ -2,7 +2,7 @@
 
 The values are those of the parts' configurations on the hub
 (``stabilityai/stable-diffusion-xl-base-1.0``); what is not here is the default of diffusers' and
-transformers' classes. The U-Net is in ``families/configs``.
+transformers' classes. The U-Net is in ``families/sources/configs``.
 """
 
 from __future__ import annotations

@@ -58,8 +58,9 @@ _CHECKS: Final[Checks] = {
     "image_encoder": check_image_encoder,
 }
 LAYOUTS: Final = (
-    "give a folder in diffusers' layout, as Wan2.1-T2V-1.3B-Diffusers, CogVideoX-2b and "
-    "stable-diffusion-3-medium-diffusers are, or in Wan's original layout, as Wan2.1-T2V-1.3B is"
+    "give a folder in diffusers' layout, as Wan2.1-T2V-1.3B-Diffusers, CogVideoX-2b, "
+    "stable-diffusion-3-medium-diffusers and stable-diffusion-xl-base-1.0 are, or in Wan's "
+    "original layout, as Wan2.1-T2V-1.3B is"
 )
 WHOLE: Final = "copy the model again, with all folders that it was published with"
 
