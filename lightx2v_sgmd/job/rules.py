@@ -22,7 +22,7 @@ class Rule:
     problem: Callable[..., str | None]
 
 
-_SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX and SDXL"}
+_SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX, SDXL"}
 """The flow shifts of students by family; ``distill.model_checks`` compares with the teacher's."""
 
 
@@ -31,12 +31,11 @@ def _fixed_schedule(shift: float, base: list[float]) -> str | None:
     if shift in _SHIFTS and base and evenly_spaced(base):
         return None
     steps = joined([f"{timestep:g}" for timestep in base])
-    known = " or ".join(f"shift {value:g} ({family})" for value, family in _SHIFTS.items())
+    known = joined([f"{value:g} ({family})" for value, family in _SHIFTS.items()])
     return (
-        f"shift {shift:g} of base [{steps}] is not a student's schedule: {known} of steps evenly "
-        "spaced from 1000, of which the four 1000, 960, 888.889, 727.273 are [1000, 750, 500, 250] "
-        "under shift 8 (engine and exported weights run these and no others); for Wan use shift "
-        "8.0 and base [1000, 750, 500, 250]"
+        f"shift {shift:g} of base [{steps}] is not a student's schedule, which engine and exported "
+        f"weights run; use one of the shifts {known}, and a base that falls evenly from 1000, such "
+        "as [1000, 750, 500, 250]"
     )
 
 

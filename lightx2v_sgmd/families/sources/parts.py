@@ -58,9 +58,8 @@ _CHECKS: Final[Checks] = {
     "image_encoder": check_image_encoder,
 }
 LAYOUTS: Final = (
-    "give a folder in diffusers' layout, as Wan2.1-T2V-1.3B-Diffusers, CogVideoX-2b, "
-    "stable-diffusion-3-medium-diffusers and stable-diffusion-xl-base-1.0 are, or in Wan's "
-    "original layout, as Wan2.1-T2V-1.3B is"
+    "give a folder with Wan2.1 or 2.2, CogVideoX, SD3 or SDXL in diffusers' layout, as "
+    "Wan2.1-T2V-1.3B-Diffusers is, or in Wan's original layout, as Wan2.1-T2V-1.3B is"
 )
 WHOLE: Final = "copy the model again, with all folders that it was published with"
 
