@@ -5,7 +5,8 @@ Fake score and teacher each take a small step along their probability flow, from
 and the student, reached through the fake score and x_t, makes them alike. Hinge losses (Eq. 7, 8),
 guidance drawn anew each iteration, one fake-score update for one generator update (TTUR 1). The
 fake score learns from whole rollouts, and score times are uniform (Alg. 1, lines 9 and 18): the
-shipped jobs have ``train.score_shift: 1.0``.
+shipped jobs have ``train.score_shift: 1.0``, but for that of the bundled teacher (docs/decisions
+040).
 """
 
 from __future__ import annotations
