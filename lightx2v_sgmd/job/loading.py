@@ -138,17 +138,24 @@ _USER_PATHS = {
     "output": ("dir",),
 }
 """The keys of paths, by section; ``teacher.loras`` is a list of them."""
+_OR_HUB_IDS = ("teacher", "student", "fake_score")
+"""The sections whose paths may also be ids on the hub."""
 
 
 def _expand_paths(tree: Any) -> None:
-    """Replaces ``~`` and variables of the environment in the paths of a job's values."""
+    """Replaces ``~`` and variables of the environment in the paths of a job's values.
+
+    An id on the hub gets none: a stranger's job would send a secret of the environment there.
+    """
     for name, keys in _USER_PATHS.items():
         section = tree.get(name) if isinstance(tree, dict) else None
         if not isinstance(section, dict):
             continue
         for key in keys:
             if isinstance(section.get(key), str):
-                section[key] = expanded(section[key])
+                path = Path(expanded(section[key]))
+                if name not in _OR_HUB_IDS or path.is_absolute() or path.exists():
+                    section[key] = expanded(section[key])
         loras = section.get("loras")
         if isinstance(loras, list):
             section["loras"] = [expanded(x) if isinstance(x, str) else x for x in loras]

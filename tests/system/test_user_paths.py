@@ -47,6 +47,25 @@ def test_paths_of_a_job(home: Path) -> None:
     assert over.output.dir == outputs / "run"
 
 
+def test_a_job_sends_no_variable_to_the_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hf_123")
+    (home.parent / "models").mkdir()
+    job = home.parent / "job.yaml"
+    job.write_text(
+        "teacher: {path: some/x$SECRET, base: $SECRET, guidance_scale: 3.0}\n"
+        "student: {path: models/$SECRET}\n"
+        "data: {prompts: p.txt}\n"
+        "video: {height: 32, width: 32, num_frames: 5}\n"
+        "train: {iterations: 1}\n"
+        "output: {dir: run}\n"
+    )
+    loaded = load_job(job)
+    assert (loaded.teacher.path, loaded.teacher.base) == ("some/x$SECRET", "$SECRET")
+    assert loaded.student.path == "models/$SECRET"
+    (home.parent / "models/hf_123").mkdir()
+    assert load_job(job).student.path == "models/hf_123"
+
+
 def test_paths_of_the_command_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["weights", "inspect", "~/none.safetensors"]) == 2
     assert f"{home}/none.safetensors: does not exist" in capsys.readouterr().err
