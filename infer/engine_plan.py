@@ -18,7 +18,7 @@ from lightx2v_sgmd.files.tensors import dtypes
 from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large
+from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large, swap_gib
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.text.loading import encoder_parameters
 
@@ -110,13 +110,15 @@ def make_plan(
             str(text_dtype).removeprefix("torch."),
         )
         kinds = () if _unmerged(options) else possible_quantisations(device)
+        own = options.max_memory_gib is None
         memory_mode = choose_memory_mode(
             work,
             limit,
             memory_mode,
             kinds,
             halvable=options.dtype is None,
-            free_on=str(device) if options.max_memory_gib is None else None,
+            free_on=str(device) if own else None,
+            swap_gib=swap_gib() if own and device.type == "cpu" else 0.0,
         )
         dtype = torch.bfloat16 if memory_mode.half else dtype
     if not planned and device.type == "cpu":

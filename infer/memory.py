@@ -271,6 +271,7 @@ def choose_memory_mode(
     possible: tuple[Quantize, ...] = (),
     halvable: bool = False,
     free_on: str | None = None,
+    swap_gib: float = 0.0,
 ) -> MemoryMode:
     """The first memory mode that fits: exact ones before those that round weights, fast ones first.
 
@@ -281,6 +282,7 @@ def choose_memory_mode(
         possible: Quantisations that can run here beside ``none``, the best first.
         halvable: True if float32 weights may become bfloat16.
         free_on: The device whose free memory the limit is; None if the user set it.
+        swap_gib: Swap space beside that memory; what needs it is slow, but not refused.
 
     Raises:
         UserError: nothing fits; says how much is needed at least.
@@ -291,6 +293,8 @@ def choose_memory_mode(
             return mode
     least = min(modes, key=lambda mode: max(needed_gib(work, mode).values()))
     needed = max(needed_gib(work, least).values())
+    if needed <= limit_gib + swap_gib:
+        return least
     video = f"{work.height}x{work.width}, {work.num_frames} frames"
     if free_on is not None:
         raise UserError(

@@ -12,6 +12,9 @@ from lightx2v_sgmd.system.errors import UserError
 SPARED_GIB: Final = 0.5
 """Main memory that is left to libraries, to the allocator and to other programs."""
 _GROUPS: Final = Path("/sys/fs/cgroup")
+_SWAPS: Final = Path("/proc/swaps")
+_UNLIMITED: Final = 2**60
+"""Bytes from which a limit of version 1 is none."""
 _RECLAIMED: Final = ("inactive_file", "active_file", "slab_reclaimable")
 """Entries of ``memory.stat`` that the kernel frees before it kills: what files left in memory."""
 
@@ -26,7 +29,9 @@ def host_memory_gib() -> tuple[float, float] | None:
     if meminfo.is_file():
         lines = (line.split() for line in meminfo.read_text().splitlines())
         kib = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
-        total, available = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
+        free = sum(kib.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
+        # Linux before 3.14 and WSL 1 have no MemAvailable.
+        total, available = kib["MemTotal"] / 2**20, kib.get("MemAvailable", free) / 2**20
     else:
         try:
             page = os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -45,8 +50,24 @@ def available_gib() -> float:
     return float("inf") if memory is None else max(0.0, memory[1] - SPARED_GIB)
 
 
+def swap_gib() -> float:
+    """The free swap space in GiB that this process may use, within a container's limits.
+
+    With it work takes long, but it does not fail; so it is not available memory, and work that
+    needs it is not refused. Only swap on disks counts, not compressed memory (zram).
+    """
+    if any(True for _ in _process_limits()):  # swap is address space, too
+        return 0.0
+    try:
+        rows = [line.split() for line in _SWAPS.read_text().splitlines()[1:]]
+        free = sum(1024 * (int(r[-3]) - int(r[-2])) for r in rows if "/zram" not in r[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return max(0, min([free, *_container_swap()])) / 2**30
+
+
 def refuse_too_large(needed_gib: float, what: str, remedy: str) -> None:
-    """Refuses work that the main memory does not hold, before it is begun.
+    """Refuses work that main memory and swap do not hold, before it is begun.
 
     Args:
         needed_gib: The memory that it needs.
@@ -56,29 +77,53 @@ def refuse_too_large(needed_gib: float, what: str, remedy: str) -> None:
     Raises:
         UserError: the memory does not suffice.
     """
-    available = available_gib()
-    if needed_gib > available:
+    available, swap = available_gib(), swap_gib()
+    if needed_gib > available + swap:
+        more = f" and {swap:.3g} GiB of swap" if swap else ""
         raise UserError(
-            f"{what}: needs about {needed_gib:.3g} GiB of main memory, and {available:.3g} GiB are "
-            f"available (free memory within this container's limits, less {SPARED_GIB:g} GiB); "
-            f"{remedy}"
+            f"{what}: needs about {needed_gib:.3g} GiB of main memory, and {available:.3g} GiB"
+            f"{more} are available (free memory within this container's limits, less "
+            f"{SPARED_GIB:g} GiB); {remedy}"
         )
 
 
 def _container_limits() -> Iterator[tuple[int, int]]:
     """Limit and use in bytes of each control group that this process is in, the parents' too."""
-    own = _own_groups()
-    for root, name, limit, used in (
-        (_GROUPS, "", "memory.max", "memory.current"),
-        (_GROUPS / "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        # A container sees its own group as the root; a process outside of one sees the path.
-        parts = Path(own.get(name, "/").lstrip("/")).parts
-        for depth in range(len(parts) + 1):
-            group = root.joinpath(*parts[:depth])
-            most = _number(group / limit)
-            if most is not None:
-                yield most, max(0, (_number(group / used) or 0) - _reclaimable(group))
+    for group in _groups(""):
+        most = _number(group / "memory.max")
+        if most is not None:
+            yield most, _used(group, "memory.current")
+    for group in _groups("memory"):
+        most = _number(group / "memory.limit_in_bytes")
+        if most is not None:
+            yield most, _used(group, "memory.usage_in_bytes")
+
+
+def _container_swap() -> Iterator[int]:
+    """The bytes of swap that each of these control groups still allows."""
+    for group in _groups(""):
+        most = _number(group / "memory.swap.max")
+        if most is not None:
+            yield most - (_number(group / "memory.swap.current") or 0)
+    for group in _groups("memory"):  # version 1 counts memory and swap together
+        both = _number(group / "memory.memsw.limit_in_bytes")
+        if both is not None and both < _UNLIMITED:
+            used = _number(group / "memory.memsw.usage_in_bytes") or 0
+            used -= _number(group / "memory.usage_in_bytes") or 0
+            yield both - (_number(group / "memory.limit_in_bytes") or 0) - used
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups, from the root: version 2's by ""."""
+    # A container sees its own group as the root; a process outside of one sees the path.
+    parts = Path(_own_groups().get(controller, "/").lstrip("/")).parts
+    for depth in range(len(parts) + 1):
+        yield (_GROUPS / controller).joinpath(*parts[:depth])
+
+
+def _used(group: Path, name: str) -> int:
+    """Bytes that a group uses, without those that the kernel frees when memory is short."""
+    return max(0, (_number(group / name) or 0) - _reclaimable(group))
 
 
 def _own_groups() -> dict[str, str]:

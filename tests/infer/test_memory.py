@@ -186,6 +186,9 @@ def test_the_real_sizes_fit_into_the_memory_that_a_cpu_has(
     small = make_plan(model, Options(device="cpu"), size)
     assert small.memory_mode.stream_text and small.fitted
     monkeypatch.setattr("infer.engine_plan.available_gib", lambda: 1.0)
+    monkeypatch.setattr("infer.engine_plan.swap_gib", lambda: 4.5)
+    assert make_plan(model, Options(device="cpu"), size).memory_mode.stream_text
+    monkeypatch.setattr("infer.engine_plan.swap_gib", lambda: 0.0)
     with pytest.raises(
         UserError,
         match=r"^out of memory: 128x128, 5 frames needs \d\.\d+ GiB at least \(with .*--stream-text"

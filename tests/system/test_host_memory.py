@@ -9,7 +9,12 @@ import pytest
 
 from lightx2v_sgmd.system import host_memory
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.host_memory import available_gib, host_memory_gib, refuse_too_large
+from lightx2v_sgmd.system.host_memory import (
+    available_gib,
+    host_memory_gib,
+    refuse_too_large,
+    swap_gib,
+)
 
 GIB = 2**30
 
@@ -25,6 +30,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of the system's control groups."""
     monkeypatch.setattr(host_memory, "_GROUPS", tmp_path)
     monkeypatch.setattr(host_memory, "_own_groups", lambda: {})
+    monkeypatch.setattr(host_memory, "_SWAPS", tmp_path / "swaps")
     return tmp_path
 
 
@@ -74,9 +80,52 @@ def test_no_limit_is_a_word(tmp_path: Path) -> None:
 
 def test_work_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "host_memory_gib", lambda: (8.0, 3.0))
+    monkeypatch.setattr(host_memory, "swap_gib", lambda: 0.0)
     assert available_gib() == 2.5
     refuse_too_large(2.5, "x", "y")
     with pytest.raises(UserError, match=r"^it: needs about 2\.6 GiB .* 2\.5 GiB .*; do less$"):
         refuse_too_large(2.6, "it", "do less")
+    monkeypatch.setattr(host_memory, "swap_gib", lambda: 1.0)
+    refuse_too_large(3.5, "x", "y")
+    with pytest.raises(UserError, match=r"3\.6 GiB .* 2\.5 GiB and 1 GiB of swap are available"):
+        refuse_too_large(3.6, "it", "do less")
     monkeypatch.setattr(host_memory, "host_memory_gib", lambda: None)
     refuse_too_large(1e9, "x", "y")
+
+
+def test_swap_on_disks_counts_within_a_containers_limits(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert swap_gib() == 0.0
+    kib = 2**20
+    (groups / "swaps").write_text(
+        "Filename Type Size Used Priority\n"
+        f"/swap\\040file file {4 * kib} {kib} -2\n/dev/zram0 partition {8 * kib} 0 100\n"
+    )
+    assert swap_gib() == 3.0
+    unlimited = 2**63 - 4096
+    write(groups / "memory", memory__memsw__limit_in_bytes=unlimited)
+    write(groups, memory__swap__max="max")
+    assert swap_gib() == 3.0
+    write(groups, memory__swap__max=2 * GIB, memory__swap__current=GIB // 2)
+    assert swap_gib() == 1.5
+    old = groups / "memory"
+    write(old, memory__memsw__limit_in_bytes=4 * GIB, memory__memsw__usage_in_bytes=3 * GIB)
+    write(old, memory__limit_in_bytes=3 * GIB, memory__usage_in_bytes=5 * GIB // 2)
+    assert swap_gib() == 0.5
+    write(groups, memory__swap__max=0)
+    assert swap_gib() == 0.0
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**40, 2**40))
+    write(groups, memory__swap__max="max")
+    assert swap_gib() == 0.0
+
+
+def test_a_kernel_without_the_available_memory(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"MemTotal: {8 * 2**20} kB\nMemFree: {2**20} kB\nCached: {2**20} kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    monkeypatch.setattr(host_memory, "_container_limits", lambda: iter(()))
+    monkeypatch.setattr(host_memory, "_process_limits", lambda: iter(()))
+    if Path("/proc/meminfo").is_file():
+        assert host_memory_gib() == (8.0, 2.0)
