@@ -8,6 +8,7 @@ video is that of the first one plus its index, whoever makes it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -190,7 +191,9 @@ def visible_gpus() -> list[str]:
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name.strip()]
+        names = [name.strip() for name in named.split(",")]
+        # CUDA stops reading at the first one that is none; -1 is how people say "no GPU".
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
@@ -224,8 +227,9 @@ def _made(out: Path) -> int:
 def _raise_first(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Any]) -> None:
     """Raises the error of the first process that failed by itself."""
     failed = [(p.returncode, log) for p, log in zip(processes, logs, strict=True) if p.returncode]
-    # Processes that were stopped because another one failed end with a signal or 130.
-    failed.sort(key=lambda pair: pair[0] < 0 or pair[0] == 130)
+    # Processes that were stopped because another one failed end with SIGTERM or 130. One that the
+    # system killed, for want of memory, ends with SIGKILL.
+    failed.sort(key=lambda pair: pair[0] in (130, -signal.SIGTERM))
     for code, log in failed:
         line = last_line(log, LINE)
         said = line.removeprefix(ERROR)

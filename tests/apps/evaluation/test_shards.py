@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,30 @@ def test_a_process_that_dies_is_said(
     monkeypatch.setattr(shards, "_WORKER", "no.such.module")
     with pytest.raises(RunError, match="ended with exit code 1: .*No module named 'no'"):
         make_shards(call, OPTIONS, 1, 3, quiet=True)
+
+
+def test_the_process_that_was_killed_is_named(tmp_path: Path) -> None:
+    """The others were stopped because of it."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    commands = ["raise SystemExit(130)", code]
+    processes = [subprocess.Popen([sys.executable, "-c", command]) for command in commands]
+    for process in processes:
+        process.wait()
+    logs = [(tmp_path / str(index)).open("w+b") for index in range(2)]
+    with pytest.raises(RunError, match="ended with exit code -9: it printed nothing"):
+        shards._raise_first(processes, logs)
+    for log in logs:
+        log.close()
+
+
+@pytest.mark.parametrize(
+    ("named", "gpus"), [("3,5", ["3", "5"]), ("", []), ("-1", []), ("0,-1,1", ["0"])]
+)
+def test_the_gpus_that_are_visible(
+    named: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert shards.visible_gpus() == gpus
 
 
 def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
