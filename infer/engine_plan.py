@@ -62,6 +62,7 @@ def make_plan(
     batch: int = 1,
     ranks: Ranks | None = None,
     teacher_dtype: str | None = None,
+    limit_gib: float | None = None,
 ) -> EnginePlan:
     """Settles the open options for a model on this machine.
 
@@ -73,6 +74,8 @@ def make_plan(
         batch: Videos denoised together.
         ranks: The processes that share a video, and this one's device; default one.
         teacher_dtype: Precision of the student's teacher, as its manifest says.
+        limit_gib: The result of ``memory_limit_gib`` at an earlier time, for a program that has
+            loaded other models since; default the limit now.
 
     Raises:
         UserError: something that was asked for cannot run here, or the memory does not suffice.
@@ -97,7 +100,9 @@ def make_plan(
         options.stream_text,
     )
     planned = "planned_memory" in model.features
-    limit = memory_limit_gib(options, device) if planned else None
+    limit = limit_gib
+    if limit is None and planned:
+        limit = memory_limit_gib(options, device)
     text_dtype = _text_dtype(model, dtype, device, teacher_dtype)
     if limit is not None and size is not None:
         work = Workload(

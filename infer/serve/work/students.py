@@ -160,16 +160,14 @@ class Students:
         return self._fits
 
     def _set_limit(self) -> None:
-        """Takes what is free before anything is loaded, or what the user allows."""
+        """Takes what is free before anything is loaded, or what the user allows.
+
+        What is loaded later must not count as taken when others are planned.
+        """
         from infer.engine_plan import device_of, memory_limit_gib
-        from lightx2v_sgmd.system.host_memory import host_memory_gib
 
         device = device_of(self._engine.device) if self._ranks is None else self._ranks.device
         self._limit_gib = memory_limit_gib(self._engine, device)
-        if self._limit_gib is not None:  # others that are loaded must not count as taken
-            self._engine = replace(self._engine, max_memory_gib=self._limit_gib)
-        elif (host := host_memory_gib()) is not None:
-            self._limit_gib = host[1]
 
     def _models_of(self, lora: str, alone: Mapping[str, Checked]) -> set[str]:
         """The weights that a LoRA fits.
@@ -292,7 +290,7 @@ class Students:
             plan.dtype.itemsize,
             plan.device.type == "cuda",
             1 if self._ranks is None else self._ranks.size,
-            checked.teacher_dtype,
+            str(plan.text_dtype).removeprefix("torch."),
         )
 
     def _plan(self, checked: Checked, lora: str | None) -> EnginePlan:
@@ -305,6 +303,7 @@ class Students:
             self._batch,
             self._ranks,
             teacher_dtype=checked.teacher_dtype,
+            limit_gib=self._limit_gib,
         )
 
     def batch_for(self, model: str, size: Size) -> int:

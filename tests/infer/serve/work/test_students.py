@@ -84,6 +84,16 @@ def test_students_stay_loaded_until_the_memory_is_full(
         students.get("d", None)
 
 
+def test_too_little_free_memory_is_not_a_limit_of_the_users(
+    shared_student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infer.engine_plan.available_gib", lambda: 1e-5)
+    monkeypatch.setattr("infer.engine_plan.swap_gib", lambda: 0.0)
+    students = Students({"tiny": shared_student}, ENGINE, {}, 1)
+    with pytest.raises(UserError, match=r"^out of memory: .* 1e-05 GiB are available on cpu"):
+        students.check()
+
+
 def measured(path: Path, size: tuple[int, int, int]) -> tuple[float, float]:
     """What the engine's own formulas say of a student: at rest and at work, in GiB."""
     work = Workload(open_model(path), *size, 1, 4, cuda=False)
