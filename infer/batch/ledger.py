@@ -148,7 +148,7 @@ class Ledger:
         Raises:
             UserError: the disk is full.
         """
-        if getattr(error.__cause__, "errno", None) == errno.ENOSPC:
+        if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise error
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         self.outcome.failed.append((request.name, reason))
