@@ -59,10 +59,10 @@ def _decoded_url(url: str) -> bytes:
     found = _DATA_URL.match(url[:40])
     if found is None:
         raise RequestProblem(
-            f"{NAME}: is no data URL of a PNG, JPEG or WebP image (data:image/png;base64,...); "
+            f"{NAME}: is not a data URL of a PNG, JPEG or WebP image (data:image/png;base64,...); "
             "this server fetches nothing and opens no file"
         )
     try:
         return base64.b64decode(url[found.end() :], validate=True)
     except ValueError:
-        raise RequestProblem(f"{NAME}: is no base64 after its comma; encode it again") from None
+        raise RequestProblem(f"{NAME}: is not base64 after its comma; encode it again") from None

@@ -24,7 +24,7 @@ _MOST_SEED: Final = 2**63 - 1
 _SIZE: Final = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 _EXTRA: Final = ("seed", "width", "height", "num_frames", "fps")
 BODY: Final = Limits(size=2**24, values=1_000, depth=8, unique=True)
-"""Limits of a JSON body; the server's limit in bytes is lower."""
+"""Limits of a JSON body; the server's own limit in bytes is never higher."""
 
 _STEPS: Final = ("num_inference_steps", "num_steps", "steps", "sample_steps", "infer_steps")
 _GUIDANCE: Final = (
@@ -339,7 +339,7 @@ def _object(text: bytes | str, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise RequestProblem(f"{name}: is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise RequestProblem(f'{name}: is not JSON object; send one, such as {{"prompt": "..."}}')
+        raise RequestProblem(f'{name}: is not a JSON object; send one, such as {{"prompt": "..."}}')
     return found
 
 

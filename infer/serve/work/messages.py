@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from infer.options import Options
 from infer.serve.options import Served
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
