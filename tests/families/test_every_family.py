@@ -270,8 +270,9 @@ def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
     tensors = {}
     for layer in layers:
         out, into = shapes[f"{layer}.weight"]
-        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(3, into, generator=draw)
-        tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(out, 3, generator=draw)
+        stored = f"{model.pipeline.folder}.{layer}"
+        tensors[f"{stored}.lora_A.weight"] = torch.randn(3, into, generator=draw)
+        tensors[f"{stored}.lora_B.weight"] = torch.randn(out, 3, generator=draw)
     file = tmp_path / "style.safetensors"
     save_file(tensors, file)
     job = make_job(made.teacher, tmp_path, *made.family.settings, f"teacher.loras=['{file}:0.5']")
@@ -281,7 +282,7 @@ def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
     stock.load_lora_weights(file, adapter_name="style")
     stock.set_adapters(["style"], [0.5])
     stock.fuse_lora()
-    named = stock.transformer.named_parameters()
+    named = getattr(stock, model.pipeline.folder).named_parameters()
     theirs = {name.replace(".base_layer.", "."): p for name, p in named}
     for name, p in merged.named_parameters():
         changed = name.removesuffix(".weight") in layers

@@ -9,9 +9,8 @@ from pathlib import Path
 from lightx2v_sgmd.families.inspection.facts import SHOWN, Inspection, add_schedule_fact, types_text
 from lightx2v_sgmd.families.lora.keys import lora_kind, programs_of, unsupported_kind
 from lightx2v_sgmd.families.lora.reading import alpha_source, open_lora
+from lightx2v_sgmd.families.opening import BUNDLED, open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids
-from lightx2v_sgmd.families.wan.model import WanModel
-from lightx2v_sgmd.families.wan.opening import BUNDLED, open_wan
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.tensors.safetensors_files import Header, read_header
 from lightx2v_sgmd.system.errors import UserError, shortened
@@ -34,18 +33,20 @@ def lora_facts(path: Path, file: Path, base: str | Path | None) -> Inspection:
         found.facts["refused"] = f"{found.kind}s are not supported ({shortened(other[1])})"
         return found
     refusals = []
-    names = [BUNDLED, *known_hub_ids("WanTransformer3DModel")] if base is None else [str(base)]
+    wan = True
+    names = [BUNDLED, *known_hub_ids()] if base is None else [str(base)]
     for name in names:
         try:
-            model: WanModel = open_wan(name)
+            model = open_model(name)
             lora = open_lora(file, model.transformer_shapes(), skip_image_layers=True)
         except UserError as error:
             refusals.append(str(error).removeprefix(f"lora: {file}: "))
             continue
         found.facts["fits"] = name
+        wan = "wan" in model.formats
         ranks = Counter(lora.rank(layer) for layer in lora.layers)
         counts = ", ".join(f"{rank}" for rank, _ in ranks.most_common(SHOWN))
-        blocks = {m[1] for n in lora.layers if (m := re.match(r"blocks\.(\d+)\.", n))}
+        blocks = {m[1] for n in lora.layers if (m := re.match(r"(.*blocks\.\d+)\.", n))}
         found.facts["layers"] = f"{len(lora.layers)} in {len(blocks)} blocks, rank {counts or '-'}"
         if lora.differences:
             found.facts["differences"] = f"of {len(lora.differences)} other weights"
@@ -59,7 +60,7 @@ def lora_facts(path: Path, file: Path, base: str | Path | None) -> Inspection:
             found.facts["fits"] = "none of the published sizes; name its base model by --base MODEL"
         else:
             found.facts["refused"] = shortened(refusals[-1], 300)
-    add_schedule_fact(found, header)
+    add_schedule_fact(found, header, sgmd=wan)
     found.missing.append("a base model: give it as --weights, and this as --lora")
     return found
 

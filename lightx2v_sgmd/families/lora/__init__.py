@@ -1,1 +1,1 @@
-"""LoRA files of Wan models, whoever wrote them."""
+"""LoRA files of all families, whoever wrote them."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from lightx2v_sgmd.families.sdxl.keys import original_names
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.system.errors import UserError
 
@@ -58,7 +59,7 @@ _PREFIXES: Final = (
 _WRAPPERS: Final = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PROGRAMS: Final = (
     (r"base_model\.model\.", "PEFT"),
-    (r"transformer\.", "diffusers"),
+    (r"(transformer|unet)\.", "diffusers"),
     (r"lora_unet_", "kohya or musubi-tuner"),
     (r"lora_transformer_", "OneTrainer"),
     (r"lycoris_", "LyCORIS"),
@@ -128,15 +129,16 @@ def without_prefixes(name: str) -> str:
 def spellings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """The network's layers, and its parameters outside layers, by every name that files use."""
     known: dict[str, str] = {}
+    unet = original_names({_layer(parameter) for parameter in shapes})
     for parameter in shapes:
         ours = _layer(parameter)
-        for name in (ours, _layer(_original(parameter))):
+        for name in (ours, unet.get(ours) or _layer(_original(parameter))):
             known[name] = known[name.replace(".", "_")] = ours
     return known
 
 
 def _original(parameter: str) -> str:
-    """Wan's own name of a parameter; other families have diffusers' name alone."""
+    """Wan's own name of a parameter; other transformers have diffusers' name alone."""
     try:
         return transformer_to_original(parameter)
     except UserError:

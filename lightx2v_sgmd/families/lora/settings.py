@@ -24,6 +24,8 @@ from lightx2v_sgmd.untrusted.fields import (
 )
 from lightx2v_sgmd.untrusted.json_text import METADATA, parse_json, read_json_object
 
+_UNET: Final = "unet."
+"""What diffusers' keys begin with in files for a U-Net."""
 _RANK: Final = Whole(1, 2**16)
 _ALPHA: Final = Real(1e-9, 1e9)
 _SETTINGS: Final[Mapping[str, Field]] = {
@@ -73,7 +75,7 @@ def read_settings(path: Path, header: Header) -> dict[str, Any] | None:
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         saved = parse_json(text, METADATA)
-        return {str(key).removeprefix(PREFIX): value for key, value in saved.items()}
+        return {str(k).removeprefix(PREFIX).removeprefix(_UNET): v for k, v in saved.items()}
     except (ValueError, AttributeError) as error:
         raise UserError(f"lora: {path}: its {METADATA_KEY} cannot be read") from error
 

@@ -20,6 +20,7 @@ from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
 from lightx2v_sgmd.families.ddim import check_trailing_steps
 from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
+from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.families.loading import empty_weights
 from lightx2v_sgmd.families.sd3.forward import decode_frames, decode_latents, scaled_latents
 from lightx2v_sgmd.families.sd3.model import POSITIONS
@@ -85,6 +86,11 @@ class SDXLModel(DiffusersModel):
             ("vae", *_ENCODERS, *_TOKENIZERS),
             UNET,
         )
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The engine's options that its network takes: LoRA files."""
+        return frozenset({"loras"})
 
     @cached_property
     def interpolant(self) -> Interpolant:

@@ -26,6 +26,9 @@ def test_where_the_scale_stands(tmp_path: Path) -> None:
     kohya = settings(tmp_path, {"ss_network_alpha": "2.0"})
     assert scale_in(kohya, ("a",), 4) == 0.5
     assert settings(tmp_path, {"ss_network_alpha": "None"}) is None
+    for start in ("transformer.", "unet."):  # diffusers' names of the network
+        told = json.dumps({f"{start}r": 4, f"{start}lora_alpha": 8})
+        assert scale_in(settings(tmp_path, {"lora_adapter_metadata": told}), ("a",), 4) == 2
     config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"b": 4}, "target_modules": ".*"}
     peft = settings(tmp_path, {}, config)
     assert (scale_in(peft, ("a",), 4), scale_in(peft, ("x.b",), 4)) == (2, 1)

@@ -152,7 +152,6 @@ def test_shipped_jobs_fit_their_model_and_are_the_papers() -> None:
         ("parallel.compile=always", "parallel.compile: always is not supported for SDXL"),
         ("video.height=1040", "video.height: 1040 is not divisible by 32.*use 1024"),
         ("video.num_frames=5", "video.num_frames: is 5, but this model makes images"),
-        ("teacher.loras=[x.safetensors]", "teacher.loras: a LoRA file is not supported"),
         ("student={train: lora, lora: {targets: [to_x]}}", "to_x is not a linear layer of .*attn1"),
     ],
 )
