@@ -119,7 +119,8 @@ def export(
             )
         refuse_overlap(final, _sources(opened))
         precision = _dtype(opened, target_format, dtype)
-        limits = (max_shard_size, rank, energy, names or PORTABLE.name, only)
+        spelling = names or target_format.usual_names(opened.model)
+        limits = (max_shard_size, rank, energy, spelling, only)
         if format not in opened.model.formats:
             raise UserError(
                 f"format: students of {opened.model.family} cannot be written as {format}; use "

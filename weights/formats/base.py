@@ -88,6 +88,10 @@ class Format(ABC):
             values: The card's values by name, such as ``count`` and ``height``.
         """
 
+    def usual_names(self, model: Model) -> str:
+        """The names of adapters where none are asked for, a key of ``lora_names.NAMES``."""
+        return "portable"
+
     @abstractmethod
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The weight files of an export in this format.

@@ -105,6 +105,26 @@ def read_finite(tensors: Tensors, name: str) -> Tensor:
     return tensor
 
 
+def stored_finite(tensor: Tensor, name: str, where: str, dtype: str) -> Tensor:
+    """A tensor of adapters as it is stored, if every value is finite.
+
+    Args:
+        tensor: The tensor, in the precision of the file.
+        name: Name of the weight that it changes.
+        where: The file that it was made of, for the message.
+        dtype: Name of the precision, for the message.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    if not tensor.isfinite().all():
+        raise UserError(
+            f"{where}: {name} has values that are not finite in {dtype}: the run diverged, or fp16 "
+            "is too narrow; export an earlier checkpoint, or use bf16"
+        )
+    return tensor
+
+
 def _finite(tensor: Tensor) -> bool:
     """True if every value is finite; testing the extremes is several times faster than all."""
     values = tensor if tensor.dtype.itemsize > 1 else tensor.float()

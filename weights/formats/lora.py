@@ -18,6 +18,7 @@ from lightx2v_sgmd.files.tensors.safetensors_files import Header, schedule_metad
 from lightx2v_sgmd.files.tensors.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
+from weights.formats import pipeline_lora
 from weights.formats.base import Format
 from weights.formats.comfyui import base_weights, check_even, stem
 from weights.formats.comfyui_workflow import (
@@ -28,6 +29,7 @@ from weights.formats.comfyui_workflow import (
     workflow,
 )
 from weights.formats.diffusers import scheduler_problems, write_scheduler
+from weights.formats.layout import stored_finite
 from weights.formats.lora_losses import forward_error, layer_errors, measured_losses, passes
 from weights.formats.lora_usage import usage_of
 from weights.formats.programs import COMFYUI, LIGHTX2V
@@ -49,6 +51,7 @@ from weights.io.adapters import (
 from weights.io.heap import HeapTrimmer
 from weights.io.json_files import json_problems, write_json
 from weights.io.lora_names import (
+    DIFFUSERS,
     NAMES,
     PEFT,
     PORTABLE,
@@ -93,6 +96,9 @@ class LoraFormat(Format):
             )
         if spec.names not in NAMES:
             raise UserError(f"names: {spec.names!r} is unknown; use {', '.join(NAMES)}")
+        if pipeline_lora.applies(spec.source.model):
+            pipeline_lora.check(spec)
+            return
         if spec.source.second is not None and spec.names not in _NAMES_OF_PAIRS:
             raise UserError(
                 f"names: adapters of two experts are not written under the names of {spec.names}; "
@@ -106,6 +112,8 @@ class LoraFormat(Format):
 
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
+        if pipeline_lora.applies(spec.source.model):
+            return pipeline_lora.nbytes(spec, DEFAULT_RANK)
         return sum(map(self._nbytes_of_one, spec.experts))
 
     def _nbytes_of_one(self, spec: ExportSpec) -> int:
@@ -125,14 +133,20 @@ class LoraFormat(Format):
 
     def count(self, spec: ExportSpec) -> int:
         """The weights that are written, and those that are read to measure what is lost."""
+        if pipeline_lora.applies(spec.source.model):
+            return super().count(spec) * (1 + pipeline_lora.passes(spec)[0])
         return super().count(spec) * (1 + passes(spec)[0])
 
     def verified_count(self, spec: ExportSpec) -> int:
         """The weights that are compared, and those of a forward pass."""
+        if pipeline_lora.applies(spec.source.model):
+            return super().count(spec) * pipeline_lora.passes(spec)[1]
         return super().count(spec) * passes(spec)[1]
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
         """Writes weights and configurations into an empty folder; returns what was lost."""
+        if pipeline_lora.applies(spec.source.model):
+            return pipeline_lora.write(spec, folder, DEFAULT_RANK, advance)
         losses: dict[str, Losses | None] = {}
         for each in spec.experts:
             network = network_folder(folder, each)
@@ -150,6 +164,8 @@ class LoraFormat(Format):
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
         assert losses is not None, "adapters always come with a report"
+        if pipeline_lora.applies(spec.source.model):
+            return pipeline_lora.problems(spec, folder, losses, advance)
         problems = scheduler_problems(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             problems += json_problems(folder / path, content)
@@ -160,7 +176,13 @@ class LoraFormat(Format):
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's sections on the programs that take the file."""
+        if pipeline_lora.applies(spec.source.model):
+            return pipeline_lora.usage(spec, values)
         return usage_of(spec, values, [_location(each) for each in spec.experts])
+
+    def usual_names(self, model: Model) -> str:
+        """The portable names, or diffusers' for a model whose adapters have no others."""
+        return DIFFUSERS.name if pipeline_lora.applies(model) else PORTABLE.name
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The file of adapters; where there is another one for PEFT, that for all others."""
@@ -306,13 +328,7 @@ def _delta(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
 
 
 def _finite(spec: ExportSpec, name: str, tensor: Tensor) -> Tensor:
-    if not tensor.isfinite().all():
-        raise UserError(
-            f"{spec.source.tensors.where(name)}: {name} has values that are not finite in "
-            f"{spec.dtype}: the run diverged, or fp16 is too narrow; export an earlier checkpoint, "
-            "or use bf16"
-        )
-    return tensor
+    return stored_finite(tensor, name, spec.source.tensors.where(name), spec.dtype)
 
 
 def _is_of_blocks(spec: ExportSpec, name: str) -> bool:

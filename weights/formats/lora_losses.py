@@ -31,7 +31,8 @@ _OTHERS: Final = {
     "musubi": "musubi-tuner",
     "lightx2v_train": "LightX2V's trainer",
 }
-_STUDENT: Final = "student"
+STUDENT: Final = "student"
+"""The key in ``ExportSpec.probed`` of the student's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,13 @@ def measured_losses(
     """
     source, programs = spec.source, programs_of(spec)
     layers, lost, changed = layer_errors(spec, adapters, delta, ranks)
-    first, exact = _run(spec, source.tensors, advance)
-    spec.probed[_STUDENT] = first
-    base = _probe(spec, teacher, advance).forward()
-    merged, whole = _run(spec, MergedTensors(teacher, adapters), advance)
+    first, exact = run_student(spec, source.tensors, advance)
+    spec.probed[STUDENT] = first
+    base = probe_of(spec, teacher, advance).forward()
+    merged, whole = run_student(spec, MergedTensors(teacher, adapters), advance)
     partly, some = merged, whole
     if not all(programs.values()):
-        partly, some = _run(spec, MergedTensors(teacher, _InDiffusers(adapters)), advance)
+        partly, some = run_student(spec, MergedTensors(teacher, _InDiffusers(adapters)), advance)
     change = norm(first - base) or 1.0
     errors = {True: relative_error(whole, exact), False: relative_error(some, exact)}
     return Losses(
@@ -162,19 +163,21 @@ def forward_error(
     spec: ExportSpec, teacher: Tensors, adapters: Adapters, advance: Advance
 ) -> float:
     """The error of one evaluation of the network with all that a file has."""
-    if _STUDENT not in spec.probed:
-        spec.probed[_STUDENT] = _probe(spec, spec.source.tensors, advance).forward()
-    merged = _probe(spec, MergedTensors(teacher, adapters), advance).forward()
-    return relative_error(merged, spec.probed[_STUDENT])
+    if STUDENT not in spec.probed:
+        spec.probed[STUDENT] = probe_of(spec, spec.source.tensors, advance).forward()
+    merged = probe_of(spec, MergedTensors(teacher, adapters), advance).forward()
+    return relative_error(merged, spec.probed[STUDENT])
 
 
-def _run(spec: ExportSpec, tensors: Tensors, advance: Advance) -> tuple[Tensor, Tensor]:
+def run_student(spec: ExportSpec, tensors: Tensors, advance: Advance) -> tuple[Tensor, Tensor]:
     """One evaluation of a network, and the latents after the student's steps."""
-    probe = _probe(spec, tensors, advance)
+    probe = probe_of(spec, tensors, advance)
     return probe.forward(), probe.rollout(spec.source.schedule)
 
 
-def _probe(spec: ExportSpec, tensors: Tensors, advance: Advance) -> Probe:
+def probe_of(spec: ExportSpec, tensors: Tensors, advance: Advance) -> Probe:
+    """A network with a student's weights, or others of the same shapes, to evaluate."""
+
     def read(name: str) -> Tensor:
         advance(1)
         return tensors.read(name).float()

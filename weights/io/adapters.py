@@ -173,15 +173,17 @@ class StoredAdapters:
             stored = self.file.layers[layer].tensors.get(UP_BIAS)
             return None if stored is None else self._scale(layer) * self._read(stored).float()
         factors = self.factors(name)
-        return None if factors is None else factors.product()
+        return None if factors is None else factors.product().reshape(shape)
 
     def factors(self, name: str) -> Factors | None:
-        """The pair of a matrix; None if the file has none."""
+        """The pair of a matrix, or of a convolution's kernel; None if the file has none."""
         layer = name.removesuffix(".weight")
         if layer == name or layer not in self.file.layers:
             return None
         tensors = self.file.layers[layer].tensors
-        return Factors(self._read(tensors[UP]), self._read(tensors[DOWN]), self._scale(layer))
+        # A convolution's down factor has its kernel, which is part of the matrix's rows.
+        up, down = (self._read(tensors[kind]).flatten(1) for kind in (UP, DOWN))
+        return Factors(up, down, self._scale(layer))
 
     def where(self) -> str:
         """The file of the adapters, for messages."""
