@@ -68,19 +68,25 @@ class DiscriminatorMeter:
         self.model = model
         self._heads: dict[object, HeadsMemory] = {}
         self._frozen: dict[str, int] = {}
+        self._weights: dict[HeadSettings, dict[str, list[int]]] = {}
+        self._widths: dict[str, tuple[int, ...]] = {}
 
     def weights(self, job: Job) -> dict[str, list[int]]:
         """The sizes of the heads' weights by role; none if the method has no discriminator."""
-        settings = _settings(job)
+        settings = self._settings(job)
         if settings is None:
             return {}
-        with torch.device("meta"):
-            roles = build_heads(self.model, settings)
-        return {role: [p.numel() for p in heads.parameters()] for role, heads in roles.items()}
+        if settings not in self._weights:  # hundreds of layouts of a job ask for the same heads
+            with torch.device("meta"):
+                roles = build_heads(self.model, settings)
+            self._weights[settings] = {
+                role: [p.numel() for p in heads.parameters()] for role, heads in roles.items()
+            }
+        return self._weights[settings]
 
     def heads(self, job: Job, what: Pass) -> HeadsMemory:
         """The heads' memory in a job; ``what`` is the teacher's pass."""
-        settings = _settings(job)
+        settings = self._settings(job)
         assert settings is not None, "the method has no discriminator"
         # One process has its heads in float32, a DeepSpeed engine in the job's precision.
         dtype = torch.float32 if job.parallel.strategy == "local" else what.dtype
@@ -112,14 +118,18 @@ class DiscriminatorMeter:
         degree = job.parallel.sequence
         return _pixel_cost(vae, videos, job.video.frames, pixels, degree)
 
-
-def _settings(job: Job) -> HeadSettings | None:
-    """The heads of a job, whose vision encoder need not be here yet."""
-    heads, pixels = job.method.discriminator, job.method.pixel_discriminator
-    if heads is None:
-        return None
-    widths = () if pixels is None else VisionBackbone.planned(pixels.vision_encoder).widths
-    return HeadSettings(heads.head_every, heads.head_channels, 0, widths)
+    def _settings(self, job: Job) -> HeadSettings | None:
+        """The heads of a job, whose vision encoder need not be here yet."""
+        heads, pixels = job.method.discriminator, job.method.pixel_discriminator
+        if heads is None:
+            return None
+        widths: tuple[int, ...] = ()
+        if pixels is not None:
+            name = pixels.vision_encoder
+            if name not in self._widths:
+                self._widths[name] = VisionBackbone.planned(name).widths
+            widths = self._widths[name]
+        return HeadSettings(heads.head_every, heads.head_channels, 0, widths)
 
 
 def meter_heads(

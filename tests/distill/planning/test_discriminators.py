@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from distill.planning.model_meter import ModelMeter
+from distill.planning.nearest import check_possible
 from distill.planning.plan import Machine, make_plan
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.parallel.discriminator import build_heads
 from lightx2v_sgmd.system.resources import config_path
 from tests.distill.planning.test_shipped_jobs import meter_of
 
@@ -32,3 +38,18 @@ def test_decoded_frames_are_planned() -> None:
     )
     plain = make_plan(without, meter.model, Machine(gpus=8), meter)
     assert plain.memory.peak < plan.memory.peak / 1.5 and "decoded frames" not in plain.flops
+
+
+def test_heads_are_built_once_for_all_layouts_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of layouts are looked at before a job is planned, and all have the same heads."""
+    built: list[object] = []
+
+    def build(*arguments: Any) -> Any:
+        built.append(arguments)
+        return build_heads(*arguments)
+
+    monkeypatch.setattr("distill.planning.discriminators.build_heads", build)
+    job = load_job(config_path("sprites_adp.yaml"), ["parallel.strategy=zero3"])
+    model = open_model(job.teacher.path)
+    check_possible(job, model, Machine(gpus=8), ModelMeter(model))
+    assert len(built) == 1
