@@ -231,8 +231,16 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
 
 
+def ignore_free_memory() -> None:
+    """Lets no answer depend on how much memory there is, here or within ``limit_memory``."""
+    from lightx2v_sgmd.system import host_memory
+
+    host_memory.host_memory_gib = lambda: None
+
+
 def main(work: Path) -> None:
     """Opens all good folders, so that everything is imported, and then the hostile ones."""
+    ignore_free_memory()
     (work / "out").mkdir()
     (work / "prompts.txt").write_text("a red circle\n")
     for base in sorted(path.name for path in (work / "good").iterdir()):

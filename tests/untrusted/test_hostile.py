@@ -129,5 +129,6 @@ def test_a_hostile_folder(answers: dict[str, Any], kind: Hostile) -> None:
         code, _, text = answer.partition(": ")
         assert code == ("1" if way == "verify" and not text.startswith("error:") else "2"), answer
         assert "internal error" not in text
+        assert "of main memory" not in text  # refused for what the folder is, not for the machine
         assert way == "verify" or text.count("\n") == 0, text
         assert max(map(len, text.splitlines())) <= 300

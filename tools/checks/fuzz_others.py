@@ -94,7 +94,8 @@ def image(data: bytes) -> None:
 
 
 def prompt_images(data: bytes) -> None:
-    """Prompts with an image each."""
+    """Prompts with an image each; ``x.png`` is one."""
+    named_file("x.png", _picture("PNG"))
     for path in read_images(named_file("images.jsonl", data)):
         if path is not None:
             check_image(path)
