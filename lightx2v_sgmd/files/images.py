@@ -30,10 +30,10 @@ def read_image(path: str | Path) -> Any:
     Raises:
         UserError: the file is missing, too large, damaged, or of another format.
     """
-    return decode_image(read_limited(Path(path), MOST_BYTES), str(path))
+    return decode_image(read_limited(Path(path), MOST_BYTES), str(path), MOST_PIXELS)
 
 
-def decode_image(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
+def decode_image(content: bytes, what: str, most_pixels: int) -> Any:
     """Decodes the content of an image file; see ``read_image``.
 
     Args:
@@ -43,7 +43,7 @@ def decode_image(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> A
     """
     from PIL import ImageOps
 
-    with _damage_named(what):
+    with _damage_named(what, most_pixels):
         image = _opened(content, what, most_pixels)
         image.load()
         return ImageOps.exif_transpose(image).convert("RGB")
@@ -56,8 +56,8 @@ def check_image(path: str | Path) -> str:
         UserError: as ``read_image``, for what a header shows.
     """
     content = read_limited(Path(path), MOST_BYTES)
-    with _damage_named(str(path)):
-        _opened(content, str(path))
+    with _damage_named(str(path), MOST_PIXELS):
+        _opened(content, str(path), MOST_PIXELS)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -79,7 +79,7 @@ def fitted(image: Any, height: int, width: int) -> Any:
     return image.crop((left, top, left + taken_width, top + taken_height))
 
 
-def _opened(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
+def _opened(content: bytes, what: str, most_pixels: int) -> Any:
     from PIL import Image
 
     image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -97,7 +97,7 @@ def _opened(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
 
 
 @contextmanager
-def _damage_named(what: str) -> Iterator[None]:
+def _damage_named(what: str, most_pixels: int) -> Iterator[None]:
     """Makes whatever Pillow raises for a damaged file one line."""
     from PIL import Image, UnidentifiedImageError
 
@@ -111,7 +111,7 @@ def _damage_named(what: str) -> Iterator[None]:
         raise UserError(f"{what}: is not a PNG, JPEG or WebP image; convert it to one") from None
     except Image.DecompressionBombError:  # Pillow's own limit, for headers that say far more
         raise UserError(
-            f"{what}: has more than the {MOST_PIXELS:,} pixels that are read; make it smaller"
+            f"{what}: has more than the {most_pixels:,} pixels that are read; make it smaller"
         ) from None
     except Exception as error:  # a decoder raises anything for a damaged file
         raise UserError(

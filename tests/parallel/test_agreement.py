@@ -78,7 +78,10 @@ def test_strategies_agree_on_two_experts(tmp_path: Path, adapters: bool) -> None
     }
     assert weights["two ranks"].keys() == names
     for name, value in weights["local"].items():
-        assert float((value - weights["two ranks"][name]).abs().max()) <= 1e-5, name
+        difference = (value - weights["two ranks"][name]).abs().flatten()
+        # Adam without momentum makes a step of up to its rate, 1e-4, from a gradient that is
+        # rounding alone, as single values of adapters have.
+        assert float(difference.quantile(0.99)) <= 1e-6 and float(difference.max()) <= 1e-4, name
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +104,9 @@ def test_the_budget_is_kept(tmp_path: Path) -> None:
     assert len(summary.left_out(report)) == 4 and not summary.failures(report)
     report = check(tmp_path, budget_s=30, steps=("last", "overruns"))
     rows = report.steps["overruns"]["rows"]
-    assert rows == {"overruns": {"skipped": "stopped when the budget ended"}}
+    (row,) = rows.values()
+    # On a slow machine the time left before the row is too short already.
+    assert re.fullmatch(r"stopped when the budget ended|\d+ s left, \d+ s expected", row["skipped"])
     assert report.steps["last"]["status"] == "done" and not summary.failures(report)
 
 

@@ -123,7 +123,7 @@ def test_what_is_no_clip_is_refused_before_anything_is_made(folder: Path, tmp_pa
     with pytest.raises(UserError, match="--clip: .* has no config.json; name the folder"):
         EvaluateOptions(clip=tmp_path / "none")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(UserError, match="--clip: .*no CLIPModel"):
+    with pytest.raises(UserError, match="--clip: .*not a CLIPModel"):
         Clip(tmp_path, "cpu")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(UserError, match=r"--clip: .*safetensors"):

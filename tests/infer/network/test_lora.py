@@ -100,9 +100,9 @@ def test_the_schedule_comes_from_the_file_or_the_flag(
     assert load_student(trained[0], loras=(Lora(other),)).schedule == two
     with pytest.raises(UserError, match=r"two\.safetensors: says timesteps 1000/889 .* but .*says"):
         load_student(student, loras=(Lora(other),))
-    shift5 = adapter(tmp_path, "five", **schedule_metadata(Schedule(shift=5.0)))
-    with pytest.raises(UserError, match=r"five\.safetensors: the weights were distilled for"):
-        load_student(trained[0], loras=(Lora(shift5),))
+    shift6 = adapter(tmp_path, "six", **schedule_metadata(Schedule(shift=6.0)))
+    with pytest.raises(UserError, match=r"six\.safetensors: the weights were distilled for"):
+        load_student(trained[0], loras=(Lora(shift6),))
 
 
 @pytest.mark.parametrize(

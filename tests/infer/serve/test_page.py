@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -52,6 +53,14 @@ def make_waiting(backend: Backend) -> None:
     ours.close()
 
 
+def until(page: Any, condition: str) -> None:
+    """Waits for a condition; the browser's own wait would need ``eval``, which the page forbids."""
+    end = time.monotonic() + WAIT_MS / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 def check_layout(page: Any) -> None:
     """Nothing is wider than the window, and every button has a name."""
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -88,7 +97,7 @@ def test_a_video_is_asked_for_seen_and_repeated_by_keys(tmp_path: Path) -> None:
         make_waiting(backend)
         film = page.get_by_label("Video of a red circle")
         film.wait_for()
-        page.wait_for_function("document.querySelector('#gallery video').videoWidth === 32")
+        until(page, "document.querySelector('#gallery video').videoWidth === 32")
         page.locator("#estimate", has_text="A video of this size takes about").wait_for()
         page.get_by_role("button", name="Make a red circle with another seed").press("Enter")
         waiting.wait_for()
@@ -174,12 +183,12 @@ def test_two_weights_are_compared_side_by_side(tmp_path: Path) -> None:
         for name in ("new", "old"):
             comparison.get_by_label(f"Video with {name}").wait_for()
         both = comparison.get_by_role("button", name="Play both")
-        page.wait_for_function("!document.getElementById('both').disabled")
+        until(page, "!document.getElementById('both').disabled")
         both.press("Enter")
         playing = (
             "[...document.querySelectorAll('#pair video')].filter(film => !film.paused).length"
         )
-        page.wait_for_function(f"{playing} === 2")
+        until(page, f"{playing} === 2")
         comparison.get_by_role("button", name="Pause both").press("Enter")
         check_layout(page)
         page.reload()  # the address names both videos
