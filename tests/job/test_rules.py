@@ -12,7 +12,8 @@ from tests.job.minimal import mistake, mistakes
 def test_another_schedule_is_refused_with_the_reason(file: Path, override: str) -> None:
     line = mistake(file, override)
     assert "--set" in line or str(file) in line
-    assert "1000, 960, 888.889, 727.273 are [1000, 750, 500, 250]" in line
+    assert "is not a student's schedule" in line and "8 (Wan), 5 (Wan), 3 (SD3)" in line
+    assert line.endswith("falls evenly from 1000, such as [1000, 750, 500, 250]")
 
 
 def test_sequence_parallelism_needs_zero3(file: Path) -> None:
