@@ -33,7 +33,7 @@ def read_image(path: str | Path) -> Any:
     return decode_image(read_limited(Path(path), MOST_BYTES), str(path), MOST_PIXELS)
 
 
-def decode_image(content: bytes, what: str, most_pixels: int) -> Any:
+def decode_image(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> Any:
     """Decodes the content of an image file; see ``read_image``.
 
     Args:
