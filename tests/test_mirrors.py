@@ -86,6 +86,7 @@ TOGETHER = {
         "lightx2v_sgmd/families/cogvideox/forward.py",
         "lightx2v_sgmd/families/cogvideox/text.py",
         "lightx2v_sgmd/families/sd3/forward.py",
+        "lightx2v_sgmd/families/image_model.py",
         "lightx2v_sgmd/families/loading.py",
     ),
     "families/test_base.py": (

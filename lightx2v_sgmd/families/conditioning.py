@@ -19,6 +19,8 @@ from torch import Tensor
 
 TEXT: Final = "text"
 """The entry that every family has: the rows of the text encoder."""
+POOLED: Final = "pooled"
+"""The entry of teachers of images: the projected vectors of CLIP's encoders."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,19 +17,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
-from lightx2v_sgmd.families.diffusers_model import DiffusersModel
+from lightx2v_sgmd.families.conditioning import POOLED, TEXT, Conditioning
 from lightx2v_sgmd.families.experts import Expert, only_expert
 from lightx2v_sgmd.families.features import Feature
-from lightx2v_sgmd.families.loading import empty_weights
+from lightx2v_sgmd.families.image_model import ImageModel
 from lightx2v_sgmd.families.sd3 import published
-from lightx2v_sgmd.families.sd3.forward import (
-    decode_frames,
-    decode_latents,
-    scaled_latents,
-    velocity,
-)
-from lightx2v_sgmd.families.sd3.text import POOLED, SD3TextEncoder
+from lightx2v_sgmd.families.sd3.forward import velocity
+from lightx2v_sgmd.families.sd3.text import SD3TextEncoder
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder, read_video_facts
@@ -61,12 +55,10 @@ _CHECKS: Final = {
     "text_encoder_3": check_t5,
     "scheduler": untrusted.check_scheduler,
 }
-POSITIONS: Final = "text_model.embeddings.position_ids"
-"""A constant that old files of CLIP have among the weights."""
 
 
 @dataclass(frozen=True)
-class SD3Model(DiffusersModel):
+class SD3Model(ImageModel):
     """An SD3 model whose configuration was read, and whose weights were not.
 
     Attributes:
@@ -117,11 +109,6 @@ class SD3Model(DiffusersModel):
     def student_shifts(self) -> tuple[float, ...]:
         """3, that of the published schedulers; a student's own scheduler states another number."""
         return (published.SHIFT,)
-
-    @property
-    def fps(self) -> float:
-        """1: an image is a video of one frame."""
-        return 1.0
 
     @property
     def authors_sampler(self) -> AuthorsSampler:
@@ -178,18 +165,6 @@ class SD3Model(DiffusersModel):
             images=True,
         )
 
-    def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
-        """The text ``[B, S, D]`` and the pooled vectors ``[B, P]`` of prompts."""
-        return Conditioning(
-            {name: torch.stack([each[name] for each in embeddings]) for name in (TEXT, POOLED)}
-        )
-
-    def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
-        """A conditioning without values, for measurements; its text has all its rows."""
-        rows = published.CLIP_TOKENS + published.T5_TOKENS
-        text = torch.empty(batch, rows, self.text_dim)
-        return Conditioning({TEXT: text, POOLED: torch.empty(batch, self.pooled_dim)})
-
     def predict(
         self,
         network: Any,
@@ -219,12 +194,6 @@ class SD3Model(DiffusersModel):
         configs = self.expected_text_encoder_config()
         return torch.nn.ModuleDict({part: _build(part, configs[part]) for part in configs})
 
-    def text_encoder_files(self) -> list[Path]:
-        """The files that decide an embedding: weights and tokenizers of all encoders."""
-        weights = [file for part in self._encoders for file in self.source.files(part)]
-        tokenizers = [f for name in self._tokenizers for f in self.source.tokenizer_files(name)]
-        return [*weights, *tokenizers]
-
     def load_text_encoder(
         self,
         dtype: torch.dtype,
@@ -241,10 +210,7 @@ class SD3Model(DiffusersModel):
             if part == _ENCODERS[2]:
                 networks.append(self._load_t5(build, part, dtype, device, on_part, stream))
                 continue
-            with empty_weights():
-                network = build()
-            filled = self._fill(network, part, dtype, lambda name: False, device, on_part)
-            networks.append(filled.requires_grad_(False))
+            networks.append(self._load_clip(part, build, dtype, device, on_part))
         lengths = (published.CLIP_TOKENS, published.T5_TOKENS)
         return SD3TextEncoder(tokenizers, networks, self.text_dim, lengths)
 
@@ -275,20 +241,8 @@ class SD3Model(DiffusersModel):
         configs = (published.CLIP_L, published.CLIP_G, T5_XXL)
         return dict(zip(self._encoders, configs, strict=False))
 
-    def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
-        """Scales what the VAE encoded, ``[B, C, 1, h, w]``, for the network."""
-        return scaled_latents(vae, encoded)
-
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decodes scaled latents ``[B, C, 1, h, w]`` to images ``[B, 1, H, W, 3]`` uint8."""
-        return decode_latents(vae, latents)
-
-    def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Decodes images ``[B, 1, 3, H, W]`` with gradient."""
-        return decode_frames(vae, latents, frames)
-
     def _names(self, part: Part) -> Names | None:
-        return _encoder_names if part in _ENCODERS else None
+        return one_embedding if part == _ENCODERS[2] else super()._names(part)
 
     @property
     def _encoders(self) -> tuple[Part, ...]:
@@ -302,11 +256,6 @@ class SD3Model(DiffusersModel):
 def _build(part: str, config: Mapping[str, Any]) -> Any:
     build = build_t5 if part == _ENCODERS[2] else untrusted.build_clip
     return build(config)
-
-
-def _encoder_names(stored: Iterable[str]) -> dict[str, str]:
-    """Names of an encoder's weights, with T5's embedding once and without CLIP's constant."""
-    return one_embedding(name for name in stored if name != POSITIONS)
 
 
 def open_sd3(path: str | Path) -> SD3Model:

@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.conditioning import TEXT, Embedding
+from lightx2v_sgmd.families.conditioning import POOLED, TEXT, Embedding
 from lightx2v_sgmd.families.t5 import check_vocabulary
 from lightx2v_sgmd.families.t5_streaming import PROMPTS_AT_ONCE, StreamedT5, run_each
 
 # B batch, S text tokens, D text width
-
-POOLED = "pooled"
-"""The entry with the projected vectors of both CLIP encoders."""
 
 
 class SD3TextEncoder:

@@ -7,31 +7,26 @@ network is a U-Net, whose blocks differ in width and in number of positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
 
-from lightx2v_sgmd.families.conditioning import TEXT, Conditioning, Embedding
+from lightx2v_sgmd.families.conditioning import POOLED, TEXT, Conditioning
 from lightx2v_sgmd.families.ddim import check_trailing_steps
-from lightx2v_sgmd.families.diffusers_model import DiffusersModel
 from lightx2v_sgmd.families.experts import Expert, only_expert
 from lightx2v_sgmd.families.features import Feature
-from lightx2v_sgmd.families.loading import empty_weights
-from lightx2v_sgmd.families.sd3.forward import decode_frames, decode_latents, scaled_latents
-from lightx2v_sgmd.families.sd3.model import POSITIONS
-from lightx2v_sgmd.families.sd3.text import POOLED
+from lightx2v_sgmd.families.image_model import ImageModel
 from lightx2v_sgmd.families.sdxl import published
 from lightx2v_sgmd.families.sdxl.forward import predict_noise
 from lightx2v_sgmd.families.sdxl.text import SDXLTextEncoder
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.families.sources.parts import UNET, Part
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
-from lightx2v_sgmd.files.tensors.tensor_reader import Names
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.networks.block_loading import Device, OnPart
 from lightx2v_sgmd.schedule import Schedule
@@ -53,7 +48,7 @@ _MOST_POSITIONS: Final = 256
 
 
 @dataclass(frozen=True)
-class SDXLModel(DiffusersModel):
+class SDXLModel(ImageModel):
     """An SDXL model whose configuration was read, and whose weights were not.
 
     Attributes:
@@ -71,7 +66,7 @@ class SDXLModel(DiffusersModel):
 
     @property
     def experts(self) -> tuple[Expert, ...]:
-        """Its one network."""
+        """The one network of the model."""
         return only_expert(self)
 
     @property
@@ -123,11 +118,6 @@ class SDXLModel(DiffusersModel):
             "steps_offset": 0,
             "set_alpha_to_one": True,
         }
-
-    @property
-    def fps(self) -> float:
-        """1: an image is a video of one frame."""
-        return 1.0
 
     @property
     def authors_sampler(self) -> AuthorsSampler:
@@ -195,17 +185,6 @@ class SDXLModel(DiffusersModel):
             images=True,
         )
 
-    def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
-        """The text ``[B, S, D]`` and the pooled vectors ``[B, P]`` of prompts."""
-        return Conditioning(
-            {name: torch.stack([each[name] for each in embeddings]) for name in (TEXT, POOLED)}
-        )
-
-    def empty_conditioning(self, batch: int, text_rows: int) -> Conditioning:
-        """A conditioning without values, for measurements."""
-        text = torch.empty(batch, text_rows, self.text_dim)
-        return Conditioning({TEXT: text, POOLED: torch.empty(batch, self.pooled_dim)})
-
     def predict(
         self,
         network: Any,
@@ -253,12 +232,6 @@ class SDXLModel(DiffusersModel):
         configs = self.expected_text_encoder_config()
         return nn.ModuleDict({part: _build(part, configs[part]) for part in _ENCODERS})
 
-    def text_encoder_files(self) -> list[Path]:
-        """The files that decide an embedding: weights and tokenizers of both encoders."""
-        weights = [file for part in _ENCODERS for file in self.source.files(part)]
-        tokenizers = [f for name in _TOKENIZERS for f in self.source.tokenizer_files(name)]
-        return [*weights, *tokenizers]
-
     def load_text_encoder(
         self,
         dtype: torch.dtype,
@@ -271,10 +244,8 @@ class SDXLModel(DiffusersModel):
         tokenizers = [load_tokenizer(self.source.tokenizer(name)) for name in _TOKENIZERS]
         networks = []
         for part in _ENCODERS:
-            with empty_weights():
-                network = _build(part, configs[part])
-            filled = self._fill(network, part, dtype, lambda name: False, device, on_part)
-            networks.append(filled.requires_grad_(False))
+            build = partial(_build, part, configs[part])
+            networks.append(self._load_clip(part, build, dtype, device, on_part))
         return SDXLTextEncoder(tokenizers, networks, published.TOKENS, self.empty_is_zero)
 
     def full_text_encoder_config(self) -> dict[str, Any]:
@@ -307,20 +278,13 @@ class SDXLModel(DiffusersModel):
             return self.full_text_encoder_config()
         return dict(zip(_ENCODERS, (published.CLIP_L, published.CLIP_G), strict=True))
 
-    def normalized_latents(self, vae: Any, encoded: Tensor) -> Tensor:
-        """Scales what the VAE encoded, ``[B, C, 1, h, w]``, for the network."""
-        return scaled_latents(vae, encoded)
+    @property
+    def _encoders(self) -> tuple[Part, ...]:
+        return _ENCODERS
 
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decodes scaled latents ``[B, C, 1, h, w]`` to images ``[B, 1, H, W, 3]`` uint8."""
-        return decode_latents(vae, latents)
-
-    def decode_frames(self, vae: Any, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Decodes images ``[B, 1, 3, H, W]`` with gradient."""
-        return decode_frames(vae, latents, frames)
-
-    def _names(self, part: Part) -> Names | None:
-        return _encoder_names if part in _ENCODERS else None
+    @property
+    def _tokenizers(self) -> tuple[str, ...]:
+        return _TOKENIZERS
 
     @property
     def _noise_schedule(self) -> dict[str, Any]:
@@ -347,8 +311,3 @@ def _attends(block: str) -> bool:
 def _build(part: str, config: Mapping[str, Any]) -> Any:
     build = untrusted.build_first_clip if part == _ENCODERS[0] else build_clip
     return build(config)
-
-
-def _encoder_names(stored: Iterable[str]) -> dict[str, str]:
-    """Names of an encoder's weights, without CLIP's constant."""
-    return {name: name for name in stored if name != POSITIONS}

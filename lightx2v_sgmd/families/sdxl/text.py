@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lightx2v_sgmd.families.conditioning import TEXT, Embedding
-from lightx2v_sgmd.families.sd3.text import POOLED, tokens
+from lightx2v_sgmd.families.conditioning import POOLED, TEXT, Embedding
+from lightx2v_sgmd.families.sd3.text import tokens
 
 # S text tokens, D text width, P width of the pooled vector
 

@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
 from distill.model_checks import check_against_model
+from lightx2v_sgmd.families.conditioning import POOLED
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.sd3.text import POOLED
 from lightx2v_sgmd.families.sdxl.model import SDXLModel
 from lightx2v_sgmd.families.sdxl.opening import open_sdxl
 from lightx2v_sgmd.interpolants import VariancePreserving
