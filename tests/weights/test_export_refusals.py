@@ -181,10 +181,11 @@ def change_student(run: Path, name: str, value: float) -> None:
         write_manifest(folder)
 
 
-def test_a_diverged_run_is_refused(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["diffusers", "lora"])
+def test_a_diverged_run_is_refused(run: Path, tmp_path: Path, format: str) -> None:
     change_student(run, "proj_out.weight", float("nan"))
     with pytest.raises(UserError, match="proj_out.weight has values that are not finite"):
-        do_export(run, tmp_path / "student")
+        export(run, format, tmp_path / "student", quiet=True)
     assert not (tmp_path / "student").exists()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +28,13 @@ from weights.formats.comfyui_workflow import (
 )
 from weights.formats.diffusers import scheduler_problems, write_scheduler
 from weights.formats.layout import stored_finite
-from weights.formats.lora_losses import forward_error, layer_errors, measured_losses, passes
+from weights.formats.lora_losses import (
+    change_of,
+    forward_error,
+    layer_errors,
+    measured_losses,
+    passes,
+)
 from weights.formats.lora_usage import usage_of
 from weights.formats.programs import COMFYUI, LIGHTX2V
 from weights.formats.wan import (
@@ -225,19 +229,14 @@ def _write_network(spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
     """Writes the adapters of one network; returns what was lost."""
     teacher = teacher_tensors(spec.source, spec.expert)
     pieces: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
     trimmer = HeapTrimmer()
     for name in spec.source.tensors.shapes:
-        written = _pieces(spec, teacher, name)
-        pieces |= written.tensors
-        if written.rank:
-            ranks[name] = written.rank
+        pieces |= _pieces(spec, teacher, name)
         trimmer.trim()
         advance(1)
     _write_files(spec, folder, pieces)
     adapters = StoredAdapters.checked(folder / file_name(spec), spec.source.tensors.shapes)
-    delta = partial(_delta, spec, teacher)
-    return measured_losses(spec, teacher, adapters, delta, ranks, advance)
+    return measured_losses(spec, teacher, adapters, advance)
 
 
 def _network_problems(
@@ -258,7 +257,7 @@ def _network_problems(
     for name, info in header.tensors.items():
         if info.dtype != expected_type and not name.endswith(".alpha"):
             problems.append(f"{name} is {info.dtype}, not {expected_type}")
-    now, _, _ = layer_errors(spec, adapters, partial(_delta, spec, teacher), {}, advance)
+    now, _, _ = layer_errors(spec, teacher, adapters, advance)
     for name, values in losses.layers.items():
         off = now[name]["relative_error"]
         if off > values["relative_error"] * SLACK + 1e-7:
@@ -272,32 +271,26 @@ def _network_problems(
     return problems
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    tensors: dict[str, Tensor]
-    rank: int = 0
-
-
-def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
+def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> dict[str, Tensor]:
     """The tensors that the file holds for one weight."""
     dtype = OPTIONS[spec.dtype]
     shape = spec.source.tensors.shapes[name]
     adapters = spec.source.adapters
     if spec.only == "blocks" and not _is_of_blocks(spec, name):
-        return _Pieces({})
+        return {}
     if not is_matrix(name, shape):
-        delta = _delta(spec, teacher, name) if adapters is None else adapters.delta(name, shape)
+        delta = change_of(spec, teacher, name) if adapters is None else adapters.delta(name, shape)
         if delta is None or not delta.any():
-            return _Pieces({})
+            return {}
         stored = _finite(spec, name, delta.to(dtype))
-        return _Pieces(dict.fromkeys(difference_names(name), stored))
+        return dict.fromkeys(difference_names(name), stored)
     if adapters is None:
         rank = (spec.rank or DEFAULT_RANK) if spec.energy is None else None
-        factors = factorize(_delta(spec, teacher, name), name, rank, spec.energy)
+        factors = factorize(change_of(spec, teacher, name), name, rank, spec.energy)
     else:
         trained = adapters.factors(name)
         if trained is None and not _wanted_as_zero(spec, name):
-            return _Pieces({})
+            return {}
         factors = trained or Factors(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
     up, down, alpha = factor_names(name)
     above = factors.up if alpha is not None or factors.scale == 1 else factors.up * factors.scale
@@ -307,7 +300,7 @@ def _pieces(spec: ExportSpec, teacher: Tensors, name: str) -> _Pieces:
     }
     if alpha is not None:
         tensors[alpha] = torch.tensor(factors.scale * factors.rank)
-    return _Pieces(tensors, factors.rank)
+    return tensors
 
 
 def _wanted_as_zero(spec: ExportSpec, name: str) -> bool:
@@ -316,15 +309,6 @@ def _wanted_as_zero(spec: ExportSpec, name: str) -> bool:
     assert adapters is not None, "extracted adapters are of all layers"
     outside = [n for n in spec.source.tensors.shapes if not n.startswith("blocks.")]
     return name in outside and any(adapters.factors(n) is not None for n in outside)
-
-
-def _delta(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
-    """The change of a weight by training, float32; exact for adapters, with no rounded sum."""
-    if spec.source.adapters is not None:
-        shape = spec.source.tensors.shapes[name]
-        delta = spec.source.adapters.delta(name, shape)
-        return torch.zeros(shape) if delta is None else delta
-    return spec.source.tensors.read(name).float() - teacher.read(name).float()
 
 
 def _finite(spec: ExportSpec, name: str, tensor: Tensor) -> Tensor:

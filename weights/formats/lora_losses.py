@@ -7,7 +7,6 @@ evaluation a small part of the error shows, since later steps start from states 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weights.export_spec import Advance, ExportSpec, Losses
+from weights.formats.layout import read_finite
 from weights.formats.programs import COMFYUI, LIGHTX2V, refusal
 from weights.io.adapters import StackedAdapters, StoredAdapters, diffusers_takes, is_matrix
 from weights.io.lora_names import NAMES, PORTABLE
@@ -88,8 +88,6 @@ def measured_losses(
     spec: ExportSpec,
     teacher: Tensors,
     adapters: StoredAdapters,
-    delta: Callable[[str], Tensor],
-    ranks: Mapping[str, int],
     advance: Advance,
 ) -> Losses:
     """The losses of a written file.
@@ -98,12 +96,10 @@ def measured_losses(
         spec: The export.
         teacher: The weights that the adapters are for.
         adapters: The written file.
-        delta: Gives what training changed a weight by.
-        ranks: The rank of each layer.
         advance: Called after each weight that is read for a pass.
     """
     source, programs = spec.source, programs_of(spec)
-    layers, lost, changed = layer_errors(spec, adapters, delta, ranks)
+    layers, lost, changed = layer_errors(spec, teacher, adapters)
     first, exact = run_student(spec, source.tensors, advance)
     spec.probed[STUDENT] = first
     base = probe_of(spec, teacher, advance).forward()
@@ -128,33 +124,46 @@ def measured_losses(
     )
 
 
+def change_of(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
+    """The change of a weight by training, float32; exact for adapters, with no rounded sum.
+
+    Raises:
+        UserError: a value of the student is not finite.
+    """
+    source = spec.source
+    if source.adapters is not None:
+        shape = source.tensors.shapes[name]
+        delta = source.adapters.delta(name, shape)
+        return torch.zeros(shape) if delta is None else delta
+    return read_finite(source.tensors, name).float() - teacher.read(name).float()
+
+
 def layer_errors(
     spec: ExportSpec,
+    teacher: Tensors,
     adapters: StoredAdapters,
-    delta: Callable[[str], Tensor],
-    ranks: Mapping[str, int],
     advance: Advance = lambda n: None,
 ) -> tuple[dict[str, dict[str, float]], float, float]:
     """Each matrix's losses, and the squared sizes of what is lost and of what training changed.
 
     Args:
         spec: The export.
+        teacher: The weights that the adapters are for.
         adapters: The written file.
-        delta: Gives what training changed a weight by.
-        ranks: The rank of each layer.
         advance: Called after each weight.
     """
     layers: dict[str, dict[str, float]] = {}
     lost = changed = 0.0
     for name, shape in spec.source.tensors.shapes.items():
         advance(1)
-        exact = delta(name)
+        exact = change_of(spec, teacher, name)
         got = adapters.delta(name, shape)
         off, size = norm(exact if got is None else got - exact), norm(exact)
         lost, changed = lost + off**2, changed + size**2
         if is_matrix(name, shape) and (size or off or spec.source.adapters is None):
             error = off / size if size else 0.0
-            rank = {"rank": ranks[name]} if name in ranks else {}
+            layer = name.removesuffix(".weight")
+            rank = {"rank": adapters.file.rank(layer)} if layer in adapters.file.layers else {}
             layers[name] = {**rank, "energy": 1 - error**2, "relative_error": error}
     return layers, lost, changed
 

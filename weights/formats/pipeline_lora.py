@@ -15,7 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from lightx2v_sgmd.families.base import Model
@@ -27,8 +26,15 @@ from lightx2v_sgmd.networks.adapters import METADATA_KEY
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.diffusers import scheduler_problems, write_scheduler
-from weights.formats.layout import read_finite, stored_finite
-from weights.formats.lora_losses import ROLLOUT, STUDENT, forward_error, probe_of, run_student
+from weights.formats.layout import stored_finite
+from weights.formats.lora_losses import (
+    ROLLOUT,
+    STUDENT,
+    change_of,
+    forward_error,
+    probe_of,
+    run_student,
+)
 from weights.io.adapters import Factors, StoredAdapters, factorize
 from weights.io.heap import HeapTrimmer
 from weights.io.lora_names import DIFFUSERS, LayerFactors, settings_of
@@ -180,7 +186,7 @@ def _factors(
     trained = None if adapters is None else adapters.factors(name)
     if trained is not None:
         return trained
-    delta = _change(spec, teacher, name).flatten(1)
+    delta = change_of(spec, teacher, name).flatten(1)
     if not delta.any():
         return None
     rank = (spec.rank or default_rank) if spec.energy is None else None
@@ -208,16 +214,6 @@ def _settings(model: Model, pairs: Mapping[str, LayerFactors]) -> dict[str, str]
     return {METADATA_KEY: json.dumps(told, sort_keys=True)}
 
 
-def _change(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
-    """The change of a weight by training, float32; exact for adapters, with no rounded sum."""
-    source = spec.source
-    if source.adapters is not None:
-        shape = source.tensors.shapes[name]
-        delta = source.adapters.delta(name, shape)
-        return torch.zeros(shape) if delta is None else delta
-    return read_finite(source.tensors, name).float() - teacher.read(name).float()
-
-
 def _layers(
     spec: ExportSpec,
     teacher: Tensors,
@@ -229,7 +225,7 @@ def _layers(
     lost = changed = 0.0
     for name, shape in spec.source.tensors.shapes.items():
         advance(1)
-        exact, got = _change(spec, teacher, name), adapters.delta(name, shape)
+        exact, got = change_of(spec, teacher, name), adapters.delta(name, shape)
         off, size = norm(exact if got is None else got - exact), norm(exact)
         lost, changed = lost + off**2, changed + size**2
         if has_factors(name, shape) and (size or off):
