@@ -17,7 +17,7 @@ from weights.export_spec import BASE, RELATIVE_TO, ExportSpec, Losses
 from weights.formats.base import Format
 from weights.formats.lora import check_rank
 from weights.formats.programs import refusal
-from weights.formats.registry import FORMATS, format_named
+from weights.formats.registry import FORMATS, format_for, format_named
 from weights.hub import check_repository
 from weights.hub import push as push_export
 from weights.io.lora_names import PORTABLE
@@ -118,8 +118,9 @@ def export(
                 f"experts; use --format {able}"
             )
         refuse_overlap(final, _sources(opened))
+        target_format = format_for(target_format, opened.model)
         precision = _dtype(opened, target_format, dtype)
-        spelling = names or target_format.usual_names(opened.model)
+        spelling = names or target_format.usual_names
         limits = (max_shard_size, rank, energy, spelling, only)
         if format not in opened.model.formats:
             raise UserError(

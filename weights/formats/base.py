@@ -43,6 +43,7 @@ class Format(ABC):
         holds_adapters: True if the files hold adapters and not the whole network. Only such a
             format takes ``--rank`` and ``--energy``.
         holds_experts: True if it can hold both networks of a model that has two experts.
+        usual_names: The names of adapters where none are asked for, a key of ``lora_names.NAMES``.
     """
 
     name: ClassVar[str]
@@ -52,6 +53,7 @@ class Format(ABC):
     programs: ClassVar[tuple[Program, ...]] = ()
     holds_adapters: ClassVar[bool] = False
     holds_experts: ClassVar[bool] = False
+    usual_names: ClassVar[str] = "portable"
 
     @abstractmethod
     def check(self, spec: ExportSpec) -> None:
@@ -87,10 +89,6 @@ class Format(ABC):
             spec: The export.
             values: The card's values by name, such as ``count`` and ``height``.
         """
-
-    def usual_names(self, model: Model) -> str:
-        """The names of adapters where none are asked for, a key of ``lora_names.NAMES``."""
-        return "portable"
 
     @abstractmethod
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:

@@ -16,7 +16,6 @@ from lightx2v_sgmd.files.tensors.safetensors_files import Header, schedule_metad
 from lightx2v_sgmd.files.tensors.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
-from weights.formats import pipeline_lora
 from weights.formats.base import Format
 from weights.formats.comfyui import base_weights, check_even, stem
 from weights.formats.comfyui_workflow import (
@@ -55,7 +54,6 @@ from weights.io.adapters import (
 from weights.io.heap import HeapTrimmer
 from weights.io.json_files import json_problems, write_json
 from weights.io.lora_names import (
-    DIFFUSERS,
     NAMES,
     PEFT,
     PORTABLE,
@@ -91,18 +89,7 @@ class LoraFormat(Format):
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
-        if spec.rank is not None and spec.energy is not None:
-            raise UserError("rank, energy: give only one of the two")
-        if spec.source.adapters is not None and (spec.rank or spec.energy):
-            raise UserError(
-                "rank, energy: the source consists of adapters already, which are exported as they "
-                "are; leave the option out"
-            )
-        if spec.names not in NAMES:
-            raise UserError(f"names: {spec.names!r} is unknown; use {', '.join(NAMES)}")
-        if pipeline_lora.applies(spec.source.model):
-            pipeline_lora.check(spec)
-            return
+        self.check_options(spec)
         if spec.source.second is not None and spec.names not in _NAMES_OF_PAIRS:
             raise UserError(
                 f"names: adapters of two experts are not written under the names of {spec.names}; "
@@ -114,10 +101,24 @@ class LoraFormat(Format):
         check_even(spec.source.schedule)
         whole_steps(spec.source.schedule)
 
+    def check_options(self, spec: ExportSpec) -> None:
+        """Refuses options that contradict one another, or the source, in every family.
+
+        Raises:
+            UserError: they do.
+        """
+        if spec.rank is not None and spec.energy is not None:
+            raise UserError("rank, energy: give only one of the two")
+        if spec.source.adapters is not None and (spec.rank or spec.energy):
+            raise UserError(
+                "rank, energy: the source consists of adapters already, which are exported as they "
+                "are; leave the option out"
+            )
+        if spec.names not in NAMES:
+            raise UserError(f"names: {spec.names!r} is unknown; use {', '.join(NAMES)}")
+
     def nbytes(self, spec: ExportSpec) -> int:
         """The approximate size of the export on disk, in bytes."""
-        if pipeline_lora.applies(spec.source.model):
-            return pipeline_lora.nbytes(spec, DEFAULT_RANK)
         return sum(map(self._nbytes_of_one, spec.experts))
 
     def _nbytes_of_one(self, spec: ExportSpec) -> int:
@@ -137,25 +138,22 @@ class LoraFormat(Format):
 
     def count(self, spec: ExportSpec) -> int:
         """The weights that are written, and those that are read to measure what is lost."""
-        if pipeline_lora.applies(spec.source.model):
-            return super().count(spec) * (1 + pipeline_lora.passes(spec)[0])
         return super().count(spec) * (1 + passes(spec)[0])
 
     def verified_count(self, spec: ExportSpec) -> int:
         """The weights that are compared, and those of a forward pass."""
-        if pipeline_lora.applies(spec.source.model):
-            return super().count(spec) * pipeline_lora.passes(spec)[1]
         return super().count(spec) * passes(spec)[1]
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
         """Writes weights and configurations into an empty folder; returns what was lost."""
-        if pipeline_lora.applies(spec.source.model):
-            return pipeline_lora.write(spec, folder, DEFAULT_RANK, advance)
         losses: dict[str, Losses | None] = {}
         for each in spec.experts:
             network = network_folder(folder, each)
             network.mkdir(exist_ok=True)
-            losses[each.part] = _write_network(each, network, advance)
+            teacher = teacher_tensors(each.source, each.expert)
+            self.write_adapters(each, teacher, network, advance)
+            adapters = StoredAdapters.checked(network / file_name(each), each.source.tensors.shapes)
+            losses[each.part] = measured_losses(each, teacher, adapters, advance)
         write_scheduler(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             write_json(folder / path, content)
@@ -163,13 +161,30 @@ class LoraFormat(Format):
         assert joined is not None, "adapters always come with a report"
         return joined
 
+    def write_adapters(
+        self, spec: ExportSpec, teacher: Tensors, folder: Path, advance: Advance
+    ) -> None:
+        """Writes the files of one network's adapters.
+
+        Args:
+            spec: The export of that network.
+            teacher: The weights that the adapters are for.
+            folder: Where the files go.
+            advance: Called after each weight.
+        """
+        pieces: dict[str, Tensor] = {}
+        trimmer = HeapTrimmer()
+        for name in spec.source.tensors.shapes:
+            pieces |= _pieces(spec, teacher, name)
+            trimmer.trim()
+            advance(1)
+        _write_files(spec, folder, pieces)
+
     def problems(
         self, spec: ExportSpec, folder: Path, losses: Losses | None, advance: Advance
     ) -> list[str]:
         """Lists what the program would read that differs from the source."""
         assert losses is not None, "adapters always come with a report"
-        if pipeline_lora.applies(spec.source.model):
-            return pipeline_lora.problems(spec, folder, losses, advance)
         problems = scheduler_problems(folder, spec.source.model, spec.source.schedule)
         for path, content in _side_files(spec).items():
             problems += json_problems(folder / path, content)
@@ -180,13 +195,7 @@ class LoraFormat(Format):
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:
         """The model card's sections on the programs that take the file."""
-        if pipeline_lora.applies(spec.source.model):
-            return pipeline_lora.usage(spec, values)
         return usage_of(spec, values, [_location(each) for each in spec.experts])
-
-    def usual_names(self, model: Model) -> str:
-        """The portable names, or diffusers' for a model whose adapters have no others."""
-        return DIFFUSERS.name if pipeline_lora.applies(model) else PORTABLE.name
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The file of adapters; where there is another one for PEFT, that for all others."""
@@ -225,20 +234,6 @@ def _location(spec: ExportSpec) -> str:
     return (network_folder(Path(), spec) / file_name(spec)).as_posix()
 
 
-def _write_network(spec: ExportSpec, folder: Path, advance: Advance) -> Losses:
-    """Writes the adapters of one network; returns what was lost."""
-    teacher = teacher_tensors(spec.source, spec.expert)
-    pieces: dict[str, Tensor] = {}
-    trimmer = HeapTrimmer()
-    for name in spec.source.tensors.shapes:
-        pieces |= _pieces(spec, teacher, name)
-        trimmer.trim()
-        advance(1)
-    _write_files(spec, folder, pieces)
-    adapters = StoredAdapters.checked(folder / file_name(spec), spec.source.tensors.shapes)
-    return measured_losses(spec, teacher, adapters, advance)
-
-
 def _network_problems(
     spec: ExportSpec, folder: Path, losses: Losses, advance: Advance
 ) -> list[str]:
@@ -259,7 +254,7 @@ def _network_problems(
             problems.append(f"{name} is {info.dtype}, not {expected_type}")
     now, _, _ = layer_errors(spec, teacher, adapters, advance)
     for name, values in losses.layers.items():
-        off = now[name]["relative_error"]
+        off = now[name]["relative_error"] if name in now else 1.0
         if off > values["relative_error"] * SLACK + 1e-7:
             problems.append(
                 f"{name} is off by {off:.2%}, but {values['relative_error']:.2%} is reported"
@@ -328,15 +323,16 @@ def _write_files(spec: ExportSpec, folder: Path, portable: dict[str, Tensor]) ->
     metadata = schedule_metadata(spec.source.schedule) | model_spec(spec)
     tensors = portable if names is PORTABLE else renamed(pairs, names)
     path = folder / file_name(spec)
-    _write_file(path, tensors, metadata | header_settings(pairs, names))
+    write_file(path, tensors, metadata | header_settings(pairs, names))
     if names is PORTABLE and pairs:
-        _write_file(folder / PEFT.file, renamed(pairs, PEFT), metadata)
+        write_file(folder / PEFT.file, renamed(pairs, PEFT), metadata)
     if names in (PORTABLE, PEFT) and pairs:
         base = public_name(spec.source.about.base)
         write_json(folder / PEFT_CONFIG, peft_config(pairs, base))
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file of tensors that are in memory."""
     parts = [Part(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     file = TensorFile(path, parts, metadata)
     try:

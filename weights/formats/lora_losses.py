@@ -16,7 +16,7 @@ from torch import Tensor
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import read_finite
 from weights.formats.programs import COMFYUI, LIGHTX2V, refusal
-from weights.io.adapters import StackedAdapters, StoredAdapters, diffusers_takes, is_matrix
+from weights.io.adapters import StackedAdapters, StoredAdapters, diffusers_takes
 from weights.io.lora_names import NAMES, PORTABLE
 from weights.io.probe import Probe, fits_in_memory
 from weights.io.quantize import norm, relative_error
@@ -124,6 +124,11 @@ def measured_losses(
     )
 
 
+def has_factors(name: str, shape: tuple[int, ...]) -> bool:
+    """True if a weight is that of a linear layer or a convolution."""
+    return name.endswith(".weight") and len(shape) in (2, 4)
+
+
 def change_of(spec: ExportSpec, teacher: Tensors, name: str) -> Tensor:
     """The change of a weight by training, float32; exact for adapters, with no rounded sum.
 
@@ -144,7 +149,7 @@ def layer_errors(
     adapters: StoredAdapters,
     advance: Advance = lambda n: None,
 ) -> tuple[dict[str, dict[str, float]], float, float]:
-    """Each matrix's losses, and the squared sizes of what is lost and of what training changed.
+    """Each layer's losses, and the squared sizes of what is lost and of what training changed.
 
     Args:
         spec: The export.
@@ -160,7 +165,7 @@ def layer_errors(
         got = adapters.delta(name, shape)
         off, size = norm(exact if got is None else got - exact), norm(exact)
         lost, changed = lost + off**2, changed + size**2
-        if is_matrix(name, shape) and (size or off or spec.source.adapters is None):
+        if has_factors(name, shape) and (size or off or spec.source.adapters is None):
             error = off / size if size else 0.0
             layer = name.removesuffix(".weight")
             rank = {"rank": adapters.file.rank(layer)} if layer in adapters.file.layers else {}

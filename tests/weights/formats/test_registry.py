@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from lightx2v_sgmd.files import manifest
 from lightx2v_sgmd.system.errors import UserError
 from weights.formats.base import Format
-from weights.formats.registry import FORMATS, format_named
+from weights.formats.registry import FORMATS, format_for, format_named
 
 
 def test_names_lead_to_formats() -> None:
@@ -16,6 +19,14 @@ def test_names_lead_to_formats() -> None:
         assert format_named(name) is format and format.name == name
         assert isinstance(format, Format) and "bf16" in format.dtypes
     assert [name for name, format in FORMATS.items() if format.holds_adapters] == ["lora"]
+
+
+def test_adapters_alone_are_written_in_another_way_for_a_pipeline_of_images() -> None:
+    wan: Any = SimpleNamespace(formats=("diffusers", "wan", "comfyui", "lora"))
+    sdxl: Any = SimpleNamespace(formats=("diffusers", "lora"))
+    assert all(format_for(format, wan) is format for format in FORMATS.values())
+    assert [f.name for f in FORMATS.values() if format_for(f, sdxl) is not f] == ["lora"]
+    assert format_for(FORMATS["lora"], sdxl).usual_names == "diffusers"
 
 
 def test_another_name_is_refused_with_those_that_there_are() -> None:
