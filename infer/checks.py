@@ -182,10 +182,9 @@ def check_student(
         )
     if schedule is None:
         raise UserError(
-            f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
-            f"metadata has one), and wrong steps give blur; if they were distilled for "
-            f"{_steps(engine_schedule())}, or to see a teacher undistilled, add "
-            "--assume-schedule sgmd (or sgmd:N for N steps)"
+            f"{path}: the weights carry no schedule (in {FILE_NAME} or the safetensors "
+            f"metadata), and wrong steps give blur; for {_steps(engine_schedule())}, or to see a "
+            "teacher undistilled, add --assume-schedule sgmd (or sgmd:N for N steps)"
         )
     check_solver(schedule.solver, model.interpolant)
     for expert in model.experts:

@@ -68,9 +68,8 @@ def check_plan(plan: JobPlan, model: Model, meter: ModelMeter) -> None:
         return
     machine = plan.machine
     problem = (
-        f"{plan.job.teacher.path} with {plan.job.method.name} on {machine.gpus} GPU(s) needs "
-        f"{plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g}, in the phase "
-        f"'{plan.memory.peak_phase}'"
+        f"{plan.job.method.name} on {machine.gpus} GPU(s) needs {plan.memory_gib:.1f} GiB of a "
+        f"GPU's {machine.memory_gib:g}, in the phase '{plan.memory.peak_phase}'"
     )
     found, least, lasting = _nearest(plan, model, meter)
     if found:

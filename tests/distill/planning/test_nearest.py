@@ -18,7 +18,7 @@ from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, short_line
 from lightx2v_sgmd.system.resources import config_path
 from tests.training import make_job
 
@@ -37,6 +37,7 @@ def test_what_does_not_fit_is_refused_with_what_does(
     assert not plan.fits
     with pytest.raises(UserError, match=r"of a GPU's .*; the nearest that fits: ") as caught:
         check_plan(plan, model, meter)
+    assert short_line(str(caught.value)) == str(caught.value)  # nothing of the remedy is cut
     offers = [
         offer.split(" (")[0].split()
         for offer in str(caught.value).rpartition("fits: ")[2].split(", or ")
