@@ -9,7 +9,7 @@ Every accepted job must be completed with a whole video.
 Then ``generate --ray`` makes the videos of a prompt file. The command is killed by SIGKILL in the
 middle, and the same command makes the rest; meanwhile one of the two nodes is ended. All files must
 be byte by byte those that ``generate`` makes without Ray. Exit code 1 if anything is missing. Takes
-two minutes, and needs ``pip install 'lightx2v-sgmd[serve,ray]'``.
+minutes (eleven on a busy machine), and needs ``pip install 'lightx2v-sgmd[serve,ray]'``.
 """
 
 from __future__ import annotations

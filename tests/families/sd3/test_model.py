@@ -89,7 +89,7 @@ def test_the_published_models_are_built_without_weights(
     [("stable-diffusion-3-medium-diffusers", 4.34), ("stable-diffusion-3.5-large", 16.5)],
 )
 def test_the_weights_have_the_size_of_the_published_files(name: str, gigabytes: float) -> None:
-    """They are ``sd3_medium.safetensors`` and ``sd3.5_large.safetensors``, as the hub lists them.
+    """They are ``sd3_medium.safetensors`` and ``sd3.5_large.safetensors``, by a mirror's listing.
 
     These hold the network and the VAE in half precision.
     """
