@@ -43,7 +43,9 @@ def compare_command(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Output folder, new or empty."),
+        typer.Option(
+            metavar="DIR", help="Output folder: new, empty, or that of a comparison to resume."
+        ),
     ],
     methods: Annotated[
         str | None,

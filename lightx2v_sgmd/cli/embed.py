@@ -23,12 +23,12 @@ def embed_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Embed a job's prompts, and the images that they start from, before it runs.
+    """Embed a job's prompts and images before it runs.
 
-    The embeddings go into the folder `data.embeddings`, and training then needs no text encoder.
-    If the command is interrupted (Ctrl-C, SIGTERM, SIGUSR1), run it again to resume. Embeddings are
-    stored by encoder and prompt, so several jobs may share a folder. Under torchrun the processes
-    share the work.
+    The images are those that videos start from. The embeddings go into the folder
+    `data.embeddings`, and training then needs no text encoder. If the command is interrupted
+    (Ctrl-C, SIGTERM, SIGUSR1), run it again to resume. Embeddings are stored by encoder and prompt,
+    so several jobs may share a folder. Under torchrun the processes share the work.
     """
     from lightx2v_sgmd.job.loading import load_job
 

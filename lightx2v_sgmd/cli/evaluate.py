@@ -187,7 +187,7 @@ def evaluate_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a student beside its teacher, or any videos beside others.
+    """Measure a student, or any videos, beside a reference.
 
     The command writes metrics.json, report.html (videos side by side, tables, plots) and videos/.
     If it is interrupted, run it again to resume: existing videos are not made again.

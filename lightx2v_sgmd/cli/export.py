@@ -34,7 +34,7 @@ def export_command(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="diffusers: a folder that WanPipeline loads as it is. wan: original names, for "
+            help="diffusers: a folder that diffusers loads as it is. wan: original names, for "
             "LightX2V. comfyui: one file and a workflow. lora: adapters for the teacher.",
         ),
     ] = "diffusers",

@@ -35,7 +35,11 @@ def generate_command(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="Output: a .mp4 file for --prompt, a folder otherwise."),
+        typer.Option(
+            metavar="PATH",
+            help="Output: a .mp4 file for --prompt (.png where the model makes images), a folder "
+            "otherwise.",
+        ),
     ],
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Prompt: a description of the video.")
@@ -54,8 +58,8 @@ def generate_command(
 ) -> None:
     """Make videos with a student, and print the files.
 
-    A video that fails does not stop the others (exit 1 at the end). Weights whose schedule is not
-    one that this engine runs are refused.
+    Students of SD3 and SDXL make images. A video that fails does not stop the others (exit 1 at the
+    end). Weights whose schedule is not one that this engine runs are refused.
     """
     if (prompt is None) == (prompts is None):
         raise UserError("--prompt, --prompts: give one of the two")

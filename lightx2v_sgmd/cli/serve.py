@@ -40,7 +40,7 @@ def serve_command(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Address to listen on. Any but this machine's own needs --token-file.",
+            help="Address to listen on. One that other machines can reach needs --token-file.",
         ),
     ] = "127.0.0.1",
     port: Annotated[

@@ -33,7 +33,9 @@ REPORT_EXAMPLES = (
 
 @app.callback()
 def study_command() -> None:
-    """Ask people which of two folders of videos they prefer, without telling them whose is whose.
+    """Ask people which of two folders of videos they prefer.
+
+    They are not told whose is whose.
 
     `create` writes a page and a secret key, `collect` serves the page and keeps the votes (or let
     raters open the page from a folder and send you their files), `report` evaluates.
