@@ -1,4 +1,4 @@
-"""LoRA files of Wan models, whoever wrote them: which tensor changes which weight, and how much.
+"""LoRA files of all families, whoever wrote them: which tensor changes which weight, and how much.
 
 Any part of a network's layers in any mix of spellings is read (``keys.py``); alpha stands in a
 tensor for each layer, in the file's metadata, in ``adapter_config.json`` or nowhere
@@ -44,7 +44,8 @@ class LoraUpdate:
     Attributes:
         factors: ``down [r, in]`` and ``up [out, r]`` by linear layer (diffusers' name):
             ``up @ down`` is added to its weight.
-        differences: Tensors that are added to other parameters, by diffusers' name.
+        differences: Tensors that are added to other parameters, by diffusers' name; a convolution's
+            product is one.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
