@@ -31,6 +31,8 @@ from lightx2v_sgmd.untrusted.fields import (
 _CHANNELS: Final = Whole(1, 1024)
 _LEVELS: Final = 8
 """The most levels of a U-Net."""
+_BLOCKS_MOST: Final = 512
+"""The most transformer blocks on the way down and up, if each level had some; SDXL has 65."""
 
 UNET: Final[Mapping[str, Field]] = MappingProxyType(
     {
@@ -136,6 +138,12 @@ def check_unet(config: Mapping[str, Any]) -> None:
     for key in _BY_LEVEL:
         if len(config[key]) != levels:
             raise UserError(f"{key} is not a list of {levels}, one for each level")
+    blocks = (2 * config["layers_per_block"] + 1) * sum(config["transformer_layers_per_block"])
+    if blocks > _BLOCKS_MOST:
+        raise UserError(
+            f"describes {blocks} transformer blocks (layers_per_block, "
+            f"transformer_layers_per_block), more than {_BLOCKS_MOST}"
+        )
     times = 6 * config["addition_time_embed_dim"]
     if config["projection_class_embeddings_input_dim"] <= times:
         raise UserError(

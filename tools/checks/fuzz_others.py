@@ -25,7 +25,7 @@ from lightx2v_sgmd.files.images import check_image, decode_image
 from lightx2v_sgmd.files.prompts import read_images
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted import cogvideox, configs, sd3
+from lightx2v_sgmd.untrusted import cogvideox, configs, sd3, sdxl
 from tools.checks.fuzz_files import folder, json_object, named_file
 
 SERVED = Served(
@@ -79,6 +79,21 @@ def sd3_vae(data: bytes) -> None:
 def sd3_clip(data: bytes) -> None:
     """SD3's CLIP text encoders, and one that is accepted."""
     _checked_and_built(sd3.check_clip, sd3.build_clip, data)
+
+
+def sdxl_unet(data: bytes) -> None:
+    """SDXL's network, and one that is accepted."""
+    _checked_and_built(sdxl.check_unet, sdxl.build_unet, data)
+
+
+def sdxl_vae(data: bytes) -> None:
+    """SDXL's VAE, and one that is accepted."""
+    _checked_and_built(sdxl.check_vae, sd3.build_vae, data)
+
+
+def sdxl_scheduler(data: bytes) -> None:
+    """SDXL's noise schedule."""
+    sdxl.check_scheduler(json_object(data))
 
 
 def image_encoder(data: bytes) -> None:
@@ -166,6 +181,9 @@ TARGETS = (
     sd3_transformer,
     sd3_vae,
     sd3_clip,
+    sdxl_unet,
+    sdxl_vae,
+    sdxl_scheduler,
     image_encoder,
     image,
     prompt_images,
@@ -193,6 +211,13 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
     line = {"step": 1, "seconds": 0.5, "fisher": 1.0, "grad_norm": {"student": 1.0}}
     line |= {"warnings": {"nr": "grows"}, "samples": {"brightness": 0.5}}
     huge = _picture("PNG").replace(b"\0\0\0\x14\0\0\0\x14", b"\x7f\0\0\0\x7f\0\0\0")
+    image_vae: dict[str, Any] = {
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"],
+        "block_out_channels": [4],
+        "norm_num_groups": 2,
+    }
     given = {
         "cogvideox_transformer": {
             "num_attention_heads": 2,
@@ -231,13 +256,7 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             "pooled_projection_dim": 8,
             "pos_embed_max_size": 16,
         },
-        "sd3_vae": {
-            "_class_name": "AutoencoderKL",
-            "down_block_types": ["DownEncoderBlock2D"],
-            "up_block_types": ["UpDecoderBlock2D"],
-            "block_out_channels": [4],
-            "norm_num_groups": 2,
-        },
+        "sd3_vae": image_vae,
         "sd3_clip": {
             "model_type": "clip_text_model",
             "architectures": ["CLIPTextModelWithProjection"],
@@ -246,6 +265,30 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             "num_attention_heads": 2,
             "num_hidden_layers": 1,
             "vocab_size": 99,
+        },
+        "sdxl_unet": {
+            "_class_name": "UNet2DConditionModel",
+            "block_out_channels": [8, 16],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2],
+            "attention_head_dim": [1, 2],
+            "layers_per_block": 1,
+            "in_channels": 4,
+            "out_channels": 4,
+            "cross_attention_dim": 8,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 60,
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "norm_num_groups": 4,
+        },
+        "sdxl_vae": image_vae | {"scaling_factor": 0.13025},
+        "sdxl_scheduler": {
+            "_class_name": "EulerDiscreteScheduler",
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
         },
         "image_encoder": {"model_type": "clip_vision_model", "hidden_size": 8, "image_size": 28},
         "request": {"prompt": "a", "size": "32x32", "seconds": "1", "seed": 3, "model": "tiny"},

@@ -180,6 +180,11 @@ def test_steps_that_no_stock_scheduler_takes_are_refused(schedule: Schedule, mes
         ("unet/config.json", {"addition_embed_type": None}, "only SDXL is supported"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4; only text-to"),
         ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block is 1000000"),
+        (
+            "unet/config.json",
+            {"transformer_layers_per_block": [64, 64, 64]},
+            "describes 960 transformer blocks",
+        ),
         ("unet/config.json", {"block_out_channels": [8, 10**9]}, "block_out_channels is"),
         ("unet/config.json", {"attention_head_dim": [1, 2]}, "attention_head_dim is not a list of"),
         ("unet/config.json", {"addition_time_embed_dim": 10}, "leaves nothing to the pooled text"),
