@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -154,7 +155,7 @@ def _expand_paths(tree: Any) -> None:
         for key in keys:
             if isinstance(section.get(key), str):
                 path = Path(expanded(section[key]))
-                if name not in _OR_HUB_IDS or path.is_absolute() or path.exists():
+                if name not in _OR_HUB_IDS or path.is_absolute() or os.path.exists(path):
                     section[key] = expanded(section[key])
         loras = section.get("loras")
         if isinstance(loras, list):

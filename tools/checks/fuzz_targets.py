@@ -303,6 +303,7 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             b"train.seed=" + b"9" * 5_000,
             b"train.seed=!!int abc",
             b"output.dir=" + b"x" * 300,
+            b"teacher.path=~" + b"\0" * 252 + b"nobody/x",
             b"\xff=1",
             b"teacher.path=~nobody/x",
         ),
