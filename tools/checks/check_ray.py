@@ -3,20 +3,28 @@
     python -m tools.checks.check_ray --weights demo/student
 
 It starts a Ray cluster of two nodes on this machine, and ``serve --ray`` with two engines. Once
-both work, one is killed by SIGKILL, more jobs are sent, and the server is killed and started again.
-Every accepted job must be completed with a whole video.
+both work, one is killed by SIGKILL until a job is queued again for it; more jobs are sent, and the
+server is killed and started again. Every accepted job must be completed with a whole video.
 
 Then ``generate --ray`` makes the videos of a prompt file. The command is killed by SIGKILL in the
 middle, and the same command makes the rest; meanwhile one of the two nodes is ended. All files must
-be byte by byte those that ``generate`` makes without Ray. Exit code 1 if anything is missing. Takes
-minutes (eleven on a busy machine), and needs ``pip install 'lightx2v-sgmd[serve,ray]'``.
+be byte by byte those that ``generate`` makes without Ray.
+
+With ``--image-weights DIR``, a student that starts videos from an image, ``serve --ray`` also makes
+videos from two images, which must be byte by byte those of ``generate --image``.
+
+Exit code 1 if anything is missing. Takes minutes (two to eleven of two cores), and needs ``pip
+install 'lightx2v-sgmd[serve,ray]'``.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +40,9 @@ from typing import Any, Final
 from lightx2v_sgmd.files.video import read_video
 
 _PATIENCE_S: Final = 600.0
+_KILLS: Final = 3
+"""Engines that are killed at most: one that had no job at that moment is not missed."""
+_NOTICE_S: Final = 60.0
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
@@ -58,6 +69,14 @@ def engines(others: Collection[int] = ()) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def missed_engines(videos: str) -> int:
+    """How often the server queued jobs again because an engine was gone."""
+    with urllib.request.urlopen(videos.replace("/v1/videos", "/metrics"), timeout=60) as answer:
+        found = re.search(rb"worker_restarts_total (\d+)", answer.read())
+    assert found is not None, "the server counts what it starts again"
+    return int(found[1])
 
 
 def start_server(weights: str, data: Path, address: str) -> tuple[subprocess.Popen[str], str]:
@@ -89,14 +108,23 @@ def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[st
         return Counter({name: states[name] for name in ("queued", "in_progress")})
 
     try:
-        names = send(jobs)
-        while len(engines(others)) < 2 and unfinished()["queued"] and time.monotonic() < until:
-            time.sleep(0.2)
-        running, waiting = engines(others), unfinished()
-        if not running:
-            sys.exit("no engine works; send more --jobs")
-        os.kill(running[0], signal.SIGKILL)
-        print(f"killed 1 of {len(running)} engines, with {dict(waiting)}", flush=True)
+        names: list[str] = []
+        for _ in range(_KILLS):
+            names += send(jobs)
+            while len(engines(others)) < 2 and unfinished()["queued"] and time.monotonic() < until:
+                time.sleep(0.2)
+            running, waiting = engines(others), unfinished()
+            if not running:
+                sys.exit("no engine works; send more --jobs")
+            os.kill(running[0], signal.SIGKILL)
+            print(f"killed 1 of {len(running)} engines, with {dict(waiting)}", flush=True)
+            noticed = time.monotonic() + _NOTICE_S
+            while not missed_engines(videos) and time.monotonic() < noticed:
+                time.sleep(0.2)
+            if missed_engines(videos):
+                break
+        else:
+            sys.exit(f"no job was queued again after {_KILLS} engines were killed")
         names += send(jobs)
         waiting = unfinished()
         server.kill()
@@ -109,6 +137,50 @@ def serve_and_kill(weights: str, data: Path, jobs: int, address: str) -> list[st
         server.terminate()
         server.wait()
     return names
+
+
+def images_through_engines(weights: str, folder: Path, address: str) -> list[str]:
+    """Makes a video from each of two images with and without Ray; returns what is wrong.
+
+    Args:
+        weights: A student that starts videos from an image.
+        folder: Where everything goes.
+        address: The cluster.
+    """
+    from PIL import Image
+
+    prompt, seed, made = "a red circle", 3, {}
+    server, videos = start_server(weights, folder / "image-data", address)
+    until = time.monotonic() + _PATIENCE_S
+    try:
+        for colour in ("red", "blue"):
+            content = io.BytesIO()
+            Image.new("RGB", (64, 48), colour).save(content, "PNG")
+            (folder / f"{colour}.png").write_bytes(content.getvalue())
+            url = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+            job = ask(videos, {"prompt": prompt, "seed": seed, "input_reference": url})
+            while job["status"] in ("queued", "in_progress") and time.monotonic() < until:
+                time.sleep(0.5)
+                job = ask(f"{videos}/{job['id']}")
+            if job["status"] != "completed":
+                return [f"the video from {colour}.png is {job['status']}: {job['error']}"]
+            made[colour] = (folder / f"image-data/videos/{job['id']}.mp4").read_bytes()
+    finally:
+        server.terminate()
+        server.wait()
+    problems = []
+    for colour, film in made.items():
+        image, file = folder / f"{colour}.png", folder / f"{colour}.mp4"
+        command = [sys.executable, "-m", "lightx2v_sgmd", "generate", "--weights", weights]
+        command += ["--prompt", prompt, "--seed", str(seed), "--image", str(image)]
+        command += ["--out", str(file), "--device", "cpu", "--quiet"]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if file.read_bytes() != film:
+            problems.append(f"the video from {colour}.png is not the one of generate --image")
+    if made["red"] == made["blue"]:
+        problems.append("two images gave the same video")
+    print(f"{len(made)} videos from images, {len(problems)} problems", flush=True)
+    return problems
 
 
 def problems_of(data: Path, names: list[str]) -> list[str]:
@@ -189,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--weights", required=True, help="a student")
     parser.add_argument("--jobs", type=int, default=60, help="videos before each kill, and after")
+    parser.add_argument("--image-weights", help="a student that starts videos from an image")
     args = parser.parse_args()
     from ray.cluster_utils import Cluster
 
@@ -200,6 +273,10 @@ def main() -> None:
             data = Path(folder) / "data"
             names = serve_and_kill(args.weights, data, args.jobs, cluster.address)
             problems = problems_of(data, names)
+            if args.image_weights:
+                problems += images_through_engines(
+                    args.image_weights, Path(folder), cluster.address
+                )
             problems += generate_and_kill(
                 args.weights,
                 Path(folder),
