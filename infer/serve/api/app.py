@@ -316,11 +316,12 @@ def _file(backend: Backend, job: VideoJob) -> FileResponse:
 def _request_body() -> dict[str, Any]:
     schema = VideoRequest.model_json_schema()
     fields, parts = schema["properties"], schema.pop("$defs")
-    kinds = [
-        parts[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
-        for kind in fields[REFERENCE]["anyOf"]
-    ]
-    fields[REFERENCE]["anyOf"] = kinds  # a body's description stands alone
+    for field in fields.values():  # a body's description stands alone
+        if "anyOf" in field:
+            field["anyOf"] = [
+                parts[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+                for kind in field["anyOf"]
+            ]
     file = {"type": "string", "format": "binary", "description": "A PNG, JPEG or WebP file."}
     form = {**schema, "properties": {**fields, REFERENCE: file}}
     return {

@@ -66,6 +66,15 @@ class ImageUrl(BaseModel):
     image_url: str = Field(description="data:image/png;base64,... (or jpeg, webp).")
 
 
+class LoraChoice(BaseModel):
+    """A LoRA of the server's folder, as vLLM-Omni's clients name it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="The LoRA's name.")
+    scale: float = Field(1.0, description="Its strength; only 1, since a student's steps need it.")
+
+
 class VideoRequest(BaseModel):
     """A video to make. Everything but the prompt may be left out."""
 
@@ -91,8 +100,10 @@ class VideoRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=_MOST_SEED)] | None = Field(
         None, description="Seed of the noise; the same seed gives the same video. Default random."
     )
-    lora: str | None = Field(
-        None, max_length=100, description="The name of a LoRA of the server's folder."
+    lora: Annotated[str, Field(max_length=100)] | LoraChoice | None = Field(
+        None,
+        description="The name of a LoRA of the server's folder, or an object with the name; a form "
+        "may carry the object as JSON text.",
     )
     input_reference: str | ImageUrl | None = Field(
         None,
@@ -139,6 +150,8 @@ def read_request(
     served = pick(models, values.get("model"))
     refuse_what_a_student_has_not(values, served)
     values = {key: value for key, value in values.items() if key not in _CHECKED}
+    if "lora" in values:
+        values["lora"] = _lora_of(values["lora"])
     known = list(VideoRequest.model_fields)
     for key in values:
         if key not in known:
@@ -224,10 +237,11 @@ def settle(
         RequestProblem: the model is another one (404), or the prompt or size cannot be made.
     """
     served = pick(models, request.model)
-    if request.lora not in (None, "", *served.loras):
+    lora = request.lora.name if isinstance(request.lora, LoraChoice) else request.lora or None
+    if lora not in (None, *served.loras):
         names = ", ".join(served.loras[:20]) or "none; start it with --lora-folder or --lora"
         raise RequestProblem(
-            f"lora: {request.lora!r} is not served with {served.name!r} here; it has {names}"
+            f"lora: {lora!r} is not served with {served.name!r} here; it has {names}"
         )
     check_image_wanted(served, image is not None)
     prompt = request.prompt.strip()
@@ -252,7 +266,6 @@ def settle(
             "shorter video"
         )
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    lora = request.lora or None
     return Wanted(served.name, prompt, seed, height, width, num_frames, fps, lora, image)
 
 
@@ -331,6 +344,26 @@ def _extra_params(value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):
         return _object(value, "extra_params") if value.strip() else {}
     return value or {}
+
+
+def _lora_of(value: Any) -> Any:
+    """A request's LoRA, whose object may be JSON text.
+
+    Raises:
+        RequestProblem: the object asks for more than a name.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = _object(value, "lora")
+    if isinstance(value, dict):
+        for key in value:
+            if key not in LoraChoice.model_fields:
+                raise RequestProblem(
+                    f"lora.{key[:60]}: is not read; this server loads LoRAs of its own folder "
+                    "alone; give the name of one"
+                )
+        if not _equals(value.get("scale", 1), 1):
+            raise RequestProblem("lora.scale: LoRAs are served at strength 1; leave it out")
+    return value
 
 
 def _object(text: bytes | str, name: str) -> dict[str, Any]:

@@ -91,7 +91,10 @@ def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
         ({"input_reference": "data:..."}, "text alone"),
         ({"extra_params": {"input_reference": "x"}}, "extra_params.input_reference: is unknown"),
         ({"image_url": "http://x/a.png"}, "image_url: is not read by this server; leave it out"),
-        ({"lora": {"name": "x"}}, "lora: should be a valid string"),
+        ({"lora": 5}, "lora: should be a valid string"),
+        ({"lora": {"name": "x"}}, "lora: 'x' is not served with 'tiny' here"),
+        ({"lora": {"name": "x", "path": "/a"}}, "lora.path: is not read"),
+        ({"lora": {"name": "x", "scale": 0.5}}, "lora.scale: LoRAs are served at strength 1"),
         ({"lora": "x"}, "with 'tiny' here; it has none; start it with --lora-folder"),
         ({"extra_params": {"guidance_scale": 2}}, "extra_params.guidance_scale"),
         ({"extra_params": {"fast": True}}, "extra_params.fast: is unknown"),
@@ -345,8 +348,10 @@ def test_a_lora_is_asked_for_by_its_name(tmp_path: Path) -> None:
         assert client.get("/v1/models").json()["data"][0]["loras"] == ["anime", "sketch"]
         made = client.post("/v1/videos", json={"prompt": "a fox", "lora": "anime"})
         assert made.status_code == 200 and made.json()["lora"] == "anime"
-        (job,) = backend.store.claim("w", lambda job: 1)
-        assert job.lora == "anime"
+        named = {"name": "anime", "scale": 1.0}
+        client.post("/v1/videos", json={"prompt": "a fox", "lora": named})
+        client.post("/v1/videos", data={"prompt": "a fox", "lora": json.dumps(named)})
+        assert [job.lora for job in backend.store.claim("w", lambda job: 9)] == ["anime"] * 3
         wrong = client.post("/v1/videos", json={"prompt": "a fox", "lora": "../anime"})
         assert "not served with 'tiny' here; it has anime, sketch" in error_of(wrong, 400)
         path = client.post("/v1/videos", json={"prompt": "a fox", "lora_path": "/a"})
