@@ -32,7 +32,7 @@ from infer.serve.names import named_loras
 from infer.serve.options import Served, ServeOptions, State
 from infer.serve.results import Results
 from lightx2v_sgmd.outputs import appearing
-from lightx2v_sgmd.system.errors import RunError, UserError
+from lightx2v_sgmd.system.errors import RunError, UserError, first_line
 
 _LOOK_S: Final = 0.05
 _WAITING_EACH: Final = 2
@@ -70,6 +70,7 @@ class RayWorkers:
         self._counting = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._responses: dict[str, Any] = {}
+        self._handles: list[Any] = []
         self.state: State = "loading"
         self.restarts = 0
         self.problem: Exception | None = None
@@ -135,6 +136,7 @@ class RayWorkers:
     def _work(self, handle: Any) -> None:
         """Sends batch after batch, and takes what comes back."""
         sending, pause_s = handle.options(stream=True), _PAUSE_S
+        self._handles.append(sending)
         while not self._stopping.is_set():
             batch = secrets.token_hex(8)  # what a worker's start is elsewhere
             jobs = self._store.claim(batch, lambda job: self._options.batch_size or 1)
@@ -150,7 +152,12 @@ class RayWorkers:
                     self._cancel(self._responses[batch])
                 self._store.release(batch, died=not self._stopping.is_set())
                 if not self._stopping.is_set():
-                    print(f"serve: an engine is gone ({error})", file=sys.stderr, flush=True)
+                    print(
+                        f"serve: an engine is gone ({first_line(error)}); what it made is queued "
+                        "again",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     with self._counting:
                         self.restarts += 1
                     # Without a pause a lost cluster would fail the whole queue at once.
@@ -210,6 +217,9 @@ class RayWorkers:
         until = time.monotonic() + _STOP_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
+        for handle in self._handles:  # it would go on asking a cluster that this process has left
+            with suppress(Exception):
+                handle.shutdown()
         self._end_engines()
         self._store.release(None, died=False)
         self._ray.shutdown()
