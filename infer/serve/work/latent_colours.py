@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from torch import Tensor
 
 from lightx2v_sgmd.files.video import Frames
 
+if TYPE_CHECKING:
+    from lightx2v_sgmd.interpolants import Interpolant
+
 FRAMES_EACH: Final = 4
-"""Frames of a latent frame; the first latent frame has one."""
+"""Frames of a latent frame; the first latent frame has one, and so has an image."""
 _LEAST: Final = 1e-3
 """Ridge term for each pixel: channels that never change stay without weight."""
 
@@ -104,21 +107,36 @@ class FrameMeans:
         return torch.from_numpy(self._sums / 255).permute(3, 0, 1, 2)
 
 
-def data_prediction(before: Tensor, after: Tensor, sigma: float, next_sigma: float) -> Tensor:
-    """The data prediction of an Euler step from ``sigma`` to ``next_sigma``, from its two states.
+def data_prediction(
+    before: Tensor, after: Tensor, interpolant: Interpolant, times: Tensor
+) -> Tensor:
+    """The data prediction of a step of Euler or DDIM, from its two states.
 
-    The step is ``after = before + (next_sigma - sigma) v``, and the prediction
-    ``x0 = after - next_sigma v``.
+    Both states have the same data and noise: ``before = alpha x0 + sigma noise``, and ``after`` has
+    the factors of the next time.
+
+    Args:
+        before: The state before the step.
+        after: The state after it.
+        interpolant: The factors at a time.
+        times: The times of the two states, ``[2]``.
     """
-    return after - next_sigma * (after - before) / (next_sigma - sigma)
+    alpha, next_alpha = interpolant.alpha(times).tolist()
+    sigma, next_sigma = interpolant.sigma(times).tolist()
+    common = sigma * next_alpha - next_sigma * alpha
+    x0: Tensor = (sigma * after - next_sigma * before) / common
+    return x0
 
 
-def renoised_prediction(after: Tensor, noise: Tensor, next_sigma: float) -> Tensor:
+def renoised_prediction(
+    after: Tensor, noise: Tensor, interpolant: Interpolant, next_time: Tensor
+) -> Tensor:
     """The data prediction of a step of the solver ``renoise``, from its state and its new noise.
 
-    The state is ``(1 - next_sigma) x0 + next_sigma noise``.
+    The state is ``alpha x0 + sigma noise`` at the next time, ``[1]``.
     """
-    return (after - next_sigma * noise) / (1 - next_sigma)
+    alpha, sigma = interpolant.alpha(next_time).item(), interpolant.sigma(next_time).item()
+    return (after - sigma * noise) / alpha
 
 
 def animation(pictures: NDArray[np.uint8], fps: float) -> bytes:

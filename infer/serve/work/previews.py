@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infer.serve.work.latent_colours import FrameMeans, LinearDecoder
+    from lightx2v_sgmd.interpolants import Interpolant
     from lightx2v_sgmd.rollout import FreshNoise
     from lightx2v_sgmd.schedule import Schedule
 
@@ -41,7 +42,9 @@ class Previews:
         self._decoders: dict[str, LinearDecoder] = {}
         self._states: Tensor | None = None
         self._schedule: Schedule | None = None
+        self._interpolant: Interpolant | None = None
         self._fresh_noise: FreshNoise | None = None
+        self._drawn = 0
 
     def begin(self, student: WorkingStudent, jobs: list[VideoJob]) -> None:
         """Takes the noise that a batch starts from, and the student's steps."""
@@ -53,33 +56,44 @@ class Previews:
         seeds = [job.seed for job in jobs]
         self._states = torch.stack([student.noise(seed, shape) for seed in seeds])
         self._schedule = student.schedule
-        self._fresh_noise = fresh_noise_for(student.model, seeds, shape)
+        self._interpolant = student.model.interpolant
+        self._fresh_noise, self._drawn = fresh_noise_for(student.model, seeds, shape), 0
 
     def step(self, jobs: list[VideoJob], step: int, x_t: Tensor) -> None:
         """Writes the previews of a batch after a step, from the states before and after it."""
         from infer.serve.work.latent_colours import animation, data_prediction, renoised_prediction
 
-        schedule = self._schedule
-        if schedule is None:
+        schedule, interpolant = self._schedule, self._interpolant
+        if schedule is None or interpolant is None:
             return
-        sigma, following = schedule.times[step : step + 2].tolist()
+        times = schedule.times[step : step + 2]
         after, before = x_t.detach().float().cpu(), self._states
         self._states = after
         now = time.monotonic()
-        if before is None or self._fresh_noise is None or now - self._shown_at < self._every_s:
+        if before is None or now - self._shown_at < self._every_s:
             return
         if not self._decoder(jobs[0]).videos:
             return
         self._shown_at = now
         if schedule.solver == "renoise":
-            predicted = renoised_prediction(after, self._fresh_noise(step), following)
+            noise = self._noise_of(step)
+            predicted = renoised_prediction(after, noise, interpolant, times[1:])
         else:
-            predicted = data_prediction(before, after, sigma, following)
+            predicted = data_prediction(before, after, interpolant, times)
         decoder = self._decoder(jobs[0])
         for job, x0 in zip(jobs, predicted, strict=True):
             pictures = decoder.decode(x0)
             if pictures is not None:
                 self._results.show(job.id, animation(pictures, job.fps))
+
+    def _noise_of(self, step: int) -> Tensor:
+        """The noise that a step added; steps that were not shown are drawn too, in their order."""
+        assert self._fresh_noise is not None and self._drawn <= step, "steps come in their order"
+        while True:
+            noise = self._fresh_noise(self._drawn)
+            self._drawn += 1
+            if self._drawn > step:
+                return noise
 
     def learns(self, job: VideoJob) -> bool:
         """True if the map of a job's weights still learns."""

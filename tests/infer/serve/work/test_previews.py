@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -26,6 +28,7 @@ from infer.serve.work.previews import LEARN_FROM, Previews
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.flow import add_noise
+from lightx2v_sgmd.interpolants import FLOW, Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.sampling.sampler import fresh_noise_for
 from lightx2v_sgmd.schedule import Schedule
 from tests.infer.serve.standin import WANTED, OneStudent, make_backend
@@ -65,23 +68,26 @@ def test_frames_are_averaged_over_their_latent() -> None:
     assert cut.colours is None
 
 
-def test_the_data_prediction_of_a_straight_path_is_its_data() -> None:
+@pytest.mark.parametrize("path", [FLOW, VariancePreserving(scaled_linear_alphas(), "epsilon")])
+def test_the_data_prediction_of_a_step_is_its_data(path: Interpolant) -> None:
     x0, noise = torch.randn(2, 1, 4, 2, 3, 3).unbind()
-    before = add_noise(x0, noise, torch.tensor([0.96]))
-    after = add_noise(x0, noise, torch.tensor([0.7]))
-    assert torch.allclose(data_prediction(before, after, 0.96, 0.7), x0, atol=1e-5)
-    assert torch.allclose(data_prediction(before, x0, 0.96, 0.0), x0, atol=1e-5)
+    first, second, end = torch.tensor([[0.96], [0.7], [0.0]])
+    before, after = path.add_noise(x0, noise, first), path.add_noise(x0, noise, second)
+    for state, time in ((after, second), (x0, end)):
+        found = data_prediction(before, state, path, torch.cat([first, time]))
+        assert torch.allclose(found, x0, atol=1e-4)
+    assert torch.allclose(renoised_prediction(after, noise, path, second), x0, atol=1e-5)
+    assert torch.equal(renoised_prediction(x0, noise, path, end), x0)
 
 
-def test_the_data_prediction_of_a_step_that_adds_noise_is_its_data() -> None:
-    x0, noise = torch.randn(2, 1, 4, 2, 3, 3).unbind()
-    after = add_noise(x0, noise, torch.tensor([0.7]))
-    assert torch.allclose(renoised_prediction(after, noise, 0.7), x0, atol=1e-5)
-    assert torch.equal(renoised_prediction(x0, noise, 0.0), x0)
+@pytest.mark.parametrize("hidden", [(), (0,)])
+def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(
+    hidden: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The engine's noise for each seed: what it adds, the preview takes away again.
 
-
-def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path) -> None:
-    """The engine's noise for each seed: what it adds, the preview takes away again."""
+    A step that follows too fast is not shown, and the next one has its own noise all the same.
+    """
     backend, shape = make_backend(tmp_path / "data"), (4, 3, 4, 4)
     seen: list[torch.Tensor] = []
     jobs = [backend.store.add(replace(WANTED, seed=seed), 10) for seed in (1, 2)]
@@ -101,8 +107,9 @@ def test_a_student_that_is_noised_anew_is_shown_by_its_own_noise(tmp_path: Path)
     for step in (0, 1):
         x0 = torch.full((2, *shape), float(step))
         state = add_noise(x0, fresh(step), schedule.times[step + 1].expand(2))
+        previews._shown_at = math.inf if step in hidden else -math.inf
         previews.step(jobs, step, state)
-    assert [round(x.mean().item(), 4) for x in seen] == [0, 0, 1, 1]
+    assert [round(x.mean().item(), 4) for x in seen] == [0, 0, 1, 1][2 * len(hidden) :]
     assert max(x.std().item() for x in seen) < 1e-4
 
 
