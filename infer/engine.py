@@ -89,6 +89,11 @@ class Student:
         return self.checked.fps
 
     @property
+    def suffix(self) -> str:
+        """The suffix of the files that show what it makes: ``.mp4``, or ``.png`` of images."""
+        return self.model.size_rules.suffix
+
+    @property
     def transformer(self) -> Any:
         """The network, on its device; of a model with experts the first one's."""
         return self.loaded.network_of(0)

@@ -100,7 +100,7 @@ def make_plan(
         options.stream_text,
     )
     planned = "planned_memory" in model.features
-    limit = limit_gib
+    limit = limit_gib if planned else None
     if limit is None and planned:
         limit = memory_limit_gib(options, device)
     text_dtype = _text_dtype(model, dtype, device, teacher_dtype)

@@ -50,6 +50,7 @@ class Made:
     name: str
     seconds: float
     content: bytes
+    suffix: str = ".mp4"
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ class EventDesk:
 
     def complete(self, worker: str, name: str, seconds: float, size: int) -> bool:
         """Passes a video on."""
-        file = self.results.video(name)
-        self.put(Made(name, seconds, file.read_bytes()))
+        file = self.results.found(name)
+        assert file is not None, "a job is completed after its file is there"
+        self.put(Made(name, seconds, file.read_bytes(), file.suffix))
         with suppress(OSError):
             file.unlink()
         return True

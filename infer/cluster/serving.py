@@ -201,7 +201,7 @@ class RayWorkers:
 
     def _finish(self, batch: str, made: remote.Made) -> None:
         """Writes a video, which appears whole."""
-        file = self._results.video(made.name)
+        file = self._results.video(made.name, made.suffix)
         if self._store.get(made.name) is not None:
             with appearing(file) as temporary:
                 temporary.write_bytes(made.content)

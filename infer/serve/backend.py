@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infer.serve.api.answers import VideoAnswer, video_answer
+from infer.serve.api.answers import MediaType, VideoAnswer, video_answer
 from infer.serve.api.reference import MOST_BODY, fingerprint, reference_of
 from infer.serve.api.request import (
     RequestProblem,
@@ -47,7 +47,15 @@ class Backend:
         """The answer that describes a job to a client."""
         ahead = self.store.ahead_of(job) if job.status == "queued" else None
         shown = job.status == "in_progress" and self.results.preview(job.id).is_file()
-        return video_answer(job, ahead, self.options.keep_hours, shown)
+        kind = self.media_type(job)
+        return video_answer(job, ahead, self.options.keep_hours, kind, shown)
+
+    def media_type(self, job: VideoJob) -> MediaType:
+        """The kind of file that a job becomes; of weights that are not served now, as it is."""
+        served = next((one for one in self.served if one.name == job.model), None)
+        file = self.results.found(job.id) if job.status == "completed" else None
+        suffix = file.suffix if file else served.rules.suffix if served else ".mp4"
+        return "image/png" if suffix == ".png" else "video/mp4"
 
     def job(self, name: str) -> VideoJob:
         """Returns the job with that name.

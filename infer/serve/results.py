@@ -20,6 +20,8 @@ from lightx2v_sgmd.system.errors import UserError
 
 QUEUE: Final = "queue.sqlite"
 VIDEOS: Final = "videos"
+SUFFIXES: Final = (".mp4", ".png")
+"""The suffixes of what students make: videos, and images."""
 PREVIEWS: Final = "previews"
 IMAGES: Final = "images"
 _OWN_NAME: Final = re.compile(r"video_[0-9a-f]{32}")
@@ -37,15 +39,24 @@ class Results:
         """The file of the queue."""
         return self.folder / QUEUE
 
-    def video(self, name: str) -> Path:
-        """The file of a job's video.
+    def video(self, name: str, suffix: str = ".mp4") -> Path:
+        """The file of a job's video, or with the other suffix of its image.
+
+        Args:
+            name: The job's name.
+            suffix: One of ``SUFFIXES``.
 
         Raises:
             UserError: this program gives no job such a name, which may lead out of the folder.
         """
         if not _OWN_NAME.fullmatch(name):
             raise UserError(f"{self.queue}: has a job {name!r}; choose another --data folder")
-        return self.folder / VIDEOS / f"{name}.mp4"
+        return self.folder / VIDEOS / f"{name}{suffix}"
+
+    def found(self, name: str) -> Path | None:
+        """The file of a finished job, video or image; None if it is not there."""
+        files = [self.video(name, suffix) for suffix in SUFFIXES]
+        return next((file for file in files if file.is_file()), None)
 
     def preview(self, name: str) -> Path:
         """The file of an unfinished video's preview."""
@@ -84,7 +95,8 @@ class Results:
 
     def remove(self, name: str) -> None:
         """Removes a job's files if they are there."""
-        self.video(name).unlink(missing_ok=True)
+        for suffix in SUFFIXES:
+            self.video(name, suffix).unlink(missing_ok=True)
         self.remove_sources(name)
 
     def remove_sources(self, name: str) -> None:
@@ -120,7 +132,7 @@ class Results:
         folder.mkdir(exist_ok=True)
         clean_temporaries(folder)
         names = store.names()
-        for file in folder.glob("video_*.mp4"):
+        for file in [file for suffix in SUFFIXES for file in folder.glob(f"video_*{suffix}")]:
             if _OWN_NAME.fullmatch(file.stem) and file.stem not in names:
                 self.remove(file.stem)
 

@@ -10,6 +10,9 @@ from infer.serve.jobs import Status, VideoJob
 from infer.serve.options import Served, State
 from lightx2v_sgmd.families.features import TakesImage
 
+MediaType = Literal["video/mp4", "image/png"]
+"""The kind of file that a job becomes."""
+
 
 class Problem(BaseModel):
     """An error."""
@@ -45,6 +48,7 @@ class VideoAnswer(BaseModel):
     prompt: str
     size: str = Field(description="WIDTHxHEIGHT in pixels.")
     seconds: str = Field(description="Length of the video.")
+    media_type: MediaType = Field(description="Kind of its file: a video, or a student's image.")
     seed: int
     width: int
     height: int
@@ -87,6 +91,7 @@ class ModelAnswer(BaseModel):
     size: str | None = Field(description="WIDTHxHEIGHT that it was trained for.")
     num_frames: int | None
     fps: float
+    images: bool = Field(description="True if it makes images, as PNG files.")
     loras: list[str] = Field(description="Names of the LoRAs that a request may give.")
     takes_image: TakesImage = Field(description="Tells if its videos start from an image.")
 
@@ -106,7 +111,11 @@ class Health(BaseModel):
 
 
 def video_answer(
-    job: VideoJob, ahead: int | None, keep_hours: float, has_preview: bool = False
+    job: VideoJob,
+    ahead: int | None,
+    keep_hours: float,
+    media_type: MediaType = "video/mp4",
+    has_preview: bool = False,
 ) -> VideoAnswer:
     """A job as clients see it.
 
@@ -114,6 +123,7 @@ def video_answer(
         job: The job.
         ahead: Queued jobs before it, if it waits.
         keep_hours: Hours that a finished video is kept.
+        media_type: The kind of its file.
         has_preview: True if the unfinished video can be seen.
     """
     done = job.completed_at
@@ -129,6 +139,7 @@ def video_answer(
         prompt=job.prompt,
         size=f"{job.width}x{job.height}",
         seconds=f"{job.num_frames / job.fps:.4g}",
+        media_type=media_type,
         seed=job.seed,
         width=job.width,
         height=job.height,
@@ -153,6 +164,7 @@ def model_answer(served: Served) -> ModelAnswer:
         size=f"{trained[1]}x{trained[0]}" if trained else None,
         num_frames=trained[2] if trained else None,
         fps=served.fps,
+        images=served.rules.images,
         loras=list(served.loras),
         takes_image=served.takes_image,
     )

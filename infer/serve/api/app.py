@@ -48,8 +48,9 @@ PAGE: Final = Path(__file__).with_name("page.html")
 _Id = Annotated[
     str, PathParameter(pattern=r"^video_[0-9a-f]{32}$", description="The job's id.", alias="id")
 ]
+_KINDS: Final[dict[str, Any]] = {"video/mp4": {}, "image/png": {}}
 _VIDEO_FILE: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"video/mp4": {}}, "description": "The mp4 file."}
+    200: {"content": _KINDS, "description": "The mp4 file, or the PNG file of an image."}
 }
 
 
@@ -133,7 +134,7 @@ def _add_content(app: FastAPI, backend: Backend) -> None:
         responses={
             **error_answers(404, 409),
             **_VIDEO_FILE,
-            206: {"content": {"video/mp4": {}}, "description": "A part of the file."},
+            206: {"content": _KINDS, "description": "A part of the file."},
             416: {"content": {"text/plain": {}}, "description": "No such part."},
         },
     )
@@ -301,12 +302,12 @@ def _file(backend: Backend, job: VideoJob) -> FileResponse:
         raise RequestProblem(f"video {job.id} is {job.status}; ask again when it is completed", 409)
     if job.status == "failed":
         raise RequestProblem(f"video {job.id} was not made: {job.error}", 404)
-    file = backend.results.video(job.id)
-    if not file.is_file():
+    file = backend.results.found(job.id)
+    if file is None:
         raise not_found(job.id)
     return FileResponse(
         file,
-        media_type="video/mp4",
+        media_type=backend.media_type(job),
         filename=file.name,
         content_disposition_type="inline",
         headers={"x-video-id": job.id},

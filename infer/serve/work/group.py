@@ -196,6 +196,11 @@ class GroupStudent:
         """The model that it runs as."""
         return self._student.model
 
+    @property
+    def suffix(self) -> str:
+        """The suffix of the files that show what it makes."""
+        return self._student.suffix
+
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents."""
         return self._student.latent_shape(height, width, num_frames)

@@ -163,7 +163,8 @@ class Maker:
             try:
                 if not one.isfinite().all():
                     raise FloatingPointError("the network gave values that are not finite")
-                whole = self._write_and_learn(job, one, chunks)
+                file = self.results.video(job.id, student.suffix)
+                whole = self._write_and_learn(job, file, one, chunks)
             except (ServerStopped, _NobodyWants):
                 raise
             except Exception as error:
@@ -173,28 +174,29 @@ class Maker:
                 continue
             if whole:
                 seconds = denoised_s / len(jobs) + time.perf_counter() - begun
-                size = self.results.video(job.id).stat().st_size
+                size = file.stat().st_size
                 if not self.store.complete(self.worker, job.id, seconds, size):
                     self.results.remove(job.id)
             self.results.remove_sources(job.id)
             self._finished.add(job.id)
 
-    def _write_and_learn(self, job: VideoJob, latents: Any, chunks: Iterator[Frames]) -> bool:
+    def _write_and_learn(
+        self, job: VideoJob, file: Path, latents: Any, chunks: Iterator[Frames]
+    ) -> bool:
         """Writes a video as ``_write`` does, and learns its colours."""
         if self.previews is None or not self.previews.learns(job):
-            return self._write(job, chunks)
+            return self._write(job, file, chunks)
         means = self.previews.means(latents)
-        whole = self._write(job, means.watching(chunks))
+        whole = self._write(job, file, means.watching(chunks))
         if whole:
             self.previews.learn(job, latents, means)
         return whole
 
-    def _write(self, job: VideoJob, chunks: Iterator[Frames]) -> bool:
+    def _write(self, job: VideoJob, file: Path, chunks: Iterator[Frames]) -> bool:
         """Writes a video, which appears whole; False if nobody wants it any more."""
         from infer.batch.writing import writing
         from lightx2v_sgmd.outputs import move, sync_folder
 
-        file = self.results.video(job.id)
         if not self._wanted(job):
             return False
 

@@ -42,6 +42,10 @@ class WorkingStudent(Protocol):
     def schedule(self) -> Schedule:
         """The steps it runs."""
 
+    @property
+    def suffix(self) -> str:
+        """The suffix of the files that show what it makes."""
+
     def latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         """``(C, T, h, w)`` of a video's latents."""
 
@@ -144,12 +148,15 @@ class Students:
                 suffice.
         """
         from infer.multi_gpu import check_ranks
+        from lightx2v_sgmd.families.features import require_feature
 
         self._set_limit()
         alone: dict[str, Checked] = {}
         for model in self._weights:
             alone[model] = self._check(model, None)
             if self._ranks is not None:
+                processes = f"--nproc {self._ranks.size}: {model}: sharing a video"
+                require_feature(alone[model].model, "sequence", processes, "one process")
                 check_ranks(self._ranks, alone[model].model.num_heads, "--nproc")
             self._plan(alone[model], None)
         fitting = {lora: self._models_of(lora, alone) for lora in self._loras}
@@ -192,7 +199,6 @@ class Students:
 
     def _check(self, model: str, lora: str | None) -> Checked:
         from infer.checks import check_student
-        from lightx2v_sgmd.families.features import require_feature
 
         engine = self._options(lora)
         checked = check_student(
@@ -202,8 +208,6 @@ class Students:
             engine.base,
             engine.skip_image_layers,
         )
-        what = f"{self._weights[model]}: serving it"
-        require_feature(checked.model, "planned_memory", what, "lightx2v-sgmd generate")
         if checked.model.takes_image == "always" and self._ranks is not None:
             raise UserError(
                 f"{self._weights[model]}: starts videos from an image, which several processes do "
@@ -281,7 +285,7 @@ class Students:
         from infer.memory import Workload
 
         size = size or _trained(checked)
-        if size is None:
+        if size is None or "planned_memory" not in checked.model.features:
             return None
         return Workload(
             checked.model,

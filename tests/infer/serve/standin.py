@@ -80,7 +80,7 @@ class StandIn:
     ) -> None:
         self.pause_s, self.fails = pause_s, fails
         self.batches = batches if batches is not None else []
-        self.schedule = range(4)
+        self.schedule, self.suffix = range(4), ".mp4"
 
     def batch_for(self, size: tuple[int, int, int]) -> int:
         return 4

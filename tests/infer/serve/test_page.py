@@ -119,7 +119,10 @@ def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
         page = browser.new_page()
         page.set_default_timeout(WAIT_MS)
         page.goto(url)
-        page.get_by_label("Token of this server").wait_for()
+        page.locator("#said.bad", has_text="This server needs a token.").wait_for()
+        page.get_by_label("Token of this server").fill("another")
+        page.keyboard.press("Tab")
+        page.locator("#said.bad", has_text="does not take this token").wait_for()
         page.get_by_label("Token of this server").fill(token)
         page.keyboard.press("Tab")
         page.locator("#model", has_text="tiny").wait_for()
@@ -128,6 +131,10 @@ def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
         page.get_by_role("button", name="Make the video").press("Enter")
         page.locator("#said.bad", has_text="width").wait_for()
         assert not backend.store.names()
+        page.route("**/v1/**", lambda route: route.abort())
+        page.locator("#said.bad", has_text="The server does not answer.").wait_for()
+        page.unroute("**/v1/**")
+        until(page, "document.getElementById('said').textContent === ''")
 
 
 @pytest.mark.slow
@@ -156,6 +163,33 @@ def test_an_image_is_chosen_sent_and_used_again(tmp_path: Path) -> None:
         page.reload()  # the images of before are gone
         page.get_by_role("button", name="Make a red circle with another seed").nth(0).press("Enter")
         page.locator("#said.bad", has_text="does not keep the image").wait_for()
+
+
+@pytest.mark.slow
+def test_images_are_shown_as_images(tmp_path: Path) -> None:
+    rules = replace(SERVED.rules, images=True)
+    images = replace(SERVED, name="images", trained=(32, 32, 1), fps=1.0, rules=rules)
+    backend = make_backend(tmp_path / "data", (images, SERVED))
+    with server(backend) as url, chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(url)
+        page.get_by_role("heading", name="Images of images").wait_for()
+        assert page.locator("#num_frames").is_hidden()
+        assert page.locator("#against option").all_inner_texts() == ["nothing"]
+        page.get_by_label("Prompt").fill("a red circle")
+        page.get_by_role("button", name="Make the image").press("Enter")
+        page.locator("#queue li").wait_for()
+        (job,) = backend.store.claim("w", lambda job: 1)
+        assert job.size == (32, 32, 1)
+        backend.results.video(job.id, ".png").write_bytes(picture())
+        assert backend.store.complete("w", job.id, 2.0, 1)
+        page.get_by_role("img", name="Image of a red circle").wait_for()
+        until(page, "document.querySelector('#gallery img').naturalWidth === 48")
+        page.get_by_text("32x32, seed").wait_for()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download a red circle").press("Enter")
+        assert download.value.suggested_filename == f"{job.id}.png"
 
 
 @pytest.mark.slow
