@@ -30,6 +30,7 @@ from torch import Tensor
 
 from infer import Options, load_student
 from lightx2v_sgmd.families.wan.opening import open_wan
+from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
@@ -137,7 +138,8 @@ class Bench:
         (weights,) = folder.glob("*.safetensors")
         lora = None
         if row.lora:
-            (lora,) = self._export("run", "lora", "fp32").glob("*.safetensors")
+            lora = lora_file_in(self._export("run", "lora", "fp32"))
+            assert lora is not None, "an export of adapters has the file for other programs"
         return {
             "inputs": str(self.folder / "inputs.safetensors"),
             "weights": str(folder if row.program == "wan" else weights),
