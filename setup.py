@@ -57,7 +57,7 @@ setup(
     package_data={
         "lightx2v_sgmd": ["assets/**/*", "families/sources/configs/*.json", "py.typed"],
         "distill": ["py.typed"],
-        "infer": ["py.typed", "serve/api/page.html"],
+        "infer": ["py.typed", "serve/api/page.html", "serve/api/docs.html"],
         "weights": ["py.typed"],
     },
     cmdclass={"build_py": BuildWithConfigs},

@@ -44,6 +44,7 @@ _MOST_RETRY_S: Final = 3600
 _JSON: Final = "application/json"
 _FORMS: Final = ("multipart/form-data", "application/x-www-form-urlencoded")
 PAGE: Final = Path(__file__).with_name("page.html")
+API_PAGE: Final = Path(__file__).with_name("docs.html")
 
 _Id = Annotated[
     str, PathParameter(pattern=r"^video_[0-9a-f]{32}$", description="The job's id.", alias="id")
@@ -60,7 +61,7 @@ def make_app(backend: Backend) -> FastAPI:
         title="lightx2v-sgmd",
         version=__version__,
         description="Videos from a distilled student, in OpenAI's videos API.",
-        docs_url=None,  # it would load scripts from elsewhere
+        docs_url=None,  # FastAPI's page would load scripts from elsewhere; ours is API_PAGE
         redoc_url=None,
         responses=error_answers(400, 401, 403, 413, 500, 503),
     )
@@ -197,16 +198,20 @@ def _add_content(app: FastAPI, backend: Backend) -> None:
 
 def _add_server(app: FastAPI, backend: Backend) -> None:
     """The server itself: page, models, health, figures."""
-    page = PAGE.read_text(encoding="utf-8")
+    policy = (
+        "default-src 'none'; connect-src 'self'; media-src blob:; img-src data: blob:; "
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+    page, described = (file.read_text(encoding="utf-8") for file in (PAGE, API_PAGE))
 
     @app.get("/", include_in_schema=False)
     def home() -> HTMLResponse:
-        policy = (
-            "default-src 'none'; connect-src 'self'; media-src blob:; img-src data: blob:; "
-            "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
-        )
         return HTMLResponse(page, headers={"content-security-policy": policy})
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return HTMLResponse(described, headers={"content-security-policy": policy})
 
     @app.get("/v1/models", summary="The served students")
     def models() -> ModelList:

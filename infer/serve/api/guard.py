@@ -16,8 +16,8 @@ from infer.serve.options import is_loopback
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_PATHS: Final = ("/", "/health")
-"""Paths that need no token: the page, which holds no data, and the probe."""
+OPEN_PATHS: Final = ("/", "/docs", "/health")
+"""Paths that need no token: the pages, which hold no data, and the probe."""
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

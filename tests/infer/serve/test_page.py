@@ -166,6 +166,33 @@ def test_an_image_is_chosen_sent_and_used_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_api_has_a_page(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path / "data")
+    token = "0123456789abcdef-token"
+    with server(backend, token) as url, chromium() as browser:
+        page = browser.new_page(viewport={"width": 360, "height": 700}, color_scheme="dark")
+        page.set_default_timeout(WAIT_MS)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(url)
+        page.get_by_role("link", name="The API of this server").press("Enter")
+        page.get_by_text("This server needs a token.").wait_for()
+        page.get_by_label("Token of this server").fill(token)
+        page.keyboard.press("Tab")
+        create = page.get_by_role("region", name="POST /v1/videos", exact=True)
+        create.get_by_role("row", name="num_frames").first.wait_for()
+        described = make_app(backend).openapi()
+        wanted = {
+            f"{verb.upper()} {path}" for path, one in described["paths"].items() for verb in one
+        }
+        assert wanted | set(described["components"]["schemas"]) == set(
+            page.locator("h2").all_inner_texts()
+        )
+        check_layout(page)
+        assert problems == []
+
+
+@pytest.mark.slow
 def test_images_are_shown_as_images(tmp_path: Path) -> None:
     rules = replace(SERVED.rules, images=True)
     images = replace(SERVED, name="images", trained=(32, 32, 1), fps=1.0, rules=rules)

@@ -31,6 +31,7 @@ from tests.infer.serve.standin import SERVED, WANTED, finish, make_backend
 
 LOCAL = "http://127.0.0.1:8000"
 TOKEN = "0123456789abcdef-token"
+POLICY = "content-security-policy"
 
 
 @pytest.fixture
@@ -213,6 +214,9 @@ def test_a_token_is_asked_for_everywhere_but_the_page(backend: Backend) -> None:
     right = {"authorization": f"Bearer {TOKEN}"}
     assert client.get("/v1/videos", headers=right).status_code == 200
     assert client.get("/").status_code == client.get("/health").status_code == 200
+    page = client.get("/docs")
+    assert page.status_code == 200 and "default-src 'none'" in page.headers[POLICY]
+    assert "tiny" not in page.text and "://" not in page.text
 
 
 def test_pages_of_other_sites_are_refused(client: TestClient) -> None:
