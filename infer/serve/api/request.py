@@ -38,7 +38,12 @@ _IMAGES: Final = (
     *("control_reference", "source_video", "image", "image_url", "reference_url"),
 )
 _LORAS: Final = ("loras", "lora_path", "lora_name")
-_CHECKED: Final = {*_STEPS, *_GUIDANCE, *_SHIFT, *_NEGATIVE, *_IMAGES, *_LORAS}
+_SWITCHES: Final = (
+    *("generate_sound", "enable_frame_interpolation", "enable_teacache", "preencode_mp4"),
+    "rollout",
+)
+"""Abilities of other servers, which their clients may send as switched off."""
+_CHECKED: Final = {*_STEPS, *_GUIDANCE, *_SHIFT, *_NEGATIVE, *_IMAGES, *_LORAS, *_SWITCHES}
 
 _Pixels = Annotated[int, Field(ge=1, le=2**15)]
 
@@ -212,6 +217,8 @@ def refuse_what_a_student_has_not(
                 f"{name}: works through guidance, which a distilled student has none of, its "
                 "teacher's negative prompt is learned; say in the prompt what the video shows"
             )
+        if key in _SWITCHES and value is not False and str(value).lower() not in ("false", "0"):
+            raise RequestProblem(f"{name}: this server has no such thing; leave it out")
         if key in _IMAGES:
             remedy = "leave it out" if served.takes_image == "never" else "use input_reference"
             raise RequestProblem(f"{name}: is not read by this server; {remedy}")

@@ -89,6 +89,7 @@ def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
         ({"guidance_scale": 5.0}, "learned its teacher's guidance"),
         ({"negative_prompt": "blurry"}, "none of"),
         ({"flow_shift": 3}, "flow shift 8"),
+        ({"generate_sound": True}, "generate_sound: this server has no such thing"),
         ({"input_reference": "data:..."}, "text alone"),
         ({"extra_params": {"input_reference": "x"}}, "extra_params.input_reference: is unknown"),
         ({"image_url": "http://x/a.png"}, "image_url: is not read by this server; leave it out"),
@@ -130,8 +131,10 @@ def test_a_request_that_cannot_be_honoured_is_refused(
 
 def test_what_asks_for_nothing_else_is_taken(client: TestClient) -> None:
     asked = {"prompt": "x", "num_inference_steps": 4, "guidance_scale": 1, "negative_prompt": ""}
-    response = client.post("/v1/videos", json=asked)
-    assert response.status_code == 200, response.text
+    asked |= {"generate_sound": False, "enable_teacache": None}
+    form = {"prompt": "x", "rollout": "false"}
+    for response in (client.post("/v1/videos", json=asked), client.post("/v1/videos", data=form)):
+        assert response.status_code == 200, response.text
 
 
 def test_an_uploaded_image_is_refused(client: TestClient) -> None:
