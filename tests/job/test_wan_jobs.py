@@ -199,6 +199,18 @@ def test_the_public_job_has_the_public_trainers_values() -> None:
     assert load_job(config_path(PUBLIC_JOB)).method.fresh_rollouts
 
 
+def test_published_models_are_matched_at_uniform_score_times() -> None:
+    """ADM (arXiv 2507.18569), Alg. 1, line 18, and App. A and B.5 of the same paper."""
+    jobs = [load_job(config_path(name)) for name in PUBLISHED]
+    matched = [job for job in jobs if job.method.name in ("adm", "dmdx")]
+    assert {job.method.name for job in matched} == {"adm", "dmdx"} and len(matched) == 13
+    for job in matched:
+        assert job.train.score_shift == 1.0, job.output.dir
+        assert job.method.guidance_range is not None and job.method.whole_rollouts
+        assert job.method.fake_score_updates == 1
+        assert job.student.optimizer.betas == job.fake_score.optimizer.betas == (0.0, 0.99)
+
+
 def test_wan_jobs_guide_away_from_wans_own_negative_prompt() -> None:
     """But the public job, which has the public trainer's; image-to-video has its own."""
     assert NEGATIVE_PROMPT.startswith("色调艳丽") and NEGATIVE_PROMPT.endswith("，倒着走")
