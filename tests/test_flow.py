@@ -89,3 +89,24 @@ def test_score_times_of_two_parts_do_not_meet() -> None:
         below = flow.sample_sigmas_between(u, 1.0, 0.0, boundary, 0.0, 1.0)
         assert (1000 * above >= 1000 * boundary).all()
         assert (1000 * below < 1000 * boundary).all()
+
+
+def test_noise_that_is_added_from_a_time_on() -> None:
+    """From 0.6 on: alpha is 0.3 / 0.4 at 0.7 and 0.2 / 0.4 at 0.8; each sample has its time."""
+    x_s, noise = torch.randn(2, 2, 2, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    sigma = torch.tensor([0.7, 0.8], dtype=torch.float64)
+    x_t = flow.add_noise_from(x_s, noise, 0.6, sigma)
+    target = flow.velocity_from(x_s, noise, 0.6, sigma)
+    for row, (time, alpha) in enumerate([(0.7, 0.75), (0.8, 0.5)]):
+        beta = (time**2 - alpha**2 * 0.36) ** 0.5
+        of_noise = (time + (1 - time) * 0.36 / 0.16) / beta
+        torch.testing.assert_close(x_t[row], alpha * x_s[row] + beta * noise[row])
+        torch.testing.assert_close(target[row], of_noise * noise[row] - x_s[row] / 0.4)
+
+
+def test_from_data_on_it_is_the_whole_path() -> None:
+    x0, noise = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    sigma = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    whole = flow.add_noise(x0, noise, sigma)
+    torch.testing.assert_close(flow.add_noise_from(x0, noise, 0.0, sigma), whole)
+    torch.testing.assert_close(flow.velocity_from(x0, noise, 0.0, sigma), noise - x0)

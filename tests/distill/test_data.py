@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data import (
+    Batch,
     Batches,
     generator,
     image_digests,
@@ -26,6 +28,7 @@ from lightx2v_sgmd.families.text_rows import text_conditioning
 from lightx2v_sgmd.files.latents import LatentFolder, write_shard
 from lightx2v_sgmd.flow import sample_score_sigmas
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.methods import DMD2
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import make_job
@@ -267,6 +270,39 @@ def test_a_batch_trains_the_expert_of_its_exit_step(job: Job) -> None:
         assert data.expert(index) == batch.expert == expected
         assert bool(((batch.time >= 0.875) == (expected == 0)).all())
     assert {data.expert(index) for index in range(20)} == {0, 1}
+
+
+def test_phases_train_one_expert_each(job: Job) -> None:
+    """Of the steps 1000, 960, 888.889 and 727.273 the first three are the first expert's."""
+    data = batches(replace(job, method=DMD2(high_noise_iterations=4)), Ranks())
+    model: Any = None  # the networks are not looked at
+    data.experts = (
+        Expert(HIGH_NOISE, 0.875, 1.0, model),
+        Expert(LOW_NOISE, 0.0, 0.875, model),
+    )
+    first, second = range(24), range(24, 48)  # an iteration of dmd2 has six batches
+
+    def drawn(batch_index: int, steps: int) -> int:
+        source = generator(job.train.seed, "exit_step", batch_index)
+        return int(torch.randint(steps, (), generator=source))
+
+    assert [data.exit_step(index) for index in first] == [drawn(index, 3) for index in first]
+    assert {data.exit_step(index) for index in first} == {0, 1, 2}
+    assert {data.exit_step(index) for index in second} == {3}
+    for index in (0, 23):
+        assert data.phase_end(index) == data.micro_batch(index, 0).phase_end
+        assert data.phase_end(index) == pytest.approx(0.727273, abs=1e-6)
+    for index in (24, 47):
+        assert data.phase_end(index) == data.micro_batch(index, 0).phase_end == 0.0
+
+
+def test_without_phases_samples_are_data(job: Job) -> None:
+    data = batches(job, Ranks())
+    batch = data.micro_batch(0, 0)
+    assert data.phase_end(0) == batch.phase_end == 0.0
+    stated = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    del stated["phase_end"]
+    assert Batch(**stated).phase_end == 0.0
 
 
 def test_samples_of_a_batch_differ(job: Job, pairs: LatentFolder) -> None:

@@ -13,7 +13,7 @@ from distill.updates import first_batch, first_update, learning_rate_factor, upd
 from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, DMDX, SGMD, Method
 from lightx2v_sgmd.methods.base import Discriminator, Stage
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, expert_role
 from tests.training import make_job, make_trainer
 
 HEADS = Discriminator(head_every=1, head_channels=32)
@@ -41,6 +41,11 @@ def test_warm_up_begins_with_a_role_s_first_update() -> None:
     assert first_update(TWO_STAGES, STUDENT) == first_update(TWO_STAGES, DISCRIMINATOR) == 0
     assert first_update(TWO_STAGES, FAKE_SCORE) == 3
     assert first_update(SGMD(), FAKE_SCORE) == 0
+    for role in (STUDENT, FAKE_SCORE):
+        second = expert_role(role, 1)
+        assert first_update(DMD2(high_noise_iterations=7), role) == 0
+        assert first_update(DMD2(high_noise_iterations=7), second) == 7
+        assert first_update(SGMD(), second) == 0
     train = Train(iterations=100, warmup=4)
     first = first_update(TWO_STAGES, FAKE_SCORE)
     factors = [learning_rate_factor(i, train, first) for i in range(3, 9)]

@@ -44,7 +44,10 @@ PUBLISHED: dict[str, tuple[Any, dict[str, Any]]] = {
     # SiD, arXiv 2404.04057.
     "sid": (SiD(), {"form": "published", "alpha": 1.0, "fake_score_updates": 1, "max_weight": 1.0}),
     # DMD2, arXiv 2405.14867, Sec. 4.2: five updates.
-    "dmd2": (DMD2(), {"fake_score_updates": 5, "floor": 1e-5, "gan_weight": 0.0}),
+    "dmd2": (
+        DMD2(),
+        {"fake_score_updates": 5, "floor": 1e-5, "gan_weight": 0.0, "high_noise_iterations": 0},
+    ),
     # ADM, arXiv 2507.18569, Sec. 4.1 (T / 64) and App. A (TTUR 1).
     "adm": (ADM(), {"delta": 1 / 64, "fake_score_updates": 1, "guidance_range": None}),
     # Sec. 4.2 of the same paper.
@@ -171,7 +174,7 @@ def test_a_method_that_says_nothing() -> None:
     assert not plain.fresh_rollouts and not plain.whole_rollouts
     assert plain.through_fake_score and not plain.through_teacher
     assert plain.discriminator is None and plain.pixel_discriminator is None
-    assert plain.guidance_range is None
+    assert plain.guidance_range is None and plain.high_noise_iterations == 0
     assert plain.reads_latents is None
     with pytest.raises(NotImplementedError, match="Method has no field 'name'"):
         _ = plain.name

@@ -77,6 +77,10 @@ def test_what_a_fake_score_should_predict_carries_no_gradient() -> None:
     sample = leaves()
     assert sample.x0.requires_grad and not sample.target.requires_grad
     torch.testing.assert_close(sample.target, sample.noise - sample.x0.detach())
+    late = replace(sample, time=torch.tensor([0.7, 0.8, 0.9, 0.98]).double(), phase_end=0.6)
+    assert not late.target.requires_grad
+    expected = flow.velocity_from(late.x0.detach(), late.noise, 0.6, late.time)
+    torch.testing.assert_close(late.target, expected)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

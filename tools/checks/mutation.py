@@ -54,6 +54,7 @@ LOOP_TESTS: Final = (
     "tests/distill/test_trainer.py",
     "tests/distill/test_methods.py",
     "tests/distill/test_updates.py",
+    "tests/distill/test_phased.py",
     ADVERSARIAL,
 )
 
