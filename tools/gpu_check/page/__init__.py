@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu_check.page import sections as sections
+from tools.gpu_check.page.causes import cause
 from tools.gpu_check.page.goals import GOAL_GPU, GOALS, figures, rows
 from tools.gpu_check.page.published import BEST
 from tools.gpu_check.page.sections import UNKNOWN, markdown_table, number
@@ -20,6 +21,10 @@ INTRODUCTION = """# GPU figures
 ceilings that the same run measured. What no GPU has measured says so; no figure here comes from a
 CPU.
 """
+
+
+GOALS_NOTE = """What was mended after these runs, and what it should change, is in
+[decision 026](../decisions/026-first-light.md); only another run can tell."""
 
 
 class PageError(ValueError):
@@ -138,9 +143,11 @@ def _goals(data: dict[str, Any]) -> str:
         else:
             verdict = "**met**" if goal.met(value) else "**not met**"
         shown = UNKNOWN if value is None else f"{value:.3g} {goal.unit}"
-        lines.append([goal.what, f"{sign} {goal.limit:g} {goal.unit}", shown, verdict])
-    table = markdown_table(["goal", "limit", "measured", ""], lines)
-    return f"## Goals on one {GOAL_GPU}\n\n{table}"
+        why = cause(goal, data)
+        lines.append([goal.what, f"{sign} {goal.limit:g} {goal.unit}", shown, verdict, why])
+    table = markdown_table(["goal", "limit", "measured", "", "what the reports say of it"], lines)
+    note = f"Every figure is of one {name}. {GOALS_NOTE}\n\n" if name else ""
+    return f"## Goals on one {GOAL_GPU}\n\n{note}{table}"
 
 
 def _published(data: dict[str, Any]) -> str:

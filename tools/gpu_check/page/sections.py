@@ -150,18 +150,21 @@ def forward(data: Data) -> str:
             UNKNOWN if share is None else f"{share:.0%}",
             number(row["first_s"], 1),
             number(row.get("peak_gib"), 1),
+            number(row["needed_gib"], 1) if "needed_gib" in row else "",
             f"{row['difference_to_stock']:.1e}" if "difference_to_stock" in row else "0",
             str(row["attention"]),
         ]
 
     head = ["network", "ms", "times stock eager", "of the bf16 product", "first, s"]
-    head += ["peak GiB", "difference to stock", "attention"]
+    head += ["peak GiB", "planned GiB", "difference to stock", "attention"]
     labels = ["stock, eager", "stock, compiled", "engine, as it comes", "engine, eager"]
     main = _table(head, found, [*labels, "engine, fp8"], cells)
     others = _table(head, rows(data, "kernels"), [], cells) if rows(data, "kernels") else UNKNOWN
     return (
         "## One forward\n\nRandom weights of the shape; the difference is relative, of the first "
-        f"step's velocity.\n\n{main}\n\nCompiled, with each exact kernel:\n\n{others}"
+        "step's velocity. *peak* is PyTorch's alone; *planned* is the engine's plan for the "
+        "network by itself, with what CUDA takes beside PyTorch."
+        f"\n\n{main}\n\nCompiled, with each exact kernel:\n\n{others}"
     )
 
 
@@ -196,7 +199,7 @@ def _tabled(data: Data) -> Iterator[tuple[str, Row]]:
 
 def _parts(data: Data, label: str, row: Row) -> Iterator[list[str]]:
     spent = row["kernels_ms"]
-    least = _least_ms(data, "fp8" in label)
+    least = least_ms(data, "fp8" in label)
     widest = max(spent, key=lambda part: spent[part])
     for part in sorted(spent, key=lambda part: -spent[part]):
         floor = least.get(part)
@@ -205,7 +208,12 @@ def _parts(data: Data, label: str, row: Row) -> Iterator[list[str]]:
         yield [label, name, number(spent[part], 0), number(floor, 0) if floor else "", far]
 
 
-def _least_ms(data: Data, fp8: bool) -> dict[str, float]:
+def network_blocks(data: Data) -> int:
+    """The number of the network's blocks."""
+    return int(open_wan(SHAPES[data["shape"]]).transformer_config["num_layers"])
+
+
+def least_ms(data: Data, fp8: bool) -> dict[str, float]:
     """Milliseconds of products and attention at the rates that the run reached."""
     model = open_wan(SHAPES[data["shape"]])
     tokens = model.token_count(*data["size"])
@@ -268,7 +276,7 @@ def _least_s(data: Data, stage: str) -> float | None:
     if stage == "decode":
         return _least_decode_s(data)
     if stage == "denoise" and data["steps"]:
-        least = _least_ms(data, fp8=False)
+        least = least_ms(data, fp8=False)
         return 4 * sum(least.values()) / 1e3 if len(least) == 2 else None
     return None
 
@@ -303,17 +311,18 @@ def video(data: Data) -> str:
 
 def training(data: Data) -> str:
     """Iterations by phase."""
-    found = rows(data, "training")
+    found = {**rows(data, "training"), **rows(data, "selective")}
     ceiling = _ceilings(data).get("flops_bf16")
 
     def cells(row: Row) -> list[str]:
         if "iteration_s" not in row:
-            return [UNKNOWN] * 7
+            return [UNKNOWN] * 8
         share = row["tflops_per_s"] * 1e12 / ceiling if ceiling else None
         phases = sorted(row["phases_s"].items(), key=lambda item: -item[1])
         return [
             number(row["iteration_s"]),
             f"{row['mfu']:.1%}" if "mfu" in row else UNKNOWN,
+            f"{row['mfu_useful']:.1%}" if "mfu_useful" in row else UNKNOWN,
             UNKNOWN if share is None else f"{share:.1%}",
             ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases if seconds > 0),
             number(row.get("peak_memory_gib"), 1),
@@ -321,10 +330,16 @@ def training(data: Data) -> str:
             number(row.get("memory_to_plan")),
         ]
 
-    head = ["strategy", "s an iteration", "MFU", "of the bf16 product", "phases, s", "peak GiB"]
-    head += ["planned GiB", "ratio"]
-    table = _table(head, found, ["local", "zero3"], cells)
-    note = "SGMD at the 1.3B shape, 480x832, 81 frames, one video, one GPU, no accumulation."
+    head = ["strategy", "s an iteration", "MFU", "MFU without recomputation"]
+    head += ["of the bf16 product", "phases, s", "peak GiB", "planned GiB", "ratio"]
+    table = _table(head, found, ["local", "zero3", "local, selective"], cells)
+    note = (
+        "SGMD at the 1.3B shape, 480x832, 81 frames, one video, one GPU, no accumulation, gradient "
+        "checkpointing as the shipped job has it. *MFU*: the share of the data sheet's rate, with "
+        "the operations that checkpointing computes twice counted twice; the next column counts "
+        "them once. *local, selective* stores the outputs of attention instead of computing them "
+        "twice (`parallel.gradient_checkpointing: selective`)."
+    )
     return f"## Training\n\n{note}\n\n{table}"
 
 

@@ -93,5 +93,6 @@ _SHORT: dict[str, Callable[[str, Row], str]] = {
     "vae": _one("s", "s", 3),
     "video": _one("s", "s", 2),
     "training": _one("iteration_s", "s an iteration", 2),
+    "selective": _one("iteration_s", "s an iteration", 2),
     "tests": lambda label, row: row.get("said", ""),
 }

@@ -54,6 +54,7 @@ STEPS = {
         _step("video", "a whole video by stage", (75, 60, 5), (55, 45, 5)),
         _step("training", "training iterations", (220, 220, 120), (105, 105, 30)),
         _step("tests", "the GPU tests", (90, 90, 15), (40, 30, 5), module="gpu_tests"),
+        _step("selective", "training with attention's outputs stored", (105, 105, 30)),
         _step("kernels", "a forward with each attention kernel", (200, 120, 40), (60, 40, 30)),
     )
 }

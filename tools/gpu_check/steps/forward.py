@@ -18,7 +18,8 @@ from torch import Tensor
 
 from infer.checks import engine_schedule
 from infer.engine import Student
-from infer.engine_plan import make_plan, why_not_quantize
+from infer.engine_plan import EnginePlan, make_plan, why_not_quantize
+from infer.memory import Workload, needed_gib
 from infer.options import Options
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.text_rows import pad_text
@@ -159,11 +160,15 @@ def prepared(context: Context, variant: Variant) -> tuple[Denoise, Row, Callable
         if reason is not None:
             raise NotHere(f"{variant.options.quantize} {reason}")
     student = Student(context.checked, make_plan(context.model, variant.options, context.size))
+    mode = replace(student.plan.memory_mode, one_at_a_time=True)
+    alone = replace(student.plan, memory_mode=mode)
     about = {
         "attention": student.attention,
         "compiled": student.plan.compile,
         "dtype": str(student.dtype),
         "memory_mode": student.plan.memory_mode.flags(),
+        # The network alone: text encoder and VAE are not loaded here.
+        "needed_gib": planned_gib(context, alone)["denoise"],
     }
 
     def denoise(on_step: Any) -> Tensor:
@@ -178,6 +183,13 @@ def prepared(context: Context, variant: Variant) -> tuple[Denoise, Row, Callable
             student.checked = whole
 
     return denoise, about, short
+
+
+def planned_gib(context: Context, plan: EnginePlan) -> dict[str, float]:
+    """The memory that the engine plans for one video of the context's size, by stage."""
+    bytes_each = plan.dtype.itemsize
+    work = Workload(context.model, *context.size, 1, bytes_each, context.cuda)
+    return needed_gib(work, plan.memory_mode)
 
 
 def _stock(

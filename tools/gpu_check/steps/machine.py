@@ -30,6 +30,7 @@ PACKAGES = (
     "pytest",
     "flash-attn",
     "flash-attn-3",
+    "fa3-fwd",
     "flash-attn-4",
     "xformers",
     "sageattention",

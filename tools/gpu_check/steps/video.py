@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from infer.engine import Student
 from infer.engine_plan import make_plan
-from infer.memory import Workload, needed_gib
 from infer.options import Options
 from tools.gpu_check.context import Context
 from tools.gpu_check.report import Row, Step
+from tools.gpu_check.steps.forward import planned_gib
 from tools.models.random_wan import PROMPT
 
 
@@ -58,8 +58,7 @@ def two_videos(context: Context, row: Row) -> None:
         made = student.generate(PROMPT, 0, height=height, width=width, num_frames=frames)
         row[name] = {**made.timings, "total": sum(made.timings.values())}
     row["s"] = row["second"]["total"]
-    work = Workload(model, height, width, frames, 1, plan.dtype.itemsize, context.cuda)
-    row["needed_gib"] = needed_gib(work, plan.memory_mode)
+    row["needed_gib"] = planned_gib(context, plan)
     if context.cuda:
         beside = context.beside_pytorch_gib()
         row["beside_pytorch_gib"] = beside
