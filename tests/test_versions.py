@@ -77,7 +77,19 @@ def test_each_release_is_installed_tested_and_told(
     assert asked[1].endswith(f"--no-deps -r {folders[0] / 'requirements.txt'}")
     # What the other release needs and the locked one does not comes with it.
     assert asked[2].endswith(f"-c {folders[0] / 'requirements.txt'} transformers==5.17.0")
-    assert asked[-1] == "-m pytest -q -p no:cacheprovider tests/test_flow.py -x"
+    assert asked[-1].startswith("-m pytest -q -p no:cacheprovider -o faulthandler_timeout=1200 ")
+    assert asked[-1].endswith(" tests/test_flow.py -x")
+
+
+def test_a_test_that_hangs_is_shown_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text("import time\n\ndef test_that_hangs():\n    time.sleep(600)\n")
+    monkeypatch.setattr(versions, "TIMEOUT_S", 1)
+    result = versions.run_tests(Path(sys.executable), "2.11", [str(file)])
+    assert not result.passed and result.minutes < 5
+    assert "in test_that_hangs" in capfd.readouterr().out
 
 
 def test_what_depends_on_pytorch_is_there() -> None:

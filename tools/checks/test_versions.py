@@ -40,6 +40,8 @@ TESTS: Final = (
     "tests/parallel/zero3/test_prefetch.py",
 )
 """The tests of kernels, compilers, hooks, processes and models, which depend on PyTorch."""
+TIMEOUT_S: Final = 1200
+"""A test that takes longer hangs: its threads' stacks are shown, and the release has failed."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,15 @@ def make_environment(folder: Path, release: str, interpreter: str, changes: Sequ
 
 def run_tests(python: Path, release: str, arguments: Sequence[str]) -> Result:
     """Runs pytest on this checkout; its output goes to the terminal as it comes."""
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    begun, last = time.monotonic(), "pytest said nothing"
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [
+        "-o",
+        f"faulthandler_timeout={TIMEOUT_S}",
+        "-o",
+        "faulthandler_exit_on_timeout=true",
+    ]
+    command += arguments
+    begun, line, last = time.monotonic(), "", "pytest said nothing"
     # The environment's programs, ninja among them, come first. Its DeepSpeed is built in a folder
     # of its own: the usual one is shared by every PyTorch for one CUDA, and may hold the lock of a
     # build that was killed.
@@ -124,8 +133,9 @@ def run_tests(python: Path, release: str, arguments: Sequence[str]) -> Result:
         text=True,
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
+        while character := process.stdout.read(1):  # a line of dots takes minutes
+            print(character, end="", flush=True)
+            line = "" if character == "\n" else line + character
             last = line.strip() or last
     return Result(release, process.returncode == 0, last, (time.monotonic() - begun) / 60)
 
