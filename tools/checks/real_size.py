@@ -6,7 +6,8 @@ It writes a folder of random weights (14 GB; 30 GB of disk are needed in all) an
 iterations of `distill` with adapters, `export` in every format, and `generate` of five frames of
 128x128. Each command has its address space limited, as by `ulimit -v`, and its memory measured. The
 result is a table with each command's most memory and its time; the last rows repeat `embed` and
-`generate` within a smaller limit. Everything is deleted afterwards.
+`generate` within a smaller limit. Everything is deleted afterwards, unless ``--keep`` is given: the
+same command then uses the model again, ``--rows`` repeats single commands, and the folder stays.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ fake_score: {{train: lora, lora: {{rank: 16}}}}
 method: {{name: sgmd, lambda: 0.1}}
 data: {{prompts: {folder}/prompts.txt, embeddings: {folder}/embeddings}}
 video: {{height: 128, width: 128, num_frames: 5}}
-train: {{iterations: 2, sample_every: 100}}
+train: {{iterations: 2, sample_every: 100, teacher_sample_steps: 0}}
 parallel: {{strategy: local, gradient_checkpointing: true}}
 output: {{dir: {folder}/run}}
 """
@@ -150,38 +151,49 @@ def _generate(weights: Path) -> list[str]:
     return ["generate", "--weights", str(weights), *prompt, *SIZE, "--device", "cpu"]
 
 
+def _prepare(folder: Path) -> None:
+    """Writes the model, unless it is there, and the job with its prompts."""
+    if not (folder / "teacher").exists():
+        folder.mkdir(parents=True)
+        start = time.monotonic()
+        size = write_published_size(folder / "teacher")
+        print(f"wrote {size / 1e9:.1f} GB in {time.monotonic() - start:.0f} s", flush=True)
+    (folder / "job.yaml").write_text(_JOB.format(teacher=folder / "teacher", folder=folder))
+    prompts = "a red circle moving left\na blue square moving right\n"
+    (folder / "prompts.txt").write_text(prompts)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all of it and prints the table; returns 1 if a command failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--work", type=Path, required=True, help="a new folder with 30 GB of room")
+    parser.add_argument("--work", type=Path, required=True, help="a folder with 30 GB of room")
     parser.add_argument("--limit-gib", type=float, default=16.0)
     parser.add_argument("--small-limit-gib", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep the folder")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="run rows named like this alone")
     options = parser.parse_args(arguments)
     folder: Path = options.work.resolve()
-    folder.mkdir(parents=True)
+    kept = folder.exists()
+    if kept and not (folder / "teacher" / "model_index.json").is_file():
+        parser.error(f"--work: {folder} has no whole model; name a new folder")
     rows: list[Row] = []
     try:
-        start = time.monotonic()
-        size = write_published_size(folder / "teacher")
-        print(f"wrote {size / 1e9:.1f} GB in {time.monotonic() - start:.0f} s", flush=True)
-        job = _JOB.format(teacher=folder / "teacher", folder=folder)
-        (folder / "job.yaml").write_text(job)
-        prompts = "a red circle moving left\na blue square moving right\n"
-        (folder / "prompts.txt").write_text(prompts)
+        _prepare(folder)
         for limit, chosen in (
             (options.limit_gib, commands(folder)),
             (options.small_limit_gib, small_commands(folder)),
         ):
             for name, command, afterwards in chosen:
+                if options.rows not in name:
+                    continue
                 print(f"{name} within {limit:g} GiB", flush=True)
                 rows.append(run(name, command, limit, options.threads))
                 print(rows[-1].line(), flush=True)
                 if afterwards is not None:
                     shutil.rmtree(afterwards, ignore_errors=True)
     finally:
-        if not options.keep:
+        if not (options.keep or kept):
             shutil.rmtree(folder)
     print(HEAD, *[row.line() for row in rows], sep="\n")
     return int(any(row.code for row in rows))
