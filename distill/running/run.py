@@ -43,6 +43,7 @@ from lightx2v_sgmd.families.teacher import (
     open_teacher,
 )
 from lightx2v_sgmd.files.latents import LatentFolder
+from lightx2v_sgmd.files.prompts import note_unread
 from lightx2v_sgmd.job.schema import Job, Train
 from lightx2v_sgmd.outputs import OutputLock
 from lightx2v_sgmd.parallel import (
@@ -96,6 +97,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
             check_degree(degree, each.num_heads, each.path, ranks.size)
         ranks = replace(ranks, share=degree)
         quiet = quiet or not ranks.first
+        note_unread(job.data.prompts, quiet)
         with run_lock(job.output.dir, ranks, quiet) as lock:
             done = _run(job, model, own, prompts, latents, ranks, resume, quiet, lock)
     except UserError:

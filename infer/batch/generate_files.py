@@ -17,6 +17,7 @@ from infer.engine_plan import make_plan
 from infer.multi_gpu import check_ranks, processes
 from infer.options import GenerateOptions
 from infer.stopping import Cancel
+from lightx2v_sgmd.files.prompts import note_unread
 from lightx2v_sgmd.outputs import resolved
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError
@@ -102,6 +103,8 @@ def _prepared(
     if options.fps is not None and not 0.1 <= options.fps <= 1000:
         raise UserError(f"fps: {options.fps:g} is not from 0.1 to 1000 frames per second")
     requests = make_requests(prompts, options.seed)
+    if isinstance(prompts, Path):
+        note_unread(prompts, quiet, keys=False)  # others are refused
     resolved(out)
     suffix = output_suffix(weights, options.base)
     files = output_files(requests, out, alone=isinstance(prompts, str), suffix=suffix)

@@ -44,6 +44,7 @@ def embed_command(
     from distill.model_checks import job_sources
     from distill.running.signals import interruptible
     from lightx2v_sgmd.families.teacher import open_teacher
+    from lightx2v_sgmd.files.prompts import note_unread
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
     from lightx2v_sgmd.parallel import Ranks, training_device
@@ -59,6 +60,7 @@ def embed_command(
     prompts = [*load_prompts(checked), negative]
     rank, size = (int(os.environ.get(key, alone)) for key, alone in _RANKS.items())
     ranks = Ranks(rank, size, training_device())
+    note_unread(checked.data.prompts, quiet or not ranks.first)
     # The first process has the lock for all: a launcher ends the others with it.
     lock = locked_folder(out, "embed", quiet, ["*"]) if ranks.first else nullcontext()
     with interruptible(), lock:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, joined, short_line
 from lightx2v_sgmd.untrusted.json_text import LINE, Limits, parse_json
 from lightx2v_sgmd.untrusted.paths import path_problem, text_problem
@@ -29,6 +30,9 @@ _CHUNK_LINES: Final = 2_000
 """Lines of a ``.jsonl`` file that are parsed together."""
 _CHUNK: Final = Limits(size=1_000_000, values=1_000_000, depth=1_000_000)
 """Limits of them together; how deep JSON may be nested is limited by Python's parser as well."""
+_READ: Final = frozenset({"prompt", "image"})
+"""The keys of ``.jsonl`` that ``read_prompts`` and ``read_images`` read."""
+_SHOWN_KEYS: Final = 5
 _SIMPLE: Final = re.compile(r'\{"prompt": ?"([^"\\\x00-\x1f]*)"\}\n?')
 _SIMPLE_LINES: Final = re.compile(
     r'^\{"prompt": ?"'
@@ -58,6 +62,43 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one")
     return prompts
+
+
+def note_unread(path: str | Path, quiet: bool = False, keys: bool = True) -> None:
+    """Says what of a file of prompts is left out: comments of ``.txt``, keys of ``.jsonl``.
+
+    Args:
+        path: The file; or the name of a shipped model, of whose prompts nothing is left out.
+        quiet: Say nothing.
+        keys: False where other keys than ``prompt`` and ``image`` mean something.
+
+    Raises:
+        UserError: the file is missing, too large, unreadable or not UTF-8.
+    """
+    path = Path(path)
+    if quiet:
+        return
+    if path.suffix.lower() == ".jsonl" and keys:
+        _note_keys(path)
+    if path.suffix.lower() != ".txt":
+        return
+    count = sum(_is_comment(line.strip()) for _, line in _text_lines(path))
+    if count == 1:
+        note(f"{path}: 1 line begins with # and is a comment, not a prompt")
+    elif count:
+        note(f"{path}: {count:,} lines begin with # and are comments, not prompts")
+
+
+def _note_keys(path: Path) -> None:
+    """Names the keys of a ``.jsonl`` file that nothing is made of."""
+    if _plain_prompts(read_limited(path, MOST_BYTES)) is not None:
+        return
+    rows = (row for _, row in jsonl_rows(path) if not isinstance(row, UserError))
+    unread = list(dict.fromkeys(key for row in rows for key in row if key not in _READ))
+    if unread:
+        shown = ", ".join(short_line(key, 40) for key in unread[:_SHOWN_KEYS])
+        more = ", ..." if len(unread) > _SHOWN_KEYS else ""
+        note(f"{path}: only prompt and image are read of its lines, not {shown}{more}")
 
 
 def read_images(path: str | Path) -> list[Path | None]:
@@ -181,8 +222,13 @@ def prompt_problem(prompt: str) -> str | None:
 def _txt(path: Path) -> Iterator[str]:
     for number, line in _text_lines(path):
         prompt = line.strip()
-        if prompt and not prompt.startswith("#"):
+        if prompt and not _is_comment(prompt):
             yield _located(prompt, path, number, "write one a line")
+
+
+def _is_comment(line: str) -> bool:
+    """True for a stripped line of a ``.txt`` file that is no prompt."""
+    return line.startswith("#")
 
 
 def _jsonl(path: Path) -> Iterator[str]:

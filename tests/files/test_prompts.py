@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.files.prompts import MOST_LINES, MOST_ODD, read_prompts
+from lightx2v_sgmd.files.prompts import MOST_LINES, MOST_ODD, note_unread, read_prompts
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 
@@ -47,6 +48,35 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 )
 def test_prompts_are_read(tmp_path: Path, name: str, content: str, prompts: list[str]) -> None:
     assert read_prompts(written(tmp_path, name, content)) == prompts
+
+
+def test_comments_are_counted_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = written(tmp_path, "a.txt", "# a comment\na # b\n")
+    more = written(tmp_path, "b.txt", "a\n#1\n\n  # two\n")
+    none = written(tmp_path, "c.jsonl", '{"prompt": "#1"}\n{"prompt": "b", "image": "b.png"}\n')
+    for path in (one, more, none):
+        note_unread(path)
+    note_unread(more, quiet=True)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{one}: 1 line begins with # and is a comment, not a prompt",
+        f"{more}: 2 lines begin with # and are comments, not prompts",
+    ]
+    assert read_prompts(none) == ["#1", "b"]
+
+
+def test_keys_that_nobody_reads_are_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = '{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 2, "seed": 3}\n{"prompt": 3}\n'
+    path = written(tmp_path, "a.jsonl", lines)
+    note_unread(path)
+    note_unread(path, keys=False)
+    note_unread("sprites")
+    says = "only prompt and image are read of its lines, not id, seed"
+    assert capsys.readouterr().err.splitlines() == [f"{path}: {says}"]
+    many = {f"k{i}": 0 for i in range(9)}
+    note_unread(written(tmp_path, "b.jsonl", json.dumps({"prompt": "a"} | many)))
+    assert capsys.readouterr().err.endswith("not k0, k1, k2, k3, k4, ...\n")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
 from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, VideoAlign, videoalign_scores
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.prompts import read_prompts
+from lightx2v_sgmd.files.prompts import note_unread, read_prompts
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import (
     OutputLock,
@@ -122,6 +122,7 @@ def evaluate(
     """
     options = options or EvaluateOptions()
     plan = _plan(weights, prompts, Path(out), against, options)
+    note_unread(prompts, quiet)
     folder = resolved(out)
     if nproc > 1 and (made := [side for side, size in plan.sizes.items() if size is not None]):
         call = ShardedCall(
