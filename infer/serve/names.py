@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.user_paths import expanded
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MOST: Final = 1000
@@ -72,7 +73,7 @@ def _pair(text: str) -> tuple[str, Path]:
     """Name and path; a path that exists may have a ``=`` in it."""
     name, equals, rest = text.partition("=")
     if equals and rest and _NAME.fullmatch(name) and not Path(text).exists():
-        return name, Path(rest)
+        return name, Path(expanded(rest))  # shells expand no ~ after an equals sign
     return _name_of(Path(text)), Path(text)
 
 

@@ -20,6 +20,7 @@ from infer.serve.results import Results
 from infer.serve.supervisor import Supervisor, retire_regularly
 from lightx2v_sgmd.outputs import locked_folder, refuse_overlap
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.optional_packages import required
 
 if TYPE_CHECKING:
     from infer.cluster.serving import RayWorkers
@@ -53,6 +54,7 @@ def serve(
     named = named_weights([weights]) if isinstance(weights, Path) else weights
     options, engine = options or ServeOptions(), engine or Options()
     need_packages("serve")
+    required("imageio_ffmpeg")
     token = options.token()
     if options.ray and options.nproc > 1:
         raise UserError("--ray: gives each video one GPU; leave --nproc out")

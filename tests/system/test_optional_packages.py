@@ -218,4 +218,7 @@ def test_an_ffmpeg_that_does_not_run_is_named_before_any_work(
     assert capsys.readouterr().err.startswith(f"error: the package imageio-ffmpeg {says}; ")
     assert main.run(["demo", "--out", str(tmp_path / "demo")]) == 2
     assert f"imageio-ffmpeg {says}" in capsys.readouterr().err
+    folder = str(tmp_path / "serve")
+    assert main.run(["serve", "--weights", "sprites", "--port", "0", "--data", folder]) == 2
+    assert capsys.readouterr().err.startswith(f"error: the package imageio-ffmpeg {says}; ")
     assert list(tmp_path.iterdir()) == []

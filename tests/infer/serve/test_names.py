@@ -16,12 +16,16 @@ def touched(path: Path) -> Path:
     return path
 
 
-def test_weights_have_the_names_of_their_folders_or_given_ones(tmp_path: Path) -> None:
+def test_weights_have_the_names_of_their_folders_or_given_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[str | Path] = ["sprites", f"old={tmp_path}/b/student", Path("runs/student")]
     paths = (Path("sprites"), tmp_path / "b" / "student", Path("runs/student"))
     assert named_weights(given) == dict(zip(("sprites", "old", "student"), paths, strict=True))
     (tmp_path / "a=b").mkdir()
     assert named_weights([tmp_path / "a=b"]) == {"a=b": tmp_path / "a=b"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named_weights(["x=~/student"]) == {"x": tmp_path / "student"}
     with pytest.raises(UserError, match="x/student and y/student have the same name 'student'"):
         named_weights(["x/student", "y/student"])
     with pytest.raises(UserError, match="0 weights are given; give 1 to 100"):
