@@ -16,6 +16,9 @@ class Pipeline(NamedTuple):
         tokenizer: The tokenizer's class in transformers, for folders that name none.
         shared: The folders of the parts that a student shares with its teacher.
         folder: The folder of the network, which is its name in ``model_index.json`` too.
+        architecture: The name of the network's architecture in the headers of files of weights, as
+            trainers of LoRAs write it; empty if they have none.
+        implementation: The address of the code that defines the names of exported weights.
     """
 
     name: str
@@ -25,6 +28,8 @@ class Pipeline(NamedTuple):
     tokenizer: str = "T5TokenizerFast"
     shared: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
     folder: str = "transformer"
+    architecture: str = ""
+    implementation: str = ""
 
 
 class AuthorsSampler(NamedTuple):

@@ -77,6 +77,7 @@ def test_values_types_and_metadata(run: Path, teacher: Path, tmp_path: Path, dty
         "solver": "euler",
     }
     assert json.loads(metadata["lightx2v_sgmd"]) == {"schedule": schedule}
+    assert not any(key.startswith("modelspec.") for key in metadata)  # configurations say more
     # Stock diffusers loads it in that precision and runs it as the engine does.
     pipe = WanPipeline.from_pretrained(out, torch_dtype=DTYPES[dtype])
     assert pipe.transformer.blocks[0].norm2.weight.dtype == torch.float32

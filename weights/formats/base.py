@@ -43,6 +43,7 @@ class Format(ABC):
         holds_adapters: True if the files hold adapters and not the whole network. Only such a
             format takes ``--rank`` and ``--energy``.
         holds_experts: True if it can hold both networks of a model that has two experts.
+        described: True if the headers of its files describe the weights for model managers.
         usual_names: The names of adapters where none are asked for, a key of ``lora_names.NAMES``.
     """
 
@@ -53,6 +54,7 @@ class Format(ABC):
     programs: ClassVar[tuple[Program, ...]] = ()
     holds_adapters: ClassVar[bool] = False
     holds_experts: ClassVar[bool] = False
+    described: ClassVar[bool] = True
     usual_names: ClassVar[str] = "portable"
 
     @abstractmethod

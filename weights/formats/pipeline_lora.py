@@ -29,6 +29,7 @@ from weights.formats.lora_losses import change_of, has_factors
 from weights.io.adapters import Factors, factorize
 from weights.io.heap import HeapTrimmer
 from weights.io.lora_names import DIFFUSERS, LayerFactors, settings_of
+from weights.io.model_spec import model_spec
 from weights.io.tensors import Tensors
 
 _DOWN: Final = "lora_A.weight"
@@ -40,7 +41,7 @@ _USAGE: Final = """\
 import torch
 from diffusers import {scheduler}, {pipeline}
 
-pipe = {pipeline}.from_pretrained("{teacher}", torch_dtype=torch.{torch_dtype})
+pipe = {pipeline}.from_pretrained("{start}", torch_dtype=torch.{torch_dtype})
 pipe.scheduler = {scheduler}.from_pretrained("THIS_FOLDER", subfolder="scheduler")
 pipe.load_lora_weights("THIS_FOLDER")
 image = pipe(
@@ -55,7 +56,7 @@ image = pipe(
 ## lightx2v-sgmd
 
 ```
-lightx2v-sgmd generate --weights "{teacher}" --lora THIS_FOLDER --prompt "a prompt" --out image.png
+lightx2v-sgmd generate --weights "{start}" --lora THIS_FOLDER --prompt "a prompt" --out image.png
 ```
 """
 
@@ -106,7 +107,8 @@ class PipelineLoraFormat(LoraFormat):
                 stored = f"{source.model.pipeline.folder}.{layer}"
                 tensors |= {f"{stored}.{_DOWN}": down, f"{stored}.{_UP}": up}
             trimmer.trim()
-        metadata = schedule_metadata(source.schedule) | _settings(source.model, pairs)
+        metadata = schedule_metadata(source.schedule) | model_spec(spec)
+        metadata |= _settings(source.model, pairs)
         write_file(folder / file_name(spec), tensors, metadata)
 
     def usage(self, spec: ExportSpec, values: Mapping[str, Any]) -> str:

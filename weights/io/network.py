@@ -22,6 +22,7 @@ from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout, encoded, read_finite
 from weights.io.heap import HeapTrimmer
+from weights.io.model_spec import model_spec
 from weights.io.probe import probe
 from weights.io.quantize import is_quantized, relative_error
 from weights.io.tensors import read_tensor
@@ -53,6 +54,7 @@ def write_network(spec: ExportSpec, folder: Path, stem: str, advance: Advance) -
     shards = split(parts, stem, spec.max_shard_size)
     index = f"{stem}.safetensors.index.json"
     metadata = schedule_metadata(source.schedule) | layout.metadata(source.tensors.shapes)
+    metadata |= model_spec(spec)
     writer = ShardWriter(folder, shards, parts, metadata, index)
     layers: dict[str, dict[str, float]] = {}
     trimmer = HeapTrimmer()

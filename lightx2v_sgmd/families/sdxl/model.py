@@ -80,6 +80,8 @@ class SDXLModel(ImageModel):
             "CLIPTokenizer",
             ("vae", *_ENCODERS, *_TOKENIZERS),
             UNET,
+            "stable-diffusion-xl-v1-base",
+            "https://github.com/huggingface/diffusers",
         )
 
     @property

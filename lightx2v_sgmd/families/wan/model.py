@@ -128,6 +128,8 @@ class WanModel(DiffusersModel):
             "WanTransformer3DModel",
             "AutoencoderKLWan",
             "UMT5EncoderModel",
+            architecture="wan2.1",
+            implementation="https://github.com/Wan-Video/Wan2.1",
         )
 
     @property

@@ -97,6 +97,9 @@ def test_our_engine_runs_the_teacher_with_it(exported: Exported, tiny_sdxl: Path
 def test_it_holds_what_was_trained(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
     losses = json.loads((exported.lora / "losses.json").read_text())
     with safe_open(exported.lora / DIFFUSERS_FILE, "pt") as file:
+        told = file.metadata()
+        assert told["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+        assert told["modelspec.usage_hint"].startswith("1 step at shift 1, solver ddim")
         names = set(file.keys())
         assert not any("norm" in name or "bias" in name for name in names)
         if exported.adapters:  # they lose nothing
