@@ -10,6 +10,7 @@ from typing import Any, Final
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest
 from lightx2v_sgmd.files.tensors.dtypes import TORCH_NAMES
 from weights.export_spec import LOSSES_FILE, ExportSpec, Losses
+from weights.io.model_spec import task_of
 from weights.io.quantize import is_8_bit
 from weights.io.source import ExportSource
 from weights.public_names import public_name, public_options
@@ -64,11 +65,11 @@ _SOLVERS: Final = {
 }
 _METRICS_ROWS: Final = 40
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-_APACHE: Final = (
-    "sprites",
-    *(f"Wan-AI/Wan2.1-T2V-{size}{end}" for size in ("1.3B", "14B") for end in ("", "-Diffusers")),
+_LICENSES: Final = (
+    (re.compile(r"sprites|Wan-AI/Wan2\.[12]-[\w.-]+|(zai-org|THUDM)/CogVideoX-2b"), "apache-2.0"),
+    (re.compile(r"stabilityai/stable-diffusion-xl-base-1\.0"), "openrail++"),
 )
-"""Teachers under the Apache 2.0 licence."""
+"""Licences of published teachers, under the names that the hub gives them."""
 
 
 def model_card(spec: ExportSpec, losses: Losses | None) -> str:
@@ -90,7 +91,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "kind": _kind(spec),
         "library": spec.format.library,
         "format": spec.format.name,
-        "license": "apache-2.0" if {about.teacher, about.base} <= {*_APACHE} else "other",
+        "license": _license(about),
         "base_model": _base_model(spec, about),
         "trained": _trained(spec.source),
         "method": name,
@@ -99,6 +100,7 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "options": ", ".join(f"{k} {v}" for k, v in options.items()),
         "count": len(about.schedule),
         "teacher": public_name(about.teacher),
+        "start": public_name(about.base),
         "started_from": ""
         if about.student_base is None
         else f"| student started from | `{public_name(about.student_base)}` |\n",
@@ -123,14 +125,24 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
     }
 
 
+def _license(about: Manifest) -> str:
+    """The licence of the teacher and of what the student started from; ``other`` if unknown."""
+    found = {
+        next((name for ids, name in _LICENSES if ids.fullmatch(model)), "other")
+        for model in (about.teacher, about.base)
+    }
+    return found.pop() if len(found) == 1 else "other"
+
+
 def _what_it_makes(spec: ExportSpec, about: Manifest) -> dict[str, str]:
     """The card's words for videos, or for images."""
-    if spec.source.model.size_rules.images:
-        return {"task": "text-to-image", "made": "an image", "frames": "", "frames_line": ""}
+    task = task_of(spec.source.model)
+    if task == "text-to-image":
+        return {"task": task, "made": "an image", "frames": "", "frames_line": ""}
     count, fps = about.video.num_frames, about.video.fps
     return {
-        "task": "text-to-video",
-        "made": "a video",
+        "task": task,
+        "made": "a video from an image" if task == "image-to-video" else "a video",
         "frames": f", {count} frames at {fps:g} per second",
         "frames_line": f"\n    num_frames: {count}",
     }

@@ -18,11 +18,12 @@ from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
+from tests.students import manifest_of
 from tests.tiny import WEIGHTS
 from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
-from weights.card import model_card
+from weights.card import _license, model_card
 from weights.export_spec import ExportSpec, Losses
 from weights.formats.comfyui_workflow import workflow
 from weights.formats.diffusers import scheduler_problems, write_scheduler
@@ -82,7 +83,9 @@ def test_wan_has_the_original_names_and_a_ready_job(exports: Any) -> None:
     steps = {"sample_shift": 8, "denoising_step_list": [1000, 750, 500, 250], "infer_steps": 4}
     assert steps.items() <= job.items() and job["enable_cfg"] is False
     assert job["dit_original_ckpt"] == WAN  # the command runs in the folder, wherever it is
-    schedule = json.loads(reading.metadata_of(out / WAN)["lightx2v_sgmd"])["schedule"]
+    header = reading.metadata_of(out / WAN)
+    schedule = json.loads(header["lightx2v_sgmd"])["schedule"]
+    assert header["modelspec.architecture"] == "wan2.1"
     assert schedule["timesteps"] == [1000, 960, 888.889, 727.273]
     manifest = read_manifest(out)
     assert manifest is not None and (manifest.format, manifest.dtype) == ("wan", "bf16")
@@ -116,6 +119,8 @@ def test_comfyui_is_one_file_that_its_loader_takes(exports: Any) -> None:
     out = exports("comfyui")
     (file,) = out.glob("*.safetensors")
     assert file.name == "teacher_sgmd_4step_bf16.safetensors"
+    header = reading.metadata_of(file)
+    assert header["modelspec.title"] == "teacher, 4-step student by sgmd"
     stored = load_file(file)
     assert all("diffusion_model." in name for name in stored)
     loaded = reading.comfyui_loads(stored)
@@ -292,6 +297,23 @@ def test_the_cards_front_matter(
     head = yaml.safe_load(model_card(published, None).split("---")[1])
     assert head["base_model"] == about.teacher and head["license"] == "apache-2.0"
     assert head["base_model_relation"] == relation
+
+
+@pytest.mark.parametrize(
+    ("teacher", "base", "license"),
+    [
+        ("sprites", None, "apache-2.0"),
+        ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", None, "apache-2.0"),
+        ("Wan-AI/Wan2.1-T2V-14B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "apache-2.0"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", None, "openrail++"),
+        ("stabilityai/stable-diffusion-3-medium-diffusers", None, "other"),
+        ("Wan-AI/Wan2.1-T2V-14B", "runs/fine-tune", "other"),
+        ("someone/Wan-AI/Wan2.1-T2V-14B", None, "other"),
+    ],
+)
+def test_the_licence_is_the_teachers(teacher: str, base: str | None, license: str) -> None:
+    about = replace(manifest_of(Schedule()), teacher=teacher, student_base=base)
+    assert _license(about) == license
 
 
 def test_what_another_precision_makes_of_an_export(exports: Any) -> None:

@@ -77,7 +77,7 @@ image = pipe(
 lightx2v-sgmd generate --weights THIS_FOLDER --prompt "a prompt" --out image.png
 ```
 """
-_IMAGE: Final = {
+_IMAGE_WORDS: Final = {
     "image_import": "\nfrom diffusers.utils import load_image",
     "image_argument": '    image=load_image("first_frame.png"),\n',
     "image_option": " --image first_frame.png",
@@ -113,6 +113,7 @@ class DiffusersFormat(NetworkFormat):
     stored_as = "{dtype}; layers that diffusers keeps in float32 are float32"
     library = "diffusers"
     holds_experts = True
+    described = False  # model_index.json and the configurations do
 
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
@@ -167,12 +168,8 @@ class DiffusersFormat(NetworkFormat):
         model = spec.source.model
         if model.size_rules.images:
             return _USAGE_OF_IMAGES.format(**values, pipeline=model.pipeline.name)
-        takes = model.takes_image
-        image = {name: text if takes == "always" else "" for name, text in _IMAGE.items()}
-        usage = _USAGE.format(
-            **values, **image, pipeline=model.pipeline.name, servers=servers.rstrip()
-        )
-        return usage + (_ALSO_FROM_IMAGE if takes == "optionally" else "")
+        usage = _USAGE.format(**values, **stock_words(model), servers=servers.rstrip())
+        return usage + (_ALSO_FROM_IMAGE if model.takes_image == "optionally" else "")
 
     def weight_files(self, folder: Path, expert: int = 0) -> list[Path]:
         """The files in the network's folder, as its index lists them."""
@@ -193,6 +190,13 @@ class DiffusersFormat(NetworkFormat):
     def open_model(self, folder: Path, teacher: Callable[[], Model]) -> Model:
         """The configuration in the folder itself: the export is a whole model."""
         return open_model(folder)
+
+
+def stock_words(model: Model) -> dict[str, str]:
+    """A card's words on the stock pipeline of a model of videos, and on the image that it takes."""
+    always = model.takes_image == "always"
+    words = {name: text if always else "" for name, text in _IMAGE_WORDS.items()}
+    return {"pipeline": model.pipeline.name, **words}
 
 
 def write_scheduler(folder: Path, model: Model, schedule: Schedule) -> None:

@@ -360,7 +360,12 @@ def _peft_problems(spec: ExportSpec, folder: Path, adapters: StoredAdapters) -> 
 
 
 def _side_files(spec: ExportSpec) -> dict[str, Any]:
-    if spec.names != PORTABLE.name:
+    """LightX2V's job and ComfyUI's workflows, for the programs that run the student's steps so.
+
+    LightX2V takes Wan2.2-TI2V-5B, but not in few steps. A workflow that starts from an image has
+    other nodes.
+    """
+    if spec.names != PORTABLE.name or spec.source.model.takes_image == "optionally":
         return {}
     job = lightx2v_job(spec)
     pair = len(spec.experts) > 1
@@ -372,6 +377,8 @@ def _side_files(spec: ExportSpec) -> dict[str, Any]:
         }
         for each in spec.experts
     ]
+    if spec.source.model.takes_image != "never":
+        return {LIGHTX2V_FILE: job}
     if pair:
         first, second = spec.experts
         api = pair_workflow(

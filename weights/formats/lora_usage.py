@@ -8,24 +8,25 @@ from typing import Any, Final
 from weights.export_spec import ExportSpec
 from weights.formats.comfyui import base_weights
 from weights.formats.comfyui_workflow import WORKFLOW_FILE
+from weights.formats.diffusers import stock_words
 from weights.formats.lora_losses import linear_alone
 from weights.formats.programs import COMFYUI, section
-from weights.formats.wan import lightx2v_usage
+from weights.formats.wan import high_noise_steps, lightx2v_usage
 
 _DIFFUSERS: Final = """\
 ## diffusers
 
 ```python
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, {pipeline}{image_import}
 
-pipe = WanPipeline.from_pretrained("{teacher}", torch_dtype=torch.bfloat16)
+pipe = {pipeline}.from_pretrained("{start}", torch_dtype=torch.bfloat16)
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
     "THIS_FOLDER", subfolder="scheduler"
 )
 {loading}
 video = pipe(
-    "a prompt",
+{image_argument}    prompt="a prompt",
     height={height},
     width={width},
     num_frames={num_frames},
@@ -51,7 +52,7 @@ the patch embedding that the file has too (`.diff`, `.diff_m`). Run this once, a
 from safetensors.torch import load_file
 
 names = {{"self_attn": "attn1", "cross_attn": "attn2", "norm3": "norm2", "head.": ""}}
-weights = dict(pipe.transformer.named_parameters())
+{more_names}weights = dict(pipe.transformer.named_parameters())
 for key, change in load_file("THIS_FOLDER/{file}").items():
     layer, _, kind = key.removeprefix("diffusion_model.").rpartition(".")
     layer = layer.replace("modulation", "scale_shift_table")
@@ -67,15 +68,29 @@ for key, change in load_file("THIS_FOLDER/{file}").items():
 _WHOLE_PAIR: Final = """
 Run it again with `pipe.transformer_2` and `{file_2}`.
 """
+_IMAGE_NAMES: Final = """\
+names |= {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_add_k_proj": "norm_added_k"}
+for norm, i in (("norm1", 0), ("norm2", 4)):
+    names[f"img_emb.proj.{i}"] = f"condition_embedder.image_embedder.{norm}"
+"""
 _COMFYUI: Final = """\
 ## ComfyUI
 
-Copy `{file}` to `ComfyUI/models/loras`, the teacher to
+Copy `{file}` to `ComfyUI/models/loras`, `{start}` to
 `models/diffusion_models/{base_weights}`, and its text encoder and VAE as usual. Then open
 `{workflow}`, which names these files: shift {shift:g}, euler, simple, {count} steps, cfg 1.
 `workflow_api.json` is the same for the HTTP API. ComfyUI skips a LoRA for a network of another size
 with no more than a warning in its log.
 """
+_COMFYUI_IMAGE: Final = """\
+## ComfyUI
+
+Copy `{file}` to `ComfyUI/models/loras`, and open ComfyUI's own workflow for `{start}`;
+this folder has none, because such a workflow has nodes for the image. Put `LoraLoaderModelOnly`
+behind the node that loads the network; set shift {shift:g}, euler, simple, {count} steps and cfg
+1{high_noise}. This has not been tried in ComfyUI.
+"""
+_HIGH_NOISE: Final = ", the first {steps} of them with the high-noise file"
 _LIGHTX2V_DYNAMIC: Final = """
 LightX2V's `lora_dynamic_apply` skips what this file changes outside the blocks, and modulation;
 for that, export with `--only blocks`.
@@ -107,8 +122,8 @@ _ENGINE_PAIR: Final = """\
 ## lightx2v-sgmd
 
 ```
-lightx2v-sgmd generate --weights TEACHER --lora THIS_FOLDER/{folder} \\
-    --lora THIS_FOLDER/{folder_2} --prompt "a prompt" --out video.mp4
+lightx2v-sgmd generate --weights "{start}" --lora THIS_FOLDER/{folder} \\
+    --lora THIS_FOLDER/{folder_2} --prompt "a prompt"{image_option} --out video.mp4
 ```
 """
 _MUSUBI: Final = """\
@@ -148,12 +163,15 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) 
     if spec.names == "peft":
         return peft
     loading = _LOADING_PAIR.format(**pair) if pair else _LOADING.format(file=file)
-    diffusers = _DIFFUSERS.format(**values, loading=loading)
+    model = spec.source.model
+    words = stock_words(model)
+    diffusers = _DIFFUSERS.format(**values, **words, loading=loading)
     if spec.names == "diffusers":
         return diffusers
     lightx2v = lightx2v_usage(spec, values)
     if not linear_alone(spec):
-        diffusers += _WHOLE.format(file=file)
+        of_image = model.transformer_config.get("image_dim") is not None
+        diffusers += _WHOLE.format(file=file, more_names=_IMAGE_NAMES if of_image else "")
         if pair:
             diffusers += _WHOLE_PAIR.format(file_2=files[1])
         lightx2v += _LIGHTX2V_DYNAMIC
@@ -162,9 +180,13 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) 
         "base_weights": "` and `".join(base_weights(each) for each in spec.experts),
         "workflow": WORKFLOW_FILE,
     }
-    comfyui = _COMFYUI.format(**values, **more)
-    comfyui = section(COMFYUI, spec.source.model.transformer_config, comfyui)
-    engine = [_ENGINE_PAIR.format(**pair)] if pair else []
+    if model.takes_image != "never":
+        steps = _HIGH_NOISE.format(steps=high_noise_steps(spec)) if pair else ""
+        comfyui = _COMFYUI_IMAGE.format(**values, **more, high_noise=steps)
+    else:
+        comfyui = _COMFYUI.format(**values, **more)
+    comfyui = section(COMFYUI, model.transformer_config, comfyui)
+    engine = [_ENGINE_PAIR.format(**pair, **values, **words)] if pair else []
     return "\n".join([diffusers, *engine, comfyui, lightx2v, peft])
 
 

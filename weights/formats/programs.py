@@ -21,29 +21,31 @@ class Program:
 
     Attributes:
         name: The name as its authors write it.
-        fixed: Values by key of diffusers' configuration of the network.
+        fixed: The values that it runs, by key of diffusers' configuration of the network.
     """
 
     name: str
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, tuple[Any, ...]]
 
 
 # ComfyUI (comfy/model_detection.py) counts layers and reads widths from the weights, and takes the
 # rest from here; the number of heads is the width over 128. Its text encoder and VAE are Wan's own.
+# 48 latent channels are those of Wan2.2-TI2V-5B.
 COMFYUI: Final = Program(
     "ComfyUI",
     {
-        "patch_size": PATCH,
-        "attention_head_dim": 128,
-        "text_dim": TEXT_WIDTH,
-        "freq_dim": 256,
-        "in_channels": 16,
+        "patch_size": (PATCH,),
+        "attention_head_dim": (128,),
+        "text_dim": (TEXT_WIDTH,),
+        "freq_dim": (256,),
+        "out_channels": (16, 48),
     },
 )
 # LightX2V (models/networks/wan/infer/post_infer.py, models/schedulers/wan/scheduler.py): the patch;
 # its text encoder and VAE are Wan's own. Heads and the time embedding follow the configuration.
+# Its runners for few steps (``wan_distill_runner.py``) are for the latents of Wan2.1's VAE.
 LIGHTX2V: Final = Program(
-    "LightX2V", {"patch_size": PATCH, "text_dim": TEXT_WIDTH, "in_channels": 16}
+    "LightX2V", {"patch_size": (PATCH,), "text_dim": (TEXT_WIDTH,), "out_channels": (16,)}
 )
 
 _WORDS: Final = {
@@ -51,7 +53,7 @@ _WORDS: Final = {
     "attention_head_dim": "the width of a head",
     "text_dim": "the width of the text embeddings",
     "freq_dim": "the width of the time embedding",
-    "in_channels": "the number of latent channels",
+    "out_channels": "the number of latent channels",
 }
 
 
@@ -63,10 +65,12 @@ def differing_sizes(program: Program, config: Mapping[str, Any]) -> list[str]:
         config: diffusers' configuration of the network.
     """
     found = []
-    for key, fixed in program.fixed.items():
-        own = tuple(config[key]) if isinstance(fixed, tuple) else config[key]
-        if own != fixed:
-            found.append(f"{_WORDS[key]} is {_text(own)}, not {_text(fixed)}")
+    for key, known in program.fixed.items():
+        own = config[key] if key != "out_channels" else config[key] or config["in_channels"]
+        own = tuple(own) if isinstance(known[0], tuple) else own
+        if own not in known:
+            wanted = " or ".join(map(_text, known))
+            found.append(f"{_WORDS[key]} is {_text(own)}, not {wanted}")
     return found
 
 
@@ -76,7 +80,7 @@ def refusal(program: Program, config: Mapping[str, Any]) -> str | None:
     if not differing:
         return None
     return (
-        f"{program.name} does not run this small network: its code fixes sizes of Wan2.1 "
+        f"{program.name} does not run this network: its code fixes sizes of Wan2.1 "
         f"({'; '.join(differing)})"
     )
 

@@ -33,13 +33,13 @@ _USAGE: Final = """\
 
 ```
 cd THIS_FOLDER
-python -m lightx2v.infer --model_cls wan2.1_distill --task t2v \\
-    --model_path /path/to/Wan2.1-T2V --config_json {file} \\
+python -m lightx2v.infer --model_cls wan2.1_distill --task {task_name} \\
+    --model_path /path/to/Wan2.1-{task_folder} --config_json {file} \\{image_line}
     --prompt "a prompt" --negative_prompt "" --save_result_path "$OLDPWD/video.mp4"
 ```
 
-`/path/to/Wan2.1-T2V` is the original folder of the teacher, for its text encoder and VAE. Do not
-put these weights into it: LightX2V would mix the two. `{file}` holds the steps, turns guidance
+`/path/to/Wan2.1-{task_folder}` is the original folder of the teacher, for its encoders and VAE. Do
+not put these weights into it: LightX2V would mix the two. `{file}` holds the steps, turns guidance
 off, and names the weights as files of the folder that the command runs in. The video goes to the
 folder that you came from.
 """
@@ -50,15 +50,15 @@ _TWO_EXPERTS: Final = """\
 
 ```
 cd THIS_FOLDER
-python -m lightx2v.infer --model_cls wan2.2_moe_distill --task t2v \\
-    --model_path /path/to/Wan2.2-T2V-A14B --config_json {file} \\
+python -m lightx2v.infer --model_cls wan2.2_moe_distill --task {task_name} \\
+    --model_path /path/to/Wan2.2-{task_folder}-A14B --config_json {file} \\{image_line}
     --prompt "a prompt" --negative_prompt "" --save_result_path "$OLDPWD/video.mp4"
 ```
 
-`/path/to/Wan2.2-T2V-A14B` is the original folder of the teacher, for its text encoder and VAE.
-`{file}` holds the steps, says how many of them are the high-noise expert's, turns guidance off, and
-names both experts' weights as files of the folder that the command runs in. The video goes to the
-folder that you came from.
+`/path/to/Wan2.2-{task_folder}-A14B` is the original folder of the teacher, for its encoders and
+VAE. `{file}` holds the steps, says how many of them are the high-noise expert's, turns guidance
+off, and names both experts' weights as files of the folder that the command runs in. The video goes
+to the folder that you came from.
 """
 
 
@@ -137,7 +137,14 @@ class WanFormat(NetworkFormat):
 def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     """The model card's section on LightX2V, from the card's values."""
     text = _USAGE if spec.source.second is None else _TWO_EXPERTS
-    text = text.format(**values, file=LIGHTX2V_FILE)
+    always = spec.source.model.takes_image == "always"
+    text = text.format(
+        **values,
+        file=LIGHTX2V_FILE,
+        task_name="i2v" if always else "t2v",
+        task_folder="I2V" if always else "T2V",
+        image_line='\n    --image_path "$OLDPWD/first_frame.png" \\' if always else "",
+    )
     return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text)
 
 
@@ -207,13 +214,16 @@ def high_noise_steps(spec: ExportSpec) -> int:
 def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
     """LightX2V's configuration for the student; the caller adds the path of the weights."""
     video, schedule = spec.source.about.video, spec.source.schedule
-    experts: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if spec.source.second is not None:
         # The first so many steps are the high-noise expert's; guidance comes in the same order.
-        experts = {
+        more = {
             "boundary_step_index": high_noise_steps(spec),
             "sample_guide_scale": [1, 1],
         }
+    model = spec.source.model
+    if model.takes_image == "always" and model.transformer_config.get("image_dim") is None:
+        more["use_image_encoder"] = False  # the image comes by its latents alone
     return {
         "infer_steps": len(schedule),
         "denoising_step_list": whole_steps(schedule),
@@ -231,5 +241,5 @@ def lightx2v_job(spec: ExportSpec) -> dict[str, Any]:
         "cross_attn_1_type": "torch_sdpa",
         "cross_attn_2_type": "torch_sdpa",
         "cpu_offload": False,
-        **experts,
+        **more,
     }

@@ -63,7 +63,7 @@ def test_published_models_run_everywhere() -> None:
         ("attention_head_dim", 64, "the width of a head is 64, not 128", {"ComfyUI"}),
         ("text_dim", 64, "the width of the text embeddings is 64, not 4096", None),
         ("freq_dim", 64, "the width of the time embedding is 64, not 256", {"ComfyUI"}),
-        ("in_channels", 4, "the number of latent channels is 4, not 16", None),
+        ("out_channels", 48, "the number of latent channels is 48, not 16", {"LightX2V"}),
     ],
 )
 def test_one_other_size_is_named(
@@ -75,10 +75,17 @@ def test_one_other_size_is_named(
     assert found == {name: [says] if name in expected else [] for name in found}
 
 
+def test_latent_channels_of_no_published_model_are_named() -> None:
+    config = open_wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers").transformer_config | {"out_channels": 4}
+    assert differing_sizes(COMFYUI, config) == ["the number of latent channels is 4, not 16 or 48"]
+    found = differing_sizes(LIGHTX2V, config | {"out_channels": None, "in_channels": 4})
+    assert found == ["the number of latent channels is 4, not 16"]
+
+
 def test_a_section_keeps_its_heading() -> None:
     config = open_wan("sprites").transformer_config
     text = section(COMFYUI, config, "## ComfyUI\n\nPut the file there.\n")
-    assert text.startswith("## ComfyUI\n\nComfyUI does not run this small network")
+    assert text.startswith("## ComfyUI\n\nComfyUI does not run this network")
     assert "Put the file" not in text and text.endswith("Run it in lightx2v-sgmd or diffusers.\n")
 
 
@@ -120,7 +127,7 @@ def test_the_terminal_and_the_card_name_what_does_not_run(
     out = export(tmp_path / "run", format, tmp_path / "out")
     said, card = capsys.readouterr().err, (out / "README.md").read_text()
     for program in programs:
-        reason = f"{program} does not run this small network"
+        reason = f"{program} does not run this network"
         assert reason in said and reason in card
     assert "python -m lightx2v.infer" not in card and "models/diffusion_models" not in card
 
