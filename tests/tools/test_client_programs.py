@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lightx2v_sgmd.schedule import Schedule
 from tools.checks import client_runs
-from tools.checks.client_programs import ROWS, main
+from tools.checks.client_programs import ROWS, Bench, Row, main
 from weights import FORMATS
 
 
@@ -25,6 +25,22 @@ def test_a_checkout_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["--wan", "no/checkout"])
     assert "--wan: no/checkout is not a folder" in capsys.readouterr().err
+
+
+def test_an_exported_lora_is_one_file_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is for PEFT."""
+    for name in ("run_lora/a_pytorch_lora_weights", "run_lora/adapter_model", "base/base"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.safetensors").touch()
+    bench = object.__new__(Bench)
+    bench.folder, bench.config = tmp_path, {}
+    folders = {"lora": tmp_path / "run_lora", "comfyui": tmp_path / "base"}
+    monkeypatch.setattr(bench, "_export", lambda run, format, dtype: folders[format])
+    request = bench.request(Row("comfyui", "comfyui", "fp32", lora=True))
+    assert request["lora"] == str(tmp_path / "run_lora" / "a_pytorch_lora_weights.safetensors")
+    assert request["weights"] == str(tmp_path / "base" / "base.safetensors")
 
 
 @pytest.fixture
