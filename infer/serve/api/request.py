@@ -97,7 +97,7 @@ class VideoRequest(BaseModel):
     width: _Pixels | None = Field(None, description="In pixels; default as trained.")
     height: _Pixels | None = Field(None, description="In pixels; default as trained.")
     num_frames: Annotated[int, Field(ge=1, le=2**16)] | None = Field(
-        None, description="Number of frames, 4k + 1; default as trained."
+        None, description="Number of frames, 4k + 1 for most models; default as trained."
     )
     fps: Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)] | None = Field(
         None, description="Frames per second of the file; default that of the teacher's videos."
