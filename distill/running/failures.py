@@ -74,7 +74,9 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     model = open_teacher(job.teacher)
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
-    if prompts_digest([*prompts, *image_digests(load_images(job))]) != state["prompts_sha256"]:
+    if type(state.get("global_batch")) is not int or state["global_batch"] < 1:
+        raise UserError(f"{folder / 'trainer.json'}: does not say the global batch")
+    if prompts_digest([*prompts, *image_digests(load_images(job))]) != state.get("prompts_sha256"):
         raise UserError(f"data.prompts: {job.data.prompts} has changed since the run; restore it")
     ranks = connect(job.parallel.strategy, training_device())
     ranks = replace(ranks, share=job.parallel.sequence)
@@ -82,6 +84,8 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     start = StartingPoint(index.iteration, folder)
     trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet=True)
     try:
+        if index.update >= len(trainer.updates(index.iteration)):
+            raise UserError(f"{folder / FILE}: names an update that an iteration does not have")
         trainer.try_update(index, _micro_batches(job, failure, launched))
     except NotFiniteError as error:
         return error
@@ -98,7 +102,16 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{path}: no such file; name a folder RUN/failed/step_N that a failed run wrote"
         )
     store.verify(folder)
-    failure: dict[str, Any] = read_record(path)
+    try:
+        failure: dict[str, Any] = read_record(path)
+        numbers: list[Any] = [failure[name] for name in ("iteration", "update", "batch_index")]
+        numbers += [v["sample"] for videos in failure["videos"].values() for v in videos]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        numbers = [None]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise UserError(f"{path}: is not as it was written; name the folder of another failure")
     return failure
 
 

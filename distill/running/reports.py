@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightx2v_sgmd.system.errors import escaped
+from lightx2v_sgmd.outputs import open_log
+from lightx2v_sgmd.system.errors import UserError, escaped
 from lightx2v_sgmd.untrusted.json_text import read_record
 
 VARIABLE = "LIGHTX2V_SGMD_REPORT"
@@ -45,9 +46,9 @@ def give_up(run: Path, rank: int, message: str, speak: bool) -> None:
     """
     try:
         (run / "failed").mkdir(exist_ok=True)
-        with (run / "failed" / f"stacks_rank_{rank:05d}.txt").open("w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file)
-    except OSError:
+        with open_log(run / "failed" / f"stacks_rank_{rank:05d}.txt") as file:
+            faulthandler.dump_traceback(file.fileno())
+    except (OSError, UserError):
         pass  # the message matters more
     if VARIABLE in os.environ:
         write_report(RankError((message,), 1))

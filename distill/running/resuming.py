@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from distill.building import StartingPoint
 from distill.data import image_digests, load_images, prompts_digest
 from distill.updates import Iteration
@@ -156,18 +158,26 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
                 f"{role}.path: the weights in {path} are not those that {folder} was trained with; "
                 f"{remedy}"
             )
-    if saved.get("global_batch") != state["global_batch"]:
-        remedy = _same_batch(job, int(saved["global_batch"]), int(state["global_batch"]))
+    batch = saved.get("global_batch")
+    if batch != state["global_batch"]:
+        if type(batch) is not int or batch < 1:
+            raise UserError(f"{folder / 'trainer.json'}: does not say the global batch; {remedy}")
+        remedy = _same_batch(job, batch, int(state["global_batch"]))
         raise UserError(
             f"train.micro_batch: with train.accumulation and the number of processes it makes a "
-            f"global batch of {state['global_batch']}, not the {saved['global_batch']} of "
+            f"global batch of {state['global_batch']}, not the {batch} of "
             f"{folder}; {remedy}, or start again with another output.dir"
         )
     # Checkpoints of version 0.1 call it "begun".
-    partial = saved.get("partial_iteration", saved.get("begun"))
-    return StartingPoint(
-        int(saved["step"]), folder, None if partial is None else Iteration(**partial)
-    )
+    begun = saved.get("partial_iteration", saved.get("begun"))
+    try:
+        iteration = None if begun is None else TypeAdapter(Iteration).validate_python(begun)
+    except ValidationError as error:
+        raise UserError(
+            f"{folder / 'trainer.json'}: the iteration that was under way is not as it was "
+            "written; use another checkpoint"
+        ) from error
+    return StartingPoint(int(saved["step"]), folder, iteration)
 
 
 def _same_batch(job: Job, saved: int, ours: int) -> str:

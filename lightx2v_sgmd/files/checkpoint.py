@@ -44,6 +44,8 @@ _FILE: Final = re.compile(
     r"|state/\w+\.\d+-of-\d+\.safetensors"
 )
 """Every file of a checkpoint, by its path in the folder."""
+_WRONG: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""The errors of reading a file that says something else than it should."""
 
 
 class DamagedError(UserError):
@@ -206,7 +208,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
         ) from error
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _WRONG as error:
         raise DamagedError(
             f"{path}: is not as it was written; the checkpoint is damaged, use another one"
         ) from error

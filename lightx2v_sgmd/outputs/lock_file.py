@@ -19,6 +19,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
 _MOST_BYTES: Final = 65536
+_LARGEST_PID: Final = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class LockFile:
         """The process that wrote the lock; None if the lock does not name it."""
         try:
             saved = self.saved
-            return Owner(saved["host"], saved["place"], int(saved["pid"]), int(saved["start"]))
-        except (KeyError, TypeError, ValueError):
+            pid, start = int(saved["pid"]), int(saved["start"])
+            found = Owner(str(saved["host"]), str(saved["place"]), pid, start)
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
+        return found if 0 < pid <= _LARGEST_PID else None
 
     def describe(self) -> str:
         """Describes the owner for a message."""
@@ -93,7 +96,7 @@ def is_restarted(saved: dict[str, Any]) -> bool:
     try:
         before = int(saved.get("SLURM_RESTART_COUNT", 0))
         return int(ours.get("SLURM_RESTART_COUNT", 0)) > before
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -52,8 +52,9 @@ class Owner:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return Life.dead
-        except OSError:
-            # The process is another user's, and /proc hides those of others (hidepid).
+        except (OSError, OverflowError):
+            # The process is another user's, and /proc hides those of others (hidepid); or the
+            # number is none that a process can have.
             return Life.unknown
         return Life.runs
 

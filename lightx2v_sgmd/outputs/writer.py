@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from lightx2v_sgmd.outputs.owner import Life, Owner, here
+from lightx2v_sgmd.system.errors import UserError
 
 ELSEWHERE_S: Final = 3600.0
 """Seconds without a change after which a temporary of another machine counts as abandoned."""
@@ -199,6 +200,21 @@ def sync_tree(folder: Path) -> None:
             sync_folder(path)
         else:
             sync_file(path)
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Opens a log of this program's to write it anew.
+
+    Raises:
+        UserError: the path is a link: what it leads to may be anybody's.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        return os.fdopen(os.open(path, flags, 0o666), "wb")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: is a link, which no log is; move it away") from error
 
 
 def append(path: Path, content: bytes) -> None:

@@ -120,8 +120,8 @@ def read_log(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
     """Reads these keys of a file of this program's that has a JSON object in each line.
 
     Raises:
-        UserError: the file cannot be read, or is larger than ``LOG_BYTES`` or ``LOG_LINES``.
-        ValueError: a line is not such JSON.
+        UserError: the file cannot be read, is larger than ``LOG_BYTES`` or ``LOG_LINES``, or a
+            line is not such JSON.
     """
     rows: list[dict[str, Any]] = []
     size = 0
@@ -134,15 +134,25 @@ def read_log(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
                         f"{path}: has more than the {LOG_BYTES:,} bytes or {LOG_LINES:,} lines "
                         "that are read; move it away"
                     )
-                row = parse_json(line, LINE) if whole else None
+                row = _line_of_log(line) if whole else None
                 if not isinstance(row, dict):
-                    raise ValueError(f"line {len(rows) + 1} is not a JSON object")
+                    raise UserError(
+                        f"{path}: line {len(rows) + 1} is not a JSON object; run the same "
+                        "training again, which mends the log, or copy it again"
+                    )
                 rows.append({key: row[key] for key in keys if key in row})
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return rows
+
+
+def _line_of_log(line: bytes) -> Any:
+    try:
+        return parse_json(line, LINE)
+    except ValueError:
+        return None
 
 
 def read_bytes(path: Path, limits: Limits, remedy: str) -> bytes:

@@ -216,7 +216,20 @@ def test_who_was_suspended_too_long_writes_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / locks.NAME).read_text())["host"] == "gpu08"  # not ours to remove
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[1]", b"{}", b"[" * 60000])
+def of_nobody(pid: str, start: str = "1") -> bytes:
+    """A lock of a process that cannot be, in this process's own place."""
+    text = json.dumps({"host": "h", "place": here().namespace, "pid": "@", "start": "$"})
+    return text.replace('"@"', pid).replace('"$"', start).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\xff\x00", b"[1]", b"{}", b"[" * 60000),
+        *(of_nobody(pid) for pid in ("1e999", "9" * 30, "-1", "0", "[]")),
+        of_nobody("5", "1e999"),
+    ],
+)
 def test_a_garbled_lock_is_judged_by_its_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:

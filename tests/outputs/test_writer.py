@@ -16,12 +16,14 @@ from lightx2v_sgmd.outputs.writer import (
     appearing,
     clean_temporaries,
     exchange,
+    open_log,
     remove_files,
     rename_new,
     set_aside,
     temporary_path,
     write_text,
 )
+from lightx2v_sgmd.system.errors import UserError
 
 DIE = """
 import os, sys
@@ -163,3 +165,22 @@ def test_a_clock_that_is_wrong_removes_no_temporary_of_another_machine(
         monkeypatch.setattr(time, "time", lambda wrong=wrong: wrong)
         assert clean_temporaries(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == [".x.4711-1-000000000000-0.new"]
+
+
+def test_a_name_that_no_process_can_have_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+    left = tmp_path / f".x.{'9' * 30}-1-{here().namespace}-0.new"
+    left.write_text("somebody's")
+    assert clean_temporaries(tmp_path) == [] and left.exists()
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    with open_log(tmp_path / "a.log") as file:
+        file.write(b"one")
+    with open_log(tmp_path / "a.log") as file:
+        file.write(b"2")
+    assert (tmp_path / "a.log").read_bytes() == b"2"
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "b.log").symlink_to("thesis.txt")
+    with pytest.raises(UserError, match="is a link, which no log is"):
+        open_log(tmp_path / "b.log")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

@@ -12,6 +12,7 @@ from typing import Final
 from lightx2v_sgmd.apps.comparison import tasks as work
 from lightx2v_sgmd.apps.comparison.plan import Plan
 from lightx2v_sgmd.apps.comparison.tasks import Task
+from lightx2v_sgmd.outputs import open_log
 from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.errors import FULL_DISK
 from lightx2v_sgmd.system.processes import handling, process_environment, release, start_module
@@ -132,7 +133,7 @@ class Pool:
         log = work.log_file(self.plan, task)
         log.parent.mkdir(parents=True, exist_ok=True)
         arguments = [str(self.plan.out), task.to_json(), str(self.nproc)]
-        with log.open("wb") as file:
+        with open_log(log) as file:
             self.running[task] = start_module(_WORKER, arguments, self.environment, file)
 
     def ended(self) -> Iterator[tuple[Task, str | None]]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.outputs import content_hashes, locked_folder, move, write_text
+from lightx2v_sgmd.outputs import content_hashes, locked_folder, move, open_log, write_text
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import RunError, UserError, short_line
 from lightx2v_sgmd.system.optional_packages import is_installed
@@ -117,7 +117,7 @@ def run_package(
             log = out / f"{dimension}.log"
             arguments = [device or "auto", info, work, videos, dimension, dimension]
             command = [program_of(python), "-c", _RUN, *map(str, arguments)]
-            with log.open("wb") as file:
+            with open_log(log) as file:
                 done = subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
                 )

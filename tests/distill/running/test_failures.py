@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from distill import distill
 from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.cache import prompt_key
 from tests.parallel.ranks import run_ranks
@@ -97,6 +99,16 @@ def test_a_poisoned_embedding_on_two_ranks(
     assert "everything is finite now" in capsys.readouterr().out
 
 
+def write_failure(folder: Path, content: object) -> None:
+    """Puts a failure into a checkpoint, and into its manifest."""
+    file, manifest = folder / "failure.json", folder / "manifest.json"
+    file.write_text(json.dumps(content))
+    saved = json.loads(manifest.read_text())
+    entry = {"size": file.stat().st_size, "sha256": sha256_file(file)}
+    saved["files"]["failure.json"] = entry
+    manifest.write_text(json.dumps(saved))
+
+
 def test_what_is_no_failed_state_is_refused(
     tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,3 +116,18 @@ def test_what_is_no_failed_state_is_refused(
     folder = store.find_checkpoint(distill(job, quiet=True))
     assert run_cli(["replay-failure", str(folder)]) == 2
     assert "failure.json: no such file; name a folder RUN/failed/step_N" in capsys.readouterr().err
+    index: dict[str, Any] = {"iteration": 0, "update": 0, "batch_index": 0, "videos": {}}
+    wrongs: tuple[Any, ...] = (
+        [],
+        {},
+        {**index, "iteration": -1},
+        {**index, "videos": {"nr": [1]}},
+        {**index, "videos": {"nr": [{"sample": "0"}]}},
+    )
+    for wrong in wrongs:
+        write_failure(folder, wrong)
+        assert run_cli(["replay-failure", str(folder)]) == 2
+        assert "failure.json: is not as it was written" in capsys.readouterr().err
+    write_failure(folder, {**index, "update": 9})
+    assert run_cli(["replay-failure", str(folder)]) == 2
+    assert "names an update that an iteration does not have" in capsys.readouterr().err
