@@ -11,6 +11,7 @@ from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash, locked_file
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
+from lightx2v_sgmd.untrusted.json_text import read_record
 
 REPORT: Final = ("results.json", "table.md", "report.html", "contact_sheet.png")
 FOLDERS: Final = ("jobs", "measured/*/*", "teacher/*", "videos/*/*", "runs/*/*/snapshots")
@@ -52,14 +53,26 @@ def captions(job: Job) -> list[str]:
 
 
 def written_files(out: Path) -> WrittenFiles:
-    """The files that comparisons have written into a folder; all of them without a record."""
+    """The files that comparisons have written into a folder.
+
+    Version 0.1 kept no record: what has the names of its files is taken for its own where the
+    comparison is that version's, which did not note what it was made from.
+    """
     written = WrittenFiles(out)
-    if written.is_empty():
+    if written.is_empty() and _is_without_record(out):
         there = [out / name for name in ("comparison.json", *REPORT)]
         for path in [*there, *(out / "jobs").glob("*.yaml")]:
             if path.is_file():
                 written.adopt(path.relative_to(out).as_posix())
     return written
+
+
+def _is_without_record(out: Path) -> bool:
+    try:
+        saved = read_record(out / "comparison.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and "rows" in saved and "inputs" not in saved
 
 
 @contextmanager

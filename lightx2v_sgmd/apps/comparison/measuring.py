@@ -20,6 +20,7 @@ from lightx2v_sgmd.apps.sprites.measure import measure
 from lightx2v_sgmd.measures import optical_flow
 from lightx2v_sgmd.measures.diversity import pairwise_distance
 from lightx2v_sgmd.outputs import write_text
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
 
 Videos = NDArray[np.uint8]
@@ -138,13 +139,46 @@ def save(measured: Measured, path: Path) -> None:
 
 
 def load(path: Path) -> Measured:
-    """Reads what ``save`` wrote."""
-    tree: dict[str, Any] = read_record(path, MEASURED)
-    del tree["format_version"]
-    verdicts = tree.pop("verdicts")
-    if verdicts is not None:
-        verdicts = [_verdict(item) for item in verdicts]
-    return Measured(verdicts=verdicts, **tree)
+    """Reads what ``save`` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        tree: dict[str, Any] = read_record(path, MEASURED)
+        del tree["format_version"]
+        verdicts = tree.pop("verdicts")
+        if verdicts is not None:
+            verdicts = [_verdict(item) for item in verdicts]
+        measured = Measured(verdicts=verdicts, **tree)
+        _check(measured)
+        return measured
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{path}: is not as it was written; remove it, and run the same command again to "
+            "measure anew"
+        ) from error
+
+
+def _check(measured: Measured) -> None:
+    """Raises if values are not numbers, or are not of as many videos as there are.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    count = len(measured.features)
+    if not count or np.asarray(measured.features, dtype=np.float64).ndim != 2:
+        raise ValueError("the features are not those of videos")
+    each = (measured.flow, measured.dynamic, measured.verdicts or measured.flow)
+    if any(len(values) != count for values in each):
+        raise ValueError("the measurements are of different numbers of videos")
+    numbers = [*measured.flow, *measured.dynamic, *measured.distances]
+    if not all(isinstance(n, int | float) for n in (*numbers, measured.nfe, measured.seconds)):
+        raise TypeError("a measurement is no number")
 
 
 def _verdict(tree: dict[str, Any]) -> Verdict:

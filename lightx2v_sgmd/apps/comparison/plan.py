@@ -25,6 +25,8 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.sampling.teacher_steps import TeacherSolver, solver_text, teacher_solver
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
+MOST_COUNT = 100_000
+"""The most videos of a measurement, and the most snapshots of a run."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightx2v_sgmd.apps.comparison.folder import captions
 from lightx2v_sgmd.apps.comparison.plan import (
+    MOST_COUNT,
     TEACHER,
     UNDISTILLED,
     Plan,
@@ -33,6 +34,10 @@ EVALUATION_PROMPTS = "prompts/evaluation.txt"
 
 SHARED = ("teacher", "schedule", "data", "video", "train", "parallel", "output")
 """Sections that every row takes from the job that was named; the others are the method's own."""
+
+
+_MOST_SEEDS = 1000
+_MOST_ROWS = 1000
 
 
 _METHODS_OWN = ("score_shift",)
@@ -68,6 +73,8 @@ def make_plan(
     out, job_file = Path(out), Path(job_file)
     if seeds < 1:
         raise UserError(f"--seeds: {seeds} is too few; use 1 or more")
+    if seeds > _MOST_SEEDS:
+        raise UserError(f"--seeds: {seeds} is too many; use at most {_MOST_SEEDS:,}")
     _refuse_ours(overrides, "--set")
     check_writable(out, folder=True)
     base = load_job(job_file, overrides)
@@ -160,6 +167,11 @@ def _sweep(sweep: str | None) -> tuple[str, list[str | None]]:
     values = [value.strip() for value in text.split(",")]
     if not equals or not key.strip() or not all(values):
         raise UserError(f"--sweep {sweep}: is not KEY=A,B,C; write --sweep method.lambda=0.1,0.2")
+    if len(values) > _MOST_ROWS:
+        raise UserError(
+            f"--sweep: {shortened(key)} has {len(values):,} values, and a comparison has at most "
+            f"{_MOST_ROWS:,} rows; give fewer"
+        )
     if len({json.dumps(parse_value(value, "--sweep")) for value in values}) < len(values):
         raise UserError(f"--sweep {sweep}: has a value twice; give each once")
     _refuse_ours([f"{key}="], "--sweep")
@@ -192,10 +204,20 @@ def _method_sections(job_file: Path, base: Job, method: str) -> list[str]:
 
 def _fitting(settings: Settings, base: Job, every: int) -> Settings:
     """The settings as far as there are prompts and iterations, with the file of the prompts."""
-    if settings.prompts < 2:
-        raise UserError(f"--prompts: {settings.prompts} is too few; use 2 or more")
-    if every < 1:
-        raise UserError(f"--every: {every} is too few; use 1 or more")
+    for option, asked, least in (
+        ("--prompts", settings.prompts, 2),
+        ("--curve-prompts", settings.curve_prompts, 1),
+        ("--every", every, 1),
+    ):
+        if asked < least:
+            raise UserError(f"{option}: {asked} is too few; use {least} or more")
+        if option != "--every" and asked > MOST_COUNT:
+            raise UserError(f"{option}: {asked} is too many; use at most {MOST_COUNT:,}")
+    if base.train.iterations // every > MOST_COUNT:
+        raise UserError(
+            f"--every: {every} gives {base.train.iterations // every:,} snapshots of a run; use a "
+            f"larger number, for at most {MOST_COUNT:,}"
+        )
     count, evaluation = settings.prompts, settings.evaluation
     if evaluation is None and not checkable(base):
         evaluation = str(config_path(EVALUATION_PROMPTS))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lightx2v_sgmd.apps.comparison.folder import HIDDEN, inputs, written_files
-from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, file_name
+from lightx2v_sgmd.apps.comparison.plan import MOST_COUNT, Plan, Settings, file_name
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
@@ -17,6 +18,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record
 
 FORMAT_VERSION = 1
+_SEED: Final = re.compile(r"seed_(\d{1,19})")
 
 
 def _shared(job: Job) -> dict[str, Any]:
@@ -113,11 +115,34 @@ def read_saved(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: another version of lightx2v-sgmd wrote it; name another --out"
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check(saved)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: cannot be read; name another --out") from error
     return saved
+
+
+def _check(saved: dict[str, Any]) -> None:
+    """Raises if a comparison's file is not as ``write_plan`` writes it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not.
+    """
+    if not saved["rows"] or not isinstance(saved["shared"], dict):
+        raise TypeError("there are no rows")
+    for row in saved["rows"].values():
+        if not isinstance(row["method.name"], str):
+            raise TypeError("a row has no method")
+    counts = asdict(Settings(**saved["settings"]))
+    evaluation, solver = counts.pop("evaluation"), counts.pop("solver")
+    if not isinstance(evaluation, str | None) or solver not in (None, "unipc", "euler"):
+        raise TypeError("a setting is not a text")
+    for name, count in counts.items():
+        least = 0 if name in ("shown", "groups") else 1
+        most = 2**53 if name == "every" else MOST_COUNT
+        if type(count) is not int or not least <= count <= most:
+            raise ValueError(f"{name} is no number")
 
 
 def write_plan(plan: Plan) -> None:
@@ -162,7 +187,11 @@ def saved_plan(out: str | Path, methods: Sequence[str] = ()) -> Plan:
         if method not in rows.values():
             raise UserError(f"--methods: {method} is not in the comparison in {out}")
     jobs = {label: load_job(out / "jobs" / f"{file_name(label)}.yaml") for label in rows}
-    started = {int(f.name.removeprefix("seed_")) for f in out.glob("measured/*/seed_*")}
+    for label, job in jobs.items():
+        if job.train.iterations // saved["settings"].get("every", Settings.every) > MOST_COUNT:
+            raise UserError(f"{out}: {label} has too many snapshots; name another --out")
+    found = (_SEED.fullmatch(folder.name) for folder in out.glob("measured/*/seed_*"))
+    started = {int(match[1]) for match in found if match is not None}
     return Plan(out, jobs, tuple(sorted(started)), Settings(**saved["settings"]))
 
 

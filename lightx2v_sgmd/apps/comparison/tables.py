@@ -18,12 +18,15 @@ from lightx2v_sgmd.apps.comparison.saved import read_saved
 from lightx2v_sgmd.apps.sprites.judging import score
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance
 from lightx2v_sgmd.measures.frechet import gaussian_distance
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_log
 
 COUNTS: Final = ("forwards", "recomputed", "backwards", "weight_backwards")
 """The counts of a run in each iteration, by role, in passes of one sample."""
 
 _COSTS: Final = ("forward_equivalents", "cpu_seconds", "seconds")
+_LARGEST: Final = 1e15
+"""A number from which a line of a log is not one of ours, so that sums stay finite."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,32 @@ class Cost:
 
 
 def read_cost(run: Path) -> Cost:
-    """The cost of a run's iterations, from its ``metrics.jsonl``."""
-    return Cost(read_log(run / "metrics.jsonl", (*COUNTS, *_COSTS)))
+    """The cost of a run's iterations, from its ``metrics.jsonl``.
+
+    Raises:
+        UserError: the log cannot be read, is empty, or a line does not say the cost.
+    """
+    log = run / "metrics.jsonl"
+    lines = read_log(log, (*COUNTS, *_COSTS))
+    wrong = next((n for n, line in enumerate(lines, 1) if not _is_cost(line)), None)
+    if not lines or wrong is not None:
+        where = "is empty" if wrong is None else f"line {wrong} does not say what it cost"
+        raise UserError(
+            f"{log}: {where}; remove {run} and its results below measured/, and run the same "
+            "command again"
+        )
+    return Cost(lines)
+
+
+def _is_cost(line: dict[str, Any]) -> bool:
+    """True if a line has every cost as a number, and every count as numbers by role."""
+    counts = [line.get(name) for name in COUNTS]
+    values = [line.get(name) for name in _COSTS]
+    for count in counts:
+        if not isinstance(count, dict):
+            return False
+        values.extend(count.values())
+    return all(isinstance(value, int | float) and abs(value) < _LARGEST for value in values)
 
 
 def _mean_by_role(lines: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import measure_videos
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
+from lightx2v_sgmd.system.errors import UserError
 from tests.measures.test_optical_flow import moving_texture
 
 
@@ -31,6 +34,34 @@ def test_measurements_survive_the_disk(tmp_path: Path) -> None:
     few = measured.first(2)
     assert few.features == measured.features[:2] and few.verdicts == measured.verdicts[:2]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["m.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": []},
+        {"features": [["a"]]},
+        {"features": [[1.0], [1.0, 2.0]]},
+        {"flow": [1.0, 2.0]},
+        {"nfe": "4"},
+        {"nfe": None},
+        {"verdicts": [1]},
+        {"verdicts": [{"right": {"a": 1}}]},
+        {"evil": 1},
+        {"seconds": [1]},
+    ],
+    ids=str,
+)
+def test_a_measurement_that_is_not_as_it_was_written_is_named(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    good = measuring.Measured(4, [[1.0, 2.0]], [1.0], [True], None, [], 1.0)
+    measuring.save(good, tmp_path / "m.json")
+    assert measuring.load(tmp_path / "m.json") == good
+    content = json.loads((tmp_path / "m.json").read_text()) | change
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"m\.json: is not as it was written; remove it"):
+        measuring.load(tmp_path / "m.json")
 
 
 def test_videos_of_any_kind_have_statistics() -> None:

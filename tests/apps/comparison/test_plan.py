@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightx2v_sgmd.apps.comparison.folder import captions, inputs
+from lightx2v_sgmd.apps.comparison.folder import captions, inputs, writing_report
 from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, file_name
 from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.saved import plan_of, saved_plan, write_plan
 from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.files.latents import write_shard
 from lightx2v_sgmd.files.prompts import read_prompts
+from lightx2v_sgmd.outputs.record import NAME as RECORD
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 from tests.training import PROMPTS, job_file
@@ -204,12 +205,17 @@ def refused(job: Path, out: Path, text: str, **options: object) -> None:
         ({"seeds": 0}, "--seeds: 0 is too few"),
         ({"every": 0}, "--every: 0 is too few"),
         ({"settings": Settings(prompts=1)}, "--prompts: 1 is too few"),
+        ({"settings": Settings(prompts=10**12)}, "--prompts: 1000000000000 is too many"),
+        ({"settings": Settings(curve_prompts=-3)}, "--curve-prompts: -3 is too few"),
+        ({"seeds": 10**12}, "--seeds: 1000000000000 is too many"),
+        ({"every": 1, "overrides": ["train.iterations=1000000000"]}, "snapshots of a run; use a l"),
         ({"overrides": ["output.dir=x"]}, "--set output.dir=x: runs go below --out"),
         ({"overrides": ["train.sed=1"]}, "train.sed: unknown key"),
         ({"overrides": ["train.checkpoint_every=3"]}, "--every says when"),
         ({"sweep": "method.lambda"}, "is not KEY=A,B,C"),
         ({"sweep": "method.lambda=0.1,,0.2"}, "is not KEY=A,B,C"),
         ({"sweep": "method.lambda=0.1,0.10"}, "has a value twice"),
+        ({"sweep": "train.seed=" + ",".join(map(str, range(1001)))}, "1,001 values"),
         ({"sweep": "method.lambda=-1,0.1"}, "method.lambda: -1 is too small"),
         ({"sweep": "train.iterations=3,5"}, "must agree in it"),
         ({"methods": ["dmd2"], "sweep": "method.lambda=0.1"}, "dmd2: --set: method.lambda"),
@@ -237,6 +243,52 @@ def test_folders_that_hold_something_else_are_refused(job: Path, tmp_path: Path)
     full.mkdir()
     (full / "thesis.tex").write_text("")
     refused(job, full, "holds other things and no comparison")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": []},
+        {"rows": {}},
+        {"rows": {"sgmd": {}}},
+        {"rows": {"sgmd": {"method.name": 1}}},
+        {"shared": None},
+        {"settings": {"evil": 1}},
+        {"settings": {"every": 0}},
+        {"settings": {"prompts": 10**12}},
+        {"settings": {"copies": "3"}},
+        {"settings": {"evaluation": [1]}},
+        {"settings": {"solver": "evil.py"}},
+    ],
+    ids=str,
+)
+def test_a_comparison_that_is_not_as_it_was_written_is_refused(
+    job: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    out = tmp_path / "out"
+    write_plan(make_plan(job, out))
+    (out / "measured" / "sgmd" / "seed_x").mkdir(parents=True)
+    assert saved_plan(out).seeds == ()
+    file = out / "comparison.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=r"comparison\.json: cannot be read"):
+        saved_plan(out)
+
+
+def test_an_edited_table_is_kept_also_where_the_record_is_lost(job: Path, tmp_path: Path) -> None:
+    plan = make_plan(job, tmp_path / "out")
+    write_plan(plan)
+    (plan.out / RECORD).unlink()
+    (plan.out / "table.md").write_text("mine")
+    with pytest.raises(UserError, match=r"table\.md would be replaced"):
+        with writing_report(plan.out, quiet=True):
+            pass
+    file = plan.out / "comparison.json"  # version 0.1 kept no record, and noted no inputs
+    saved = json.loads(file.read_text())
+    del saved["inputs"]
+    file.write_text(json.dumps(saved))
+    with writing_report(plan.out, quiet=True):
+        pass
 
 
 def test_a_folder_goes_on_with_its_own_comparison_only(job: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lightx2v_sgmd.apps.comparison.plan import Plan
 from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.plots import plot
 from lightx2v_sgmd.measures.frechet import gaussian_distance
+from lightx2v_sgmd.system.errors import UserError
 from tests.training import job_file
 
 
@@ -99,6 +100,26 @@ def test_costs_are_those_of_the_trace_without_its_warm_up(plan: Plan) -> None:
     assert cost["by_role"]["forwards"] == {"student": 2, "teacher": 2}
     cumulative = tables.read_cost(plan.run("dmd2", 0)).cumulative("seconds")
     np.testing.assert_allclose(cumulative[:3], [50, 52.5, 55])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "is empty"),
+        ("{}", "line 1 does not say what it cost"),
+        ("[1]", "line 1 is not a JSON object"),
+        ('{"forwards": 1}', "line 1 does not say what it cost"),
+    ],
+)
+def test_a_log_that_does_not_say_the_cost_is_named(plan: Plan, line: str, reason: str) -> None:
+    run = plan.run("sgmd", 0)
+    (run / "metrics.jsonl").write_text(line)
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: {reason}"):
+        tables.read_cost(run)
+    endless = trace(1, 13.5, 1.0).replace("13.5", "1e999")
+    (run / "metrics.jsonl").write_text(endless)
+    with pytest.raises(UserError, match="does not say what it cost"):
+        tables.read_cost(run)
 
 
 def test_equal_compute_takes_the_last_snapshot_within_the_cheapest_rows_budget(plan: Plan) -> None:
