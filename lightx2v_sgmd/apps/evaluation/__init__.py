@@ -52,6 +52,8 @@ __all__ = ["EvaluateOptions", "Evaluation", "evaluate", "evaluate_shard"]
 FOLDERS: Final = ("measured", "videos", "videos/*")
 """The folders in which files appear by rename."""
 RESULTS: Final = ("metrics.json", "report.html")
+MOST_VIDEOS: Final = 1_000_000
+"""The most videos of a side."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def evaluate(
             str(Path(prompts).absolute()),
             plan.sources["against"].path if against is not None else None,
         )
+        WrittenFiles(folder).check(RESULTS)  # now, before the work, and again with the lock
         make_shards(call, options, nproc, len(made) * len(plan.texts), quiet)
     with locked_folder(folder, "evaluate", quiet, FOLDERS) as lock:
         written = WrittenFiles(folder)
@@ -206,6 +209,13 @@ def _plan(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("evaluate starts its processes itself: give --nproc N, without torchrun")
     texts = read_prompts(prompts)
+    if len(texts) * options.seeds > MOST_VIDEOS:
+        raise UserError(
+            f"--seeds: {options.seeds:,} seeds of {len(texts):,} prompts are more than the "
+            f"{MOST_VIDEOS:,} videos that one evaluation has; use fewer"
+        )
+    if options.seed + len(texts) * options.seeds > 2**63:
+        raise UserError(f"--seed: {options.seed} is too large; use one below 2^63, less the videos")
     sources = {"weights": open_source(weights, "--weights")}
     if against is not None:
         sources["against"] = open_source(against, "--against")

@@ -52,14 +52,14 @@ def i3d_features(network: Any, frames: Frames, device: str) -> NDArray[np.float3
     video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float().to(device)
     try:
         features = network(video, rescale=True, resize=True, return_features=True)
-    except RuntimeError as error:
+        values: NDArray[np.float32] = features.reshape(-1).float().cpu().numpy()
+        return values
+    except (RuntimeError, TypeError, AttributeError) as error:
         # TorchScript's last line has the reason; the others are where it was.
-        reason = short_line(str(error).strip().splitlines()[-1], 80)
+        reason = short_line((str(error).strip().splitlines() or [type(error).__name__])[-1], 80)
         raise UserError(
             f"--i3d: the network failed ({reason}); name StyleGAN-V's i3d_torchscript.pt"
         ) from error
-    values: NDArray[np.float32] = features.reshape(-1).float().cpu().numpy()
-    return values
 
 
 def fvd_features(

@@ -146,6 +146,7 @@ def make_shards(
         RunError: a process failed; the others' videos are there.
         KeyboardInterrupt: it was asked to stop.
     """
+    count = min(count, videos)  # more processes would have nothing to make
     shared = process_environment(count)
     gpus = visible_gpus() if options.device != "cpu" else []
     if gpus and len(gpus) < count:

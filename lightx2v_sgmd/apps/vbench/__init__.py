@@ -106,6 +106,7 @@ def evaluate_vbench(
     if vbench.nproc > 1:
         texts = None if vbench.augmented is None else str(vbench.augmented)
         call = ShardedCall(source.path, str(folder), suite=str(vbench.suite), augmented=texts)
+        WrittenFiles(folder).check(FILES)  # now, before the work, and again with the lock
         make_shards(call, options, vbench.nproc, suite.count, quiet)
     with locked_folder(folder, "evaluate", quiet):
         written = WrittenFiles(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from lightx2v_sgmd.system.errors import UserError
 VIDEOS: Final = "videos"
 LINKS: Final = "vbench/videos"
 """The folder that VBench is given."""
+_LINK: Final = re.compile(r"-\d\.mp4$")
 
 Make = Callable[[int, int, Path], Sequence[Path]]
 """Makes the videos from one index to before another in a folder, and returns them in order."""
@@ -76,7 +78,7 @@ def link(suite: Suite, videos: dict[int, Path], out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {suite.name(index): path for index, path in videos.items()}
     for path in folder.iterdir():
-        if not path.is_symlink():
+        if not path.is_symlink() or not _LINK.search(path.name):
             raise UserError(f"{path}: is not a link of this command; move it out of the folder")
         if path.name not in wanted:
             path.unlink()
