@@ -18,12 +18,11 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
-from lightx2v_sgmd.files.video import check_writable
+from lightx2v_sgmd.files.video import check_writable, read_video
 from lightx2v_sgmd.job.schema import Job, VideoSize
 from lightx2v_sgmd.outputs import content_hashes, locked_folder, refuse_overlap, resolved
 from lightx2v_sgmd.system.console import progress
 from lightx2v_sgmd.system.errors import UserError, short_line
-from lightx2v_sgmd.system.optional_packages import required
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 from lightx2v_sgmd.untrusted.reading import decode_text, read_limited
 
@@ -108,11 +107,10 @@ def _video(file: Path, size: VideoSize) -> Tensor:
     Raises:
         UserError: the file is damaged, or the video is smaller, larger or shorter than ``size``.
     """
-    required("imageio_ffmpeg")
-    import imageio.v3 as imageio
-
     try:
-        frames = torch.from_numpy(imageio.imread(file)[: size.frames])
+        frames = torch.from_numpy(read_video(file, size.frames)[0])
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
             f"{file}: cannot be read as a video ({short_line(str(error), 80)}); convert it to mp4"

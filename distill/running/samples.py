@@ -257,8 +257,9 @@ class SampleVideos:
                 return None
             frames = self.model.decode_latents(vae, latent)[0].cpu().numpy()
             try:
-                with self._written.appearing(f"{folder}/{index:02d}{suffix}") as path:
-                    write_frames(frames, path, self.model.fps)
+                name = f"{folder}/{index:02d}{suffix}"
+                path, publish = self._written.folder / name, self._written.publish(name)
+                write_frames(frames, path, self.model.fps, publish)
                 self._write_image(index, f"{folder}/{index:02d}_input.png")
             except (UserError, OSError) as error:  # training goes on
                 note(f"a sample video was not written: {error}")

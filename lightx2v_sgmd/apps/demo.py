@@ -41,6 +41,8 @@ from lightx2v_sgmd.untrusted.json_text import read_log
 
 SHOWN = 12
 """Prompts whose videos are kept and shown."""
+ROWS: Final = ("teacher", "undistilled", "student")
+"""The rows of the table, and the names of the videos that are compared."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def _run_demo(
     from weights.publishing import replaceable
 
     written = WrittenFiles(out)
-    written.check(["report.html", "contact_sheet.png", "metrics.json"])
+    captions = held_out_captions(prompts)
+    names = [_video_name(i, row, caption) for row in ROWS for i, caption in _shown(captions)]
+    written.check(["report.html", "contact_sheet.png", "metrics.json", *names])
     replaceable(out / "student", overwrite=True)
     settings = [f"output.dir={json.dumps(str(out / 'run'))}", f"train.seed={seed}", *overrides]
     job = load_job(config_path("sprites_sgmd.yaml"), settings)
@@ -107,7 +111,6 @@ def _run_demo(
     student = export(run, "diffusers", out / "student", overwrite=True, quiet=quiet)
 
     note("3/4  generating and measuring", quiet)
-    captions = held_out_captions(prompts)
     rows = _measure(job, student, captions, seed, quiet)
 
     note("4/4  writing videos and the report", quiet)
@@ -203,6 +206,15 @@ def _measure(
     return rows
 
 
+def _shown(captions: Sequence[world.Caption]) -> list[tuple[int, world.Caption]]:
+    """The captions whose videos are kept, with their numbers."""
+    return list(enumerate(captions[:SHOWN]))
+
+
+def _video_name(index: int, row: str, caption: world.Caption) -> str:
+    return f"videos/{index:02d}_{row}_{caption.text().replace(' ', '-')[:60]}.mp4"
+
+
 def _write_results(
     written: WrittenFiles,
     rows: dict[str, Row],
@@ -211,31 +223,27 @@ def _write_results(
     trace: list[dict[str, Any]],
     job: Job,
 ) -> None:
-    from lightx2v_sgmd.apps.report import Example, write_report
+    from lightx2v_sgmd.apps.report import Example, report_page
 
     texts = [caption.text() for caption in captions[:SHOWN]]
     examples = []
-    for index, text in enumerate(texts):
-        paths = {
-            name: f"videos/{index:02d}_{name}_{text.replace(' ', '-')[:60]}.mp4" for name in rows
-        }
+    for index, caption in _shown(captions):
+        paths = {name: _video_name(index, name, caption) for name in rows}
         for name, path in paths.items():
             # Enlarged without smoothing: players blur 32 pixels beyond recognition.
             video = rows[name].videos[index].repeat(6, axis=1).repeat(6, axis=2)
-            with written.appearing(path) as temporary:
-                write_video(video, temporary, world.FPS)
+            write_video(video, written.folder / path, world.FPS, written.publish(path))
         right = {name: rows[name].verdicts[index].all_attributes for name in rows}
         videos = {name: written.folder / path for name, path in paths.items()}
-        examples.append(Example(text, videos, right))
-    with written.appearing("contact_sheet.png") as temporary:
-        contact_sheet(
-            [rows[name].videos[i] for i in range(min(8, len(texts))) for name in rows],
-            temporary,
-            captions=[f"{name}: {text}" for text in texts[:8] for name in rows],
-        )
+        examples.append(Example(texts[index], videos, right))
+    contact_sheet(
+        [rows[name].videos[i] for i in range(min(8, len(texts))) for name in rows],
+        written.folder / "contact_sheet.png",
+        captions=[f"{name}: {text}" for text in texts[:8] for name in rows],
+        publish=written.publish("contact_sheet.png"),
+    )
     written.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
-    with written.appearing("report.html") as temporary:
-        write_report(temporary, metrics, trace, examples, job)
+    written.write_text("report.html", report_page(metrics, trace, examples, job))
 
 
 def _say_what_was_made(out: Path, metrics: dict[str, Any], quiet: bool) -> None:
@@ -250,7 +258,7 @@ def _say_what_was_made(out: Path, metrics: dict[str, Any], quiet: bool) -> None:
     table.add_column("", no_wrap=True, min_width=11)
     for name in COLUMNS:
         table.add_column(name, justify="right")
-    for row in ("teacher", "undistilled", "student"):
+    for row in ROWS:
         values = [metrics[row][key] for key in COLUMNS.values()]
         table.add_row(row, *(f"{v}" if isinstance(v, int) else f"{v:.2f}" for v in values))
     console = Console()

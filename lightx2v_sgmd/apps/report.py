@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightx2v_sgmd.apps.pages import COLOURS, empty_figure, figure_uri, render_page, video_uri
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.outputs import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,17 +30,15 @@ class Example:
     right: dict[str, bool]
 
 
-def write_report(
-    path: Path,
+def report_page(
     metrics: dict[str, Any],
     trace: Sequence[dict[str, Any]],
     examples: Sequence[Example],
     job: Job,
-) -> Path:
-    """Writes the page; it needs no network and no file beside it.
+) -> str:
+    """The page as text; it needs no network and no file beside it.
 
     Args:
-        path: The html file.
         metrics: The content of ``metrics.json``.
         trace: The lines of ``metrics.jsonl``.
         examples: The examples to show.
@@ -59,11 +56,9 @@ def write_report(
         {"title": title, "image": figure_uri(_curve(*series))}
         for title, series in _series(trace).items()
     ]
-    html = render_page(
+    return render_page(
         "report.html.j2", m=metrics, examples=shown, curves=curves, job=job, job_yaml=job.to_yaml()
     )
-    write_text(path, html)
-    return path
 
 
 def _series(trace: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:

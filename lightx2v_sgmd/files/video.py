@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +24,20 @@ from lightx2v_sgmd.system.disk import nearest_existing
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import required
 from lightx2v_sgmd.untrusted.paths import path_problem
+from lightx2v_sgmd.untrusted.reading import open_file
 
 Frames = NDArray[np.uint8]
 IMAGE_SUFFIX: Final = ".png"
 
 CRF: Final = 14
 """x264's constant rate factor: 0 is lossless, 18 is called visually lossless."""
+MOST_BYTES: Final = 4 * 2**30
+"""The most bytes of a video's frames that are read: half a minute in 1080p, three in 480p."""
 
 
-def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
+def write_video(
+    frames: Frames, path: str | Path, fps: float, publish: Callable[[Path], None] | None = None
+) -> Path:
     """Writes an mp4 that appears complete or not at all.
 
     Even sizes are written as yuv420p, which every player shows; a size with an odd number in it as
@@ -40,27 +47,31 @@ def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
         frames: ``[F, H, W, 3]`` uint8.
         path: Ends in ``.mp4``; missing folders are made.
         fps: Frames per second.
+        publish: As for ``video_writer``.
 
     Raises:
         UserError: the file cannot be written there, or the disk is full.
     """
-    with video_writer(path, fps) as write:
+    with video_writer(path, fps, publish) as write:
         write(np.asarray(frames))
     return Path(path)
 
 
-def write_frames(frames: Frames, path: str | Path, fps: float) -> Path:
+def write_frames(
+    frames: Frames, path: str | Path, fps: float, publish: Callable[[Path], None] | None = None
+) -> Path:
     """Writes a video as mp4, or an image, which is a video of one frame, as PNG.
 
     Args:
         frames: ``[F, H, W, 3]`` uint8.
         path: Ends in ``.mp4`` or ``.png``; missing folders are made.
         fps: Frames per second of an mp4.
+        publish: As for ``video_writer``.
 
     Raises:
         UserError: the file cannot be written there, or the disk is full.
     """
-    with frame_writer(path, fps) as write:
+    with frame_writer(path, fps, publish) as write:
         write(np.asarray(frames))
     return Path(path)
 
@@ -128,6 +139,9 @@ def video_writer(
         encoder = _Encoder(temporary, fps)
         try:
             yield encoder.write
+        except OSError:  # ffmpeg has ended, which says less than what the disk says
+            _refuse_full_disk(temporary.parent)
+            raise
         finally:
             encoder.close()
         if not encoder.frames:
@@ -187,19 +201,42 @@ class _Encoder:
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            log = logging.getLogger("imageio_ffmpeg")
+            before, log.disabled = log.disabled, True  # a failure is told in one line
+            try:
+                self._writer.close()
+            finally:
+                log.disabled = before
 
 
-def read_video(path: str | Path) -> tuple[Frames, float]:
-    """Reads a video back: ``[F, H, W, 3]`` uint8 and its frames per second."""
+def read_video(path: str | Path, most: int | None = None) -> tuple[Frames, float]:
+    """Reads a video back: ``[F, H, W, 3]`` uint8 and its frames per second.
+
+    Args:
+        path: The file.
+        most: The most frames that are read, from the first one; None reads all.
+
+    Raises:
+        UserError: the path is a pipe or a device, or the frames take more than ``MOST_BYTES``: a
+            small file may hold a hundred thousand black pictures.
+        OSError, RuntimeError, IndexError: it cannot be read as a video.
+    """
     required("imageio_ffmpeg")
     import imageio.v2 as imageio
 
+    open_file(Path(path)).close()
     reader: Any = imageio.get_reader(path, format="FFMPEG")
+    frames: list[Frames] = []
     with reader:
         fps = float(reader.get_meta_data()["fps"])
-        frames = np.stack([np.asarray(frame) for frame in reader])
-    return frames, fps
+        for picture in itertools.islice(reader, most):
+            frames.append(np.asarray(picture))
+            if len(frames) * frames[0].nbytes > MOST_BYTES:
+                raise UserError(
+                    f"{path}: has more than {MOST_BYTES / 2**30:g} GiB of pictures; cut it, or "
+                    "make it smaller"
+                )
+        return np.stack(frames), fps
 
 
 def small_gif(frames: Frames, fps: float, side: int = 192, most: int = 32) -> bytes:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.outputs.content import sha256_file
-from lightx2v_sgmd.outputs.writer import appearing, write_text
+from lightx2v_sgmd.outputs.writer import appearing, move, write_text
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record
 
@@ -61,12 +61,23 @@ class WrittenFiles:
             UserError: a file of that name exists that this program did not write.
         """
         path = self.folder / name
-        with appearing(path, suffix=path.suffix) as temporary:
+        with appearing(path, suffix=path.suffix, publish=self.publish(name)) as temporary:
             yield temporary
+
+    def publish(self, name: str) -> Callable[[Path], None]:
+        """A function that gives a finished file its name, for writers that take one.
+
+        It raises as ``appearing``.
+        """
+
+        def give(temporary: Path) -> None:
             digest = sha256_file(temporary)
             self.check([name])
             self._add(name, [*self._hashes.get(name, []), digest])
-        self._add(name, [digest])
+            move(temporary, self.folder / name)
+            self._add(name, [digest])
+
+        return give
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file and records it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from lightx2v_sgmd.apps.demo import DemoResult, run_demo
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["train.iterations=2", "train.micro_batch=2", "train.checkpoint_every=1"]
 
 
@@ -74,3 +77,35 @@ def test_an_unwritable_place_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file"):
         run_demo(tmp_path / "file" / "demo", quiet=True)
+
+
+SCRIPT = """
+set -u
+mount -t tmpfs -o size=2m tmpfs "$1" || exit 77
+cd "$2" && exec "$3" -m tests.apps.full_disk "$1"
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_the_report_is_written(tmp_path: Path) -> None:
+    """A small file system, mounted where only this test sees it."""
+    (tmp_path / "disk").mkdir()
+    arguments = [str(tmp_path / "disk"), str(ROOT), sys.executable]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", SCRIPT, "sh", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no mounts without privileges here: {done.stderr.strip()}")
+    *full, enough = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(full) == 4, done.stderr
+    for answer in full:
+        (line,) = answer["lines"]
+        assert answer["code"] == 2 and ("disk is full" in line or "space left on the disk" in line)
+        assert ".new" not in line and "report.html" not in answer["left"]
+        assert not [name for name in answer["left"] if ".new" in name] and not answer["strange"]
+    assert enough["code"] == 0 and not enough["strange"]
+    assert {"report.html", "metrics.json", "contact_sheet.png"} <= enough["left"].keys()
+    assert len([name for name in enough["left"] if name.endswith(".mp4")]) == 2 * 3

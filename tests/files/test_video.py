@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightx2v_sgmd.files import video as videos
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, read_video, write_video
 from lightx2v_sgmd.system.errors import UserError
 
@@ -51,6 +52,19 @@ def test_size_frames_and_rate_are_kept(tmp_path: Path, height: int, width: int, 
     while capture.read()[0]:
         count += 1
     assert count == 9
+
+
+def test_a_video_is_read_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(moving_square(9, 32, 32), tmp_path / "a.mp4", 8)
+    few, _ = read_video(path, 4)
+    assert len(few) == 4 and (few == read_video(path)[0][:4]).all()
+    monkeypatch.setattr(videos, "MOST_BYTES", 8 * 32 * 32 * 3)
+    with pytest.raises(UserError, match=r"a\.mp4: has more than .* GiB of pictures; cut it"):
+        read_video(path)
+    assert len(read_video(path, 8)[0]) == 8
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        read_video(tmp_path / "pipe.mp4")
 
 
 def test_it_is_h264_that_players_show(tmp_path: Path) -> None:

@@ -162,5 +162,6 @@ def _write_sheet(plan: Plan, written: WrittenFiles, videos: dict[str, list[Path]
                 clips.append(frames[:, ::step, ::step])
                 texts.append(f"{row}: {text}")
     if clips:
-        with written.appearing("contact_sheet.png") as temporary:
-            contact_sheet(clips, temporary, captions=texts)
+        sheet = "contact_sheet.png"
+        publish = written.publish(sheet)
+        contact_sheet(clips, written.folder / sheet, captions=texts, publish=publish)

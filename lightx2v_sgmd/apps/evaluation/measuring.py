@@ -59,6 +59,8 @@ def frames_of(file: Path) -> tuple[Frames, float]:
     """
     try:
         video, fps = read_video(file)
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
             f"{file}: cannot be read as a video ({short_line(first_line(error), 80)}); make it "
