@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, short_lines
 from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
 
 
@@ -33,3 +33,14 @@ def json_object(data: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("is not an object")
     return content
+
+
+def check_lines(error: UserError) -> None:
+    """Checks that a refusal can be printed.
+
+    Raises:
+        AssertionError: it has no line, too many, or a line of more than 300 characters.
+    """
+    lines = short_lines(error.lines)
+    assert 1 <= len(lines) <= 21, lines
+    assert all(line and line.isprintable() and len(line) <= 280 for line in lines), lines

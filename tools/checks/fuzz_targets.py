@@ -26,11 +26,11 @@ from lightx2v_sgmd.files.tensors.torch_files import load_torch_file
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.networks.adapters import adapters_in
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError, short_lines
+from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import building, configs
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
-from tools.checks import fuzz_others
-from tools.checks.fuzz_files import folder, json_object, named_file
+from tools.checks import fuzz_others, fuzz_records
+from tools.checks.fuzz_files import check_lines, folder, json_object, named_file
 
 JOB = """teacher: {path: sprites, guidance_scale: 3.0}
 data: {prompts: sprites}
@@ -224,6 +224,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         tokenizer,
         tokenizer_config,
         *fuzz_others.TARGETS,
+        *fuzz_records.TARGETS,
     )
 }
 
@@ -237,9 +238,7 @@ def run_target(name: str, data: bytes) -> bool:
     try:
         TARGETS[name](data)
     except UserError as error:
-        lines = short_lines(error.lines)
-        assert 1 <= len(lines) <= 21, lines
-        assert all(line and line.isprintable() and len(line) <= 280 for line in lines), lines
+        check_lines(error)
         return False
     return True
 
@@ -344,4 +343,5 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         "tokenizer": (_bundled("tokenizer", "tokenizer.json"), deep),
         "tokenizer_config": (_bundled("tokenizer", "tokenizer_config.json"),),
         **fuzz_others.seeds(),
+        **fuzz_records.seeds(),
     }

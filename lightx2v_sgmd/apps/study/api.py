@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from lightx2v_sgmd.apps.study.key import StudyKey
 from lightx2v_sgmd.apps.study.store import StoreFull, VoteStore
-from lightx2v_sgmd.apps.study.votes import SUBMISSION, parse_submission
+from lightx2v_sgmd.apps.study.votes import most_bytes, parse_submission
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -84,4 +84,4 @@ def make_app(
     async def storage(request: Request, error: sqlite3.Error) -> JSONResponse:
         return answer(503, "votes cannot be written now; try again later")
 
-    return Guard(app, None, host, SUBMISSION.size)
+    return Guard(app, None, host, most_bytes(study))

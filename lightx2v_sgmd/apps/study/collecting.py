@@ -103,7 +103,7 @@ def page_files(folder: Path, study: StudyKey) -> dict[str, Path]:
     """The files of a study's page, by the names that a request may ask for.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or is a link: what it leads to may be nobody's business.
     """
     names = [f"videos/{name}" for pair in study.pairs for name in pair.videos]
     files = {name: folder / PAGE / name for name in ["index.html", *names]}
@@ -111,5 +111,10 @@ def page_files(folder: Path, study: StudyKey) -> dict[str, Path]:
     if missing:
         raise UserError(
             f"{missing[0]}: is missing ({len(missing)} files are); copy the study's folder again"
+        )
+    if links := [str(file) for file in files.values() if file.is_symlink()]:
+        raise UserError(
+            f"{links[0]}: is a link, and raters would get what it leads to; put the video itself "
+            "there, as `study create` does"
         )
     return files

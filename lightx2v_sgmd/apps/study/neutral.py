@@ -17,6 +17,7 @@ from lightx2v_sgmd.apps.evaluation.measuring import frames_of
 from lightx2v_sgmd.files.video import Frames, write_video
 from lightx2v_sgmd.system.errors import UserError, short_line
 from lightx2v_sgmd.system.optional_packages import required
+from lightx2v_sgmd.untrusted.reading import open_file
 
 _COARSE: Final = 10
 """Blocks on the shorter side of a spoiled video."""
@@ -46,6 +47,7 @@ def picture_of(video: Path) -> Picture:
     Raises:
         UserError: it cannot be read as a video.
     """
+    open_file(video).close()  # ffmpeg would wait for a pipe, and never end with a device
     reader: Any = required("imageio_ffmpeg").read_frames(str(video.absolute()))
     try:
         about = next(reader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,14 +44,17 @@ def report(
     Raises:
         UserError: a file cannot be used.
     """
+    if out is not None:
+        check_writable(out, folder=True)
     key = key or votes[0].parent / NAME
     if not key.is_file():
         raise UserError(f"--key: {key} does not exist; name the key.json that `study create` wrote")
     study = read_key(key)
-    found = summarise(study, *read_votes(votes, study), catch_errors=catch_errors)
     if out is not None:
         refuse_overlap(resolved(out), {"the page": key.parent / PAGE})
-        check_writable(out, folder=True)
+        WrittenFiles(resolved(out)).check(RESULTS)
+    found = summarise(study, *read_votes(votes, study), catch_errors=catch_errors)
+    if out is not None:
         with locked_folder(resolved(out), "study report", quiet):
             written = WrittenFiles(resolved(out))
             written.check(RESULTS)
@@ -89,15 +92,20 @@ def read_votes(files: Sequence[Path], study: StudyKey) -> tuple[list[Submission]
     return list(found.values()), count - len(found)
 
 
-def _texts(file: Path) -> list[bytes | str]:
+def _texts(file: Path) -> Iterable[bytes | str]:
     if not file.is_file():
         raise UserError(
             f"{file}: does not exist; name the files that raters sent, or votes.sqlite of `study "
             "collect`"
         )
     if is_database(file):
-        try:
-            return list(read_rows(file))
-        except sqlite3.Error as error:
-            raise UserError(f"{file}: cannot be read as votes ({error}); copy it again") from error
+        return _stored(file)
     return [read_bytes(file, SUBMISSION, "ask the rater to send it again")]
+
+
+def _stored(file: Path) -> Iterator[str]:
+    """The submissions in a database, one at a time: it may be larger than the memory."""
+    try:
+        yield from read_rows(file)
+    except sqlite3.Error as error:
+        raise UserError(f"{file}: cannot be read as votes ({error}); copy it again") from error

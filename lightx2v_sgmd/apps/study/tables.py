@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightx2v_sgmd.apps.pages import render_page
-from lightx2v_sgmd.system.errors import joined
+from lightx2v_sgmd.system.errors import escaped, joined
 
 
 def table(found: dict[str, Any]) -> list[list[str]]:
@@ -80,14 +80,17 @@ def remarks(found: dict[str, Any]) -> list[str]:
 
 
 def text_report(found: dict[str, Any]) -> str:
-    """The table and the remarks as plain text."""
-    rows = table(found)
+    """The table and the remarks as plain text.
+
+    Names come from the key and from raters, so characters that a terminal would obey are escaped.
+    """
+    rows = [[escaped(cell) for cell in row] for row in table(found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks(found))])
+    return "\n".join([*lines, "", *(f"- {escaped(remark)}" for remark in remarks(found))])
 
 
 def page_report(found: dict[str, Any]) -> str:

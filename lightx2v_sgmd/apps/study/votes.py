@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
@@ -51,6 +52,14 @@ class Submission(Strict):
     rater: Annotated[str, Field(min_length=1, max_length=64)]
     submission: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     votes: tuple[PairVote, ...] = Field(strict=False)
+
+
+def most_bytes(study: StudyKey) -> int:
+    """The most bytes that a submission to a study has room for: twice a rater's complete votes."""
+    answers = {question.name: "second" for question in study.questions}
+    vote = {"pair": "0" * 16, "left": "second", "answers": answers}
+    size = len(json.dumps({**vote, "seconds": _MOST_S / 7, "skipped": False}))
+    return min(SUBMISSION.size, 4096 + 2 * size * len(study.pairs))
 
 
 def parse_submission(text: bytes | str, study: StudyKey) -> Submission:

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from lightx2v_sgmd.apps.study.api import make_app
 from lightx2v_sgmd.apps.study.collecting import page_files
 from lightx2v_sgmd.apps.study.store import VoteStore, read_rows
-from lightx2v_sgmd.apps.study.votes import SUBMISSION
+from lightx2v_sgmd.apps.study.votes import SUBMISSION, most_bytes
 from tests.apps.study.conftest import Made, submission_of
 
 LOCAL = "http://127.0.0.1:8100"
@@ -98,7 +98,9 @@ def test_what_is_no_vote_is_refused_in_one_line(made: Made, store: VoteStore) ->
         400,
     )
     error_of(client.post("/votes", content=b"x=1", headers={"Content-Type": "text/plain"}), 415)
-    error_of(client.post("/votes", content=b" " * (SUBMISSION.size + 1), headers=send), 413)
+    most = most_bytes(made.key)
+    assert most < SUBMISSION.size / 100  # of a study of ten pairs
+    error_of(client.post("/votes", content=b" " * (most + 1), headers=send), 413)
     error_of(client.get("/votes"), 405)
 
 

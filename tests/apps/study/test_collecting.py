@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from lightx2v_sgmd.apps.study.collecting import CollectOptions, collect
+from lightx2v_sgmd.apps.study.collecting import CollectOptions, collect, page_files
 from lightx2v_sgmd.system.errors import UserError
 from tests.apps.study.conftest import Made
 
@@ -26,3 +27,13 @@ def test_what_cannot_be_served_is_refused(made: Made, tmp_path: Path) -> None:
     (tmp_path / "key.json").write_bytes((made.folder / "study" / "key.json").read_bytes())
     with pytest.raises(UserError, match="is missing .* copy the study's folder again"):
         collect(tmp_path)
+
+
+def test_a_link_is_not_served(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.page, tmp_path / "page")
+    video = next((tmp_path / "page" / "videos").iterdir())
+    assert len(page_files(tmp_path, made.key)) == 1 + 2 * len(made.key.pairs)
+    video.unlink()
+    video.symlink_to("/etc/passwd")
+    with pytest.raises(UserError, match="is a link, and raters would get what it leads to"):
+        page_files(tmp_path, made.key)

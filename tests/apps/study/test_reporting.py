@@ -61,3 +61,25 @@ def test_what_cannot_be_read_is_refused(made: Made, tmp_path: Path) -> None:
     (tmp_path / "votes.json").write_text(submission_of(made.key, "anna", A).model_dump_json())
     with pytest.raises(UserError, match="lies in the page"):
         report([tmp_path / "votes.json"], key, out=made.page / "result")
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(made: Made, tmp_path: Path) -> None:
+    key = made.key.model_copy(update={"names": ("\x1b[31mred", "a\nb")})
+    (tmp_path / "key.json").write_text(key.model_dump_json())
+    (tmp_path / "votes.json").write_text(submission_of(key, "anna", A).model_dump_json())
+    _, text = report([tmp_path / "votes.json"])
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "\\x1b[31mred better" in text and "a\\nb better" in text
+
+
+def test_an_output_is_looked_at_before_votes_are_counted(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "votes.json").write_text(submission_of(made.key, "anna", A).model_dump_json())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("mine")
+    monkeypatch.setattr("lightx2v_sgmd.apps.study.reporting.summarise", None)
+    key = made.folder / "study" / "key.json"
+    with pytest.raises(UserError, match=r"results\.json would be replaced"):
+        report([tmp_path / "votes.json"], key, out=tmp_path / "out")
+    assert (tmp_path / "out" / "results.json").read_text() == "mine"

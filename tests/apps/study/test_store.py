@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -48,3 +49,68 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="something else"):
         list(read_rows(other))
     assert other.read_bytes() == before and text.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON submissions BEGIN DELETE FROM submissions; END",
+        "CREATE TABLE more (x)",
+        "CREATE INDEX i ON submissions (abs(number))",
+    ],
+)
+def test_a_database_with_other_parts_is_neither_read_nor_continued(
+    made: Made, tmp_path: Path, statement: str
+) -> None:
+    file = tmp_path / "votes.sqlite"
+    with closing(VoteStore(file)) as store:
+        store.add(submission_of(made.key, "anna", {"motion": "a"}))
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(statement)
+        db.commit()
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="has other parts than a database of votes"):
+        VoteStore(file)
+    with pytest.raises(UserError, match="has other parts than a database of votes"):
+        list(read_rows(file))
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_table_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    from tools.checks.fuzz_records import seeds
+
+    file = tmp_path / "votes.sqlite"
+    file.write_bytes(seeds()["vote_database"][1])
+    with pytest.raises(UserError, match="has other parts than a database of votes"):
+        list(read_rows(file))
+    with pytest.raises(UserError, match="has other parts than a database of votes"):
+        VoteStore(file)
+
+
+def test_what_one_reads_of_a_database_has_limits(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "votes.sqlite"
+    with closing(VoteStore(file)) as store:
+        for name in ("anna", "ben"):
+            store.add(submission_of(made.key, name, {"motion": "a"}))
+    with monkeypatch.context() as limited:
+        limited.setattr("lightx2v_sgmd.apps.study.store.MOST", 1)
+        with pytest.raises(UserError, match="has 2 submissions, and at most 1 are read"):
+            list(read_rows(file))
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("UPDATE submissions SET body = zeroblob(100000000)")
+        db.commit()
+    with pytest.raises(sqlite3.DataError, match="too big"):
+        list(read_rows(file))
+
+
+def test_a_database_that_a_killed_server_left_empty_is_begun_again(tmp_path: Path) -> None:
+    file = tmp_path / "votes.sqlite"
+    file.touch()
+    with closing(VoteStore(file)):
+        pass
+    assert list(read_rows(file)) == []
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        is_database(tmp_path / "pipe")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.apps.study.votes import SUBMISSION, parse_submission
+from lightx2v_sgmd.apps.study.votes import SUBMISSION, most_bytes, parse_submission
 from tests.apps.study.conftest import Made, submission_of
 
 CHOICES = {"overall": "a", "motion": "a", "text": "tie", "visual": "b"}
@@ -16,6 +16,11 @@ CHOICES = {"overall": "a", "motion": "a", "text": "tie", "visual": "b"}
 def test_votes_are_read_as_they_were_given(made: Made) -> None:
     given = submission_of(made.key, "anna", CHOICES)
     assert parse_submission(given.model_dump_json(), made.key) == given
+
+
+def test_there_is_room_for_complete_votes(made: Made) -> None:
+    whole = json.loads(submission_of(made.key, "x" * 64, CHOICES).model_dump_json())
+    assert len(json.dumps(whole, indent=1)) < most_bytes(made.key) < SUBMISSION.size
 
 
 def changed(made: Made, **change: Any) -> str:
