@@ -91,6 +91,14 @@ def edited_report(world: Path) -> None:
     (world / "demo" / "metrics.json").write_text("{} and a note")
 
 
+def demo_video(world: Path) -> None:
+    """A file of the user's that has the name of one of the demo's videos."""
+    from lightx2v_sgmd.apps.demo import _video_name
+    from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
+
+    put(f"demo/{_video_name(1, 'student', held_out_captions(2)[1])}")(world)
+
+
 def edited_demo_student(world: Path) -> None:
     (world / "demo").mkdir()
     shutil.copytree(world / "student", world / "demo" / "student")
@@ -106,6 +114,35 @@ def named(name: str) -> Callable[[Path], None]:
     return write
 
 
+def two_sides(world: Path) -> None:
+    """Two folders of videos, as far as their names go."""
+    for side in "ab":
+        put(f"{side}/a red circle-0.mp4")(world)
+
+
+def study(world: Path) -> None:
+    """A study that has a page and votes to report on."""
+    from lightx2v_sgmd.apps.study.key import StudyKey
+    from lightx2v_sgmd.apps.study.questions import PAPER
+
+    key = StudyKey(
+        format_version=1,
+        study="0" * 16,
+        names=("a", "b"),
+        folders=("a", "b"),
+        questions=PAPER,
+        pairs=(),
+    )
+    put("study/key.json", key.model_dump_json())(world)
+    put("study/page/index.html")(world)
+    put("votes.json", "{}")(world)
+
+
+def vbench_list(world: Path) -> None:
+    """A list of prompts as VBench's."""
+    put("list.json", json.dumps([{"prompt_en": "a", "dimension": ["color"]}]))(world)
+
+
 def both(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
     def prepare(world: Path) -> None:
         for step in steps:
@@ -118,6 +155,10 @@ NOTHING: Callable[[Path], None] = lambda world: None  # noqa: E731
 STEP = "run/checkpoints/step_000020"
 EXPORT = "export {} --quiet --dtype fp32 --out {}"
 GENERATE = "generate --weights student --quiet"
+EVALUATE = "evaluate --weights student --prompts prompts.txt --quiet --out"
+VBENCH = "evaluate --weights student --vbench list.json --quiet --out"
+CREATE = "study create --a a --b b --quiet --out"
+REPORT = "study report votes.json --key study/key.json --quiet --out"
 DISTILL = "distill job.yaml --quiet --set output.dir={}"
 
 TABLE: list[tuple[str, Callable[[Path], None], str]] = [
@@ -270,5 +311,32 @@ TABLE: list[tuple[str, Callable[[Path], None], str]] = [
         "contains job.yaml, but it is not a training",
     ),
     ("demo --quiet --out demo", edited_report, "metrics.json would be replaced"),
+    ("demo --quiet --out demo", demo_video, "mp4 would be replaced"),
     ("demo --quiet --out demo", edited_demo_student, "README.md has changed since"),
+    # evaluate
+    (f"{EVALUATE} app", put("app/report.html"), "report.html would be replaced"),
+    (f"{EVALUATE} app --nproc 2 --device cpu", put("app/metrics.json"), "would be replaced"),
+    (f"{EVALUATE} student/eval", NOTHING, "lies in --weights"),
+    (f"{EVALUATE} teacher --against teacher", NOTHING, "is --against"),
+    (f"{EVALUATE} notes/thesis.txt", NOTHING, "is a file, not a folder"),
+    (f"{EVALUATE} . --shard 1/2", NOTHING, "holds --prompts|holds --weights"),
+    (
+        f"{VBENCH} app",
+        both(vbench_list, put("app/metrics.json")),
+        "metrics.json would be replaced",
+    ),
+    (
+        f"{VBENCH} app --nproc 2 --device cpu",
+        both(vbench_list, put("app/report.html")),
+        "report.html would be replaced",
+    ),
+    # study
+    (f"{CREATE} notes", two_sides, "is not empty"),
+    (f"{CREATE} a/study", two_sides, "lies in --a"),
+    (f"{CREATE} study", both(two_sides, study), "holds a study, whose votes"),
+    (f"{REPORT} app", both(study, put("app/results.json")), "results.json would be replaced"),
+    (f"{REPORT} study/page", study, "is the page"),
+    (f"{REPORT} notes/thesis.txt", study, "is a file, not a folder"),
+    ("study collect study --votes study/key.json", study, "is the study's key"),
+    ("study collect study --votes study/page/votes.sqlite", study, "lies in the page"),
 ]

@@ -17,7 +17,7 @@ import pytest
 from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.outputs import locked_file, locked_folder, sync_tree
 from lightx2v_sgmd.system.errors import UserError
-from tests.outputs.dangerous import DISTILL, GENERATE, TABLE, rehash
+from tests.outputs.dangerous import DISTILL, EVALUATE, GENERATE, TABLE, rehash
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights.conftest import write_checkpoint
 from weights import export, exporting, publishing
@@ -107,6 +107,7 @@ LOCKS: list[tuple[str, Callable[[Path], object]]] = [
     (DISTILL.format("new_run"), lambda world: locked_folder(world / "new_run", "distill")),
     ("compare job.yaml --quiet --out cmp", lambda world: locked_folder(world / "cmp", "compare")),
     ("demo --quiet --out demo", lambda world: locked_folder(world / "demo", "demo")),
+    (f"{EVALUATE} app", lambda world: locked_folder(world / "app", "evaluate")),
     (
         "embed job.yaml --quiet --set data.embeddings=cache",
         lambda world: locked_folder(world / "cache", "embed"),

@@ -3,11 +3,11 @@
     python -m tools.checks.stress_outputs --minutes 10 --work stress
 
 Each round starts two commands on one output a moment apart: two trainings, two exports, two rounds
-of videos, two embeddings, two collections of pairs, two encodings of clips, two evaluations, two
-comparisons, or a training and an export of it. Each gets a SIGKILL, a SIGTERM or a Ctrl-C when it
-has used a random share of the processor time that such a command needs, up to a tenth more than all
-of it: so kills fall early and late alike, however busy the machine is. Most are late ones, because
-a command writes at its end.
+of videos, two embeddings, two collections of pairs, two encodings of clips, two evaluations (in
+several processes, too), two studies, two comparisons, or a training and an export of it. Each gets
+a SIGKILL, a SIGTERM or a Ctrl-C when it has used a random share of the processor time that such a
+command needs, up to a tenth more than all of it: so kills fall early and late alike, however busy
+the machine is. Most are late ones, because a command writes at its end.
 Files of a user lie in and beside every output. After each round everything that exists must
 be whole, and those files as they were; a command that was not killed must have ended well, or have
 said who has the output. At the end every command runs once more, undisturbed, and must succeed and
@@ -27,11 +27,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
 
 from infer.batch.sidecars import problem, sidecar
+from lightx2v_sgmd.apps.study.collecting import page_files
+from lightx2v_sgmd.apps.study.key import read_key
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.video import read_video
@@ -63,6 +66,7 @@ FOREIGN = {
     "pairs/README": "whose these are",
     "latents/README": "whose these are",
     "evaluated/notes.txt": "what I make of it",
+    "shared/notes.txt": "what I make of it",
 }
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LIMIT_S = 600.0
@@ -78,6 +82,8 @@ COLLECT += ["--steps", "4"]
 ENCODE = ["encode-videos", "clips", "--job", "job.yaml", "--out", "latents", "--shard", "1"]
 EVALUATE = ["evaluate", "--weights", "base_student", "--against", "clips", "--out", "evaluated"]
 EVALUATE += ["--prompts", "prompts.txt"]
+SHARED = [*EVALUATE, "--out", "shared", "--nproc", "2", "--device", "cpu"]
+CREATE = ["study", "create", "--a", "clips", "--b", "clips", "--catch", "1", "--out"]
 COMPARE = ["compare", "job.yaml", "--out", "compared", "--prompts", "4", "--curve-prompts", "2"]
 COMPARE += ["--set", "train.iterations=2"]
 QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter", "past its end")
@@ -205,7 +211,10 @@ class Stress:
         assert process.stderr is not None
         said = process.stderr.read().strip()
         kind, code = command[0], process.returncode
-        expected = ("is in use by", "or add --overwrite", "has no checkpoints", "during the export")
+        expected = (
+            *("is in use by", "or add --overwrite", "has no checkpoints", "is not empty"),
+            *("holds a study", "during the export"),
+        )
         # The last: a file appeared there, or a running training has pruned what was read.
         if code == 130 and said.count("\n") + bool(said) > 1:
             self.problems.append(f"{' '.join(command)}: more than a line after Ctrl-C: {said}")
@@ -268,6 +277,14 @@ def check_evaluation(folder: Path) -> None:
     check_videos([*folder.glob("videos/*/*.mp4")])
 
 
+def check_study(folder: Path) -> None:
+    """A study that has its key is whole."""
+    if (folder / "key.json").exists():
+        page_files(folder, read_key(folder / "key.json"))
+        for file in folder.glob("page/videos/*.mp4"):
+            assert len(read_video(file)[0]) == 9, file
+
+
 def check(stress: Stress) -> None:
     """Checks every output and every file of the user after a round."""
     work = stress.work
@@ -279,6 +296,8 @@ def check(stress: Stress) -> None:
         lambda: check_latents(work / "pairs"),
         lambda: check_latents(work / "latents"),
         lambda: check_evaluation(work / "evaluated"),
+        lambda: check_evaluation(work / "shared"),
+        *(partial(check_study, folder) for folder in work.glob("study-*")),
     ]
     for one in checks:
         try:
@@ -310,6 +329,7 @@ def prepare(work: Path) -> None:
 def learn(stress: Stress) -> str | None:
     """Runs every command once, to learn what it needs; returns what went wrong."""
     other = {"student": "first_student", "evaluated": "first_evaluation", "compared": "first"}
+    other["study-0"] = "first_study"
     for name in ("pairs", "latents", "embeddings"):
         other[name] = f"first_{name}"
     clips = [*GENERATE, "--prompts", "prompts.txt", "--out", "clips"]
@@ -318,7 +338,7 @@ def learn(stress: Stress) -> str | None:
         [*DISTILL, "--set", "train.iterations=1"],
         ["export", "base", "--out", "base_student", "--dtype", "fp32"],
         clips,
-        *(EXPORT, COLLECT, EMBED, EVALUATE, COMPARE),
+        *(EXPORT, COLLECT, EMBED, EVALUATE, COMPARE, [*CREATE, "study-0"]),
     ]
     for command in commands:
         elsewhere = [other.get(word, word) for word in command]
@@ -334,7 +354,7 @@ def learn(stress: Stress) -> str | None:
 
 def pairs(stress: Stress) -> list[list[list[str]]]:
     """Pairs of commands on one output, every kind once, in a random order."""
-    seed = str(stress.random.randrange(3))
+    seed, study = str(stress.random.randrange(3)), f"study-{stress.random.randrange(1000)}"
     folder = [*GENERATE, "--prompts", "prompts.txt", "--out", "videos", "--seed"]
     single = [*GENERATE, "--prompt", PROMPTS[0], "--out", "fox.mp4", "--seed"]
     kinds = [
@@ -349,6 +369,8 @@ def pairs(stress: Stress) -> list[list[list[str]]]:
         [COLLECT, COLLECT],
         [ENCODE, ENCODE],
         [EVALUATE, [*EVALUATE, "--seed", seed]],
+        [SHARED, [*SHARED, "--seed", seed]],
+        [[*CREATE, study], [*CREATE, study]],
         [COMPARE, COMPARE],
     ]
     stress.random.shuffle(kinds)
@@ -359,7 +381,7 @@ def finish(stress: Stress) -> None:
     """Every command once more, undisturbed: it succeeds and leaves nothing but its result."""
     steps = max((store.step_of(f) for f in store.checkpoints(stress.work / "run")), default=0)
     commands = [
-        *(EMBED, COLLECT, ENCODE, EVALUATE, COMPARE),
+        *(EMBED, COLLECT, ENCODE, EVALUATE, SHARED, COMPARE),
         [*DISTILL, "--set", f"train.iterations={steps + 1}"],
         [*EXPORT, "--overwrite"],
         [*GENERATE, "--prompts", "prompts.txt", "--out", "videos"],
