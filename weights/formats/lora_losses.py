@@ -185,16 +185,25 @@ def forward_error(
 
 def run_student(spec: ExportSpec, tensors: Tensors, advance: Advance) -> tuple[Tensor, Tensor]:
     """One evaluation of a network, and the latents after the student's steps."""
-    probe = probe_of(spec, tensors, advance)
-    return probe.forward(), probe.rollout(spec.source.schedule)
+    probe = probe_of(spec, tensors, advance, keep=fits_in_memory(spec.source.model))
+    try:
+        return probe.forward(), probe.rollout(spec.source.schedule)
+    finally:
+        probe.release()
 
 
-def probe_of(spec: ExportSpec, tensors: Tensors, advance: Advance) -> Probe:
-    """A network with a student's weights, or others of the same shapes, to evaluate."""
+def probe_of(spec: ExportSpec, tensors: Tensors, advance: Advance, keep: bool = False) -> Probe:
+    """A network with a student's weights, or others of the same shapes, to evaluate.
+
+    Args:
+        spec: The export.
+        tensors: The weights.
+        advance: Called after each weight that is read.
+        keep: True for several evaluations, where the memory holds the network.
+    """
 
     def read(name: str) -> Tensor:
         advance(1)
         return tensors.read(name).float()
 
-    model = spec.source.model
-    return Probe(model, lambda name: torch.float32, read, fits_in_memory(model))
+    return Probe(spec.source.model, lambda name: torch.float32, read, keep)

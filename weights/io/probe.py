@@ -48,7 +48,7 @@ class Probe:
         model: The model whose network is built.
         dtype_of: The type of each weight.
         read: A function that reads a weight, by diffusers' name, in that type.
-        keep: True if layers keep their weights, for several evaluations.
+        keep: True if layers keep their weights, for several evaluations, until ``release``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Probe:
         read: Callable[[str], Tensor],
         keep: bool = False,
     ) -> None:
-        self._model = model
+        self._model, self._trimmer = model, HeapTrimmer()
         self._network = _filled_as_it_runs(model, dtype_of, read, keep)
         generator = torch.Generator("cpu").manual_seed(0)
         self._x_t, self._conditioning = _inputs(model, generator)
@@ -84,6 +84,12 @@ class Probe:
                 self._x_t.shape, generator=torch.Generator("cpu").manual_seed(1 + step)
             ),
         )
+
+    def release(self) -> None:
+        """Frees the weights that layers kept, at once: the network is part of reference cycles."""
+        for module in self._network.modules():
+            _empty_layer(module)
+        self._trimmer.trim()
 
     def _predict(self, x_t: Tensor, time: Tensor) -> Tensor:
         predicted = self._model.predict(self._network, x_t, time, self._conditioning)
@@ -111,11 +117,7 @@ def _filled_as_it_runs(
                 module._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
 
     def empty(module: Any, args: Any, output: Any) -> None:
-        for own, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[own] = torch.nn.Parameter(
-                    parameter.to("meta"), requires_grad=False
-                )
+        _empty_layer(module)
         trimmer.trim()
 
     for module in network.modules():
@@ -124,6 +126,14 @@ def _filled_as_it_runs(
             if not keep:
                 module.register_forward_hook(empty)
     return network
+
+
+def _empty_layer(module: Any) -> None:
+    """Puts a layer's own weights on the meta device, where they have no values."""
+    for own, parameter in module._parameters.items():
+        if parameter is not None:
+            emptied = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+            module._parameters[own] = emptied
 
 
 def _empty(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Any:
