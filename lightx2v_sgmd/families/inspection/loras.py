@@ -29,8 +29,8 @@ def lora_facts(path: Path, file: Path, base: str | Path | None) -> Inspection:
     found.facts["types"] = types_text(header)
     other = unsupported_kind(header.tensors)
     if other is not None:
-        found.kind = f"{other[0].removeprefix('an ').removeprefix('a ')} file"
-        found.facts["refused"] = f"{found.kind}s are not supported ({shortened(other[1])})"
+        found.kind = other[0].removeprefix("an ").removeprefix("a ")
+        found.facts["refused"] = f"{other[0]} is not supported ({shortened(other[1])})"
         return found
     refusals = []
     wan = True

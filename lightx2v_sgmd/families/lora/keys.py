@@ -32,12 +32,12 @@ _ENDINGS: Final = (
 )
 _KINDS: Final = tuple((re.compile(rf"(.+?){ending}", re.ASCII), kind) for ending, kind in _ENDINGS)
 _UNSUPPORTED: Final = (
-    (re.compile(r"\.(dora_scale|lora_magnitude_vector)\b"), "a DoRA"),
-    (re.compile(r"\.lokr_"), "a LoKr"),
-    (re.compile(r"\.hada_"), "a LoHa"),
-    (re.compile(r"\.(oft_|boft_)"), "an OFT"),
-    (re.compile(r"\.ia3_|\.(on_input|ia3_l)$"), "an IA3"),
-    (re.compile(r"\.lora_mid\."), "a Tucker-decomposed LoRA (LoCon)"),
+    (re.compile(r"\.(dora_scale|lora_magnitude_vector)\b"), "a DoRA file"),
+    (re.compile(r"\.lokr_"), "a LoKr file"),
+    (re.compile(r"\.hada_"), "a LoHa file"),
+    (re.compile(r"\.(oft_|boft_)"), "an OFT file"),
+    (re.compile(r"\.ia3_|\.(on_input|ia3_l)$"), "an IA3 file"),
+    (re.compile(r"\.lora_mid\."), "a Tucker-decomposed LoRA (LoCon) file"),
     (re.compile(r"\.modules_to_save\."), "a PEFT file with whole layers (modules_to_save)"),
     (re.compile(r"^(lora_te\d?_|text_encoder)"), "a LoRA with text encoder layers"),
 )
@@ -76,7 +76,7 @@ def is_lora_key(key: str) -> bool:
 
 
 def unsupported_kind(keys: Iterable[str]) -> tuple[str, str] | None:
-    """The kind of a file that is no plain LoRA, such as ``a DoRA``, and a key that tells it.
+    """The kind of a file that is no plain LoRA, such as ``a DoRA file``, and a key that tells it.
 
     Returns:
         None for a plain LoRA.
@@ -93,7 +93,7 @@ def lora_kind(keys: Iterable[str]) -> str | None:
     keys = list(keys)
     found = unsupported_kind(keys)
     if found is not None:
-        return f"{found[0]} file, which is not supported"
+        return f"{found[0]}, which is not supported"
     return "a LoRA" if any(is_lora_key(key) for key in keys) else None
 
 

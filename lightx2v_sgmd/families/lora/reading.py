@@ -204,7 +204,7 @@ def _refuse_other_kinds(path: Path, keys: Iterable[str]) -> None:
     if found is not None:
         kind, key = found
         raise UserError(
-            f"lora: {path}: is {kind} file ({shortened(key)}), which is not supported; give a "
+            f"lora: {path}: is {kind} ({shortened(key)}), which is not supported; give a "
             "plain LoRA (lora_A and lora_B, or lora_down and lora_up), or weights that it "
             "was merged into"
         )

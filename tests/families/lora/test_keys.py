@@ -66,13 +66,13 @@ def test_a_difference_belongs_to_a_parameter(key: str, parameter: str | None) ->
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        ("diffusion_model.blocks.0.self_attn.q.dora_scale", "a DoRA"),
-        ("blocks.0.attn1.to_q.lora_magnitude_vector.default.weight", "a DoRA"),
-        ("lycoris_blocks_0_self_attn_q.lokr_w1", "a LoKr"),
-        ("lora_unet_blocks_0_self_attn_q.hada_w1_a", "a LoHa"),
-        ("blocks.0.attn1.to_q.oft_diag", "an OFT"),
-        ("blocks.0.attn1.to_q.ia3_l", "an IA3"),
-        ("lora_unet_blocks_0_self_attn_q.lora_mid.weight", "a Tucker-decomposed LoRA (LoCon)"),
+        ("diffusion_model.blocks.0.self_attn.q.dora_scale", "a DoRA file"),
+        ("blocks.0.attn1.to_q.lora_magnitude_vector.default.weight", "a DoRA file"),
+        ("lycoris_blocks_0_self_attn_q.lokr_w1", "a LoKr file"),
+        ("lora_unet_blocks_0_self_attn_q.hada_w1_a", "a LoHa file"),
+        ("blocks.0.attn1.to_q.oft_diag", "an OFT file"),
+        ("blocks.0.attn1.to_q.ia3_l", "an IA3 file"),
+        ("lora_unet_blocks_0_self_attn_q.lora_mid.weight", "a Tucker-decomposed LoRA (LoCon) file"),
         ("lora_te_text_model.alpha", "a LoRA with text encoder layers"),
     ],
 )

@@ -253,7 +253,7 @@ PAIR = {
         (f"{QKV}.lora_magnitude_vector.weight", (48,), "is a DoRA file"),
         (f"{QKV}.lokr_w1", (4, 4), "is a LoKr file"),
         (f"{QKV}.hada_w1_a", (4, 4), "is a LoHa file"),
-        ("lora_te1_encoder.alpha", (1,), "text encoder layers"),
+        ("lora_te1_encoder.alpha", (1,), "is a LoRA with text encoder layers \\(lora_te1"),
         (f"{QKV.replace('.q', '.k')}.lora_down.weight", (2, 48), r"no lora_up \(lora_B\)"),
         (f"{QKV}.alpha", (2,), "is not one number"),
         ("diffusion_model.vace_blocks.0.self_attn.q.alpha", (1,), "made for a VACE model"),
