@@ -118,6 +118,14 @@ pipe.transformer_2 = PeftModel.from_pretrained(pipe.transformer_2, "THIS_FOLDER/
 
 `adapter_config.json` and `adapter_model.safetensors` are for PEFT: the linear layers{biases}.
 """
+_ENGINE: Final = """\
+## lightx2v-sgmd
+
+```
+lightx2v-sgmd generate --weights "{start}" --lora THIS_FOLDER \\
+    --prompt "a prompt"{image_option} --out video.mp4
+```
+"""
 _ENGINE_PAIR: Final = """\
 ## lightx2v-sgmd
 
@@ -186,8 +194,8 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) 
     else:
         comfyui = _COMFYUI.format(**values, **more)
     comfyui = section(COMFYUI, model.transformer_config, comfyui)
-    engine = [_ENGINE_PAIR.format(**pair, **values, **words)] if pair else []
-    return "\n".join([diffusers, *engine, comfyui, lightx2v, peft])
+    engine = (_ENGINE_PAIR if pair else _ENGINE).format(**pair, **values, **words)
+    return "\n".join([diffusers, engine, comfyui, lightx2v, peft])
 
 
 def _pair_values(files: Sequence[str]) -> dict[str, str]:

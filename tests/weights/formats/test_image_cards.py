@@ -49,6 +49,10 @@ def test_the_lora_says_that_it_makes_videos_from_images(lora: Path) -> None:
     assert "It makes a video from an image in 4 network\nevaluations" in card
     assert "import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline\n" in card
     assert '    image=load_image("first_frame.png"),\n    prompt="a prompt",\n' in card
+    assert (
+        'generate --weights "teacher" --lora THIS_FOLDER \\\n    --prompt "a prompt" --image'
+        in card
+    )
     assert not (lora / "workflow.json").exists() and "text-to-video" not in card
     file = lora_file_in(lora)
     assert file is not None
