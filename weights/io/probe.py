@@ -115,6 +115,7 @@ def _filled_as_it_runs(
             if parameter is not None and parameter.is_meta:
                 value = read(names[module, own]).clone()
                 module._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
+        trimmer.trim()  # what was read and copied is gone, also where layers keep the copies
 
     def empty(module: Any, args: Any, output: Any) -> None:
         _empty_layer(module)
