@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def make_trainer(
 ) -> Trainer:
     ranks = ranks or Ranks()
     model = model or open_teacher(job.teacher)
+    real = replace(ranks, device=torch.device("cpu")) if ranks.device.type == "meta" else ranks
     *rows, negative = encode_prompts(
         model,
         [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)],
-        ranks,
+        real,
         torch.float32,
         None,
     )
