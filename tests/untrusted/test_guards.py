@@ -72,7 +72,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("lightx2v_sgmd/families/wan/sources.py", "hf_hub_download"): "fetches config.json",
     ("lightx2v_sgmd/files/tensors/safetensors_files.py", "safe_open"): "after read_header",
     ("lightx2v_sgmd/system/lazy.py", "import_module"): "names of a table of the package itself",
-    ("lightx2v_sgmd/apps/evaluation/fvd.py", "torch.jit.load"): "the network that --i3d names",
+    (
+        "lightx2v_sgmd/apps/evaluation/scores/fvd.py",
+        "torch.jit.load",
+    ): "the file that --i3d names",
     ("lightx2v_sgmd/cli/doctor/checks.py", "import_module"): "names of its own table",
     ("distill/running/trackers.py", "import_module"): "packages that its own table names",
     ("lightx2v_sgmd/networks/attention.py", "import_module"): "a wheel that its table names",

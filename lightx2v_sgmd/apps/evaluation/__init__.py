@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.apps.evaluation.making import (
-    device_and_dtype,
     guidance_of,
     range_videos,
     student_videos,
     teacher_videos,
 )
-from lightx2v_sgmd.apps.evaluation.measuring import hashes_of, measure_files, measure_groups
+from lightx2v_sgmd.apps.evaluation.measuring import (
+    SideVideos,
+    hashes_of,
+    measure_files,
+    measure_groups,
+)
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metrics
 from lightx2v_sgmd.apps.evaluation.page import report_page
+from lightx2v_sgmd.apps.evaluation.scores.scoring import (
+    Asked,
+    clip_of,
+    features_of,
+    i3d_of,
+    videoalign_of,
+)
 from lightx2v_sgmd.apps.evaluation.shards import (
     Shard,
     ShardedCall,
-    begun_ranges,
     folder_of,
     make_shards,
     ranges,
+    started_ranges,
 )
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, video_files, wanted_size
 from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
-from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, VideoAlign, videoalign_scores
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.prompts import note_unread, read_prompts
@@ -221,7 +229,7 @@ def _plan(
         sources["against"] = open_source(against, "--against")
     teacher = _features_model(sources, options)
     if options.clip is not None:
-        from lightx2v_sgmd.apps.evaluation.clip import check_clip
+        from lightx2v_sgmd.apps.evaluation.scores.clip import check_clip
 
         check_clip(options.clip)
     metrics = chosen_metrics(options, against is not None, teacher is not None)
@@ -270,32 +278,30 @@ def _features_model(sources: dict[str, VideoSource], options: EvaluateOptions) -
 
 def _measure(plan: _Plan, written: WrittenFiles, lock: OutputLock, quiet: bool) -> dict[str, Side]:
     """Makes and measures the videos of all sides."""
-    files = {side: _videos(plan, side, written.folder, lock, quiet) for side in plan.sources}
-    hashes = {side: hashes_of(paths) for side, paths in files.items()}
-    values = {
-        side: measure_files(files[side], hashes[side], written, side, quiet) for side in files
-    }
-    values = _with_clip(plan, files, hashes, values, written, quiet)
-    values = _with_videoalign(plan, files, hashes, values, written, quiet)
+    sides = {}
+    for side in plan.sources:
+        files = _videos(plan, side, written.folder, lock, quiet)
+        sides[side] = SideVideos(side, files, hashes_of(files), plan.texts, written, quiet)
+    values = {side: measure_files(videos) for side, videos in sides.items()}
+    asked = Asked(plan.metrics, plan.options, plan.teacher)
+    for scores in (clip_of(sides, asked), videoalign_of(sides, asked)):
+        for side, found in scores.items():
+            values[side] = [{**v, **s} for v, s in zip(values[side], found, strict=True)]
     diversity: dict[str, list[float]] = {}
     if "diversity" in plan.metrics:
         count = len(plan.prompts)
-        diversity = {
-            side: measure_groups(paths, hashes[side], count, written, side, quiet)
-            for side, paths in files.items()
-        }
-    features = _features(plan, files, hashes, written, quiet)
-    i3d = _i3d(plan, files, hashes, written, quiet)
+        diversity = {side: measure_groups(videos, count) for side, videos in sides.items()}
+    features, i3d = features_of(sides, asked), i3d_of(sides, asked)
     return {
         side: Side(
             about=_about(plan, side),
-            files=[_shown_path(path, written.folder) for path in files[side]],
+            files=[_shown_path(path, written.folder) for path in videos.files],
             values=values[side],
             diversity=diversity.get(side),
             features=features.get(side),
             i3d=i3d.get(side),
         )
-        for side in files
+        for side, videos in sides.items()
     }
 
 
@@ -305,7 +311,7 @@ def _videos(plan: _Plan, side: str, folder: Path, lock: OutputLock, quiet: bool)
     if source.kind == "videos":
         return [file.resolve() for file in plan.own[side]]
     assert size is not None, "a model's videos have a size"
-    if begun_ranges(out, len(plan.texts)):
+    if started_ranges(out, len(plan.texts)):
         found: dict[int, Path] = {}
         for first, end in ranges(out, len(plan.texts)):
             if not all(index in found for index in range(first, end)):
@@ -316,100 +322,6 @@ def _videos(plan: _Plan, side: str, folder: Path, lock: OutputLock, quiet: bool)
         return student_videos(source, plan.texts, size, plan.options, out, quiet)
     guidance = guidance_of(plan.options, list(plan.sources.values()))
     return teacher_videos(source, plan.texts, size, guidance, plan.options, out, lock, quiet)
-
-
-def _features(
-    plan: _Plan,
-    files: dict[str, Sequence[Path]],
-    hashes: dict[str, list[str]],
-    written: WrittenFiles,
-    quiet: bool,
-) -> dict[str, Any]:
-    if "frechet" not in plan.metrics or plan.teacher is None:
-        return {}
-    from lightx2v_sgmd.apps.evaluation.features import TeacherFeatures, teacher_features
-
-    model = plan.teacher
-    device, dtype = device_and_dtype(plan.options.device)
-    load = functools.cache(lambda: TeacherFeatures(model, device, dtype))
-    return {
-        side: teacher_features(load, model, paths, hashes[side], written, side, quiet)
-        for side, paths in files.items()
-    }
-
-
-def _with_clip(
-    plan: _Plan,
-    files: dict[str, Sequence[Path]],
-    hashes: dict[str, list[str]],
-    values: dict[str, list[dict[str, Any]]],
-    written: WrittenFiles,
-    quiet: bool,
-) -> dict[str, list[dict[str, Any]]]:
-    """The measurements of all videos, with their CLIP scores if these were asked for."""
-    clip = plan.options.clip
-    if "clip" not in plan.metrics or clip is None:
-        return values
-    from lightx2v_sgmd.apps.evaluation.clip import Clip, clip_scores
-
-    device, _ = device_and_dtype(plan.options.device)
-    load = functools.cache(lambda: Clip(clip, device))
-    scored = {}
-    for side, paths in files.items():
-        scores = clip_scores(load, clip, paths, hashes[side], plan.texts, written, side, quiet)
-        scored[side] = [
-            {**value, "clip": score} for value, score in zip(values[side], scores, strict=True)
-        ]
-    return scored
-
-
-def _with_videoalign(
-    plan: _Plan,
-    files: dict[str, Sequence[Path]],
-    hashes: dict[str, list[str]],
-    values: dict[str, list[dict[str, Any]]],
-    written: WrittenFiles,
-    quiet: bool,
-) -> dict[str, list[dict[str, Any]]]:
-    """The measurements of all videos, with VideoAlign's scores if these were asked for."""
-    options = plan.options
-    folder = options.videoalign
-    if folder is None or not set(SCORES) & set(plan.metrics):
-        return values
-    scored = {}
-    with ExitStack() as stack:
-
-        @functools.cache
-        def load() -> VideoAlign:
-            judge = VideoAlign(folder, options.videoalign_python, options.device)
-            return stack.enter_context(judge)
-
-        for side, paths in files.items():
-            scores = videoalign_scores(
-                load, folder, paths, hashes[side], plan.texts, written, side, quiet
-            )
-            scored[side] = [{**v, **s} for v, s in zip(values[side], scores, strict=True)]
-    return scored
-
-
-def _i3d(
-    plan: _Plan,
-    files: dict[str, Sequence[Path]],
-    hashes: dict[str, list[str]],
-    written: WrittenFiles,
-    quiet: bool,
-) -> dict[str, Any]:
-    i3d = plan.options.i3d
-    if "fvd" not in plan.metrics or i3d is None:
-        return {}
-    from lightx2v_sgmd.apps.evaluation.fvd import fvd_features, load_i3d
-
-    device, _ = device_and_dtype(plan.options.device)
-    load = functools.cache(lambda: load_i3d(i3d, device))
-    return {
-        side: fvd_features(load, i3d, device, paths, hashes[side], written, side, quiet)
-        for side, paths in files.items()
-    }
 
 
 def _about(plan: _Plan, side: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,57 +128,93 @@ class Measurements:
         self.written.write_text(self.name, json.dumps(content))
 
 
-def measure_files(
-    files: Sequence[Path], hashes: Sequence[str], written: WrittenFiles, side: str, quiet: bool
-) -> list[Values]:
-    """Measures the videos of one side.
+@dataclass(frozen=True)
+class SideVideos:
+    """The videos of one side, and the folder in which their measurements are kept.
 
-    Args:
-        files: The videos.
-        hashes: The hash of each.
-        written: The output folder's files.
+    Attributes:
         side: ``weights`` or ``against``.
+        files: The videos: all prompts of the first seed, then those of the next one.
+        hashes: The content hash of each.
+        prompts: The prompt of each.
+        written: The output folder's files.
         quiet: Show no progress.
     """
-    store = Measurements(written, f"measured/{side}.json")
-    return store.of(hashes, lambda index: measure_file(files[index]), f"measuring {side}", quiet)
+
+    side: str
+    files: Sequence[Path]
+    hashes: Sequence[str]
+    prompts: Sequence[str]
+    written: WrittenFiles
+    quiet: bool
+
+    def measured(
+        self,
+        name: str,
+        measure: Callable[[int], Any],
+        label: str,
+        rules: Any = RULES,
+        keys: Sequence[str] | None = None,
+    ) -> list[Any]:
+        """Measures the videos, or groups of them, and keeps the values in ``measured/NAME.json``.
+
+        Args:
+            name: The file's name.
+            measure: Measures the video or group with that index.
+            label: The label of the progress bar.
+            rules: The version of these measures.
+            keys: What each value is kept under; default the hash of each video.
+        """
+        store = Measurements(self.written, f"measured/{name}.json", rules)
+        return store.of(self.hashes if keys is None else keys, measure, label, self.quiet)
+
+    def scored(
+        self, name: str, score: Callable[[Path, str], Any], label: str, rules: Any
+    ) -> list[Any]:
+        """The same for a score of a video and its prompt, under the hash and the prompt."""
+        keys = [f"{key} {prompt}" for key, prompt in zip(self.hashes, self.prompts, strict=True)]
+        return self.measured(
+            name,
+            lambda index: score(self.files[index], self.prompts[index]),
+            label,
+            rules,
+            keys,
+        )
 
 
-def measure_groups(
-    files: Sequence[Path],
-    hashes: Sequence[str],
-    prompts: int,
-    written: WrittenFiles,
-    side: str,
-    quiet: bool,
-) -> list[float]:
+def measure_files(videos: SideVideos) -> list[Values]:
+    """Measures the videos of one side."""
+    return videos.measured(
+        videos.side,
+        lambda index: measure_file(videos.files[index]),
+        f"measuring {videos.side}",
+    )
+
+
+def measure_groups(videos: SideVideos, prompts: int) -> list[float]:
     """Measures how different each prompt's videos are: the mean distance between its seeds.
 
     Args:
-        files: The videos: all prompts of the first seed, then those of the next one.
-        hashes: The hash of each.
+        videos: The videos of one side.
         prompts: Number of prompts.
-        written: The output folder's files.
-        side: ``weights`` or ``against``.
-        quiet: Show no progress.
 
     Raises:
         UserError: videos of one prompt differ in size or length.
     """
-    store = Measurements(written, f"measured/{side}_diversity.json")
-    keys = [" ".join(hashes[prompt::prompts]) for prompt in range(prompts)]
+    keys = [" ".join(videos.hashes[prompt::prompts]) for prompt in range(prompts)]
 
     def measure(prompt: int) -> float:
-        group = files[prompt::prompts]
-        videos = [small_frames(frames_of(file)[0]) for file in group]
-        if len({video.shape for video in videos}) > 1:
+        group = videos.files[prompt::prompts]
+        frames = [small_frames(frames_of(file)[0]) for file in group]
+        if len({video.shape for video in frames}) > 1:
             raise UserError(
                 f"{group[0]}: differs in size or length from the same prompt's other videos; make "
                 "them alike, or use --seeds 1"
             )
-        return pairwise_distance(np.stack(videos))
+        return pairwise_distance(np.stack(frames))
 
-    return [float(v) for v in store.of(keys, measure, f"diversity of {side}", quiet)]
+    name, label = f"{videos.side}_diversity", f"diversity of {videos.side}"
+    return [float(value) for value in videos.measured(name, measure, label, keys=keys)]
 
 
 def small_frames(video: Frames) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, weights_folder
+from lightx2v_sgmd.apps.evaluation.scores.videoalign import SCORES, weights_folder
 from lightx2v_sgmd.system.errors import UserError, joined, shortened
 
 

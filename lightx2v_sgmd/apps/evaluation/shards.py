@@ -74,34 +74,34 @@ def folder_of(first: int, end: int) -> str:
     return f"{first:05d}-{end:05d}"
 
 
-def begun_ranges(folder: Path, count: int) -> list[tuple[int, int]]:
+def started_ranges(folder: Path, count: int) -> list[tuple[int, int]]:
     """The ranges of ``count`` videos that have a folder."""
-    begun = []
+    started = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (found := _RANGE.fullmatch(path.name)) and path.is_dir():
             first, end = int(found[1]), int(found[2])
             if first < end <= count:
-                begun.append((first, end))
-    return begun
+                started.append((first, end))
+    return started
 
 
 def ranges(folder: Path, count: int) -> list[tuple[int, int]]:
-    """The ranges that cover all videos: those begun, then what they leave out.
+    """The ranges that cover all videos: those started, then what they leave out.
 
     Args:
         folder: The folder of ranges.
         count: The number of videos.
     """
-    begun = begun_ranges(folder, count)
+    started = started_ranges(folder, count)
     covered = 0
     gaps = []
-    for first, end in sorted(begun):
+    for first, end in sorted(started):
         if first > covered:
             gaps.append((covered, first))
         covered = max(covered, end)
     if covered < count:
         gaps.append((covered, count))
-    return begun + gaps
+    return started + gaps
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def stored(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_writes_what_the_contract_names(folder: Path) -> None:
     out, metrics = folder / "out", stored(folder)
     assert (metrics["prompts"], metrics["seeds"]) == (3, 2)
@@ -95,7 +96,7 @@ def test_a_second_run_makes_and_measures_nothing(
     monkeypatch.setattr(evaluation.measuring, "pairwise_distance", forbidden)
     monkeypatch.setattr("infer.batch.generate_files.Student", forbidden)
     monkeypatch.setattr("lightx2v_sgmd.sampling.sampler.VideoSampler", forbidden)
-    monkeypatch.setattr("lightx2v_sgmd.apps.evaluation.features.TeacherFeatures", forbidden)
+    monkeypatch.setattr("lightx2v_sgmd.apps.evaluation.scores.features.TeacherFeatures", forbidden)
     run(folder)
     assert stored(folder) == before
 

@@ -10,7 +10,7 @@ Legend: F frames, H height, W width, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
+from lightx2v_sgmd.apps.evaluation.measuring import SideVideos, frames_of
 from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.files.video import Frames
-from lightx2v_sgmd.outputs import WrittenFiles, content_hashes
+from lightx2v_sgmd.outputs import content_hashes
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
@@ -132,36 +132,21 @@ def centre(pixels: Tensor, size: int) -> Tensor:
     return resized.round()[..., top : top + size, left : left + size]
 
 
-def clip_scores(
-    load: Callable[[], Clip],
-    folder: Path,
-    files: Sequence[Path],
-    hashes: Sequence[str],
-    prompts: Sequence[str],
-    written: WrittenFiles,
-    side: str,
-    quiet: bool,
-) -> list[float]:
+def clip_scores(load: Callable[[], Clip], folder: Path, videos: SideVideos) -> list[float]:
     """The score of each video of one side, kept by the video's content and its prompt.
 
     Args:
         load: Loads the network, once a video has to be looked at.
         folder: The network's folder.
-        files: The videos.
-        hashes: The hash of each.
-        prompts: The prompt of each.
-        written: The output folder's files.
-        side: ``weights`` or ``against``.
-        quiet: Show no progress.
+        videos: The videos.
     """
     network = " ".join(content_hashes(weight_files(folder, "model")))
-    store = Measurements(written, f"measured/{side}_clip.json", f"clip 1, {network}")
-    keys = [f"{digest} {prompt}" for digest, prompt in zip(hashes, prompts, strict=True)]
 
-    def measure(index: int) -> float:
-        return load().score(frames_of(files[index])[0], prompts[index])
+    def score(file: Path, prompt: str) -> float:
+        return load().score(frames_of(file)[0], prompt)
 
-    return [float(value) for value in store.of(keys, measure, f"CLIP score of {side}", quiet)]
+    name, label = f"{videos.side}_clip", f"CLIP score of {videos.side}"
+    return [float(value) for value in videos.scored(name, score, label, f"clip 1, {network}")]
 
 
 def _features(output: Any) -> Tensor:

@@ -13,13 +13,13 @@ import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, Final, Self
 
-from lightx2v_sgmd.apps.evaluation.measuring import Measurements
-from lightx2v_sgmd.outputs import WrittenFiles, content_hashes
+from lightx2v_sgmd.apps.evaluation.measuring import SideVideos
+from lightx2v_sgmd.outputs import content_hashes
 from lightx2v_sgmd.system.errors import RunError, UserError, short_line
 from lightx2v_sgmd.system.processes import last_line, program_of
 from lightx2v_sgmd.untrusted.fields import Real, first_problem
@@ -60,11 +60,11 @@ def create_here(*arguments, training_args, **options):
     training_args.disable_flash_attn2 = not flash
     return create(*arguments, training_args=training_args, **options)
 inference.create_model_and_processor = create_here
-judge = inference.VideoVLMRewardInference(weights, device=device)
+model = inference.VideoVLMRewardInference(weights, device=device)
 for line in sys.stdin:
     video, prompt = json.loads(line)
     with torch.no_grad():
-        scores = judge.reward([video], [prompt])[0]
+        scores = model.reward([video], [prompt])[0]
     print(json.dumps(scores), file=answers, flush=True)
 """
 """Reads a line ``[video, prompt]``, answers a line ``{"VQ": ..., "MQ": ..., "TA": ...}``."""
@@ -162,36 +162,21 @@ class VideoAlign:
 
 
 def videoalign_scores(
-    load: Callable[[], VideoAlign],
-    folder: Path,
-    files: Sequence[Path],
-    hashes: Sequence[str],
-    prompts: Sequence[str],
-    written: WrittenFiles,
-    side: str,
-    quiet: bool,
+    load: Callable[[], VideoAlign], folder: Path, videos: SideVideos
 ) -> list[dict[str, float]]:
     """The scores of each video of one side, kept by the video's content and its prompt.
 
     Args:
         load: Starts VideoAlign, once a video has to be looked at.
         folder: The checkout.
-        files: The videos.
-        hashes: The hash of each.
-        prompts: The prompt of each.
-        written: The output folder's files.
-        side: ``weights`` or ``against``.
-        quiet: Show no progress.
+        videos: The videos.
     """
-    rules = f"videoalign 1, {_identity(folder)}"
-    store = Measurements(written, f"measured/{side}_videoalign.json", rules)
-    keys = [f"{digest} {prompt}" for digest, prompt in zip(hashes, prompts, strict=True)]
 
-    def measure(index: int) -> Any:
-        return load().score(files[index], prompts[index])
+    def score(file: Path, prompt: str) -> dict[str, float]:
+        return load().score(file, prompt)
 
-    found: list[dict[str, float]] = store.of(keys, measure, f"VideoAlign of {side}", quiet)
-    return found
+    name, label = f"{videos.side}_videoalign", f"VideoAlign of {videos.side}"
+    return videos.scored(name, score, label, f"videoalign 1, {_identity(folder)}")
 
 
 def _identity(folder: Path) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
-from lightx2v_sgmd.apps.evaluation.clip import MEAN, STD, Clip, centre
+from lightx2v_sgmd.apps.evaluation.scores.clip import MEAN, STD, Clip, centre
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import prepare_libraries

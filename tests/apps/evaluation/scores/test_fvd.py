@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
-from lightx2v_sgmd.apps.evaluation.fvd import i3d_features, load_i3d
+from lightx2v_sgmd.apps.evaluation.scores.fvd import i3d_features, load_i3d
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.system.errors import UserError
 
@@ -43,6 +43,7 @@ def test_the_network_gets_channels_first_from_0_to_255(i3d: Path) -> None:
     np.testing.assert_allclose(features, [1, -1 / 3, -1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gaussian_has_its_known_distance(i3d: Path, tmp_path: Path) -> None:
     """Grey videos: three equal features each, so the distance is three times that of one.
 

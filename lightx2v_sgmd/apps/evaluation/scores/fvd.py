@@ -9,7 +9,7 @@ you trust.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
+from lightx2v_sgmd.apps.evaluation.measuring import SideVideos, frames_of
 from lightx2v_sgmd.files.video import Frames
-from lightx2v_sgmd.outputs import WrittenFiles, content_hash
+from lightx2v_sgmd.outputs import content_hash
 from lightx2v_sgmd.system.errors import UserError, first_line, short_line
 
 LEAST_FRAMES: Final = 9
@@ -63,14 +63,7 @@ def i3d_features(network: Any, frames: Frames, device: str) -> NDArray[np.float3
 
 
 def fvd_features(
-    load: Callable[[], Any],
-    i3d: Path,
-    device: str,
-    files: Sequence[Path],
-    hashes: Sequence[str],
-    written: WrittenFiles,
-    side: str,
-    quiet: bool,
+    load: Callable[[], Any], i3d: Path, device: str, videos: SideVideos
 ) -> NDArray[np.float64]:
     """The I3D features ``[N, 400]`` of one side's videos, kept by their content.
 
@@ -78,21 +71,19 @@ def fvd_features(
         load: Loads the network, once a video has to be looked at.
         i3d: The network's file.
         device: The network's device.
-        files: The videos.
-        hashes: The hash of each.
-        written: The output folder's files.
-        side: ``weights`` or ``against``.
-        quiet: Show no progress.
+        videos: The videos.
     """
-    store = Measurements(written, f"measured/{side}_i3d.json", f"i3d 1, {content_hash(i3d)}")
 
     def measure(index: int) -> list[float]:
-        frames, _ = frames_of(files[index])
+        file = videos.files[index]
+        frames, _ = frames_of(file)
         if len(frames) < LEAST_FRAMES:
             raise UserError(
-                f"{files[index]}: has {len(frames)} frames, and FVD needs {LEAST_FRAMES} or more; "
-                "leave out --i3d"
+                f"{file}: has {len(frames)} frames, and FVD needs {LEAST_FRAMES} or more; leave "
+                "out --i3d"
             )
         return [float(value) for value in i3d_features(load(), frames, device)]
 
-    return np.array(store.of(hashes, measure, f"I3D features of {side}", quiet), np.float64)
+    name, label = f"{videos.side}_i3d", f"I3D features of {videos.side}"
+    rows = videos.measured(name, measure, label, f"i3d 1, {content_hash(i3d)}")
+    return np.array(rows, np.float64)

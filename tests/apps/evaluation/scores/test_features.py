@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightx2v_sgmd.apps.evaluation.features import TeacherFeatures
+from lightx2v_sgmd.apps.evaluation.scores.features import TeacherFeatures
 from lightx2v_sgmd.families.wan.forward import normalized_latents
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError

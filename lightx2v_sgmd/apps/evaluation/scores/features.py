@@ -7,8 +7,7 @@ Legend: F frames, H, W height and width, N videos, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightx2v_sgmd.apps.evaluation.measuring import Measurements, frames_of
+from lightx2v_sgmd.apps.evaluation.measuring import SideVideos, frames_of
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.measures.network_features import features_expert, middle_features
-from lightx2v_sgmd.outputs import WrittenFiles
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
@@ -70,35 +68,25 @@ class TeacherFeatures:
 
 
 def teacher_features(
-    load: Callable[[], TeacherFeatures],
-    model: Model,
-    files: Sequence[Path],
-    hashes: Sequence[str],
-    written: WrittenFiles,
-    side: str,
-    quiet: bool,
+    load: Callable[[], TeacherFeatures], model: Model, videos: SideVideos
 ) -> NDArray[np.float64]:
     """The features ``[N, D]`` of one side's videos, kept by their content.
 
     Args:
         load: Loads the teacher, once a video has to be looked at.
         model: The teacher.
-        files: The videos.
-        hashes: The hash of each.
-        written: The output folder's files.
-        side: ``weights`` or ``against``.
-        quiet: Show no progress.
+        videos: The videos.
     """
-    rules = f"{RULES}, {weights_digest(model, 'transformer', 'vae')}"
-    store = Measurements(written, f"measured/{side}_features.json", rules)
 
     def measure(index: int) -> list[float]:
+        file = videos.files[index]
         try:
-            values = load()(frames_of(files[index])[0])
+            values = load()(frames_of(file)[0])
         except UserError as error:
             text = str(error).replace("video.", "")
-            raise UserError(f"{files[index]}: {text}; or leave out the metric frechet") from error
+            raise UserError(f"{file}: {text}; or leave out the metric frechet") from error
         return [float(value) for value in values]
 
-    rows = store.of(hashes, measure, f"the teacher's features of {side}", quiet)
-    return np.array(rows, np.float64)
+    rules = f"{RULES}, {weights_digest(model, 'transformer', 'vae')}"
+    name, label = f"{videos.side}_features", f"the teacher's features of {videos.side}"
+    return np.array(videos.measured(name, measure, label, rules), np.float64)

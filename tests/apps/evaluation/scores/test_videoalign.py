@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps import evaluation
 from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
 from lightx2v_sgmd.apps.evaluation.options import chosen_metrics
-from lightx2v_sgmd.apps.evaluation.videoalign import SCORES, VideoAlign, weights_folder
+from lightx2v_sgmd.apps.evaluation.scores import scoring
+from lightx2v_sgmd.apps.evaluation.scores.videoalign import SCORES, VideoAlign, weights_folder
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.system.errors import RunError, UserError
 
@@ -74,7 +74,7 @@ def test_every_video_is_scored_once(
     for row, length, size in zip(rows, (1, 3), sizes, strict=True):
         scores = {name: row["weights"][name] for name in SCORES}
         assert list(scores.values()) == [length + size + 2, length, size, 2]
-    monkeypatch.setattr(evaluation, "VideoAlign", None)  # would fail if it were started again
+    monkeypatch.setattr(scoring, "VideoAlign", None)  # would fail if it were started again
     assert evaluate(*arguments, options=options, quiet=True).metrics["videos"] == rows
 
 
