@@ -52,8 +52,8 @@ class PartSwitcher:
         """A part, on its device.
 
         Args:
-            name: Names it.
-            load: Loads it.
+            name: The part's name.
+            load: Loads it; called when it is first asked for.
             moves: True if it leaves for others; one that is offloaded by itself stays.
         """
         self._released.discard(name)

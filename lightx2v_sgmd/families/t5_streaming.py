@@ -63,14 +63,14 @@ class StreamedT5:
             inputs: Each prompt's arguments of the network: token ids ``[1, S]``, and the mask where
                 the family gives one.
         """
-        begun = [self._first_block(arguments) for arguments in inputs]
-        results: list[Any] = [None] * len(begun)
+        at_first_block = [self._first_block(arguments) for arguments in inputs]
+        results: list[Any] = [None] * len(inputs)
         is_t5 = self.config.model_type == "t5"
         for index, block in enumerate(self._blocks):
             names = [f"{_BLOCKS}{index}.{name}" for name, _ in block.named_parameters()]
             for name in names:
                 put_weight(self._network, name, self._read(name))
-            for number, (arguments, keywords) in enumerate(begun):
+            for number, (arguments, keywords) in enumerate(at_first_block):
                 result = results[number] = block(*arguments, **keywords)
                 arguments[0] = _hidden(result)
                 if is_t5:  # the first block computes the positions' bias for all

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 IDLE_S: Final = 0.02
-"""Seconds between two looks of an idle worker into the queue."""
+"""Seconds after which an idle worker asks the queue again."""
 SPACE_S: Final = 5.0
 """Seconds until a worker tries again what a full disk has stopped."""
 
@@ -93,16 +93,16 @@ class Maker:
                     file=sys.stderr,
                     flush=True,
                 )
-                self._look(SPACE_S)
+                self._wait_for_server(SPACE_S)
                 continue
-            self._look(0 if jobs else IDLE_S)
+            self._wait_for_server(0 if jobs else IDLE_S)
 
     def _must_wait(self, error: Exception) -> bool:
         """True if a job is not to blame for an error, and is made when there is space again."""
         return self._waits_for_space and is_full_disk(error)
 
-    def _look(self, wait_s: float) -> None:
-        """Waits a little for a word of the server.
+    def _wait_for_server(self, wait_s: float) -> None:
+        """Waits a little for the server to say stop.
 
         Raises:
             ServerStopped: it said stop.
@@ -142,7 +142,7 @@ class Maker:
         names = [job.id for job in jobs]
 
         def on_step(step: int, x_t: Tensor) -> None:
-            self._look(0)
+            self._wait_for_server(0)
             if not self.store.advance(self.worker, names, 100 * (step + 1) // steps):
                 raise _NobodyWants
             if self.previews is not None:
@@ -158,7 +158,7 @@ class Maker:
         denoised_s = time.perf_counter() - start
         decoded = student.decode_each(latents)
         for job, one in zip(jobs, latents, strict=True):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             chunks = next(decoded)
             try:
                 if not one.isfinite().all():
@@ -173,7 +173,7 @@ class Maker:
                 self._fail(job, error)
                 continue
             if whole:
-                seconds = denoised_s / len(jobs) + time.perf_counter() - begun
+                seconds = denoised_s / len(jobs) + time.perf_counter() - started
                 size = file.stat().st_size
                 if not self.store.complete(self.worker, job.id, seconds, size):
                     self.results.remove(job.id)
@@ -207,7 +207,7 @@ class Maker:
         try:
             with writing(file, job.fps, appear) as pending:
                 for chunk in chunks:
-                    self._look(0)
+                    self._wait_for_server(0)
                     if not self._wanted(job):
                         raise _NobodyWants
                     pending.put(chunk)

@@ -79,14 +79,14 @@ def make_all(backend: Backend, death: Death | None = None) -> None:
     """A worker that makes the videos that wait, and is then told to stop."""
     ours, theirs = Pipe()
     maker = make_maker(backend, StandIn(), theirs)
-    look = maker._look
+    wait = maker._wait_for_server
 
     def stop_when_idle(wait_s: float) -> None:
         if wait_s:
             raise ServerStopped
-        look(wait_s)
+        wait(wait_s)
 
-    maker._look = stop_when_idle  # type: ignore[method-assign]
+    maker._wait_for_server = stop_when_idle  # type: ignore[method-assign]
     if death is not None:
         death.watch_store(backend.store)
         death.watch(backend.results.folder)

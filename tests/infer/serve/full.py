@@ -39,15 +39,15 @@ def main(folder: Path) -> None:
     waited, emptied = threading.Event(), threading.Event()
     ours, theirs = multiprocessing.Pipe()
     worker = make_maker(make_backend(folder / "data"), StandIn(), theirs)
-    look = worker._look
+    wait = worker._wait_for_server
 
-    def look_and_note(wait_s: float) -> None:
+    def wait_and_note(wait_s: float) -> None:
         if wait_s == making.SPACE_S:
             waited.set()
             emptied.wait()
-        look(wait_s)
+        wait(wait_s)
 
-    worker._look = look_and_note  # type: ignore[method-assign]
+    worker._wait_for_server = wait_and_note  # type: ignore[method-assign]
 
     def work() -> None:
         with suppress(ServerStopped):

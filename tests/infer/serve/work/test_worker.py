@@ -39,14 +39,14 @@ def work_through(backend: Backend, student: Any) -> None:
     """Works until nothing waits."""
     ours, theirs = pipes()
     maker = make_maker(backend, student, theirs)
-    look = maker._look
+    wait = maker._wait_for_server
 
     def stop_when_idle(wait_s: float) -> None:
         if wait_s:
             raise ServerStopped
-        look(wait_s)
+        wait(wait_s)
 
-    maker._look = stop_when_idle  # type: ignore[method-assign]
+    maker._wait_for_server = stop_when_idle  # type: ignore[method-assign]
     with pytest.raises(ServerStopped):
         maker.work(None)
     ours.close()
@@ -177,7 +177,7 @@ def test_a_full_disk_fails_no_job(backend: Backend, capfd: pytest.CaptureFixture
         if wait_s == IDLE_S:
             raise ServerStopped
 
-    maker._look = note  # type: ignore[method-assign]
+    maker._wait_for_server = note  # type: ignore[method-assign]
     with pytest.raises(ServerStopped):
         maker.work(None)
     assert [status(backend, name) for name in names] == ["completed", "completed"]
