@@ -27,7 +27,7 @@ ARGUMENTS = (
     "--autoplay-policy=no-user-gesture-required",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost",
 )
-WAIT_MS = 60_000
+WAIT_MS = 300_000
 """How long an action waits for the page; only a hanging test gets so far."""
 
 

@@ -57,7 +57,7 @@ def execute(
             **SLURM,
             "SGMD_VENV": str(folder / "venv"),
             "NOTES": str(notes),
-            "TICKS": "600" if told else "2",
+            "TICKS": "12000" if told else "2",
             "LEFT": str(left),
             "CODE": str(code),
         },
@@ -67,7 +67,7 @@ def execute(
             assert process.poll() is None, "the template ended before it started anything"
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
-    return process.wait(timeout=60), notes.read_text().splitlines()
+    return process.wait(timeout=600), notes.read_text().splitlines()
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)

@@ -16,7 +16,7 @@ from lightx2v_sgmd.system.errors import UserError
 
 def test_importing_the_options_imports_no_pytorch() -> None:
     code = "import sys, infer.options; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
 
 
 def test_every_option_says_what_it_means() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,8 +13,6 @@ import torch.distributed as dist
 
 from lightx2v_sgmd.parallel import Ranks, Watch, hang_detector
 from lightx2v_sgmd.parallel.hang_detector import PATIENCE, Diagnosis, HangDetector, Heartbeat
-from lightx2v_sgmd.parallel.rendezvous import host_store, join
-from lightx2v_sgmd.system.errors import RunError
 
 HEARTBEATS = [Heartbeat(rank, host, 1, 5, f"step {rank}") for rank, host in enumerate("aabb")]
 
@@ -76,18 +74,22 @@ def test_a_machine_that_slept_accuses_nobody() -> None:
     assert detector.check(HEARTBEATS, 5001.0) is None
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
 def test_one_process_that_hangs() -> None:
     told: list[tuple[str, bool]] = []
-    watch = Watch(Ranks(), 0.5 / 60, lambda *diagnosis: told.append(diagnosis))
+    watch = Watch(Ranks(), 2 / 60, lambda *diagnosis: told.append(diagnosis))
     watch.tick("step 1")
-    for _ in range(30):
+    for _ in range(50):
         time.sleep(0.05)
         watch.tick("step 2, micro-batch 1 of 1")
     assert told == []
-    for _ in range(200):
-        time.sleep(0.05)
-        if told:
-            break
+    wait_until(lambda: bool(told))
     watch.close()
     ((message, speaks),) = told
     assert speaks and "it hangs at step 2, micro-batch 1 of 1; " in message
@@ -114,10 +116,7 @@ def test_a_rank_that_stops_right_after_a_step_is_named_at_that_step(
         pass
     watches[0].tick("step 2, micro-batch 1 of 1")
     watches[0].close()  # its threads write nothing more
-    for _ in range(600):
-        time.sleep(0.05)
-        if messages:
-            break
+    wait_until(lambda: bool(messages))
     watches[1].close()
     assert "was last at step 2, micro-batch 1 of 1; " in messages[0]
 
@@ -130,25 +129,3 @@ def test_null_watches_nothing() -> None:
     error = RuntimeError("gloo")
     assert watch.explain(error) is error
     watch.close()
-
-
-def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = host_store()
-    launch = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**launch, "MASTER_PORT": str(store.port)}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    with pytest.raises(RunError, match=r"^rank 1, 2 of 3 has not joined at 127.0.0.1:\d+ within"):
-        join("gloo", 1 / 60)
-
-
-def test_no_meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = host_store().port  # closed again at once
-    launch = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**launch, "MASTER_PORT": str(port)}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(
-        RunError, match=r"^rank 1 of 2: could not join the others at 127.0.0.1:\d+ "
-    ):
-        join("gloo", 1 / 60)
-    assert "RANK" in os.environ

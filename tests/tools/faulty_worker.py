@@ -30,9 +30,9 @@ def is_killed(row: Row) -> None:
 
 
 def hangs(out: Path, row: Row) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"])
     (out / "child").write_text(str(child.pid))
-    time.sleep(60)
+    time.sleep(900)
 
 
 def is_not_here(row: Row) -> None:
@@ -65,7 +65,7 @@ def sleeps(context: Any, step: Step) -> None:
 
 
 def overruns(context: Any, step: Step) -> None:
-    step.row("overruns", 9.0, lambda row: time.sleep(60))
+    step.row("overruns", 9.0, lambda row: time.sleep(900))
 
 
 FAULTY = {"rows": rows, "breaks": breaks, "device": loses_the_device, "last": sleeps}

@@ -73,7 +73,7 @@ def test_steps_run_in_the_order_given_and_only_the_rows_asked_for(tmp_path: Path
 
 def runs(pid: int) -> bool:
     """True if a process is there and has not ended; one that was killed needs a moment."""
-    for _ in range(50):
+    for _ in range(1200):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except FileNotFoundError:

@@ -34,7 +34,7 @@ def test_a_lock_that_a_killed_build_left_is_named(
     waiting = threading.Thread(target=baton.wait, daemon=True)
     waiting.start()
     err = ""
-    for _ in range(200):
+    for _ in range(6000):
         err += capsys.readouterr().err
         if "\n" in err:
             break
