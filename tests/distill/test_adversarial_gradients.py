@@ -213,11 +213,11 @@ class Written:
         student = -self.latent_d(fake, sigma - delta, text).mean()
         on_fake = self.latent_d(fake.detach(), sigma - delta, text)
         on_real = self.latent_d(real.detach(), sigma - delta, text)
-        critic = (1 + on_fake).clamp(min=0).mean() + (1 - on_real).clamp(min=0).mean()
+        discriminator_loss = (1 + on_fake).clamp(min=0).mean() + (1 - on_real).clamp(min=0).mean()
         return {
             STUDENT: self.gradient(STUDENT, student),
             FAKE_SCORE: self.fake_score(own, whole=True),
-            DISCRIMINATOR: self.gradient(DISCRIMINATOR, critic),
+            DISCRIMINATOR: self.gradient(DISCRIMINATOR, discriminator_loss),
         }
 
     def dmd2(self, index: int, own: Sequence[int], weight: float) -> Gradients:
@@ -237,11 +237,11 @@ class Written:
             direction = ((x_fake[sample] - x_real[sample]) / scale).detach()
             student = student + (x0[sample] * direction).mean() / len(x0)
         on_fake, on_real = (self.latent_d(x.detach(), sigma, text) for x in (x_t, real_t))
-        critic = softplus(on_fake).mean() + softplus(-on_real).mean()
+        discriminator_loss = softplus(on_fake).mean() + softplus(-on_real).mean()
         return {
             STUDENT: self.gradient(STUDENT, student),
             FAKE_SCORE: self.fake_score(own, whole=False),
-            DISCRIMINATOR: self.gradient(DISCRIMINATOR, critic),
+            DISCRIMINATOR: self.gradient(DISCRIMINATOR, discriminator_loss),
         }
 
     def adp(self, index: int, encoder: Path | None, frames: int) -> Gradients:
@@ -259,8 +259,8 @@ class Written:
         student = -0.85 * self.latent_d(noisy(made), later, batch.conditioning["text"]).mean()
         on_fake = self.latent_d(noisy(made).detach(), later, batch.conditioning["text"])
         on_real = self.latent_d(noisy(batch.x0), later, batch.conditioning["text"])
-        critic = (1 + on_fake).clamp(min=0).mean() + (1 - on_real).clamp(min=0).mean()
-        found = {DISCRIMINATOR: self.gradient(DISCRIMINATOR, 0.85 * critic)}
+        discriminator_loss = (1 + on_fake).clamp(min=0).mean() + (1 - on_real).clamp(min=0).mean()
+        found = {DISCRIMINATOR: self.gradient(DISCRIMINATOR, 0.85 * discriminator_loss)}
         if encoder is not None:
             student = student - 0.15 * self.pixel_d(made, batch.frames, encoder).mean()
             on_fake = self.pixel_d(made.detach(), batch.frames, encoder)

@@ -368,17 +368,17 @@ def test_a_student_s_times_are_cubic_and_a_discriminator_s_uniform(
     data.latents = pairs
     drawn = [data.pair_batch(i, 0, 1) for i in range(400)]
     student = torch.cat([b.time for b in drawn])
-    critic = torch.cat([b.discriminator_time for b in drawn])
-    assert student.dtype == critic.dtype == torch.float32
+    discriminator = torch.cat([b.discriminator_time for b in drawn])
+    assert student.dtype == discriminator.dtype == torch.float32
     # Four hundredths above the 0.1 % point of Kolmogorov's distance for 800 draws, 0.069, and the
     # two laws are 0.38 apart.
     increasing = student.sort().values
     assert distance(increasing, 1 - (1 - increasing).clamp(min=0) ** (1 / 3)) < 0.07
-    increasing = critic.sort().values
+    increasing = discriminator.sort().values
     assert distance(increasing, increasing) < 0.07
-    assert abs(float(torch.corrcoef(torch.stack([student, critic]))[0, 1])) < 0.15
+    assert abs(float(torch.corrcoef(torch.stack([student, discriminator]))[0, 1])) < 0.15
     assert 0.98 < float(student.max()) <= 1.0 and float(student.min()) >= 0.019999
-    assert float(critic.max()) <= 0.9800001 and float(critic.min()) >= 0.019999
+    assert float(discriminator.max()) <= 0.9800001 and float(discriminator.min()) >= 0.019999
 
 
 def test_score_times_are_clamped_to_their_range(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -191,8 +191,8 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
     fixed = student().detach()
     result[FAKE_SCORE] = gradient(FAKE_SCORE, method.fake_score_losses(sample(fixed, False)))
     if DISCRIMINATOR in method.roles:
-        critic = method.discriminator_losses(sample(fixed, True))
-        result[DISCRIMINATOR] = gradient(DISCRIMINATOR, critic)
+        discriminator_loss = method.discriminator_losses(sample(fixed, True))
+        result[DISCRIMINATOR] = gradient(DISCRIMINATOR, discriminator_loss)
     return result
 
 

@@ -15,11 +15,11 @@ from tests.training import make_job, make_trainer
 
 class Recorder(Listener):
     def __init__(self) -> None:
-        self.begun: list[Event] = []
+        self.started: list[Event] = []
         self.ended: list[Event] = []
 
     def before(self, event: Event) -> None:
-        self.begun.append(event)
+        self.started.append(event)
 
     def after(self, event: Event) -> None:
         self.ended.append(event)
@@ -30,7 +30,7 @@ def test_an_iteration_of_sgmd_in_events(tiny_teacher: Path, tmp_path: Path) -> N
     trainer.listen(recorder)
     steps = trainer.batches.exit_step(0) + 1
     trainer.iterate(0)
-    told = [f"{event.action} {event.role}" for event in recorder.begun if not event.nested]
+    told = [f"{event.action} {event.role}" for event in recorder.started if not event.nested]
     assert told == [
         *["forward student"] * steps,
         "forward teacher",
@@ -41,7 +41,7 @@ def test_an_iteration_of_sgmd_in_events(tiny_teacher: Path, tmp_path: Path) -> N
         "step fake_score",
         "average student",
     ]
-    assert sorted(map(str, recorder.begun)) == sorted(map(str, recorder.ended))
+    assert sorted(map(str, recorder.started)) == sorted(map(str, recorder.ended))
 
 
 def test_a_teacher_inside_a_loss_is_nested_and_nobody_stops_there(
@@ -50,7 +50,7 @@ def test_a_teacher_inside_a_loss_is_nested_and_nobody_stops_there(
     job = make_job(tiny_teacher, tmp_path, "method={name: sid}")
     trainer, recorder = make_trainer(job), Recorder()
     teacher = Event("forward", "teacher", nested=True)
-    stop = StopOnRequest(trainer.strategy.ranks, lambda: teacher in recorder.begun)
+    stop = StopOnRequest(trainer.strategy.ranks, lambda: teacher in recorder.started)
     trainer.listen(stop, recorder)
     with pytest.raises(Stopped):
         trainer.iterate(0)
@@ -130,9 +130,9 @@ def test_calls_are_the_strategy_s_own_and_told_of(name: str) -> None:
     assert fake.calls == [(name, *arguments)]
     silent = ("update_average", "backward", "load", "close")
     assert answer == (None if name in silent else f"result of {name}")
-    told = [f"{e.action} {e.role}" for e in recorder.begun]
-    assert told == ([] if event is None else [event]) and recorder.begun == recorder.ended
-    assert not any(e.nested for e in recorder.begun)
+    told = [f"{e.action} {e.role}" for e in recorder.started]
+    assert told == ([] if event is None else [event]) and recorder.started == recorder.ended
+    assert not any(e.nested for e in recorder.started)
 
 
 def test_both_passes_of_a_query_are_told_of() -> None:
@@ -168,7 +168,7 @@ def test_a_pass_inside_another_is_nested() -> None:
             pass
     with strategy.event("step", "student"):
         pass
-    assert [event.nested for event in recorder.begun] == [False, True, True, False]
+    assert [event.nested for event in recorder.started] == [False, True, True, False]
     assert [event.nested for event in recorder.ended] == [True, True, False, False]
 
 

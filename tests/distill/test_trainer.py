@@ -11,29 +11,12 @@ from torch import Tensor
 from distill.counting import PassCounter
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.observed import Event, Listener, StopOnRequest
-from distill.predictions import loss_sample, student_x0, teacher_x0
 from distill.trainer import Trainer
 from distill.updates import learning_rate_factor
-from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
 from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import SGMD
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 from tests.training import make_job, make_trainer
-
-
-def test_forwards_of_an_iteration(
-    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.accumulation=2"))
-    monkeypatch.setattr(trainer.batches, "exit_step", lambda iteration: iteration)
-    counter = PassCounter(trainer.strategy.networks, samples=4)
-    for exit_step in range(4):
-        trainer.iterate(exit_step)
-        assert counter.take()["forwards"] == {
-            "student": exit_step + 1,
-            "teacher": 2,
-            "fake_score": 1,
-        }
 
 
 @pytest.mark.parametrize(("per", "student"), [("update", [1, 1, 1]), ("micro_batch", [1, 2, 3])])
@@ -113,102 +96,6 @@ def test_the_average_is_the_student_until_it_begins(tiny_teacher: Path, tmp_path
             exact = iteration < 2
             tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-5, "atol": 1e-6}
             torch.testing.assert_close(averaged, expected[name], **tolerance)
-
-
-def test_a_student_that_is_noised_anew_rolls_out_so(tiny_teacher: Path, tmp_path: Path) -> None:
-    """Two steps by hand: a data prediction, new noise, and the data prediction of that."""
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "schedule.solver=renoise"))
-    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.schedule
-    first, second = (time.expand(2) for time in schedule.times[:2])
-
-    def x0(x_t: Tensor, time: Tensor) -> Tensor:
-        velocity = trainer.strategy.predict(STUDENT, x_t, time, batch.conditioning)
-        return x0_from_velocity(x_t, velocity, time)
-
-    with torch.no_grad():
-        later = add_noise(x0(batch.noise, first), batch.fresh_noise(0), second)
-        expected = x0(later, second)
-    found = student_x0(trainer.strategy, batch, schedule, 1)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert found.requires_grad
-
-
-def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "train.micro_batch=3"))
-    batch = trainer.batches.micro_batch(0, 0)
-    x_t = batch.noise
-    with torch.no_grad():
-        cond, uncond = (
-            trainer.strategy.predict(TEACHER, x_t, batch.time, told)
-            for told in (batch.conditioning, batch.negative)
-        )
-    expected = x0_from_velocity(x_t, guide(cond, uncond, 8.0), batch.time)
-    torch.testing.assert_close(
-        teacher_x0(trainer.strategy, x_t, batch, 8.0), expected, rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("method", ["sgmd", "sid"])
-def test_the_teacher_keeps_no_graph_that_the_method_does_not_use(
-    method: str, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would change no gradient, and a large teacher's would fill the memory."""
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, f"method={{name: {method}}}"))
-    strategy: Any = trainer.strategy
-    predict, seen = strategy.predict, []
-
-    def noted(role: str, x_t: Tensor, *args: Any, **options: Any) -> Tensor:
-        if role == TEACHER:
-            seen.append((torch.is_grad_enabled(), x_t.requires_grad))
-        found: Tensor = predict(role, x_t, *args, **options)
-        return found
-
-    monkeypatch.setattr(strategy, "predict", noted)
-    trainer.iterate(0)
-    assert seen == [(method == "sid", method == "sid")]
-
-
-def test_a_rollout_for_the_fake_score_alone_keeps_no_graph(
-    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = ("method={name: dmd2, fake_score_updates: 1}",)
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
-    strategy: Any = trainer.strategy
-    predict, seen = strategy.predict, []
-
-    def noted(role: str, *args: Any, **options: Any) -> Tensor:
-        if role == STUDENT:
-            seen.append(torch.is_grad_enabled())
-        found: Tensor = predict(role, *args, **options)
-        return found
-
-    monkeypatch.setattr(strategy, "predict", noted)
-    students, fake_scores = trainer.updates(0)
-    fake_scores[1](0)
-    assert seen and not any(seen)
-    students[1](0)
-    assert seen[-1]
-
-
-def test_a_sample_has_a_discriminator_only_where_it_is_asked_for(
-    tiny_teacher: Path, tmp_path: Path
-) -> None:
-    found = []
-    for method in ("sgmd", "adm"):
-        trainer = make_trainer(make_job(tiny_teacher, tmp_path, f"method={{name: {method}}}"))
-        batch = trainer.batches.micro_batch(0, 0)
-        tensors = batch, batch.noise, batch.noise, batch.noise, None
-        for update in (None, False, True):
-            sample = loss_sample(trainer.strategy, *tensors, update)
-            found.append(sample.discriminate is not None)
-    assert found == [False, False, False, False, True, True]
-
-
-def test_guidance_of_one_runs_no_unconditional_pass(tiny_teacher: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "teacher.guidance_scale=1"))
-    counter = PassCounter(trainer.strategy.networks, samples=2)
-    trainer.iterate(0)
-    assert counter.take()["forwards"]["teacher"] == 1
 
 
 class Breaking(SGMD):

@@ -220,6 +220,7 @@ def test_the_guided_teacher_is_the_stock_pipelines(made: Made) -> None:
     assert (plain - stock).abs().max() > 100 * TOLERANCE, "guidance changes nothing"
 
 
+@pytest.mark.slow
 def test_rollout_engine_and_exported_pipeline_agree(made: Made, tmp_path: Path) -> None:
     folder = export(made.run, "diffusers", tmp_path / "student", dtype="fp32", quiet=True)
     student: Student = load_student(folder)
@@ -244,6 +245,7 @@ def test_rollout_engine_and_exported_pipeline_agree(made: Made, tmp_path: Path) 
     assert (latents[0] - latents[1]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_resuming_is_exact(made: Made) -> None:
     settings = ("train.checkpoint_every=1",)
     train(made.family.job(made.folder / "parts", "train.iterations=1", *settings))
@@ -251,6 +253,7 @@ def test_resuming_is_exact(made: Made) -> None:
     assert_same_run(again, made.run)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_one_plain_graph(made: Made, tmp_path: Path) -> None:
     method = SGMD(weighting="paper")
     settings = (*made.family.settings, "train.micro_batch=1")

@@ -237,11 +237,11 @@ def undistilled_shares(job: Job, steps: int) -> list[list[float]]:
     batches = Batches(job, [], negative, (1, 1, 1, 1), Ranks(), experts=experts)
     shares, found = [1.0] * len(experts), []
     roles = [expert_role(STUDENT, number) for number in range(len(experts))]
-    begun = [first_update(job.method, role) for role in roles]
+    first_updates = [first_update(job.method, role) for role in roles]
     for iteration in range(steps):
         trained = batches.expert(first_batch(job.method, iteration))
-        shares[trained] *= average_decay(iteration + 1 - begun[trained], job.train)
-        found.append([shares[n] for n, first in enumerate(begun) if first <= iteration])
+        shares[trained] *= average_decay(iteration + 1 - first_updates[trained], job.train)
+        found.append([shares[n] for n, first in enumerate(first_updates) if first <= iteration])
     return found
 
 

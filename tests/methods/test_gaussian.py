@@ -30,12 +30,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.flow import add_noise, fisher_weight
-from lightx2v_sgmd.interpolants import (
-    FLOW,
-    Interpolant,
-    VariancePreserving,
-    scaled_linear_alphas,
-)
+from lightx2v_sgmd.interpolants import FLOW, Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.methods import ADM, ADP, DMD2, SGMD, TSGSIM, Method, Sample, SiD, TSGFisher
 from lightx2v_sgmd.methods.base import PairSample
 from tests.methods.gaussian import (
@@ -259,6 +254,7 @@ TRACKED: dict[str, tuple[Method, Rate, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRACKED)
 def test_a_learned_fake_score_leads_to_the_same_place(case: str) -> None:
     """Learned by the method's own loss, in as many updates as it asks for."""
@@ -271,7 +267,8 @@ def test_a_learned_fake_score_leads_to_the_same_place(case: str) -> None:
     assert (basis().T @ law.cov @ basis() - expected).norm() < 0.02 * expected.norm()
 
 
-def test_adms_critic_learns_to_tell_as_well_as_the_likelihood_ratio() -> None:
+@pytest.mark.slow
+def test_adms_discriminator_learns_to_tell_as_well_as_the_likelihood_ratio() -> None:
     """Hinge losses on a linear head over coordinates and their squares, which suffices here."""
     method, law = ADM(delta=0.15), Student.fresh().law()
     generator = torch.Generator().manual_seed(3)

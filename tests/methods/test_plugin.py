@@ -14,6 +14,8 @@ import pytest
 
 from tests.training import job_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"toml": "pyproject.toml", "python": "huber_fisher.py"}
 
@@ -28,7 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (source / name).write_text(block, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     command += ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(target)]
-    subprocess.run([*command, str(source)], check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, str(source)], check=True, capture_output=True, timeout=900)
     return target
 
 

@@ -1,4 +1,4 @@
-"""SGMD's losses, and its fixed point on a Gaussian whose scores are known."""
+"""SGMD's losses by hand, the identities of its paper, and its fixed point on a known Gaussian."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightx2v_sgmd import flow, methods
 from lightx2v_sgmd.methods import SGMD, Sample, method_class
 from lightx2v_sgmd.system.errors import UserError
+from tests.methods.samples import gradients, leaves, normal
 
 
 def make_sample(seed: int = 0, sigma: tuple[float, ...] = (0.02, 0.3, 0.98)) -> Sample:
@@ -140,6 +141,7 @@ def distil_gaussian(method: SGMD, steps: int = 400, batch: int = 128) -> tuple[f
     return error, (log_std - teacher.log_std).exp().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["paper", "normalized"])
 def test_a_gaussian_student_finds_its_teacher(weighting: Literal["paper", "normalized"]) -> None:
     """In 64 dimensions, with NR's bias on the deviation, which lambda scales.
@@ -152,3 +154,48 @@ def test_a_gaussian_student_finds_its_teacher(weighting: Literal["paper", "norma
     assert error < 0.06 and ratio == pytest.approx(1.0, abs=0.06)
     error, biased = distil_gaussian(SGMD(lambda_=0.2, weighting=weighting))
     assert error < 0.06 and 0.6 < biased < ratio - 0.01
+
+
+def test_potentials_have_opposite_gradients_on_x_fake() -> None:
+    """Eq. 19, of the method's own two updates."""
+    sample, method = leaves(), SGMD(lambda_=0.3, weighting="paper")
+    nr = gradients({"nr": method.generator_losses(sample)["nr"]}, sample)
+    rc = gradients(method.fake_score_losses(sample), sample)
+    assert nr[0] is None and rc[0] is None and nr[1] is not None and rc[1] is not None
+    torch.testing.assert_close(nr[1], -rc[1], rtol=0, atol=0)
+    residual = (sample.x0 - sample.x_fake).detach()
+    torch.testing.assert_close(nr[1], 0.3 * residual / residual[0].numel(), rtol=1e-12, atol=0)
+
+
+def test_eq_20_by_finite_differences() -> None:
+    """NR's gradient at x0 for a nonlinear fake score, against differences of its own value."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(7, 32), nn.SiLU(), nn.Linear(32, 6)).double()
+    noise, x0 = normal(1, 3, 6), normal(2, 3, 6)
+    sigma = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    method = SGMD(lambda_=1.0, weighting="paper")
+
+    def mu(x_t: Tensor) -> Tensor:
+        return network(torch.cat([x_t, sigma[:, None]], 1))
+
+    def potential(x0: Tensor, moved: Tensor) -> Tensor:
+        """At the target x0, with x_t and so x_fake made from ``moved``."""
+        x_t = flow.add_noise(moved, noise, sigma)
+        sample = Sample(x0, noise, sigma, x_t, x_t, mu(x_t), x0)
+        return method.generator_losses(sample)["nr"]
+
+    leaf = x0.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(potential(leaf, leaf).sum(), leaf)
+    step = 1e-5
+    for k in range(6):
+        nudge = torch.zeros_like(x0)
+        nudge[:, k] = step
+        by_value = (potential(x0, x0 + nudge) - potential(x0, x0 - nudge)) / (2 * step)
+        torch.testing.assert_close(gradient[:, k], by_value.detach(), rtol=1e-6, atol=1e-9)
+    # And as printed: the Jacobian's adjoint at the residual.
+    for row in range(3):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x, row=row: mu(flow.add_noise(x, noise, sigma))[row], x0
+        )[:, row]
+        residual = x0[row] - mu(flow.add_noise(x0, noise, sigma))[row].detach()
+        torch.testing.assert_close(gradient[row], jacobian.T @ residual / 6, rtol=1e-9, atol=1e-12)

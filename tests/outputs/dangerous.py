@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lightx2v_sgmd.outputs import WrittenFiles
 from tests.tiny import WEIGHTS
-from tests.weights.test_export_refusals import flip_a_byte
+from tests.weights.conftest import flip_a_byte
 
 
 def rehash(export_folder: Path) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 
 from lightx2v_sgmd.outputs import lock as locks
 from lightx2v_sgmd.outputs import locked_file, locked_folder
-from lightx2v_sgmd.outputs.owner import Life, Owner, here
+from lightx2v_sgmd.outputs.owner import here
 from lightx2v_sgmd.system.errors import RunError, UserError
 
 HOLD = """
@@ -31,7 +30,7 @@ with locked_folder(Path(sys.argv[1]), "distill", quiet=True):
 """
 
 
-def hold(folder: Path, seconds: float = 60) -> subprocess.Popen[str]:
+def hold(folder: Path, seconds: float = 600) -> subprocess.Popen[str]:
     """Another process that has the lock."""
     command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -110,7 +109,8 @@ def test_a_process_number_that_is_used_again_is_another_process(tmp_path: Path) 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
     process = hold(tmp_path / "run")
     process.kill()
-    time.sleep(0.2)  # not waited for: it stays in the table of processes
+    # Dead, and still in the table of processes: nobody has taken its exit code.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     take(tmp_path / "run")
     process.wait()
 
@@ -216,45 +216,11 @@ def test_who_was_suspended_too_long_writes_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / locks.NAME).read_text())["host"] == "gpu08"  # not ours to remove
 
 
-def of_nobody(pid: str, start: str = "1") -> bytes:
-    """A lock of a process that cannot be, in this process's own place."""
-    text = json.dumps({"host": "h", "place": here().namespace, "pid": "@", "start": "$"})
-    return text.replace('"@"', pid).replace('"$"', start).encode()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(b"", b"\xff\x00", b"[1]", b"{}", b"[" * 60000),
-        *(of_nobody(pid) for pid in ("1e999", "9" * 30, "-1", "0", "[]")),
-        of_nobody("5", "1e999"),
-    ],
-)
-def test_a_garbled_lock_is_judged_by_its_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    monkeypatch.setattr(locks, "STALE_S", 0.6)
-    (tmp_path / locks.NAME).write_bytes(content)
-    take(tmp_path)
-    assert not (tmp_path / locks.NAME).exists()
-
-
-def test_what_is_no_file_is_no_lock(tmp_path: Path) -> None:
-    (tmp_path / locks.NAME).mkdir()
-    with pytest.raises(UserError, match=r"is not a file, as a lock is; move it away"):
-        take(tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / locks.NAME).symlink_to("/etc/passwd")
-    with pytest.raises(UserError, match="cannot be read"):
-        take(other)
-
-
 def test_the_lock_is_kept_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "TOUCH_S", 0.05)
     with locked_folder(tmp_path, "distill", quiet=True) as lock:
         os.utime(lock.file, (0, 0))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 120
         while lock.file.stat().st_mtime == 0 and time.monotonic() < until:
             time.sleep(0.02)
         assert time.time() - lock.file.stat().st_mtime < 60
@@ -304,18 +270,5 @@ while done < 5:
     (tmp_path / "counter").write_text("0")
     command = [sys.executable, "-c", script, str(tmp_path)]
     started = [subprocess.Popen(command) for _ in range(4)]
-    assert [process.wait(timeout=120) for process in started] == [0] * 4
+    assert [process.wait(timeout=900) for process in started] == [0] * 4
     assert (tmp_path / "counter").read_text() == "20"
-
-
-@pytest.mark.parametrize(
-    ("owner", "life"),
-    [
-        (lambda own: own, Life.runs),
-        (lambda own: Owner(own.host, own.namespace, own.pid, own.start + 1), Life.dead),
-        (lambda own: Owner(own.host, "f" * 12, own.pid, own.start), Life.unknown),
-        (lambda own: Owner(own.host, own.namespace, 2**22 + 5, 1), Life.dead),
-    ],
-)
-def test_whether_a_process_runs(owner: Callable[[Owner], Owner], life: Life) -> None:
-    assert owner(here()).life() is life

@@ -16,8 +16,7 @@ from lightx2v_sgmd.files.tensors.safetensors_files import read_header
 from lightx2v_sgmd.files.yaml_loader import read_tree
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted import json_text
-from lightx2v_sgmd.untrusted.json_text import read_json_file, read_log
+from lightx2v_sgmd.untrusted.json_text import read_json_file
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -93,26 +92,3 @@ def test_more_videos_than_a_command_makes_are_refused(tmp_path: Path, suffix: st
     path.write_text(f"{line}\n" * (MOST_VIDEOS + 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"100,00[01].*split it"):
         make_requests(path, 0)
-
-
-def test_a_log_gives_the_keys_that_are_asked_for(tmp_path: Path) -> None:
-    log = tmp_path / "metrics.jsonl"
-    log.write_text('{"step": 1, "rc": 0.5, "other": [1, 2]}\n{"step": 2}')
-    assert read_log(log, ("step", "rc")) == [{"step": 1, "rc": 0.5}, {"step": 2}]
-    for text in ('{"step": 1}\nnot JSON\n', "[1]\n", "x" * 200_001, "1" * 200_000 + "{}\n"):
-        log.write_text(text)
-        with pytest.raises(ValueError):
-            read_log(log, ("step",))
-    with pytest.raises(UserError, match="no such file"):
-        read_log(tmp_path / "none", ("step",))
-
-
-def test_a_log_is_read_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = tmp_path / "metrics.jsonl"
-    log.write_text('{"step": 1}\n' * 10)
-    for name, most in (("LOG_BYTES", 100), ("LOG_LINES", 9)):
-        with monkeypatch.context() as limited:
-            limited.setattr(json_text, name, most)
-            with pytest.raises(UserError, match=r"has more than the .* that are read; move it"):
-                read_log(log, ("step",))
-    assert len(read_log(log, ("step",))) == 10

@@ -1,3 +1,5 @@
+"""Checkpoints as training leaves them, and exports of them."""
+
 from __future__ import annotations
 
 import json
@@ -20,6 +22,7 @@ from lightx2v_sgmd.schedule import Schedule
 from tests.tiny import make_tiny_wan
 from weights import export
 
+WAN = "diffusion_pytorch_model.safetensors"
 JOB = """
 teacher: {{path: {teacher}, guidance_scale: 3.0}}
 method: {{name: sgmd, lambda: 0.1}}
@@ -81,6 +84,12 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files}))
 
 
+def flip_a_byte(path: Path, position: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     return make_tiny_wan(tmp_path / "teacher")
@@ -93,3 +102,24 @@ def run(tmp_path: Path, teacher: Path) -> Path:
     write_checkpoint(folder, teacher, 10)
     write_checkpoint(folder, teacher, 20)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Exports of one run, each made once; not to be written to."""
+    base = tmp_path_factory.mktemp("exports")
+    teacher = make_tiny_wan(base / "teacher")
+    write_checkpoint(base / "run", teacher, 20)
+    (base / "run" / "metrics.json").write_text(json.dumps({"student": {"motion": 1.004}, "n": 3}))
+
+    class Exports:
+        folder, run = base, base / "run"
+        teacher_folder = teacher
+
+        def __call__(self, format: str, dtype: str | None = None, source: str = "run") -> Path:
+            out = base / f"{source}_{format}_{dtype}"
+            if not out.exists():
+                export(base / source, format, out, dtype=dtype, quiet=True)
+            return out
+
+    return Exports()

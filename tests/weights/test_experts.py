@@ -29,6 +29,8 @@ from weights.export_spec import ExportSpec
 from weights.formats.registry import FORMATS
 from weights.opening import open_source
 
+pytestmark = pytest.mark.slow
+
 SIZE = (32, 32, 5)
 
 

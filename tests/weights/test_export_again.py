@@ -21,6 +21,8 @@ from weights.formats.registry import FORMATS
 from weights.io.lora_names import NAMES
 from weights.opening import open_source
 
+pytestmark = pytest.mark.slow
+
 EXACT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp8": 0.2, "fp8-legacy": 0.2}
 """How far off the latents may be, by precision."""
 SMALL = "60KB"

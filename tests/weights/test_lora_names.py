@@ -28,6 +28,8 @@ from tests.weights.conftest import write_checkpoint, write_lora_checkpoint
 from weights import export
 from weights.io.lora_names import NAMES
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 TRAINED = schema.AdapterSettings(rank=4, alpha=6.0)
 

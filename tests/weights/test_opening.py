@@ -9,6 +9,7 @@ import pytest
 
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.system.errors import UserError
+from tests.weights.conftest import write_checkpoint
 from weights import export
 from weights.opening import open_source
 
@@ -47,3 +48,21 @@ def test_metrics_that_cannot_be_read_are_named(run: Path) -> None:
     (run / "metrics.json").write_text("{")
     with pytest.raises(UserError, match="metrics.json: is not readable JSON; evaluate again"):
         open_source(run, ema=False)
+
+
+def test_the_newest_whole_checkpoint_is_taken(run: Path, teacher: Path, tmp_path: Path) -> None:
+    (run / "checkpoints" / "step_000030.tmp").mkdir()
+    broken = write_checkpoint(run, teacher, 30) / "student.safetensors"
+    content = bytearray(broken.read_bytes())
+    content[-1] ^= 1
+    broken.write_bytes(content)
+    damage: list[str] = []
+    assert open_source(run, ema=True, on_damage=damage.append).step == 20
+    assert len(damage) == 1 and "step_000030/student.safetensors: its sha256" in damage[0]
+    assert open_source(run / "checkpoints" / "step_000010", ema=True).step == 10
+    with pytest.raises(UserError, match="step_000030/student.safetensors: its sha256 is not"):
+        open_source(broken.parent, ema=True)
+    for step in (10, 20):
+        (run / "checkpoints" / f"step_{step:06d}" / "student_ema.safetensors").unlink()
+    with pytest.raises(UserError, match="whole"):
+        open_source(run, ema=True)

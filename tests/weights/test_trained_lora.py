@@ -21,7 +21,7 @@ from tests.students import generate_files
 from tests.tiny import WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_lora_checkpoint, write_manifest
-from tests.weights.test_lora import lora_file
+from tests.weights.formats.test_lora import lora_file
 from weights import export, verify
 
 LORA = AdapterSettings(rank=4, alpha=8.0)

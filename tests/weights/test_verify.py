@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lightx2v_sgmd.cli.main import run as run_cli
+from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.outputs import sync_tree
+from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from tests.tiny import make_tiny_wan
-from tests.weights.conftest import write_checkpoint
+from tests.tiny import WEIGHTS, make_tiny_wan
+from tests.weights.conftest import do_export, flip_a_byte, write_checkpoint
 from weights import export, exporting, verify
+from weights.export_spec import ExportSpec
+from weights.formats.registry import FORMATS
+from weights.opening import open_source
+from weights.verify import differences
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +155,53 @@ def test_the_command_line_says_which_formats_take_fp8(
     assert run_cli([*command, "--out", out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "or --format wan or comfyui" in line
+
+
+@pytest.mark.slow
+def test_every_kind_of_difference_is_found(run: Path, tmp_path: Path) -> None:
+    spec = ExportSpec(
+        open_source(run, ema=True), FORMATS["diffusers"], "fp32", tmp_path / "student"
+    )
+
+    def problems_after(name: str, change: Any) -> list[str]:
+        shutil.rmtree(tmp_path / "student", ignore_errors=True)
+        out = do_export(run, tmp_path / "student")
+        assert differences(spec, out, None) == []
+        change(out / name)
+        return differences(spec, out, None)
+
+    def edit(**changes: Any) -> Any:
+        def change(path: Path) -> None:
+            path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+        return change
+
+    def retype(path: Path) -> None:
+        tensors = load_file(path)
+        tensors["proj_out.bias"] = tensors["proj_out.bias"].double()
+        save_file(tensors, path, schedule_metadata(Schedule()))
+
+    def drop(path: Path) -> None:
+        tensors = load_file(path)
+        del tensors["proj_out.bias"]
+        save_file(tensors, path, schedule_metadata(Schedule()))
+
+    def other_schedule(path: Path) -> None:
+        save_file(load_file(path), path, schedule_metadata(Schedule(shift=5.0)))
+
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert problems_after(vae, flip_a_byte) == [f"{vae} has changed since it was written (sha256)"]
+    assert "is missing" in problems_after("tokenizer/tokenizer.json", Path.unlink)[0]
+    assert problems_after("lightx2v_sgmd.json", Path.unlink) == ["lightx2v_sgmd.json is missing"]
+    scheduler = "scheduler/scheduler_config.json"
+    assert any("scheduler takes" in p for p in problems_after(scheduler, edit(shift=3.0)))
+    weights = str(WEIGHTS)
+    assert any("proj_out.bias is F64" in p for p in problems_after(weights, retype))
+    assert "proj_out.bias is missing" in problems_after(weights, drop)
+    assert "the weights carry another schedule than the source" in problems_after(
+        weights, other_schedule
+    )
+    config = "transformer/config.json"
+    assert any("a forward pass is off" in p for p in problems_after(config, edit(eps=0.5)))
+    heads = edit(num_attention_heads=5)
+    assert any("the network does not run" in p for p in problems_after(config, heads))

@@ -44,14 +44,26 @@ from typing import Any, Final
 from tools.checks.mutants import Site, sites
 
 ADVERSARIAL: Final = "tests/distill/test_adversarial_gradients.py"
+LOSS_TESTS: Final = (
+    "tests/methods/test_gradient_paths.py",
+    "tests/methods/test_sgmd.py",
+    "tests/methods/test_tsg_fisher.py",
+    "tests/methods/test_tsg_sim.py",
+    "tests/methods/test_sid.py",
+    "tests/methods/test_dmd2.py",
+    "tests/methods/test_adm.py",
+    "tests/methods/test_adp.py",
+)
 METHOD_TESTS: Final = (
-    "tests/methods/test_identities.py",
-    "tests/methods/test_declarations.py",
+    *LOSS_TESTS,
+    "tests/methods/test_dmdx.py",
+    "tests/methods/test_base.py",
     "tests/distill/test_methods.py",
     ADVERSARIAL,
 )
 LOOP_TESTS: Final = (
     "tests/distill/test_trainer.py",
+    "tests/distill/test_predictions.py",
     "tests/distill/test_methods.py",
     "tests/distill/test_updates.py",
     "tests/distill/test_phased.py",
@@ -63,8 +75,8 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
     "lightx2v_sgmd/interpolants.py": ("tests/test_interpolants.py",),
     "lightx2v_sgmd/schedule.py": ("tests/test_schedule.py",),
     "lightx2v_sgmd/rollout.py": ("tests/test_rollout.py",),
-    "lightx2v_sgmd/objectives.py": ("tests/test_objectives.py", METHOD_TESTS[0]),
-    "lightx2v_sgmd/methods/sgmd.py": ("tests/methods/test_sgmd.py", *METHOD_TESTS),
+    "lightx2v_sgmd/objectives.py": ("tests/test_objectives.py", *LOSS_TESTS),
+    "lightx2v_sgmd/methods/sgmd.py": METHOD_TESTS,
     "lightx2v_sgmd/methods/dmd2.py": METHOD_TESTS,
     "lightx2v_sgmd/methods/adm.py": METHOD_TESTS,
     "lightx2v_sgmd/methods/adp.py": METHOD_TESTS,
@@ -74,7 +86,7 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
     "lightx2v_sgmd/methods/tsg_fisher.py": METHOD_TESTS,
     "lightx2v_sgmd/methods/tsg_sim.py": METHOD_TESTS,
     "lightx2v_sgmd/methods/base.py": METHOD_TESTS,
-    "lightx2v_sgmd/methods/__init__.py": ("tests/methods/test_declarations.py",),
+    "lightx2v_sgmd/methods/__init__.py": ("tests/methods/test_base.py",),
     "lightx2v_sgmd/networks/discriminator_heads.py": (
         "tests/networks/test_discriminator_heads.py",
     ),
@@ -323,14 +335,14 @@ def run_module(path: str, work: Path) -> None:
     print(f"{path}: {len(missing)} of {len(found)} mutants", flush=True)
     for number in missing:
         chosen = reaching(found[number], baseline)
-        begun = time.monotonic()
+        started = time.monotonic()
         outcome = NOT_REACHED
         if chosen:
             limit_s = 30 + 5 * sum(baseline["seconds"].get(test, 0.0) for test in chosen)
             code = run_child(partial(run_mutant, path, number, chosen), log, limit_s)
             outcome = TIMED_OUT if code is None else SURVIVED if code == 0 else KILLED
         row = {**same, "mutant": names[number], "line": found[number].lines[0]}
-        row |= {"outcome": outcome, "seconds": round(time.monotonic() - begun, 2)}
+        row |= {"outcome": outcome, "seconds": round(time.monotonic() - started, 2)}
         with (work / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if outcome in (SURVIVED, NOT_REACHED):

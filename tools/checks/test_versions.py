@@ -31,8 +31,10 @@ TESTS: Final = (
     "tests/system/test_optional_packages.py",
     "tests/infer",
     "tests/weights/test_formats.py",
-    "tests/weights/test_lora.py",
+    "tests/weights/formats",
+    "tests/weights/io/test_quantize.py",
     "tests/distill/test_trainer.py",
+    "tests/distill/test_predictions.py",
     "tests/parallel/test_local.py",
     "tests/parallel/test_precision.py",
     "tests/parallel/test_sequence.py",
@@ -113,7 +115,7 @@ def run_tests(python: Path, release: str, arguments: Sequence[str]) -> Result:
         "faulthandler_exit_on_timeout=true",
     ]
     command += arguments
-    begun, line, last = time.monotonic(), "", "pytest said nothing"
+    started, line, last = time.monotonic(), "", "pytest said nothing"
     # The environment's programs, ninja among them, come first. Its DeepSpeed is built in a folder
     # of its own: the usual one is shared by every PyTorch for one CUDA, and may hold the lock of a
     # build that was killed.
@@ -137,7 +139,7 @@ def run_tests(python: Path, release: str, arguments: Sequence[str]) -> Result:
             print(character, end="", flush=True)
             line = "" if character == "\n" else line + character
             last = line.strip() or last
-    return Result(release, process.returncode == 0, last, (time.monotonic() - begun) / 60)
+    return Result(release, process.returncode == 0, last, (time.monotonic() - started) / 60)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

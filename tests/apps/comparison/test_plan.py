@@ -10,29 +10,16 @@ import pytest
 import torch
 
 from lightx2v_sgmd.apps.comparison.folder import captions, inputs, writing_report
-from lightx2v_sgmd.apps.comparison.plan import Plan, Settings, file_name
+from lightx2v_sgmd.apps.comparison.plan import Settings, file_name
 from lightx2v_sgmd.apps.comparison.planning import make_plan
-from lightx2v_sgmd.apps.comparison.saved import plan_of, saved_plan, write_plan
+from lightx2v_sgmd.apps.comparison.saved import write_plan
 from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.files.latents import write_shard
 from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.outputs.record import NAME as RECORD
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
-from tests.training import PROMPTS, job_file
-
-
-@pytest.fixture
-def job(tiny_teacher: Path, tmp_path: Path) -> Path:
-    """``base_sgmd.yaml``, with another method's job beside it."""
-    written = job_file(tiny_teacher, tmp_path / "jobs")
-    text = written.read_text()
-    base = written.rename(written.with_name("base_sgmd.yaml"))
-    (base.with_name("base_dmd2.yaml")).write_text(
-        text.replace("lr: 1.0e-4", "lr: 3.0e-4").replace("iterations: 5", "iterations: 99")
-        + "method: {name: dmd2, fake_score_updates: 2}\n"
-    )
-    return base
+from tests.training import PROMPTS
 
 
 def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
@@ -128,21 +115,6 @@ def test_the_teachers_row_says_how_it_is_sampled(job: Path, tmp_path: Path) -> N
     assert "with Euler, 50 steps, shift 5, guidance 5" in euler.about_teacher()
 
 
-def test_a_comparison_of_an_earlier_version_goes_on(job: Path, tmp_path: Path) -> None:
-    """It knows neither of the later settings; on the bundled world they are what they were."""
-    overrides = ["data.prompts=sprites"]
-    plan = make_plan(job, tmp_path / "out", overrides=overrides)
-    write_plan(plan)
-    path = plan.out / "comparison.json"
-    saved = json.loads(path.read_text())
-    for key in ("evaluation", "solver"):
-        del saved["settings"][key]
-    path.write_text(json.dumps(saved))
-    assert make_plan(job, tmp_path / "out", overrides=overrides) == plan
-    with pytest.raises(UserError, match="--teacher-solver: euler is not the default"):
-        make_plan(job, plan.out, overrides=overrides, settings=Settings(solver="euler"))
-
-
 def test_a_sweep_has_a_row_for_each_value(job: Path, tmp_path: Path) -> None:
     plan = make_plan(job, tmp_path / "out", sweep="method.lambda=0.05, 0.5")
     assert list(plan.jobs) == ["sgmd lambda=0.05", "sgmd lambda=0.5"]
@@ -156,26 +128,6 @@ def test_the_last_iteration_is_a_snapshot(
 ) -> None:
     plan = make_plan(job, tmp_path / "out", every=every)
     assert plan.snapshots() == (expected or [1, 2, 3, 4, 5])
-
-
-def test_a_worker_reads_its_part_back(job: Path, tmp_path: Path) -> None:
-    plan = make_plan(job, tmp_path / "out", methods=["sgmd", "dmd2"], seeds=2)
-    write_plan(plan)
-    part = plan_of(plan.out, "dmd2", 1)
-    assert part == Plan(plan.out, {"dmd2": plan.jobs["dmd2"]}, (1,), plan.settings)
-    assert list(plan_of(plan.out, "teacher", 0).jobs) == ["sgmd"]
-
-
-def test_a_report_needs_the_folder_alone(job: Path, tmp_path: Path) -> None:
-    plan = make_plan(job, tmp_path / "out", methods=["sgmd", "dmd2"], seeds=3)
-    write_plan(plan)
-    for seed in (0, 2):
-        plan.measurement("teacher", seed, 0).parent.mkdir(parents=True)
-    saved = saved_plan(plan.out)
-    assert saved == Plan(plan.out, plan.jobs, (0, 2), plan.settings)
-    assert list(saved_plan(plan.out, ["dmd2"]).jobs) == ["dmd2"]
-    with pytest.raises(UserError, match="sid is not in the comparison"):
-        saved_plan(plan.out, ["sid"])
 
 
 def test_captions_may_come_from_latents(job: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ if row == "adm":
         sys.exit(130)
     signal.signal(signal.SIGTERM, save)
     (out / "waiting").write_text("")
-    time.sleep(30)
+    time.sleep(900)
 for name in json.loads((out / "outputs.json").read_text())[row]:
     path = pathlib.Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)

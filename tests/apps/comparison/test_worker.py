@@ -40,6 +40,7 @@ def trained(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
     return plan
 
 
+@pytest.mark.slow
 def test_a_run_leaves_snapshots_and_measurements(trained: Plan) -> None:
     assert is_done(trained, Task("sgmd", 0)) and not is_done(trained, Task("sgmd", 1))
     run = trained.run("sgmd", 0)

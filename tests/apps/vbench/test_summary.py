@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightx2v_sgmd.apps.vbench.page import report_page, text_report
+from lightx2v_sgmd.apps.vbench.page import text_report
 from lightx2v_sgmd.apps.vbench.results import Score
 from lightx2v_sgmd.apps.vbench.suite import Suite
 from lightx2v_sgmd.apps.vbench.summary import is_incomplete, summarise
@@ -62,14 +62,3 @@ def test_a_dimension_that_was_not_measured_gives_no_total() -> None:
     assert found["vbench"]["aggregate"]["quality"] is not None
     assert found["vbench"]["not_measured"] == ["scene"]
     assert "Total" in text_report(found) and "not measured: scene" in text_report(found)
-
-
-def test_the_page_says_which_set_up_a_score_belongs_to() -> None:
-    page = report_page(results(color=5))
-    for said in ("longer.txt", "2.13.0", "0.1.5", "2.4.1", "missing videos as 0", "5 of 10"):
-        assert said in page
-    assert "<i>student" not in page and "&lt;i&gt;student" in page
-    plain = summarise(
-        Suite(Path("i.json"), "0", ("a",), ("a",), {"color": 5}), 5, {}, {"weights": "w"}
-    )
-    assert "<td>Prompt augmentation</td><td>none</td>" in report_page(plain)

@@ -43,6 +43,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == 3 * (forward.linear + forward.attention) - inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     "settings",

@@ -23,6 +23,7 @@ from lightx2v_sgmd.system.resources import config_path
 from tests.training import make_job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory_gib",
     [30.0, pytest.param(20.0, marks=pytest.mark.slow), pytest.param(17.0, marks=pytest.mark.slow)],

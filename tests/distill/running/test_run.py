@@ -19,7 +19,6 @@ from distill import distill
 from distill.counting import COUNTS
 from distill.running.recorders import Recorder
 from distill.running.samples import SampleVideos
-from distill.running.signals import STOPPING, stop_on_signal
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files import checkpoint as store
@@ -43,30 +42,6 @@ def finished(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Jo
     job = make_job(tiny_teacher, tmp_path_factory.mktemp("finished"), *settings)
     assert distill(job, quiet=True) == job.output.dir
     return job
-
-
-def test_the_run_folder(finished: Job) -> None:
-    run = finished.output.dir
-    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert lines[0].keys() == {
-        *("step", "fisher", "nr", "rc", "grad_norm", "lr", "exit_step", "seconds", *COUNTS),
-        *("forward_equivalents", "cpu_seconds", "peak_memory_gib"),
-    }
-    assert lines[0]["grad_norm"].keys() == {"student", "fake_score"}
-    assert lines[0]["forwards"]["teacher"] == 2
-    assert 0 < lines[0]["peak_memory_gib"] < 100
-    assert load_job(run / "job.yaml") == finished
-    seen = json.loads((run / "environment.json").read_text())
-    assert seen["packages"]["torch"] == torch.__version__ and seen["processes"] == 1
-    assert list((run / "tensorboard").iterdir())
-    assert sorted(p.name for p in (run / "samples").iterdir()) == [
-        "step_000003",
-        "step_000006",
-    ]
-    videos = sorted((run / "samples" / "step_000006").iterdir())
-    assert [v.name for v in videos] == ["00.mp4", "01.mp4", "02.mp4", "03.mp4"]
-    assert folders(run) == ["step_000004", "step_000006"]
 
 
 def test_the_checkpoint(finished: Job) -> None:
@@ -231,18 +206,6 @@ def test_output_that_is_a_file(tiny_teacher: Path, tmp_path: Path) -> None:
         distill(make_job(tiny_teacher, tmp_path), quiet=True)
 
 
-@pytest.mark.parametrize("number", STOPPING)
-def test_signals_ask_once_and_handlers_come_back(number: int) -> None:
-    before = signal.getsignal(number)
-    with stop_on_signal(quiet=True) as stop:
-        assert not stop()
-        os.kill(os.getpid(), number)
-        assert stop()
-        os.kill(os.getpid(), signal.SIGTERM)  # launchers repeat it
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # Ctrl-C now ends at once
-    assert signal.getsignal(number) == before
-
-
 @pytest.mark.slow
 def test_an_iteration_is_dropped_between_its_micro_batches(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -358,3 +321,27 @@ def test_a_single_file_of_weights_with_its_base(tiny_teacher: Path, tmp_path: Pa
     whole = distill(make_job(tiny_teacher, tmp_path / "whole", "train.iterations=1"), quiet=True)
     single = distill(make_job(tiny_teacher, tmp_path / "single", *named), quiet=True)
     assert read_trace(single) == read_trace(whole)
+
+
+def test_the_run_folder(finished: Job) -> None:
+    run = finished.output.dir
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0].keys() == {
+        *("step", "fisher", "nr", "rc", "grad_norm", "lr", "exit_step", "seconds", *COUNTS),
+        *("forward_equivalents", "cpu_seconds", "peak_memory_gib"),
+    }
+    assert lines[0]["grad_norm"].keys() == {"student", "fake_score"}
+    assert lines[0]["forwards"]["teacher"] == 2
+    assert 0 < lines[0]["peak_memory_gib"] < 100
+    assert load_job(run / "job.yaml") == finished
+    seen = json.loads((run / "environment.json").read_text())
+    assert seen["packages"]["torch"] == torch.__version__ and seen["processes"] == 1
+    assert list((run / "tensorboard").iterdir())
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        "step_000003",
+        "step_000006",
+    ]
+    videos = sorted((run / "samples" / "step_000006").iterdir())
+    assert [v.name for v in videos] == ["00.mp4", "01.mp4", "02.mp4", "03.mp4"]
+    assert folders(run) == ["step_000004", "step_000006"]

@@ -169,6 +169,7 @@ def output(network: Any) -> Tensor:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_dialect_gives_the_update_by_hand(

@@ -39,6 +39,7 @@ def whole(vae: Any, latents: Tensor, frames: list[int]) -> Tensor:
     return video[:, :, frames].transpose(1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [[0], [3], [0, 1, 4, 5], [20, 40], [17, 31, 39, 40]])
 def test_frames_and_gradient_are_those_of_a_whole_decode(vae: Any, frames: list[int]) -> None:
     source = torch.Generator().manual_seed(1)

@@ -24,6 +24,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_file_of_requests_is_made_and_gone_on_with(
     shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_makes_the_video_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_student: Path, what: str
@@ -82,6 +83,7 @@ def test_weights_in_another_place_are_the_same_weights(
     assert again(tmp_path / "copy", tmp_path / "videos") == (1, 0)
 
 
+@pytest.mark.slow
 def test_another_lora_of_the_same_size(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     base = make_student(tmp_path / "base")

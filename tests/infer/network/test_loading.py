@@ -59,6 +59,7 @@ def load(
     return made, meter.live["meta"] / GIB, meter.peak["meta"] / GIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub_id", [BIG, SMALL])
 @pytest.mark.parametrize("kind", ["none", "fp8-storage", "int8", "fp8"])
 def test_loading_takes_the_weights_and_one_block(
@@ -122,6 +123,7 @@ def test_what_is_offloaded_never_meets_on_the_device(monkeypatch: pytest.MonkeyP
     assert weights < meter.peak["cpu"] < 1.05 * (weights + 2 * sizes.block + PIECE_BYTES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub_id", [BIG, SMALL])
 def test_denoising_takes_what_the_plan_says(hub_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_wan(hub_id)

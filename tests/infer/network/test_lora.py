@@ -36,6 +36,7 @@ def latents(path: Path, **options: Any) -> torch.Tensor:
     return load_student(path, **options).generate("a red circle", 3, decode=False, **SIZE).latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True])
 def test_an_exported_lora_on_its_base_is_the_student(
     trained: tuple[Path, Path, Path], merge: bool

@@ -20,6 +20,8 @@ from tests.students import load_student
 from tests.training import make_job, train
 from weights import export
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     "schedule={base: [1000], shift: 1.0, solver: ddim}",
     "video={height: 32, width: 32}",

@@ -89,6 +89,7 @@ def test_a_section_keeps_its_heading() -> None:
     assert "Put the file" not in text and text.endswith("Run it in lightx2v-sgmd or diffusers.\n")
 
 
+@pytest.mark.slow
 def test_the_card_tells_how_to_run_what_runs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

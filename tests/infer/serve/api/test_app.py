@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,121 +24,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from infer.serve.api.app import make_app
-from infer.serve.api.guard import Guard
 from infer.serve.backend import Backend
+from tests.infer.serve.api.clients import client_of, error_of
 from tests.infer.serve.standin import SERVED, WANTED, finish, make_backend
-
-LOCAL = "http://127.0.0.1:8000"
-TOKEN = "0123456789abcdef-token"
-POLICY = "content-security-policy"
-
-
-@pytest.fixture
-def backend(tmp_path: Path) -> Backend:
-    return make_backend(tmp_path / "data", sync_limit_s=0.05, queue_limit=50)
-
-
-def client_of(backend: Backend, token: str | None = None, host: str = "127.0.0.1") -> TestClient:
-    app = Guard(make_app(backend), token, host, backend.options.most_body_bytes)
-    return TestClient(app, base_url=LOCAL, raise_server_exceptions=False)
-
-
-@pytest.fixture
-def client(backend: Backend) -> Iterator[TestClient]:
-    with client_of(backend) as client:
-        yield client
-
-
-def error_of(response: Any, status: int) -> str:
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert set(body) == {"error"} and set(body["error"]) == {"type", "message"}
-    return str(body["error"]["message"])
-
-
-def test_json_and_forms_ask_for_the_same(client: TestClient) -> None:
-    asked = {"prompt": "a fox", "seed": 5, "size": "48x32", "num_frames": 17, "fps": 4}
-    extra = {"seed": 5, "width": 48, "height": 32, "num_frames": 17, "fps": 4}
-    form = {key: (None, str(value)) for key, value in asked.items()}
-    for response in (
-        client.post("/v1/videos", json=asked),
-        client.post("/v1/videos", files=form),
-        client.post("/v1/videos", data={"prompt": "a fox", "extra_params": json.dumps(extra)}),
-    ):
-        assert response.status_code == 200, response.text
-        made = response.json()
-        assert made["object"] == "video" and made["status"] == "queued"
-        assert (made["size"], made["num_frames"], made["fps"]) == ("48x32", 17, 4.0)
-        assert (made["seed"], made["seconds"], made["prompt"]) == (5, "4.25", "a fox")
-
-
-def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
-    made = client.post("/v1/videos", json={"prompt": "x"}).json()
-    assert (made["size"], made["num_frames"], made["fps"]) == ("32x32", 9, 8.0)
-    again = client.post("/v1/videos", json={"prompt": "x"}).json()
-    assert made["seed"] != again["seed"]
-    longer = client.post("/v1/videos", json={"prompt": "x", "seconds": "2"}).json()
-    assert longer["num_frames"] == 17
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_inference_steps": 30}, "distilled for exactly 4 steps"),
-        ({"guidance_scale": 5.0}, "learned its teacher's guidance"),
-        ({"negative_prompt": "blurry"}, "none of"),
-        ({"flow_shift": 3}, "flow shift 8"),
-        ({"generate_sound": True}, "generate_sound: this server has no such thing"),
-        ({"input_reference": "data:..."}, "text alone"),
-        ({"extra_params": {"input_reference": "x"}}, "extra_params.input_reference: is unknown"),
-        ({"image_url": "http://x/a.png"}, "image_url: is not read by this server; leave it out"),
-        ({"lora": 5}, "lora: should be a valid string"),
-        ({"lora": {"name": "x"}}, "lora: 'x' is not served with 'tiny' here"),
-        ({"lora": {"name": "x", "path": "/a"}}, "lora.path: is not read"),
-        ({"lora": {"name": "x", "scale": 0.5}}, "lora.scale: LoRAs are served at strength 1"),
-        ({"lora": "x"}, "with 'tiny' here; it has none; start it with --lora-folder"),
-        ({"extra_params": {"guidance_scale": 2}}, "extra_params.guidance_scale"),
-        ({"extra_params": {"fast": True}}, "extra_params.fast: is unknown"),
-        ({"extra_params": "{"}, "extra_params: is not JSON"),
-        ({"seed": 1, "extra_params": {"seed": 2}}, "one of the two"),
-        ({"sead": 1}, "did you mean seed"),
-        ({"size": "33x32"}, "width: 33 is not divisible by 16"),
-        ({"size": "wide"}, "size: is not WIDTHxHEIGHT"),
-        ({"size": "32x32", "width": 48}, "one of the two"),
-        ({"num_frames": 8}, "use 9"),
-        ({"seconds": "4", "num_frames": 9}, "one of the two"),
-        ({"seconds": "soon"}, "not a number of seconds"),
-        ({"width": 1024, "height": 1024}, "more than the 36,864"),
-        ({"seed": -1}, "seed: should be greater"),
-        ({"seed": True}, "seed: should be a valid integer"),
-        ({"fps": 0}, "fps: should be greater"),
-        ({"prompt": " "}, "prompt: is empty"),
-        ({"prompt": "x" * 5000}, "more than 4,000"),
-        ({"prompt": "a\0b"}, "zero byte"),
-        ({"prompt": "\ud800"}, "unable to parse raw data as a unicode string"),
-        ({"prompt": 5}, "prompt: should be a valid string"),
-    ],
-)
-def test_a_request_that_cannot_be_honoured_is_refused(
-    client: TestClient, backend: Backend, fields: dict[str, Any], message: str
-) -> None:
-    body = json.dumps({"prompt": "x", **fields})
-    headers = {"content-type": "application/json"}
-    assert message in error_of(client.post("/v1/videos", content=body, headers=headers), 400)
-    assert backend.store.counts()["queued"] == 0
-
-
-def test_what_asks_for_nothing_else_is_taken(client: TestClient) -> None:
-    asked = {"prompt": "x", "num_inference_steps": 4, "guidance_scale": 1, "negative_prompt": ""}
-    asked |= {"generate_sound": False, "enable_teacache": None}
-    form = {"prompt": "x", "rollout": "false"}
-    for response in (client.post("/v1/videos", json=asked), client.post("/v1/videos", data=form)):
-        assert response.status_code == 200, response.text
-
-
-def test_an_uploaded_image_is_refused(client: TestClient) -> None:
-    files: Any = {"prompt": (None, "x"), "input_reference": ("a.png", b"\x89PNG", "image/png")}
-    assert "text alone" in error_of(client.post("/v1/videos", files=files), 400)
 
 
 def test_another_model_is_not_found(client: TestClient) -> None:
@@ -209,73 +96,13 @@ def test_a_page_of_the_list(client: TestClient) -> None:
     error_of(client.get("/v1/videos", params={"limit": "all"}), 400)
 
 
-def test_a_token_is_asked_for_everywhere_but_the_page(backend: Backend) -> None:
-    client = client_of(backend, TOKEN, "0.0.0.0")
-    for path in ("/v1/videos", "/metrics", "/openapi.json", "/v1/models", "/nothing"):
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
-            assert "token" in error_of(client.get(path, headers=headers), 401)
-    right = {"authorization": f"Bearer {TOKEN}"}
-    assert client.get("/v1/videos", headers=right).status_code == 200
-    assert client.get("/").status_code == client.get("/health").status_code == 200
-    page = client.get("/docs")
-    assert page.status_code == 200 and "default-src 'none'" in page.headers[POLICY]
-    assert "tiny" not in page.text and "://" not in page.text
-
-
-def test_pages_of_other_sites_are_refused(client: TestClient) -> None:
-    assert "other sites" in error_of(client.get("/v1/videos", headers={"origin": "http://x"}), 403)
-    assert "this machine" in error_of(client.get("/v1/videos", headers={"host": "x.com"}), 403)
-    own = {"origin": LOCAL}
-    response = client.get("/v1/videos", headers=own)
-    assert response.status_code == 200
-    assert not [key for key in response.headers if key.startswith("access-control")]
-
-
-def test_large_bodies_are_refused(client: TestClient) -> None:
-    large = b'{"prompt": "' + b"x" * 2**20 + b'"}'
-    headers = {"content-type": "application/json"}
-    error_of(client.post("/v1/videos", content=large, headers=headers), 413)
-
-    def chunks() -> Iterator[bytes]:
-        for start in range(0, len(large), 65536):
-            yield large[start : start + 65536]
-
-    error_of(client.post("/v1/videos", content=chunks(), headers=headers), 413)
-
-
-@pytest.mark.parametrize("body", [b"[" * 5000, b"[]", b"{", b"\xff", b'{"prompt": NaN}', b""])
-def test_what_is_no_json_object_is_refused(client: TestClient, body: bytes) -> None:
-    headers = {"content-type": "application/json"}
-    error_of(client.post("/v1/videos", content=body, headers=headers), 400)
-
-
-def test_an_error_of_ours_shows_no_traceback(
-    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr(type(backend.store), "page", broken)
-    response = client.get("/v1/videos")
-    assert "internal error" in error_of(response, 500) and "secret" not in response.text
-
-
-def test_the_figures_are_prometheus_text(client: TestClient, backend: Backend) -> None:
-    client.post("/v1/videos", json={"prompt": "x"})
-    client.post("/v1/videos", json={"prompt": "x"})
-    finish(backend)
-    text = client.get("/metrics").text
-    assert 'lightx2v_sgmd_videos{status="queued"} 1\n' in text
-    assert 'lightx2v_sgmd_finished_videos_total{status="completed"} 1\n' in text
-    assert "lightx2v_sgmd_generation_seconds_total 2\n" in text
-
-
 def test_a_server_that_loads_says_so(tmp_path: Path) -> None:
     backend = replace(make_backend(tmp_path / "data"), state=lambda: "loading")
     response = client_of(backend).get("/health")
     assert (response.status_code, response.json()["worker"]) == (503, "loading")
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Requests made from the OpenAPI description, right and wrong ones."""
     served = (replace(SERVED, takes_image="optionally"),)

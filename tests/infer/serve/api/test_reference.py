@@ -27,7 +27,7 @@ from infer.serve.work.maker import Maker
 from infer.serve.work.students import Students
 from infer.serve.work.worker import served_as
 from lightx2v_sgmd.schedule import Schedule
-from tests.infer.serve.api.test_app import LOCAL, error_of
+from tests.infer.serve.api.clients import LOCAL, error_of
 from tests.infer.serve.standin import SERVED, finish, make_backend
 from tests.students import generate, manifest_of
 from tests.tiny import make_tiny_wan

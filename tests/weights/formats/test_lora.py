@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +21,7 @@ from tests.weights import reading
 from tests.weights.conftest import student_tensors, write_checkpoint
 from weights import export, verify
 from weights.export_spec import ExportSpec, Losses
-from weights.formats.comfyui import base_weights
 from weights.formats.registry import FORMATS
-from weights.io.adapters import factorize
 from weights.opening import open_source
 from weights.verify import differences
 
@@ -59,55 +56,6 @@ def report_of(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "losses.json").read_text()))
 
 
-def low_rank(rows: int, columns: int, rank: int, noise: float = 0.0) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, rank, generator=draw)
-    right = torch.randn(rank, columns, generator=draw)
-    return left @ right + noise * torch.randn(rows, columns, generator=draw)
-
-
-def test_factors_of_a_low_rank_matrix_are_exact() -> None:
-    matrix = low_rank(200, 150, 5)
-    factors = factorize(matrix, "blocks.0.x", rank=5)
-    assert factors.up.shape == (200, 5) and factors.down.shape == (5, 150)
-    torch.testing.assert_close(factors.product(), matrix, atol=1e-4, rtol=1e-4)
-
-
-def test_randomized_factors_lose_what_the_best_ones_lose() -> None:
-    """Eckart and Young: no rank-8 product is closer than the truncated SVD."""
-    matrix = low_rank(300, 200, 20, noise=0.5)
-    factors = factorize(matrix, "a", rank=8)
-    best = torch.linalg.svdvals(matrix)[8:].norm().item()
-    assert (factors.product() - matrix).norm().item() == pytest.approx(best, rel=1e-3)
-
-
-@pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
-def test_energy_takes_the_least_rank_that_holds_it(energy: float) -> None:
-    matrix = low_rank(300, 200, 40, noise=0.3)
-    factors = factorize(matrix, "a", energy=energy)
-    squares = torch.linalg.svdvals(matrix).double() ** 2
-    held = squares.cumsum(0) / squares.sum()
-    least = int((held < energy).sum()) + 1
-    assert least <= factors.rank <= least + 1  # the randomized values are a hair too small
-    lost = (factors.product() - matrix).norm() ** 2 / matrix.norm() ** 2
-    assert 1 - lost.item() >= energy - 1e-4
-
-
-def test_the_global_generator_is_left_alone_and_the_seed_is_the_name() -> None:
-    matrix = low_rank(300, 200, 40, noise=0.3)
-    torch.manual_seed(3)
-    first = factorize(matrix, "a", rank=4)
-    drawn = torch.rand(1)
-    torch.manual_seed(3)
-    assert torch.equal(drawn, torch.rand(1))
-    assert torch.equal(first.up, factorize(matrix, "a", rank=4).up)
-
-
-def test_nothing_changed_gives_zeros() -> None:
-    factors = factorize(torch.zeros(30, 20), "a", energy=0.9)
-    assert not factors.product().any() and factors.rank == 1
-
-
 def test_the_workflow_names_the_files_of_this_network(exports: Any) -> None:
     out = exports(rank=4)
     nodes = json.loads((out / "workflow_api.json").read_text()).values()
@@ -116,22 +64,6 @@ def test_the_workflow_names_the_files_of_this_network(exports: Any) -> None:
     assert re.fullmatch(
         r"teacher_sgmd_4step_[a-z0-9]+_pytorch_lora_weights\.safetensors", inputs["lora_name"]
     )
-
-
-@pytest.mark.parametrize(
-    ("width", "layers", "file"),
-    [(1536, 30, "wan2.1_t2v_1.3B_bf16"), (5120, 40, "wan2.1_t2v_14B_bf16"), (48, 2, "mine")],
-)
-def test_the_teachers_file_follows_from_its_size(width: int, layers: int, file: str) -> None:
-    config = {"num_attention_heads": 2, "attention_head_dim": width // 2, "num_layers": layers}
-    model = SimpleNamespace(transformer_config=config)
-    about = SimpleNamespace(teacher="me/Mine-Diffusers", base="me/Mine-Diffusers")
-    source = SimpleNamespace(model=model, about=about)
-    spec: Any = SimpleNamespace(source=source, part="")
-    assert base_weights(spec) == f"{file}.safetensors"
-    low: Any = SimpleNamespace(source=source, part="low_noise")
-    pair = "wan2.2_t2v_low_noise_14B_fp16" if width == 5120 else "mine_low_noise"
-    assert base_weights(low) == f"{pair}.safetensors"
 
 
 def test_names_and_content(exports: Any) -> None:
@@ -251,6 +183,7 @@ def test_boasting_reports_are_found(exports: Any) -> None:
     assert any(line.startswith("a forward pass is off by") for line in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"rank": 4}, {"rank": 4, "names": "diffusers"}])
 def test_the_error_of_the_whole_rollout_is_reported_by_program(
     exports: Any, options: dict[str, Any]

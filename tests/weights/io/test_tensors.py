@@ -19,6 +19,7 @@ from weights.io import network, tensors
 from weights.opening import open_source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "dtype"), [("diffusers", None), ("wan", "fp8")])
 def test_only_a_few_tensors_are_in_memory_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, dtype: str | None
