@@ -132,7 +132,6 @@ TOGETHER = {
     ),
     "weights/test_formats.py": ("weights/io/shared.py",),
     "weights/test_opening.py": ("weights/io/source.py",),
-    "weights/test_verify.py": ("weights/io/probe.py",),
     "weights/io/test_tensors.py": ("weights/io/network.py",),
 }
 ELSEWHERE = {module: test for test, modules in TOGETHER.items() for module in modules}

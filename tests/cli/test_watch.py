@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +33,8 @@ def test_options_are_passed_on_and_the_address_is_printed(
 ) -> None:
     calls: list[tuple[object, ...]] = []
 
-    def watch(run: Path, *options: object) -> None:
-        *given, started = options
-        calls.append((run, *given))
-        assert isinstance(started, Callable)  # type: ignore[arg-type]
+    def watch(run: Path, host: str, port: int, token: Path | None, started: Any) -> None:
+        calls.append((run, host, port, token))
         started("http://it")
 
     monkeypatch.setattr(watching, "watch", watch)

@@ -12,7 +12,7 @@ import torch
 from lightx2v_sgmd.apps.comparison.folder import captions, inputs, writing_report
 from lightx2v_sgmd.apps.comparison.plan import Settings, file_name
 from lightx2v_sgmd.apps.comparison.planning import make_plan
-from lightx2v_sgmd.apps.comparison.saved import write_plan
+from lightx2v_sgmd.apps.comparison.saved import saved_plan, write_plan
 from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.files.latents import write_shard
 from lightx2v_sgmd.files.prompts import read_prompts
