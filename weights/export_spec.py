@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor
 
 from weights.formats.layout import Layout
+from weights.io.probe import fits_in_memory
 from weights.io.source import ExportSource
 from weights.io.tensors import FileTensors
 
@@ -70,6 +71,11 @@ class ExportSpec:
             return [self]
         # Each network has evaluations of its own.
         return [self, replace(self, source=second, expert=1, probed={})]
+
+    @cached_property
+    def keeps_network(self) -> bool:
+        """True if the memory holds the network while it is evaluated; asked once in an export."""
+        return fits_in_memory(self.source.model)
 
     def losses_of(self, losses: Losses) -> Losses:
         """This network's part of what ``Losses.of_experts`` joined under the names of ``part``."""

@@ -18,7 +18,7 @@ from weights.formats.layout import read_finite
 from weights.formats.programs import COMFYUI, LIGHTX2V, refusal
 from weights.io.adapters import StackedAdapters, StoredAdapters, diffusers_takes
 from weights.io.lora_names import NAMES, PORTABLE
-from weights.io.probe import Probe, fits_in_memory
+from weights.io.probe import Probe
 from weights.io.quantize import norm, relative_error
 from weights.io.tensors import Adapters, MergedTensors, Tensors
 
@@ -79,7 +79,7 @@ def programs_of(spec: ExportSpec) -> dict[str, bool]:
 
 def passes(spec: ExportSpec) -> tuple[int, int]:
     """How often the weights of a network are read to measure what is lost, and to verify it."""
-    each = 1 if fits_in_memory(spec.source.model) else 1 + len(spec.source.schedule)
+    each = 1 if spec.keeps_network else 1 + len(spec.source.schedule)
     measured = 1 + (2 if all(programs_of(spec).values()) else 3) * each
     return measured, 2
 
@@ -185,7 +185,7 @@ def forward_error(
 
 def run_student(spec: ExportSpec, tensors: Tensors, advance: Advance) -> tuple[Tensor, Tensor]:
     """One evaluation of a network, and the latents after the student's steps."""
-    probe = probe_of(spec, tensors, advance, keep=fits_in_memory(spec.source.model))
+    probe = probe_of(spec, tensors, advance, keep=spec.keeps_network)
     try:
         return probe.forward(), probe.rollout(spec.source.schedule)
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.tiny import make_tiny_wan
+from weights.export_spec import ExportSpec
+from weights.formats.registry import FORMATS
 from weights.io.probe import Probe
 
 
@@ -43,3 +47,12 @@ def test_a_released_probe_holds_no_weights(
         assert {ref() is not None for ref in kept} == {False}
     finally:
         gc.enable()
+
+
+def test_the_memory_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs come and go; the progress bar counts on one answer."""
+    answers = iter([False, True])
+    monkeypatch.setattr("weights.export_spec.fits_in_memory", lambda model: next(answers))
+    source: Any = SimpleNamespace(model=None)
+    spec = ExportSpec(source, FORMATS["lora"], "bf16", Path("out"))
+    assert [spec.keeps_network, spec.keeps_network] == [False, False]
