@@ -57,7 +57,7 @@ def test_the_pages_tables_are_the_results_rounded(first: str, folder: str) -> No
     own, methods = read_results(folder)["rows"], read_results("methods")["rows"]
     compared = 0
     for name, head, text in cells_of((RESULTS / "README.md").read_text("utf-8"), first):
-        label = f"sgmd lambda={name}" if first == "lambda" else re.split(r"[ ,]", name)[0]
+        label = f"sgmd lambda={name}" if first == "lambda" else re.split(r",| \(", name)[0]
         row = own.get(label) or methods[label]
         if text:
             found = (row.get("cost", {}) | row["equal_iterations"])[KEYS[head]]
