@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import loras_of
 from lightx2v_sgmd.families.inspection.loras import lora_at
 from lightx2v_sgmd.families.teacher import open_own_models, open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
+from lightx2v_sgmd.files.expert_files import expert_of_file
 from lightx2v_sgmd.files.manifest import (
     FILE_NAME,
     Manifest,
@@ -83,25 +85,34 @@ def open_source(
         student_tensors(checkpoint, averaged, expert.model, lora, number)
         for number, expert in enumerate(model.experts)
     ]
-    tensors, adapters, carried = opened[0]
+    tensors, _, carried = opened[0]
     if carried is not None and carried != job.schedule:
         raise UserError(
             f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
             f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
     run = checkpoint.parent.parent
-    changes: StackedAdapters | TrainedAdapters | None = adapters
+    changes: list[StackedAdapters | TrainedAdapters | None] = [each[1] for each in opened]
     if relative_to != BASE:
         about = _above_fine_tune(about, model)
-    elif adapters is not None and model.loras:
-        changes = StackedAdapters.of(adapters, model)
-    source = ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes)
+    else:
+        changes = [
+            _of_base(trained, expert.model)
+            for (_, trained, _), expert in zip(opened, model.experts, strict=True)
+        ]
+    source = ExportSource(checkpoint, tensors, model, about, job_file, _metrics(run), changes[0])
     if len(opened) == 1:
         return source
-    theirs, beside, _ = opened[1]
     low_noise = model.experts[1].model
-    second = replace(source, tensors=theirs, adapters=beside, model=low_noise)
+    second = replace(source, tensors=opened[1][0], adapters=changes[1], model=low_noise)
     return replace(source, second=second)
+
+
+def _of_base(
+    trained: TrainedAdapters | None, model: Model
+) -> StackedAdapters | TrainedAdapters | None:
+    """Adapters as changes of a network without its LoRAs; see ``StackedAdapters.of``."""
+    return StackedAdapters.of(trained, model) if trained is not None and model.loras else trained
 
 
 def _above_fine_tune(about: Manifest, model: Model) -> Manifest:
@@ -115,12 +126,21 @@ def _above_fine_tune(about: Manifest, model: Model) -> Manifest:
             f"relative-to: the student started from {about.student_base} and not from the teacher; "
             "use --relative-to base"
         )
-    if not model.loras:
+    loras = loras_of(model.experts)
+    if not loras:
         raise UserError(
             "relative-to: the teacher of this run has no LoRAs (teacher.loras), so it is the base; "
             "leave the option out"
         )
-    return replace(about, loras=tuple(f"{x.path.name}:{x.strength:g}" for x in model.loras))
+    pair = len(model.experts) > 1
+    return replace(about, loras=tuple(f"{_name(x.path, pair)}:{x.strength:g}" for x in loras))
+
+
+def _name(lora: Path, pair: bool) -> str:
+    """A LoRA file's name, with its folder's where only that says which of two experts it is for."""
+    if pair and expert_of_file(Path(lora.name)) is None:
+        return f"{lora.parent.name}/{lora.name}"
+    return lora.name
 
 
 def _about(job: Job, step: int, averaged: bool, model: Model) -> Manifest:
@@ -147,14 +167,16 @@ def _exported(folder: Path) -> ExportSource:
     changed = changed_files(folder, about.sha256)
     if changed:
         raise UserError(f"{folder}: {changed[0]}; it is damaged, export the weights again")
+    written_in = format_named(about.format)
     if about.loras:
+        own = [written_in.weight_files(folder, n) for n in range(written_in.expert_count(folder))]
         files = " ".join(f"--lora {text}" for text in about.loras)
+        above = " ".join(f"--lora {each[0].parent}" for each in own)
         raise UserError(
             f"{folder}: holds adapters for {about.base} with {', '.join(about.loras)} merged into "
             f"it, which are not in it; run it as `lightx2v-sgmd generate --weights {about.base} "
-            f"{files} --lora {folder}`, or export the run with --relative-to base"
+            f"{files} {above}`, or export the run with --relative-to base"
         )
-    written_in = format_named(about.format)
     job_file = folder / "job.yaml"
     model = written_in.open_model(folder, lambda: teacher_of(about, job_file))
     sources: list[ExportSource] = []

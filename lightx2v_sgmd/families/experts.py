@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.interpolants import STEPS
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def boundary_of(experts: Sequence[Expert]) -> float | None:
     The first expert serves the times next to noise.
     """
     return experts[0].low if len(experts) > 1 else None
+
+
+def loras_of(experts: Sequence[Expert]) -> tuple[WeightedLora, ...]:
+    """The LoRA files that are merged into the networks, those of the first expert first."""
+    return tuple(lora for expert in experts for lora in expert.model.loras)
 
 
 def expert_at(boundary: float | None, time: Tensor | float) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.experts import boundary_of
+from lightx2v_sgmd.families.experts import boundary_of, loras_of
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.interpolants import Interpolant
@@ -55,7 +55,7 @@ def open_own_models(job: Job, teacher: Model) -> dict[str, Model]:
     for role, settings in (("student", job.student), ("fake_score", job.fake_score)):
         if settings.path is None or role not in job.method.roles:
             continue
-        if settings.path == teacher.path and not teacher.loras:
+        if settings.path == teacher.path and not loras_of(teacher.experts):
             continue
         try:
             model = open_model(settings.path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.experts import loras_of
 from lightx2v_sgmd.families.sources.parts import Part
 from lightx2v_sgmd.outputs import content_hashes
 
@@ -32,9 +33,8 @@ def weights_digest(model: Model, *parts: Part) -> str:
     for content in content_hashes(files):
         digest.update(content.encode())
     if "transformer" in parts:
-        for lora, content in zip(
-            model.loras, content_hashes([lora.path for lora in model.loras]), strict=True
-        ):
+        loras = loras_of(model.experts)
+        for lora, content in zip(loras, content_hashes([lora.path for lora in loras]), strict=True):
             digest.update(f"{content} {lora.strength}".encode())
     return digest.hexdigest()
 

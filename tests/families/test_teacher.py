@@ -23,6 +23,7 @@ from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
+from tests.tiny import make_tiny_experts
 from tests.training import job_file, make_job, needs_deepspeed, read_trace, train, weights_of
 from weights import export
 
@@ -209,3 +210,68 @@ def test_relative_to_needs_a_fine_tune(tiny_teacher: Path, tmp_path: Path) -> No
         export(run, "lora", tmp_path / "out", relative_to="both", quiet=True)
     with pytest.raises(UserError, match=r"relative-to: belong to --format lora"):
         export(run, "diffusers", tmp_path / "out", relative_to="base", quiet=True)
+
+
+def pair_of_loras(folder: Path, base: Mapping[str, Tensor]) -> list[Path]:
+    """A file for each of two experts, whose names say which; each changes one layer."""
+    files = []
+    for number, name in enumerate(("style_high_noise", "low_noise/style")):
+        draw = torch.Generator().manual_seed(number)
+        out, into = base["blocks.0.attn1.to_q.weight"].shape
+        layer = "transformer.blocks.0.attn1.to_q"
+        file = folder / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        tensors = {
+            f"{layer}.lora_A.weight": torch.randn(3, into, generator=draw),
+            f"{layer}.lora_B.weight": 0.1 * torch.randn(out, 3, generator=draw),
+        }
+        save_file(tensors, file)
+        files.append(file)
+    return files
+
+
+def test_two_experts_have_files_of_their_own(tmp_path: Path) -> None:
+    """Trained from, exported for the base model, and exported to go on top of the files."""
+    teacher = make_tiny_experts(tmp_path / "pair")
+    plain = open_wan(teacher)
+    before = [expert.model.load_transformer().state_dict() for expert in plain.experts]
+    files = pair_of_loras(tmp_path, before[0])
+    setting = f"teacher.loras=['{files[1]}', '{files[0]}:{STRENGTH}']"
+    trained = ["student.train=lora", "student.lora.rank=4", "train.iterations=2", "train.ema=0"]
+    job = make_job(teacher, tmp_path, setting, *trained)
+    model = open_teacher(job.teacher)
+    for expert, weights, file, strength in zip(
+        model.experts, before, files, (STRENGTH, 1.0), strict=True
+    ):
+        stored = load_file(file)
+        pair = (stored[f"transformer.blocks.0.attn1.to_q.lora_{kind}.weight"] for kind in "BA")
+        weights["blocks.0.attn1.to_q.weight"] += strength * torch.mm(*pair)
+        for name, value in expert.model.load_transformer().state_dict().items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6, msg=name)
+    digests = {weights_digest(each, "transformer") for each in (plain, model)}
+    assert len(digests) == 2
+
+    run = train(job)
+    options: Any = {"dtype": "fp32", "quiet": True}
+    whole = open_wan(export(run, "diffusers", tmp_path / "whole", **options))
+    alone = export(run, "lora", tmp_path / "alone", **options)
+    again = open_wan(export(alone, "diffusers", tmp_path / "again", **options))
+    above = export(run, "lora", tmp_path / "above", relative_to="teacher", **options)
+    own = [WeightedLora(above / f"{part}_noise_model") for part in ("high", "low")]
+    on_top = open_wan(teacher).with_loras([*job.teacher.lora_files, *own])
+    for number, expert in enumerate(whole.experts):
+        expected = expert.model.load_transformer().state_dict()
+        for found in (again, on_top):
+            state = found.experts[number].model.load_transformer().state_dict()
+            for name, tensor in expected.items():
+                torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+    said = read_manifest(above).loras  # type: ignore[union-attr]
+    assert said == (f"style_high_noise.safetensors:{STRENGTH}", "low_noise/style.safetensors:1")
+    with pytest.raises(UserError, match="--lora .*above/high_noise_model --lora .*above/low_noise"):
+        export(above, "diffusers", tmp_path / "more", quiet=True)
+
+
+def test_a_file_that_names_no_expert_is_refused(tmp_path: Path, lora: Path) -> None:
+    job = make_job(make_tiny_experts(tmp_path / "pair"), tmp_path, setting(lora))
+    with pytest.raises(UserError, match=r"teacher\.loras: .*style.* which of the two experts"):
+        open_teacher(job.teacher)

@@ -229,15 +229,25 @@ class WanModel(DiffusersModel):
     def with_loras(self, loras: Sequence[WeightedLora]) -> WanModel:
         """The same model with LoRA files merged into its transformer; reads no weights.
 
+        Of two experts each gets the files that have its name in theirs.
+
         Raises:
-            UserError: a file is missing, damaged, or no LoRA for this network.
+            UserError: a file is missing, damaged, or no LoRA for this network, or does not say for
+                which of two experts it is.
         """
-        if loras and self.low_noise is not None:
-            raise UserError(
-                f"lora: {self.path} has two experts, and a LoRA is of one of them; give LoRAs to "
-                "models with one network only"
-            )
-        return super().with_loras(loras)
+        if self.low_noise is None:
+            return super().with_loras(loras)
+        by_expert: tuple[list[WeightedLora], list[WeightedLora]] = ([], [])
+        for lora in loras:
+            if lora.expert is None:
+                raise UserError(
+                    f"lora: {lora.path} does not say which of the two experts of {self.path} it is "
+                    "for; rename the file or its folder so that it has high_noise or low_noise in "
+                    "its name"
+                )
+            by_expert[lora.expert].append(lora)
+        low_noise = self.low_noise.with_loras(by_expert[1])
+        return replace(super().with_loras(by_expert[0]), low_noise=low_noise)
 
     @property
     def embedding_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
