@@ -21,7 +21,7 @@ def original_config(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "_class_name": "WanModel",
         "_diffusers_version": "0.30.0",
-        "model_type": "t2v",
+        "model_type": "t2v" if config["in_channels"] == config["out_channels"] else "i2v",
         "text_len": 512,
         "dim": heads * head_dim,
         "num_heads": heads,

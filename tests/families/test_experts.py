@@ -21,7 +21,7 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.original import write_original
 from tests.stock import stock_pipe
-from tests.tiny import make_tiny_experts
+from tests.tiny import Kind, make_tiny_experts
 
 PROMPT = "a red circle moving left"
 SIZE = (32, 32, 5)
@@ -96,8 +96,11 @@ def test_the_guided_teacher_equals_stock_diffusers(
     assert (same - stock).abs().max() > 1e-3  # the second expert's own guidance counts
 
 
-def test_the_original_layout_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    ours = open_wan(folder)
+@pytest.mark.parametrize(("kind", "boundary"), [("text", 0.875), ("image latents", 0.9)])
+def test_the_original_layout_gives_the_same_weights(
+    tmp_path: Path, kind: Kind, boundary: float
+) -> None:
+    ours = open_wan(make_tiny_experts(tmp_path / "model", boundary, kind))
     released = tmp_path / "released"
     for number, name in enumerate(("high_noise_model", "low_noise_model")):
         expert = ours.experts[number].model
@@ -108,6 +111,8 @@ def test_the_original_layout_gives_the_same_weights(folder: Path, tmp_path: Path
             part.rename(released / part.name)
     model = open_wan(released)
     assert [expert.name for expert in model.experts] == ["high-noise", "low-noise"]
+    assert boundary_of(model.experts) == boundary
+    assert model.takes_image == ("never" if kind == "text" else "always")
     for theirs, mine in zip(model.experts, ours.experts, strict=True):
         read, expected = theirs.model.transformer_weights(), mine.model.transformer_weights()
         name = "blocks.0.attn1.to_q.weight"

@@ -19,10 +19,12 @@ from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import NetworkFormat
 from weights.formats.comfyui_workflow import (
+    CLIP,
     TEXT_ENCODER,
     VAE,
     WORKFLOW_API_FILE,
     WORKFLOW_FILE,
+    StartImage,
     pair_workflow,
     to_ui,
     workflow,
@@ -30,7 +32,7 @@ from weights.formats.comfyui_workflow import (
 from weights.formats.layout import Layout
 from weights.formats.programs import COMFYUI as COMFYUI_PROGRAM
 from weights.formats.programs import section
-from weights.formats.wan import high_noise_steps, refuse_images
+from weights.formats.wan import high_noise_steps, short_task
 from weights.io.json_files import json_problems, write_json
 from weights.io.network import network_problems, write_network
 from weights.io.quantize import COMFYUI, COMFYUI_LEGACY, FP8, is_8_bit
@@ -39,14 +41,16 @@ PREFIX: Final = "model.diffusion_model."
 """The prefix that ComfyUI's Load Diffusion Model strips (docs/decisions/006-comfyui-names.md)."""
 
 _PUBLISHED: Final = {
-    (1536, 30): "wan2.1_t2v_1.3B_bf16.safetensors",
-    (5120, 40): "wan2.1_t2v_14B_bf16.safetensors",
+    ("t2v", 1536, 30): "wan2.1_t2v_1.3B_bf16.safetensors",
+    ("t2v", 5120, 40): "wan2.1_t2v_14B_bf16.safetensors",
+    ("i2v", 5120, 40): "wan2.1_i2v_480p_14B_bf16.safetensors",
 }
-"""Names of Comfy-Org's files of Wan2.1, by the network's width and number of layers."""
+"""Names of Comfy-Org's files of Wan2.1, by task and the network's width and number of layers."""
 _PUBLISHED_PAIRS: Final = {
-    (5120, 40): "wan2.2_t2v_{part}_14B_fp16.safetensors",
+    ("t2v", 5120, 40): "wan2.2_t2v_{part}_14B_fp16.safetensors",
+    ("i2v", 5120, 40): "wan2.2_i2v_{part}_14B_fp16.safetensors",
 }
-"""Names of Comfy-Org's files of Wan2.2-T2V-A14B, by the same and by expert."""
+"""Names of Comfy-Org's files of Wan2.2-A14B, by the same and by expert."""
 _ONE_FILE: Final = "1000000GB"
 _USAGE: Final = """\
 ## ComfyUI
@@ -55,7 +59,7 @@ Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
 (`{text_encoder}`) into `models/text_encoders` and its VAE (`{vae}`) into
 `models/vae`, and open `{workflow}`: shift {shift:g}, {sampler}, simple, {count} steps, cfg 1.
 `workflow_api.json` is the same for the HTTP API.
-{versions}"""
+{image}{versions}"""
 _USAGE_OF_PAIR: Final = """\
 ## ComfyUI
 
@@ -64,7 +68,14 @@ Put `{weights}` into `ComfyUI/models/diffusion_models`, Wan2.1's text encoder
 `models/vae`, and open `{workflow}`: shift {shift:g}, {sampler}, simple, {count} steps, cfg 1. The
 first {high_noise_steps} steps load the high-noise file, the others the low-noise file.
 `workflow_api.json` is the same for the HTTP API.
-{versions}"""
+{image}{versions}"""
+_IMAGE: Final = """\
+The node Load Image takes the image that the video starts from; what does not fit the video's shape
+is cut off.
+"""
+_CLIP: Final = """\
+CLIP's vision encoder (`{clip}`) goes into `models/clip_vision`.
+"""
 _VERSIONS: Final = {
     "fp8": "These 8-bit weights need ComfyUI of December 2025 or newer; `--dtype fp8-legacy`\n"
     "writes the form before that.\n",
@@ -86,7 +97,6 @@ class ComfyuiFormat(NetworkFormat):
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
         check_even(spec.source.schedule)
-        refuse_images(spec, self.name)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""
@@ -124,6 +134,7 @@ class ComfyuiFormat(NetworkFormat):
             high_noise_steps=high_noise_steps(spec),
             text_encoder=TEXT_ENCODER,
             vae=VAE,
+            image=image_usage(spec.source.model),
             workflow=WORKFLOW_FILE,
             sampler=spec.source.schedule.comfyui_sampler(),
         )
@@ -181,16 +192,15 @@ def teacher_name(spec: ExportSpec) -> str:
 
 def base_weights(spec: ExportSpec) -> str:
     """The teacher's file in ``models/diffusion_models``, as Comfy-Org names it for its size."""
-    config = spec.source.model.transformer_config
-    size = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    layers = int(config["num_layers"])
+    model = spec.source.model
+    network = short_task(model), model.width, model.num_blocks
     if spec.part:
-        published = _PUBLISHED_PAIRS.get((size, layers))
+        published = _PUBLISHED_PAIRS.get(network)
         return (published or f"{plain_name(teacher_name(spec))}_{{part}}.safetensors").format(
             part=spec.part
         )
-    published = _PUBLISHED.get((size, layers))
-    return published or f"{plain_name(teacher_name(spec))}.safetensors"
+    published = _PUBLISHED.get(network, f"{plain_name(teacher_name(spec))}.safetensors")
+    return published.replace("480p", "720p") if "720p" in teacher_name(spec) else published
 
 
 def plain_name(name: str) -> str:
@@ -201,10 +211,25 @@ def plain_name(name: str) -> str:
 def _workflows(spec: ExportSpec) -> Mapping[str, Mapping[str, Any]]:
     files = [f"{stem(each)}.safetensors" for each in spec.experts]
     if len(files) == 1:
-        api = workflow(spec.source.about, weights=files[0])
+        api = workflow(spec.source.about, files[0], image=start_image(spec.source.model))
     else:
-        api = pair_workflow(spec.source.about, (files[0], files[1]), high_noise_steps(spec))
+        pair, steps = (files[0], files[1]), high_noise_steps(spec)
+        api = pair_workflow(spec.source.about, pair, steps, image=start_image(spec.source.model))
     return {WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
+
+
+def start_image(model: Model) -> StartImage:
+    """The part that an image has in a model's workflow."""
+    if model.takes_image != "always":
+        return "none"
+    return "latents and clip" if "image_encoder" in model.image_encoder_parts else "latents"
+
+
+def image_usage(model: Model) -> str:
+    """A card's sentences on the image that videos start from; empty for a text-to-video model."""
+    image = start_image(model)
+    clip = _CLIP.format(clip=CLIP) if image == "latents and clip" else ""
+    return "" if image == "none" else _IMAGE + clip
 
 
 def check_even(schedule: Schedule) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from lightx2v_sgmd.files.manifest import Manifest
 
@@ -14,8 +14,14 @@ WORKFLOW_API_FILE: Final = "workflow_api.json"
 WORKFLOW_FILE: Final = "workflow.json"
 TEXT_ENCODER: Final = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 VAE: Final = "wan_2.1_vae.safetensors"
-"""The names under which Comfy-Org publishes Wan2.1's text encoder and VAE."""
+CLIP: Final = "clip_vision_h.safetensors"
+"""The names under which Comfy-Org publishes Wan2.1's text encoder, VAE and image encoder."""
 
+StartImage = Literal["none", "latents", "latents and clip"]
+"""How a network sees the image that a video starts from."""
+
+IMAGE: Final = "example.png"
+"""The image that ComfyUI has in its folder ``input``."""
 PROMPT: Final = "A cat walks on the grass, realistic style."
 
 # Inputs that are wires and their types, inputs that are set in the node in the editor's order, and
@@ -28,6 +34,24 @@ _NODES: Final[Mapping[str, tuple[Mapping[str, str], tuple[str, ...], tuple[str, 
     "ModelSamplingSD3": ({"model": "MODEL"}, ("shift",), ("MODEL",)),
     "CLIPTextEncode": ({"clip": "CLIP"}, ("text",), ("CONDITIONING",)),
     "EmptyHunyuanLatentVideo": ({}, ("width", "height", "length", "batch_size"), ("LATENT",)),
+    "LoadImage": ({}, ("image", "upload"), ("IMAGE", "MASK")),
+    "CLIPVisionLoader": ({}, ("clip_name",), ("CLIP_VISION",)),
+    "CLIPVisionEncode": (
+        {"clip_vision": "CLIP_VISION", "image": "IMAGE"},
+        ("crop",),
+        ("CLIP_VISION_OUTPUT",),
+    ),
+    "WanImageToVideo": (
+        {
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "vae": "VAE",
+            "clip_vision_output": "CLIP_VISION_OUTPUT",
+            "start_image": "IMAGE",
+        },
+        ("width", "height", "length", "batch_size"),
+        ("CONDITIONING", "CONDITIONING", "LATENT"),
+    ),
     "KSampler": (
         {
             "model": "MODEL",
@@ -63,7 +87,8 @@ _NODES: Final[Mapping[str, tuple[Mapping[str, str], tuple[str, ...], tuple[str, 
     "CreateVideo": ({"images": "IMAGE"}, ("fps",), ("VIDEO",)),
     "SaveVideo": ({"video": "VIDEO"}, ("filename_prefix", "format", "codec"), ()),
 }
-_EDITOR_ONLY: Final = {"control_after_generate": "fixed"}
+_EDITOR_ONLY: Final = {"control_after_generate": "fixed", "upload": "image"}
+_OPTIONAL: Final = {"clip_vision_output"}
 _WIDTH: Final = 330
 _LINE: Final = 28
 """Height of a slot or a setting, as the editor's newer and taller nodes draw them."""
@@ -73,14 +98,41 @@ _TEXT: Final = 120
 _GAP: Final = 60
 
 
-def workflow(about: Manifest, weights: str, lora: str | None = None) -> dict[str, Any]:
-    """Text to video in the student's steps, without guidance.
+def workflow(
+    about: Manifest, weights: str, lora: str | None = None, image: StartImage = "none"
+) -> dict[str, Any]:
+    """Text, or an image and a text, to video in the student's steps, without guidance.
 
     Args:
         about: The student.
         weights: File in ``models/diffusion_models``.
         lora: File in ``models/loras`` that is applied to it, if any.
+        image: How the network sees the image that the video starts from.
     """
+    nodes = _text_to_video(about, weights, lora)
+    if image != "none":
+        _start_from_image(nodes, with_clip=image == "latents and clip")
+    return nodes
+
+
+def _start_from_image(nodes: dict[str, Any], with_clip: bool) -> None:
+    """Puts an image before a workflow's empty latents, and before its sampler's conditioning."""
+    size = nodes["7"]["inputs"]
+    wires: dict[str, Any] = {"start_image": ["17", 0]}
+    nodes["17"] = _node("LoadImage", image=IMAGE)
+    if with_clip:
+        nodes["18"] = _node("CLIPVisionLoader", clip_name=CLIP)
+        nodes["19"] = _node(
+            "CLIPVisionEncode", clip_vision=["18", 0], image=["17", 0], crop="center"
+        )
+        wires["clip_vision_output"] = ["19", 0]
+    nodes["7"] = _node(
+        "WanImageToVideo", positive=["5", 0], negative=["6", 0], vae=["3", 0], **wires, **size
+    )
+    nodes["8"]["inputs"] |= {"positive": ["7", 0], "negative": ["7", 1], "latent_image": ["7", 2]}
+
+
+def _text_to_video(about: Manifest, weights: str, lora: str | None) -> dict[str, Any]:
     video, schedule = about.video, about.schedule
     nodes: dict[str, Any] = {
         "1": _node("UNETLoader", unet_name=weights, weight_dtype="default"),
@@ -129,6 +181,7 @@ def pair_workflow(
     weights: tuple[str, str],
     high_noise_steps: int,
     loras: tuple[str, str] | None = None,
+    image: StartImage = "none",
 ) -> dict[str, Any]:
     """The same for a student of two experts: two loaders, and a sampler for each expert's steps.
 
@@ -139,18 +192,20 @@ def pair_workflow(
         weights: Files of the high-noise and of the low-noise expert in ``models/diffusion_models``.
         high_noise_steps: The number of steps of the high-noise expert.
         loras: Files in ``models/loras`` that are applied to them, if any.
+        image: How the networks see the image that the video starts from.
     """
     first, second = loras or (None, None)
-    nodes = workflow(about, weights[0], first)
+    nodes = workflow(about, weights[0], first, image)
+    sampler = nodes.pop("8")["inputs"]
     alone = {
         key: value
-        for key, value in nodes.pop("8")["inputs"].items()
+        for key, value in sampler.items()
         if key not in ("model", "latent_image", "seed", "denoise")
     }
     nodes["8"] = _node(
         "KSamplerAdvanced",
         model=["4", 0],
-        latent_image=["7", 0],
+        latent_image=sampler["latent_image"],
         add_noise="enable",
         noise_seed=0,
         start_at_step=0,
@@ -183,7 +238,8 @@ def pair_workflow(
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:
     wires, settings, _ = _NODES[kind]
-    assert {*wires, *settings} - set(_EDITOR_ONLY) == set(inputs), kind
+    needed = {*wires, *settings} - set(_EDITOR_ONLY) - _OPTIONAL
+    assert needed == set(inputs) - (_OPTIONAL & {*wires}), kind
     return {"class_type": kind, "inputs": inputs}
 
 
@@ -214,6 +270,8 @@ def to_ui(api: Mapping[str, Any]) -> dict[str, Any]:
         }
     for key, node in nodes.items():
         for slot, wire in enumerate(node["inputs"]):
+            if wire["name"] not in api[key]["inputs"]:
+                continue  # an optional one
             origin, output = api[key]["inputs"][wire["name"]]
             wire["link"] = len(links) + 1
             links.append(

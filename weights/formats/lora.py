@@ -17,7 +17,7 @@ from lightx2v_sgmd.files.tensors.safetensors_writer import Part, TensorFile
 from lightx2v_sgmd.system.errors import UserError
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.base import Format
-from weights.formats.comfyui import base_weights, check_even, stem
+from weights.formats.comfyui import base_weights, check_even, start_image, stem
 from weights.formats.comfyui_workflow import (
     WORKFLOW_API_FILE,
     WORKFLOW_FILE,
@@ -362,10 +362,10 @@ def _peft_problems(spec: ExportSpec, folder: Path, adapters: StoredAdapters) -> 
 def _side_files(spec: ExportSpec) -> dict[str, Any]:
     """LightX2V's job and ComfyUI's workflows, for the programs that run the student's steps so.
 
-    LightX2V takes Wan2.2-TI2V-5B, but not in few steps. A workflow that starts from an image has
-    other nodes.
+    LightX2V takes Wan2.2-TI2V-5B, but not in few steps, and ComfyUI's nodes for it are others.
     """
-    if spec.names != PORTABLE.name or spec.source.model.takes_image == "optionally":
+    model = spec.source.model
+    if spec.names != PORTABLE.name or model.takes_image == "optionally":
         return {}
     job = lightx2v_job(spec)
     pair = len(spec.experts) > 1
@@ -377,8 +377,6 @@ def _side_files(spec: ExportSpec) -> dict[str, Any]:
         }
         for each in spec.experts
     ]
-    if spec.source.model.takes_image != "never":
-        return {LIGHTX2V_FILE: job}
     if pair:
         first, second = spec.experts
         api = pair_workflow(
@@ -386,9 +384,11 @@ def _side_files(spec: ExportSpec) -> dict[str, Any]:
             (base_weights(first), base_weights(second)),
             high_noise_steps(spec),
             (file_name(first), file_name(second)),
+            start_image(model),
         )
     else:
-        api = workflow(spec.source.about, base_weights(spec), lora=file_name(spec))
+        weights = base_weights(spec)
+        api = workflow(spec.source.about, weights, file_name(spec), start_image(model))
     return {LIGHTX2V_FILE: job, WORKFLOW_API_FILE: api, WORKFLOW_FILE: to_ui(api)}
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from weights.export_spec import ExportSpec
-from weights.formats.comfyui import base_weights
+from weights.formats.comfyui import base_weights, image_usage
 from weights.formats.comfyui_workflow import WORKFLOW_FILE
 from weights.formats.diffusers import stock_words
 from weights.formats.lora_losses import linear_alone
 from weights.formats.programs import COMFYUI, section
-from weights.formats.wan import high_noise_steps, lightx2v_usage
+from weights.formats.wan import lightx2v_usage
 
 _DIFFUSERS: Final = """\
 ## diffusers
@@ -81,16 +81,14 @@ Copy `{file}` to `ComfyUI/models/loras`, `{start}` to
 `{workflow}`, which names these files: shift {shift:g}, euler, simple, {count} steps, cfg 1.
 `workflow_api.json` is the same for the HTTP API. ComfyUI skips a LoRA for a network of another size
 with no more than a warning in its log.
-"""
-_COMFYUI_IMAGE: Final = """\
+{image}"""
+_COMFYUI_HELD_FRAME: Final = """\
 ## ComfyUI
 
 Copy `{file}` to `ComfyUI/models/loras`, and open ComfyUI's own workflow for `{start}`;
-this folder has none, because such a workflow has nodes for the image. Put `LoraLoaderModelOnly`
-behind the node that loads the network; set shift {shift:g}, euler, simple, {count} steps and cfg
-1{high_noise}. This has not been tried in ComfyUI.
+this folder has none. Put `LoraLoaderModelOnly` behind the node that loads the network; set shift
+{shift:g}, euler, simple, {count} steps and cfg 1. This has not been tried in ComfyUI.
 """
-_HIGH_NOISE: Final = ", the first {steps} of them with the high-noise file"
 _LIGHTX2V_DYNAMIC: Final = """
 LightX2V's `lora_dynamic_apply` skips what this file changes outside the blocks, and modulation;
 for that, export with `--only blocks`.
@@ -188,11 +186,10 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) 
         "base_weights": "` and `".join(base_weights(each) for each in spec.experts),
         "workflow": WORKFLOW_FILE,
     }
-    if model.takes_image != "never":
-        steps = _HIGH_NOISE.format(steps=high_noise_steps(spec)) if pair else ""
-        comfyui = _COMFYUI_IMAGE.format(**values, **more, high_noise=steps)
+    if model.takes_image == "optionally":
+        comfyui = _COMFYUI_HELD_FRAME.format(**values, **more)
     else:
-        comfyui = _COMFYUI.format(**values, **more)
+        comfyui = _COMFYUI.format(**values, **more, image=image_usage(model))
     comfyui = section(COMFYUI, model.transformer_config, comfyui)
     engine = (_ENGINE_PAIR if pair else _ENGINE).format(**pair, **values, **words)
     return "\n".join([diffusers, engine, comfyui, lightx2v, peft])

@@ -75,7 +75,6 @@ class WanFormat(NetworkFormat):
     def check(self, spec: ExportSpec) -> None:
         """Refuses what the program cannot express; see ``Format.check``."""
         whole_steps(spec.source.schedule)
-        refuse_images(spec, self.name)
 
     def write(self, spec: ExportSpec, folder: Path, advance: Advance) -> Losses | None:
         """Writes weights and configurations into an empty folder; returns what was lost."""
@@ -137,32 +136,25 @@ class WanFormat(NetworkFormat):
 def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
     """The model card's section on LightX2V, from the card's values."""
     text = _USAGE if spec.source.second is None else _TWO_EXPERTS
-    always = spec.source.model.takes_image == "always"
+    always, task = spec.source.model.takes_image == "always", short_task(spec.source.model)
     text = text.format(
         **values,
         file=LIGHTX2V_FILE,
-        task_name="i2v" if always else "t2v",
-        task_folder="I2V" if always else "T2V",
+        task_name=task,
+        task_folder=task.upper(),
         image_line='\n    --image_path "$OLDPWD/first_frame.png" \\' if always else "",
     )
     return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text)
 
 
-def refuse_images(spec: ExportSpec, name: str) -> None:
-    """Refuses students of models that take an image, which are run with other parts.
-
-    Raises:
-        UserError: the student's model takes one.
-    """
-    if spec.source.model.takes_image != "never":
-        raise UserError(
-            f"format: students of models that start from an image are not written as {name}; use "
-            "diffusers or lora"
-        )
+def short_task(model: Model) -> str:
+    """The task of a video model in the words of Wan and LightX2V: ``t2v``, or ``i2v``."""
+    return "i2v" if model.takes_image == "always" else "t2v"
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The original's ``config.json`` from diffusers' configuration of the network."""
+    out_channels = config["out_channels"] or config["in_channels"]
     original = {
         "_class_name": "WanModel",
         "_diffusers_version": "0.30.0",
@@ -171,10 +163,10 @@ def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "ffn_dim": config["ffn_dim"],
         "freq_dim": config["freq_dim"],
         "in_dim": config["in_channels"],
-        "model_type": "t2v",
+        "model_type": "t2v" if config["in_channels"] == out_channels else "i2v",
         "num_heads": config["num_attention_heads"],
         "num_layers": config["num_layers"],
-        "out_dim": config["out_channels"] or config["in_channels"],
+        "out_dim": out_channels,
         "text_len": TEXT_LENGTH,
     }
     # The original leaves these out; every published Wan has the same.

@@ -103,7 +103,9 @@ class WanModel(DiffusersModel):
     @property
     def family(self) -> str:
         """The family's name, for messages."""
-        return "Wan2.1" if self.low_noise is None else "Wan2.2-A14B"
+        if self.low_noise is not None:
+            return "Wan2.2-A14B"
+        return "Wan2.2-TI2V" if self.holds_first_frame else "Wan2.1"
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -117,7 +119,13 @@ class WanModel(DiffusersModel):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The export formats that its students can be written in."""
+        """The export formats that its students can be written in.
+
+        Files of Wan2.2-TI2V-5B for other programs would have to name its VAE and hold its first
+        frame, which those written here do not.
+        """
+        if self.holds_first_frame:
+            return ("diffusers", "lora")
         return ("diffusers", "wan", "comfyui", "lora")
 
     @property

@@ -102,8 +102,20 @@ def _open_network_folder(folder: Path, base: str | Path) -> WanModel:
     model = open_wan(base)
     _refuse_half(folder, model)
     source = replace(model.source, transformer=tuple(files))
-    config = config or model.transformer_config
+    config = _with_image_rows(config, model) or model.transformer_config
     return replace(model, path=str(folder), source=source, transformer_config=config)
+
+
+def _with_image_rows(config: dict[str, Any] | None, base: WanModel) -> dict[str, Any] | None:
+    """A network's configuration, with the attention to CLIP's rows that its base has.
+
+    The original ``config.json`` does not name it.
+    """
+    own = base.transformer_config
+    if config is None or config["in_channels"] != own["in_channels"]:
+        return config
+    named = {key: own.get(key) for key in ("image_dim", "added_kv_proj_dim")}
+    return config | {key: value for key, value in named.items() if config.get(key) is None}
 
 
 def _open_experts(

@@ -227,15 +227,23 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "freq_dim": 256,
 }
 """Values of the keys that a configuration may leave out, as the release's own files do."""
-_FIXED: Final = ("model_type", "text_len", "window_size", "qk_norm")
+_FIXED: Final = ("text_len", "window_size", "qk_norm")
+IN_DIFFUSERS_ALONE: Final = (
+    "this model takes an image and is read in diffusers' layout alone: give the folder or hub id "
+    "that ends in -Diffusers"
+)
+"""The end of the refusal of a whole model in the original layout, for want of a map of its CLIP."""
 _NEEDED: Final = ("dim", "ffn_dim", "in_dim", "out_dim", "num_heads", "num_layers")
 
 
 def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``WanTransformer3DModel`` for an original ``config.json``.
 
+    The file does not say if a network that takes an image attends to CLIP's rows; those of Wan2.2
+    do not, and here it is left out.
+
     Raises:
-        UserError: the model is not a text-to-video model, or a key is missing or unknown.
+        UserError: the model is of another kind, or a key is missing or unknown.
     """
     given = {key: value for key, value in original.items() if not key.startswith("_")}
     unknown = sorted(given.keys() - {*_DEFAULTS, *_NEEDED})
@@ -244,16 +252,16 @@ def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
         label, keys = ("has the unknown key", unknown) if unknown else ("lacks the key", missing)
         raise UserError(f"{label} {keys[0]!r}; give the config.json that came with the weights")
     config = {**_DEFAULTS, **given}
+    kind = config["model_type"]
+    if kind == "ti2v" or (kind == "i2v" and config["in_dim"] == config["out_dim"]):
+        raise UserError(f"has model_type {kind!r}; {IN_DIFFUSERS_ALONE}")
+    if kind not in ("t2v", "i2v"):
+        raise UserError(f"has model_type {kind!r}; only 't2v' and 'i2v' are supported")
     for key in _FIXED:
-        if key == "model_type" and config[key] in ("i2v", "ti2v"):
-            raise UserError(
-                f"has model_type {config[key]!r}; models that take an image are read in diffusers' "
-                "layout alone: give the folder or hub id that ends in -Diffusers"
-            )
         if config[key] != _DEFAULTS[key]:
             raise UserError(
-                f"has {key} {config[key]!r}; only Wan2.1's text-to-video models are supported, "
-                f"with {_DEFAULTS[key]!r}"
+                f"has {key} {config[key]!r}; only Wan's own models are supported, with "
+                f"{_DEFAULTS[key]!r}"
             )
     dim, heads = config["dim"], config["num_heads"]
     if not (isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim % heads == 0):

@@ -50,6 +50,7 @@ WAN22_LATENT_CHANNELS: Final = 48
 BOUNDARIES: Final[Mapping[str, float]] = {
     "Wan-AI/Wan2.2-T2V-A14B": 0.875,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 0.875,
+    "Wan-AI/Wan2.2-I2V-A14B": 0.9,
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": 0.9,
 }
 """The time at which the two experts of a published model meet.

@@ -59,10 +59,10 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
     if known is not None:
         if path.endswith("-Diffusers"):
             return Source(path, "diffusers"), known
-        if known["in_channels"] != wan_original.VAE_CONFIG["z_dim"]:
+        if path not in BOUNDARIES and known["in_channels"] != wan_original.VAE_CONFIG["z_dim"]:
             raise UserError(
-                f"{path} is in the original layout, in which models that take an image are not "
-                f"read; use {path}-Diffusers"
+                f"{path} is in the original layout, in which models with an image encoder or "
+                f"another VAE are not read; use {path}-Diffusers"
             )
         network = _EXPERTS["original"][0] if path in BOUNDARIES else ""
         return Source(path, "original", network=network), known
@@ -91,7 +91,8 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
     if source.layout == "original":
         if not source.network:
             return None
-        boundary = BOUNDARIES["Wan-AI/Wan2.2-T2V-A14B"]
+        kind = "I2V" if config["in_channels"] != config["out_channels"] else "T2V"
+        boundary = BOUNDARIES[f"Wan-AI/Wan2.2-{kind}-A14B"]
     else:
         index = source.model_index()
         ratio, named = index.get("boundary_ratio"), index.get("transformer_2")
@@ -200,7 +201,7 @@ def _in_folder(folder: Path) -> tuple[Source, dict[str, Any]]:
     if config.is_file():
         files = [path for path in folder.iterdir() if path.suffix in (*SUFFIXES, ".json")]
         refuse_outside_links(folder, [*files, folder / wan_original.TOKENIZER])
-        return Source(str(folder), "original"), _transformer_config(config)
+        return Source(str(folder), "original"), _of_text_alone(config)
     if (folder / _EXPERTS["diffusers"][1]).is_dir():
         _expert_config(folder, _EXPERTS["diffusers"][0])
     raise UserError(f"{folder}: has neither transformer/config.json nor config.json; {LAYOUTS}")
@@ -224,7 +225,8 @@ def _on_hub(repository: str) -> tuple[Source, dict[str, Any]]:
             f"{repository} is neither a folder here nor a model that the hub gives "
             f"({type(error).__name__}); check the name or the network"
         ) from error
-    return source, _transformer_config(Path(config))
+    file = Path(config)
+    return source, (_of_text_alone if source.layout == "original" else _transformer_config)(file)
 
 
 def _check_pipeline(folder: Path) -> None:
@@ -240,6 +242,21 @@ def _check_pipeline(folder: Path) -> None:
             # An encoder of another kind is refused where it is asked for.
             other = name.startswith("text_encoder") and config.get("model_type") != "umt5"
             check_config(path, refuse_code if other else check, config)
+
+
+def _of_text_alone(path: Path) -> dict[str, Any]:
+    """Reads the ``config.json`` of a whole model in the original layout, with one network.
+
+    Raises:
+        UserError: the model takes an image: Wan2.1's has an image encoder, which no map covers.
+    """
+    config = _transformer_config(path)
+    taken, given = config["in_channels"], config["out_channels"]
+    if taken != given:
+        raise UserError(
+            f"{path}: takes {taken} channels and gives {given}; {wan_original.IN_DIFFUSERS_ALONE}"
+        )
+    return config
 
 
 def _transformer_config(path: Path) -> dict[str, Any]:

@@ -218,7 +218,13 @@ def test_the_parts_that_the_release_does_not_describe() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "i2v"}, "config.json: has model_type 'i2v'; models that take an image"),
+        ({"model_type": "i2v"}, "config.json: has model_type 'i2v'; this model takes an image"),
+        (
+            {"model_type": "i2v", "in_dim": 12},
+            "config.json: takes 12 channels and gives 4; this model takes an image",
+        ),
+        ({"model_type": "ti2v"}, "has model_type 'ti2v'; this model takes an image"),
+        ({"model_type": "vace"}, "has model_type 'vace'; only 't2v' and 'i2v' are supported"),
         ({"in_dim": 36}, "takes 36 channels and gives 4"),
         ({"dim": 50}, "has 4 heads for a width of 50"),
         ({"num_heads": 0}, "has 0 heads"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,14 @@ from tests.families.wan.test_image_to_video import write_prompts
 from tests.families.wan.test_images import PROMPTS, SIZE, conditioning_of, picture
 from tests.students import load_student
 from tests.tiny import make_tiny_experts
-from tests.training import make_job, needs_deepspeed, read_trace, train, weights_of
+from tests.training import (
+    assert_same_run,
+    make_job,
+    needs_deepspeed,
+    read_trace,
+    train,
+    weights_of,
+)
 from weights import export, verify
 
 VIDEO = (32, 48, 5)
@@ -146,6 +154,74 @@ def test_training_engine_and_stock_pipeline_agree(folder: Path, run: Path, expor
         batch = replace(batch, noise=noise, conditioning=told_in_training)
         x0 = student_x0(trainer.strategy, batch, job.schedule, 3)
     torch.testing.assert_close(x0, expected, atol=1e-4, rtol=0)
+
+
+def test_resuming_is_exact(folder: Path, run: Path, tmp_path: Path) -> None:
+    settings = ("student.optimizer.lr=0.002", "train.ema=0.5")
+    distill(job_of(folder, tmp_path, *settings, "train.iterations=2"), quiet=True)
+    distill(job_of(folder, tmp_path, *settings), quiet=True)
+    assert_same_run(tmp_path / "run", run)
+
+
+@pytest.fixture(scope="module")
+def video(folder: Path, exported: Path) -> Tensor:
+    return made_by(exported, folder)
+
+
+def made_by(student: Path, folder: Path) -> Tensor:
+    """The latents of a student's video of the first prompt and the first image."""
+    engine = load_student(student)
+    told = engine.with_images(engine.encode(PROMPTS[:1]), [(folder / "in" / "a.png", VIDEO)])
+    return engine.denoise(told, [3], VIDEO)
+
+
+@pytest.mark.parametrize("format", ["wan", "comfyui"])
+def test_the_pair_is_written_for_other_programs(
+    run: Path, exported: Path, folder: Path, video: Tensor, tmp_path: Path, format: str
+) -> None:
+    out = export(run, format, tmp_path / format, dtype="fp32", quiet=True)
+    assert verify(out) == []
+    assert torch.equal(made_by(out, folder), video)
+    back = export(out, "diffusers", tmp_path / "back", dtype="fp32", quiet=True)
+    for name in ("transformer", "transformer_2"):
+        file = f"{name}/diffusion_pytorch_model.safetensors"
+        assert (back / file).read_bytes() == (exported / file).read_bytes()
+    if format == "wan":
+        job = json.loads((out / "lightx2v.json").read_text())
+        assert job["use_image_encoder"] is False and job["boundary_step_index"] == 2
+        for part in ("high_noise_model", "low_noise_model"):
+            config = json.loads((out / part / "config.json").read_text())
+            assert (config["model_type"], config["in_dim"], config["out_dim"]) == ("i2v", 12, 4)
+    else:
+        nodes = json.loads((out / "workflow_api.json").read_text())
+        samplers = [n["inputs"] for n in nodes.values() if n["class_type"] == "KSamplerAdvanced"]
+        for sampler in samplers:
+            start = nodes[sampler["positive"][0]]
+            assert start["class_type"] == "WanImageToVideo"
+            assert [sampler[key][1] for key in ("positive", "negative")] == [0, 1]
+            image = nodes[start["inputs"]["start_image"][0]]
+            assert image["class_type"] == "LoadImage"
+        assert samplers[0]["latent_image"] == [samplers[0]["positive"][0], 2]
+
+
+def test_adapters_of_the_pair_say_what_they_are_for(
+    run: Path, folder: Path, video: Tensor, tmp_path: Path
+) -> None:
+    out = export(run, "lora", tmp_path / "lora", dtype="fp32", quiet=True, rank=48)
+    assert verify(out) == []
+    card = (out / "README.md").read_text()
+    for said in (
+        "pipeline_tag: image-to-video",
+        "from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline",
+        'image=load_image("first_frame.png")',
+        "--image first_frame.png",
+    ):
+        assert said in card
+    assert "text-to-video" not in card and "t2v" not in card.lower()
+    nodes = json.loads((out / "workflow_api.json").read_text()).values()
+    assert "WanImageToVideo" in {node["class_type"] for node in nodes}
+    merged = export(out, "diffusers", tmp_path / "merged", dtype="fp32", quiet=True)
+    torch.testing.assert_close(made_by(merged, folder), video, atol=1e-3, rtol=0)
 
 
 @needs_deepspeed

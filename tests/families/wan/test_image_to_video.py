@@ -25,7 +25,7 @@ from tests.students import generate_files, load_student
 from tests.tiny import Kind, make_tiny_wan
 from tests.training import assert_same_run, needs_deepspeed, train, weights_of
 from tests.training import make_job as training_job
-from weights import export
+from weights import export, verify
 
 PROMPTS = ["a red circle moving left", "a blue square"]
 JOB = """
@@ -158,9 +158,7 @@ def test_ranks_train_what_one_process_trains(kind: Kind, tmp_path: Path) -> None
     teacher = make_tiny_wan(tmp_path / "teacher", kind=kind)
     prompts = write_prompts(tmp_path / "in", "a.png", "b.jpg" if kind == "image" else None)
     weights = {}
-    # A network that may be given a first frame has no sequence parallelism.
-    layouts = {name: of for name, of in LAYOUTS.items() if kind == "image" or of[3] == 1}
-    for layout, (nproc, strategy, micro_batch, sequence) in layouts.items():
+    for layout, (nproc, strategy, micro_batch, sequence) in LAYOUTS.items():
         job = training_job(
             teacher,
             tmp_path / layout.replace(" ", "_"),
@@ -176,11 +174,41 @@ def test_ranks_train_what_one_process_trains(kind: Kind, tmp_path: Path) -> None
     for name, value in start.items():
         moved = (weights["local"][f"student/{name}"] - value.flatten()).abs().max()
         assert moved > 1e-5, f"{name} moved less far than the tolerance"
-    for layout in layouts.keys() - {"local"}:
+    for layout in LAYOUTS.keys() - {"local"}:
         assert weights[layout].keys() == weights["local"].keys()
         for name, value in weights[layout].items():
             difference = float((value - weights["local"][name]).abs().max())
             assert difference <= 1e-5, (layout, name)
+
+
+@pytest.mark.parametrize("format", ["wan", "comfyui"])
+def test_students_are_written_for_other_programs(
+    student: tuple[Kind, Path], tmp_path: Path, format: str
+) -> None:
+    kind, folder = student
+    if kind == "text and image":
+        with pytest.raises(UserError, match="Wan2.2-TI2V cannot be written as .*; use diffusers"):
+            export(folder / "run", format, tmp_path / "out", quiet=True)
+        return
+    out = export(folder / "run", format, tmp_path / "out", dtype="fp32", quiet=True)
+    assert verify(out) == []
+    size = (32, 48, 5)
+    videos = []
+    for weights in (folder / "student", out):
+        engine = load_student(weights)
+        told = engine.with_images(engine.encode(PROMPTS[:1]), [(folder / "a.png", size)])
+        videos.append(engine.denoise(told, [3], size))
+    assert torch.equal(*videos)
+    if format == "wan":
+        job = json.loads((out / "lightx2v.json").read_text())
+        assert "use_image_encoder" not in job  # it has CLIP, which LightX2V looks for
+        assert json.loads((out / "config.json").read_text())["model_type"] == "i2v"
+    else:
+        nodes = json.loads((out / "workflow_api.json").read_text())
+        (start,) = (n["inputs"] for n in nodes.values() if n["class_type"] == "WanImageToVideo")
+        seen = nodes[start["clip_vision_output"][0]]
+        assert (seen["class_type"], seen["inputs"]["crop"]) == ("CLIPVisionEncode", "center")
+        assert seen["inputs"]["image"] == start["start_image"]
 
 
 def test_what_is_refused_before_anything_loads(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from tests.weights.conftest import write_checkpoint
 from tools.models.standard_wan import make_standard_wan
 from weights import export
-from weights.formats.comfyui_workflow import to_ui, workflow
+from weights.card import model_card
+from weights.export_spec import ExportSpec
+from weights.formats.comfyui_workflow import StartImage, pair_workflow, to_ui, workflow
 from weights.formats.programs import COMFYUI, LIGHTX2V, differing_sizes, refusal, section
+from weights.formats.registry import FORMATS
 from weights.opening import open_source
 
 # Inputs of ComfyUI's nodes (a125cd8, 2025-10): required ones, and after the bar optional ones.
@@ -28,6 +32,13 @@ NODES = {
     "EmptyHunyuanLatentVideo": "width height length batch_size |",
     "KSampler": "model positive negative latent_image "
     "seed steps cfg sampler_name scheduler denoise |",
+    "KSamplerAdvanced": "model positive negative latent_image add_noise noise_seed steps cfg "
+    "sampler_name scheduler start_at_step end_at_step return_with_leftover_noise |",
+    "LoadImage": "image |",
+    "CLIPVisionLoader": "clip_name |",
+    "CLIPVisionEncode": "clip_vision image crop |",
+    "WanImageToVideo": "positive negative vae width height length batch_size "
+    "| clip_vision_output start_image",
     "VAEDecode": "samples vae |",
     "CreateVideo": "images fps | audio",
     "SaveVideo": "video filename_prefix format codec |",
@@ -118,6 +129,36 @@ def test_the_card_tells_how_to_run_what_runs(
 
 
 @pytest.mark.parametrize(
+    ("name", "original", "file"),
+    [
+        ("Wan2.1-I2V-14B-480P", "Wan2.1-I2V", "wan2.1_i2v_480p_14B_bf16"),
+        ("Wan2.2-I2V-A14B", "Wan2.2-I2V-A14B", "wan2.2_i2v_low_noise_14B_fp16"),
+    ],
+)
+def test_the_cards_of_published_sizes_start_from_an_image(
+    run: Path, tmp_path: Path, name: str, original: str, file: str
+) -> None:
+    """The student's weights are of another model: only what is said of it counts."""
+    model = open_wan(f"Wan-AI/{name}-Diffusers")
+    source = open_source(run, ema=True)
+    one = replace(source, model=model, about=replace(source.about, teacher=f"Wan-AI/{name}"))
+    pair = len(model.experts) > 1
+    source = replace(one, second=replace(one, model=model.experts[1].model) if pair else None)
+    cards = {}
+    for format in ("wan", "comfyui", "lora"):
+        cards[format] = model_card(ExportSpec(source, FORMATS[format], "bf16", tmp_path), None)
+        assert "pipeline_tag: image-to-video\nlicense: apache-2.0" in cards[format]
+        assert "t2v" not in cards[format].lower() and "does not run" not in cards[format]
+    for format in ("wan", "lora"):
+        command = f"--task i2v \\\n    --model_path /path/to/{original} --config_json"
+        assert command in cards[format] and '--image_path "$OLDPWD/first' in cards[format]
+    for format in ("comfyui", "lora"):
+        assert "The node Load Image takes the image" in cards[format]
+        assert ("clip_vision_h.safetensors" in cards[format]) == (not pair)
+    assert f"{file}.safetensors" in cards["lora"]
+
+
+@pytest.mark.parametrize(
     ("format", "programs"),
     [("wan", ["LightX2V"]), ("comfyui", ["ComfyUI"]), ("lora", ["ComfyUI", "LightX2V"])],
 )
@@ -133,21 +174,38 @@ def test_the_terminal_and_the_card_name_what_does_not_run(
     assert "python -m lightx2v.infer" not in card and "models/diffusion_models" not in card
 
 
+IMAGES: tuple[StartImage, ...] = ("none", "latents", "latents and clip")
+
+
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("lora", [None, "x_lora.safetensors"])
-def test_the_nodes_take_what_the_workflow_gives_them(run: Path, lora: str | None) -> None:
-    api = workflow(open_source(run, ema=True).about, "x.safetensors", lora)
-    for node in api.values():
+def test_the_nodes_take_what_the_workflow_gives_them(
+    run: Path, lora: str | None, image: StartImage
+) -> None:
+    about, pair = open_source(run, ema=True).about, ("x.safetensors", "y.safetensors")
+    one = workflow(about, pair[0], lora, image)
+    two = pair_workflow(about, pair, 2, None if lora is None else (lora, lora), image)
+    for node in [*one.values(), *two.values()]:
         required, _, optional = NODES[node["class_type"]].partition(" |")
         missing = set(required.split()) - set(node["inputs"])
         unknown = set(node["inputs"]) - set(required.split()) - set(optional.split())
         assert (missing, unknown) == (set(), set()), node["class_type"]
 
 
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("lora", [None, "x_lora.safetensors"])
-def test_no_node_of_a_workflow_covers_another(run: Path, lora: str | None) -> None:
+def test_no_node_of_a_workflow_covers_another(
+    run: Path, lora: str | None, image: StartImage
+) -> None:
     """Also not with the title that the editor draws above a node."""
-    nodes = to_ui(workflow(open_source(run, ema=True).about, "x.safetensors", lora))["nodes"]
-    assert len(nodes) == (11 if lora is None else 12)
+    about = open_source(run, ema=True).about
+    drawn = to_ui(workflow(about, "x.safetensors", lora, image))
+    nodes = drawn["nodes"]
+    assert len(nodes) == 11 + (lora is not None) + {"none": 0, "latents": 1}.get(image, 3)
+    for node in nodes:
+        unwired = [wire["name"] for wire in node["inputs"] if wire["link"] is None]
+        without_clip = node["type"] == "WanImageToVideo" and image == "latents"
+        assert unwired == (["clip_vision_output"] if without_clip else [])
     for one, other in itertools.combinations(nodes, 2):
         (x1, y1), (w1, h1), (x2, y2), (w2, h2) = (
             v for n in (one, other) for v in (n["pos"], n["size"])
