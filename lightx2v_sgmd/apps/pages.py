@@ -48,6 +48,11 @@ def video_uri(video: Path) -> str:
     return "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode("ascii")
 
 
+def image_uri(image: Path) -> str:
+    """A PNG file as a ``data:`` address."""
+    return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode("ascii")
+
+
 def figure_uri(figure: Figure) -> str:
     """A figure as SVG in a ``data:`` address; equal figures give equal text."""
     import matplotlib

@@ -22,6 +22,10 @@ MOST: Final = 5_000_000_000
 """Bytes of a file, if there are ranks enough for more of them."""
 
 
+MOST_EXPERTS: Final = 2
+"""The largest number of experts of a model."""
+
+
 def stem(averaged: bool, expert: int = 0) -> str:
     """The beginning of the files' names: ``student``, ``student_ema``, ``student_2``.
 

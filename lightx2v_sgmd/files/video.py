@@ -239,6 +239,16 @@ def read_video(path: str | Path, most: int | None = None) -> tuple[Frames, float
         return np.stack(frames), fps
 
 
+def read_frames(path: Path) -> Frames:
+    """Reads a video, or an image, which is a video of one frame: ``[F, H, W, 3]`` uint8."""
+    if path.suffix.lower() != IMAGE_SUFFIX:
+        return read_video(path)[0]
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))[None]
+
+
 def small_gif(frames: Frames, fps: float, side: int = 192, most: int = 32) -> bytes:
     """Makes a small animated GIF of a video, for places that show no mp4.
 

@@ -8,7 +8,7 @@ Legend: C channels, T latent frames, h, w latent height and width, F, H, W video
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from lightx2v_sgmd.sampling.teacher_steps import Solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.text.encoding import encode_prompts
+from lightx2v_sgmd.text.images import ImageTensors, encode_images
 
 Videos = NDArray[np.uint8]
 
@@ -79,6 +80,8 @@ class VideoSampler:
         dtype: The teacher's precision, for the network and the text encoder.
         guidance_scale_2: The guidance of the second expert, for a model that has two; None is the
             same for both.
+        images: The image that the video of a prompt starts from, for models that take one.
+        image_cache: The folder of what images are encoded to; None keeps that in memory.
     """
 
     def __init__(
@@ -94,8 +97,11 @@ class VideoSampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         guidance_scale_2: float | None = None,
+        images: Mapping[str, Path] | None = None,
+        image_cache: Path | None = None,
     ) -> None:
-        if model.takes_image == "always":
+        self._images, self._image_cache = images or {}, image_cache
+        if model.takes_image == "always" and not self._images:
             raise UserError(
                 f"{model.path} starts videos from an image, and these are sampled from text alone; "
                 "use a text-to-video model"
@@ -110,7 +116,7 @@ class VideoSampler:
         self.batch = batch
         self.on_batch = on_batch
         self.device = torch.device(device)
-        self.shape = model.latent_shape(*size)
+        self.size, self.shape = size, model.latent_shape(*size)
         self.dtype = dtype
         self.transformers = [
             expert.model.load_transformer(dtype, self.device).eval().requires_grad_(False)
@@ -118,6 +124,7 @@ class VideoSampler:
         ]
         self.vae = model.load_vae(device=self.device)
         self._rows: dict[str, Embedding] = {}
+        self._encoded: dict[str, ImageTensors] = {}
 
     @property
     def nfe(self) -> int:
@@ -128,13 +135,14 @@ class VideoSampler:
     def _unguided(self) -> bool:
         return all(scale == 1 for scale in self._scales)
 
-    def load_weights(self, files: Sequence[Path]) -> None:
-        """Takes a student's files: all weights, or adapters for the model's own.
+    def load_weights(self, files: Sequence[Path], expert: int = 0) -> None:
+        """Takes a student's files of one network: all weights, or adapters for the model's own.
 
-        The model has one network.
+        Args:
+            files: The files.
+            expert: The index of the expert whose they are.
         """
-        assert len(self.transformers) == 1, "files of one network for a model with experts"
-        load_trained(self.transformers[0], files)
+        load_trained(self.transformers[expert], files)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Videos:
@@ -175,7 +183,15 @@ class VideoSampler:
         )
 
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Encodes the missing prompts, then frees the encoder, which is often the largest part."""
+        """Encodes the missing prompts, then frees the encoder, which is often the largest part.
+
+        Their images are encoded too, all at once.
+        """
+        if self._images and not self._encoded:
+            wanted = [(path, self.size) for path in self._images.values()]
+            ranks = Ranks(device=self.device)
+            tensors = encode_images(self.model, wanted, ranks, self._image_cache)
+            self._encoded = dict(zip(self._images, tensors, strict=True))
         missing = [
             text
             for text in dict.fromkeys([*prompts, self.negative_prompt])
@@ -192,16 +208,17 @@ class VideoSampler:
                 self.model.fold_text_padding(transformer)
 
     def _predict(self, prompts: Sequence[str]) -> PredictFn:
-        rows = [self._rows[prompt] for prompt in prompts]
+        rows = [self._told(prompt, prompt) for prompt in prompts]
 
         def run(x_t: torch.Tensor, time: torch.Tensor, told: Conditioning) -> torch.Tensor:
             network = self.transformers[expert_at(self._boundary, time)]
             return self.model.predict(network, x_t, time, told)
 
         if self._unguided:
-            alone = self.model.conditioning(rows)
+            alone = self.model.conditioning(rows).to(self.device)
             return lambda x_t, time: run(x_t, time, alone)
-        both = self.model.conditioning(rows + [self._rows[self.negative_prompt]] * len(rows))
+        rows += [self._told(self.negative_prompt, prompt) for prompt in prompts]
+        both = self.model.conditioning(rows).to(self.device)
 
         def guided(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             twice = run(torch.cat([x_t, x_t]), torch.cat([time, time]), both)
@@ -209,3 +226,8 @@ class VideoSampler:
             return guide(cond, uncond, self._scales[expert_at(self._boundary, time)])
 
         return guided
+
+    def _told(self, text: str, prompt: str) -> Embedding:
+        """A text's embedding, beside the image of a prompt's video."""
+        row, image = self._rows[text], self._encoded.get(prompt)
+        return row if image is None else row.with_image(image.read())

@@ -213,7 +213,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 NO_CAPTIONS = (
     "What this teacher's captions ask for cannot be checked in the frames, so the columns on "
-    "captions are left out; Frechet is on simple statistics of pixels and flow."
+    "captions are left out; Frechet is on simple statistics of pixels, and of flow in videos."
 )
 
 

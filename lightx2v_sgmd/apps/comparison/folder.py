@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.apps.comparison.plan import images_of
 from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.job.schema import LATENTS, Job
 from lightx2v_sgmd.outputs import WrittenFiles, content_hash, locked_file
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
@@ -38,6 +41,10 @@ def inputs(job: Job, evaluation: str | None = None) -> dict[str, str]:
         found["prompts"] = content_hash(prompts)
     if evaluation is not None:
         found["evaluation"] = content_hash(Path(evaluation))
+        images = images_of(evaluation)
+        if images:
+            digests = "".join(check_image(image) for image in images.values())
+            found["images"] = hashlib.sha256(digests.encode()).hexdigest()
     return found
 
 

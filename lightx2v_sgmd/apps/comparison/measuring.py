@@ -6,7 +6,7 @@ Legend: N videos, F frames, H height, W width, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ class Measured:
     Attributes:
         nfe: Network evaluations for one video.
         features: ``[N][D]``, what the Frechet distance compares.
-        flow: ``[N]``, mean absolute optical flow in pixels per frame.
-        dynamic: ``[N]``, whether each is dynamic by VBench's rule.
+        flow: ``[N]``, mean absolute optical flow in pixels per frame; empty for images.
+        dynamic: ``[N]``, whether each is dynamic by VBench's rule; empty for images.
         verdicts: ``[N]`` against the captions; None where captions cannot be checked in frames.
         distances: For each prompt that has several videos, their mean pairwise distance.
         seconds: The time of sampling and measuring.
@@ -81,6 +81,10 @@ def measure_videos(
         groups: Videos of one prompt each, ``[K, F, H, W, 3]``.
         seconds: The time of sampling.
     """
+    if videos.shape[1] == 1:
+        features = [image_statistics(video) for video in videos]
+        distances = [pairwise_distance(group) for group in groups]
+        return Measured(nfe, features, [], [], None, distances, seconds)
     fields = [optical_flow.flow(video) for video in videos]
     verdicts = None
     if captions is None:
@@ -116,13 +120,10 @@ def statistics(video: Videos, field: optical_flow.Array) -> list[float]:
         field: The optical flow.
     """
     values = video.astype(np.float32) / 255
-    edges = [np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]
     top = optical_flow.top_flow(field)
     lengths = np.hypot(field[..., 0], field[..., 1]).mean((1, 2))
     numbers = [
-        *values.mean((0, 1, 2)),
-        *values.std((0, 1, 2)),
-        *edges,
+        *image_statistics(video),
         np.abs(np.diff(values, axis=0)).mean(),
         lengths.mean(),
         top.mean(),
@@ -130,6 +131,17 @@ def statistics(video: Videos, field: optical_flow.Array) -> list[float]:
         *field.mean((0, 1, 2)),
     ]
     return [float(number) for number in numbers]
+
+
+def image_statistics(video: Videos) -> list[float]:
+    """The numbers of ``statistics`` that an image has too: of colours and of sharpness.
+
+    Args:
+        video: ``[F, H, W, 3]``.
+    """
+    values = video.astype(np.float32) / 255
+    edges = [np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]
+    return [float(x) for x in (*values.mean((0, 1, 2)), *values.std((0, 1, 2)), *edges)]
 
 
 def save(measured: Measured, path: Path) -> None:
@@ -173,7 +185,9 @@ def _check(measured: Measured) -> None:
     count = len(measured.features)
     if not count or np.asarray(measured.features, dtype=np.float64).ndim != 2:
         raise ValueError("the features are not those of videos")
-    each = (measured.flow, measured.dynamic, measured.verdicts or measured.flow)
+    images = not measured.flow and not measured.dynamic  # which have no motion
+    each: list[Sized] = [] if images else [measured.flow, measured.dynamic]
+    each += [measured.verdicts] if measured.verdicts else []
     if any(len(values) != count for values in each):
         raise ValueError("the measurements are of different numbers of videos")
     numbers = [*measured.flow, *measured.dynamic, *measured.distances]

@@ -9,8 +9,8 @@ from lightx2v_sgmd.apps.comparison import columns, measuring
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.comparison.plots import UNITS, plot, plot_title
 from lightx2v_sgmd.apps.comparison.tables import seeds_done
-from lightx2v_sgmd.apps.pages import COLOURS, figure_uri, render_page, video_uri
-from lightx2v_sgmd.files.video import contact_sheet, read_video
+from lightx2v_sgmd.apps.pages import COLOURS, figure_uri, image_uri, render_page, video_uri
+from lightx2v_sgmd.files.video import IMAGE_SUFFIX, contact_sheet, read_frames
 from lightx2v_sgmd.outputs import WrittenFiles
 
 _MOST_BYTES: Final = 40 * 2**20
@@ -114,7 +114,8 @@ def _videos(plan: Plan) -> dict[str, list[Path]]:
     for row in plan.rows:
         seeds = seeds_done(plan, row)
         if seeds:
-            found[row] = sorted(plan.videos(row, seeds[0]).glob("*.mp4"))
+            folder = plan.videos(row, seeds[0])
+            found[row] = sorted(file for end in ("mp4", "png") for file in folder.glob(f"*.{end}"))
     return found
 
 
@@ -131,7 +132,8 @@ def _examples(plan: Plan, videos: dict[str, list[Path]]) -> list[dict[str, Any]]
             break
         shown = {
             row: {
-                "uri": video_uri(path),
+                "uri": (image_uri if path.suffix == IMAGE_SUFFIX else video_uri)(path),
+                "is_image": path.suffix == IMAGE_SUFFIX,
                 "right": right[row][index] if right[row] else None,
             }
             for row, path in clips.items()
@@ -156,7 +158,7 @@ def _write_sheet(plan: Plan, written: WrittenFiles, videos: dict[str, list[Path]
     for index, text in enumerate(_prompts(plan)[:_SHEET_PROMPTS]):
         for row, paths in videos.items():
             if index < len(paths):
-                frames, _ = read_video(paths[index])
+                frames = read_frames(paths[index])
                 # As large as the eye needs; pixels that were doubled for players go again.
                 step = max(1, min(frames.shape[1:3]) // _SHEET_SIZE)
                 clips.append(frames[:, ::step, ::step])

@@ -98,6 +98,18 @@ class Plan:
         return prompts_of(self.job.data.prompts if file is None else file)[:count]
 
     @property
+    def makes(self) -> str:
+        """What the teacher makes: ``video`` or ``image``."""
+        return "image" if open_teacher(self.job.teacher).size_rules.images else "video"
+
+    @property
+    def start_images(self) -> dict[str, Path]:
+        """The images that videos start from, by evaluation prompt."""
+        file, wanted = self.settings.evaluation, self.evaluation_prompts
+        found = {} if file is None else images_of(file)
+        return {prompt: found[prompt] for prompt in wanted if prompt in found}
+
+    @property
     def on_captions(self) -> bool:
         """True if videos are made from the sprite world's held-out captions."""
         return self.settings.evaluation is None and self.checkable
@@ -116,10 +128,14 @@ class Plan:
         teacher = self.job.teacher
         model = open_teacher(teacher)
         negative = model.negative_prompt_for(teacher.negative_prompt)
+        guidance = " and ".join(
+            f"{teacher.guidance_of(number):g}{f' ({expert.name})' if expert.name else ''}"
+            for number, expert in enumerate(model.experts)
+        )
         own = "its authors'" if negative == model.negative_prompt else "the job's"
         return (
             f"The teacher samples with {solver_text(teacher_solver(model, self.settings.solver))}, "
-            f"guidance {teacher.guidance_scale:g} and "
+            f"guidance {guidance} and "
             f"{f'{own} negative prompt' if negative else 'no negative prompt'}."
         )
 
@@ -160,6 +176,17 @@ def checkable(job: Job) -> bool:
     """True if the prompts come with a model and the sprite world can measure each in frames."""
     prompts = shipped_prompts(job.data.prompts)
     return prompts is not None and all(map(world.is_caption, prompts))
+
+
+def images_of(file: str) -> dict[str, Path]:
+    """The image that each prompt of a file names, for those that name one; the first counts."""
+    from lightx2v_sgmd.files.prompts import read_images, read_prompts
+
+    found: dict[str, Path] = {}
+    for prompt, image in zip(read_prompts(file), read_images(file), strict=False):
+        if image is not None:
+            found.setdefault(prompt, image)
+    return found
 
 
 def prompts_of(file: str) -> list[str]:

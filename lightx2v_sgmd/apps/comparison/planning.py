@@ -15,10 +15,13 @@ from lightx2v_sgmd.apps.comparison.plan import (
     Plan,
     Settings,
     checkable,
+    images_of,
     prompts_of,
 )
 from lightx2v_sgmd.apps.comparison.saved import check_same_comparison, check_shared
+from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.inheritance import read_job_tree
@@ -98,19 +101,10 @@ def make_plan(
         refuse_overlap(resolved(out), job_sources(job))
     model = open_teacher(base.teacher)
     check_against_model(base, model)
-    if len(model.experts) > 1:
-        raise UserError(
-            f"teacher.path: {model.path} has two experts, and compare measures models with one "
-            "network; train the jobs with distill, and compare their exports with evaluate"
-        )
-    if model.size_rules.images:
-        raise UserError(
-            f"teacher.path: {model.path} makes images, and compare measures videos; train the jobs "
-            "with distill, and look at their images side by side"
-        )
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))
     settings = _fitting(settings, base, every)
+    _check_images(settings, model)
     _refuse_training_prompts(settings, jobs)
     first = base.train.seed
     plan = Plan(out, jobs, tuple(range(first, first + seeds)), settings)
@@ -241,6 +235,29 @@ def _fitting(settings: Settings, base: Job, every: int) -> Settings:
         shown=min(settings.shown, count),
         evaluation=evaluation,
     )
+
+
+def _check_images(settings: Settings, model: Model) -> None:
+    """Refuses evaluation prompts whose images the teacher needs and lacks, or cannot start from.
+
+    Raises:
+        UserError: it is so, or an image cannot be read.
+    """
+    file = settings.evaluation
+    images = {} if file is None else images_of(file)
+    if model.takes_image == "never" and images:
+        raise UserError(
+            f"--evaluation-prompts: {file} names images, and {model.path} makes "
+            f"{'images' if model.size_rules.images else 'videos'} from text alone; leave them out"
+        )
+    wanted = [] if file is None else prompts_of(file)[: settings.prompts]
+    if model.takes_image == "always" and not (wanted and images.keys() >= {*wanted}):
+        raise UserError(
+            f"--evaluation-prompts: {file} has prompts without an image, and {model.path} starts "
+            'from one; give a .jsonl file whose lines have "prompt" and "image"'
+        )
+    for image in images.values():
+        check_image(image)
 
 
 def _refuse_training_prompts(settings: Settings, jobs: Mapping[str, Job]) -> None:

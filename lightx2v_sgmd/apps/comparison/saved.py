@@ -19,6 +19,8 @@ from lightx2v_sgmd.untrusted.json_text import read_record
 
 FORMAT_VERSION = 1
 _SEED: Final = re.compile(r"seed_(\d{1,19})")
+_STORAGE = "teacher.quantize"
+"""How a run stores frozen weights; the teacher itself is measured with its own weights."""
 
 
 def _shared(job: Job) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def _shared(job: Job) -> dict[str, Any]:
     return {
         key: value
         for key, value in _comparable(job).items()
-        if key.split(".")[0] in ("teacher", "video", "data", "schedule")
+        if (key.split(".")[0] in ("teacher", "video", "data", "schedule") and key != _STORAGE)
         or key in ("train.iterations", "train.micro_batch", "train.accumulation")
     }
 

@@ -141,8 +141,9 @@ class Reference:
         else:
             units = np.maximum(features.astype(np.float64).std(0), 1e-6)
             result["frechet"] = gaussian_distance(ours, features, units)
-        result["optflow"] = float(np.mean(measured.flow))
-        result["dyndeg"] = float(np.mean(measured.dynamic))
+        if measured.flow:  # images have none
+            result["optflow"] = float(np.mean(measured.flow))
+            result["dyndeg"] = float(np.mean(measured.dynamic))
         if measured.distances:
             result["diversity"] = float(np.mean(measured.distances))
         return result
@@ -238,6 +239,7 @@ def build_results(plan: Plan, unit: str, failures: dict[str, str]) -> dict[str, 
         "format_version": 1,
         "teacher": plan.job.teacher.path,
         "about": _about(plan),
+        "made": plan.makes,
         "captions_checkable": reference.checkable,
         "iterations": plan.job.train.iterations,
         "batch": plan.job.train.micro_batch * plan.job.train.accumulation,

@@ -29,9 +29,9 @@ from lightx2v_sgmd.apps.comparison.tasks import NO_SPACE, TEACHER_BATCH, Task, t
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
-from lightx2v_sgmd.files.student_weights import has_average, stem, student_files
+from lightx2v_sgmd.files.student_weights import MOST_EXPERTS, has_average, stem, student_files
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
-from lightx2v_sgmd.files.video import write_video
+from lightx2v_sgmd.files.video import write_frames
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.outputs import appearing, clean_temporaries, rename_new, temporary_path
 from lightx2v_sgmd.sampling.sampler import VideoSampler
@@ -131,7 +131,9 @@ def _link(checkpoint: Path, target: Path) -> None:
     clean_temporaries(target.parent)
     temporary = temporary_path(target)
     temporary.mkdir(parents=True)
-    for file in checkpoint.glob(f"{stem(has_average(checkpoint))}[-.]*"):
+    averaged = has_average(checkpoint)
+    stems = {stem(averaged, expert) for expert in range(MOST_EXPERTS)}
+    for file in (file for each in stems for file in checkpoint.glob(f"{each}[-.]*")):
         try:
             os.link(file, temporary / file.name)
         except OSError:  # a file system without hard links
@@ -157,7 +159,8 @@ class Bench:
 
             self.captions = held_out_captions(self.settings.prompts)
         self.prompts = plan.evaluation_prompts
-        self.fps = open_teacher(self.job.teacher).fps
+        model = open_teacher(self.job.teacher)
+        self.fps, self.suffix = model.fps, model.size_rules.suffix
         self._student: VideoSampler | None = None
 
     def wanted(self) -> tuple[list[str], list[int]]:
@@ -205,6 +208,9 @@ class Bench:
             batch=max(1, min(TEACHER_BATCH, _TOKENS_AT_ONCE // (frames * height * width))),
             device="cuda" if torch.cuda.is_available() else "cpu",
             dtype=torch_type(job.teacher.dtype),
+            guidance_scale_2=None if few_steps else job.teacher.guidance_scale_2,
+            images=self.plan.start_images,
+            image_cache=job.data.embeddings,
         )
 
     def measure_run(self, label: str) -> None:
@@ -268,16 +274,18 @@ class Bench:
     def _loaded(self, label: str, step: int) -> VideoSampler:
         sampler = self.student()
         folder = self.plan.snapshot(label, self.seed, step)
-        sampler.load_weights(student_files(folder, has_average(folder)))
+        for expert in range(len(sampler.transformers)):
+            files = student_files(folder, has_average(folder), expert)
+            sampler.load_weights(files, expert)
         return sampler
 
     def show(self, row: str, videos: Videos) -> None:
-        """Writes the first prompts' videos."""
+        """Writes the first prompts' videos, or images."""
         folder = self.plan.videos(row, self.seed)
         factor = max(1, _SHOWN_SIZE // min(videos.shape[2:4]))
         for index in range(self.settings.shown):
             large = videos[index].repeat(factor, axis=1).repeat(factor, axis=2)
-            write_video(large, folder / f"{index:02d}.mp4", self.fps)
+            write_frames(large, folder / f"{index:02d}{self.suffix}", self.fps)
 
 
 def _interrupt(number: int, frame: object) -> None:

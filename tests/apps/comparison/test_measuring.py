@@ -71,3 +71,14 @@ def test_videos_of_any_kind_have_statistics() -> None:
     assert np.mean(other.flow) > 3 * np.mean(one.flow)
     assert not any(one.dynamic) and all(other.dynamic)
     assert np.isfinite(one.features).all()
+
+
+def test_images_have_no_flow() -> None:
+    """The statistics of a still video's frame, and distances."""
+    video = moving_texture(1.0, 0, seed=1)[None]
+    image = video[:, :1]
+    measured = measure_videos(image, None, 1, nfe=4, groups=[np.concatenate([image, image])])
+    assert measured.flow == measured.dynamic == [] and measured.distances == [0.0]
+    still = measure_videos(np.repeat(image, 3, axis=1), None, 8, nfe=4)
+    np.testing.assert_allclose(measured.features[0], still.features[0][:8], rtol=1e-4)
+    assert len(measured.features[0]) == 8

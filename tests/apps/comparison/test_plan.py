@@ -19,6 +19,9 @@ from lightx2v_sgmd.files.prompts import read_prompts
 from lightx2v_sgmd.outputs.record import NAME as RECORD
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
+from tests.families.wan.test_image_to_video import write_prompts
+from tests.families.wan.test_images import picture
+from tests.tiny import make_tiny_wan
 from tests.training import PROMPTS
 
 
@@ -44,10 +47,24 @@ def test_each_row_has_its_methods_sections_and_the_rest_of_the_named_job(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_that_makes_images_is_refused(tmp_path: Path) -> None:
-    job = config_path("sd3_medium_sgmd.yaml")
-    with pytest.raises(UserError, match="makes images, and compare measures videos; train the"):
+def test_a_start_image_comes_with_the_prompt(tmp_path: Path) -> None:
+    """Where the teacher needs one, and nowhere else."""
+    job = config_path("wan2.1_i2v_14b_480p_sgmd.yaml")
+    with pytest.raises(UserError, match="has prompts without an image, .* give a .jsonl file"):
         make_plan(job, tmp_path / "out")
+    prompts = write_prompts(tmp_path / "in", "a.png", "b.jpg")
+    teacher = make_tiny_wan(tmp_path / "teacher", kind="image")
+    video = "video={height: 32, width: 48, num_frames: 5}"
+    small = [f"teacher.path={teacher}", video, "parallel.sequence=1"]
+    settings = Settings(evaluation=str(prompts))
+    plan = make_plan(job, tmp_path / "out", overrides=small, settings=settings)
+    assert [file.name for file in plan.start_images.values()] == ["a.png", "b.jpg"]
+    before = inputs(plan.job, str(prompts))
+    picture().rotate(180).save(tmp_path / "in" / "a.png")
+    assert inputs(plan.job, str(prompts))["images"] != before["images"]
+    text = config_path("wan2.1_t2v_14b_sgmd.yaml")
+    with pytest.raises(UserError, match="names images, and .* makes videos from text alone"):
+        make_plan(text, tmp_path / "out", settings=settings)
 
 
 def test_a_method_brings_its_score_times(job: Path, tmp_path: Path) -> None:
@@ -113,6 +130,18 @@ def test_the_teachers_row_says_how_it_is_sampled(job: Path, tmp_path: Path) -> N
         )
     euler = replace(plan, settings=replace(plan.settings, solver="euler"))
     assert "with Euler, 50 steps, shift 5, guidance 5" in euler.about_teacher()
+
+
+def test_rows_may_store_their_frozen_weights_in_two_ways(job: Path, tmp_path: Path) -> None:
+    """The teacher that all of them distil, and that is measured, is the same."""
+    adapters = ["student.train=lora", "fake_score.train=lora"]
+    plan = make_plan(
+        job, tmp_path / "out", overrides=adapters, sweep="teacher.quantize=none,fp8-storage"
+    )
+    stored = {label: row.teacher.quantize for label, row in plan.jobs.items()}
+    assert stored == {"sgmd quantize=none": "none", "sgmd quantize=fp8-storage": "fp8-storage"}
+    with pytest.raises(UserError, match="guidance_scale: .* must agree in it"):
+        make_plan(job, tmp_path / "other", sweep="teacher.guidance_scale=2,3")
 
 
 def test_a_sweep_has_a_row_for_each_value(job: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from lightx2v_sgmd.apps.comparison import measuring, worker
+from lightx2v_sgmd.apps.comparison import compare, measuring, worker
 from lightx2v_sgmd.apps.comparison.plan import Plan, Settings
 from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.saved import write_plan
@@ -18,7 +20,9 @@ from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done, output
 from lightx2v_sgmd.files.checkpoint import checkpoints
 from lightx2v_sgmd.files.student_weights import student_files
 from lightx2v_sgmd.sampling.sampler import VideoSampler
-from tests.tiny import WEIGHTS
+from tests.families.wan.test_image_to_video import write_prompts
+from tests.tiny import WEIGHTS, make_tiny_experts, make_tiny_wan
+from tests.tiny_sd3 import make_tiny_sd3
 from tests.training import job_file
 
 
@@ -160,3 +164,48 @@ def test_students_that_are_adapters_are_measured_as_others_are(
     assert is_done(plan, Task("sgmd", 0))
     snapshot = load_file(plan.snapshot("sgmd", 0, 1) / "student_ema.safetensors")
     assert all(name.startswith("transformer.") for name in snapshot)
+
+
+KINDS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "images": (
+        make_tiny_sd3,
+        ["video={height: 32, width: 32}", "schedule={base: [1000, 500], shift: 3}"],
+    ),
+    "experts": (make_tiny_experts, ["schedule.shift=5", "teacher.guidance_scale_2=2"]),
+    "start images": (partial(make_tiny_wan, kind="image"), ["video.width=48"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_teacher_is_compared(kind: str, tmp_path: Path) -> None:
+    """Images have no motion; of two experts both are loaded; a start image is the prompt's."""
+    make, settings = KINDS[kind]
+    job, evaluation = job_file(make(tmp_path / "teacher"), tmp_path / "job"), None
+    if kind == "start images":
+        prompts = write_prompts(tmp_path / "in", "a.png", "b.jpg")
+        lines = [{"prompt": text, "image": "a.png"} for text in ("a blue circle", "a red square")]
+        evaluation = str(tmp_path / "in" / "evaluation.jsonl")
+        Path(evaluation).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        settings = [*settings, f"data.prompts={prompts}"]
+    out, few = tmp_path / "out", ["train.iterations=2", "train.micro_batch=1"]
+    plan = make_plan(
+        job,
+        out,
+        overrides=[*settings, *few],
+        settings=Settings(prompts=2, evaluation=evaluation),
+        every=1,
+    )
+    write_plan(plan)
+    for row in ("sgmd", "teacher"):
+        worker.work(out, Task(row, 0))
+    row = compare(job, out, report_only=True, quiet=True).results["rows"]["sgmd"]
+    assert row["equal_iterations"]["frechet"]["mean"] > 0 and len(row["curve"]) == 3
+    names = {file.name for file in plan.snapshot("sgmd", 0, 2).iterdir()}
+    assert ("student_2_ema.safetensors" in names) == (kind == "experts")
+    table, page = ((out / name).read_text() for name in ("table.md", "report.html"))
+    images = kind == "images"
+    assert ("OptFlow" in table) != images and ("data:image/png" in page) == images
+    suffix = "png" if images else "mp4"
+    assert len(list(plan.videos("teacher", 0).glob(f"*.{suffix}"))) == 2
+    assert ("guidance 8 (high-noise) and 2 (low-noise)" in table) == (kind == "experts")

@@ -16,6 +16,7 @@ from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.rollout import rollout
+from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.schedule import Schedule
 from tests.tiny import Kind, make_tiny_wan
 
@@ -62,7 +63,9 @@ def stock(model: WanModel, image: Any, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_a_guided_rollout_equals_stock_diffusers(model: WanModel, guidance_scale: float) -> None:
+def test_a_guided_rollout_equals_stock_diffusers(
+    model: WanModel, tmp_path: Path, guidance_scale: float
+) -> None:
     shape = model.latent_shape(*SIZE)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
     network = model.load_transformer()
@@ -77,6 +80,10 @@ def test_a_guided_rollout_equals_stock_diffusers(model: WanModel, guidance_scale
         ours = rollout(predict, noise, Schedule())
     expected = stock(model, picture(), guidance_scale=guidance_scale)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    picture().save(tmp_path / "a.png")
+    images, (prompt, negative) = {PROMPTS[0]: tmp_path / "a.png"}, PROMPTS
+    sampler = VideoSampler(model, Schedule(), SIZE, guidance_scale, negative, images=images)
+    torch.testing.assert_close(sampler.latents([prompt], noise), expected, atol=1e-4, rtol=0)
     # The image decides: another one gives another video.
     other = stock(model, picture().transpose(Image.Transpose.ROTATE_180), guidance_scale=1.0)
     assert (other - expected).abs().max() > 0.01
