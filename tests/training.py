@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,10 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill import distill
+from distill.building import wanted_images
 from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.teacher import open_own_models, open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import stem, student_files
@@ -27,6 +30,7 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs.writer import write_text
 from lightx2v_sgmd.parallel import Ranks, StrategySettings, open_strategy
 from lightx2v_sgmd.text.encoding import encode_prompts
+from lightx2v_sgmd.text.images import EmbeddingsWithImages, encode_images
 from tests.parallel.ranks import run_ranks
 
 PROMPTS = ["a red circle moving left", "a blue square moving right slowly", "circle", "a and a"]
@@ -71,6 +75,10 @@ def make_trainer(
         torch.float32,
         None,
     )
+    wanted = wanted_images(job, model)
+    embeddings: Sequence[Embedding] = rows
+    if wanted:
+        embeddings = EmbeddingsWithImages(rows, encode_images(model, wanted, ranks, None))
     shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     folded = ranks.device.type == "cpu"  # as in production: kernels of a GPU know no mask
     own = open_own_models(job, model)
@@ -81,7 +89,7 @@ def make_trainer(
         networks,
         Batches(
             job,
-            rows,
+            embeddings,
             negative,
             shape,
             ranks,

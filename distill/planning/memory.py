@@ -135,10 +135,12 @@ def latent_bytes(job: Job, model: Model) -> int:
 
 
 def conditioning_bytes(job: Job, meter: ModelMeter, samples: int) -> int:
-    """Counts the bytes of what a network is told of so many samples: text rows, above all."""
+    """Counts the bytes of what a network is told of so many samples: texts, and images if any."""
     with torch.device("meta"):
         told = meter.model.empty_conditioning(samples, meter.text_rows)
-    return _size(job) * sum(told[name].numel() for name in told)
+        image = meter.image(job)
+    images = samples * sum(tensor.numel() for tensor in image.values())
+    return _size(job) * sum(told[name].numel() for name in told) + 4 * images
 
 
 def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts, Parts]:
@@ -148,8 +150,9 @@ def _lasting_parts(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts
     experts = len(meter.model.experts)
     always, host, disk = ({name: experts * n for name, n in parts.items()} for parts in one)
     always["latents"] = latent_bytes(job, meter.model)
-    # One negative prompt serves all samples.
-    always["conditioning"] = conditioning_bytes(job, meter, job.train.micro_batch + 1)
+    # One negative prompt serves all samples, unless each stands beside a sample's image.
+    told = 2 * job.train.micro_batch if meter.image(job) else job.train.micro_batch + 1
+    always["conditioning"] = conditioning_bytes(job, meter, told)
     frozen = meter.discriminators.pixel_weights(job)
     if frozen is not None:
         always[_frozen_pixels(job)] = frozen

@@ -154,6 +154,7 @@ class Pass:
         adapters: Those that are trained, or None if all weights are.
         compiled: True if a compiler made the passes between the products.
         fp8_storage: True if the blocks' matrices are stored in 8 bits.
+        image: True if the videos start from an image, as ``Model.empty_image`` has it.
     """
 
     latents: tuple[int, int, int, int]
@@ -166,6 +167,7 @@ class Pass:
     adapters: AdapterSettings | None = None
     compiled: bool = False
     fp8_storage: bool = False
+    image: bool = False
 
 
 def meter_pass(model: Model, what: Pass) -> PassMemory:
@@ -209,7 +211,7 @@ def prepare_pass(
         x_t = torch.empty(what.batch, *what.latents)
         time = torch.empty(what.batch)
         text = model.empty_conditioning(what.batch, what.text_rows)
-        image = model.empty_image(what.latents[1:])
+        image = model.empty_image(what.latents[1:]) if what.image else {}
     told = {name: tensor.expand(what.batch, *tensor.shape) for name, tensor in image.items()}
     conditioning = Conditioning({**text, **told})
     kept = stays_float32(network)

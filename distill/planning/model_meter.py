@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.planning.discriminators import DiscriminatorMeter
@@ -25,6 +26,7 @@ from distill.planning.metering import (
 from distill.planning.remembered_shapes import RememberedShapes
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_own_models
+from lightx2v_sgmd.files.prompts import read_images
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import AdapterSettings, Job
 from lightx2v_sgmd.networks.adapters import trained_shapes
@@ -71,6 +73,7 @@ class ModelMeter:
         self.discriminators = DiscriminatorMeter(model)
         self._trained: dict[AdapterSettings, Weights] = {}
         self._own: dict[str, ModelMeter] = {}
+        self._images: dict[str, bool] = {}
 
     def of(self, job: Job, role: str) -> ModelMeter:
         """The meter of the model that a role of a job starts from: of the teacher, or its own."""
@@ -164,6 +167,20 @@ class ModelMeter:
         """The latent shape ``(C, T, h, w)`` of a job's videos."""
         return self.model.latent_shape(job.video.height, job.video.width, job.video.frames)
 
+    def image(self, job: Job) -> dict[str, Tensor]:
+        """Zeros in place of what an image becomes, if a job's videos start from one.
+
+        Where a video may start from text alone the job's prompts decide, and without their file the
+        image does, because it needs more.
+        """
+        model, prompts = self.model, job.data.prompts
+        if prompts not in self._images:
+            given = model.takes_image != "never"
+            if model.takes_image == "optionally" and Path(prompts).is_file():
+                given = bool(read_images(prompts))
+            self._images[prompts] = given
+        return model.empty_image(self.latents(job)[1:]) if self._images[prompts] else {}
+
     def passes(
         self,
         job: Job,
@@ -204,6 +221,7 @@ class ModelMeter:
             compiled="fast_blocks" in self.model.features
             and job.parallel.compile in (("auto", "always") if self.on_gpu else ("always",)),
             fp8_storage=job.teacher.quantize != "none",
+            image=bool(self.image(job)),
         )
 
     def decoding(self, job: Job) -> int:
@@ -225,7 +243,8 @@ def count_operations(
         text_rows: Text rows that the network attends to, padding included.
         layers: Number of blocks.
     """
-    what = Pass(latents, 1, torch.float32, text_rows, checkpointing=False)
+    image = model.takes_image == "always"  # what else needs one computes the same without it
+    what = Pass(latents, 1, torch.float32, text_rows, checkpointing=False, image=image)
     _, run, x_t = prepare_pass(model, what, layers)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), fused_attention(), RememberedShapes(), counter:

@@ -402,13 +402,13 @@ class Model(Protocol):
         ...
 
     def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
-        """Zeros in place of what an image is encoded to, for measurements; often none.
+        """A conditioning's tensors of one image, without its values, for measurements; often none.
 
         Args:
             latents: ``(T, h, w)`` of the video's latents.
 
         Returns:
-            As ``ImageEncoder.encode``, on the default device; empty where no image is needed.
+            The tensors by name, on the default device; empty where no video starts from an image.
         """
         ...
 

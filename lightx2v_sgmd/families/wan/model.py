@@ -401,9 +401,12 @@ class WanModel(DiffusersModel):
         return WanImageEncoder(self.load_vae(device=device), spatial, rows, self.holds_first_frame)
 
     def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
-        """Zeros in place of an image's latents and rows, where the network needs an image."""
-        if self.takes_image != "always":
+        """Zeros in place of an image's latents and rows, or of a first frame that is held."""
+        if self.takes_image == "never":
             return {}
+        if self.holds_first_frame:
+            first = torch.zeros(self.latent_channels, 1, *latents[1:])
+            return {"first_frame": first, "is_given": torch.ones(())}
         found = {"image_latents": torch.zeros(self.latent_channels, *latents)}
         if (width := self.transformer_config.get("image_dim")) is not None:
             found["image_rows"] = torch.zeros(IMAGE_ROWS, int(width))
