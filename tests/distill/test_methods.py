@@ -21,8 +21,10 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.interpolants import Interpolant, VariancePreserving, scaled_linear_alphas
 from lightx2v_sgmd.methods import ADM, DMD2, SGMD, TSGSIM, Sample, SiD, TSGFisher
 from lightx2v_sgmd.methods.base import Discriminator
-from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, TEACHER, expert_role
 from lightx2v_sgmd.rollout import rollout
+from tests.families.wan.test_image_to_video import write_prompts
+from tests.tiny import Kind, make_tiny_experts, make_tiny_wan
 from tests.training import make_job, make_trainer
 
 HEADS = Discriminator(head_every=1, head_channels=32)
@@ -113,17 +115,59 @@ def test_so_are_those_of_a_u_net(method: Any, tiny_sdxl: Path, tmp_path: Path) -
     assert_plain_gradients(trainer, method)
 
 
-def assert_plain_gradients(trainer: Trainer, method: Any) -> None:
-    """Compares an update's gradients with those of whole graphs."""
+PAPER = SGMD(weighting="paper")
+CASES: list[tuple[Kind, int, Any]] = [
+    *((kind, expert, PAPER) for kind in ("text", "image latents") for expert in (0, 1)),
+    ("text", 1, TSGSIM()),
+    ("text and image", 0, PAPER),
+    ("text and image", 0, ADM(discriminator=HEADS)),
+    *(
+        ("image", 0, method)
+        for method in (
+            PAPER,
+            DMD2(fake_score_updates=2),
+            SiD(),
+            TSGSIM(),
+            TSGFisher(fake_score_updates=2),
+            ADM(discriminator=HEADS),
+        )
+    ),
+]
+"""A kind of model, the index of the expert that is trained, and a method."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expert", "method"), CASES, ids=[f"{k}-{e}-{name_of(m)}" for k, e, m in CASES]
+)
+def test_so_are_those_of_experts_and_of_videos_that_start_from_an_image(
+    kind: Kind, expert: int, method: Any, tmp_path: Path
+) -> None:
+    """Of two experts each is trained in batches of its own; a given first frame is held."""
+    settings = ["video.width=48", "teacher.guidance_scale=4"]
+    if kind in ("text", "image latents"):
+        teacher = make_tiny_experts(tmp_path / "teacher", kind=kind)
+        settings.append("teacher.guidance_scale_2=3")
+    else:
+        teacher = make_tiny_wan(tmp_path / "teacher", kind=kind)
+    if kind != "text":
+        second = None if kind == "text and image" else "b.jpg"
+        settings.append(f"data.prompts={write_prompts(tmp_path / 'in', 'a.png', second)}")
+    trainer = trainer_for(method, teacher, tmp_path, *settings)
+    index = next(n for n in range(20) if trainer.batches.expert(n) == expert)
+    assert_plain_gradients(trainer, method, index)
+
+
+def assert_plain_gradients(trainer: Trainer, method: Any, index: int = 0) -> None:
+    """Compares the gradients of an update, on the batch of an index, with those of whole graphs."""
     strategy: Any = trainer.strategy
-    got = trainer.add_gradients(0, batch_index=0, iteration=0)
-    assert set(got) == {STUDENT, *({FAKE_SCORE} if not method.fresh_rollouts else ())} | (
-        {DISCRIMINATOR} & {*method.roles}
-    )
+    got = trainer.add_gradients(0, batch_index=index, iteration=0)
+    plain = {STUDENT, *({FAKE_SCORE} if not method.fresh_rollouts else ())}
+    plain |= {DISCRIMINATOR} & {*method.roles}
+    assert set(got) == {expert_role(role, trainer.batches.expert(index)) for role in plain}
     ours = {role: gradients(network) for role, network in strategy.networks.items()}
     for network in strategy.networks.values():
         network.zero_grad(set_to_none=True)
-    expected = plain_gradients(trainer, method)
+    expected = plain_gradients(trainer, method, index)
     for role, network in strategy.networks.items():
         if role not in got:
             assert all(g is None for g in ours[role]), f"{role} has gradient"
@@ -139,20 +183,20 @@ def gradients(network: nn.Module) -> list[Any]:
     return [p.grad for p in network.parameters()]
 
 
-def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
+def plain_gradients(trainer: Trainer, method: Any, index: int) -> dict[str, list[Tensor]]:
     """By role, from whole graphs through every network, built without the trainer's parts."""
     strategy: Any = trainer.strategy
     path: Interpolant = strategy.interpolant
-    batch = trainer.batches.micro_batch(0, 0)
+    batch = trainer.batches.micro_batch(index, 0)
     sigma, told = batch.time, batch.conditioning
-    scale = trainer.job.teacher.guidance_scale
+    scale = trainer.job.teacher.guidance_of(batch.expert)
     if method.guidance_range is not None:
-        scale = trainer.batches.uniform("guidance", 0, *method.guidance_range)
+        scale = trainer.batches.uniform("guidance", index, *method.guidance_range)
         assert method.guidance_range[0] < scale < method.guidance_range[1]
 
     def student() -> Tensor:
         velocity = partial(strategy.predict, STUDENT, conditioning=told)
-        steps, last = trainer.job.schedule, trainer.batches.exit_step(0)
+        steps, last = trainer.job.schedule, trainer.batches.exit_step(index)
         return rollout(velocity, batch.noise, steps, last, interpolant=path)
 
     def sample(x0: Tensor, update: bool) -> Sample:
@@ -181,7 +225,7 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
 
     def gradient(role: str, losses: dict[str, Tensor]) -> list[Tensor]:
         total = torch.stack([values.mean() for values in losses.values()]).sum()
-        weights = list(strategy.networks[role].parameters())
+        weights = list(strategy.networks[expert_role(role, batch.expert)].parameters())
         found = torch.autograd.grad(total, weights, allow_unused=True)
         return [
             g if g is not None else torch.zeros_like(p) for g, p in zip(found, weights, strict=True)
@@ -193,7 +237,7 @@ def plain_gradients(trainer: Trainer, method: Any) -> dict[str, list[Tensor]]:
     if DISCRIMINATOR in method.roles:
         discriminator_loss = method.discriminator_losses(sample(fixed, True))
         result[DISCRIMINATOR] = gradient(DISCRIMINATOR, discriminator_loss)
-    return result
+    return {expert_role(role, batch.expert): found for role, found in result.items()}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=name_of)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,10 +15,18 @@ from distill.model_checks import check_against_model
 from distill.trainer import Trainer
 from distill.updates import first_update
 from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.system.errors import UserError
 from tests.tiny import make_tiny_experts
-from tests.training import make_job, make_trainer
+from tests.training import (
+    make_job,
+    make_trainer,
+    needs_deepspeed,
+    read_trace,
+    train,
+    weights_of,
+)
 
 TIMES = (1.0, 0.9375, 5 / 6, 0.625)
 PHASED = (
@@ -28,6 +37,25 @@ PHASED = (
     "teacher.guidance_scale_2=3",
 )
 """Two iterations of the high-noise expert, whose batches are 0 to 3, then the low-noise one's."""
+
+
+LONG = (*PHASED, "train.ema=0.9", "train.checkpoint_every=1", "train.keep_checkpoints=5")
+"""Two iterations of the high-noise phase and three of the low-noise one, each with a checkpoint."""
+
+
+class Whole(NamedTuple):
+    """A run that was not interrupted."""
+
+    folder: Path
+    trace: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    run = train(make_job(teacher, folder, *LONG))
+    return Whole(folder, read_trace(run), weights_of(find_checkpoint(run)))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +187,33 @@ def test_gradients_are_those_of_a_plain_rewrite(
     ((predicted - target) ** 2).mean().backward()
     for mine, theirs in zip(ours, gradients(trainer, f"fake_score{number}"), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stopped", [1, 3])
+def test_resuming_in_either_phase_is_exact(teacher: Path, whole: Whole, stopped: int) -> None:
+    """As if the run had been killed after that checkpoint."""
+    for step in range(stopped + 1, 6):
+        shutil.rmtree(whole.folder / "run" / "checkpoints" / f"step_{step:06d}")
+    again = train(make_job(teacher, whole.folder, *LONG))
+    assert read_trace(again) == whole.trace
+    found = weights_of(find_checkpoint(again))
+    assert found.keys() == whole.weights.keys()
+    assert [name for name, w in whole.weights.items() if not torch.equal(found[name], w)] == []
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_two_zero3_ranks_train_both_phases_as_one_process(
+    teacher: Path, whole: Whole, tmp_path: Path
+) -> None:
+    settings = ("train.micro_batch=1", "parallel.strategy=zero3")
+    sharded = train(make_job(teacher, tmp_path, *LONG, *settings), ranks=2)
+    for ours, theirs in zip(read_trace(sharded), whole.trace, strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    found = weights_of(find_checkpoint(sharded))
+    assert found.keys() == whole.weights.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, whole.weights[name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

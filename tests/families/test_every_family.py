@@ -357,6 +357,23 @@ def test_two_zero3_ranks_train_as_one_process(made: Made) -> None:
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
 
 
+@needs_deepspeed
+@pytest.mark.slow
+def test_two_ranks_that_share_a_video_train_as_one_process(made: Made) -> None:
+    if "sequence" not in open_model(made.teacher).features:
+        pytest.skip("ranks do not share a video of this family")
+    if made.family.pipeline == "WanPipeline":
+        pytest.skip("tests/parallel/test_sequence_zero3.py trains Wan on ranks that do")
+    settings = ("train.iterations=3", "parallel.strategy=zero3", "parallel.sequence=2")
+    shared = train(made.family.job(made.folder / "shared", *settings), ranks=2)
+    for ours, theirs in zip(read_trace(shared), read_trace(made.run), strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    found, expected = (weights_of(find_checkpoint(run)) for run in (shared, made.run))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_the_plan_is_within_a_tenth_of_the_measured_memory(
