@@ -13,7 +13,7 @@ import pytest
 from lightx2v_sgmd.apps.comparison.columns import markdown
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
-FOLDERS = ("methods", "equal_compute", "lambda")
+FOLDERS = ("methods", "equal_compute", "lambda", "fp8_storage")
 KEYS = {
     "Frechet": "frechet",
     "all right": "all_attributes",
@@ -51,14 +51,15 @@ def cells_of(page: str, first: str) -> Iterator[tuple[str, str, str]]:
         ("at equal iterations", "methods"),
         ("at DMD2's compute", "equal_compute"),
         ("lambda", "lambda"),
+        ("quantize", "fp8_storage"),
     ],
 )
 def test_the_pages_tables_are_the_results_rounded(first: str, folder: str) -> None:
     own, methods = read_results(folder)["rows"], read_results("methods")["rows"]
     compared = 0
     for name, head, text in cells_of((RESULTS / "README.md").read_text("utf-8"), first):
-        label = f"sgmd lambda={name}" if first == "lambda" else re.split(r",| \(", name)[0]
-        row = own.get(label) or methods[label]
+        label = re.split(r",| \(", name)[0]
+        row = own.get(f"sgmd {first}={name}") or own.get(label) or methods[label]
         if text:
             found = (row.get("cost", {}) | row["equal_iterations"])[KEYS[head]]
             for number, key in zip(text.split(" ± "), ("mean", "std"), strict=False):
