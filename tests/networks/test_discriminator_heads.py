@@ -60,10 +60,10 @@ class Add(nn.Module):
 
 def test_outputs_of_the_blocks_with_a_head_are_read_in_their_order() -> None:
     network = Blocks(5)
-    with capture_blocks(network.blocks, 2, lambda x: x) as found:
+    with capture_blocks(network.blocks, 2, lambda x: -x) as found:
         network(torch.zeros(1))
         network(torch.ones(1))  # as checkpointing runs blocks again
-    assert [float(x) for x in found] == [11.0, 1111.0]
+    assert [float(x) for x in found] == [-11.0, -1111.0]
     network(torch.zeros(1))
     assert len(found) == 2  # the hooks are gone
     with pytest.raises(RuntimeError), capture_blocks(network.blocks, 1, lambda x: x):
