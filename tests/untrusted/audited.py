@@ -132,7 +132,9 @@ def ways(base: str, folder: str, work: Path) -> dict[str, Callable[[], str | Non
     if base == "run":
         export = ("export", folder, "--dtype", "fp32", "--quiet", "--out", str(made))
         return {"export": lambda: command(*export), **inspect}
-    if base in ("cogvideox", "sd3", "pair", "image", "ti2v"):
+    if base == "clip":
+        return {"clip": lambda: called(lambda: open_clip(folder))}
+    if base in ("cogvideox", "sd3", "pair", "image", "ti2v", "sdxl"):
         return {"teacher": lambda: called(lambda: open_family(folder)), **inspect}
     if base in ("lora", "torch_save", "scaled"):
         (file,) = (str(path) for path in Path(folder).glob("x.*"))
@@ -223,6 +225,15 @@ def open_vision(folder: str) -> None:
 
     vision_widths(folder)
     VisionBackbone(folder, torch.device("cpu"))
+
+
+def open_clip(folder: str) -> None:
+    """As ``evaluate --clip`` does."""
+    import numpy as np
+
+    from lightx2v_sgmd.apps.evaluation.clip import Clip
+
+    Clip(Path(folder), "cpu").score(np.zeros((2, 16, 16, 3), np.uint8), "a red circle")
 
 
 def limit_memory() -> None:

@@ -1,4 +1,6 @@
-"""Hostile folders of the other families: CogVideoX, SD3, Wan2.2's two experts, images, TI2V-5B.
+"""Hostile folders of the other families: CogVideoX, SD3, SDXL, Wan2.2's experts, images, TI2V-5B.
+
+The CLIP network of ``evaluate --clip`` is here too.
 
 What all families share, such as the limits of JSON and of headers, is in ``hostile``; here is what
 each has besides, and one of the shared kinds for each part that only it has.
@@ -209,4 +211,79 @@ TI2V = [
         timesteps_nested=deeply(INDEX, "expand_timesteps", value=[[True]]),
     ),
 ]
-FAMILIES = [*COGVIDEOX, *SD3, *PAIR, *IMAGE, *TI2V]
+UNET, FIRST_CLIP = "unet/config.json", "text_encoder/config.json"
+SDXL = [
+    *code_everywhere(
+        "sdxl", UNET, SCHEDULER, "text_encoder_2/config.json", "tokenizer_2/tokenizer_config.json"
+    ),
+    *pickles("sdxl", unet=f"unet/{WEIGHTS}", clip="text_encoder/model.safetensors"),
+    *kinds(
+        "sdxl",
+        True,
+        unet_class=put(UNET, _class_name="evil.Evil"),
+        unet_channels_1e9=put(UNET, block_out_channels=[8, 16, 10**9]),
+        unet_levels_many=put(UNET, block_out_channels=[8] * 50_000),
+        unet_levels_differ=put(UNET, block_out_channels=[8, 16]),
+        unet_blocks_1e9=put(UNET, transformer_layers_per_block=[1, 1, 10**9]),
+        unet_blocks_together=put(UNET, transformer_layers_per_block=[64] * 3, layers_per_block=16),
+        unet_block=put(UNET, down_block_types=["evil.Evil"] * 3),
+        unet_middle=put(UNET, mid_block_type="evil.Evil"),
+        unet_heads_zero=put(UNET, attention_head_dim=[1, 2, 0]),
+        unet_heads_nested=put(UNET, attention_head_dim=[[1], 2, 3]),
+        unet_text_1e12=put(UNET, cross_attention_dim=10**12),
+        unet_classes_1e9=put(UNET, num_class_embeds=10**9),
+        unet_class_embedding=put(UNET, class_embed_type="evil.Evil"),
+        unet_activation=put(UNET, act_fn="evil.Evil"),
+        unet_groups_zero=put(UNET, norm_num_groups=0),
+        unet_eps_nan=raw(UNET, "norm_eps", "NaN"),
+        unet_no_room_for_text=put(UNET, projection_class_embeddings_input_dim=48),
+        unet_images_too=put(UNET, in_channels=9),
+        vae_mean=put(VAE, latents_mean=[0.0] * 4),
+        vae_block=put(VAE, up_block_types=["evil.Evil"] * 2),
+        vae_scaling_infinite=raw(VAE, "scaling_factor", "Infinity"),
+        scheduler_class=put(SCHEDULER, _class_name="os.system"),
+        scheduler_betas=put(SCHEDULER, trained_betas=[0.1] * 100_000),
+        scheduler_beta_large=raw(SCHEDULER, "beta_end", "1e308"),
+        scheduler_steps=put(SCHEDULER, num_train_timesteps=10**9),
+        clip_layers_1e9=put(FIRST_CLIP, num_hidden_layers=10**9),
+        clip_activation=put(FIRST_CLIP, hidden_act="evil.Evil"),
+        index_class=put(INDEX, unet=["evil", "Evil"]),
+        index_pipeline=put(INDEX, custom_pipeline="evil.py"),
+        index_empty_text=put(INDEX, force_zeros_for_empty_prompt="evil.py"),
+        header_many=many_tensors(f"unet/{WEIGHTS}", 1_000_000),
+        unet_outside=both(
+            lambda folder: (folder / "unet" / WEIGHTS).unlink(),
+            write(
+                f"unet/{WEIGHTS}.index.json",
+                '{"weight_map": {"a": "../../evil.safetensors"}}',
+            ),
+        ),
+        vae_linked=link(f"vae/{WEIGHTS}", "/etc/passwd"),
+    ),
+]
+CLIP_CONFIG, CLIP_WEIGHTS = "config.json", "model.safetensors"
+CLIP = [
+    *code_everywhere("clip", CLIP_CONFIG, "tokenizer_config.json"),
+    *pickles("clip", network=CLIP_WEIGHTS),
+    *kinds(
+        "clip",
+        True,
+        kind=put(CLIP_CONFIG, model_type="dinov2"),
+        kind_that_downloads=put(CLIP_CONFIG, model_type="timm_wrapper", architecture="evil/evil"),
+        text_layers_1e9=deeply(CLIP_CONFIG, "text_config", "num_hidden_layers", value=10**9),
+        text_positions_1e9=deeply(
+            CLIP_CONFIG, "text_config", "max_position_embeddings", value=10**9
+        ),
+        text_a_list=put(CLIP_CONFIG, text_config=[1]),
+        vocabulary_1e10=deeply(CLIP_CONFIG, "text_config", "vocab_size", value=10**10),
+        image_1e9=deeply(CLIP_CONFIG, "vision_config", "image_size", value=10**9),
+        patch_zero=deeply(CLIP_CONFIG, "vision_config", "patch_size", value=0),
+        activation=deeply(CLIP_CONFIG, "vision_config", "hidden_act", value="evil.Evil"),
+        mean=write("preprocessor_config.json", '{"image_mean": ["a"]}'),
+        std_zero=write("preprocessor_config.json", '{"image_std": [0, 0, 0]}'),
+        tokenizer_deep=write("tokenizer.json", DEEP),
+        header_many=many_tensors(CLIP_WEIGHTS, 1_000_000),
+        weights_linked=link(CLIP_WEIGHTS, "/etc/passwd"),
+    ),
+]
+FAMILIES = [*COGVIDEOX, *SD3, *PAIR, *IMAGE, *TI2V, *SDXL, *CLIP]

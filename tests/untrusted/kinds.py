@@ -24,6 +24,8 @@ Base = Literal[
     "pair",
     "image",
     "ti2v",
+    "sdxl",
+    "clip",
 ]
 CODE = "import os\nos.system('touch executed')\nclass Evil: pass\n"
 DEEP = "[" * 100_000

@@ -17,10 +17,12 @@ from transformers import Dinov2Config, Dinov2Model
 
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
+from tests.apps.evaluation.test_clip import make_clip
 from tests.families.original import write_original
 from tests.scaled import CONVENTIONS, original, quantised
 from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
 from tests.tiny_sd3 import make_tiny_sd3
+from tests.tiny_sdxl import make_tiny_sdxl
 from tests.untrusted.hostile import KINDS
 from tests.untrusted.kinds import CODE, Hostile
 from tests.weights.conftest import write_checkpoint, write_lora_checkpoint
@@ -59,6 +61,8 @@ def make_good(good: Path) -> None:
     make_tiny_experts(good / "pair")
     make_tiny_wan(good / "image", kind="image")
     make_tiny_wan(good / "ti2v", kind="text and image")
+    make_tiny_sdxl(good / "sdxl")
+    make_clip(good / "clip")
 
 
 def make_hostile(work: Path) -> None:
