@@ -21,7 +21,7 @@ from infer.serve.work.worker import served_as
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
-from tests.infer.serve.api.test_app import client_of, error_of
+from tests.infer.serve.api.clients import client_of, error_of
 from tests.infer.serve.standin import make_backend
 from tests.students import generate, manifest_of
 from tests.tiny import make_tiny_cogvideox
