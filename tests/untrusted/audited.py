@@ -231,7 +231,7 @@ def open_clip(folder: str) -> None:
     """As ``evaluate --clip`` does."""
     import numpy as np
 
-    from lightx2v_sgmd.apps.evaluation.clip import Clip
+    from lightx2v_sgmd.apps.evaluation.scores.clip import Clip
 
     Clip(Path(folder), "cpu").score(np.zeros((2, 16, 16, 3), np.uint8), "a red circle")
 

@@ -17,7 +17,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
-from tests.apps.evaluation.test_clip import make_clip
+from tests.apps.evaluation.scores.test_clip import make_clip
 from tests.families.original import write_original
 from tests.scaled import CONVENTIONS, original, quantised
 from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
