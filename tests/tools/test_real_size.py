@@ -36,5 +36,5 @@ def test_a_command_that_does_not_fit_says_so_in_its_row(tmp_path: Path) -> None:
     row = run("plan", ["plan", str(job)], 4.0, threads=1)
     assert row.code == 0 and 0.05 < row.peak_gib < 4 and row.seconds > 0
     assert row.line().endswith("| yes |")
-    failed = Row("x", 4, 1.0, 2.0, 2, "error: out of memory")
-    assert failed.line() == "| x | 4 | 1.0 | 2 | no, error: out of memory |"
+    failed = Row("x", 4, "memory", 1.0, 2.0, 2, "error: out of memory")
+    assert failed.line() == "| x | 4, memory | 1.0 | 2 | no, error: out of memory |"

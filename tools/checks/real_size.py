@@ -4,17 +4,17 @@
 
 It writes a folder of random weights (14 GB; 30 GB of disk are needed in all) and runs `embed`, two
 iterations of `distill` with adapters, `export` in every format, and `generate` of five frames of
-128x128. Each command has its address space limited, as by `ulimit -v`, and its memory measured. The
-result is a table with each command's most memory and its time; the last rows repeat `embed` and
-`generate` within a smaller limit. Everything is deleted afterwards, unless ``--keep`` is given: the
-same command then uses the model again, ``--rows`` repeats single commands, and the folder stays.
+128x128. Each command has its memory limited by a control group, as a container has, and measured;
+where no group may be made, its address space is limited as by `ulimit -v`. The result is a table
+with each command's most memory and its time; the last rows repeat `embed` and `generate` within a
+smaller limit. Everything is deleted afterwards, unless ``--keep`` is given: the same command then
+uses the model again, ``--rows`` repeats single commands, and the folder stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tools.checks.memory_limit import memory_limit
 from tools.models.published_size import write_published_size
 
 GIB: Final = 2**30
@@ -55,7 +56,8 @@ class Row:
 
     Attributes:
         name: The command in a few words.
-        limit_gib: Its limit of memory.
+        limit_gib: Its limit.
+        kind: What is limited: ``memory`` or ``address space``.
         peak_gib: The most memory that it had.
         seconds: Its time.
         code: Its exit code.
@@ -64,6 +66,7 @@ class Row:
 
     name: str
     limit_gib: float
+    kind: str
     peak_gib: float
     seconds: float
     code: int
@@ -73,8 +76,8 @@ class Row:
         """The row of a table in Markdown."""
         done = "yes" if self.code == 0 else f"no, {self.last}"
         return (
-            f"| {self.name} | {self.limit_gib:g} | {self.peak_gib:.1f} | {self.seconds:.0f} "
-            f"| {done} |"
+            f"| {self.name} | {self.limit_gib:g}, {self.kind} | {self.peak_gib:.1f} "
+            f"| {self.seconds:.0f} | {done} |"
         )
 
 
@@ -82,32 +85,29 @@ HEAD: Final = "| command | limit, GiB | most memory, GiB | seconds | done |\n|--
 
 
 def run(name: str, arguments: Sequence[str], limit_gib: float, threads: int) -> Row:
-    """Runs one command within a limit of its address space."""
-
-    def limited() -> None:
-        limit = int(limit_gib * GIB)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
+    """Runs one command within a limit."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lightx2v_sgmd", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=limited,
-    )
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line.strip())
-        print(f"    {line.rstrip()}", flush=True)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with memory_limit(int(limit_gib * GIB)) as limit:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lightx2v_sgmd", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=limit.enter,
+        )
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line.strip())
+            print(f"    {line.rstrip()}", flush=True)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     return Row(
         name,
         limit_gib,
+        limit.kind,
         usage.ru_maxrss * 1024 / GIB,
         time.monotonic() - start,
         process.returncode,
