@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from math import gcd
@@ -29,7 +29,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.sequence import sequence_degrees
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import LINE, UserError
 
 MORE_GPUS = 1024
 """Largest number that is tried when a job does not fit."""
@@ -68,13 +68,12 @@ def check_plan(plan: JobPlan, model: Model, meter: ModelMeter) -> None:
         return
     machine = plan.machine
     problem = (
-        f"{plan.job.method.name} on {machine.gpus} GPU(s) needs {plan.memory_gib:.1f} GiB of a "
-        f"GPU's {machine.memory_gib:g}, in the phase '{plan.memory.peak_phase}'"
+        f"needs {plan.memory_gib:.1f} GiB of a GPU's {machine.memory_gib:g} "
+        f"({plan.memory.peak_phase})"
     )
     found, least, lasting = _nearest(plan, model, meter)
     if found:
-        words = ", or ".join(_in_words(change, other, plan) for change, other in found)
-        raise UserError(f"{problem}; the nearest that fits: {words}")
+        raise UserError(_with_offers(f"{problem}; nearest that fits: ", found, plan))
     if least is None:
         raise UserError(
             f"{problem}; with any other layout and up to {MORE_GPUS} GPUs, at least {lasting:.1f} "
@@ -131,14 +130,25 @@ def _spared(change: tuple[list[str], Job, Machine]) -> tuple[int, int, int, int]
     return (kind, layout.sequence, int(layout.offload in ("all", "nvme")), machine.gpus)
 
 
-def _in_words(change: list[str], other: JobPlan, plan: JobPlan) -> str:
-    needs = [f"{other.memory_gib:.1f} GiB"]
+def _with_offers(problem: str, found: Sequence[tuple[list[str], JobPlan]], plan: JobPlan) -> str:
+    """The problem and the changes, with as much of what they need as fits into a line."""
+    whole = [_in_words(change, other, _needs(other, plan)) for change, other in found]
+    short = [_in_words(change, other) for change, other in found]
+    lines = [problem + ", or ".join(offers) for offers in (whole, short, whole[:1], short[:1])]
+    return next((line for line in lines if len(line) <= LINE), lines[-1])
+
+
+def _needs(other: JobPlan, plan: JobPlan) -> Iterator[str]:
+    """What a change needs beside a GPU's memory."""
     if other.memory.host:
         host = sum(other.per_node(other.memory.host).values())
-        needs.append(f"{host:.0f} GiB of a node's CPU memory")
+        yield f"{host:.0f} GiB of a node's CPU memory"
     if other.global_batch != plan.global_batch:
-        needs.append(f"a global batch of {other.global_batch}, not {plan.global_batch}")
-    return f"{' '.join(change)} ({', '.join(needs)})"
+        yield f"a global batch of {other.global_batch}, not {plan.global_batch}"
+
+
+def _in_words(change: list[str], other: JobPlan, needs: Iterable[str] = ()) -> str:
+    return f"{' '.join(change)} ({', '.join([f'{other.memory_gib:.1f} GiB', *needs])})"
 
 
 def _changes(

@@ -36,7 +36,7 @@ def test_what_does_not_fit_is_refused_with_what_does(
     machine = Machine(gpus=8, memory_gib=memory_gib)
     plan = make_plan(off, model, machine, meter)
     assert not plan.fits
-    with pytest.raises(UserError, match=r"of a GPU's .*; the nearest that fits: ") as caught:
+    with pytest.raises(UserError, match=r"of a GPU's .*; nearest that fits: ") as caught:
         check_plan(plan, model, meter)
     assert short_line(str(caught.value)) == str(caught.value)  # nothing of the remedy is cut
     offers = [
