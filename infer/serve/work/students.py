@@ -105,9 +105,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Loaded:
+    """A student, and the memory that it takes while it makes nothing; None if unknown."""
+
     student: Student
     checked: Checked
-    rest_gib: float
+    rest_gib: float | None
 
 
 class Students:
@@ -247,19 +249,22 @@ class Students:
         from infer.memory import resting_gib
 
         checked = self._check(model, lora)
+        if "planned_memory" not in checked.model.features:
+            self._make_room(None)  # first: what is free now decides if it may be loaded
         plan = self._plan(checked, lora)
         if self._loaded:
             self._make_room(self._peak_gib(checked, plan, size, count))
         work = self._work(checked, plan, size, count)
-        rest = 0.0 if work is None else resting_gib(work, plan.memory_mode)
+        rest = None if work is None else resting_gib(work, plan.memory_mode)
         return _Loaded(Student(checked, plan, self._ranks), checked, rest)
 
     def _make_room(self, needed_gib: float | None) -> None:
         """Puts students out until the rest and what is needed fit; all of them if nobody knows."""
         limit, put_out = self._limit_gib, False
         while self._loaded:
-            resting = sum(one.rest_gib for one in self._loaded.values())
-            if limit is not None and needed_gib is not None and resting + needed_gib <= limit:
+            parts = [needed_gib, *(one.rest_gib for one in self._loaded.values())]
+            known = [part for part in parts if part is not None]
+            if limit is not None and len(known) == len(parts) and sum(known) <= limit:
                 break
             del self._loaded[next(iter(self._loaded))]
             put_out = True

@@ -112,3 +112,23 @@ def test_what_such_a_student_cannot_do_is_said_before_it_is_loaded(
     engine = replace(ENGINE, max_memory_gib=4.0)
     with pytest.raises(UserError, match="max_memory_gib: .* is not supported for SDXL"):
         Students({"student": weights}, engine, {}, 1).check()
+
+
+def test_one_whose_memory_is_not_planned_is_loaded_alone(
+    shared_student: Path, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go before free memory is asked for, and it goes before another one is loaded."""
+    images = shutil.copytree(tiny_sdxl, tmp_path / "images")
+    manifest = manifest_of(Schedule((1000.0,), 1.0, "ddim"))
+    replace(manifest, video=VideoFacts(32, 32, 1, 1.0)).write(images)
+    students = Students({"videos": shared_student, "images": images}, ENGINE, {}, 1)
+    students.check()
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "infer.engine_plan.refuse_too_large", lambda *_: asked.append(len(students.loaded))
+    )
+    students.get("videos", None, (32, 32, 9))
+    students.get("images", None, (32, 32, 1))
+    assert students.loaded == [("images", None)] and asked == [0]
+    students.get("videos", None, (32, 32, 9))
+    assert students.loaded == [("videos", None)]
