@@ -357,7 +357,7 @@ def _lora_of(value: Any) -> Any:
     """A request's LoRA, whose object may be JSON text.
 
     Raises:
-        RequestProblem: the object asks for more than a name.
+        RequestProblem: the object has no name, or asks for more.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = _object(value, "lora")
@@ -370,6 +370,9 @@ def _lora_of(value: Any) -> Any:
                 )
         if not _equals(value.get("scale", 1), 1):
             raise RequestProblem("lora.scale: LoRAs are served at strength 1; leave it out")
+        if not value.get("name"):
+            raise RequestProblem("lora.name: is missing; give the name of a LoRA")
+        value = {"name": value["name"]}
     return value
 
 

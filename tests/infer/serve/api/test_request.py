@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.infer.serve.api.clients import error_of
-
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from infer.serve.backend import Backend
+from tests.infer.serve.api.clients import error_of
 
 
 def test_json_and_forms_ask_for_the_same(client: TestClient) -> None:
@@ -52,7 +51,9 @@ def test_what_is_left_out_is_as_trained(client: TestClient) -> None:
         ({"extra_params": {"input_reference": "x"}}, "extra_params.input_reference: is unknown"),
         ({"image_url": "http://x/a.png"}, "image_url: is not read by this server; leave it out"),
         ({"lora": 5}, "lora: should be a valid string"),
+        ({"lora": {}}, "lora.name: is missing; give the name of a LoRA"),
         ({"lora": {"name": "x"}}, "lora: 'x' is not served with 'tiny' here"),
+        ({"lora": {"name": "x", "scale": "1"}}, "lora: 'x' is not served with 'tiny' here"),
         ({"lora": {"name": "x", "path": "/a"}}, "lora.path: is not read"),
         ({"lora": {"name": "x", "scale": 0.5}}, "lora.scale: LoRAs are served at strength 1"),
         ({"lora": "x"}, "with 'tiny' here; it has none; start it with --lora-folder"),
