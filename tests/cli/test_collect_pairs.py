@@ -1,4 +1,4 @@
-"""The command ``collect-pairs``; the pairs are tested in ``tests/distill/test_pretraining.py``."""
+"""The command ``collect-pairs``; the pairs are tested in ``tests/distill/test_ode_pairs.py``."""
 
 from __future__ import annotations
 

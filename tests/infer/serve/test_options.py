@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from infer.serve.options import ServeOptions
 from infer.serve.server import serve
 from lightx2v_sgmd.system.errors import UserError

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.infer.serve.api.clients import error_of
-
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from infer.serve.backend import Backend
+from tests.infer.serve.api.clients import error_of
 
 
 def test_an_error_of_ours_shows_no_traceback(
