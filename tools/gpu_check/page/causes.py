@@ -85,7 +85,7 @@ def _ratio(stock: str) -> Callable[[Data], str]:
         return (
             f"products and attention alone take {least:.2f} s at this page's best rates, which is "
             f"{theirs / least:.2f} times faster than {stock}: no exact forward in bf16 can be "
-            "faster on this card"
+            "faster at these rates"
         )
 
     return said
