@@ -30,16 +30,21 @@ def test_comfyui_is_one_file_that_its_loader_takes(exports: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "layers", "file"),
-    [(1536, 30, "wan2.1_t2v_1.3B_bf16"), (5120, 40, "wan2.1_t2v_14B_bf16"), (48, 2, "mine")],
+    ("image", "width", "layers", "file", "pair"),
+    [
+        ("never", 1536, 30, "wan2.1_t2v_1.3B_bf16", "mine_low_noise"),
+        ("never", 5120, 40, "wan2.1_t2v_14B_bf16", "wan2.2_t2v_low_noise_14B_fp16"),
+        ("always", 5120, 40, "wan2.1_i2v_480p_14B_bf16", "wan2.2_i2v_low_noise_14B_fp16"),
+        ("never", 48, 2, "mine", "mine_low_noise"),
+    ],
 )
-def test_the_teachers_file_follows_from_its_size(width: int, layers: int, file: str) -> None:
-    config = {"num_attention_heads": 2, "attention_head_dim": width // 2, "num_layers": layers}
-    model = SimpleNamespace(transformer_config=config)
+def test_the_teachers_file_follows_from_its_size(
+    image: str, width: int, layers: int, file: str, pair: str
+) -> None:
+    model = SimpleNamespace(takes_image=image, width=width, num_blocks=layers)
     about = SimpleNamespace(teacher="me/Mine-Diffusers", base="me/Mine-Diffusers")
     source = SimpleNamespace(model=model, about=about)
     spec: Any = SimpleNamespace(source=source, part="")
     assert base_weights(spec) == f"{file}.safetensors"
     low: Any = SimpleNamespace(source=source, part="low_noise")
-    pair = "wan2.2_t2v_low_noise_14B_fp16" if width == 5120 else "mine_low_noise"
     assert base_weights(low) == f"{pair}.safetensors"
