@@ -30,7 +30,7 @@ _CHUNK_LINES: Final = 2_000
 """Lines of a ``.jsonl`` file that are parsed together."""
 _CHUNK: Final = Limits(size=1_000_000, values=1_000_000, depth=1_000_000)
 """Limits of them together; how deep JSON may be nested is limited by Python's parser as well."""
-_READ: Final = frozenset({"prompt", "image"})
+_READ: Final = ("prompt", "image")
 """The keys of ``.jsonl`` that ``read_prompts`` and ``read_images`` read."""
 _SHOWN_KEYS: Final = 5
 _SIMPLE: Final = re.compile(r'\{"prompt": ?"([^"\\\x00-\x1f]*)"\}\n?')
@@ -64,13 +64,16 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def note_unread(path: str | Path, quiet: bool = False, keys: bool = True) -> None:
+def note_unread(
+    path: str | Path, quiet: bool = False, keys: bool = True, images: bool = True
+) -> None:
     """Says what of a file of prompts is left out: comments of ``.txt``, keys of ``.jsonl``.
 
     Args:
         path: The file; or the name of a shipped model, of whose prompts nothing is left out.
         quiet: Say nothing.
         keys: False where other keys than ``prompt`` and ``image`` mean something.
+        images: False where ``image`` means nothing.
 
     Raises:
         UserError: the file is missing, too large, unreadable or not UTF-8.
@@ -79,7 +82,7 @@ def note_unread(path: str | Path, quiet: bool = False, keys: bool = True) -> Non
     if quiet:
         return
     if path.suffix.lower() == ".jsonl" and keys:
-        _note_keys(path)
+        _note_keys(path, _READ if images else ("prompt",))
     if path.suffix.lower() != ".txt":
         return
     count = sum(_is_comment(line.strip()) for _, line in _text_lines(path))
@@ -89,16 +92,17 @@ def note_unread(path: str | Path, quiet: bool = False, keys: bool = True) -> Non
         note(f"{path}: {count:,} lines begin with # and are comments, not prompts")
 
 
-def _note_keys(path: Path) -> None:
-    """Names the keys of a ``.jsonl`` file that nothing is made of."""
+def _note_keys(path: Path, read: Sequence[str]) -> None:
+    """Names the keys of a ``.jsonl`` file that nothing is made of, which are all but those read."""
     if _plain_prompts(read_limited(path, MOST_BYTES)) is not None:
         return
     rows = (row for _, row in jsonl_rows(path) if not isinstance(row, UserError))
-    unread = list(dict.fromkeys(key for row in rows for key in row if key not in _READ))
+    unread = list(dict.fromkeys(key for row in rows for key in row if key not in read))
     if unread:
         shown = ", ".join(short_line(key, 40) for key in unread[:_SHOWN_KEYS])
         more = ", ..." if len(unread) > _SHOWN_KEYS else ""
-        note(f"{path}: only prompt and image are read of its lines, not {shown}{more}")
+        said = f"{' and '.join(read)} {'are' if len(read) > 1 else 'is'}"
+        note(f"{path}: only {said} read of its lines, not {shown}{more}")
 
 
 def read_images(path: str | Path) -> list[Path | None]:

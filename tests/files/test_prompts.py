@@ -77,6 +77,10 @@ def test_keys_that_nobody_reads_are_named_once(
     many = {f"k{i}": 0 for i in range(9)}
     note_unread(written(tmp_path, "b.jsonl", json.dumps({"prompt": "a"} | many)))
     assert capsys.readouterr().err.endswith("not k0, k1, k2, k3, k4, ...\n")
+    start = written(tmp_path, "c.jsonl", '{"prompt": "b", "image": "b.png"}\n')
+    note_unread(start, images=False)
+    says = "only prompt is read of its lines, not image"
+    assert capsys.readouterr().err.splitlines() == [f"{start}: {says}"]
 
 
 @pytest.mark.parametrize(

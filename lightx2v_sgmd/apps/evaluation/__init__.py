@@ -132,7 +132,7 @@ def evaluate(
     """
     options = options or EvaluateOptions()
     plan = _plan(weights, prompts, Path(out), against, options)
-    note_unread(prompts, quiet)
+    note_unread(prompts, quiet, images=False)
     folder = resolved(out)
     if nproc > 1 and (made := [side for side, size in plan.sizes.items() if size is not None]):
         call = ShardedCall(
