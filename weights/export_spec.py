@@ -66,11 +66,13 @@ class ExportSpec:
     @property
     def experts(self) -> list[ExportSpec]:
         """One description for each network: this one, and that of the second expert if any."""
+        return [self] if self._second is None else [self, self._second]
+
+    @cached_property
+    def _second(self) -> ExportSpec | None:
+        """That of the second expert, which keeps its own evaluations from writing to verifying."""
         second = self.source.second
-        if second is None:
-            return [self]
-        # Each network has evaluations of its own.
-        return [self, replace(self, source=second, expert=1, probed={})]
+        return None if second is None else replace(self, source=second, expert=1, probed={})
 
     @cached_property
     def keeps_network(self) -> bool:

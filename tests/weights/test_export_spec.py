@@ -1,14 +1,18 @@
-"""Options of an export that will not do."""
+"""Options of an export that will not do, and the description of one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lightx2v_sgmd.system.errors import UserError
 from weights import export
+from weights.export_spec import ExportSpec
+from weights.formats.registry import FORMATS
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,12 @@ def test_options_that_will_not_do(exports: Any, options: dict[str, Any], match: 
         export(exports.run, out=exports.folder / "no", quiet=True, **options)
     assert "\n" not in str(caught.value)
     assert not (exports.folder / "no").exists()
+
+
+def test_each_expert_keeps_its_evaluations() -> None:
+    """Verifying takes those of writing: to make one again reads all weights of the network."""
+    source: Any = SimpleNamespace(second=SimpleNamespace(second=None))
+    spec = ExportSpec(source, FORMATS["lora"], "bf16", Path("out"))
+    spec.experts[1].probed["student"] = torch.ones(1)
+    assert [list(each.probed) for each in spec.experts] == [[], ["student"]]
+    assert [each.expert for each in spec.experts] == [0, 1]
