@@ -34,7 +34,7 @@ inference:
 Distilled from `{teacher}` by {method_upper} with {trainer}. It makes {made} in {count} network
 evaluations, without guidance.
 
-"""
+{above}"""
 _TABLE: Final = """\
 
 ## What it is
@@ -57,6 +57,12 @@ Other timesteps, or guidance, give blurred or noisy results: the schedule is par
 stands in `lightx2v_sgmd.json` and in the metadata of the safetensors files. `lightx2v-sgmd weights
 verify THIS_FOLDER` checks that nothing has changed. The teacher's licence applies to this student
 too.
+"""
+_ABOVE: Final = """\
+It goes on top of {loras}, which it does not hold: load these
+LoRA files first, each with the strength after its colon. The code and the workflows for other
+programs below do not load them.
+
 """
 _SOLVERS: Final = {
     "euler": "Euler",
@@ -104,6 +110,10 @@ def _values(spec: ExportSpec, about: Manifest) -> dict[str, Any]:
         "started_from": ""
         if about.student_base is None
         else f"| student started from | `{public_name(about.student_base)}` |\n",
+        "above": ""
+        if not about.loras
+        else _ABOVE.format(loras=" and ".join(f"`{lora}`" for lora in about.loras)),
+        "fine_tune_options": "".join(f' --lora "{lora}" \\\n   ' for lora in about.loras),
         "fine_tune": ""
         if not about.loras
         else f"| goes on top of | the base with `{', '.join(about.loras)}` merged into it |\n",

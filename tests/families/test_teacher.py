@@ -197,7 +197,10 @@ def test_adapters_relative_to_the_fine_tune_go_on_top_of_it(
     alone = open_wan(tiny_teacher).with_loras(loras[1:]).load_transformer().state_dict()
     assert any(not torch.allclose(alone[n], expected[n], atol=1e-3) for n in expected)
     (said,) = read_manifest(above).loras  # type: ignore[union-attr]
-    assert said.startswith(f"{lora.name}:") and f"`{said}`" in (above / "README.md").read_text()
+    card = (above / "README.md").read_text()
+    assert said.startswith(f"{lora.name}:") and f"It goes on top of `{said}`, which" in card
+    assert f' --lora "{said}" \\\n    --lora THIS_FOLDER \\\n    --prompt' in card
+    assert "on top of" not in (whole / "README.md").read_text()
     with pytest.raises(UserError, match="which are not in it; run it as .*--relative-to base"):
         export(above, "diffusers", tmp_path / "again", quiet=True)
 
@@ -267,6 +270,8 @@ def test_two_experts_have_files_of_their_own(tmp_path: Path) -> None:
                 torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
     said = read_manifest(above).loras  # type: ignore[union-attr]
     assert said == (f"style_high_noise.safetensors:{STRENGTH}", "low_noise/style.safetensors:1")
+    lines = [f'--lora "{name}"' for name in said] + ["--lora THIS_FOLDER/high_noise_model"]
+    assert " \\\n    ".join(lines) in (above / "README.md").read_text()
     with pytest.raises(UserError, match="--lora .*above/high_noise_model --lora .*above/low_noise"):
         export(above, "diffusers", tmp_path / "more", quiet=True)
 

@@ -120,7 +120,7 @@ _ENGINE: Final = """\
 ## lightx2v-sgmd
 
 ```
-lightx2v-sgmd generate --weights "{start}" --lora THIS_FOLDER \\
+lightx2v-sgmd generate --weights "{start}"{fine_tune_options} --lora THIS_FOLDER \\
     --prompt "a prompt"{image_option} --out video.mp4
 ```
 """
@@ -128,7 +128,7 @@ _ENGINE_PAIR: Final = """\
 ## lightx2v-sgmd
 
 ```
-lightx2v-sgmd generate --weights "{start}" --lora THIS_FOLDER/{folder} \\
+lightx2v-sgmd generate --weights "{start}"{fine_tune_options} --lora THIS_FOLDER/{folder} \\
     --lora THIS_FOLDER/{folder_2} --prompt "a prompt"{image_option} --out video.mp4
 ```
 """

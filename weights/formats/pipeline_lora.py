@@ -56,7 +56,8 @@ image = pipe(
 ## lightx2v-sgmd
 
 ```
-lightx2v-sgmd generate --weights "{start}" --lora THIS_FOLDER --prompt "a prompt" --out image.png
+lightx2v-sgmd generate --weights "{start}"{fine_tune_options} --lora THIS_FOLDER \\
+    --prompt "a prompt" --out image.png
 ```
 """
 
