@@ -173,9 +173,9 @@ def _exported(folder: Path) -> ExportSource:
         files = " ".join(f"--lora {text}" for text in about.loras)
         above = " ".join(f"--lora {each[0].parent}" for each in own)
         raise UserError(
-            f"{folder}: holds adapters for {about.base} with {', '.join(about.loras)} merged into "
-            f"it, which are not in it; run it as `lightx2v-sgmd generate --weights {about.base} "
-            f"{files} {above}`, or export the run with --relative-to base"
+            f"{folder}: holds adapters that go on top of LoRAs, which are not in it; run it as "
+            f"`lightx2v-sgmd generate --weights {about.base} {files} {above}`, or export the run "
+            "with --relative-to base"
         )
     job_file = folder / "job.yaml"
     model = written_in.open_model(folder, lambda: teacher_of(about, job_file))
