@@ -75,12 +75,15 @@ def differing_sizes(program: Program, config: Mapping[str, Any]) -> list[str]:
 
 
 def refusal(program: Program, config: Mapping[str, Any]) -> str | None:
-    """A sentence that says why a program does not run a network; None if it runs it."""
+    """A sentence that says why a program does not run a student; None if it runs it.
+
+    A program may run the same network in the teacher's many steps, as LightX2V runs Wan2.2-TI2V-5B.
+    """
     differing = differing_sizes(program, config)
     if not differing:
         return None
     return (
-        f"{program.name} does not run this network: its code fixes sizes of Wan2.1 "
+        f"{program.name} does not run this student: its code fixes sizes of Wan2.1 "
         f"({'; '.join(differing)})"
     )
 

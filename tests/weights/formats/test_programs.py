@@ -96,7 +96,7 @@ def test_latent_channels_of_no_published_model_are_named() -> None:
 def test_a_section_keeps_its_heading() -> None:
     config = open_wan("sprites").transformer_config
     text = section(COMFYUI, config, "## ComfyUI\n\nPut the file there.\n")
-    assert text.startswith("## ComfyUI\n\nComfyUI does not run this network")
+    assert text.startswith("## ComfyUI\n\nComfyUI does not run this student")
     assert "Put the file" not in text and text.endswith("Run it in lightx2v-sgmd or diffusers.\n")
 
 
@@ -169,7 +169,7 @@ def test_the_terminal_and_the_card_name_what_does_not_run(
     out = export(tmp_path / "run", format, tmp_path / "out")
     said, card = capsys.readouterr().err, (out / "README.md").read_text()
     for program in programs:
-        reason = f"{program} does not run this network"
+        reason = f"{program} does not run this student"
         assert reason in said and reason in card
     assert "python -m lightx2v.infer" not in card and "models/diffusion_models" not in card
 
