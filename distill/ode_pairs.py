@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -28,10 +29,14 @@ from lightx2v_sgmd.sampling.teacher_steps import (
     solver_text,
     teacher_solver,
 )
+from lightx2v_sgmd.schedule import MOST_STEPS
 from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import shipped_model
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
+
+MOST_PAIRS: Final = 10_000_000
+"""The most pairs of a folder."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class PairPlan:
     shard: int = 64
     part: int = 1
     parts: int = 1
+
+    def __post_init__(self) -> None:
+        for name, most in (("count", MOST_PAIRS), ("steps", MOST_STEPS)):
+            if getattr(self, name) > most:
+                raise UserError(f"--{name}: {getattr(self, name)} is more than {most}; use fewer")
 
     def shards(self) -> list[tuple[int, range]]:
         """This machine's shards: the number of each, and the numbers of its pairs."""

@@ -213,6 +213,22 @@ def device_of(device: str | torch.device | None) -> torch.device:
         raise UserError(f"device: {device!r} is not a device; use cpu, cuda or cuda:1") from error
 
 
+def present_device(device: str | None) -> torch.device:
+    """The device meant, if it is in this machine.
+
+    Raises:
+        UserError: it is not, or there is no such device.
+    """
+    chosen = device_of(device)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= found:
+        raise UserError(
+            f"device: {chosen} is not there, because PyTorch sees {found} CUDA devices; use "
+            f"{'cpu' if not found else f'cuda:0 to cuda:{found - 1}'}"
+        )
+    return chosen
+
+
 def possible_quantisations(device: torch.device) -> tuple[Quantize, ...]:
     """The quantisations that can run here, the best first."""
     kinds: tuple[Quantize, ...] = get_args(Quantize)

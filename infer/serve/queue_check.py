@@ -15,6 +15,7 @@ from typing import Final
 
 from infer.serve.jobs import IMAGE_VERSION, LORA_VERSION
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.reading import UNREADABLE_DATABASE
 
 _TABLES: Final = {"jobs", "counters"}
 _PROGRAMS: Final = re.compile(r"\b(CHECK|GENERATED|AS|REFERENCES|COLLATE)\b|DEFAULT\s*\(", re.I)
@@ -62,7 +63,7 @@ def check_queue(file: Path) -> None:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
             db.execute("PRAGMA trusted_schema = OFF")
             problem = _problem(db)
-    except sqlite3.Error as error:
+    except UNREADABLE_DATABASE as error:
         problem = f"it cannot be read ({error})"
     finally:
         for path in new:  # SQLite makes some of them to read, and nobody else is at work here

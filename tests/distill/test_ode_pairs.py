@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from distill.ode_pairs import PairPlan
 from lightx2v_sgmd.cli.main import run as run_cli
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.latents import LatentFolder, shard_path
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import teacher_schedule
 from lightx2v_sgmd.sampling.unipc import UniPC
+from lightx2v_sgmd.system.errors import UserError
 from tests.pairs import collect
 from tests.training import job_file
 
@@ -71,3 +74,9 @@ def test_pairs_of_other_settings_are_not_mixed(tiny_teacher: Path, tmp_path: Pat
     again = ["--count", "6", "--steps", "3", "--shard", "4"]
     shard_path(out, 1).unlink()
     assert run_cli(["collect-pairs", job, "--out", str(out), *again]) == 2
+
+
+@pytest.mark.parametrize("option", ["count", "steps"])
+def test_numbers_without_end_are_refused(option: str) -> None:
+    with pytest.raises(UserError, match=f"--{option}: 1000000000000 is more than"):
+        replace(PairPlan(), **{option: 10**12})  # type: ignore[arg-type]

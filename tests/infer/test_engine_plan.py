@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from infer.engine_plan import device_of, make_plan, torch_dtype, why_not_quantize
+from infer.engine_plan import device_of, make_plan, present_device, torch_dtype, why_not_quantize
 from infer.options import Lora, Options
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.parallel.ranks import Ranks
@@ -63,3 +63,9 @@ def test_names_become_types_and_devices() -> None:
     assert torch_dtype("bf16") == torch_dtype(torch.bfloat16) == torch.bfloat16
     assert device_of("cuda:1") == torch.device("cuda", 1) and device_of(None).type == "cpu"
     assert why_not_quantize("fp8-storage", torch.device("cpu")) is None
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    assert present_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"cuda:99 is not there, because PyTorch sees \d+ CUDA"):
+        present_device("cuda:99")

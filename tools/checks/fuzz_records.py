@@ -222,5 +222,13 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
             (_LIGHTX2V + 'a: "${b}${b}"\nb: "${c}${c}"\nc: "${d}${d}"\nd: x\n').encode(),
             b"a: &a [*a]",
         ),
-        "vote_database": (_votes(), _endless_votes(), _votes()[:3000], b"{}"),
+        "vote_database": (
+            _votes(),
+            _endless_votes(),
+            _votes()[:3000],
+            _votes().replace(
+                b"CREATE TABLE submissions", b"CREATE \xcc\xcc\xcc\xcc\xcc submissions"
+            ),
+            b"{}",
+        ),
     }

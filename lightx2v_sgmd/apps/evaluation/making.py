@@ -199,8 +199,14 @@ def range_videos(
 
 
 def device_and_dtype(device: str | None) -> tuple[str, Any]:
-    """Chooses the device, a GPU if there is one, and the precision of networks on it."""
+    """Chooses the device, a GPU if there is one, and the precision of networks on it.
+
+    Raises:
+        UserError: there is no such device.
+    """
     import torch
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return chosen, torch.bfloat16 if chosen.startswith("cuda") else torch.float32
+    from infer.engine_plan import present_device
+
+    chosen = present_device(device)
+    return str(chosen), torch.bfloat16 if chosen.type == "cuda" else torch.float32

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.apps.evaluation.scores.videoalign import SCORES, weights_folder
+from lightx2v_sgmd.schedule import MOST_STEPS
 from lightx2v_sgmd.system.errors import UserError, joined, shortened
 
 
@@ -187,6 +188,8 @@ class EvaluateOptions:
         for name, least in (("seeds", 1), ("steps", 1), ("shown", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name}: {getattr(self, name)} is too few; use {least} or more")
+        if self.steps > MOST_STEPS:
+            raise UserError(f"--steps: {self.steps} is more than {MOST_STEPS}; use fewer")
         if self.guidance_scale is not None and not 1 <= self.guidance_scale <= 100:
             raise UserError(
                 f"--guidance-scale: {self.guidance_scale:g} is not from 1 (none) to 100"

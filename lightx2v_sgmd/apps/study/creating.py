@@ -26,12 +26,14 @@ from lightx2v_sgmd.outputs import (
     write_text,
 )
 from lightx2v_sgmd.system.console import note, progress
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, escaped
 
 MOST_PAIRS: Final = 2000
 _TIME: Final = 946_684_800
 """The time that every file of a page bears, in Unix seconds: none tells when it was made."""
 _SAFE_CODECS: Final = ("h264", "vp8", "vp9", "av1")
+_NAME: Final = 100
+"""The most characters of a side's name."""
 _SLOTS: Final[tuple[Slot, Slot]] = ("first", "second")
 
 
@@ -75,6 +77,7 @@ def create_study(
     """
     options = options or StudyOptions()
     questions = read_questions(options.questions)
+    names = _names(a, b, options)
     if options.catch and not any(question.checked for question in questions):
         raise UserError(
             "--catch: a spoiled video has a known answer to the questions overall and visual only; "
@@ -107,8 +110,8 @@ def create_study(
             study = StudyKey(
                 format_version=keys.FORMAT_VERSION,
                 study=_id(rng),
-                names=_names(a, b, options),
-                folders=(str(a), str(b)),
+                names=names,
+                folders=(escaped(str(a)), escaped(str(b))),
                 questions=questions,
                 pairs=tuple(pairs),
             )
@@ -157,8 +160,14 @@ def cautions(pairs: Sequence[VideoPair], pictures: dict[Path, Picture]) -> list[
 
 
 def _names(a: Path, b: Path, options: StudyOptions) -> tuple[str, str]:
+    for side, name in zip("ab", options.names, strict=True):
+        if name is not None and (not name.isprintable() or len(name) > _NAME):
+            raise UserError(
+                f"--name-{side}: {name[:40]!r} is no plain text of up to {_NAME} characters; give "
+                "another"
+            )
     first, second = (
-        given or folder.resolve().name or default
+        given or escaped(folder.resolve().name) or default
         for given, folder, default in zip(options.names, (a, b), ("a", "b"), strict=True)
     )
     return (first, second) if first != second else (f"{first} (a)", f"{second} (b)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, refuse_overlap, resolved
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_bytes
+from lightx2v_sgmd.untrusted.reading import UNREADABLE_DATABASE
 
 RESULTS: Final = ("report.html", "results.json")
 
@@ -107,5 +107,5 @@ def _stored(file: Path) -> Iterator[str]:
     """The submissions in a database, one at a time: it may be larger than the memory."""
     try:
         yield from read_rows(file)
-    except sqlite3.Error as error:
+    except UNREADABLE_DATABASE as error:
         raise UserError(f"{file}: cannot be read as votes ({error}); copy it again") from error

@@ -12,7 +12,7 @@ from typing import Final
 
 from lightx2v_sgmd.apps.study.votes import SUBMISSION, Submission
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.reading import open_file
+from lightx2v_sgmd.untrusted.reading import UNREADABLE_DATABASE, open_file
 
 MOST: Final = 100_000
 """The most submissions that are kept and read."""
@@ -73,7 +73,7 @@ class VoteStore:
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
                 self._db.commit()
             _refuse(file, self._db)
-        except sqlite3.Error as error:
+        except UNREADABLE_DATABASE as error:
             raise UserError(
                 f"--votes: {file} cannot be opened as a database ({error}); name another file"
             ) from error
@@ -118,7 +118,7 @@ def read_rows(file: Path) -> Iterator[str]:
 
     Raises:
         UserError: it is a database of something else, or has too many submissions.
-        sqlite3.Error: it cannot be read, or a submission is too long.
+        sqlite3.Error, UnicodeDecodeError: it cannot be read, or a submission is too long.
     """
     with closing(_opened(file, "mode=ro")) as db:
         if problem := _problem(db):

@@ -17,6 +17,7 @@ from lightx2v_sgmd.system.errors import UserError
         ({"metrics": ("optflw",)}, "did you mean optflow"),
         ({"metrics": ("xyzzy",)}, "there are optflow, dyndeg"),
         ({"seeds": 0}, "--seeds"),
+        ({"steps": 10**12}, "--steps: 1000000000000 is more than 1000; use fewer"),
         ({"guidance_scale": 0.5}, "--guidance-scale"),
         ({"i3d": Path("none.pt")}, "--i3d: none.pt does not exist"),
         ({"clip": Path("none")}, "--clip: none has no config.json"),

@@ -106,6 +106,8 @@ def test_a_study_that_cannot_be_finished_leaves_nothing(
     [
         (StudyOptions(pairs=9), "--pairs: 9 are asked for; 8 can be had"),
         (StudyOptions(questions=("hands=Which?",)), "--catch 0"),
+        (StudyOptions(names=("ours", "\udcff")), "--name-b: .* is no plain text"),
+        (StudyOptions(names=("x" * 101, None)), "--name-a: .* of up to 100 characters"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(
