@@ -7,13 +7,15 @@ Defaults that their code has for keys that a file leaves out are written into th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from lightx2v_sgmd.files.yaml_loader import read_tree
-from lightx2v_sgmd.job.from_lightx2v.interpolation import resolve
+from lightx2v_sgmd.job.checking import Tree
+from lightx2v_sgmd.job.from_lightx2v.interpolation import holds_environment, resolve
 from lightx2v_sgmd.job.from_lightx2v.keys import (
     LORA_TARGETS,
     METHODS,
@@ -70,7 +72,23 @@ def convert(path: str | Path, overrides: Sequence[str] = ()) -> Converted:
     """
     path = Path(path)
     tree, lines = read_tree(path)
-    return convert_tree(resolve(tree, path), path, lines, overrides)
+    resolved = resolve(tree, path)
+    _check_model_path(tree, resolved, path)
+    return convert_tree(resolved, path, lines, overrides)
+
+
+def _check_model_path(tree: Tree, resolved: Tree, path: Path) -> None:
+    """Refuses an id on the hub that holds a variable: a stranger's YAML would send it there."""
+    key = "pretrained_model_name_or_path"
+    section = resolved.get("model")
+    name = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(name, str) or os.path.isabs(name) or os.path.exists(name):
+        return
+    if holds_environment(tree, path, "model", key):
+        raise UserError(
+            f"{path}: model.{key}: a variable of the environment gives no folder that is here, and "
+            "none is put into an id on the hub; write the id itself"
+        )
 
 
 def convert_tree(

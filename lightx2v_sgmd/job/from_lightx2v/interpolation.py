@@ -15,11 +15,19 @@ from lightx2v_sgmd.system.errors import UserError
 _MOST_DEPTH: Final = 8
 _MOST_LOOKUPS: Final = 1000
 """Values of ``${...}`` that are put in, those of values that are put in included."""
+_MARK: Final = "value-of-the-environment"
 _WHOLE: Final = re.compile(r"\$\{([^${}]*)\}")
 
 
-def resolve(tree: Tree, path: Path) -> Tree:
-    """The tree with ``${...}`` replaced as OmegaConf does: other keys and the environment."""
+def resolve(tree: Tree, path: Path, environment: Mapping[str, str] | None = None) -> Tree:
+    """The tree with ``${...}`` replaced as OmegaConf does: other keys and the environment.
+
+    Args:
+        tree: The values.
+        path: The file that the messages name.
+        environment: The variables; by default the process's.
+    """
+    variables = os.environ if environment is None else environment
     lookups = 0
 
     def look_up(name: str, depth: int) -> Any:
@@ -33,7 +41,7 @@ def resolve(tree: Tree, path: Path) -> Tree:
             raise UserError(f"{path}: ${{{name}}} goes in a circle, or too deep; write the value")
         if name.startswith("oc.env:"):
             variable, comma, default = name.removeprefix("oc.env:").partition(",")
-            value = os.environ.get(variable.strip(), default.strip() if comma else None)
+            value = variables.get(variable.strip(), default.strip() if comma else None)
             if value is None:
                 raise UserError(f"{path}: ${{{name}}}: the environment has no {variable}; set it")
             return parse_value(value, f"{path}: ${{{name}}}")
@@ -57,3 +65,10 @@ def resolve(tree: Tree, path: Path) -> Tree:
         return _WHOLE.sub(lambda match: str(look_up(match[1], depth)), value)
 
     return {key: resolved(value, 0) for key, value in tree.items()}
+
+
+def holds_environment(tree: Tree, path: Path, section: str, key: str) -> bool:
+    """True if a variable of the environment is in the value of a section's key, by any way."""
+    marked = resolve(tree, path, dict.fromkeys(os.environ, _MARK))
+    values = marked.get(section)
+    return isinstance(values, Mapping) and _MARK in str(values.get(key))

@@ -203,6 +203,23 @@ def test_the_environment_and_other_keys_are_put_in(
     assert size.value == 16
 
 
+def test_no_variable_gets_into_an_id_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LX_TOKEN", "hf_secret")
+    monkeypatch.setenv("LX_MODELS", str(tmp_path))
+    name = {"model__pretrained_model_name_or_path": "someone/${training.output_dir}"}
+    secret = config(tmp_path, training__output_dir="x_${oc.env:LX_TOKEN}", **name)
+    with pytest.raises(UserError, match="write the id itself") as error:
+        convert(secret)
+    assert "hf_secret" not in str(error.value)
+    key = "model__pretrained_model_name_or_path"
+    folder = config(tmp_path, **{key: "${oc.env:LX_MODELS}/wan"})
+    assert convert(folder).job.teacher.path == f"{tmp_path}/wan"
+    default = config(tmp_path, **{key: "${oc.env:LX_MISSING,someone/wan}"})
+    assert convert(default).job.teacher.path == "someone/wan"
+
+
 def test_the_command_prints_a_job_that_loads(tmp_path: Path) -> None:
     path = config(tmp_path, training__dmd__div_loss={"enabled": True})
     result = CliRunner().invoke(main.app, ["job", "from-lightx2v", str(path)])
