@@ -18,11 +18,6 @@ from lightx2v_sgmd.schedule import Schedule
 # B batch of this rank, C channels, T latent frames, h, w latent height and width
 
 
-def student_x0(strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int) -> Tensor:
-    """The student's rollout ``[B, C, T, h, w]``, of which step ``exit_step`` carries gradient."""
-    return student_sample(strategy, batch, schedule, exit_step)[0]
-
-
 def student_sample(
     strategy: Strategy, batch: Batch, schedule: Schedule, exit_step: int
 ) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from distill import distill
 from distill.building import StartingPoint, build_trainer
 from distill.data import load_prompts
 from distill.model_checks import check_against_model
-from distill.predictions import student_x0
+from distill.predictions import student_sample
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
@@ -152,7 +152,7 @@ def test_training_engine_and_stock_pipeline_agree(folder: Path, run: Path, expor
         told_in_training, _ = trainer.batches.conditioning([0])
         batch = trainer.batches.micro_batch(0, 0)
         batch = replace(batch, noise=noise, conditioning=told_in_training)
-        x0 = student_x0(trainer.strategy, batch, job.schedule, 3)
+        x0, _ = student_sample(trainer.strategy, batch, job.schedule, 3)
     torch.testing.assert_close(x0, expected, atol=1e-4, rtol=0)
 
 
