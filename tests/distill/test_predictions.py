@@ -12,7 +12,9 @@ from torch import Tensor
 from distill.counting import PassCounter
 from distill.predictions import loss_sample, student_sample, teacher_x0
 from lightx2v_sgmd.flow import add_noise, guide, x0_from_velocity
+from lightx2v_sgmd.interpolants import VariancePreserving
 from lightx2v_sgmd.parallel import STUDENT, TEACHER
+from lightx2v_sgmd.rollout import rollout
 from tests.training import make_job, make_trainer
 
 
@@ -32,6 +34,22 @@ def test_a_student_that_is_noised_anew_rolls_out_so(tiny_teacher: Path, tmp_path
     found, _ = student_sample(trainer.strategy, batch, schedule, 1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.requires_grad
+
+
+def test_a_student_rolls_out_on_its_own_path_to_noise(tiny_teacher: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_job(tiny_teacher, tmp_path, "schedule.solver=renoise"))
+    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.schedule
+    path = VariancePreserving(torch.linspace(0.999, 0.01, 1000), "v")
+    trainer.strategy.interpolant = path
+
+    def predict(x_t: Tensor, time: Tensor) -> Tensor:
+        return trainer.strategy.predict(STUDENT, x_t, time, batch.conditioning)
+
+    with torch.no_grad():
+        noise = batch.fresh_noise
+        expected = rollout(predict, batch.noise, schedule, 1, interpolant=path, fresh_noise=noise)
+    found, _ = student_sample(trainer.strategy, batch, schedule, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_teacher_is_guided_in_one_batch(tiny_teacher: Path, tmp_path: Path) -> None:
