@@ -155,13 +155,13 @@ def test_an_image_is_chosen_sent_and_used_again(tmp_path: Path) -> None:
         page.get_by_role("button", name="Make the video").press("Enter")
         page.locator("#queue li").wait_for()
         finish(backend)
-        page.get_by_role("button", name="Make a red circle with another seed").press("Enter")
+        page.get_by_role("button", name="Make a red circle with another seed").click()
         page.locator("#queue li").wait_for()
         jobs = backend.store.page(10, None, False)[0]
         assert [job.image for job in jobs] == [fingerprint(content)] * 2
         finish(backend)
         page.reload()  # the images of before are gone
-        page.get_by_role("button", name="Make a red circle with another seed").nth(0).press("Enter")
+        page.get_by_role("button", name="Make a red circle with another seed").nth(0).click()
         page.locator("#said.bad", has_text="does not keep the image").wait_for()
 
 
