@@ -120,8 +120,8 @@ class PipelineLoraFormat(LoraFormat):
 
 
 def applies(model: Model) -> bool:
-    """True for a model whose adapters have this one naming."""
-    return "wan" not in model.formats
+    """True for a model of images: its adapters have this one naming, and the card is of images."""
+    return model.size_rules.images
 
 
 def _factors(

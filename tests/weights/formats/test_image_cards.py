@@ -101,11 +101,18 @@ def test_lightx2v_gets_no_image_encoder_where_there_is_none(run: Path, tmp_path:
     assert "use_image_encoder" not in lightx2v_job(spec)
 
 
-def test_a_model_that_may_take_an_image_has_no_job_of_lightx2v(tmp_path: Path) -> None:
+def test_a_model_that_may_take_an_image_has_no_job_of_lightx2v(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_usage, "COMFYUI", Program("ComfyUI", {}))
     run = student(tmp_path, "text and image")
     out = export(run, "lora", tmp_path / "lora", rank=1, quiet=True)
     assert not (out / "lightx2v.json").exists() and not (out / "workflow.json").exists()
-    assert "pipeline_tag: text-to-video\n" in (out / "README.md").read_text()
+    assert (out / "adapter_config.json").exists(), "the names are the portable ones"
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: text-to-video\n" in card
+    assert "open ComfyUI's own workflow for `teacher`" in card
+    assert "--out video.mp4" in card and "image.png" not in card
 
 
 @pytest.mark.parametrize(

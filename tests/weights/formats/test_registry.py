@@ -22,9 +22,9 @@ def test_names_lead_to_formats() -> None:
 
 
 def test_adapters_alone_are_written_in_another_way_for_a_pipeline_of_images() -> None:
-    wan: Any = SimpleNamespace(formats=("diffusers", "wan", "comfyui", "lora"))
-    sdxl: Any = SimpleNamespace(formats=("diffusers", "lora"))
-    assert all(format_for(format, wan) is format for format in FORMATS.values())
+    videos: Any = SimpleNamespace(size_rules=SimpleNamespace(images=False))
+    sdxl: Any = SimpleNamespace(size_rules=SimpleNamespace(images=True))
+    assert all(format_for(format, videos) is format for format in FORMATS.values())
     assert [f.name for f in FORMATS.values() if format_for(f, sdxl) is not f] == ["lora"]
     assert format_for(FORMATS["lora"], sdxl).usual_names == "diffusers"
 
