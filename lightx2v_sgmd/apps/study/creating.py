@@ -18,12 +18,15 @@ from lightx2v_sgmd.apps.study.pairs import VideoPair, find_pairs
 from lightx2v_sgmd.apps.study.questions import read_questions
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import (
-    appearing,
     locked_folder,
     refuse_overlap,
     remove_files,
+    rename_new,
     resolved,
-    write_text,
+    sync_file,
+    sync_folder,
+    sync_tree,
+    temporary_path,
 )
 from lightx2v_sgmd.system.console import note, progress
 from lightx2v_sgmd.system.errors import UserError, escaped
@@ -102,11 +105,13 @@ def create_study(
     pictures = {file: picture_of(file) for pair in chosen for file in (pair.a, pair.b)}
     for caution in cautions(chosen, pictures):
         note(f"caution: {caution}", quiet)
-    with locked_folder(folder, "study create", quiet, (keys.PAGE, f"{keys.PAGE}/videos")):
-        page = folder / keys.PAGE
+    with locked_folder(folder, "study create", quiet) as lock:
+        # All of it is a temporary until it is whole, so the next start can tell what a kill leaves.
+        page, key = folder / keys.PAGE, temporary_path(folder / keys.NAME)
+        shown = temporary_path(page)
         made: list[str] = []
         try:
-            pairs = _write_videos(chosen, pictures, options.catch, rng, page, made, quiet)
+            pairs = _write_videos(chosen, pictures, options.catch, rng, shown, made, quiet)
             study = StudyKey(
                 format_version=keys.FORMAT_VERSION,
                 study=_id(rng),
@@ -116,12 +121,20 @@ def create_study(
                 pairs=tuple(pairs),
             )
             made.append("index.html")
-            write_text(page / "index.html", page_of(study), replace=False)
-            os.utime(page / "index.html", (_TIME, _TIME))
-            write_text(folder / keys.NAME, study.model_dump_json(indent=1) + "\n", replace=False)
+            (shown / "index.html").write_text(page_of(study), encoding="utf-8")
+            os.utime(shown / "index.html", (_TIME, _TIME))
+            sync_tree(shown)
+            key.write_text(study.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            sync_file(key)
+            lock.check()
+            rename_new(shown, page)
+            shown = page
+            rename_new(key, folder / keys.NAME)
         except BaseException:
-            remove_files(page, made)
+            remove_files(shown, made)
+            key.unlink(missing_ok=True)
             raise
+        sync_folder(folder)
     return study
 
 
@@ -191,14 +204,14 @@ def _write_videos(
     def new(write: Callable[[Path], None]) -> str:
         name = f"{_id(rng)}.mp4"
         made.append(f"videos/{name}")
-        with appearing(page / "videos" / name, replace=False, suffix=".mp4") as temporary:
-            write(temporary)
-            os.utime(temporary, (_TIME, _TIME))
+        write(page / "videos" / name)
+        os.utime(page / "videos" / name, (_TIME, _TIME))
         return name
 
     def copied(file: Path) -> str:
         return new(lambda target: copy_picture(file, target, pictures[file].codec))
 
+    (page / "videos").mkdir(parents=True)
     pairs: list[Pair] = []
     with progress(len(chosen) + catch, "writing pairs", quiet) as bar:
         for pair in chosen:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,28 @@ def test_a_study_that_cannot_be_finished_leaves_nothing(
     with pytest.raises(UserError, match="the last video"):
         create_study(made.folder / "moving", made.folder / "still", tmp_path / "s", options, True)
     assert not (tmp_path / "s").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lightx2v_sgmd.apps.study import creating
+
+creating.write_spoiled = lambda video, target: os.kill(os.getpid(), signal.SIGKILL)
+a, b, out = map(Path, sys.argv[1:])
+creating.create_study(a, b, out, creating.StudyOptions(pairs=2, catch=1), quiet=True)
+"""
+
+
+def test_what_a_killed_create_leaves_is_removed_by_the_next_one(made: Made, tmp_path: Path) -> None:
+    sides, out = (made.folder / "moving", made.folder / "still"), tmp_path / "s"
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, (*sides, out))], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(out.rglob("*.mp4"))) == 5 and not (out / "page").exists()
+    study = create_study(*sides, out, StudyOptions(pairs=1, catch=1), quiet=True)
+    assert sorted(path.name for path in out.iterdir()) == ["key.json", "page"]
+    names = {name for pair in study.pairs for name in (pair.first, pair.second)}
+    assert {path.name for path in out.rglob("*.mp4")} == names
 
 
 @pytest.mark.parametrize(
