@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from lightx2v_sgmd.job.schema import Train
 from lightx2v_sgmd.methods import Method
@@ -16,6 +17,9 @@ from lightx2v_sgmd.parallel import (
     expert_role,
     role_of,
 )
+
+_COUNTED: Final = 100_000
+"""Iterations whose experts are counted: by then Adam's correction, which needs the count, is 1."""
 
 
 def learning_rate_factor(iteration: int, train: Train, first: int = 0) -> float:
@@ -95,6 +99,8 @@ def updates_of_experts(
 ) -> dict[str, int]:
     """The same for a model with several experts, each of which is a role of its own.
 
+    At most the last 100,000 iterations are counted, so that a step that is not true ends soon.
+
     Args:
         method: The method; it trains no discriminator.
         step: The number of iterations.
@@ -103,7 +109,7 @@ def updates_of_experts(
     """
     roles = [expert_role(role, expert) for role in method.roles for expert in range(experts)]
     done = dict.fromkeys(roles, 0)
-    for iteration in range(step):
+    for iteration in range(max(0, step - _COUNTED), step):
         stage, first = stage_at(method, iteration).method, first_batch(method, iteration)
         done[expert_role(STUDENT, expert_of(first))] += 1
         own = batches_per_iteration(stage) - 1

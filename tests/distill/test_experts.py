@@ -113,6 +113,19 @@ def test_updates_of_each_expert_are_counted(
     assert len(expected) == 4
 
 
+def test_a_step_that_is_not_true_is_counted_soon(teacher: Path, tmp_path: Path) -> None:
+    method = make_job(teacher, tmp_path).method
+    asked: list[int] = []
+
+    def expert_of(batch_index: int) -> int:
+        asked.append(batch_index)
+        return int(batch_index >= 10**9 - 7)
+
+    done = updates_of_experts(method, 10**9, 2, expert_of)
+    assert len(asked) == 100_000
+    assert done["student_2"] == done["fake_score_2"] == 7
+
+
 def test_a_resumed_run_is_the_same_run(teacher: Path, tmp_path: Path) -> None:
     """Both experts are trained before it stops and after; seed 7 draws such exit steps."""
     straight, parts = tmp_path / "straight", tmp_path / "parts"
