@@ -22,7 +22,7 @@ from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import connect, training_device
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import read_record
+from lightx2v_sgmd.untrusted.json_text import own_record, read_record
 
 FILE = "failure.json"
 _REMEDY = (
@@ -102,16 +102,12 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{path}: no such file; name a folder RUN/failed/step_N that a failed run wrote"
         )
     store.verify(folder)
-    try:
+    with own_record(path, "name the folder of another failure"):
         failure: dict[str, Any] = read_record(path)
         numbers: list[Any] = [failure[name] for name in ("iteration", "update", "batch_index")]
         numbers += [v["sample"] for videos in failure["videos"].values() for v in videos]
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError):
-        numbers = [None]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise UserError(f"{path}: is not as it was written; name the folder of another failure")
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a number is none")
     return failure
 
 

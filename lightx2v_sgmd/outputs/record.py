@@ -16,7 +16,7 @@ from typing import Final
 from lightx2v_sgmd.outputs.content import sha256_file
 from lightx2v_sgmd.outputs.writer import appearing, move, write_text
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import read_record
+from lightx2v_sgmd.untrusted.json_text import own_record, read_record
 
 NAME: Final = ".lightx2v-sgmd.written.json"
 FORMAT_VERSION: Final = 1
@@ -108,22 +108,15 @@ class WrittenFiles:
 
 
 def _read(file: Path) -> dict[str, list[str]]:
-    try:
-        saved = read_record(file)
+    remedy = "remove it, and the files that it named count as yours and are kept"
+    with own_record(file, remedy):
+        try:
+            saved = read_record(file)
+        except FileNotFoundError:
+            return {}
         if saved["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{file}: format_version {saved['format_version']!r} is not the {FORMAT_VERSION} "
                 "that this version reads; update lightx2v-sgmd or choose another output"
             )
         return {str(name): [str(h) for h in hashes] for name, hashes in saved["sha256"].items()}
-    except FileNotFoundError:
-        return {}
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); fix that") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{file}: is not as it was written; remove it, and the files that it named count as "
-            "yours and are kept"
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -102,6 +103,27 @@ def read_record(path: Path, limits: Limits = RECORD) -> Any:
         ValueError: the file is not such JSON.
     """
     return parse_json(read_file(path, limits.size), limits)
+
+
+@contextmanager
+def own_record(path: Path, remedy: str) -> Iterator[None]:
+    """Makes what fails while a record of this program's is read and taken apart one line.
+
+    Args:
+        path: The file, for the message.
+        remedy: What to do about a file that says something else than it should.
+
+    Raises:
+        UserError: the file cannot be read, or is not as it was written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: is not as it was written; {remedy}") from error
 
 
 def log_lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:

@@ -1,4 +1,4 @@
-"""Logs of JSON lines are read within limits."""
+"""Logs of JSON lines are read within limits, and what is wrong with a record is one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import json_text
-from lightx2v_sgmd.untrusted.json_text import read_log
+from lightx2v_sgmd.untrusted.json_text import own_record, read_log, read_record
 
 
 def test_a_log_gives_the_keys_that_are_asked_for(tmp_path: Path) -> None:
@@ -32,3 +32,17 @@ def test_a_log_is_read_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
             with pytest.raises(UserError, match=r"has more than the .* that are read; move it"):
                 read_log(log, ("step",))
     assert len(read_log(log, ("step",))) == 10
+
+
+def test_a_record_that_says_something_else_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    for text in ("{", "[]", "{}", '{"step": null}', '{"step": 1e999}', '{"step": "x"}'):
+        record.write_text(text)
+        with pytest.raises(UserError, match=r"record\.json: is not as it was written; remove it$"):
+            with own_record(record, "remove it"):
+                int(read_record(record)["step"])
+    with pytest.raises(UserError, match=r"none: cannot be read \(No such file or directory\); fix"):
+        with own_record(tmp_path / "none", "remove it"):
+            read_record(tmp_path / "none")
+    with pytest.raises(UserError, match="^its own words$"), own_record(record, "remove it"):
+        raise UserError("its own words")

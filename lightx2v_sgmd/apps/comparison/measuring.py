@@ -20,8 +20,7 @@ from lightx2v_sgmd.apps.sprites.measure import measure
 from lightx2v_sgmd.measures import optical_flow
 from lightx2v_sgmd.measures.diversity import pairwise_distance
 from lightx2v_sgmd.outputs import write_text
-from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.json_text import MEASURED, read_record
+from lightx2v_sgmd.untrusted.json_text import MEASURED, own_record, read_record
 
 Videos = NDArray[np.uint8]
 
@@ -156,7 +155,7 @@ def load(path: Path) -> Measured:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    try:
+    with own_record(path, "remove it, and run the same command again to measure anew"):
         tree: dict[str, Any] = read_record(path, MEASURED)
         del tree["format_version"]
         verdicts = tree.pop("verdicts")
@@ -165,15 +164,6 @@ def load(path: Path) -> Measured:
         measured = Measured(verdicts=verdicts, **tree)
         _check(measured)
         return measured
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{path}: is not as it was written; remove it, and run the same command again to "
-            "measure anew"
-        ) from error
 
 
 def _check(measured: Measured) -> None:
