@@ -122,7 +122,7 @@ def test_a_step_that_is_not_true_is_counted_soon(teacher: Path, tmp_path: Path) 
         return int(batch_index >= 10**9 - 7)
 
     done = updates_of_experts(method, 10**9, 2, expert_of)
-    assert len(asked) == 100_000
+    assert len(asked) == 2 * 100_000, "one for the student, one for the fake score"
     assert done["student_2"] == done["fake_score_2"] == 7
 
 
