@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lightx2v_sgmd.families.conditioning import Conditioning, Embedding
-from lightx2v_sgmd.families.encoders import ImageEncoder, PromptEncoder
+from lightx2v_sgmd.families.encoders import ImageToVideo, PromptEncoder
 from lightx2v_sgmd.families.experts import Expert
-from lightx2v_sgmd.families.features import Feature, TakesImage
+from lightx2v_sgmd.families.features import Feature
 from lightx2v_sgmd.families.size_rules import SizeRules
-from lightx2v_sgmd.families.sources.parts import Part, Source
+from lightx2v_sgmd.families.sources.parts import Source
 from lightx2v_sgmd.families.stock_pipeline import AuthorsSampler, Pipeline
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.tensors.safetensors_files import Header
@@ -34,11 +34,11 @@ from lightx2v_sgmd.schedule import Schedule
 # S text tokens, D text width
 
 
-class Model(Protocol):
+class Model(ImageToVideo, Protocol):
     """A model whose configuration was read, and whose weights were not.
 
     Networks are modules of diffusers and transformers. Methods that load or build one leave it in
-    evaluation mode.
+    evaluation mode. What it knows of images that videos start from is in ``ImageToVideo``.
     """
 
     # Facts
@@ -387,37 +387,6 @@ class Model(Protocol):
 
     def expected_text_encoder_config(self) -> Mapping[str, Any]:
         """The same without a download: that of the family's published models."""
-        ...
-
-    # Images that videos start from
-
-    @property
-    def takes_image(self) -> TakesImage:
-        """Says if a video starts from an image: ``never``, ``optionally`` or ``always``."""
-        ...
-
-    @property
-    def image_encoder_parts(self) -> tuple[Part, ...]:
-        """The parts whose weights decide what becomes of an image."""
-        ...
-
-    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
-        """A conditioning's tensors of one image, without its values, for measurements; often none.
-
-        Args:
-            latents: ``(T, h, w)`` of the video's latents.
-
-        Returns:
-            The tensors by name, on the default device; empty where no video starts from an image.
-        """
-        ...
-
-    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
-        """Loads what encodes an image, in float32.
-
-        Raises:
-            UserError: as ``load_transformer``, or the model starts from no image.
-        """
         ...
 
     # The VAE

@@ -1,4 +1,7 @@
-"""The protocols of what encodes prompts and images for a family's networks."""
+"""The protocols of what encodes prompts and images for a family's networks.
+
+A video may start from an image; what a model says of that is a protocol here too.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.features import TakesImage
+from lightx2v_sgmd.families.sources.parts import Part
+from lightx2v_sgmd.networks.block_loading import Device
 
-# B batch, C channels, H, W pixels
+# T latent frames, h, w latent height and width
 
 
 class PromptEncoder(Protocol):
@@ -39,5 +45,39 @@ class ImageEncoder(Protocol):
         Args:
             image: Pillow's RGB image.
             size: Height, width and number of frames of the video.
+        """
+        ...
+
+
+class ImageToVideo(Protocol):
+    """The part of ``base.Model`` on images that its videos start from."""
+
+    @property
+    def takes_image(self) -> TakesImage:
+        """Says if a video starts from an image: ``never``, ``optionally`` or ``always``."""
+        ...
+
+    @property
+    def image_encoder_parts(self) -> tuple[Part, ...]:
+        """The parts whose weights decide what becomes of an image."""
+        ...
+
+    def empty_image(self, latents: Sequence[int]) -> dict[str, Tensor]:
+        """A conditioning's tensors of one image, without its values, for measurements; often none.
+
+        Args:
+            latents: ``(T, h, w)`` of the video's latents.
+
+        Returns:
+            The tensors by name, on the default device; empty where no video starts from an image.
+        """
+        ...
+
+    def load_image_encoder(self, device: Device = "cpu") -> ImageEncoder:
+        """Loads what encodes an image, in float32.
+
+        Raises:
+            UserError: its weights are missing or cannot be trusted, or no video starts from an
+                image.
         """
         ...
