@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lightx2v_sgmd.files.images import read_image
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.system.disk import nearest_existing
 from lightx2v_sgmd.system.errors import UserError
@@ -240,13 +241,14 @@ def read_video(path: str | Path, most: int | None = None) -> tuple[Frames, float
 
 
 def read_frames(path: Path) -> Frames:
-    """Reads a video, or an image, which is a video of one frame: ``[F, H, W, 3]`` uint8."""
+    """Reads a video, or an image, which is a video of one frame: ``[F, H, W, 3]`` uint8.
+
+    Raises:
+        UserError, OSError, RuntimeError, IndexError: as ``read_video``, and ``images.read_image``.
+    """
     if path.suffix.lower() != IMAGE_SUFFIX:
         return read_video(path)[0]
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))[None]
+    return np.asarray(read_image(path))[None]
 
 
 def small_gif(frames: Frames, fps: float, side: int = 192, most: int = 32) -> bytes:

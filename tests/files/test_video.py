@@ -15,7 +15,14 @@ import pytest
 from PIL import Image
 
 from lightx2v_sgmd.files import video as videos
-from lightx2v_sgmd.files.video import check_writable, contact_sheet, read_video, write_video
+from lightx2v_sgmd.files.video import (
+    check_writable,
+    contact_sheet,
+    read_frames,
+    read_video,
+    write_frames,
+    write_video,
+)
 from lightx2v_sgmd.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +72,19 @@ def test_a_video_is_read_within_limits(tmp_path: Path, monkeypatch: pytest.Monke
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(UserError, match="is a pipe or a device"):
         read_video(tmp_path / "pipe.mp4")
+
+
+def test_an_image_is_a_video_of_one_frame_and_read_within_limits_too(tmp_path: Path) -> None:
+    image = moving_square(1, 32, 48)
+    assert (read_frames(write_frames(image, tmp_path / "a.png", 8)) == image).all()
+    video = write_frames(moving_square(9, 32, 48), tmp_path / "a.mp4", 8)
+    assert read_frames(video).shape == (9, 32, 48, 3)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b\.png: is not a PNG, JPEG or WebP image"):
+        read_frames(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        read_frames(tmp_path / "pipe.png")
 
 
 def test_it_is_h264_that_players_show(tmp_path: Path) -> None:
