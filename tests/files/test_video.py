@@ -25,7 +25,7 @@ from lightx2v_sgmd.files.video import (
 )
 from lightx2v_sgmd.system.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def moving_square(frames: int, height: int, width: int) -> np.ndarray:
