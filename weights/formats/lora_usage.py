@@ -174,13 +174,13 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) 
     diffusers = _DIFFUSERS.format(**values, **words, loading=loading)
     if spec.names == "diffusers":
         return diffusers
-    lightx2v = lightx2v_usage(spec, values)
     if not linear_alone(spec):
         of_image = model.transformer_config.get("image_dim") is not None
         diffusers += _WHOLE.format(file=file, more_names=_IMAGE_NAMES if of_image else "")
         if pair:
             diffusers += _WHOLE_PAIR.format(file_2=files[1])
-        lightx2v += _LIGHTX2V_DYNAMIC
+    dynamic = "" if linear_alone(spec) else _LIGHTX2V_DYNAMIC
+    lightx2v = lightx2v_usage(spec, values, dynamic)
     more = {
         "file": "` and `".join(files),
         "base_weights": "` and `".join(base_weights(each) for each in spec.experts),

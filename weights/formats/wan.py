@@ -133,8 +133,14 @@ class WanFormat(NetworkFormat):
         return Layout(self.stored_names(), lambda name: main, scales)
 
 
-def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
-    """The model card's section on LightX2V, from the card's values."""
+def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any], more: str = "") -> str:
+    """The model card's section on LightX2V.
+
+    Args:
+        spec: The export.
+        values: The card's values by name.
+        more: What follows where LightX2V runs the student.
+    """
     text = _USAGE if spec.source.second is None else _TWO_EXPERTS
     always, task = spec.source.model.takes_image == "always", short_task(spec.source.model)
     text = text.format(
@@ -144,7 +150,7 @@ def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any]) -> str:
         task_folder=task.upper(),
         image_line='\n    --image_path "$OLDPWD/first_frame.png" \\' if always else "",
     )
-    return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text)
+    return section(LIGHTX2V_PROGRAM, spec.source.model.transformer_config, text + more)
 
 
 def short_task(model: Model) -> str:

@@ -54,6 +54,7 @@ def test_the_lora_says_that_it_makes_videos_from_images(lora: Path) -> None:
         in card
     )
     assert (lora / "workflow.json").exists() and "text-to-video" not in card
+    assert "LightX2V does not run this student" in card and "lora_dynamic_apply" not in card
     file = lora_file_in(lora)
     assert file is not None
     with safe_open(file, "pt") as opened:
@@ -89,6 +90,7 @@ def test_programs_that_run_such_sizes_are_told_the_task(
     card = (export(run, "lora", tmp_path / "lora", rank=1, quiet=True) / "README.md").read_text()
     assert "--model_cls wan2.1_distill --task i2v \\\n" in card
     assert '--config_json lightx2v.json \\\n    --image_path "$OLDPWD/first_frame.png" \\\n' in card
+    assert "lora_dynamic_apply" in card, "the change has more than linear layers"
     assert "`workflow.json`, which names these files" in card
     assert "The node Load Image takes the image" in card and "clip_vision_h.safetensors" in card
 
