@@ -15,7 +15,7 @@ from typing import Final
 
 from infer.serve.jobs import IMAGE_VERSION, LORA_VERSION
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.reading import UNREADABLE_DATABASE
+from lightx2v_sgmd.untrusted.databases import UNREADABLE_DATABASE, open_database
 
 _TABLES: Final = {"jobs", "counters"}
 _PROGRAMS: Final = re.compile(r"\b(CHECK|GENERATED|AS|REFERENCES|COLLATE)\b|DEFAULT\s*\(", re.I)
@@ -60,8 +60,7 @@ def check_queue(file: Path) -> None:
     if file in new or not file.stat().st_size:
         return
     try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            db.execute("PRAGMA trusted_schema = OFF")
+        with closing(open_database(file)) as db:
             problem = _problem(db)
     except UNREADABLE_DATABASE as error:
         problem = f"it cannot be read ({error})"

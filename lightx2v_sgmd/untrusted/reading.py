@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
 
 from lightx2v_sgmd.system.errors import UserError
-
-UNREADABLE_DATABASE: Final = (sqlite3.Error, UnicodeDecodeError)
-"""What sqlite3 raises for a damaged database: its messages quote the file, whatever is in it."""
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -15,8 +15,8 @@ from lightx2v_sgmd.apps.study.votes import SUBMISSION, Submission, parse_submiss
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, refuse_overlap, resolved
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.untrusted.databases import UNREADABLE_DATABASE
 from lightx2v_sgmd.untrusted.json_text import read_bytes
-from lightx2v_sgmd.untrusted.reading import UNREADABLE_DATABASE
 
 RESULTS: Final = ("report.html", "results.json")
 

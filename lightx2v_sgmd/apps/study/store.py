@@ -12,7 +12,8 @@ from typing import Final
 
 from lightx2v_sgmd.apps.study.votes import SUBMISSION, Submission
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.untrusted.reading import UNREADABLE_DATABASE, open_file
+from lightx2v_sgmd.untrusted.databases import UNREADABLE_DATABASE, open_database
+from lightx2v_sgmd.untrusted.reading import open_file
 
 MOST: Final = 100_000
 """The most submissions that are kept and read."""
@@ -29,8 +30,6 @@ CREATE TABLE submissions (
     body TEXT NOT NULL
 )
 """
-
-
 _SEQUENCE: Final = ("table", "sqlite_sequence", "CREATE TABLE sqlite_sequence(name,seq)")
 """The table in which SQLite keeps the last number that it gave."""
 _MARKS: Final = ("application_id", "user_version")
@@ -131,9 +130,8 @@ def read_rows(file: Path) -> Iterator[str]:
 
 
 def _opened(file: Path, how: str) -> sqlite3.Connection:
-    """A database that may be a stranger's, opened for reading."""
-    db = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True)
-    db.execute("PRAGMA trusted_schema = OFF")
+    """A database that may be a stranger's, opened for reading, whose values have a limit."""
+    db = open_database(file, how)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * SUBMISSION.size)
     return db
 
