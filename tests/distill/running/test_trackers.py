@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distill import distill
 from distill.running import trackers
 from distill.running.recorders import Recorder
 from distill.running.trackers import IDS, Tracker, check_trackers, open_trackers
+from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from tests.training import make_job
@@ -119,9 +121,13 @@ def test_a_tracker_that_does_not_start_is_refused_in_a_line(
 def opened_twice(job: Job) -> list[Tracker]:
     """Opens a job's one tracker, logs, closes, and resumes; returns it and its like, closed."""
     found = []
+    video = job.output.dir / "samples" / "00.mp4"
+    video.parent.mkdir()
+    write_video(np.zeros((5, 32, 32, 3), np.uint8), video, 8)
     for step in (1, 2):
         (tracker,) = open_trackers(job, quiet=True)
         tracker.log({"nr": -0.5 * step, "lr": {"student": 0.25}}, step)
+        tracker.log_videos(step, [video])
         found.append(tracker)
         saved = json.loads((job.output.dir / IDS).read_text())
         assert saved == {tracker.name: tracker.run_id}
@@ -145,6 +151,7 @@ def test_wandb_offline(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.M
     run_id = json.loads((job.output.dir / IDS).read_text())["wandb"]
     files = list((job.output.dir / "wandb").glob("offline-run-*/*.wandb"))
     assert files and {file.name for file in files} == {f"run-{run_id}.wandb"}
+    assert len(list((job.output.dir / "wandb").rglob("video_00*.mp4"))) == 2
 
 
 @pytest.mark.slow
@@ -155,6 +162,7 @@ def test_trackio_on_this_machine(
     pytest.importorskip("trackio")
     opened_twice(tracked(tmp_path, tiny_teacher, "trackio"))
     assert list((tmp_path / "trackio").rglob("*.db"))
+    assert len(list((tmp_path / "trackio").rglob("*.mp4"))) == 2
 
 
 @pytest.mark.slow
@@ -169,6 +177,8 @@ def test_mlflow_in_the_run_folder(
     run_id = json.loads((job.output.dir / IDS).read_text())["mlflow"]
     run = mlflow.get_run(run_id)
     assert run.data.metrics == {"nr": -1.0, "lr/student": 0.25}
+    videos = [path.parent.name for path in (job.output.dir / "mlruns").rglob("00.mp4")]
+    assert sorted(videos) == ["step_000001", "step_000002"]
     assert run.info.artifact_uri.startswith(str(job.output.dir / "mlruns"))
     assert run.data.params["method/name"] == "sgmd"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["job.yaml", "prompts.txt", "run"]
