@@ -23,7 +23,7 @@ from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, refuse_overlap, resolved
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import RunError, UserError
 
 __all__ = ["VBenchOptions", "evaluate_vbench"]
 
@@ -76,7 +76,8 @@ def evaluate_vbench(
 
     Raises:
         UserError: something that was asked for cannot be; nothing has been made.
-        RunError: videos could not be made, or vbench failed.
+        RunError: videos could not be made, or vbench failed on a dimension; the report then has
+            the others.
     """
     options = options or EvaluateOptions()
     suite = read_suite(vbench.suite, vbench.augmented)
@@ -117,12 +118,13 @@ def evaluate_vbench(
             else all_videos(suite, folder / VIDEOS, make)
         )
         links = link(suite, videos, folder)
+        failed: list[str] = []
         if package is not None:
-            wanted = list(suite.dimensions)
-            place = folder / RESULTS
-            run_package(suite.file, links, place, wanted, vbench.python, options.device, quiet)
+            wanted = [name for name, count in suite.there(videos).items() if count]
+            place, python = folder / RESULTS, vbench.python
+            failed = run_package(suite.file, links, place, wanted, python, options.device, quiet)
         files = files or sorted((folder / RESULTS).glob(PATTERN))
-        if not files:
+        if not files and not failed:
             note(
                 f"nothing measured the videos: install vbench and name its Python by "
                 f"--vbench-python, or run it elsewhere on {links} and name its results by "
@@ -130,9 +132,15 @@ def evaluate_vbench(
                 quiet,
             )
         setup = _setup(source, size, options, package, files)
-        results = summarise(suite, len(videos), read_results(files), setup)
+        results = summarise(suite, videos, read_results(files), setup)
         written.write_text("metrics.json", json.dumps(results, indent=1) + "\n")
         written.write_text("report.html", report_page(results))
+    if failed:
+        others = f" and on {len(failed) - 1} more dimensions" if len(failed) > 1 else ""
+        raise RunError(
+            f"vbench failed on {failed[0]}{others}; {folder / 'report.html'} has the others. The "
+            "same command tries again, --vbench-results DIR reads results made elsewhere"
+        )
     return results
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd.outputs import content_hashes, locked_folder, move, open_log, write_text
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import RunError, UserError, short_line
+from lightx2v_sgmd.system.errors import UserError, short_line
 from lightx2v_sgmd.system.optional_packages import is_installed
 from lightx2v_sgmd.system.processes import last_line, program_of
 from lightx2v_sgmd.untrusted.json_text import CONFIG, parse_json
@@ -90,8 +90,8 @@ def run_package(
     python: Path | None = None,
     device: str | None = None,
     quiet: bool = False,
-) -> None:
-    """Measures the dimensions that have no result yet.
+) -> list[str]:
+    """Measures the dimensions that have no result yet; one that fails does not stop the others.
 
     Args:
         info: VBench's list of prompts.
@@ -102,10 +102,13 @@ def run_package(
         device: ``cpu`` or ``cuda``; None leaves it to the machine.
         quiet: Print no news.
 
+    Returns:
+        A line for each dimension that failed: its name, the reason, and its log.
+
     Raises:
         UserError: results that are there belong to other videos.
-        RunError: the package failed; results of other dimensions are kept.
     """
+    failed: list[str] = []
     with locked_folder(out, "evaluate", quiet):
         _check_videos(videos, out)
         for number, dimension in enumerate(dimensions, start=1):
@@ -124,14 +127,13 @@ def run_package(
             made = work / f"{dimension}_eval_results.json"
             if done.returncode != 0 or not made.is_file():
                 with log.open("rb") as file:
-                    reason = last_line(file)
-                raise RunError(
-                    f"vbench failed on {dimension}: {reason}; all of it is in {log}. The same "
-                    "command tries it again, --vbench-results DIR reads results made elsewhere"
-                )
+                    failed.append(f"{dimension}: {last_line(file)} (all of it is in {log})")
+                note(f"vbench failed on {failed[-1]}", quiet)
+                continue
             content = parse_json(made.read_bytes(), _result_limits())
             made.write_text(json.dumps(content), encoding="utf-8")
             move(made, out / made.name)
+    return failed
 
 
 def _check_videos(videos: Path, out: Path) -> None:

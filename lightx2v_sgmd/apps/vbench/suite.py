@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -41,7 +42,7 @@ class Suite:
         sha256: The hash of its content.
         prompts: Each prompt once, in the file's order.
         texts: The text that a video of each prompt is made from: the prompt, or its augmented form.
-        dimensions: The number of videos that each dimension looks at, by its name.
+        prompts_of: The indices of the prompts that each dimension looks at, by its name.
         augmented: The file of augmented prompts, and the hash of its content; None without one.
     """
 
@@ -49,13 +50,29 @@ class Suite:
     sha256: str
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
-    dimensions: dict[str, int]
+    prompts_of: dict[str, tuple[int, ...]]
     augmented: tuple[Path, str] | None = None
 
     @property
     def count(self) -> int:
         """The number of videos."""
         return len(self.prompts) * SAMPLES
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The number of videos that each dimension looks at, by its name."""
+        return {name: SAMPLES * len(prompts) for name, prompts in self.prompts_of.items()}
+
+    def there(self, videos: Collection[int]) -> dict[str, int]:
+        """How many of the videos that each dimension looks at there are.
+
+        Args:
+            videos: The indices of the videos that are there.
+        """
+        return {
+            name: sum(prompt * SAMPLES + n in videos for prompt in prompts for n in range(SAMPLES))
+            for name, prompts in self.prompts_of.items()
+        }
 
     def text(self, index: int) -> str:
         """The text that the video with that index is made from."""
@@ -93,18 +110,20 @@ def read_suite(path: Path, augmented: Path | None = None) -> Suite:
             "write one for each entry, in the same order"
         )
     texts: dict[str, str] = {}
-    dimensions: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    prompts_of: dict[str, tuple[int, ...]] = {}
     for index, entry in enumerate(entries):
         _check(file, index, entry)
         texts.setdefault(entry.prompt_en, entry.prompt_en if others is None else others[index])
+        number = numbers.setdefault(entry.prompt_en, len(numbers))
         for name in entry.dimension:
-            dimensions[name] = dimensions.get(name, 0) + SAMPLES
+            prompts_of[name] = (*prompts_of.get(name, ()), number)
     return Suite(
         file=file,
         sha256=content_hash(file),
         prompts=tuple(texts),
         texts=tuple(texts.values()),
-        dimensions=dimensions,
+        prompts_of=prompts_of,
         augmented=None if augmented is None else (augmented, content_hash(augmented)),
     )
 

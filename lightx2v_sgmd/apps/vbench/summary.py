@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -11,10 +11,13 @@ from lightx2v_sgmd.apps.vbench.suite import SAMPLES, Suite
 from lightx2v_sgmd.measures.vbench import DIMENSIONS, aggregate
 
 FORMAT_VERSION: Final = 1
+_PASSES_OVER: Final = ("color",)
+"""Dimensions whose result leaves out videos that are there: vbench scores the colour of an object
+only in videos in which its detector finds the object. Their missing files are counted instead."""
 
 
 def summarise(
-    suite: Suite, there: int, scores: Mapping[str, Score], setup: Mapping[str, Any]
+    suite: Suite, videos: Collection[int], scores: Mapping[str, Score], setup: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of ``metrics.json``.
 
@@ -23,18 +26,20 @@ def summarise(
 
     Args:
         suite: The prompts.
-        there: The number of videos that there are.
+        videos: The indices of the videos that there are.
         scores: The scores of dimensions.
         setup: The setup that the scores belong to: weights, steps, versions.
     """
     dimensions: dict[str, dict[str, Any]] = {}
+    there = suite.there(videos)
     for name, about in DIMENSIONS.items():
         if name not in suite.dimensions and name not in scores:
             continue
         wanted = suite.dimensions.get(name, 0)
         score = scores.get(name)
         measured = None if score is None else score.videos
-        missing = None if measured is None else max(0, wanted - measured)
+        counted = there.get(name, 0) if name in _PASSES_OVER else measured
+        missing = None if counted is None else max(0, wanted - counted)
         dimensions[name] = {
             "title": about.title,
             "part": about.part,
@@ -55,7 +60,11 @@ def summarise(
             "aggregate": asdict(aggregate(found)),
             "aggregate_missing_as_zero": asdict(aggregate(zero)),
             "not_measured": [name for name in DIMENSIONS if name not in found],
-            "videos": {"wanted": suite.count, "there": there, "missing": suite.count - there},
+            "videos": {
+                "wanted": suite.count,
+                "there": len(videos),
+                "missing": suite.count - len(videos),
+            },
             "setup": {
                 "prompts": str(suite.file),
                 "prompts_sha256": suite.sha256,

@@ -11,11 +11,11 @@ from tests.apps.vbench.test_summary import results
 
 
 def test_the_page_says_which_set_up_a_score_belongs_to() -> None:
-    page = report_page(results(color=5))
+    page = report_page(results(scene=5))
     for said in ("longer.txt", "2.13.0", "0.1.5", "2.4.1", "missing videos as 0", "5 of 10"):
         assert said in page
     assert "<i>student" not in page and "&lt;i&gt;student" in page
     plain = summarise(
-        Suite(Path("i.json"), "0", ("a",), ("a",), {"color": 5}), 5, {}, {"weights": "w"}
+        Suite(Path("i.json"), "0", ("a",), ("a",), {"color": (0,)}), range(5), {}, {"weights": "w"}
     )
     assert "<td>Prompt augmentation</td><td>none</td>" in report_page(plain)

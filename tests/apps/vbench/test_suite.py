@@ -40,6 +40,8 @@ def test_videos_have_the_names_that_vbench_looks_for(tmp_path: Path) -> None:
     assert suite.dimensions == dict.fromkeys(
         ("temporal_flickering", "color", "object_class", "scene"), 5
     )
+    there = {"temporal_flickering": 2, "color": 3, "object_class": 3, "scene": 3}
+    assert suite.there({0, 4, 5, 6, 9}) == there
 
 
 def test_a_checkout_is_named_by_its_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ SUITE = Suite(
     sha256="0" * 64,
     prompts=("a <b>dog</b>", "a cat"),
     texts=("a dog, longer", "a cat, longer"),
-    dimensions=dict.fromkeys(DIMENSIONS, 10),
+    prompts_of=dict.fromkeys(DIMENSIONS, (0, 1)),
     augmented=(Path("longer.txt"), "1" * 64),
 )
 SETUP = {"weights": "<i>student</i>", "torch": "2.13.0", "vbench": "0.1.5", "vbench_torch": "2.4.1"}
@@ -31,7 +31,7 @@ def results(there: int = 10, **measured: int) -> dict[str, Any]:
         for name in DIMENSIONS
         if measured.get(name) != 0
     }
-    return summarise(SUITE, there, scores, SETUP)
+    return summarise(SUITE, range(there), scores, SETUP)
 
 
 def test_a_complete_set_has_one_total() -> None:
@@ -43,17 +43,26 @@ def test_a_complete_set_has_one_total() -> None:
 
 
 def test_missing_videos_are_counted_and_lower_the_second_total() -> None:
-    found = results(there=8, color=5)
+    found = results(there=8, color=5, scene=5)
     assert is_incomplete(found)
-    about = found["vbench"]["dimensions"]["color"]
+    about = found["vbench"]["dimensions"]["scene"]
     assert (about["wanted"], about["measured"], about["missing"]) == (10, 5, 5)
     assert (about["score"], about["score_missing_as_zero"]) == (0.8, 0.4)
     as_found = found["vbench"]["aggregate"]["total"]
     as_zero = found["vbench"]["aggregate_missing_as_zero"]["total"]
-    assert as_found - as_zero == pytest.approx(0.2 * 0.4 / 9)  # one of nine of the semantics
+    lost = 0.4 / 0.8222 + 0.16  # scene's range ends at 0.8222; two videos of ten lack a colour
+    assert as_found - as_zero == pytest.approx(0.2 * lost / 9)  # two of nine of the semantics
     text = text_report(found)
     assert "2 of 10 videos are missing" in text
-    assert "measured on fewer videos than wanted: Color" in text
+    assert "measured on fewer videos than wanted: Color, Scene" in text
+
+
+def test_a_video_without_the_object_is_not_missing() -> None:
+    """vbench 0.1.5 scores the colour of an object in the videos that show the object."""
+    found = results(color=5)
+    about = found["vbench"]["dimensions"]["color"]
+    assert (about["measured"], about["missing"], about["score_missing_as_zero"]) == (5, 0, 0.8)
+    assert not is_incomplete(found) and "missing" not in text_report(found)
 
 
 def test_a_dimension_that_was_not_measured_gives_no_total() -> None:
