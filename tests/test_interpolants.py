@@ -46,7 +46,7 @@ class General(Interpolant):
         return time
 
 
-def draw(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def randn(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """``[count, B, ...]``, a latent of two further dimensions."""
     generator = torch.Generator().manual_seed(7)
     return torch.randn(count, len(TIME), 3, 2, generator=generator, dtype=dtype)
@@ -58,7 +58,7 @@ def test_a_path_of_ones_own_states_three_functions() -> None:
 
 def test_flow_is_the_special_case_of_the_general_formulas() -> None:
     general, later = General(), TIME / 2
-    x0, noise, other = draw(3)
+    x0, noise, other = randn(3)
     x_t = FLOW.add_noise(x0, noise, TIME)
     close = torch.testing.assert_close
     close(x_t, general.add_noise(x0, noise, TIME))
@@ -69,7 +69,7 @@ def test_flow_is_the_special_case_of_the_general_formulas() -> None:
 
 
 def test_flow_computes_the_bits_of_its_module() -> None:
-    x0, noise, other = draw(3, torch.float32)
+    x0, noise, other = randn(3, torch.float32)
     time, later = TIME.float(), TIME.float() / 3
     x_t = FLOW.add_noise(x0, noise, time)
     pairs = {
@@ -87,7 +87,7 @@ def test_flow_computes_the_bits_of_its_module() -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_each_prediction_leads_to_x0_and_to_the_score(name: str) -> None:
     path = PATHS[name]
-    x0, noise, other = draw(3)
+    x0, noise, other = randn(3)
     x_t = path.add_noise(x0, noise, TIME)
     target = path.target(x0, noise, TIME)
     torch.testing.assert_close(path.x0(x_t, target, TIME), x0)
@@ -109,7 +109,7 @@ def test_each_prediction_leads_to_x0_and_to_the_score(name: str) -> None:
 def test_the_weight_turns_data_into_score_residuals(name: str) -> None:
     """Eq. 10 of arXiv 2605.30116: ``c(t) |x_fake - x_real|^2 = |s_fake - s_real|^2``."""
     path = PATHS[name]
-    x_fake, x_real, x_t = draw(3)
+    x_fake, x_real, x_t = randn(3)
     scores = path.score(x_t, x_fake, TIME) - path.score(x_t, x_real, TIME)
     expected = path.fisher_weight(TIME) * objectives.mean_per_sample((x_fake - x_real) ** 2)
     torch.testing.assert_close(objectives.mean_per_sample(scores**2), expected)
@@ -125,7 +125,7 @@ def test_the_weight_turns_data_into_score_residuals(name: str) -> None:
 )
 def test_matching_is_rc_by_a_factor_of_the_prediction(name: str, factor: Any) -> None:
     path = PATHS[name]
-    x0, noise, predicted = draw(3)
+    x0, noise, predicted = randn(3)
     x_fake = path.x0(path.add_noise(x0, noise, TIME), predicted, TIME)
     rc = objectives.residual_contraction(x0, x_fake)
     expected = 2 * rc * factor(path.alpha(TIME), path.sigma(TIME))
@@ -201,7 +201,7 @@ def test_noise_schedules_and_steps_are_those_of_stock_schedulers(stock: str) -> 
         path.alpha(grid) ** 2, scheduler.alphas_cumprod.double(), rtol=1e-4, atol=1e-9
     )
     scheduler.set_timesteps(8)
-    ours = theirs = draw(1)[0]
+    ours = theirs = randn(1)[0]
     for index, timestep in enumerate(scheduler.timesteps):
         time = torch.full((len(TIME),), 1 - index / 8, dtype=torch.float64)
         assert path.timestep(time).tolist() == [int(timestep)] * len(TIME)

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightx2v_sgmd import flow, objectives
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
+def randn(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
@@ -25,7 +25,7 @@ def test_values_by_hand() -> None:
 
 def test_potentials_have_opposite_gradients_on_x_fake() -> None:
     """Eq. 19: grad NR = r, grad RC = -r (over the number of elements: ours are means)."""
-    x0, x_fake = draw(2, 6), draw(2, 6, seed=1).requires_grad_()
+    x0, x_fake = randn(2, 6), randn(2, 6, seed=1).requires_grad_()
     (nr,) = torch.autograd.grad(objectives.negative_residual(x0, x_fake).sum(), x_fake)
     (rc,) = torch.autograd.grad(objectives.residual_contraction(x0, x_fake).sum(), x_fake)
     torch.testing.assert_close(nr, (x0 - x_fake.detach()) / 6, rtol=1e-12, atol=0)
@@ -34,9 +34,9 @@ def test_potentials_have_opposite_gradients_on_x_fake() -> None:
 
 def test_nr_reaches_x0_through_x_t_as_eq_20_says() -> None:
     """Eq. 20, with the fake score a smooth function: the adjoint against finite differences."""
-    noise, x0 = draw(1, 5, seed=1), draw(1, 5)
+    noise, x0 = randn(1, 5, seed=1), randn(1, 5)
     sigma = torch.tensor([0.4], dtype=torch.float64)
-    matrix = draw(5, 5, seed=2)
+    matrix = randn(5, 5, seed=2)
 
     def x_fake(x: Tensor) -> Tensor:
         return torch.tanh(flow.add_noise(x, noise, sigma) @ matrix)
@@ -55,7 +55,7 @@ def test_nr_reaches_x0_through_x_t_as_eq_20_says() -> None:
 
 
 def test_prediction_matching_is_rc_over_sigma_squared() -> None:
-    x0, noise, v = draw(3, 4), draw(3, 4, seed=1), draw(3, 4, seed=2)
+    x0, noise, v = randn(3, 4), randn(3, 4, seed=1), randn(3, 4, seed=2)
     sigma = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     x_fake = flow.x0_from_velocity(flow.add_noise(x0, noise, sigma), v, sigma)
     rc = objectives.residual_contraction(x0, x_fake)
@@ -63,7 +63,7 @@ def test_prediction_matching_is_rc_over_sigma_squared() -> None:
 
 
 def test_stop_gradients() -> None:
-    x0, x_fake, x_real = (draw(2, 3, seed=i).requires_grad_() for i in range(3))
+    x0, x_fake, x_real = (randn(2, 3, seed=i).requires_grad_() for i in range(3))
     weight = objectives.normalized_weight(x0, x_real)
     losses = [
         objectives.fisher(x_fake, x_real, weight),
@@ -78,7 +78,7 @@ def test_stop_gradients() -> None:
 
 def test_dmd_has_its_own_normaliser_for_each_sample() -> None:
     """arXiv 2311.18828, Eq. 8, in more dimensions than one; only x0 carries gradient."""
-    x0, x_fake, x_real = (draw(3, 2, 2, 2, seed=i).requires_grad_() for i in range(3))
+    x0, x_fake, x_real = (randn(3, 2, 2, 2, seed=i).requires_grad_() for i in range(3))
     scales = torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64)
     x_real = (x_real.detach() * scales[:, None, None, None]).requires_grad_()
     losses = objectives.distribution_matching(x0, x_fake, x_real, floor=1e-5)
@@ -94,7 +94,7 @@ def test_dmd_has_its_own_normaliser_for_each_sample() -> None:
 
 
 def test_prediction_matching_stops_at_its_target() -> None:
-    velocity, noise, x0 = (draw(2, 3, seed=i).requires_grad_() for i in range(3))
+    velocity, noise, x0 = (randn(2, 3, seed=i).requires_grad_() for i in range(3))
     loss = objectives.prediction_matching(velocity, noise - x0)
     torch.testing.assert_close(loss, (velocity - noise + x0).square().mean(1))
     grads = torch.autograd.grad(loss.sum(), [velocity, x0], allow_unused=True)
@@ -102,7 +102,7 @@ def test_prediction_matching_stops_at_its_target() -> None:
 
 
 def test_weight_of_a_term_under_either_weighting() -> None:
-    x0, x_real, c = draw(2, 3), draw(2, 3, seed=1), torch.tensor([4.0, 8100.0])
+    x0, x_real, c = randn(2, 3), randn(2, 3, seed=1), torch.tensor([4.0, 8100.0])
     paper = objectives.term_weight(x0, x_real, c, "paper", 5.0)
     torch.testing.assert_close(paper, torch.tensor([4.0, 5.0]))
     normalized = objectives.term_weight(x0, x_real, c, "normalized", 5.0)

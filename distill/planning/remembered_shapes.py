@@ -17,8 +17,8 @@ MOST = 50_000
 """Most calls that are remembered at a time."""
 
 
-class Made(NamedTuple):
-    """A new tensor without data."""
+class TensorLayout(NamedTuple):
+    """Shape, strides and dtype of a tensor that is made without data."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -36,7 +36,7 @@ class RememberedShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return remembered(func, args, kwargs or {})
 
 
-_results: dict[Hashable, tuple[Made, ...] | None] = {}
+_results: dict[Hashable, tuple[TensorLayout, ...] | None] = {}
 
 
 def remembered(func: Any, args: Any, kwargs: Any) -> Any:
@@ -109,7 +109,7 @@ def _describe(value: Any, parts: list[Any]) -> bool:
     return False
 
 
-def _described(result: Any, func: Any) -> tuple[Made, ...] | None:
+def _described(result: Any, func: Any) -> tuple[TensorLayout, ...] | None:
     """The results as new tensors, or None if they are anything else."""
     several = result if isinstance(result, tuple) else (result,)
     if len(several) != len(func._schema.returns):
@@ -126,4 +126,4 @@ def _described(result: Any, func: Any) -> tuple[Made, ...] | None:
         storages.add(storage._cdata)
     if len(storages) < len(several):
         return None
-    return tuple(Made(tuple(x.shape), x.stride(), x.dtype) for x in several)
+    return tuple(TensorLayout(tuple(x.shape), x.stride(), x.dtype) for x in several)

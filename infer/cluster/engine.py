@@ -44,7 +44,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Made:
+class Finished:
     """A job's video."""
 
     name: str
@@ -61,7 +61,7 @@ class Failed:
     reason: str
 
 
-Event = Advanced | Shown | Made | Failed
+Event = Advanced | Shown | Finished | Failed
 
 
 def check(
@@ -196,7 +196,7 @@ class EventDesk:
         """Passes a video on."""
         file = self.results.found(name)
         assert file is not None, "a job is completed after its file is there"
-        self.put(Made(name, seconds, file.read_bytes(), file.suffix))
+        self.put(Finished(name, seconds, file.read_bytes(), file.suffix))
         with suppress(OSError):
             file.unlink()
         return True

@@ -189,7 +189,7 @@ class RayWorkers:
             elif isinstance(event, remote.Failed):
                 self._store.fail(batch, event.name, event.reason)
                 self._results.remove_sources(event.name)
-            elif isinstance(event, remote.Made):
+            elif isinstance(event, remote.Finished):
                 self._finish(batch, event)
             if self._stopping.is_set() or not wanted:
                 self._cancel(response)
@@ -199,7 +199,7 @@ class RayWorkers:
         with suppress(Exception):
             response.cancel()
 
-    def _finish(self, batch: str, made: remote.Made) -> None:
+    def _finish(self, batch: str, made: remote.Finished) -> None:
         """Writes a video, which appears whole."""
         file = self._results.video(made.name, made.suffix)
         if self._store.get(made.name) is not None:

@@ -95,10 +95,10 @@ class HangDetector:
         if now - self._checked > self._silence_s / 2 + self._interval_s:
             self._pulses, self._moved = {}, now
         self._checked = now
-        for beat in heartbeats:
-            if self._pulses.get(beat.rank, (-1, 0.0))[0] != beat.pulse:
-                self._pulses[beat.rank] = (beat.pulse, now)
-        counts = [beat.count for beat in heartbeats]
+        for heartbeat in heartbeats:
+            if self._pulses.get(heartbeat.rank, (-1, 0.0))[0] != heartbeat.pulse:
+                self._pulses[heartbeat.rank] = (heartbeat.pulse, now)
+        counts = [heartbeat.count for heartbeat in heartbeats]
         if counts != self._counts:
             self._counts, self._moved = counts, now
         silent = [b for b in heartbeats if now - self._pulses[b.rank][1] >= self._silence_s]
@@ -113,8 +113,10 @@ class HangDetector:
 
 
 def _silent(silent: Sequence[Heartbeat], seconds: float) -> str:
-    last = "; ".join(f"{beat.name} was last at {beat.doing}" for beat in silent[:4])
-    names = ", ".join(beat.name for beat in silent[:4]) + (" and others" if silent[4:] else "")
+    last = "; ".join(f"{heartbeat.name} was last at {heartbeat.doing}" for heartbeat in silent[:4])
+    names = ", ".join(heartbeat.name for heartbeat in silent[:4]) + (
+        " and others" if silent[4:] else ""
+    )
     return (
         f"no sign of {names} for {duration(seconds)}: the process is stopped or dead, or its "
         f"machine is gone; {last}; {_REMEDY}"
@@ -126,7 +128,9 @@ def _stuck(behind: Sequence[Heartbeat], heartbeats: Sequence[Heartbeat], seconds
     if len(behind) == len(heartbeats):
         who = f"every rank is {at}" if len(heartbeats) > 1 else f"it hangs {at}"
     else:
-        names = ", ".join(beat.name for beat in behind[:4]) + (" and others" if behind[4:] else "")
+        names = ", ".join(heartbeat.name for heartbeat in behind[:4]) + (
+            " and others" if behind[4:] else ""
+        )
         who = f"{names} is the furthest behind, {at}"
     return (
         f"nothing has moved for {duration(seconds)}: {who}; {_REMEDY}, and if this is only slow, "
@@ -219,20 +223,28 @@ class Watch:
         """
         if self.timeout_s is None or self._ranks.size == 1:
             return error
-        before = {beat.rank: beat.pulse for beat in self._heartbeats}
+        before = {heartbeat.rank: heartbeat.pulse for heartbeat in self._heartbeats}
         until = time.monotonic() + 3 * self._interval_s + 1
-        while time.monotonic() < until and not any(beat.left for beat in self._heartbeats):
+        while time.monotonic() < until and not any(
+            heartbeat.left for heartbeat in self._heartbeats
+        ):
             time.sleep(self._interval_s / 4)
-        for beat in self._heartbeats:
-            if beat.left is not None and beat.rank != self._ranks.rank:
-                return RunError(f"{beat.name} failed: {beat.left}; {_REMEDY}")
+        for heartbeat in self._heartbeats:
+            if heartbeat.left is not None and heartbeat.rank != self._ranks.rank:
+                return RunError(f"{heartbeat.name} failed: {heartbeat.left}; {_REMEDY}")
         if time.monotonic() - self._read_at > 2 * self._interval_s:
             return RunError(self._no_answer())
-        gone = [beat for beat in self._heartbeats if before.get(beat.rank) == beat.pulse]
+        gone = [
+            heartbeat
+            for heartbeat in self._heartbeats
+            if before.get(heartbeat.rank) == heartbeat.pulse
+        ]
         if not gone:
             return error
         return RunError(
-            "; ".join(f"{beat.name} is gone, it was last at {beat.doing}" for beat in gone)
+            "; ".join(
+                f"{heartbeat.name} is gone, it was last at {heartbeat.doing}" for heartbeat in gone
+            )
             + f"; {_REMEDY}"
         )
 
@@ -283,7 +295,7 @@ class Watch:
                 return
 
     def _prints(self, diagnosis: Diagnosis) -> bool:
-        here = [beat.rank for beat in self._heartbeats if beat.host == self._host]
+        here = [heartbeat.rank for heartbeat in self._heartbeats if heartbeat.host == self._host]
         able = [rank for rank in here if rank not in diagnosis.ranks]
         return self._ranks.rank == min(able or here, default=self._ranks.rank)
 

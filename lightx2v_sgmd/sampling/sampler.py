@@ -56,13 +56,13 @@ def fresh_noise_for(model: Model, seeds: Sequence[int], shape: tuple[int, ...]) 
     """
     generators: list[torch.Generator] = []
 
-    def draw(step: int) -> torch.Tensor:
+    def noise_at(step: int) -> torch.Tensor:
         if not generators:
             generators.extend(torch.Generator("cpu").manual_seed(seed) for seed in seeds)
-            draw(step)  # the noise that the videos started from
+            noise_at(step)  # the noise that the videos started from
         return torch.cat([model.draw_noise(shape, each) for each in generators])
 
-    return draw
+    return noise_at
 
 
 class VideoSampler:

@@ -97,7 +97,7 @@ def test_draws_differ_by_purpose_iteration_sample_and_seed() -> None:
     draws = [torch.randn(8, generator=generator(*index)) for index in indices]
     again = [torch.randn(8, generator=generator(*index)) for index in indices]
     assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
-    assert len({tuple(draw.tolist()) for draw in draws}) == len(indices)
+    assert len({tuple(values.tolist()) for values in draws}) == len(indices)
 
 
 def test_the_global_generator_is_left_alone(job: Job) -> None:

@@ -74,10 +74,10 @@ def trainer_for(
     """A trainer of that method; real latents, where it reads them, are made up."""
     job = replace(make_job(teacher, folder, *settings), method=method)
     trainer = make_trainer(job, model=model)
-    draw = trainer.batches.micro_batch
+    original = trainer.batches.micro_batch
 
     def with_real(number: int, micro: int) -> Any:
-        batch = draw(number, micro)
+        batch = original(number, micro)
         real = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(number))
         return replace(batch, real=real)
 

@@ -109,15 +109,15 @@ class Breaking(SGMD):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    sound = make_trainer(make_job(tiny_teacher, tmp_path))
-    trainer = Trainer(replace(sound.job, method=Breaking()), sound.strategy, sound.batches)
-    before = [p.detach().clone() for p in sound.strategy.networks[STUDENT].parameters()]
-    prompt = sound.batches.micro_batch(3, 0).prompts[1]
+    healthy = make_trainer(make_job(tiny_teacher, tmp_path))
+    trainer = Trainer(replace(healthy.job, method=Breaking()), healthy.strategy, healthy.batches)
+    before = [p.detach().clone() for p in healthy.strategy.networks[STUDENT].parameters()]
+    prompt = healthy.batches.micro_batch(3, 0).prompts[1]
     with pytest.raises(
         NotFiniteError, match=rf"step 4: the loss nr is not finite for the prompts \[{prompt}\]"
     ):
         trainer.iterate(3)
-    after = sound.strategy.networks[STUDENT].parameters()
+    after = healthy.strategy.networks[STUDENT].parameters()
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
@@ -158,8 +158,8 @@ def test_the_other_roles_gradients_are_looked_at_before_any_step(
     after = networks[STUDENT].parameters()
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     monkeypatch.undo()
-    sound = make_trainer(make_job(tiny_teacher, tmp_path)).iterate(0)
-    assert seen == {FAKE_SCORE: pytest.approx(sound.grad_norm[FAKE_SCORE])}
+    healthy = make_trainer(make_job(tiny_teacher, tmp_path)).iterate(0)
+    assert seen == {FAKE_SCORE: pytest.approx(healthy.grad_norm[FAKE_SCORE])}
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:

@@ -171,7 +171,7 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Made:
+class TrainedModel:
     """A family with its teacher and a student that was trained for three iterations."""
 
     family: Family
@@ -188,11 +188,11 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
     family.make(folder / "teacher")
     run = train(family.job(folder / "whole", "train.iterations=3"))
-    return Made(family, folder, run)
+    return TrainedModel(family, folder, run)
 
 
 def load_stock(family: Family, folder: Path) -> Any:
@@ -205,7 +205,7 @@ def noises(model: Any, shape: tuple[int, ...]) -> Tensor:
     return torch.cat([noise_for(model, seed, shape) for seed in SEEDS])
 
 
-def test_the_guided_teacher_is_the_stock_pipelines(made: Made) -> None:
+def test_the_guided_teacher_is_the_stock_pipelines(made: TrainedModel) -> None:
     model = open_model(made.teacher)
     solver: Any = made.family.solver
     steps = teacher_solver(model, solver, 3.0 if solver == "euler" else None, 5)
@@ -221,7 +221,7 @@ def test_the_guided_teacher_is_the_stock_pipelines(made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_rollout_engine_and_exported_pipeline_agree(made: Made, tmp_path: Path) -> None:
+def test_rollout_engine_and_exported_pipeline_agree(made: TrainedModel, tmp_path: Path) -> None:
     folder = export(made.run, "diffusers", tmp_path / "student", dtype="fp32", quiet=True)
     student: Student = load_student(folder)
     latents = student.generate(PROMPTS, SEEDS, decode=False).latents
@@ -246,7 +246,7 @@ def test_rollout_engine_and_exported_pipeline_agree(made: Made, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_resuming_is_exact(made: Made) -> None:
+def test_resuming_is_exact(made: TrainedModel) -> None:
     settings = ("train.checkpoint_every=1",)
     train(made.family.job(made.folder / "parts", "train.iterations=1", *settings))
     again = train(made.family.job(made.folder / "parts", "train.iterations=3", *settings))
@@ -254,14 +254,14 @@ def test_resuming_is_exact(made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_gradients_are_those_of_one_plain_graph(made: Made, tmp_path: Path) -> None:
+def test_gradients_are_those_of_one_plain_graph(made: TrainedModel, tmp_path: Path) -> None:
     method = SGMD(weighting="paper")
     settings = (*made.family.settings, "train.micro_batch=1")
     assert_plain_gradients(trainer_for(method, made.teacher, tmp_path, *settings), method)
 
 
 def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
-    made: Made, tmp_path: Path
+    made: TrainedModel, tmp_path: Path
 ) -> None:
     """The teacher with the file at strength 0.5, and the stock pipeline that loaded it so."""
     model = open_model(made.teacher)
@@ -269,13 +269,13 @@ def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
         pytest.skip("LoRA files of this family are not read")
     shapes = model.transformer_shapes()
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith("to_q.weight")]
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     tensors = {}
     for layer in layers:
         out, into = shapes[f"{layer}.weight"]
         stored = f"{model.pipeline.folder}.{layer}"
-        tensors[f"{stored}.lora_A.weight"] = torch.randn(3, into, generator=draw)
-        tensors[f"{stored}.lora_B.weight"] = torch.randn(out, 3, generator=draw)
+        tensors[f"{stored}.lora_A.weight"] = torch.randn(3, into, generator=generator)
+        tensors[f"{stored}.lora_B.weight"] = torch.randn(out, 3, generator=generator)
     file = tmp_path / "style.safetensors"
     save_file(tensors, file)
     job = make_job(made.teacher, tmp_path, *made.family.settings, f"teacher.loras=['{file}:0.5']")
@@ -304,7 +304,7 @@ def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
     ],
 )
 def test_the_engine_refuses_in_a_line_what_a_family_has_not(
-    made: Made, feature: Any, options: Options
+    made: TrainedModel, feature: Any, options: Options
 ) -> None:
     model, said = open_model(made.teacher), ""
     try:
@@ -315,14 +315,14 @@ def test_the_engine_refuses_in_a_line_what_a_family_has_not(
     assert refused == (feature not in model.features) and "\n" not in said
 
 
-def test_a_method_with_heads_on_the_blocks_trains(made: Made) -> None:
+def test_a_method_with_heads_on_the_blocks_trains(made: TrainedModel) -> None:
     settings = (ADM, "train.iterations=1")
     (row,) = read_trace(train(made.family.job(made.folder / "adm", *settings)))
     assert row["grad_norm"].keys() == {"student", "fake_score", "discriminator"}
     assert all(norm > 0 for norm in row["grad_norm"].values())
 
 
-def test_the_teacher_is_computed_again_where_gradient_runs_through_it(made: Made) -> None:
+def test_the_teacher_is_computed_again_where_gradient_runs_through_it(made: TrainedModel) -> None:
     """With gradient checkpointing, the heads of ADM give the gradients that they give without."""
     gradients = []
     for checkpointing in ("false", "true"):
@@ -343,7 +343,7 @@ def test_the_teacher_is_computed_again_where_gradient_runs_through_it(made: Made
 
 @needs_deepspeed
 @pytest.mark.slow
-def test_two_zero3_ranks_train_as_one_process(made: Made) -> None:
+def test_two_zero3_ranks_train_as_one_process(made: TrainedModel) -> None:
     """The ranks compute activations again in the backward pass; the one process keeps them."""
     local = made.run
     again = "parallel.gradient_checkpointing=true"
@@ -359,7 +359,7 @@ def test_two_zero3_ranks_train_as_one_process(made: Made) -> None:
 
 @needs_deepspeed
 @pytest.mark.slow
-def test_two_ranks_that_share_a_video_train_as_one_process(made: Made) -> None:
+def test_two_ranks_that_share_a_video_train_as_one_process(made: TrainedModel) -> None:
     if "sequence" not in open_model(made.teacher).features:
         pytest.skip("ranks do not share a video of this family")
     if made.family.pipeline == "WanPipeline":
@@ -377,7 +377,7 @@ def test_two_ranks_that_share_a_video_train_as_one_process(made: Made) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_the_plan_is_within_a_tenth_of_the_measured_memory(
-    made: Made, tmp_path: Path, checkpointing: str
+    made: TrainedModel, tmp_path: Path, checkpointing: str
 ) -> None:
     settings = f"parallel.gradient_checkpointing={checkpointing}"
     job = made.family.job(made.folder / f"plan_{checkpointing}", settings)

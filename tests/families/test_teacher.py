@@ -39,14 +39,16 @@ def base_weights(tiny_teacher: Path) -> Mapping[str, Tensor]:
 @pytest.fixture
 def lora(tmp_path: Path, base_weights: Mapping[str, Tensor]) -> Path:
     """A file of ComfyUI's kind: three layers, one bias and one norm."""
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     tensors = {}
     for layer in LAYERS:
         out, into = base_weights[f"{layer}.weight"].shape
-        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(3, into, generator=draw)
-        tensors[f"transformer.{layer}.lora_B.weight"] = 0.1 * torch.randn(out, 3, generator=draw)
+        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(3, into, generator=generator)
+        tensors[f"transformer.{layer}.lora_B.weight"] = 0.1 * torch.randn(
+            out, 3, generator=generator
+        )
     bias = base_weights["blocks.0.attn1.to_q.bias"]
-    tensors["transformer.blocks.0.attn1.to_q.diff_b"] = torch.randn(bias.shape, generator=draw)
+    tensors["transformer.blocks.0.attn1.to_q.diff_b"] = torch.randn(bias.shape, generator=generator)
     save_file(tensors, tmp_path / "style.safetensors")
     return tmp_path / "style.safetensors"
 
@@ -219,14 +221,14 @@ def pair_of_loras(folder: Path, base: Mapping[str, Tensor]) -> list[Path]:
     """A file for each of two experts, whose names say which; each changes one layer."""
     files = []
     for number, name in enumerate(("style_high_noise", "low_noise/style")):
-        draw = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(number)
         out, into = base["blocks.0.attn1.to_q.weight"].shape
         layer = "transformer.blocks.0.attn1.to_q"
         file = folder / f"{name}.safetensors"
         file.parent.mkdir(exist_ok=True)
         tensors = {
-            f"{layer}.lora_A.weight": torch.randn(3, into, generator=draw),
-            f"{layer}.lora_B.weight": 0.1 * torch.randn(out, 3, generator=draw),
+            f"{layer}.lora_A.weight": torch.randn(3, into, generator=generator),
+            f"{layer}.lora_B.weight": 0.1 * torch.randn(out, 3, generator=generator),
         }
         save_file(tensors, file)
         files.append(file)

@@ -36,9 +36,9 @@ def test_the_bundled_teacher_in_float32(tmp_path: Path) -> None:
 def test_one_forward_in_float32() -> None:
     model = open_wan(BUNDLED)
     network = model.load_transformer()
-    draw = torch.Generator().manual_seed(3)
-    x_t = torch.randn(2, *model.latent_shape(32, 32, 9), generator=draw)
-    text = pad_text([torch.randn(7, model.text_dim, generator=draw) for _ in range(2)])
+    generator = torch.Generator().manual_seed(3)
+    x_t = torch.randn(2, *model.latent_shape(32, 32, 9), generator=generator)
+    text = pad_text([torch.randn(7, model.text_dim, generator=generator) for _ in range(2)])
     sigma = torch.tensor([0.9, 0.4])
     with torch.no_grad():
         expected = velocity(network, x_t, sigma, text)
@@ -65,11 +65,11 @@ def test_a_kernel_with_a_ragged_last_tile(name: str) -> None:
     found = {k.name: k for k in attention.kernels(CUDA, torch.bfloat16, 128)}[name]
     if not found.available:
         pytest.skip(found.reason)
-    draw = torch.Generator(CUDA).manual_seed(0)
+    generator = torch.Generator(CUDA).manual_seed(0)
     for length, keys in ((4 * 128 + 120, 4 * 128 + 120), (300, 512), (129, 37)):
         shapes = [(1, count, 6, 128) for count in (length, keys, keys)]
         q, k, v = (
-            torch.randn(shape, device=CUDA, dtype=torch.bfloat16, generator=draw)
+            torch.randn(shape, device=CUDA, dtype=torch.bfloat16, generator=generator)
             for shape in shapes
         )
         with torch.no_grad():

@@ -236,12 +236,12 @@ def test_students_of_other_trainers_run_in_their_steps(
     made = loaded.generate("a", 3, height=32, width=32, num_frames=5, decode=False).latents
     network = loaded.model.load_transformer()
     text = pad_text([loaded.model.load_text_encoder(torch.float32).encode(["a"])[0].text])
-    draw = torch.Generator().manual_seed(3)
-    x_t = torch.randn(1, 4, 2, 8, 8, generator=draw)
+    generator = torch.Generator().manual_seed(3)
+    x_t = torch.randn(1, 4, 2, 8, 8, generator=generator)
     with torch.no_grad():
         for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             x0 = x_t - sigma * velocity(network, x_t, torch.tensor([sigma]), text)
-            noise = torch.randn(1, 4, 2, 8, 8, generator=draw) if following else 0.0
+            noise = torch.randn(1, 4, 2, 8, 8, generator=generator) if following else 0.0
             x_t = (1 - following) * x0 + following * noise
     torch.testing.assert_close(made[None], x_t, atol=1e-3, rtol=0)
 

@@ -52,16 +52,16 @@ def test_a_student_that_is_noised_anew_runs_as_it_was_trained(shared_student: Pa
     text = student.model.conditioning(student.encode(PROMPTS[:2]))["text"]
     sources = [generator(seed) for seed in (5, 11)]
 
-    def draw(step: int) -> torch.Tensor:
+    def noise_at(step: int) -> torch.Tensor:
         return torch.stack([torch.randn(4, 3, 8, 8, generator=source) for source in sources])
 
     with torch.no_grad():
         trained = rollout(
             lambda x_t, sigma: velocity(student.transformer, x_t, sigma, text),
-            draw(-1),
+            noise_at(-1),
             student.schedule,
             exit_step=3,
-            fresh_noise=draw,
+            fresh_noise=noise_at,
         )
     torch.testing.assert_close(made.latents, trained, atol=1e-4, rtol=0)
 

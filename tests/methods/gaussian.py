@@ -157,7 +157,7 @@ class Student:
         return Gaussian(self.shift.detach().clone(), factor @ factor.T, self.path)
 
 
-Critic = Callable[[Gaussian], Callable[[Tensor, Tensor], Tensor]]
+Discriminator = Callable[[Gaussian], Callable[[Tensor, Tensor], Tensor]]
 """For the student's law, what ``Sample.discriminate`` is."""
 
 
@@ -165,11 +165,11 @@ def generator_sample(
     method: Method,
     student: Student,
     fake: Callable[[Tensor], Tensor],
-    critic: Critic | None = None,
+    discriminator: Discriminator | None = None,
 ) -> Sample:
     """A sample whose gradient paths are those that the training loop gives this method."""
     through_teacher, data = method.through_teacher, teacher(student.path)
-    more = {} if critic is None else {"discriminate": critic(student.law())}
+    more = {} if discriminator is None else {"discriminate": discriminator(student.law())}
     return make_sample(
         student.sample(),
         lambda x_t: fake(x_t if method.through_fake_score else x_t.detach()),
@@ -205,7 +205,7 @@ class Adam:
 def distil(
     method: Method,
     iterations: int,
-    critic: Critic | None = None,
+    discriminator: Discriminator | None = None,
     tracked: bool = False,
     path: Interpolant = FLOW,
 ) -> tuple[Student, Sample]:
@@ -214,7 +214,7 @@ def distil(
     Args:
         method: Whose losses.
         iterations: Updates of the student.
-        critic: An ideal discriminator.
+        discriminator: An ideal discriminator.
         tracked: Whether the fake score is learned, by the method's own loss and number of updates
             after each of the student's; otherwise it is exact.
         path: The way from data to noise.
@@ -229,7 +229,7 @@ def distil(
     follower = Adam(tracker.gains, tracker.mean, (0.01 / updates**0.5, 0.1 / updates**0.5))
     for i in range(iterations):
         fake = tracker.predict if tracked else student.law().predict
-        sample = generator_sample(method, student, fake, critic)
+        sample = generator_sample(method, student, fake, discriminator)
         x_real, before = sample.x_real, sample.x0.detach()
         learner.step(total(method.generator_losses(sample)), i / iterations)
         for _ in range(updates if tracked else 0):

@@ -88,12 +88,12 @@ def ratio(real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Callable[
     return discriminate
 
 
-def noisy_critic(law: Gaussian) -> Callable[..., Tensor]:
+def discriminator_at_x_t(law: Gaussian) -> Callable[..., Tensor]:
     """DMD2's: generated from real at x_t."""
     return ratio(teacher(law.path).noisy(), law.noisy())
 
 
-def step_critic(law: Gaussian, delta: float = 1 / 64) -> Callable[..., Tensor]:
+def discriminator_a_step_on(law: Gaussian, delta: float = 1 / 64) -> Callable[..., Tensor]:
     """ADM's: fake score from teacher, a step of ``delta`` down the flow from the student's x_t."""
     mean, cov = law.noisy()
     alpha, sigma = factors(law.path)
@@ -112,14 +112,14 @@ def step_critic(law: Gaussian, delta: float = 1 / 64) -> Callable[..., Tensor]:
 
 UNBIASED: dict[str, tuple[Method, Callable[[Gaussian], Callable[..., Tensor]] | None]] = {
     "dmd2": (DMD2(), None),
-    "dmd2 with its GAN": (DMD2(gan_weight=1.0), noisy_critic),
+    "dmd2 with its GAN": (DMD2(gan_weight=1.0), discriminator_at_x_t),
     "tsg_fisher": (TSGFisher(), None),
     "tsg_fisher, paper": (TSGFisher(weighting="paper", max_weight=CLAMP), None),
     "sgmd at lambda 0": (SGMD(lambda_=0.0), None),
     "sid": (SiD(), None),
     "sid at 1.2": (SiD(alpha=1.2), None),
     "sid at 0.5, paper": (SiD(alpha=0.5, weighting="paper", max_weight=CLAMP), None),
-    "adm": (ADM(), step_critic),
+    "adm": (ADM(), discriminator_a_step_on),
 }
 
 
@@ -131,8 +131,8 @@ UNBIASED_IN_VP = ("dmd2 with its GAN", "tsg_fisher, paper", "sgmd at lambda 0", 
     [*((case, "flow") for case in UNBIASED), *((case, "VP, v") for case in UNBIASED_IN_VP)],
 )
 def test_unbiased_methods_reach_the_teacher(case: str, path: str) -> None:
-    method, critic = UNBIASED[case]
-    mean, cov = errors(distil(method, ITERATIONS, critic=critic, path=PATHS[path])[0])
+    method, discriminator = UNBIASED[case]
+    mean, cov = errors(distil(method, ITERATIONS, discriminator=discriminator, path=PATHS[path])[0])
     assert mean < 1e-4 and cov < 1e-4
 
 
@@ -144,8 +144,8 @@ def test_students_reach_a_teacher_in_the_interpolant_of_its_family(name: str) ->
     """The discrete betas are those of the published scheduler."""
     path = open_model(name).interpolant
     assert isinstance(path, VariancePreserving)
-    method, critic = UNBIASED["adm"]
-    mean, cov = errors(distil(method, ITERATIONS, critic=critic, path=path)[0])
+    method, discriminator = UNBIASED["adm"]
+    mean, cov = errors(distil(method, ITERATIONS, discriminator=discriminator, path=path)[0])
     assert mean < 1e-4 and cov < 1e-4
 
 
@@ -164,8 +164,8 @@ def test_pretraining_on_pairs_reaches_the_teacher(path: str) -> None:
             real,
             noise,
             TIME,
-            noisy_critic(law),
-            lambda x, judge=pixels: judge(x, TIME),  # type: ignore[misc]
+            discriminator_at_x_t(law),
+            lambda x, discriminator=pixels: discriminator(x, TIME),  # type: ignore[misc]
             PATHS[path],
         )
         learner.step(total(method.pair_generator_losses(sample)), i / ITERATIONS)
@@ -305,7 +305,7 @@ def test_adms_discriminator_learns_to_tell_as_well_as_the_likelihood_ratio() -> 
             method.discriminator_losses(sample(noting))
         return torch.cat(right).double().mean().item()
 
-    best = accuracy(step_critic(law, 0.15))
+    best = accuracy(discriminator_a_step_on(law, 0.15))
     assert 0.6 < best < 0.99 and accuracy(head) > best - 0.03
 
 

@@ -28,8 +28,11 @@ def with_adapters(teacher: Path) -> Any:
 
 @torch.no_grad()
 def evaluate(network: Any) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    x_t, text = torch.randn(1, 4, 2, 4, 4, generator=draw), torch.randn(1, 5, 16, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    x_t, text = (
+        torch.randn(1, 4, 2, 4, 4, generator=generator),
+        torch.randn(1, 5, 16, generator=generator),
+    )
     return velocity(network, x_t, torch.tensor([0.7]), text)
 
 
@@ -108,8 +111,8 @@ def test_a_missing_peft_is_said_in_one_line(
 
 def write_adapters(teacher: Path, file: Path, seed: int) -> dict[str, Tensor]:
     shapes = adapters.trained_shapes(open_wan(teacher), LORA)
-    draw = torch.Generator().manual_seed(seed)
-    values = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    generator = torch.Generator().manual_seed(seed)
+    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     save_file(values, file, adapters.adapter_metadata(LORA))
     return values
 

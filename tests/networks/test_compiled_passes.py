@@ -137,12 +137,16 @@ def test_one_token_has_its_own_time() -> None:
     """And the text, the time and the tokens get the gradients of diffusers' block."""
     ours, theirs = tiny_network(), tiny_network()
     compiled_passes.compile_passes(ours, backend="aot_eager")
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     width = TINY["num_attention_heads"] * TINY["attention_head_dim"]
     for times in ((2, 6, width), (2, 10, 6, width)):
-        x = torch.randn(2, 10, width, generator=draw)
-        given = [x, torch.randn(2, 5, width, generator=draw), torch.randn(times, generator=draw)]
-        rotary = [torch.randn(1, 10, 1, 12, generator=draw).repeat_interleave(1, -1)] * 2
+        x = torch.randn(2, 10, width, generator=generator)
+        given = [
+            x,
+            torch.randn(2, 5, width, generator=generator),
+            torch.randn(times, generator=generator),
+        ]
+        rotary = [torch.randn(1, 10, 1, 12, generator=generator).repeat_interleave(1, -1)] * 2
         found = []
         for network in (ours, theirs):
             inputs = [value.clone().requires_grad_() for value in given]
@@ -160,11 +164,11 @@ def test_many_sizes_end_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network()
     enable_checkpointing(network, True)
     compiled_passes.compile_passes(network, backend="eager")
-    draw = torch.Generator().manual_seed(0)
-    text = torch.randn(1, 4, 16, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 4, 16, generator=generator)
     with config.patch(recompile_limit=2):
         for width in range(1, 7):
-            x_t = torch.randn(1, 4, 1, 2, 2 * width, generator=draw)
+            x_t = torch.randn(1, 4, 1, 2, 2 * width, generator=generator)
             with torch.set_grad_enabled(width % 2 == 0):
                 assert velocity(network, x_t, torch.tensor([0.5]), text).isfinite().all()
 

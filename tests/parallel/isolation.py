@@ -33,10 +33,10 @@ def what_is_left(
     updates = []
     for with_generator in (True, False):
         strategy = build()
-        draw = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         for micro in range(micro_batches):
-            x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=draw)
-            told = Conditioning({"text": torch.randn(2, 6, 16, generator=draw)})
+            x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=generator)
+            told = Conditioning({"text": torch.randn(2, 6, 16, generator=generator)})
             query = strategy.fake_score_at(x0, x_t, torch.tensor([0.3, 0.8]), told)
             if with_generator:
                 to_x0, to_x_t = query.generator_gradient(generator_loss, through=True)

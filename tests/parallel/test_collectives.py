@@ -11,7 +11,7 @@ from lightx2v_sgmd.parallel.collectives import lengthened, own_part, shared, unf
 
 
 @dataclass(frozen=True)
-class Place:
+class OneRank:
     """A rank of a group whose others do not exist."""
 
     index: int
@@ -33,12 +33,12 @@ def test_shares_are_equally_long_and_zero_after_the_end(
 ) -> None:
     x = torch.arange(1, length + 1).repeat(2, 1)[..., None]
     for rank, share in enumerate(expected):
-        own = own_part(x, 1, Place(rank, count))
+        own = own_part(x, 1, OneRank(rank, count))
         assert own[..., 0].tolist() == [share, share]
 
 
 def test_only_what_needs_a_gradient_is_marked() -> None:
-    group, x = Place(0, 2), torch.ones(2)
+    group, x = OneRank(0, 2), torch.ones(2)
     assert shared(x, group) is x and shared(None, group) is None
     marked = shared(x.clone().requires_grad_(), group)
     assert marked.grad_fn is not None and torch.equal(marked, x)

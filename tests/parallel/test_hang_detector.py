@@ -24,8 +24,8 @@ def diagnosed(
     detector = HangDetector(timeout_s, interval_s=1.0, now=0.0)
     for now in range(until_s):
         beats = [
-            replace(beat, **{"pulse": now, "count": now, **changes.get(beat.rank, {})})
-            for beat in HEARTBEATS
+            replace(heartbeat, **{"pulse": now, "count": now, **changes.get(heartbeat.rank, {})})
+            for heartbeat in HEARTBEATS
         ]
         if diagnosis := detector.check(beats, float(now)):
             return now, diagnosis

@@ -25,9 +25,9 @@ def build(teacher: Path, folder: Path, *settings: str) -> Local:
 
 
 def query_inputs() -> tuple[Tensor, Tensor, Tensor, Conditioning]:
-    draw = torch.Generator().manual_seed(1)
-    x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=draw)
-    told = Conditioning({"text": torch.randn(2, 5, 16, generator=draw)})
+    generator = torch.Generator().manual_seed(1)
+    x0, x_t = torch.randn(2, 2, 4, 2, 8, 8, generator=generator)
+    told = Conditioning({"text": torch.randn(2, 5, 16, generator=generator)})
     return x0, x_t, torch.tensor([0.2, 0.7]), told
 
 
@@ -96,11 +96,11 @@ def test_isolation_check_sees_a_leak(
 def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path, train: str) -> None:
     local = build(tiny_teacher, tmp_path, "train.ema=0.75", f"student.train={train}")
     expected = {name: t.clone() for name, t in local.whole_tensors(STUDENT)}
-    draw = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     for _ in range(3):
         with torch.no_grad():
             for p in trained_parameters(local.networks[STUDENT]).values():
-                p += torch.randn(p.shape, generator=draw)  # type: ignore[misc]
+                p += torch.randn(p.shape, generator=generator)  # type: ignore[misc]
         local.update_average(0.75)
         for name, now in local.whole_tensors(STUDENT):
             expected[name] = 0.75 * expected[name] + 0.25 * now

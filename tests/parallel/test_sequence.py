@@ -61,13 +61,13 @@ def inputs(
     Attention to 500 equal rows leaves gradients that are small differences of large numbers: in
     one process, float32 gives some of them to 1e-4 only. Folded padding does not.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     shape = (batch, channels, *SIZES[tokens])
     return {
-        "x_t": torch.randn(shape, generator=draw).requires_grad_(),
-        "sigma": torch.rand(batch, generator=draw),
-        "text": torch.randn(batch, rows, TINY["text_dim"], generator=draw),
-        "target": torch.randn(shape, generator=draw),
+        "x_t": torch.randn(shape, generator=generator).requires_grad_(),
+        "sigma": torch.rand(batch, generator=generator),
+        "text": torch.randn(batch, rows, TINY["text_dim"], generator=generator),
+        "target": torch.randn(shape, generator=generator),
     }
 
 
@@ -148,9 +148,9 @@ def tiny_cases(degree: int) -> dict[str, Errors]:
     groups = dist.get_world_size() // degree
     found = {}
     for folded, sizes in ((False, (45,)), (True, SIZES)):
-        draw = partial(inputs, rows=7 if folded else 512)
+        batch_of = partial(inputs, rows=7 if folded else 512)
         for tokens in sizes:
-            batches = [draw(tokens, seed=seed) for seed in range(groups)]
+            batches = [batch_of(tokens, seed=seed) for seed in range(groups)]
             alone = measure(tiny_network(folded), batches)
             mine = dist.get_rank() // degree
             for checkpointing in (False, True):
@@ -158,7 +158,7 @@ def tiny_cases(degree: int) -> dict[str, Errors]:
                 sequence.enable_sequence_parallel(network, group)
                 if checkpointing:
                     network.enable_gradient_checkpointing()
-                ours = measure(network, [draw(tokens, seed=mine)])
+                ours = measure(network, [batch_of(tokens, seed=mine)])
                 loss = ours["loss"] / dist.get_world_size()
                 dist.all_reduce(loss)
                 # A sample's gradient in the mean over all groups.

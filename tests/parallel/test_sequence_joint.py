@@ -66,9 +66,9 @@ CASES: dict[str, tuple[Callable[[], Any], Predict]] = {
 
 
 def measure(network: Any, predict: Predict) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(0)
-    x_t, target = torch.randn(2, 2, 4, *SIZE, generator=draw)
-    text = torch.randn(2, TEXT, 16, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    x_t, target = torch.randn(2, 2, 4, *SIZE, generator=generator)
+    text = torch.randn(2, TEXT, 16, generator=generator)
     x_t.requires_grad_()
     network.zero_grad(set_to_none=True)
     output = predict(network, x_t, text)

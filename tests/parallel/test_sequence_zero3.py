@@ -73,10 +73,10 @@ def sharded_update(
 def update(strategy: Any, batches: Iterable[int]) -> dict[str, Any]:
     found: dict[str, Any] = {"inputs": [], "gradients": {}, "norms": {}, "weights": {}}
     for batch in batches:
-        draw = torch.Generator().manual_seed(batch)
-        noise, added = torch.randn(2, 1, 4, 2, 8, 8, generator=draw)
+        generator = torch.Generator().manual_seed(batch)
+        noise, added = torch.randn(2, 1, 4, 2, 8, 8, generator=generator)
         sigma = torch.tensor([0.6])
-        told = Conditioning({"text": torch.randn(1, 6, 16, generator=draw)})
+        told = Conditioning({"text": torch.randn(1, 6, 16, generator=generator)})
         x0 = noise - strategy.predict(STUDENT, noise, torch.ones(1), told)
         x_t = 0.4 * x0 + 0.6 * added
         query = strategy.fake_score_at(x0, x_t, sigma, told)

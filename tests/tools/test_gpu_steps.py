@@ -47,8 +47,8 @@ def test_kinds_of_kernels(name: str, kind: str) -> None:
 
 def test_an_error_in_the_last_tile_is_seen() -> None:
     """The sampled rows have the first and the last one, where kernels go wrong."""
-    draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 700, 3, 16, generator=draw) for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 700, 3, 16, generator=generator) for _ in range(3))
     right = attention.attend("sdpa", q, k, v)
     assert sampled_error(right, q, k, v) < 1e-6
     for row in (0, 699):

@@ -255,9 +255,13 @@ def main(work: Path) -> None:
     (work / "out").mkdir()
     (work / "prompts.txt").write_text("a red circle\n")
     for base in sorted(path.name for path in (work / "good").iterdir()):
-        for way, call in ways(base, str(work / "good" / base), work).items():
+        for command, call in ways(base, str(work / "good" / base), work).items():
             answer = call()
-            assert answer is None or (base, way) == ("export", "export"), (base, way, answer)
+            assert answer is None or (base, command) == ("export", "export"), (
+                base,
+                command,
+                answer,
+            )
     gc.collect()
     gc.freeze()  # so that the collections of a command look at what it made alone
     audit = Audit(work)
@@ -266,14 +270,14 @@ def main(work: Path) -> None:
     for line in (work / "cases").read_text().splitlines():
         name, base, folder = json.loads(line)
         answers, seconds, audit.seen = {}, {}, []
-        for way, call in ways(base, folder, work).items():
+        for command, call in ways(base, folder, work).items():
             before = time.process_time()
             signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles it: it kills the process
             audit.watching = True
-            answers[way] = call()
+            answers[command] = call()
             audit.watching = False
             signal.setitimer(signal.ITIMER_PROF, 0)
-            seconds[way] = round(time.process_time() - before, 2)
+            seconds[command] = round(time.process_time() - before, 2)
         row = {"name": name, "answers": answers, "seen": audit.seen, "seconds": seconds}
         row["mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps(row), file=results, flush=True)

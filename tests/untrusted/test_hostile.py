@@ -124,15 +124,17 @@ def test_a_hostile_folder(answers: dict[str, Any], kind: Hostile) -> None:
     found = answers[kind.name]
     assert "died" not in found, found["died"]
     assert found["seen"] == []
-    given = {way: answer for way, answer in found["answers"].items() if answer is not None}
+    given = {command: answer for command, answer in found["answers"].items() if answer is not None}
     if not kind.refused:
         assert given == {}
         return
     assert given, "not refused"
-    for way, answer in given.items():
+    for command, answer in given.items():
         code, _, text = answer.partition(": ")
-        assert code == ("1" if way == "verify" and not text.startswith("error:") else "2"), answer
+        assert code == ("1" if command == "verify" and not text.startswith("error:") else "2"), (
+            answer
+        )
         assert "internal error" not in text
         assert "of main memory" not in text  # refused for what the folder is, not for the machine
-        assert way == "verify" or text.count("\n") == 0, text
+        assert command == "verify" or text.count("\n") == 0, text
         assert max(map(len, text.splitlines())) <= 300

@@ -61,8 +61,8 @@ def write_lora_checkpoint(run: Path, teacher: Path, step: int, lora: AdapterSett
     shapes = trained_shapes(open_wan(teacher), lora)
     metadata = schedule_metadata(Schedule()) | adapter_metadata(lora)
     for seed, name in enumerate(("student", "student_ema")):
-        draw = torch.Generator().manual_seed(seed)
-        tensors = {n: 0.1 * torch.randn(shape, generator=draw) for n, shape in shapes.items()}
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {n: 0.1 * torch.randn(shape, generator=generator) for n, shape in shapes.items()}
         save_file(tensors, folder / f"{name}.safetensors", metadata)
     job = load_job(folder / "job.yaml")
     job = replace(job, student=Role(train="lora", lora=lora))

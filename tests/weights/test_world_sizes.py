@@ -81,11 +81,11 @@ def test_adapters_pass_through_any_number_of_processes(tiny_teacher: Path, tmp_p
 def write_state(checkpoint: Path, teacher: Path) -> None:
     """Random moments of both roles and the fake score's adapters, as one process saves them."""
     shapes = trained_shapes(open_wan(teacher), LORA)
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     (checkpoint / "state").mkdir()
     for role, kinds in (("student", ()), ("fake_score", ("master",))):
         tensors = {
-            f"{name}/{kind}": torch.rand(shape.numel(), generator=draw)
+            f"{name}/{kind}": torch.rand(shape.numel(), generator=generator)
             for name, shape in shapes.items()
             for kind in ("exp_avg", "exp_avg_sq", *kinds)
         }

@@ -86,15 +86,15 @@ class Load:
         self.lost: list[str] = []
 
     def _timed(self, url: str, body: dict[str, Any] | None = None) -> bytes:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         content = ask(url, body)
         with self.lock:
-            self.answers.append(time.perf_counter() - begun)
+            self.answers.append(time.perf_counter() - started)
         return content
 
     def one(self, seed: int, as_trained: bool = False) -> None:
         """Creates a video, waits for it and downloads it."""
-        begun, videos = time.perf_counter(), f"{self.url}/v1/videos"
+        started, videos = time.perf_counter(), f"{self.url}/v1/videos"
         size = {} if as_trained else self.size
         body = {"prompt": "a red circle", "seed": seed, **size}
         job = json.loads(self._timed(videos, body))
@@ -103,7 +103,7 @@ class Load:
             job = json.loads(self._timed(f"{videos}/{job['id']}"))
         content = ask(f"{videos}/{job['id']}/content") if job["status"] == "completed" else b""
         with self.lock:
-            self.whole.append(time.perf_counter() - begun)
+            self.whole.append(time.perf_counter() - started)
             if content[4:8] != b"ftyp":
                 self.lost.append(f"{job['id']} is {job['status']}")
 

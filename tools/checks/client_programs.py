@@ -109,10 +109,11 @@ class Bench:
         """A run whose student is the teacher with noise added, as large as training's changes."""
         folder = self.folder / name / "checkpoints" / "step_000001"
         folder.mkdir(parents=True)
-        draw = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
         state = open_wan(self.teacher).load_transformer().state_dict()
         moved = {
-            k: t + change * t.std() * torch.randn(t.shape, generator=draw) for k, t in state.items()
+            k: t + change * t.std() * torch.randn(t.shape, generator=generator)
+            for k, t in state.items()
         }
         save_file(moved, folder / "student.safetensors", schedule_metadata(Schedule()))
         job = _JOB.format(teacher=self.teacher, run=self.folder / name)

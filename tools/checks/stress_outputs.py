@@ -355,9 +355,9 @@ def learn(stress: Stress) -> str | None:
 def pairs(stress: Stress) -> list[list[list[str]]]:
     """Pairs of commands on one output, every kind once, in a random order."""
     seed, study = str(stress.random.randrange(3)), f"study-{stress.random.randrange(1000)}"
-    for begun in stress.work.glob("study-*"):
-        if not (begun / "key.json").exists():  # its create was killed
-            study = begun.name
+    for unfinished in stress.work.glob("study-*"):
+        if not (unfinished / "key.json").exists():  # its create was killed
+            study = unfinished.name
     folder = [*GENERATE, "--prompts", "prompts.txt", "--out", "videos", "--seed"]
     single = [*GENERATE, "--prompt", PROMPTS[0], "--out", "fox.mp4", "--seed"]
     kinds = [

@@ -162,7 +162,7 @@ def target_facts() -> dict[str, float]:
     }
 
 
-def draw(fits: Sequence[Fit], path: Path) -> None:
+def plot(fits: Sequence[Fit], path: Path) -> None:
     """Writes the figure; the file's ending chooses the format."""
     import matplotlib
 
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     fits = [fit(name, options.steps) for name in OBJECTIVES]
     if options.out:
-        draw(fits, options.out)
+        plot(fits, options.out)
     target = target_facts()
     if options.json:
         print(json.dumps({"fits": [asdict(item) for item in fits], "target": target}, indent=2))

@@ -61,7 +61,7 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
     axes.grid(axis="y", color="#e6e9ef", linewidth=0.6)
     axes.set_xlabel(UNITS[unit])
     for index, (label, points) in enumerate(rows.items()):
-        _draw(axes, label, COLOURS[index % len(COLOURS)], points, column.key, unit)
+        _plot_row(axes, label, COLOURS[index % len(COLOURS)], points, column.key, unit)
     for label, value in levels.items():
         axes.axhline(value, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), label=f"_{label}")
         axes.annotate(
@@ -77,7 +77,7 @@ def plot(results: dict[str, Any], column: Column, unit: str, log: bool = False) 
     return figure
 
 
-def _draw(
+def _plot_row(
     axes: Axes, label: str, colour: str, points: list[dict[str, Any]], key: str, unit: str
 ) -> None:
     compute = [point[unit] for point in points]

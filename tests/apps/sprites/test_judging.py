@@ -13,7 +13,7 @@ from lightx2v_sgmd.apps.sprites.measure import measure
 Video = NDArray[np.float32]
 
 
-def draw(count: int, seed: int = 0) -> list[tuple[world.Caption, Video]]:
+def random_videos(count: int, seed: int = 0) -> list[tuple[world.Caption, Video]]:
     rng = np.random.default_rng(seed)
     captions = [world.sample_caption(rng, p_two=0.5) for _ in range(count)]
     videos = [world.sample_video(rng, caption) for caption in captions]
@@ -50,17 +50,17 @@ def test_wrong_captions_share_nothing() -> None:
 
 
 def test_ground_truth_scores_one_and_wrong_captions_zero() -> None:
-    drawn = [(caption, measure(video)) for caption, video in draw(150)]
-    truth = score([judge(m, caption) for caption, m in drawn])
+    measured = [(caption, measure(video)) for caption, video in random_videos(150)]
+    truth = score([judge(m, caption) for caption, m in measured])
     assert (truth.colour, truth.shape, truth.direction, truth.speed) == (1, 1, 1, 1)
     assert truth.all_attributes == 1 and truth.entropy > 0.97
     wrong = [
         judge(m, wrong_caption(caption))
-        for caption, m in drawn
+        for caption, m in measured
         if any(o.named() for o in caption.objects)
     ]
     assert not any(v.all_attributes for v in wrong)
-    one_object = [judge(m, wrong_caption(c)) for c, m in drawn if len(c.objects) == 1]
+    one_object = [judge(m, wrong_caption(c)) for c, m in measured if len(c.objects) == 1]
     alone = score(one_object)
     assert (alone.colour, alone.shape, alone.direction, alone.speed) == (0, 0, 0, 0)
 

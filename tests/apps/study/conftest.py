@@ -18,7 +18,7 @@ PAIRS, CATCH = 8, 2
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeStudy:
     """A study on disk."""
 
     folder: Path
@@ -37,7 +37,7 @@ def square_video(speed: int, shade: int) -> Frames:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MadeStudy]:
     """Ten pairs, two of them catch trials; not to be written to."""
     folder = tmp_path_factory.mktemp("study")
     for side, speed in (("moving", 4), ("still", 0)):
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
             write_video(square_video(speed, 20 * index), folder / side / name, 8)
     options = StudyOptions(catch=CATCH, seed=3)
     key = create_study(folder / "moving", folder / "still", folder / "study", options, quiet=True)
-    yield Made(folder, key)
+    yield MadeStudy(folder, key)
 
 
 def submission_of(

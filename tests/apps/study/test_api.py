@@ -18,7 +18,7 @@ from lightx2v_sgmd.apps.study.api import make_app
 from lightx2v_sgmd.apps.study.collecting import page_files
 from lightx2v_sgmd.apps.study.store import VoteStore, read_rows
 from lightx2v_sgmd.apps.study.votes import SUBMISSION, most_bytes
-from tests.apps.study.conftest import Made, submission_of
+from tests.apps.study.conftest import MadeStudy, submission_of
 
 LOCAL = "http://127.0.0.1:8100"
 WORD = "a-word-that-nobody-guesses"
@@ -30,7 +30,9 @@ def store(tmp_path: Path) -> Iterator[VoteStore]:
         yield store
 
 
-def client_of(made: Made, store: VoteStore, host: str = "127.0.0.1", base: str = "") -> TestClient:
+def client_of(
+    made: MadeStudy, store: VoteStore, host: str = "127.0.0.1", base: str = ""
+) -> TestClient:
     app = make_app(made.key, page_files(made.folder / "study", made.key), store, host, base)
     return TestClient(app, base_url=LOCAL, raise_server_exceptions=False)
 
@@ -41,7 +43,7 @@ def error_of(response: Any, status: int) -> str:
     return str(response.json()["error"]["message"])
 
 
-def test_a_rater_gets_the_page_and_its_videos(made: Made, store: VoteStore) -> None:
+def test_a_rater_gets_the_page_and_its_videos(made: MadeStudy, store: VoteStore) -> None:
     client = client_of(made, store)
     page = client.get("/")
     assert page.text == (made.page / "index.html").read_text()
@@ -53,7 +55,7 @@ def test_a_rater_gets_the_page_and_its_videos(made: Made, store: VoteStore) -> N
     assert client.get("/collector").json() == {"study": made.key.study}
 
 
-def test_votes_are_kept(made: Made, store: VoteStore, tmp_path: Path) -> None:
+def test_votes_are_kept(made: MadeStudy, store: VoteStore, tmp_path: Path) -> None:
     client = client_of(made, store)
     given = submission_of(made.key, "anna", {"motion": "a"})
     body = given.model_dump_json()
@@ -79,11 +81,11 @@ def test_votes_are_kept(made: Made, store: VoteStore, tmp_path: Path) -> None:
         "//etc/passwd",
     ],
 )
-def test_no_path_leads_to_another_file(made: Made, store: VoteStore, path: str) -> None:
+def test_no_path_leads_to_another_file(made: MadeStudy, store: VoteStore, path: str) -> None:
     error_of(client_of(made, store).get(path), 404)
 
 
-def test_what_is_no_vote_is_refused_in_one_line(made: Made, store: VoteStore) -> None:
+def test_what_is_no_vote_is_refused_in_one_line(made: MadeStudy, store: VoteStore) -> None:
     client = client_of(made, store)
     send = {"Content-Type": "application/json"}
     assert "line 1" in error_of(client.post("/votes", content=b"{", headers=send), 400)
@@ -105,7 +107,7 @@ def test_what_is_no_vote_is_refused_in_one_line(made: Made, store: VoteStore) ->
 
 
 def test_other_sites_and_other_names_of_this_machine_are_refused(
-    made: Made, store: VoteStore
+    made: MadeStudy, store: VoteStore
 ) -> None:
     client = client_of(made, store)
     error_of(client.get("/", headers={"Host": "evil.example"}), 403)
@@ -113,7 +115,7 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(
 
 
 def test_with_a_word_in_the_address_nothing_is_answered_without_it(
-    made: Made, store: VoteStore
+    made: MadeStudy, store: VoteStore
 ) -> None:
     client = client_of(made, store, "0.0.0.0", f"/{WORD}")
     assert client.get(f"/{WORD}/").status_code == 200
@@ -122,7 +124,7 @@ def test_with_a_word_in_the_address_nothing_is_answered_without_it(
         error_of(client.get(path), 404)
 
 
-def test_an_error_of_ours_shows_no_trace(made: Made, store: VoteStore) -> None:
+def test_an_error_of_ours_shows_no_trace(made: MadeStudy, store: VoteStore) -> None:
     client = client_of(made, store)
     store.close()
     body = submission_of(made.key, "anna", {}).model_dump_json()

@@ -9,10 +9,10 @@ import pytest
 
 from lightx2v_sgmd.apps.study.collecting import CollectOptions, collect, page_files
 from lightx2v_sgmd.system.errors import UserError
-from tests.apps.study.conftest import Made
+from tests.apps.study.conftest import MadeStudy
 
 
-def test_what_cannot_be_served_is_refused(made: Made, tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_refused(made: MadeStudy, tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     with pytest.raises(UserError, match="--word: use 16"):
         CollectOptions(word="short")
@@ -29,7 +29,7 @@ def test_what_cannot_be_served_is_refused(made: Made, tmp_path: Path) -> None:
         collect(tmp_path)
 
 
-def test_a_link_is_not_served(made: Made, tmp_path: Path) -> None:
+def test_a_link_is_not_served(made: MadeStudy, tmp_path: Path) -> None:
     shutil.copytree(made.page, tmp_path / "page")
     video = next((tmp_path / "page" / "videos").iterdir())
     assert len(page_files(tmp_path, made.key)) == 1 + 2 * len(made.key.pairs)

@@ -20,7 +20,7 @@ from lightx2v_sgmd.apps.study.neutral import Picture, spoiled
 from lightx2v_sgmd.apps.study.pairs import VideoPair
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.system.errors import UserError
-from tests.apps.study.conftest import CATCH, PAIRS, Made
+from tests.apps.study.conftest import CATCH, PAIRS, MadeStudy
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def data_of(page: Path) -> dict[str, Any]:
     return content
 
 
-def test_every_pair_shows_the_videos_that_the_key_says(made: Made) -> None:
+def test_every_pair_shows_the_videos_that_the_key_says(made: MadeStudy) -> None:
     for pair in made.key.judged[:3]:
         moving, still = pair.source
         videos = {slot: made.page / "videos" / getattr(pair, slot) for slot in ("first", "second")}
@@ -43,7 +43,7 @@ def test_every_pair_shows_the_videos_that_the_key_says(made: Made) -> None:
         assert pair.prompt == moving.removesuffix("-0.mp4")
 
 
-def test_a_catch_trial_is_a_video_beside_its_spoiled_copy(made: Made) -> None:
+def test_a_catch_trial_is_a_video_beside_its_spoiled_copy(made: MadeStudy) -> None:
     for pair in made.key.catch_trials:
         assert pair.a is None and pair.good is not None
         bad = {"first": "second", "second": "first"}[pair.good]
@@ -55,7 +55,7 @@ def test_a_catch_trial_is_a_video_beside_its_spoiled_copy(made: Made) -> None:
         assert np.abs(worse.astype(int) - spoiled(good)).mean() < distance / 2
 
 
-def test_the_page_does_not_tell_the_sides_apart(made: Made) -> None:
+def test_the_page_does_not_tell_the_sides_apart(made: MadeStudy) -> None:
     data = data_of(made.page)
     assert set(data) == {"study", "questions", "pairs"}
     assert len(data["pairs"]) == PAIRS + CATCH
@@ -74,12 +74,12 @@ def test_the_page_does_not_tell_the_sides_apart(made: Made) -> None:
     assert sorted(path.name for path in made.page.iterdir()) == ["index.html", "videos"]
 
 
-def test_a_prompt_cannot_end_the_script(made: Made) -> None:
+def test_a_prompt_cannot_end_the_script(made: MadeStudy) -> None:
     assert data_of(made.page)["pairs"][0]["prompt"].startswith("a square number")
     assert (made.page / "index.html").read_text().count("<script") == 2
 
 
-def test_nothing_is_replaced(made: Made, tmp_path: Path) -> None:
+def test_nothing_is_replaced(made: MadeStudy, tmp_path: Path) -> None:
     a, b = made.folder / "moving", made.folder / "still"
     with pytest.raises(UserError, match="holds a study"):
         create_study(a, b, made.folder / "study", quiet=True)
@@ -92,7 +92,7 @@ def test_nothing_is_replaced(made: Made, tmp_path: Path) -> None:
 
 
 def test_a_study_that_cannot_be_finished_leaves_nothing(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: MadeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(video: Path, target: Path) -> None:
         raise UserError("the last video is bad")
@@ -115,7 +115,9 @@ creating.create_study(a, b, out, creating.StudyOptions(pairs=2, catch=1), quiet=
 """
 
 
-def test_what_a_killed_create_leaves_is_removed_by_the_next_one(made: Made, tmp_path: Path) -> None:
+def test_what_a_killed_create_leaves_is_removed_by_the_next_one(
+    made: MadeStudy, tmp_path: Path
+) -> None:
     sides, out = (made.folder / "moving", made.folder / "still"), tmp_path / "s"
     done = subprocess.run([sys.executable, "-c", KILLED, *map(str, (*sides, out))], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -136,7 +138,7 @@ def test_what_a_killed_create_leaves_is_removed_by_the_next_one(made: Made, tmp_
     ],
 )
 def test_what_cannot_be_asked_is_refused(
-    made: Made, tmp_path: Path, options: StudyOptions, reason: str
+    made: MadeStudy, tmp_path: Path, options: StudyOptions, reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):
         create_study(made.folder / "moving", made.folder / "still", tmp_path / "s", options)

@@ -9,10 +9,10 @@ import pytest
 
 from lightx2v_sgmd.apps.study.key import read_key
 from lightx2v_sgmd.system.errors import UserError
-from tests.apps.study.conftest import CATCH, PAIRS, Made
+from tests.apps.study.conftest import CATCH, PAIRS, MadeStudy
 
 
-def test_a_key_is_read_as_it_was_written(made: Made) -> None:
+def test_a_key_is_read_as_it_was_written(made: MadeStudy) -> None:
     key = read_key(made.folder / "study" / "key.json")
     assert key == made.key
     assert (len(key.judged), len(key.catch_trials)) == (PAIRS, CATCH)
@@ -27,7 +27,7 @@ def test_a_key_is_read_as_it_was_written(made: Made) -> None:
     ],
 )
 def test_another_file_is_refused(
-    made: Made, tmp_path: Path, change: dict[str, object], reason: str
+    made: MadeStudy, tmp_path: Path, change: dict[str, object], reason: str
 ) -> None:
     content = json.loads(made.key.model_dump_json()) | change
     (tmp_path / "key.json").write_text(json.dumps(content))
@@ -35,7 +35,7 @@ def test_another_file_is_refused(
         read_key(tmp_path / "key.json")
 
 
-def test_a_video_name_that_leaves_the_folder_is_refused(made: Made, tmp_path: Path) -> None:
+def test_a_video_name_that_leaves_the_folder_is_refused(made: MadeStudy, tmp_path: Path) -> None:
     content = json.loads(made.key.model_dump_json())
     content["pairs"][0]["first"] = "../../../etc/passwd"
     (tmp_path / "key.json").write_text(json.dumps(content))

@@ -20,7 +20,7 @@ from lightx2v_sgmd.apps.study.collecting import page_files
 from lightx2v_sgmd.apps.study.reporting import report
 from lightx2v_sgmd.apps.study.store import VoteStore
 from lightx2v_sgmd.apps.study.votes import parse_submission
-from tests.apps.study.conftest import CATCH, PAIRS, Made
+from tests.apps.study.conftest import CATCH, PAIRS, MadeStudy
 from tests.browser import WAIT_MS, chromium
 
 ALL = PAIRS + CATCH
@@ -28,7 +28,7 @@ KEYS = {"left": "ArrowLeft", "tie": "ArrowDown", "right": "ArrowRight"}
 
 
 @contextmanager
-def collector(made: Made, store: VoteStore) -> Iterator[str]:
+def collector(made: MadeStudy, store: VoteStore) -> Iterator[str]:
     """The study's server in a thread, and its address."""
     files = page_files(made.folder / "study", made.key)
     app = make_app(made.key, files, store, "127.0.0.1")
@@ -75,7 +75,7 @@ def start_and_pause(page: Any, address: str) -> None:
     pytest.fail("the videos do not play, or do not stop at one moment")
 
 
-def judge(page: Any, made: Made, at: int) -> None:
+def vote(page: Any, made: MadeStudy, at: int) -> None:
     """Prefers the moving video and the unspoiled one, by keys; sees no difference in the text."""
     page.locator("#where", has_text=f"Pair {at} of").wait_for()
     name = page.evaluate("document.getElementById('left').src.split('/').pop()")
@@ -93,7 +93,7 @@ def start(page: Any, address: str, rater: str) -> None:
 
 
 @pytest.mark.slow
-def test_ten_pairs_are_judged_sent_and_reported(made: Made, tmp_path: Path) -> None:
+def test_ten_pairs_are_judged_sent_and_reported(made: MadeStudy, tmp_path: Path) -> None:
     votes = tmp_path / "votes.sqlite"
     problems: list[str] = []
     with chromium() as browser, closing(VoteStore(votes)) as store:
@@ -105,7 +105,7 @@ def test_ten_pairs_are_judged_sent_and_reported(made: Made, tmp_path: Path) -> N
             start_and_pause(page, address)
             page.keyboard.press("Enter")  # goes nowhere: nothing is answered
             for at in range(1, 6):
-                judge(page, made, at)
+                vote(page, made, at)
             page.keyboard.press("ArrowDown")
             page.reload()
             page.locator("#where", has_text="Pair 6 of").wait_for()
@@ -113,7 +113,7 @@ def test_ten_pairs_are_judged_sent_and_reported(made: Made, tmp_path: Path) -> N
             assert page.evaluate(kept) == "tie"
             page.keyboard.press("ArrowUp")  # back to the first question
             for at in range(6, ALL + 1):
-                judge(page, made, at)
+                vote(page, made, at)
             page.get_by_text("Your answers have been received").wait_for()
             # A name with invisible characters would be refused when everything is answered.
             odd = page.evaluate("plain(' \\u200ban\\u00a0na\\ud83d\\n')")
@@ -133,7 +133,7 @@ def test_ten_pairs_are_judged_sent_and_reported(made: Made, tmp_path: Path) -> N
         folder = (made.page / "index.html").as_uri()
         start(page, folder, "carl")
         for at in range(1, ALL + 1):
-            judge(page, made, at)
+            vote(page, made, at)
         with page.expect_download() as waiting:
             page.click("#download")
         waiting.value.save_as(tmp_path / "carl.json")

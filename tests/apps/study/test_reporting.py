@@ -14,12 +14,14 @@ from lightx2v_sgmd.apps.study.reporting import read_votes, report
 from lightx2v_sgmd.apps.study.store import VoteStore
 from lightx2v_sgmd.cli import main
 from lightx2v_sgmd.system.errors import UserError
-from tests.apps.study.conftest import Made, submission_of
+from tests.apps.study.conftest import MadeStudy, submission_of
 
 A, B = {"overall": "a"}, {"overall": "b"}
 
 
-def test_a_later_submission_of_a_rater_replaces_the_earlier_one(made: Made, tmp_path: Path) -> None:
+def test_a_later_submission_of_a_rater_replaces_the_earlier_one(
+    made: MadeStudy, tmp_path: Path
+) -> None:
     with closing(VoteStore(tmp_path / "votes.sqlite")) as store:
         for rater, choices in (("anna", B), ("ben", A), ("anna", A)):
             store.add(submission_of(made.key, rater, choices))
@@ -33,7 +35,7 @@ def test_a_later_submission_of_a_rater_replaces_the_earlier_one(made: Made, tmp_
 
 
 def test_the_command_finds_the_key_beside_the_votes_and_writes_a_page(
-    made: Made, tmp_path: Path
+    made: MadeStudy, tmp_path: Path
 ) -> None:
     (tmp_path / "key.json").write_bytes((made.folder / "study" / "key.json").read_bytes())
     votes, out = tmp_path / "anna.json", tmp_path / "out"
@@ -45,7 +47,7 @@ def test_the_command_finds_the_key_beside_the_votes_and_writes_a_page(
     assert "Overall preference" in (out / "report.html").read_text()
 
 
-def test_what_cannot_be_read_is_refused(made: Made, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused(made: MadeStudy, tmp_path: Path) -> None:
     key = made.folder / "study" / "key.json"
     with pytest.raises(UserError, match="--key: .* does not exist"):
         report([tmp_path / "votes.json"])
@@ -63,7 +65,7 @@ def test_what_cannot_be_read_is_refused(made: Made, tmp_path: Path) -> None:
         report([tmp_path / "votes.json"], key, out=made.page / "result")
 
 
-def test_names_that_a_terminal_would_obey_are_escaped(made: Made, tmp_path: Path) -> None:
+def test_names_that_a_terminal_would_obey_are_escaped(made: MadeStudy, tmp_path: Path) -> None:
     key = made.key.model_copy(update={"names": ("\x1b[31mred", "a\nb")})
     (tmp_path / "key.json").write_text(key.model_dump_json())
     (tmp_path / "votes.json").write_text(submission_of(key, "anna", A).model_dump_json())
@@ -73,7 +75,7 @@ def test_names_that_a_terminal_would_obey_are_escaped(made: Made, tmp_path: Path
 
 
 def test_an_output_is_looked_at_before_votes_are_counted(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: MadeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "votes.json").write_text(submission_of(made.key, "anna", A).model_dump_json())
     (tmp_path / "out").mkdir()

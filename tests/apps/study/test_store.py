@@ -12,11 +12,11 @@ import pytest
 from lightx2v_sgmd.apps.study.store import StoreFull, VoteStore, is_database, read_rows
 from lightx2v_sgmd.apps.study.votes import parse_submission
 from lightx2v_sgmd.system.errors import UserError
-from tests.apps.study.conftest import Made, submission_of
+from tests.apps.study.conftest import MadeStudy, submission_of
 
 
 def test_submissions_stay_in_the_order_they_came_and_a_new_server_goes_on(
-    made: Made, tmp_path: Path
+    made: MadeStudy, tmp_path: Path
 ) -> None:
     file = tmp_path / "votes.sqlite"
     given = [submission_of(made.key, name, {"motion": "a"}) for name in ("anna", "ben", "anna")]
@@ -27,7 +27,7 @@ def test_submissions_stay_in_the_order_they_came_and_a_new_server_goes_on(
     assert [parse_submission(body, made.key) for body in read_rows(file)] == given
 
 
-def test_it_does_not_grow_without_end(made: Made, tmp_path: Path) -> None:
+def test_it_does_not_grow_without_end(made: MadeStudy, tmp_path: Path) -> None:
     with closing(VoteStore(tmp_path / "votes.sqlite", most=1)) as store:
         store.add(submission_of(made.key, "anna", {}))
         with pytest.raises(StoreFull):
@@ -60,7 +60,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_database_with_other_parts_is_neither_read_nor_continued(
-    made: Made, tmp_path: Path, statement: str
+    made: MadeStudy, tmp_path: Path, statement: str
 ) -> None:
     file = tmp_path / "votes.sqlite"
     with closing(VoteStore(file)) as store:
@@ -88,7 +88,7 @@ def test_a_table_that_never_ends_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_one_reads_of_a_database_has_limits(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: MadeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "votes.sqlite"
     with closing(VoteStore(file)) as store:
@@ -105,7 +105,7 @@ def test_what_one_reads_of_a_database_has_limits(
         list(read_rows(file))
 
 
-def test_a_database_that_a_killed_server_left_empty_is_begun_again(tmp_path: Path) -> None:
+def test_a_database_that_a_killed_server_left_empty_is_made_again(tmp_path: Path) -> None:
     file = tmp_path / "votes.sqlite"
     file.touch()
     with closing(VoteStore(file)):

@@ -6,13 +6,13 @@ import pytest
 
 from lightx2v_sgmd.apps.study.summary import catch_result, summarise
 from lightx2v_sgmd.apps.study.votes import Submission
-from tests.apps.study.conftest import CATCH, PAIRS, Made, submission_of
+from tests.apps.study.conftest import CATCH, PAIRS, MadeStudy, submission_of
 
 A = {"overall": "a", "motion": "a", "text": "tie", "visual": "b"}
 B = {"overall": "b", "motion": "a", "text": "tie", "visual": "b"}
 
 
-def test_the_shares_are_those_of_the_votes_whatever_the_slots(made: Made) -> None:
+def test_the_shares_are_those_of_the_votes_whatever_the_slots(made: MadeStudy) -> None:
     found = summarise(made.key, [submission_of(made.key, "anna", A)])
     shares = {
         name: tuple(question[label]["mean"] for label in ("win", "tie", "loss"))
@@ -37,7 +37,7 @@ def test_the_shares_are_those_of_the_votes_whatever_the_slots(made: Made) -> Non
     assert motion["agreement"] is None  # one rater
 
 
-def test_raters_who_differ(made: Made) -> None:
+def test_raters_who_differ(made: MadeStudy) -> None:
     raters = [submission_of(made.key, "anna", A), submission_of(made.key, "ben", B)]
     overall = summarise(made.key, raters)["questions"]["overall"]
     assert overall["win"]["mean"] == overall["loss"]["mean"] == 0.5
@@ -47,7 +47,7 @@ def test_raters_who_differ(made: Made) -> None:
     assert overall["agreement"] == pytest.approx(expected)
 
 
-def test_a_rater_who_fails_a_catch_trial_is_left_out_and_counted(made: Made) -> None:
+def test_a_rater_who_fails_a_catch_trial_is_left_out_and_counted(made: MadeStudy) -> None:
     careful = submission_of(made.key, "anna", A)
     careless = submission_of(made.key, "ben", B, careless=True)
     assert catch_result(made.key, careful) == (0, 2 * CATCH)  # overall and visual, each trial
@@ -61,7 +61,7 @@ def test_a_rater_who_fails_a_catch_trial_is_left_out_and_counted(made: Made) -> 
     assert forgiving["questions"]["overall"]["win"]["mean"] == 0.5
 
 
-def test_a_rater_who_met_no_catch_trial_is_named(made: Made) -> None:
+def test_a_rater_who_met_no_catch_trial_is_named(made: MadeStudy) -> None:
     whole = submission_of(made.key, "anna", A)
     judged = {pair.id for pair in made.key.judged}
     part = tuple(vote for vote in whole.votes if vote.pair in judged)[:3]
@@ -71,7 +71,7 @@ def test_a_rater_who_met_no_catch_trial_is_named(made: Made) -> None:
     assert found["questions"]["motion"]["votes"] == 3
 
 
-def test_a_habit_of_choosing_left_is_seen(made: Made) -> None:
+def test_a_habit_of_choosing_left_is_seen(made: MadeStudy) -> None:
     found = summarise(made.key, [submission_of(made.key, "anna", {"overall": "a"})])
     first = sum(pair.a == "first" for pair in made.key.judged)
     assert found["left"] == first / PAIRS  # the fixture shows the first video on the left

@@ -8,13 +8,13 @@ import pytest
 
 from lightx2v_sgmd.apps.study.summary import summarise
 from lightx2v_sgmd.apps.study.tables import page_report, percent, table, text_report
-from tests.apps.study.conftest import PAIRS, Made, submission_of
+from tests.apps.study.conftest import PAIRS, MadeStudy, submission_of
 
 CHOICES = {"overall": "a", "motion": "a", "text": "tie"}
 
 
 @pytest.fixture
-def found(made: Made) -> dict[str, Any]:
+def found(made: MadeStudy) -> dict[str, Any]:
     raters = [submission_of(made.key, name, CHOICES) for name in ("anna", "<b>ben</b>")]
     raters.append(submission_of(made.key, "carl", CHOICES, careless=True))
     return summarise(made.key, raters, replaced=1)

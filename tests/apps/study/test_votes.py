@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from lightx2v_sgmd.apps.study.votes import SUBMISSION, most_bytes, parse_submission
-from tests.apps.study.conftest import Made, submission_of
+from tests.apps.study.conftest import MadeStudy, submission_of
 
 CHOICES = {"overall": "a", "motion": "a", "text": "tie", "visual": "b"}
 
 
-def test_votes_are_read_as_they_were_given(made: Made) -> None:
+def test_votes_are_read_as_they_were_given(made: MadeStudy) -> None:
     given = submission_of(made.key, "anna", CHOICES)
     assert parse_submission(given.model_dump_json(), made.key) == given
 
 
-def test_there_is_room_for_complete_votes(made: Made) -> None:
+def test_there_is_room_for_complete_votes(made: MadeStudy) -> None:
     whole = json.loads(submission_of(made.key, "x" * 64, CHOICES).model_dump_json())
     assert len(json.dumps(whole, indent=1)) < most_bytes(made.key) < SUBMISSION.size
 
 
-def changed(made: Made, **change: Any) -> str:
+def changed(made: MadeStudy, **change: Any) -> str:
     content = json.loads(submission_of(made.key, "anna", CHOICES).model_dump_json())
     vote = content["votes"][0]
     for name, value in change.items():
@@ -53,12 +53,12 @@ def changed(made: Made, **change: Any) -> str:
         ({"votes": 3}, "votes"),
     ],
 )
-def test_other_content_is_refused(made: Made, change: dict[str, Any], reason: str) -> None:
+def test_other_content_is_refused(made: MadeStudy, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_submission(changed(made, **change), made.key)
 
 
-def test_a_pair_has_one_vote(made: Made) -> None:
+def test_a_pair_has_one_vote(made: MadeStudy) -> None:
     content = json.loads(submission_of(made.key, "anna", CHOICES).model_dump_json())
     content["votes"].append(content["votes"][0])
     with pytest.raises(ValueError, match="two votes"):
@@ -68,6 +68,6 @@ def test_a_pair_has_one_vote(made: Made) -> None:
 @pytest.mark.parametrize(
     "text", [b"{", b"[]", b"\xff", b"[" * 100_000, b" " * (SUBMISSION.size + 1)]
 )
-def test_what_is_no_json_object_is_refused(made: Made, text: bytes) -> None:
+def test_what_is_no_json_object_is_refused(made: MadeStudy, text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_submission(text, made.key)

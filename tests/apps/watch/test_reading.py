@@ -48,7 +48,7 @@ def test_a_run_is_followed_while_it_writes(run: Path) -> None:
     assert [s["folder"] for s in state["samples"]] == ["teacher", "step_000005", "step_000002"]
 
 
-def test_a_run_that_has_not_begun(run: Path) -> None:
+def test_a_run_without_metrics(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     state = WatchedRun.open(run).state()
     assert state["step"] == 0 and state["curves"] == [] and state["seconds_left"] is None

@@ -27,14 +27,14 @@ def finished(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return distill(make_job(tiny_teacher, tmp_path_factory.mktemp("whole"), *SETTINGS), quiet=True)
 
 
-def alter(path: Path, draw: random.Random) -> str:
+def alter(path: Path, rng: random.Random) -> str:
     """Truncates a file, or changes a byte, at a random place; says which."""
     content = bytearray(path.read_bytes())
-    place = draw.randrange(len(content))
-    if draw.random() < 0.5:
+    place = rng.randrange(len(content))
+    if rng.random() < 0.5:
         path.write_bytes(content[:place])
         return f"{path.name} cut to {place} bytes"
-    content[place] ^= draw.randrange(1, 256)
+    content[place] ^= rng.randrange(1, 256)
     path.write_bytes(content)
     return f"{path.name} changed at {place}"
 
@@ -56,10 +56,10 @@ def test_a_changed_file_is_found_and_the_checkpoint_before_it_is_used(
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     newest, older = store.checkpoints(run)
-    draw = random.Random(seed)
-    path = draw.choice(sorted(p for p in newest.rglob("*") if p.is_file()))
+    rng = random.Random(seed)
+    path = rng.choice(sorted(p for p in newest.rglob("*") if p.is_file()))
     original = path.read_bytes()
-    what = alter(path, draw)
+    what = alter(path, rng)
     if means_the_same(path, original):
         pytest.skip("JSON with other white space")
     assert store.find_checkpoint(run) == older, what

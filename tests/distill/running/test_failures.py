@@ -86,15 +86,15 @@ def test_a_poisoned_embedding_on_two_ranks(
     cache = f"data.embeddings={tmp_path / 'cache'}"
     distill(make_job(tiny_teacher, tmp_path / "first", cache, "train.iterations=1"), quiet=True)
     (file,) = (tmp_path / "cache").glob("*/rows_*.safetensors")
-    sound, key = load_file(file), prompt_key(PROMPTS[2])
-    save_file({**sound, key: torch.full_like(sound[key], float("nan"))}, file)
+    original, key = load_file(file), prompt_key(PROMPTS[2])
+    save_file({**original, key: torch.full_like(original[key], float("nan"))}, file)
     zero3 = ["parallel.strategy=zero3", "train.micro_batch=1", "train.accumulation=2"]
     job = make_job(tiny_teacher, tmp_path / "second", cache, *zero3)
     problem, folder = failed_state(run_ranks(2, train_on_poison, job))
     assert problem.endswith("is not finite for the prompts [2]")
     assert run_cli(["replay-failure", str(folder)]) == 1  # in one process
     assert problem in capsys.readouterr().out
-    save_file(sound, file)
+    save_file(original, file)
     assert run_cli(["replay-failure", str(folder)]) == 0
     assert "everything is finite now" in capsys.readouterr().out
 

@@ -38,12 +38,12 @@ def saving(run: Path) -> bool:
     return any((run / "checkpoints").glob(".step_*.partial"))
 
 
-def wait_for(moment: str, run: Path, before: int, draw: random.Random, ranks: Started) -> bool:
+def wait_for(moment: str, run: Path, before: int, rng: random.Random, ranks: Started) -> bool:
     """Waits for a moment of that kind, after an iteration or more; False if the run ended."""
     if moment == "starting":
-        time.sleep(draw.uniform(0, 4))
+        time.sleep(rng.uniform(0, 4))
     else:
-        iterations = draw.randrange(1, 3)
+        iterations = rng.randrange(1, 3)
         while all(process.is_alive() for process in ranks.processes):
             steps = steps_of(run)
             if steps and steps[-1] >= before + iterations:
@@ -51,16 +51,16 @@ def wait_for(moment: str, run: Path, before: int, draw: random.Random, ranks: St
             time.sleep(0.002)
         while moment == "saving" and not saving(run) and ranks.processes[0].is_alive():
             pass
-        time.sleep(draw.uniform(0, 0.02 if moment == "saving" else 0.3))
+        time.sleep(rng.uniform(0, 0.02 if moment == "saving" else 0.3))
     return all(process.is_alive() for process in ranks.processes)
 
 
-def kill(ranks: Started, draw: random.Random) -> None:
+def kill(ranks: Started, rng: random.Random) -> None:
     """One rank, and the other soon after, as a launcher does."""
-    victim = draw.choice(ranks.processes)
+    victim = rng.choice(ranks.processes)
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
-    time.sleep(draw.uniform(0, 0.5))
+    time.sleep(rng.uniform(0, 0.5))
     ranks.end()
 
 
@@ -76,26 +76,26 @@ def finish(job: Job) -> None:
     train(job, 2)
 
 
-def moments(draw: random.Random) -> Iterator[str]:
+def moments(rng: random.Random) -> Iterator[str]:
     """The moments of the kills, without an end."""
     while True:
         some = [MOMENTS[index % len(MOMENTS)] for index in range(KILLS)]
-        draw.shuffle(some)
+        rng.shuffle(some)
         yield from some
 
 
 def test_twenty_kills(tiny_teacher: Path, tmp_path: Path) -> None:
     """More than twenty where the machine is so busy that few of them hit a save."""
     job = make_job(tiny_teacher, tmp_path / "killed", *SETTINGS)
-    run, draw = job.output.dir, random.Random(7)
+    run, rng = job.output.dir, random.Random(7)
     done, inside = 0, 0
-    for number, moment in enumerate(moments(draw)):
+    for number, moment in enumerate(moments(rng)):
         if number >= KILLS and inside >= KILLS // 4:
             break
         assert number < 5 * KILLS, "too few kills were inside a save"
         ranks = start_ranks(2, _distill, job)
-        assert wait_for(moment, run, done, draw, ranks), f"it ended by itself: {ranks.results}"
-        kill(ranks, draw)
+        assert wait_for(moment, run, done, rng, ranks), f"it ended by itself: {ranks.results}"
+        kill(ranks, rng)
         inside += saving(run)
         steps, saved = steps_of(run), last_step(run)
         assert steps == list(range(1, len(steps) + 1))

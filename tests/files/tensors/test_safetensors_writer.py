@@ -21,14 +21,14 @@ from lightx2v_sgmd.outputs import sha256_file
 
 
 def test_a_file_is_what_the_library_writes(tmp_path: Path) -> None:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     content = {
-        "z.odd": torch.randn(3, generator=draw).bfloat16(),
-        "a": torch.randn(5, 7, generator=draw),
-        "b.fp8": torch.randn(9, generator=draw).to(torch.float8_e4m3fn),
+        "z.odd": torch.randn(3, generator=generator).bfloat16(),
+        "a": torch.randn(5, 7, generator=generator),
+        "b.fp8": torch.randn(9, generator=generator).to(torch.float8_e4m3fn),
         "c.scalar": torch.tensor(2.5),
         "d.empty": torch.zeros(0, 4),
-        "zz.half": torch.randn(1, 1, 3, generator=draw).half(),
+        "zz.half": torch.randn(1, 1, 3, generator=generator).half(),
     }
     file = TensorFile(
         tmp_path / "ours",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infer.cluster.engine import Advanced, Engine, Event, Failed, Made
+from infer.cluster.engine import Advanced, Engine, Event, Failed, Finished
 from infer.serve.jobs import VideoJob
 from lightx2v_sgmd.system.errors import UserError
 from tests.infer.serve.standin import WANTED, OneStudent, StandIn, make_backend
@@ -46,7 +46,7 @@ def test_a_batch_is_a_stream_of_progress_and_videos(tmp_path: Path) -> None:
     engine = engine_of(StandIn())
     events = events_of(engine, jobs)
     assert events[:4] == [Advanced(names, percent) for percent in (20, 40, 60, 80)]
-    made = [event for event in events[4:] if isinstance(event, Made)]
+    made = [event for event in events[4:] if isinstance(event, Finished)]
     assert tuple(one.name for one in made) == names
     assert all(one.content[4:8] == b"ftyp" for one in made)
     assert not list((engine._desk.results.folder / "videos").iterdir())
@@ -57,7 +57,7 @@ def test_what_cannot_be_made_is_said_and_the_next_batch_is_made(tmp_path: Path) 
     (good,) = jobs_of(tmp_path / "good", 2)
     engine = engine_of(StandIn(fails=lambda seeds: UserError("too large") if 1 in seeds else None))
     assert events_of(engine, [bad]) == [Failed(bad.id, "too large")]
-    assert isinstance(events_of(engine, [good])[-1], Made)
+    assert isinstance(events_of(engine, [good])[-1], Finished)
 
 
 def test_an_engine_stops_when_nobody_listens(tmp_path: Path) -> None:
@@ -80,5 +80,5 @@ def test_an_engine_stops_when_nobody_listens(tmp_path: Path) -> None:
     engine = engine_of(Waiting())
     assert events_of(engine, [first], most=1) == [Advanced((first.id,), 20)]
     gone.set()  # the batch goes on, and nobody listens
-    assert [type(event) for event in events_of(engine, [second])] == [Advanced] * 4 + [Made]
+    assert [type(event) for event in events_of(engine, [second])] == [Advanced] * 4 + [Finished]
     assert steps == [(1, 0), (1, 1), *((2, number) for number in range(4))]

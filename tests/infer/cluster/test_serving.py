@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infer.cluster import serving
-from infer.cluster.engine import Advanced, Event, Failed, Made, Shown
+from infer.cluster.engine import Advanced, Event, Failed, Finished, Shown
 from infer.cluster.serving import RayWorkers
 from infer.options import Lora, Options
 from infer.serve.backend import Backend
@@ -99,7 +99,9 @@ def test_events_become_progress_previews_videos_and_failures(
                     preview = backend.results.preview(name).exists()
                     seen.append((job and job.progress, preview))
 
-        return Looking([Advanced((name,), 20), Shown(name, b"picture"), Made(name, 2.0, b"film")])
+        return Looking(
+            [Advanced((name,), 20), Shown(name, b"picture"), Finished(name, 2.0, b"film")]
+        )
 
     work_off(workers, answer, rounds=2)
     assert seen == [(20, False), (20, True), (100, False)]
@@ -119,7 +121,7 @@ def test_an_engine_that_dies_gives_its_job_back(backend: Backend, workers: RayWo
         tries.append(jobs[0].deaths)
         death = RuntimeError("the actor died")
         first: list[Event | Exception] = [Advanced((name,), 20), death]
-        return Response(first if len(tries) == 1 else [Made(name, 1.0, b"film")])
+        return Response(first if len(tries) == 1 else [Finished(name, 1.0, b"film")])
 
     work_off(workers, answer, rounds=2)
     assert tries == [0, 1] and workers.restarts == 1
@@ -137,7 +139,7 @@ def test_a_cluster_that_takes_no_request_does_not_keep_the_job(
         deaths.append(jobs[0].deaths)
         if len(deaths) == 1:
             raise RuntimeError("Serve is gone")
-        return Response([Made(name, 1.0, b"film")])
+        return Response([Finished(name, 1.0, b"film")])
 
     work_off(workers, answer, rounds=1)
     job = backend.store.get(name)
@@ -151,14 +153,16 @@ def test_a_video_that_cannot_be_written_stops_its_engine(
     tries: list[int] = []
     finish = workers._finish
 
-    def full_once(batch: str, made: Made) -> None:
+    def full_once(batch: str, made: Finished) -> None:
         tries.append(1)
         if len(tries) == 1:
             raise OSError("no space left")
         finish(batch, made)
 
     monkeypatch.setattr(workers, "_finish", full_once)
-    first, second = work_off(workers, lambda jobs: Response([Made(name, 1.0, b"film")]), rounds=2)
+    first, second = work_off(
+        workers, lambda jobs: Response([Finished(name, 1.0, b"film")]), rounds=2
+    )
     assert first.cancelled and not second.cancelled
     assert backend.results.video(name).read_bytes() == b"film"
 
@@ -192,7 +196,7 @@ def test_a_job_that_is_deleted_is_cancelled_there(backend: Backend, workers: Ray
 
     def answer(jobs: list[VideoJob]) -> Response:
         backend.delete(name)
-        return Response([Advanced((name,), 20), Made(name, 1.0, b"film")])
+        return Response([Advanced((name,), 20), Finished(name, 1.0, b"film")])
 
     (response,) = work_off(workers, answer, rounds=1)
     assert response.cancelled and not backend.results.video(name).exists()

@@ -132,9 +132,9 @@ def test_published_sizes(name: str, runs: list[str]) -> None:
 
 
 def output(network: Any) -> Tensor:
-    draw = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     shapes = {"x": (1, 12, 1, 8, 8), "text": (1, 512, 16), "image": (1, 257, 24)}
-    x, text, image = (torch.randn(shape, generator=draw) for shape in shapes.values())
+    x, text, image = (torch.randn(shape, generator=generator) for shape in shapes.values())
     with torch.no_grad():
         made = network(x, torch.tensor([700]), text, image, return_dict=False)[0]
     assert isinstance(made, Tensor)

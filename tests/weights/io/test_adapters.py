@@ -10,10 +10,10 @@ from weights.io.adapters import factorize
 
 
 def low_rank(rows: int, columns: int, rank: int, noise: float = 0.0) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, rank, generator=draw)
-    right = torch.randn(rank, columns, generator=draw)
-    return left @ right + noise * torch.randn(rows, columns, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, rank, generator=generator)
+    right = torch.randn(rank, columns, generator=generator)
+    return left @ right + noise * torch.randn(rows, columns, generator=generator)
 
 
 def test_factors_of_a_low_rank_matrix_are_exact() -> None:

@@ -14,7 +14,7 @@ class StepPlan:
         module: Below ``tools.gpu_check.steps``; its ``run(context, step)`` measures.
         title: The title of its section.
         expected_s: Seconds it should take, by shape: on an H100, and for ``sprites`` on two cores.
-        least_s: Seconds below which it is not begun. Steps of several rows begin when the first
+        least_s: Seconds below which it is not started. Steps of several rows begin when the first
             rows fit, and leave out those that do not.
     """
 

@@ -13,7 +13,7 @@ from tools.gpu_check.context import Context
 from tools.gpu_check.report import NotHere, Row, Step
 from tools.gpu_check.supervisor import ROOT
 
-_BEGUN = re.compile(r"^(tests/\S+::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$")
+_STARTED = re.compile(r"^(tests/\S+::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$")
 SILENCE_S = 60.0
 """A test that says nothing for so long is taken to hang."""
 
@@ -95,6 +95,6 @@ def _wait(process: subprocess.Popen[bytes], log: Path, step: Step) -> str:
 def outcomes(text: str) -> dict[str, str]:
     """Each test's outcome, from pytest's verbose lines; ``BROKE OFF`` for one without an end."""
     matches = (
-        _BEGUN.match(line.rstrip()) for line in text.split("short test summary")[0].splitlines()
+        _STARTED.match(line.rstrip()) for line in text.split("short test summary")[0].splitlines()
     )
     return {match[1].strip(): match[2] or "BROKE OFF" for match in matches if match}

@@ -79,11 +79,11 @@ def test_every_video_is_scored_once(
 
 
 def test_its_failures_say_why(checkout: Path, tmp_path: Path) -> None:
-    with VideoAlign(checkout, None, "cpu") as judge:
+    with VideoAlign(checkout, None, "cpu") as scorer:
         with pytest.raises(RunError, match="answered.*published code"):
-            judge.score(tmp_path / "v.mp4", "strange")
+            scorer.score(tmp_path / "v.mp4", "strange")
         with pytest.raises(RunError, match="failed on .*v.mp4: ValueError: no such frames; try"):
-            judge.score(tmp_path / "v.mp4", "fail")
+            scorer.score(tmp_path / "v.mp4", "fail")
     with pytest.raises(UserError, match="--videoalign-python: .*cannot be run"):
         VideoAlign(checkout, tmp_path / "python", "cpu")
 
