@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,12 +79,13 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    return make_student(tmp_path / "student")
-
-
 @pytest.fixture(scope="session")
 def shared_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For tests that only read."""
     return make_student(tmp_path_factory.mktemp("shared") / "student")
+
+
+@pytest.fixture
+def student(shared_student: Path, tmp_path: Path) -> Path:
+    """A copy of ``shared_student`` that a test may change."""
+    return shutil.copytree(shared_student, tmp_path / "student")

@@ -329,6 +329,7 @@ def test_adp_in_latent_space(tiny_teacher: Path, tmp_path: Path, latents: Latent
     assert_same(found, Written(trainer, tiny_teacher).adp(2, None, 0))
 
 
+@pytest.mark.slow
 def test_adp_in_both_spaces(
     tiny_teacher: Path, tmp_path: Path, latents: LatentFolder, encoder: Path
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_step_that_is_not_true_is_counted_soon(teacher: Path, tmp_path: Path) 
     assert done["student_2"] == done["fake_score_2"] == 7
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(teacher: Path, tmp_path: Path) -> None:
     """Both experts are trained before it stops and after; seed 7 draws such exit steps."""
     straight, parts = tmp_path / "straight", tmp_path / "parts"

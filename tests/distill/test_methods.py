@@ -103,6 +103,7 @@ def test_so_are_those_of_a_family_with_a_discrete_diffusion(
     assert_plain_gradients(trainer, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [SGMD(weighting="paper"), ADM(discriminator=HEADS)], ids=name_of)
 def test_so_are_those_of_a_u_net(method: Any, tiny_sdxl: Path, tmp_path: Path) -> None:
     """SDXL predicts noise, has blocks of several sizes, and makes images in one step."""
@@ -136,6 +137,7 @@ CASES: list[tuple[Kind, int, Any]] = [
 """A kind of model, the index of the expert that is trained, and a method."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expert", "method"), CASES, ids=[f"{k}-{e}-{name_of(m)}" for k, e, m in CASES]
 )

@@ -85,6 +85,7 @@ def test_gradients_are_those_of_one_plain_graph(
             assert ours is theirs and not ours.requires_grad
 
 
+@pytest.mark.slow
 def test_the_student_is_exported_and_runs_in_its_stock_pipeline(
     finished: Path, smaller: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_the_student_is_exported_and_runs_in_its_stock_pipeline(
     torch.testing.assert_close(latents, stock.frames, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_exports_of_the_network_alone_are_opened_with_the_students_base(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_exports_of_the_network_alone_are_opened_with_the_students_base(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_and_needs_the_same_weights(
     finished: Path,
     tiny_teacher: Path,
@@ -214,6 +217,7 @@ def test_a_text_encoder_on_the_hub_is_not_downloaded_to_be_compared(
     assert {pattern.partition("/")[0] for pattern in asked} == {"vae"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [(), ADAPTERS], ids=["full", "lora"])
 def test_planned_memory_is_measured_memory(adapters: tuple[str, ...], tmp_path: Path) -> None:
     teacher = make_tiny_wan(tmp_path / "large")

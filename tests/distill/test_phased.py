@@ -189,6 +189,7 @@ def test_gradients_are_those_of_a_plain_rewrite(
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [1, 3])
 def test_resuming_in_either_phase_is_exact(teacher: Path, whole: Whole, stopped: int) -> None:
     """As if the run had been killed after that checkpoint."""

@@ -29,6 +29,7 @@ DMDX_JOB = (
 )
 
 
+@pytest.mark.slow
 def test_a_u_net_is_distilled_to_one_step(tiny_sdxl: Path, tmp_path: Path) -> None:
     """SDXL's pairs, then both stages of DMDX with seven heads and decoded images."""
     encoder = make_encoder("dinov2", tmp_path / "encoder")
@@ -207,6 +208,7 @@ def compare_traces(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> 
             torch.testing.assert_close(value, other[key], rtol=rtol, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_encoded_videos_for_the_gan_term(
     tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

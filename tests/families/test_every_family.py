@@ -315,6 +315,7 @@ def test_the_engine_refuses_in_a_line_what_a_family_has_not(
     assert refused == (feature not in model.features) and "\n" not in said
 
 
+@pytest.mark.slow
 def test_a_method_with_heads_on_the_blocks_trains(made: TrainedModel) -> None:
     settings = (ADM, "train.iterations=1")
     (row,) = read_trace(train(made.family.job(made.folder / "adm", *settings)))
@@ -322,6 +323,7 @@ def test_a_method_with_heads_on_the_blocks_trains(made: TrainedModel) -> None:
     assert all(norm > 0 for norm in row["grad_norm"].values())
 
 
+@pytest.mark.slow
 def test_the_teacher_is_computed_again_where_gradient_runs_through_it(made: TrainedModel) -> None:
     """With gradient checkpointing, the heads of ADM give the gradients that they give without."""
     gradients = []

@@ -96,6 +96,7 @@ def test_tensors_of_two_devices_are_refused(device: torch.device) -> None:
         torch.nn.functional.linear(there, here[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: next(iter(each), "defaults"))
 def test_a_video_is_made_on_the_device(
     teacher: Any, settings: dict[str, Any], device: torch.device

@@ -61,8 +61,14 @@ def front_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     "settings",
     [
         ("parallel.gradient_checkpointing=selective", "train.accumulation=2"),
-        ("student={train: lora, lora: {rank: 4}}", "fake_score={train: lora, lora: {rank: 4}}"),
-        ("teacher.dtype=bfloat16", "parallel.gradient_checkpointing=true"),
+        pytest.param(
+            ("student={train: lora, lora: {rank: 4}}", "fake_score={train: lora, lora: {rank: 4}}"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("teacher.dtype=bfloat16", "parallel.gradient_checkpointing=true"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_job_trains_the_same(
@@ -77,6 +83,7 @@ def test_a_job_trains_the_same(
     assert compiled == pytest.approx(plain, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("front_end_alone")
 def test_resuming_gives_the_same_run(tiny_teacher: Path, tmp_path: Path) -> None:
     from torch._dynamo.utils import counters

@@ -117,6 +117,7 @@ def test_commands_go_on_without_every_broken_package(tiny_teacher: Path, tmp_pat
     assert checks["torchao"]["remedy"].endswith("-m pip install 'torchao<0.18.0'")
 
 
+@pytest.mark.slow
 def test_what_torchao_lacks_is_not_said_at_every_command(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_submodule_may_be_missing_but_not_broken(
     assert optional_packages._import_problem(("parted.missing",)) is not None
 
 
+@pytest.mark.slow
 def test_a_broken_package_that_nobody_lists_is_named(tmp_path: Path) -> None:
     site = tmp_path / "site-packages"
     (site / "unheard_of").mkdir(parents=True)
@@ -184,6 +186,7 @@ def test_a_broken_package_that_nobody_lists_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_libraries_load_on_the_cpu_whatever_their_caller_builds_on(tmp_path: Path) -> None:
     models = tmp_path / "diffusers" / "models"
     models.mkdir(parents=True)

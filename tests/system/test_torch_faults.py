@@ -41,6 +41,7 @@ def test_the_releases_whose_3d_convolutions_are_slow(
         assert check.state == "missing" and "166643" in check.detail and "torch" in check.remedy
 
 
+@pytest.mark.slow
 def test_training_says_it_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

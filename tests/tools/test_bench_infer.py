@@ -22,6 +22,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> dict[str, 
 SHORT = ("--repetitions", "2", "--warmup", "1")
 
 
+@pytest.mark.slow
 def test_the_report_adds_up(
     shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,6 +45,7 @@ def test_the_report_adds_up(
     assert all(limit > 0 for limit in report["limits"].values())
 
 
+@pytest.mark.slow
 def test_several_variants_of_random_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +62,7 @@ def test_several_variants_of_random_weights(
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["inference.json", "inference.png"]
 
 
+@pytest.mark.slow
 def test_what_compiles_has_an_eager_row_beside_it(
     shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

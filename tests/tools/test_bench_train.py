@@ -24,6 +24,7 @@ def bench(job: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) 
     return found
 
 
+@pytest.mark.slow
 def test_two_methods_in_one_run(
     tiny_teacher: Path,
     tmp_path: Path,
@@ -51,6 +52,7 @@ def test_two_methods_in_one_run(
     assert json.loads((tmp_path / "trace_dmd2.json").read_text(encoding="utf-8"))["traceEvents"]
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_no_use(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

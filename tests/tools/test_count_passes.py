@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -49,6 +50,7 @@ def test_a_fused_operation_is_one_launch() -> None:
     assert sum(counter.launches.values()) == 2
 
 
+@pytest.mark.slow
 def test_the_decode_stays_within_its_passes() -> None:
     """480x832, 81 frames: at most 1.3 TB and 3,000 launches; diffusers needs more than twice."""
     found = count_decodes(480, 832, 81, frames_at_once=(2,))

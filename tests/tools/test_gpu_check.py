@@ -61,6 +61,7 @@ def test_every_row_survives_the_others(tmp_path: Path) -> None:
     assert "rows: too long: " in text and "rows       failed " in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faulty")
 def test_steps_run_in_the_order_given_and_only_the_rows_asked_for(tmp_path: Path) -> None:
     report = supervisor.begin(
@@ -155,6 +156,7 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
     assert decode["levels_max"] <= 1
 
 
+@pytest.mark.slow
 def test_tests_that_break_their_process_are_named_and_the_rest_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

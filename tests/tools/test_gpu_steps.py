@@ -146,6 +146,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
     return PretendedGpu("sprites", (32, 32, 9), CPU, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", [limits, forward, video, vae, bundled], ids=lambda module: module.__name__[16:]
 )

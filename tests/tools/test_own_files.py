@@ -55,6 +55,7 @@ FOREIGN = [
 """A tool, its arguments, and a file of somebody's that it must not replace."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tool", "words", "name"), FOREIGN, ids=[row[2] for row in FOREIGN])
 def test_a_tool_refuses_before_it_works(
     tmp_path: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from lightx2v_sgmd.families.wan.opening import open_wan
@@ -29,6 +30,7 @@ def test_the_written_folder_is_a_model_of_the_same_sizes(
     assert rows[0].text.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_fit_says_so_in_its_row(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     job = tmp_path / "job.yaml"

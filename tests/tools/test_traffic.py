@@ -13,6 +13,7 @@ def block_14b() -> dict[str, Traffic]:
     return count(heads=40, ffn=13824, tokens=32760, dtype=torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_a_compiled_14b_block_moves_less_than_the_goal(block_14b: dict[str, Traffic]) -> None:
     got = block_14b["engine, compiled"]
     assert 6.0 < got.gigabytes < 7.0  # the goal is 8.6
@@ -20,6 +21,7 @@ def test_a_compiled_14b_block_moves_less_than_the_goal(block_14b: dict[str, Traf
     assert got.gigabytes < block_14b["diffusers, compiled"].gigabytes - 1
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_engine_moves_half(block_14b: dict[str, Traffic]) -> None:
     stock = block_14b["diffusers, eager"].gigabytes
     assert 41 < stock < 43  # what diffusers 0.42.1 moves

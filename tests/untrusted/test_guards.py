@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -134,13 +135,14 @@ def unguarded(source: str) -> Iterator[tuple[int, str]]:
         yield node.lineno, name
 
 
-def found() -> list[tuple[str, int, str]]:
-    rows = []
+@cache
+def found() -> tuple[tuple[str, int, str], ...]:
+    rows: list[tuple[str, int, str]] = []
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             name = file.relative_to(ROOT).as_posix()
             rows += [(name, *call) for call in unguarded(file.read_text(encoding="utf-8"))]
-    return rows
+    return tuple(rows)
 
 
 def is_tool(file: str) -> bool:
@@ -170,7 +172,8 @@ def test_one_module_imports_yaml() -> None:
     importers = set()
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            source = file.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(source if "yaml" in source else "")):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 if isinstance(node, ast.ImportFrom):
                     names = [node.module or ""]
@@ -184,7 +187,8 @@ def test_no_auto_class_reads_a_folder() -> None:
     calls = []
     for package in PACKAGES[:4]:
         for file in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            source = file.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(source if "Auto" in source else "")):
                 if isinstance(node, ast.Call):
                     name = called(node)
                     if name.startswith("Auto") and name.endswith(("pretrained", "from_config")):

@@ -69,6 +69,7 @@ def test_a_run_leaves_snapshots_and_measurements(trained: Plan) -> None:
     assert len(list(trained.videos("sgmd", 0).glob("*.mp4"))) == 4
 
 
+@pytest.mark.slow
 def test_rows_share_their_noise(trained: Plan, tiny_teacher: Path) -> None:
     """The teacher's own weights, loaded as a snapshot is, make the undistilled row's videos."""
     bench = worker.Bench(trained, 0)
@@ -86,6 +87,7 @@ def test_rows_share_their_noise(trained: Plan, tiny_teacher: Path) -> None:
     np.testing.assert_allclose(again.features, undistilled.features[:2], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_done(trained: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task("sgmd", 0)
     kept = {path: path.read_text() for path in outputs(trained, task)}
@@ -129,6 +131,7 @@ def test_the_teacher_goes_on_with_the_batch_where_it_was_stopped(
     assert measuring.load(trained.measurement("teacher", 1, 0)).nfe == 100
 
 
+@pytest.mark.slow
 def test_the_teacher_is_measured_before_anything_is_trained(trained: Plan) -> None:
     rows = [(task.row, task.seed) for task in all_tasks(trained)]
     assert rows == [("teacher", 0), ("teacher", 1), ("sgmd", 0), ("sgmd", 1)]

@@ -115,6 +115,7 @@ creating.create_study(a, b, out, creating.StudyOptions(pairs=2, catch=1), quiet=
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_create_leaves_is_removed_by_the_next_one(
     made: MadeStudy, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,17 @@ def write_samples(run: Path, folder: str, level: int, count: int = 2) -> None:
         write_video(frames, run / "samples" / folder / f"{index:02d}.mp4", 8.0)
 
 
+@pytest.fixture(scope="session")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples of ``run``, which are encoded once."""
+    folder = tmp_path_factory.mktemp("sampled")
+    write_samples(folder, "teacher", 60)
+    write_samples(folder, "step_000002", 120)
+    return folder / "samples"
+
+
 @pytest.fixture
-def run(tiny_teacher: Path, tmp_path: Path) -> Path:
+def run(tiny_teacher: Path, sampled: Path, tmp_path: Path) -> Path:
     """A run of 5 iterations that has done 3 of them, with samples at the second."""
     job = make_job(tiny_teacher, tmp_path)
     folder: Path = job.output.dir
@@ -39,6 +49,5 @@ def run(tiny_teacher: Path, tmp_path: Path) -> Path:
     text = (folder / "metrics.jsonl").read_text().splitlines()
     text[1] = json.dumps({**json.loads(text[1]), "samples": MEASURES, "teacher_samples": teacher})
     (folder / "metrics.jsonl").write_text("\n".join(text) + "\n")
-    write_samples(folder, "teacher", 60)
-    write_samples(folder, "step_000002", 120)
+    shutil.copytree(sampled, folder / "samples")
     return folder

@@ -72,6 +72,7 @@ def test_what_nothing_helps_is_said(wan_1_3b: tuple[Job, Any, ModelMeter]) -> No
         check_plan(plan, model, meter)
 
 
+@pytest.mark.slow
 def test_one_layout_tells_that_none_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(Path("sprites"), tmp_path, "train.micro_batch=65536")
     model = open_wan("sprites")

@@ -19,6 +19,7 @@ def always_run(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [False, "selective"])
 def test_a_pass_takes_the_same_memory(monkeypatch: pytest.MonkeyPatch, kind: Checkpointing) -> None:
     model = open_wan("sprites")

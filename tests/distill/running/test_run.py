@@ -157,6 +157,7 @@ class Fault:
         self.original(handle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "message"),
     [(errno.ENOSPC, "the disk is full; free some space"), (errno.EACCES, "may not be written")],
@@ -272,6 +273,7 @@ def test_a_stop_is_seen_within_a_sample(tiny_teacher: Path, tmp_path: Path) -> N
     assert len(forwards) == 2 and not job.output.dir.exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +315,7 @@ def test_interrupted_and_resumed_in_this_process(
     assert read_trace(job.output.dir) == read_trace(finished.output.dir)
 
 
+@pytest.mark.slow
 def test_a_single_file_of_weights_with_its_base(tiny_teacher: Path, tmp_path: Path) -> None:
     """The same run as from the whole folder."""
     file = tmp_path / "variant.safetensors"

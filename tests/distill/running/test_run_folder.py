@@ -209,6 +209,7 @@ def trained(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Job
     return job
 
 
+@pytest.mark.slow
 def test_other_files_in_a_run_folder_and_an_edited_job_are_kept(
     trained: Job, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_measures_are_those_of_the_videos(
     assert sampled.line()["teacher_samples"].keys() == set(MEASURES)
 
 
+@pytest.mark.slow
 def test_a_student_that_makes_the_teachers_videos_has_no_distance(
     trainer: Trainer, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_student_that_makes_the_teachers_videos_has_no_distance(
     assert same.measures == same.teacher != student.measures
 
 
+@pytest.mark.slow
 def test_the_teacher_is_sampled_once_for_a_run(
     trainer: Trainer, tiny_teacher: Path, tmp_path: Path
 ) -> None:

@@ -212,6 +212,7 @@ def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
         inspect_weights(tmp_path / "x.txt")
 
 
+@pytest.mark.slow
 def test_a_lora_of_ones_own_teacher_is_not_of_another_size(base: Path, tmp_path: Path) -> None:
     """No published model has its size: it is not said to be made for one, and --base tells."""
     pair = {

@@ -333,6 +333,7 @@ def test_an_embedding_under_either_name(model: WanModel, tmp_path: Path) -> None
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_distilling_either_layout_is_the_same_run(
     model: WanModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
