@@ -22,6 +22,10 @@ FULL = {
     "wan2.1_t2v_1.3b_sgmd.yaml",
     "wan2.1_t2v_14b_sgmd.yaml",
 }
+"""The first job of each teacher that shares almost no value with another."""
+
+LONGER = {"sdxl_dmdx.yaml", "wan2.1_t2v_14b_sgmd_public.yaml"}
+"""Jobs that state more; the reason is in ``configs/README.md``."""
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -126,7 +130,7 @@ def test_shipped_jobs_say_what_differs() -> None:
         text = config_path(name).read_text(encoding="utf-8")
         lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
         assert (lines[0].startswith("base: ")) == (name not in FULL), name
-        assert name in FULL or len(lines) <= 24, name
+        assert name in FULL or (len(lines) > 12) == (name in LONGER), f"{name}: {len(lines)}"
 
 
 def test_the_resolved_jobs_are_what_they_were() -> None:
