@@ -34,10 +34,10 @@ class DMDX(Method):
 
     @model_validator(mode="after")
     def _one_discriminator(self) -> Self:
-        for stage in ("adp", "adm"):
-            if getattr(self, stage).discriminator != Discriminator():
+        for name, stage in (("adp", self.adp), ("adm", self.adm)):
+            if stage.discriminator != Discriminator():
                 raise ValueError(
-                    f"{stage}.discriminator: both stages share one; set method.discriminator"
+                    f"{name}.discriminator: both stages share one; set method.discriminator"
                 )
         return self
 

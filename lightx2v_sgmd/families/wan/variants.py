@@ -22,7 +22,10 @@ _VARIANTS: Final = (
     (re.compile(r"control_adapter|ref_conv"), "a Fun-Control model"),
     (re.compile(r"audio_(encoder|injector|proj)|cond_encoder"), "a speech-to-video model"),
     (re.compile(r"face_adapter|pose_patch_embedding|motion_encoder"), "an Animate model"),
-    (re.compile(r"_(cls_pred_branch|gan_ca_blocks|register_tokens)"), "a critic with GAN heads"),
+    (
+        re.compile(r"_(cls_pred_branch|gan_ca_blocks|register_tokens)"),
+        "a discriminator with GAN heads",
+    ),
     (re.compile(r"double_blocks|single_blocks|single_transformer_blocks"), "another architecture"),
 )
 
