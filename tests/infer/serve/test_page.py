@@ -112,6 +112,38 @@ def test_a_video_is_asked_for_seen_and_repeated_by_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_older_list_that_comes_late_changes_nothing(tmp_path: Path) -> None:
+    """An item that is there stays as it is, and the focus on its button with it."""
+    backend = make_backend(tmp_path / "data")
+    held: list[tuple[Any, Any]] = []
+
+    def hold_first(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    with server(backend) as url, chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(url)
+        page.locator("#model", has_text="tiny").wait_for()
+        page.fill("#prompt", "a red circle")
+        page.route("**/v1/videos?limit=100", hold_first)
+        while not held:  # a poll, whose answer is without the video
+            page.wait_for_timeout(50)
+        page.get_by_role("button", name="Make the video").click()
+        cancel = page.get_by_role("button", name="Cancel a red circle")
+        cancel.focus()
+        item = page.locator("#queue li").element_handle()
+        (route, response) = held[0]
+        route.fulfill(response=response)
+        page.wait_for_timeout(3000)  # some polls more
+        assert item.evaluate("item => item.isConnected")
+        assert page.evaluate("document.activeElement.ariaLabel") == "Cancel a red circle"
+
+
+@pytest.mark.slow
 def test_a_token_is_asked_for_and_refusals_are_said(tmp_path: Path) -> None:
     backend = make_backend(tmp_path / "data")
     token = "0123456789abcdef-token"
