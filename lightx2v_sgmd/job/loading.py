@@ -114,11 +114,11 @@ def _latents_problem(method: Method, data: Data) -> str | None:
 
 def _stages_problem(job: Job) -> str | None:
     """The problem if a method's first stage leaves no iterations to the others."""
-    first = job.method.stages[0].iterations
-    if first is None or first < job.train.iterations:
+    stage = job.method.stages[0]
+    if stage.iterations is None or stage.iterations < job.train.iterations:
         return None
     return (
-        f"method.pretraining: {first} leaves none of the {job.train.iterations} "
+        f"method.{stage.option}: {stage.iterations} leaves none of the {job.train.iterations} "
         "train.iterations to what follows it; lower it, or raise train.iterations"
     )
 

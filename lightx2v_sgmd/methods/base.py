@@ -166,11 +166,13 @@ class Stage:
         method: The method.
         iterations: Number of iterations; None is all that are left.
         lr_factor: Factor of the student's learning rate.
+        option: The option of the job's method that ``iterations`` is from.
     """
 
     method: Method
     iterations: int | None = None
     lr_factor: float = 1.0
+    option: str = ""
 
 
 class Method:

@@ -45,7 +45,11 @@ class DMDX(Method):
     def stages(self) -> tuple[Stage, ...]:
         """ADP, then ADM at a lower learning rate."""
         return (
-            Stage(replace(self.adp, discriminator=self.discriminator), self.pretraining),
+            Stage(
+                replace(self.adp, discriminator=self.discriminator),
+                self.pretraining,
+                option="pretraining",
+            ),
             Stage(replace(self.adm, discriminator=self.discriminator), None, self.finetune_lr),
         )
 

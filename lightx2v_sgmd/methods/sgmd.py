@@ -6,13 +6,14 @@ Fake score: ``lambda RC`` on the same x_t (Eq. 22), one update for one generator
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lightx2v_sgmd import objectives
-from lightx2v_sgmd.methods.base import STRICT, Losses, Method, Sample
+from lightx2v_sgmd.methods.base import STRICT, Losses, Method, Sample, Stage
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -22,6 +23,11 @@ class SGMD(Method):
     name: Literal["sgmd"] = "sgmd"
     # Weight of the dual potentials NR and RC; the paper's best is 0.1 (Table 2).
     lambda_: Annotated[float, Field(ge=0)] = 0.1
+    # Number of iterations with NR, counted from the first one; the student of later iterations has
+    # the Fisher term alone, and the fake score learns as before. NR keeps a student's covariance
+    # narrower than the teacher's (docs/methods.md); the iterations without it take that back. null
+    # keeps NR to the end, as the paper does.
+    nr_iterations: Annotated[int, Field(ge=0)] | None = None
     # Weights of the terms. "paper": Fisher by c(t) = alpha^2 / sigma^4, clamped, both potentials
     # unweighted. "normalized", as in the authors' public code: Fisher over mean |x0 - x_real| of
     # each sample, NR over sigma, and the fake score by velocity matching, which is RC over sigma^2:
@@ -39,6 +45,14 @@ class SGMD(Method):
         """True if the fake score's update draws a rollout of its own."""
         return self.fake_score_rollout == "fresh"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The iterations with NR, and those without it."""
+        if not self.nr_iterations:
+            return (Stage(self),)
+        first = Stage(replace(self, nr_iterations=None), self.nr_iterations, option="nr_iterations")
+        return (first, Stage(replace(self, nr_iterations=0)))
+
     def generator_losses(self, sample: Sample) -> Losses:
         """Fisher and lambda NR; the gradient reaches the student through ``x_fake`` alone."""
         assert sample.x_real is not None, "SGMD's generator loss needs the teacher"
@@ -49,7 +63,7 @@ class SGMD(Method):
             weight = objectives.normalized_weight(sample.x0, sample.x_real)
             nr = nr / sample.sigma
         fisher = objectives.fisher(sample.x_fake, sample.x_real, weight)
-        return {"fisher": fisher, "nr": self.lambda_ * nr}
+        return {"fisher": fisher, "nr": (0.0 if self.nr_iterations == 0 else self.lambda_) * nr}
 
     def fake_score_losses(self, sample: Sample) -> Losses:
         """Lambda RC, or flow or score matching under the normalized weighting."""

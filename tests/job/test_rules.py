@@ -33,6 +33,10 @@ def test_sequence_parallelism_needs_zero3(file: Path) -> None:
         ),
         ("video.num_frames=15", "15 is not 4k + 1"),
         ("video.width=40", "40 is not divisible by 16"),
+        (
+            "method.nr_iterations=10",
+            "method.nr_iterations: 10 leaves none of the 10 train.iterations to what follows it",
+        ),
         ("parallel.offload=all", "all needs parallel.strategy zero3, not local"),
         ("parallel.offload=nvme", "parallel.offload_dir: is missing, but parallel.offload is nvme"),
         ("parallel.offload_dir=disk", "is for parallel.offload nvme, not none; leave it out"),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.interpolants import FLOW, Interpolant
 from lightx2v_sgmd.methods import Losses, Method, Sample
+from lightx2v_sgmd.methods.base import stage_at
 
 # T times, P points at each, D dimensions; a batch B is T * P
 
@@ -203,7 +204,7 @@ class Adam:
 
 
 def distil(
-    method: Method,
+    every: Method,
     iterations: int,
     discriminator: Discriminator | None = None,
     tracked: bool = False,
@@ -212,7 +213,7 @@ def distil(
     """Trains a student by a method's losses.
 
     Args:
-        method: Whose losses.
+        every: Whose losses; each of its stages in its iterations.
         iterations: Updates of the student.
         discriminator: An ideal discriminator.
         tracked: Whether the fake score is learned, by the method's own loss and number of updates
@@ -223,11 +224,12 @@ def distil(
         The student and the last sample.
     """
     student, tracker = Student.fresh(path), Tracker(path)
-    updates = method.fake_score_updates
+    updates = every.fake_score_updates
     # Slower where a fake score has to follow.
     learner = Adam(student.factor, student.shift, (0.004 if tracked else 0.008, 0.1))
     follower = Adam(tracker.gains, tracker.mean, (0.01 / updates**0.5, 0.1 / updates**0.5))
     for i in range(iterations):
+        method = stage_at(every, i).method
         fake = tracker.predict if tracked else student.law().predict
         sample = generator_sample(method, student, fake, discriminator)
         x_real, before = sample.x_real, sample.x0.detach()

@@ -37,7 +37,10 @@ from lightx2v_sgmd.system.errors import UserError
 
 PUBLISHED: dict[str, tuple[Any, dict[str, Any]]] = {
     # SGMD, arXiv 2605.30116: Table 2 and Alg. 1.
-    "sgmd": (SGMD(), {"lambda_": 0.1, "max_weight": 1.0, "fake_score_updates": 1}),
+    "sgmd": (
+        SGMD(),
+        {"lambda_": 0.1, "nr_iterations": None, "max_weight": 1.0, "fake_score_updates": 1},
+    ),
     # Sec. 4.3 of the same paper.
     "tsg_fisher": (TSGFisher(), {"fake_score_updates": 5, "max_weight": 1.0}),
     "tsg_sim": (TSGSIM(), {"fake_score_updates": 1, "max_weight": 1.0}),

@@ -116,6 +116,7 @@ UNBIASED: dict[str, tuple[Method, Callable[[Gaussian], Callable[..., Tensor]] | 
     "tsg_fisher": (TSGFisher(), None),
     "tsg_fisher, paper": (TSGFisher(weighting="paper", max_weight=CLAMP), None),
     "sgmd at lambda 0": (SGMD(lambda_=0.0), None),
+    "sgmd that ends without NR": (SGMD(lambda_=0.1, nr_iterations=40), None),
     "sid": (SiD(), None),
     "sid at 1.2": (SiD(alpha=1.2), None),
     "sid at 0.5, paper": (SiD(alpha=0.5, weighting="paper", max_weight=CLAMP), None),
@@ -247,6 +248,11 @@ def test_normalized_sgmd_narrows_its_student_in_proportion_to_lambda(lambda_: fl
 
 TRACKED: dict[str, tuple[Method, Rate, str]] = {
     "sgmd": (SGMD(lambda_=0.1, weighting="paper", max_weight=CLAMP), sgmd(0.1), "flow"),
+    "sgmd that ends without NR": (
+        SGMD(lambda_=0.1, nr_iterations=80, weighting="paper", max_weight=CLAMP),
+        sgmd(0.0),
+        "flow",
+    ),
     "dmd2": (DMD2(), sgmd(0.0), "flow"),
     "tsg_fisher": (TSGFisher(weighting="paper", max_weight=CLAMP), sgmd(0.0), "flow"),
     "dmd2, v": (DMD2(fake_score_updates=2), sgmd(0.0), "VP, v"),

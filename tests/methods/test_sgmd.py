@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd import flow, methods
 from lightx2v_sgmd.methods import SGMD, Sample, method_class
+from lightx2v_sgmd.methods.base import stage_at
 from lightx2v_sgmd.system.errors import UserError
 from tests.methods.samples import gradients, leaves, normal
 
@@ -62,6 +63,22 @@ def test_lambda_zero_is_the_fisher_term_alone() -> None:
     for weighting in ("paper", "normalized"):
         losses = SGMD(lambda_=0.0, weighting=weighting).generator_losses(make_sample())
         assert losses["nr"].abs().max() == 0 and losses["fisher"].min() > 0
+
+
+def test_nr_ends_after_its_iterations_and_the_fake_score_learns_on() -> None:
+    for weighting in ("paper", "normalized"):
+        method, always = SGMD(nr_iterations=3, weighting=weighting), SGMD(weighting=weighting)
+        s = make_sample()
+        with_nr = always.generator_losses(s)
+        for iteration in range(5):
+            stage = stage_at(method, iteration).method
+            losses = stage.generator_losses(s)
+            torch.testing.assert_close(losses["fisher"], with_nr["fisher"], rtol=0, atol=0)
+            expected = with_nr["nr"] * (1.0 if iteration < 3 else 0.0)
+            torch.testing.assert_close(losses["nr"], expected, rtol=0, atol=0)
+            rc, before = stage.fake_score_losses(s)["rc"], always.fake_score_losses(s)["rc"]
+            torch.testing.assert_close(rc, before, rtol=0, atol=0)
+    assert stage_at(SGMD(nr_iterations=0), 0).method.generator_losses(s)["nr"].abs().max() == 0
 
 
 def test_losses_are_finite_down_to_sigma_min_in_bf16() -> None:
