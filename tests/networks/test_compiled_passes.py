@@ -108,7 +108,7 @@ def test_kernels_train_the_same(tiny_teacher: Path, tmp_path: Path) -> None:
     settings = ("parallel.gradient_checkpointing=selective",)
     compiled = results(tiny_teacher, tmp_path, "parallel.compile=always", *settings)
     plain = results(tiny_teacher, tmp_path, "parallel.compile=never", *settings)
-    # Float32 itself is off by up to 5e-6: see ``test_passes_rounding``.
+    # Float32 itself is off by up to 5e-6: see ``test_compiled_passes_rounding``.
     assert compiled == pytest.approx(plain, rel=1e-5, abs=1e-9)
     assert compiled != plain  # or nothing was compiled
 

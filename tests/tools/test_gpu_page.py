@@ -159,6 +159,9 @@ def test_figures_stand_beside_ceilings_and_goals(tmp_path: Path) -> None:
     assert line(text, "local, selective")[1:4] == ["9.00", "45.0%", "42.0%"]
     assert line(text, GOALS[2].what)[2:4] == ["11.7 s", "**met**"]
     assert "failed: RuntimeError: no" in text and "- forward: engine, eager: 3 s left" in text
+    not_run = text.split("Not run:")[1].split("Not on that machine:")[0]
+    assert "- kernels: a forward with each attention kernel" in not_run
+    assert "- decodes: the decode in other settings" in not_run and "- vae" not in not_run
     assert (
         "- attention: flash3: FlashAttention 3 is not installed" in text and "- xy: no xy" in text
     )
@@ -269,6 +272,22 @@ def test_a_later_run_completes_an_earlier_one(tmp_path: Path) -> None:
     text = page(tmp_path, REPORT, later)
     assert line(text, "faster than stock diffusers compiled")[2:4] == ["1.1 times", "**not met**"]
     assert line(text, "sdpa")[1] == "36.60" and "commit abc, def" in text
+
+
+def test_the_decodes_in_other_settings_stand_beside_the_engines(tmp_path: Path) -> None:
+    report = copy.deepcopy(REPORT)
+    report["steps"]["decodes"] = {
+        "status": "done",
+        "rows": {"engine, tiled": {"s": 2.0, "levels_max": 3, "took_s": 9.0}},
+    }
+    decoded = page(tmp_path, report).split("## The VAE's decode")[1]
+    assert line(decoded, "engine, tiled")[1:3] == ["2.00", "2.00"]
+    assert line(decoded, "engine, as it comes")[1:3] == ["1.40", "2.86"]
+    earlier = copy.deepcopy(REPORT)  # one step had all settings
+    earlier["steps"]["vae"]["rows"] |= report["steps"]["decodes"]["rows"]
+    text = page(tmp_path, earlier)
+    assert text.split("## The VAE's decode")[1].startswith(decoded.split("## ")[0])
+    assert "- decodes" not in text
 
 
 def test_another_gpu_is_held_to_no_goal(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_check.report import FILE, FORMAT, GRACE_S, MARK, Report, say
+from tools.gpu_check.report import FILE, FORMAT, MARK, Report, say
 from tools.gpu_check.steps import SIZES
 from tools.gpu_check.worker import LOST, unfinished
 from tools.own_files import check_new, check_own
 
-WRITTEN = ("gpu_check.log", "tests_*.log", "stock_*.pt")
+WRITTEN = ("gpu_check.log", "tests_*.log", "training_*.json", "stock_*.pt")
 """The files that a check writes and removes beside its report."""
 POLL_S = 0.25
 STOPPED = -int(signal.SIGALRM)
@@ -157,7 +157,7 @@ def _record_death(report: Report, code: int) -> None:
         reason = "stopped when the budget ended"
         left_out = {"skipped": reason} if label else {"status": "skipped", "reason": reason}
     else:
-        reason = _why(code)
+        reason = _why(code, report.grace_s)
         left_out = {"error": reason} if label else {"status": "failed", "error": reason}
     # Earlier measurements of a row stay.
     row = step["rows"].setdefault(label, {}) if label else step
@@ -166,9 +166,9 @@ def _record_death(report: Report, code: int) -> None:
     say(f"{name}: {f'{label}: ' if label else ''}{reason}", report)
 
 
-def _why(code: int) -> str:
+def _why(code: int, grace_s: float) -> str:
     if code == STOPPED:
-        return f"stopped: it took three times as long as expected and {GRACE_S:g} s"
+        return f"stopped: it took three times as long as expected and {grace_s:g} s"
     if code == -signal.SIGKILL:
         return "the process was killed; the machine may be out of memory"
     if code < 0:

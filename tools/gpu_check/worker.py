@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_check.report import DeviceLost, Report, Step, free_memory, limit, one_line, say
+from tools.gpu_check.report import DeviceLost, Report, Step, free_memory, one_line, say
 from tools.gpu_check.steps import STEPS
 
 LOST = 75
@@ -40,7 +40,7 @@ def run_steps(report: Report) -> int:
             report.save()
             say(f"{name}: skipped: {step.data['reason']}", report)
             continue
-        report.running(name, None, limit(expected))
+        report.running(name, None, expected)
         start = time.monotonic()
         try:
             if name != "machine":  # which also speaks where the libraries do not import

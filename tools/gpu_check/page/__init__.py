@@ -174,6 +174,7 @@ def _missing(data: dict[str, Any]) -> str:
     for title, lines in (
         ("Failed", summary.failures(report)),
         ("Left out for lack of time", summary.left_out(report)),
+        ("Not run", summary.steps_not_run(report)),
         ("Not on that machine", summary.missing(report)),
     ):
         listed = "\n".join(f"- {line}" for line in lines) or "- nothing"

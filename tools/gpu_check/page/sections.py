@@ -234,7 +234,7 @@ def least_ms(data: Data, fp8: bool) -> dict[str, float]:
 
 def decode(data: Data) -> str:
     """The VAE."""
-    found = rows(data, "vae")
+    found = {**rows(data, "vae"), **rows(data, "decodes")}
     stock = found.get("stock diffusers", {}).get("s")
     least = _least_decode_s(data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tools.gpu_check.report import Report, Row
+from tools.gpu_check.report import MARK, Report, Row
 from tools.gpu_check.steps import STEPS
 
 
@@ -23,6 +23,19 @@ def left_out(report: Report) -> list[str]:
         elif "skipped" in row:
             found.append(f"{where}: {row['skipped']}")
     return found
+
+
+def steps_to_repeat(report: Report) -> list[str]:
+    """The steps that there was no time for, as a whole or for one of their rows."""
+    return list(dict.fromkeys(line.partition(":")[0] for line in left_out(report)))
+
+
+def steps_not_run(report: Report) -> list[str]:
+    """A line for each step that the report does not have."""
+    run = {*report.steps}
+    if "engine, tiled" in _rows(report, "vae"):  # earlier checks measured it there
+        run.add("decodes")
+    return [f"{name}: {step.title}" for name, step in STEPS.items() if name not in run]
 
 
 def missing(report: Report) -> list[str]:
@@ -54,6 +67,10 @@ def table(report: Report) -> str:
     ):
         lines += ["", f"{title}: {'nothing' if not listed else ''}".rstrip()]
         lines += [f"  {line}" for line in listed]
+    if steps := steps_to_repeat(report):
+        shape = report.data["shape"]
+        again = f"{MARK} --out ANOTHER_DIR --shape {shape} --steps {' '.join(steps)}"
+        lines += ["", f"to measure what was left out: {again}"]
     lines += ["", f"report: {report.path}"]
     return "\n".join(lines)
 
@@ -91,6 +108,7 @@ _SHORT: dict[str, Callable[[str, Row], str]] = {
     "forward": _one("ms", "ms"),
     "kernels": _one("ms", "ms"),
     "vae": _one("s", "s", 3),
+    "decodes": _one("s", "s", 3),
     "video": _one("s", "s", 2),
     "training": _one("iteration_s", "s an iteration", 2),
     "selective": _one("iteration_s", "s an iteration", 2),
