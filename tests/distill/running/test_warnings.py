@@ -21,6 +21,7 @@ RECORDED = json.loads(Path(__file__).with_name("recorded_warnings.json").read_te
 EXPECTED: dict[str, dict[str, int]] = {
     "healthy": {},
     "four videos a batch": {},
+    "eight videos a batch": {},
     "lambda 2": {"motion": 80, "saturation": 100, "brightness": 120},
     "starved fake score": {"nr": 86, "fake score": 89, "brightness": 160},
 }
