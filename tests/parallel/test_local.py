@@ -113,6 +113,15 @@ def test_average_is_the_formula(tiny_teacher: Path, tmp_path: Path, train: str) 
     assert all(torch.equal(now, before[name]) for name, now in local.whole_tensors(STUDENT))
 
 
+def test_the_optimizers_are_fused(tiny_teacher: Path, tmp_path: Path) -> None:
+    """One kernel without temporaries; the memory plan counts none."""
+    local = build(tiny_teacher, tmp_path)
+    assert {role: each.defaults["fused"] for role, each in local._optimizers.items()} == {
+        STUDENT: True,
+        FAKE_SCORE: True,
+    }
+
+
 def test_clipping_is_deepspeeds_formula(tiny_teacher: Path, tmp_path: Path) -> None:
     local = build(
         tiny_teacher,
