@@ -1,7 +1,7 @@
 # make demo    distil, export and generate with the bundled teacher (about ten minutes on two cores)
 # make test    linters, types and tests
 # make test-fast    the tests that take less than a few seconds each
-# make coverage    all tests, and the share of the code that they run
+# make coverage    all tests, and the share of the code that they and the processes they start run
 # make lint    linters, types and spelling only
 # make docs    the documentation as a site, in build/site
 # make test-gpu    the tests that need a CUDA GPU, through .venv if it is there, else through PYTHON
