@@ -47,13 +47,13 @@ def test_shards_make_the_videos_and_results_give_the_total(
 
     # Results of another machine, one video short in one dimension.
     for name in DIMENSIONS:
-        short = name == "color"
+        short = name == "scene"
         content = {name: test_results.entry(0.9, 4 if short else 5)}
         test_results.write(tmp_path / "theirs", name, content)
     read = VBenchOptions(info, results=(tmp_path / "theirs",))
     found = evaluate_vbench(shared_student, out, read, OPTIONS, quiet=True)
     assert found is not None and found == json.loads((out / "metrics.json").read_text())
-    assert found["vbench"]["dimensions"]["color"]["missing"] == 1
+    assert found["vbench"]["dimensions"]["scene"]["missing"] == 1
     total = found["vbench"]["aggregate"]["total"]
     assert f"{100 * total:.2f}" in (out / "report.html").read_text()
     setup = found["vbench"]["setup"]
