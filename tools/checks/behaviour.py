@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +24,11 @@ from typing import Any
 
 from tools.own_files import check_own, write_own
 
-METHODS = ("sgmd", "sgmd_lora", "dmd2", "tsg_fisher", "tsg_sim", "sid", "adm", "adp", "dmdx")
+METHODS = (
+    *("sgmd", "sgmd_lora", "dmd2", "tsg_fisher", "tsg_sim", "sid", "adm", "adp"),
+    *("dmdx", "dmdx_4_steps"),
+)
+"""The jobs ``configs/sprites_*.yaml`` that are trained."""
 SMALL = (
     "train.iterations=3",
     "train.micro_batch=2",
@@ -32,15 +36,15 @@ SMALL = (
     "train.sample_every=3",
 )
 EXPORTS = (
-    ("diffusers", "fp32"),
-    ("diffusers", "bf16"),
-    ("wan", "bf16"),
-    ("wan", "fp8"),
-    ("comfyui", "fp16"),
-    ("comfyui", "fp8"),
-    ("lora", "bf16"),
+    *(("sgmd", "diffusers", dtype) for dtype in ("fp32", "bf16", "fp16")),
+    *(("sgmd", "wan", dtype) for dtype in ("fp32", "bf16", "fp16", "fp8")),
+    *(("sgmd", "comfyui", dtype) for dtype in ("fp32", "bf16", "fp16", "fp8", "fp8-legacy")),
+    *(("sgmd_lora", "lora", dtype) for dtype in ("fp32", "bf16", "fp16")),
+    ("sgmd", "lora", "fp32"),
+    ("sgmd_lora", "diffusers", "fp32"),
 )
-MARK = '"lora bf16": {'
+"""A run, the format of its export and the number format: every format in every number format."""
+MARK = '"sgmd_lora lora bf16": {'
 """A text by which a record is known from other files."""
 NOT_COMPARED = ("seconds", "sampling_seconds", "cpu_seconds", "peak_memory_gib")
 """Keys of ``metrics.jsonl`` that differ from run to run."""
@@ -73,17 +77,35 @@ def losses(run: Path) -> list[dict[str, Any]]:
 
 
 def command(*arguments: str) -> None:
-    """Runs ``lightx2v-sgmd`` in a process of its own."""
-    subprocess.run([sys.executable, "-m", "lightx2v_sgmd", *arguments], check=True)
+    """Runs ``lightx2v-sgmd`` in a process of its own, a fork of this one.
+
+    Libraries are imported once, which takes longer than most of the commands.
+    """
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(arguments,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"lightx2v-sgmd {' '.join(arguments)}: exit code {process.exitcode}")
+
+
+def _run(arguments: tuple[str, ...]) -> None:
+    from lightx2v_sgmd.cli.main import run
+
+    sys.exit(run(list(arguments)))
 
 
 def record(work: Path) -> dict[str, Any]:
     """Trains, exports and generates in a folder, and returns the record of it."""
     import torch
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5EncoderModel
 
+    import distill
     import lightx2v_sgmd
+    import weights as formats
     from infer import Options
 
+    assert all((AutoencoderKLWan, WanTransformer3DModel, UMT5EncoderModel, distill, formats))
     torch.set_num_threads(1)
     pairs = work / "pairs"
     collect = ["collect-pairs", "configs/sprites_adp.yaml", "--out", str(pairs), "--count", "8"]
@@ -93,31 +115,24 @@ def record(work: Path) -> dict[str, Any]:
     for method in METHODS:
         run = work / method
         settings = [*SMALL, f"output.dir={run}"]
-        if method in ("adp", "dmdx"):
+        if method in ("adp", "dmdx", "dmdx_4_steps"):
             settings.append(f"data.latents={pairs}")
-        if method == "dmdx":
+        if method.startswith("dmdx"):
             settings.append("method.pretraining=2")
         flags = [part for setting in settings for part in ("--set", setting)]
         command("distill", f"configs/sprites_{method}.yaml", "--quiet", *flags)
         checkpoint = run / "checkpoints" / "step_000003"
         found["training"][method] = {"losses": losses(run), "weights": folder_digests(checkpoint)}
-    for format_, dtype in EXPORTS:
-        source = "sgmd_lora" if format_ == "lora" else "sgmd"
-        out = work / f"{format_}_{dtype}"
-        command(
-            "export",
-            str(work / source),
-            "--format",
-            format_,
-            "--dtype",
-            dtype,
-            "--out",
-            str(out),
-            "--quiet",
-        )
-        found["exports"][f"{format_} {dtype}"] = folder_digests(out)
+    for source, format_, dtype in EXPORTS:
+        out = work / f"{source}_{format_}_{dtype}"
+        flags = ["--format", format_, "--dtype", dtype, "--out", str(out), "--quiet"]
+        command("export", str(work / source), *flags)
+        found["exports"][f"{source} {format_} {dtype}"] = folder_digests(out)
     found["videos"] = {}
-    for name, weights in {"teacher": "sprites", "student": str(work / "diffusers_fp32")}.items():
+    for name, weights in {
+        "teacher": "sprites",
+        "student": str(work / "sgmd_diffusers_fp32"),
+    }.items():
         assumed = "sgmd" if name == "teacher" else None
         student = lightx2v_sgmd.load_student(weights, Options(assume_schedule=assumed))
         made = student.generate(
