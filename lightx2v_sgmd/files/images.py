@@ -50,14 +50,22 @@ def decode_image(content: bytes, what: str, most_pixels: int = MOST_PIXELS) -> A
 
 
 def check_image(path: str | Path) -> str:
-    """Checks an image file as far as its header tells; returns the sha256 of its content.
+    """Checks that an image file can be read; returns the sha256 of its content.
+
+    This is faster than reading: of a PNG file the checksums are compared, and a JPEG file is
+    decoded at an eighth of its size.
 
     Raises:
-        UserError: as ``read_image``, for what a header shows.
+        UserError: as ``read_image``.
     """
     content = read_limited(Path(path), MOST_BYTES)
     with _damage_named(str(path), MOST_PIXELS):
-        _opened(content, str(path), MOST_PIXELS)
+        image = _opened(content, str(path), MOST_PIXELS)
+        if image.format == "PNG":
+            image.verify()
+        else:
+            image.draft("RGB", (1, 1))
+            image.load()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -34,6 +34,17 @@ def test_a_camera_that_was_turned(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.jpg").size == (20, 40)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_check_finds_damage_behind_a_header(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = bytes((index * index * 31) % 251 for index in range(120 * 80 * 3))
+    Image.frombytes("RGB", (120, 80), noise).save(path)
+    assert len(check_image(path)) == 64
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=rf"a\.{suffix}: cannot be decoded .*damaged"):
+        check_image(path)
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = write(tmp_path / "a.png", (200, 200)).read_bytes()
     cut = tmp_path / "cut.png"
