@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def test_a_batch_of_both_experts_is_refused() -> None:
 
 
 def test_published_sizes_of_a14b() -> None:
+    """The index of each expert of the published folder: 1095 names and 57,153,966,336 bytes."""
     for name in ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-T2V-A14B"):
         model = open_model(name)
         assert [(e.name, e.low, e.high) for e in model.experts] == [
@@ -70,7 +72,7 @@ def test_published_sizes_of_a14b() -> None:
         ]
         for expert in model.experts:
             shapes = expert.model.transformer_shapes()
-            assert len(shapes) == 1095
+            assert len(shapes) == 1095 and 4 * sum(map(prod, shapes.values())) == 57_153_966_336
             assert shapes["blocks.39.ffn.net.0.proj.weight"] == (13824, 5120)
             assert boundary_of(expert.model.experts) is None
         assert model.authors_sampler == ("unipc", 12.0)

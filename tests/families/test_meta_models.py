@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 
 from distill.model_checks import check_against_model
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_hub_ids, known_transformer_config
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.loading import load_job
+from lightx2v_sgmd.methods import ADM, DMDX
+from lightx2v_sgmd.networks.discriminator_heads import head_blocks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 
@@ -72,7 +77,11 @@ def test_known_configurations() -> None:
 
 
 def test_image_to_video_jobs_build_the_published_networks() -> None:
-    """Counts of the published safetensors: 16.4 billion parameters, and 5.0 billion."""
+    """Totals that others counted in weights of these networks.
+
+    Wan2.1-I2V-14B: SkyReels-V2-I2V-14B, which is the same network. Wan2.2-TI2V-5B: its published
+    folder, 825 tensors, as its own code loads them. Wan2.2-I2V-A14B: the shards of an expert, 1095.
+    """
     job = load_job(config_path("wan2.1_i2v_14b_480p_sgmd.yaml"))
     model = open_wan(job.teacher.path)
     check_against_model(job, model)
@@ -84,6 +93,7 @@ def test_image_to_video_jobs_build_the_published_networks() -> None:
     assert shapes["blocks.39.attn2.add_k_proj.weight"] == (5120, 5120)
     assert shapes["proj_out.weight"] == (64, 5120)
     assert len(shapes) == 1095 + 8 + 40 * 5
+    assert sum(map(prod, shapes.values())) == 16_394_878_784
     assert load_job(config_path("wan2.1_i2v_14b_480p_dmd2.yaml")).method.name == "dmd2"
 
     job = load_job(config_path("wan2.2_ti2v_5b_sgmd.yaml"))
@@ -96,9 +106,32 @@ def test_image_to_video_jobs_build_the_published_networks() -> None:
     assert shapes["patch_embedding.weight"] == (3072, 48, 1, 2, 2)
     assert shapes["blocks.29.ffn.net.0.proj.weight"] == (14336, 3072)
     assert shapes["proj_out.weight"] == (192, 3072) and len(shapes) == 825
+    assert sum(map(prod, shapes.values())) == 4_999_787_712
     with torch.device("meta"):
         vae = model.build_vae().state_dict()
     assert vae["decoder.conv_in.weight"].shape[:2] == (1024, 48)
     assert vae["encoder.conv_in.weight"].shape[:2] == (160, 12)
+    for expert in open_wan("Wan-AI/Wan2.2-I2V-A14B-Diffusers").experts:
+        shapes = expert.model.transformer_shapes()
+        assert (len(shapes), sum(map(prod, shapes.values()))) == (1095, 14_288_901_184)
     with pytest.raises(UserError, match="original layout.*use Wan-AI/Wan2.2-TI2V-5B-Diffusers"):
         open_wan("Wan-AI/Wan2.2-TI2V-5B")
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("cogvideox_2b_adm", 10),
+        ("cogvideox_5b_adm", 14),
+        ("sd3_medium_adm", 24),
+        ("sd3.5_large_adm", 38),
+        ("sdxl_dmdx", 7),
+    ],
+)
+def test_the_adm_papers_jobs_have_its_numbers_of_heads(name: str, heads: int) -> None:
+    """arXiv 2507.18569, App. B.1 for images and App. B.2 for videos."""
+    job = load_job(config_path(f"{name}.yaml"))
+    model, method = open_model(job.teacher.path), job.method
+    assert isinstance(method, (ADM, DMDX))
+    layers = len(model.head_widths)
+    assert len(head_blocks(layers, method.discriminator.head_every)) == heads

@@ -35,6 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_published_models_open_without_a_download(
     name: str, tensors: int, weights: int, blocks: int, heads: int
 ) -> None:
+    """The totals are those that others counted in the published weights.
+
+    5b: the trainable parameters of a full fine-tune that finetrainers' page on CogVideoX prints.
+    2b: a public table of the elements of zai-org/CogVideoX-2b's parts, which has its T5, too.
+    """
     model = open_model(f"zai-org/CogVideoX-{name}")
     shapes = model.transformer_shapes()
     assert (len(shapes), sum(map(prod, shapes.values()))) == (tensors, weights)
@@ -46,7 +51,7 @@ def test_the_published_models_open_without_a_download(
     assert (model.text_length, model.text_dim, model.fps) == (226, 4096, 8.0)
     with torch.device("meta"):
         encoder = model.build_text_encoder()
-    assert round(sum(p.numel() for p in encoder.parameters()) / 1e9, 2) == 4.76
+    assert sum(p.numel() for p in encoder.parameters()) == 4_762_310_656
 
 
 @pytest.mark.parametrize(("name", "snr_shift"), [("2b", 3.0), ("5b", 1.0)])
