@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 
 from lightx2v_sgmd.schedule import Schedule
 from tools.checks import client_runs
-from tools.checks.client_programs import ROWS, Bench, Row, main
+from tools.checks.client_programs import ROWS, main
+from tools.checks.client_students import Bench
+from tools.models.standard_wan import Kind
 from weights import FORMATS
 
 
@@ -35,12 +37,35 @@ def test_an_exported_lora_is_one_file_of_two(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.safetensors").touch()
     bench = object.__new__(Bench)
-    bench.folder, bench.config = tmp_path, {}
+    bench.folder, bench.config, bench.kind = tmp_path, {}, "t2v"
+    bench.schedule, bench.teacher = Schedule(), tmp_path
     folders = {"lora": tmp_path / "run_lora", "comfyui": tmp_path / "base"}
-    monkeypatch.setattr(bench, "_export", lambda run, format, dtype: folders[format])
-    request = bench.request(Row("comfyui", "comfyui", "fp32", lora=True))
-    assert request["lora"] == str(tmp_path / "run_lora" / "a_pytorch_lora_weights.safetensors")
-    assert request["weights"] == str(tmp_path / "base" / "base.safetensors")
+    (folders["lora"] / "workflow_api.json").write_text('{"1": {}}')
+    monkeypatch.setattr(bench, "exported", lambda run, format, dtype: folders[format])
+    request = bench.request("comfyui", "comfyui", "fp32", lora=True)
+    assert request["loras"] == [str(tmp_path / "run_lora" / "a_pytorch_lora_weights.safetensors")]
+    assert request["weights"] == [str(tmp_path / "base" / "base.safetensors")]
+    assert request["workflow"] == {"1": {}} and request["settings"] == str(folders["lora"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["i2v", "i2v pair", "ti2v"])
+def test_students_of_images_are_exported_with_what_programs_are_given(
+    kind: Kind, tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path, kind)
+    request = bench.request("comfyui", "comfyui", "fp32", lora=True)
+    inputs = client_runs.Inputs(request)
+    pair = kind == "i2v pair"
+    assert len(inputs.weights) == len(inputs.loras) == 1 + pair
+    assert all("high" in files[0].as_posix() for files in (inputs.loras, inputs.weights) if pair)
+    assert (inputs.image_rows is not None) == (kind == "i2v")
+    assert inputs.pixels.shape == (*bench.size[:2], 3) and bench.latents.shape == inputs.noise.shape
+    loaded = [n for n in inputs.workflow.values() if n["class_type"] == "LoraLoaderModelOnly"]
+    assert [node["inputs"]["lora_name"] for node in loaded] == [f.name for f in inputs.loras]
+    video = torch.zeros(1, 3, 5, *bench.size[:2])
+    latents = inputs.normalized(inputs.encoded(video))
+    assert latents.shape[1:3] == (len(bench.latents), 2)
 
 
 @pytest.fixture
@@ -48,8 +73,9 @@ def inputs(tmp_path: Path) -> client_runs.Inputs:
     file = tmp_path / "inputs.safetensors"
     noise, text = torch.ones(2, 1, 2, 2), torch.ones(3, 5)
     save_file({"noise": noise, "text": text, "sigmas": Schedule().times}, file)
-    request = {"inputs": file, "weights": "w", "lora": None, "config": {}, "shift": 8.0}
-    return client_runs.Inputs(request)
+    paths = dict.fromkeys(("image", "vae", "settings"), "unused")
+    request = {"inputs": file, "weights": ["w"], "loras": [], "config": {}, "shift": 8.0}
+    return client_runs.Inputs(request | paths | {"workflow": None})
 
 
 def test_eulers_steps_of_a_constant_velocity_go_all_the_way(inputs: client_runs.Inputs) -> None:

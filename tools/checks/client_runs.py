@@ -11,6 +11,7 @@ machine without CUDA needs: attention by PyTorch, and devices that are a CPU.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import types
@@ -36,10 +37,21 @@ class Inputs:
         self.noise: Tensor = tensors["noise"]  # [C, T, H, W]
         self.text: Tensor = tensors["text"]  # [S, D]
         self.sigmas: list[float] = tensors["sigmas"].tolist()
-        self.weights = Path(request["weights"])
-        self.lora: Path | None = Path(request["lora"]) if request["lora"] else None
+        self.image_rows: Tensor | None = tensors.get("image_rows")  # [L, D']
+        self.image = Path(request["image"])  # PNG of the video's size
+        self.vae = Path(request["vae"])  # diffusers' folder
+        # One of each, or one for each of two experts, high noise first.
+        self.weights = [Path(file) for file in request["weights"]]
+        self.loras = [Path(file) for file in request["loras"]]
+        self.settings = Path(request["settings"])  # the export that says how it is run
+        self.workflow: dict[str, Any] = request["workflow"] or {}
         self.config: dict[str, Any] = request["config"]  # the original's config.json
         self.shift: float = request["shift"]
+
+    @property
+    def lora(self) -> Path | None:
+        """The file of adapters for one network, if any."""
+        return self.loras[0] if self.loras else None
 
     @property
     def steps(self) -> int:
@@ -52,6 +64,33 @@ class Inputs:
         padded = torch.zeros(1, 512, self.text.shape[1])
         padded[0, : len(self.text)] = self.text
         return padded
+
+    @property
+    def pixels(self) -> Tensor:
+        """The image ``[H, W, 3]``, from 0 to 1."""
+        import numpy as np
+        from PIL import Image
+
+        return torch.from_numpy(np.array(Image.open(self.image))).float() / 255
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """The VAE's latents ``[1, C, T, h, w]`` of a video ``[1, 3, F, H, W]`` from -1 to 1.
+
+        They are not normalised yet.
+        """
+        from diffusers import AutoencoderKLWan
+
+        vae = AutoencoderKLWan.from_pretrained(str(self.vae))
+        latents: Tensor = vae.encode(pixels).latent_dist.mode()
+        return latents
+
+    def normalized(self, latents: Tensor) -> Tensor:
+        """The same latents as networks see them."""
+        config = json.loads((self.vae / "config.json").read_text())
+        mean, std = (
+            torch.tensor(config[f"latents_{name}"]).view(1, -1, 1, 1, 1) for name in ("mean", "std")
+        )
+        return (latents - mean) / std
 
     def euler(self, velocity: Callable[[Tensor, float], Tensor]) -> Tensor:
         """Euler's method for a program that has none of its own."""
@@ -95,7 +134,7 @@ def wan(inputs: Inputs) -> Tensor:
     model = import_module("wan.modules.model")
     for module in (attention, model):
         vars(module)["flash_attention"] = _sdpa
-    network = model.WanModel.from_pretrained(str(inputs.weights)).float().eval()
+    network = model.WanModel.from_pretrained(str(inputs.weights[0])).float().eval()
 
     def velocity(x_t: Tensor, sigma: float) -> Tensor:
         tokens = x_t[0].numel() // 4
@@ -106,33 +145,85 @@ def wan(inputs: Inputs) -> Tensor:
 
 
 def comfyui(inputs: Inputs) -> Tensor:
-    """ComfyUI's loader, its shift, its euler sampler and its simple scheduler, LoRA included."""
+    """The exported workflow in ComfyUI's own nodes, up to the latents that its VAE would decode.
+
+    The nodes that load and run the text encoder, CLIP and the VAE are stand-ins, because those
+    networks have one size there; the VAE in their place is the teacher's. What the loaders of
+    networks and adapters do not take is an error.
+    """
     sys.argv = ["main.py", "--cpu", "--force-fp32", "--use-pytorch-cross-attention"]
     import_module("comfy.options").enable_args_parsing()
-    sd, sample = import_module("comfy.sd"), import_module("comfy.sample")
-    utils, sampling = import_module("comfy.utils"), import_module("comfy.model_sampling")
-    model = sd.load_diffusion_model(str(inputs.weights))
-    if inputs.lora is not None:
-        lora = utils.load_torch_file(str(inputs.lora), safe_load=True)
-        model, _ = sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
-
-    # What the node ModelSamplingSD3 does; importing it imports every node of the program.
-    class Shifted(sampling.ModelSamplingDiscreteFlow, sampling.CONST):  # type: ignore[misc,name-defined]
-        pass
-
-    shifted = Shifted(model.model.model_config)
-    shifted.set_parameters(shift=inputs.shift, multiplier=1000)
-    model = model.clone()
-    model.add_object_patch("model_sampling", shifted)
-    condition = [[inputs.padded_text, {}]]
-    out = sample.sample(
-        *(model, inputs.noise[None], inputs.steps, 1.0, "euler", "simple", condition, condition),
-        latent_image=torch.zeros_like(inputs.noise[None]),
-        disable_pbar=True,
-        seed=0,
+    said = _Said()
+    logging.getLogger().addHandler(said)
+    modules = [import_module("nodes")]
+    modules += [import_module(f"comfy_extras.nodes_{n}") for n in ("model_advanced", "wan")]
+    modules.append(import_module("comfy_extras.nodes_hunyuan"))
+    kinds: dict[str, Any] = {}
+    for module in modules:
+        kinds |= vars(module) | getattr(module, "NODE_CLASS_MAPPINGS", {})
+    graph = inputs.workflow
+    loaders = {"UNETLoader": inputs.weights, "LoraLoaderModelOnly": inputs.loras}
+    files = {}
+    for kind, found in loaders.items():
+        named = [node for node in graph.values() if node["class_type"] == kind]
+        for node, file in zip(named, found, strict=True):  # high noise first, as the files are
+            files[node["inputs"]["unet_name" if kind == "UNETLoader" else "lora_name"]] = str(file)
+    vars(import_module("folder_paths"))["get_full_path_or_raise"] = lambda _, name: files[name]
+    made: dict[str, Any] = {}
+    rows = types.SimpleNamespace(
+        penultimate_hidden_states=None if inputs.image_rows is None else inputs.image_rows[None]
     )
-    latents: Tensor = model.model.process_latent_in(out)[0]
-    return latents
+    vae = types.SimpleNamespace(
+        encode=lambda frames: inputs.encoded(2 * frames.permute(3, 0, 1, 2)[None] - 1)
+    )
+    given: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "CLIPLoader": lambda: (None,),
+        "CLIPTextEncode": lambda: ([[inputs.padded_text, {}]],),
+        "VAELoader": lambda: (vae,),
+        "LoadImage": lambda: (inputs.pixels[None], None),
+        "CLIPVisionLoader": lambda: (None,),
+        "CLIPVisionEncode": lambda: (rows,),
+    }
+
+    def run(key: str) -> Any:
+        if key not in made:
+            node = graph[key]
+            kind, values = node["class_type"], dict(node["inputs"])
+            if kind in given:
+                made[key] = given[kind]()
+            else:
+                for name, value in values.items():
+                    if isinstance(value, list):
+                        values[name] = run(value[0])[value[1]]
+                node_class = kinds[kind]
+                newer = hasattr(node_class, "define_schema")
+                call = node_class.execute if newer else getattr(node_class(), node_class.FUNCTION)
+                out = call(**values)
+                made[key] = getattr(out, "args", out)
+        return made[key]
+
+    (last,) = [node for node in graph.values() if node["class_type"] == "VAEDecode"]
+    key, output = last["inputs"]["samples"]
+    latents: Tensor = run(key)[output]["samples"]
+    if said.lines:
+        raise RuntimeError(f"ComfyUI says: {said.lines[0][:100]}")
+    return inputs.normalized(latents)[0]
+
+
+class _Said(logging.Handler):
+    """Keeps what a program says of weights that it does not have, or does not know."""
+
+    _OTHERS_KEY = ".diff_m"  # of LightX2V, beside the key that ComfyUI takes
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        words = ("missing", "unexpected", "left over", "not loaded", "NOT MERGED")
+        if any(word in line for word in words) and not line.endswith(self._OTHERS_KEY):
+            self.lines.append(line)
 
 
 def diffsynth(inputs: Inputs) -> Tensor:
@@ -145,7 +236,7 @@ def diffsynth(inputs: Inputs) -> Tensor:
         patch_size=(1, 2, 2),
         has_image_input=False,
     )
-    network.load_state_dict({k: t.float() for k, t in load_file(inputs.weights).items()})
+    network.load_state_dict({k: t.float() for k, t in load_file(inputs.weights[0]).items()})
     if inputs.lora is not None:
         general = import_module("diffsynth.utils.lora.general")
         general.GeneralLoRALoader().fuse_lora_to_base_model(network, load_file(inputs.lora))
@@ -175,7 +266,7 @@ def musubi(inputs: Inputs) -> Tensor:
         convert(str(inputs.lora), str(converted), "default", None)
         options = {"lora_weights_list": [load_file(converted)], "lora_multipliers": [1.0]}
     network = model.load_wan_model(
-        *(config, "cpu", str(inputs.weights), "torch", False, "cpu", torch.float32), **options
+        *(config, "cpu", str(inputs.weights[0]), "torch", False, "cpu", torch.float32), **options
     )
     network.eval().requires_grad_(False)
 
@@ -212,33 +303,49 @@ def lightx2v(inputs: Inputs) -> Tensor:
     envs = import_module("lightx2v.utils.envs")
     vars(envs).update(dict.fromkeys(("GET_DTYPE", "GET_SENSITIVE_DTYPE"), lambda: torch.float32))
     import_module("lightx2v.common.ops")
-    folder = inputs.lora.parent if inputs.lora is not None else _folder(inputs.weights)
-    os.chdir(folder)  # the card's command does so, too
+    os.chdir(inputs.settings)  # the card's command does so, too
     config = json.loads(Path("lightx2v.json").read_text())
     config |= {key: value for key, value in inputs.config.items() if not key.startswith("_")}
-    config |= {"model_cls": "wan2.1_distill", "task": "t2v", "model_path": str(inputs.weights)}
-    config |= {"modulate_type": "torch", "feature_caching": "NoCaching"}  # Triton needs a GPU
+    pair, image = len(inputs.weights) > 1, inputs.config["model_type"] == "i2v"
+    config |= {
+        "model_cls": "wan2.2_moe_distill" if pair else "wan2.1_distill",
+        "task": inputs.config["model_type"],
+        "model_path": str(inputs.weights[0].parent),
+    }
+    # What its command line sets for every Wan; Triton needs a GPU.
+    config |= {"vae_stride": [4, 8, 8], "patch_size": [1, 2, 2], "num_channels_latents": 16}
+    config |= {"modulate_type": "torch", "feature_caching": "NoCaching"}
     config |= {"seq_parallel": False, "cfg_parallel": False, "parallel": False}
-    if inputs.lora is not None:
-        config["dit_original_ckpt"] = str(inputs.weights)
-    device = torch.device("cpu")
-    made: dict[str, Any] = {"model_path": config["model_path"], "config": config, "device": device}
-    if inputs.lora is None:
-        network = import_module("lightx2v.models.networks.wan.distill_model").WanDistillModel(
-            **made
-        )
-    else:
-        network = import_module("lightx2v.models.networks.wan.model").WanModel(**made)
-        adapter = import_module("lightx2v.models.networks.lora_adapter").LoraAdapter(network)
-        adapter.apply_lora(config["lora_configs"], model_type="wan2.1")
-    network.to_cuda()  # to the "device": weights on a CPU count as offloaded
-    schedulers = import_module("lightx2v.models.schedulers.wan.step_distill.scheduler")
-    scheduler = schedulers.WanStepDistillScheduler(config)
+    if inputs.loras:
+        for file, name in zip(inputs.weights, _ORIGINAL if pair else ("dit",), strict=True):
+            config[f"{name}_original_ckpt"] = str(file)
+    runners = import_module("lightx2v.models.runners.wan.wan_distill_runner")
+    kind = runners.Wan22MoeDistillRunner if pair else runners.WanDistillRunner
+    runner = object.__new__(kind)  # its constructor loads nothing, but asks for a GPU
+    runner.config, runner.init_device = config, torch.device("cpu")
+    if pair:
+        for name in _ORIGINAL:
+            setattr(runner, f"{name}_model_path", config[f"{name}_original_ckpt"])
+    network = runner.load_transformer()
+    for each in network.model if pair else [network]:
+        each.to_cuda()  # to the "device": weights on a CPU count as offloaded
+    runner.init_scheduler()
+    scheduler = runner.scheduler
     network.set_scheduler(scheduler)
     scheduler.prepare(seed=0, latent_shape=list(inputs.noise.shape))
     scheduler.latents = inputs.noise
     text = inputs.padded_text
-    given = {"text_encoder_output": {"context": text, "context_null": text}}
+    given: dict[str, Any] = {"text_encoder_output": {"context": text, "context_null": text}}
+    if image:
+        runner.vae_encoder = types.SimpleNamespace(
+            dtype=torch.float32,
+            encode=lambda video, **_: inputs.normalized(inputs.encoded(video))[0],
+        )
+        frame = 2 * inputs.pixels.permute(2, 0, 1)[None] - 1
+        latents_of_image, shape = runner.run_vae_encoder(frame)
+        assert list(shape) == list(inputs.noise.shape), f"{shape}: another size of video"
+        told = {"clip_encoder_out": inputs.image_rows, "vae_encoder_out": latents_of_image}
+        given["image_encoder_output"] = told
     for step in range(inputs.steps):
         scheduler.step_pre(step_index=step)
         network.infer(given)
@@ -247,9 +354,8 @@ def lightx2v(inputs: Inputs) -> Tensor:
     return latents
 
 
-def _folder(weights: Path) -> Path:
-    return weights if weights.is_dir() else weights.parent
-
+_ORIGINAL: Final = ("high_noise", "low_noise")
+"""LightX2V's names of two experts."""
 
 PROGRAMS: Final[dict[str, tuple[Callable[[Inputs], Tensor], tuple[str, ...]]]] = {
     "wan": (wan, ("dashscope", "torchvision")),

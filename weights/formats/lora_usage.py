@@ -87,7 +87,7 @@ _COMFYUI_HELD_FRAME: Final = """\
 
 Copy `{file}` to `ComfyUI/models/loras`, and open ComfyUI's own workflow for `{start}`;
 this folder has none. Put `LoraLoaderModelOnly` behind the node that loads the network; set shift
-{shift:g}, euler, simple, {count} steps and cfg 1. This has not been tried in ComfyUI.
+{shift:g}, euler, simple, {count} steps and cfg 1.
 """
 _LIGHTX2V_DYNAMIC: Final = """
 LightX2V's `lora_dynamic_apply` skips what this file changes outside the blocks, and modulation;

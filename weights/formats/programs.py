@@ -2,7 +2,7 @@
 
 A program that takes a size from the weights or from a configuration runs any size; one that has it
 in its code fails on another, or runs and is silently wrong. The sizes are those of all published
-Wan2.1 text-to-video models, so this concerns small models such as the bundled one.
+Wan models, so this concerns small models such as the bundled one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Program:
 
 # ComfyUI (comfy/model_detection.py) counts layers and reads widths from the weights, and takes the
 # rest from here; the number of heads is the width over 128. Its text encoder and VAE are Wan's own.
-# 48 latent channels are those of Wan2.2-TI2V-5B.
+# 48 latent channels are those of Wan2.2-TI2V-5B; 1280 is the width of an image's rows in CLIP.
 COMFYUI: Final = Program(
     "ComfyUI",
     {
@@ -39,13 +39,20 @@ COMFYUI: Final = Program(
         "text_dim": (TEXT_WIDTH,),
         "freq_dim": (256,),
         "out_channels": (16, 48),
+        "image_dim": (None, 1280),
     },
 )
 # LightX2V (models/networks/wan/infer/post_infer.py, models/schedulers/wan/scheduler.py): the patch;
-# its text encoder and VAE are Wan's own. Heads and the time embedding follow the configuration.
+# its text encoder, CLIP and VAE are Wan's own. Heads and time embedding follow the configuration.
 # Its runners for few steps (``wan_distill_runner.py``) are for the latents of Wan2.1's VAE.
 LIGHTX2V: Final = Program(
-    "LightX2V", {"patch_size": (PATCH,), "text_dim": (TEXT_WIDTH,), "out_channels": (16,)}
+    "LightX2V",
+    {
+        "patch_size": (PATCH,),
+        "text_dim": (TEXT_WIDTH,),
+        "out_channels": (16,),
+        "image_dim": (None, 1280),
+    },
 )
 
 _WORDS: Final = {
@@ -54,6 +61,7 @@ _WORDS: Final = {
     "text_dim": "the width of the text embeddings",
     "freq_dim": "the width of the time embedding",
     "out_channels": "the number of latent channels",
+    "image_dim": "the width of an image's rows",
 }
 
 
@@ -66,10 +74,12 @@ def differing_sizes(program: Program, config: Mapping[str, Any]) -> list[str]:
     """
     found = []
     for key, known in program.fixed.items():
-        own = config[key] if key != "out_channels" else config[key] or config["in_channels"]
+        own: Any = config.get(key)
+        if key == "out_channels":
+            own = own or config["in_channels"]
         own = tuple(own) if isinstance(known[0], tuple) else own
         if own not in known:
-            wanted = " or ".join(map(_text, known))
+            wanted = " or ".join(_text(size) for size in known if size is not None)
             found.append(f"{_WORDS[key]} is {_text(own)}, not {wanted}")
     return found
 

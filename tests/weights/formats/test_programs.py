@@ -62,8 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_published_models_run_everywhere() -> None:
-    for name in ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"):
-        config = open_wan(name).transformer_config
+    for name in ("1-T2V-1.3B", "1-T2V-14B", "1-I2V-14B-480P", "2-T2V-A14B", "2-I2V-A14B"):
+        config = open_wan(f"Wan-AI/Wan2.{name}-Diffusers").transformer_config
         assert [refusal(program, config) for program in (COMFYUI, LIGHTX2V)] == [None, None]
 
 
@@ -75,6 +75,7 @@ def test_published_models_run_everywhere() -> None:
         ("text_dim", 64, "the width of the text embeddings is 64, not 4096", None),
         ("freq_dim", 64, "the width of the time embedding is 64, not 256", {"ComfyUI"}),
         ("out_channels", 48, "the number of latent channels is 48, not 16", {"LightX2V"}),
+        ("image_dim", 24, "the width of an image's rows is 24, not 1280", None),
     ],
 )
 def test_one_other_size_is_named(
