@@ -89,6 +89,10 @@ Copy `{file}` to `ComfyUI/models/loras`, and open ComfyUI's own workflow for `{s
 this folder has none. Put `LoraLoaderModelOnly` behind the node that loads the network; set shift
 {shift:g}, euler, simple, {count} steps and cfg 1.
 """
+# Its ModelPatcher "skips random weights in non leaf modules" (0.3.64 and 0.8.0): modulation is one.
+_COMFYUI_MODULATION: Final = """\
+ComfyUI applies all of the file but the changes of modulation, which it skips without a warning.
+"""
 _LIGHTX2V_DYNAMIC: Final = """
 LightX2V's `lora_dynamic_apply` skips what this file changes outside the blocks, and modulation;
 for that, export with `--only blocks`.
@@ -190,6 +194,8 @@ def usage_of(spec: ExportSpec, values: Mapping[str, Any], files: Sequence[str]) 
         comfyui = _COMFYUI_HELD_FRAME.format(**values, **more)
     else:
         comfyui = _COMFYUI.format(**values, **more, image=image_usage(model))
+    if not linear_alone(spec):
+        comfyui += _COMFYUI_MODULATION
     comfyui = section(COMFYUI, model.transformer_config, comfyui)
     engine = (_ENGINE_PAIR if pair else _ENGINE).format(**pair, **values, **words)
     return "\n".join([diffusers, engine, comfyui, lightx2v, peft])

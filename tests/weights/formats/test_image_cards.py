@@ -91,6 +91,7 @@ def test_programs_that_run_such_sizes_are_told_the_task(
     assert "--model_cls wan2.1_distill --task i2v \\\n" in card
     assert '--config_json lightx2v.json \\\n    --image_path "$OLDPWD/first_frame.png" \\\n' in card
     assert "lora_dynamic_apply" in card, "the change has more than linear layers"
+    assert "ComfyUI applies all of the file but the changes of modulation" in card
     assert "`workflow.json`, which names these files" in card
     assert "The node Load Image takes the image" in card and "clip_vision_h.safetensors" in card
 
