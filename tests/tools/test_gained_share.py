@@ -24,8 +24,8 @@ def test_the_interval_covers_the_share_and_narrows_with_captions() -> None:
     widths = []
     for captions in (50, 5000):
         rng = np.random.default_rng(1)
-        rows = [rng.random((4, captions)) < share for share in (0.6, 0.8, 0.79)]
-        low, high = interval(*rows, draws=500)
-        assert low < share_kept(*rows) < high
+        base, full, other = (rng.random((4, captions)) < share for share in (0.6, 0.8, 0.79))
+        low, high = interval(base, full, other, draws=500)
+        assert low < share_kept(base, full, other) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 4

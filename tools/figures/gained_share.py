@@ -61,7 +61,7 @@ def share_kept(undistilled: Right, full: Right, other: Right) -> float:
 
 
 def interval(
-    undistilled: Right, full: Right, other: Right, draws: int = 10_000
+    undistilled: Right, full: Right, other: Right, *, draws: int = 10_000
 ) -> tuple[float, float]:
     """The 95 % bootstrap interval of the share: seeds and captions are drawn with replacement."""
     rng = np.random.default_rng(0)
@@ -101,15 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found.append(right_videos(plan, row, seed, args.captions))
                 bar.advance(args.captions)
             right[name] = np.array(found)
-    one_seed = ({name: rows[[i]] for name, rows in right.items()} for i in range(len(plan.seeds)))
+    one_seed = ([rows[[i]] for rows in right.values()] for i in range(len(plan.seeds)))
     figures = {
         "rows": rows,
         "captions": args.captions,
         "seeds": list(plan.seeds),
         "right_on_everything": {name: values.mean(1).tolist() for name, values in right.items()},
-        "share_kept": share_kept(**right),
-        "share_kept_by_seed": [share_kept(**rows) for rows in one_seed],
-        "interval_95": interval(**right),
+        "share_kept": share_kept(*right.values()),
+        "share_kept_by_seed": [share_kept(*rows) for rows in one_seed],
+        "interval_95": interval(*right.values()),
     }
     text = json.dumps(figures, indent=2) + "\n"
     print(text, end="")
