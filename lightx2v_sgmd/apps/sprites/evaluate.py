@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.apps.sprites import motions, world
 from lightx2v_sgmd.apps.sprites.judging import Scores, Verdict, judge, score
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance, measure
 from lightx2v_sgmd.families.base import Model
@@ -29,16 +29,22 @@ __all__ = [
     "evaluate",
     "gap_closed",
     "held_out_captions",
+    "held_out_motion_captions",
     "summarise",
     "teacher_schedule",
     "training_captions",
+    "training_motion_captions",
 ]
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Videos]
 """Prompts and one seed for each to videos ``[N, F, H, W, 3]``."""
 
 
-def is_held_out(caption: world.Caption) -> bool:
+OPEN_MOTIONS: Final = 0.5
+"""Share of the captions of motions, held out or not, that leave the motion open."""
+
+
+def is_held_out(caption: world.Caption | motions.MotionCaption) -> bool:
     """True if a caption is of the third that distillation never sees (by its text's hash)."""
     return hashlib.blake2b(caption.text().encode()).digest()[0] % 3 == 0
 
@@ -51,6 +57,23 @@ def held_out_captions(count: int, seed: int = 12_345) -> list[world.Caption]:
 def training_captions(count: int, seed: int = 54_321) -> list[str]:
     """Prompts to distil on: draws of the same law, none of them a held-out caption."""
     return list(islice((c.text() for c in _captions(seed) if not is_held_out(c)), count))
+
+
+def held_out_motion_captions(count: int, seed: int = 12_345) -> list[motions.MotionCaption]:
+    """Captions of the world of motions that training never sees; half leave the motion open."""
+    return list(islice((c for c in _motion_captions(seed) if is_held_out(c)), count))
+
+
+def training_motion_captions(count: int, seed: int = 54_321) -> list[str]:
+    """Prompts of the world of motions to distil on, of the same law, none of them held out."""
+    return list(islice((c.text() for c in _motion_captions(seed) if not is_held_out(c)), count))
+
+
+def _motion_captions(seed: int) -> Iterator[motions.MotionCaption]:
+    rng = np.random.default_rng(seed)
+    while True:
+        open_motion = bool(rng.random() < OPEN_MOTIONS)
+        yield motions.sample_motion_caption(rng, open_motion=open_motion)
 
 
 def _captions(seed: int) -> Iterator[world.Caption]:

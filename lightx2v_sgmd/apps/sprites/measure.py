@@ -44,7 +44,9 @@ class Track:
         pixels_per_frame: Length of the motion.
         area: Median coverage in pixels.
         start: First centroid in pixels, ``(x, y)``.
-        steady: Straight, of one size and shape, present in every frame, in one piece.
+        whole: Of one size and shape, present in every frame, in one piece.
+        steady: Whole, and on a straight line.
+        centroids: ``[F, 2]`` in pixels, NaN in frames without the object.
     """
 
     colour: str
@@ -55,7 +57,9 @@ class Track:
     pixels_per_frame: float
     area: float
     start: tuple[float, float]
+    whole: bool
     steady: bool
+    centroids: Array = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -189,9 +193,8 @@ def _track(mask: Array, colour: str) -> Track:
     median = float(np.median(area[present]))
     in_one_piece = all(_largest_piece(frame) > 0.85 * frame.sum() for frame in mask[present])
     pixels_per_frame = float(np.hypot(*velocity))
-    steady = (
+    whole = (
         bool(present.all())
-        and wobble < MAX_WOBBLE
         and float(np.abs(area / median - 1).max()) < MAX_AREA_CHANGE
         and float((shapes == shape).mean()) >= SAME_SHAPE
         and in_one_piece
@@ -211,7 +214,9 @@ def _track(mask: Array, colour: str) -> Track:
         pixels_per_frame=pixels_per_frame,
         area=median,
         start=(float(start[0]), float(start[1])),
-        steady=steady,
+        whole=whole,
+        steady=whole and wobble < MAX_WOBBLE,
+        centroids=points,
     )
 
 

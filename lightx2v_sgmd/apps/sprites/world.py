@@ -56,7 +56,7 @@ OPTIONS: Final[dict[str, tuple[str, ...]]] = {
 }
 # Half extents of each shape in units of its radius: left, right, up, down. All have the area of
 # the circle of that radius, so that size does not give the shape away.
-_EXTENT: Final[dict[str, tuple[float, float, float, float]]] = {
+EXTENT: Final[dict[str, tuple[float, float, float, float]]] = {
     "circle": (1.0, 1.0, 1.0, 1.0),
     "square": (0.8863, 0.8863, 0.8863, 0.8863),
     "triangle": (1.3468, 1.3468, 1.5551, 0.7776),
@@ -208,7 +208,7 @@ def _place(
     dx, dy = DIRECTIONS[values["direction"]]
     vx = speed * (dx * np.cos(angle) - dy * np.sin(angle))
     vy = speed * (dx * np.sin(angle) + dy * np.cos(angle))
-    left, right, up, down = (radius * e + 0.5 for e in _EXTENT[values["shape"]])
+    left, right, up, down = (radius * e + 0.5 for e in EXTENT[values["shape"]])
     travel_x, travel_y = vx * (NUM_FRAMES - 1), vy * (NUM_FRAMES - 1)
     x = rng.uniform(left - np.minimum(travel_x, 0), SIZE - right - np.maximum(travel_x, 0))
     y = rng.uniform(up - np.minimum(travel_y, 0), SIZE - down - np.maximum(travel_y, 0))
@@ -222,7 +222,7 @@ def _clearance(
     if len(placed) < 2:
         return np.full(len(placed[0]["x"]), np.inf)
     a, b = placed
-    ea, eb = (_EXTENT[values["shape"]] for values in decided)
+    ea, eb = (EXTENT[values["shape"]] for values in decided)
     t = np.arange(NUM_FRAMES)[:, None]
     gaps = []
     for axis, lo, hi in (("x", 0, 1), ("y", 2, 3)):
