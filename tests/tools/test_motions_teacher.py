@@ -1,0 +1,129 @@
+"""The training data of the teacher of motions, its export, and the bars of its model card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightx2v_sgmd.apps.sprites import motions
+from lightx2v_sgmd.apps.sprites.motion_judging import ATTRIBUTES
+from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
+from tools.models import measure_motions_teacher, motions_pool, train_motions_teacher
+
+
+def pool() -> motions_pool.Pool:
+    """Latents that say which manner they are of."""
+    drawn = motions_pool.draw_sprites(1000, seed=0)
+    latents = {
+        manner: torch.full((len(sprites), 1, 1, 1, 1), float(motions.MANNERS.index(manner)))
+        for manner, sprites in drawn.items()
+    }
+    return motions_pool.Pool(
+        {manner: each.bfloat16() for manner, each in latents.items()},
+        {manner: [s.caption() for s in sprites] for manner, sprites in drawn.items()},
+    )
+
+
+def test_named_captions_are_even_and_others_have_the_mixture() -> None:
+    videos, rng = pool(), np.random.default_rng(0)
+    shown: dict[str, Counter[str]] = {"named": Counter(), "open": Counter(), "empty": Counter()}
+    for _ in range(100):
+        latents, captions = motions_pool.draw_batch(videos, rng, 64)
+        for latent, text in zip(latents, captions, strict=True):
+            manner = motions.MANNERS[int(latent.item())]
+            caption = motions.parse_motion_caption(text) if text else None
+            motion = None if caption is None else caption.motion
+            kind = "empty" if caption is None else "open" if motion is None else "named"
+            assert motion is None or motion.manner == manner
+            shown[kind][manner] += 1
+    totals = {kind: sum(counts.values()) for kind, counts in shown.items()}
+    assert totals == {"named": 3500, "open": 2300, "empty": 600}
+    for manner, share in motions.MIXTURE.items():
+        assert shown["named"][manner] / totals["named"] == pytest.approx(1 / 6, abs=0.03)
+        assert shown["open"][manner] / totals["open"] == pytest.approx(share, abs=0.04)
+        assert shown["empty"][manner] / totals["empty"] == pytest.approx(share, abs=0.07)
+
+
+def test_every_caption_that_training_draws_is_embedded() -> None:
+    captions = set(motions_pool.all_captions())
+    _, drawn = motions_pool.draw_batch(pool(), np.random.default_rng(1), 64)
+    assert len(captions) == 561 and captions >= set(drawn)
+
+
+def test_words_of_every_caption_can_be_told_apart() -> None:
+    """The frozen text encoder gives each caption a row that no other caption of its object has."""
+    encoder = open_wan("sprites").load_text_encoder(torch.float32)
+    texts = [motions.MotionCaption("red", "circle", m).text() for m in (None, *motions.MOTIONS)]
+    rows = encoder.rows(texts)
+    for index, ours in enumerate(rows):
+        for theirs in rows[:index]:
+            away = torch.cdist(ours, theirs)
+            assert max(away.min(0).values.max(), away.min(1).values.max()) > 1
+
+
+def test_an_export_is_the_bundled_teacher_with_another_transformer(tmp_path: Path) -> None:
+    network = open_wan("sprites").load_transformer(torch.float32)
+    with torch.no_grad():
+        network.proj_out.bias += 1
+    train_motions_teacher.write_folder(tmp_path / "motions", network.state_dict())
+    files = {p.relative_to(tmp_path / "motions").as_posix() for p in tmp_path.rglob("*.*")}
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert files == {
+        "model_index.json",
+        "video.json",
+        "prompts.txt",
+        "transformer/config.json",
+        weights,
+    }
+    size = (tmp_path / "motions" / weights).stat().st_size
+    assert size == pytest.approx((bundled_teacher() / weights).stat().st_size, rel=0.01)
+    prompts = (tmp_path / "motions" / "prompts.txt").read_text().splitlines()
+    assert len(prompts) == 2048 and all(map(motions.is_motion_caption, prompts))
+
+
+FIGURES: dict[str, Any] = {
+    "solver": "50 steps of Euler",
+    "guidance": 3.0,
+    "teacher": {
+        "nfe": 100,
+        "named": dict.fromkeys(ATTRIBUTES, 0.96),
+        "open_manners": {**motions.MIXTURE, "other": 0.0},
+        "open_videos": 640,
+        "all_attributes": 0.9,
+        "clean": 0.9,
+        "videos": 880,
+    },
+    "vae": {"named": dict.fromkeys(ATTRIBUTES, 1.0), "videos": 300},
+}
+FIGURES["undistilled"] = {**FIGURES["teacher"], "nfe": 4}
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("teacher", {"named": {**dict.fromkeys(ATTRIBUTES, 1.0), "manner": 0.94}}),
+        (
+            "teacher",
+            {"open_manners": {**motions.MIXTURE, "still": 0.41, "slow": 0.29, "other": 0.0}},
+        ),
+        ("teacher", {"open_videos": 599}),
+        ("vae", {"named": {**dict.fromkeys(ATTRIBUTES, 1.0), "direction": 0.98}}),
+    ],
+)
+def test_a_bar_that_is_missed_is_named_in_the_card(part: str, change: dict[str, Any]) -> None:
+    assert all(ok for _, ok in measure_motions_teacher.bars(FIGURES).values())
+    assert "All bars are met" in measure_motions_teacher.card(FIGURES, "notes")
+    worse = {**FIGURES, part: {**FIGURES[part], **change}}
+    assert not all(ok for _, ok in measure_motions_teacher.bars(worse).values())
+    assert "Bars that are missed" in measure_motions_teacher.card(worse, "notes")
+
+
+def test_half_of_what_is_measured_can_be_asked_for() -> None:
+    captions = measure_motions_teacher.captions_to_measure(24, 60, seed=3)
+    assert [c.motion is None for c in captions] == [False] * 24 + [True] * 60
+    assert len({c.text() for c in captions[:24]}) > 12

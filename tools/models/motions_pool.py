@@ -1,0 +1,136 @@
+"""The training data of the teacher of motions: encoded videos by manner, and embedded captions.
+
+Captions that name the motion draw the manner uniformly, so that each is learned alike. Captions
+that leave it open, and the empty caption, draw it from the world's mixture. Guidance extrapolates
+from the empty caption, and leaves the mixture alone only if both have the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from lightx2v_sgmd.apps.sprites import motions, world
+from lightx2v_sgmd.families.text_rows import TextEncoder, pad_text
+from lightx2v_sgmd.families.wan.model import WanModel
+from tools.models.sprites_training import save_atomically
+from tools.models.sprites_vae import to_model_range
+
+# B batch, C channels, T latent frames, h, w, S text tokens, D text width
+
+SHARES: Final = {
+    "still": 0.2,
+    "slow": 0.24,
+    "fast": 0.14,
+    "turn": 0.14,
+    "bounce": 0.14,
+    "late": 0.14,
+}
+"""Each manner's share of the encoded videos, about as often as training uses it."""
+NAMED: Final = 0.55
+EMPTY: Final = 0.10
+"""Shares of a batch whose caption names the motion, and whose caption is empty."""
+HELD_OUT: Final = 64
+"""Videos of each manner that training does not see."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Encoded videos: by manner, latents ``[N, C, T, h, w]`` bf16 and what is to be seen."""
+
+    latents: dict[str, Tensor]
+    sprites: dict[str, list[motions.MotionCaption]]
+
+
+def draw_sprites(count: int, seed: int) -> dict[str, list[motions.MovingSprite]]:
+    """Draws ``count`` objects, the manners in ``SHARES``."""
+    drawn: dict[str, list[motions.MovingSprite]] = {}
+    for index, (manner, share) in enumerate(SHARES.items()):
+        rng = np.random.default_rng([seed, index])
+        drawn[manner] = [
+            motions.sample_sprite(
+                rng, motions.MotionCaption(motion=motions.sample_motion(rng, manner))
+            )
+            for _ in range(round(count * share))
+        ]
+    return drawn
+
+
+def encode_pool(model: WanModel, path: Path, count: int, seed: int, batch: int = 32) -> Pool:
+    """Renders and encodes videos, or reads those of an earlier call from ``path``."""
+    drawn = draw_sprites(count, seed)
+    latents: dict[str, Tensor] = {}
+    if path.exists():
+        latents = torch.load(path, weights_only=True)
+    vae = model.load_vae()
+    for manner, sprites in drawn.items():
+        if manner in latents:
+            continue
+        encoded = []
+        starts = range(0, len(sprites), batch)
+        for start in track(starts, description=f"encoding {len(sprites)} videos ({manner})"):
+            encoded.append(encode(model, vae, sprites[start : start + batch]))
+        latents[manner] = torch.cat(encoded)
+        save_atomically(latents, path)
+    captions = {manner: [s.caption() for s in sprites] for manner, sprites in drawn.items()}
+    if any(len(latents[manner]) != len(captions[manner]) for manner in captions):
+        raise SystemExit(f"{path} has another number of videos; give the old --pool or delete it")
+    return Pool(latents, captions)
+
+
+@torch.no_grad()
+def encode(model: WanModel, vae: object, sprites: Sequence[motions.MovingSprite]) -> Tensor:
+    """Normalised latents of the objects' videos, ``[B, C, T, h, w]`` bf16."""
+    frames = [(motions.render(s) * 255).round().astype(np.uint8) for s in sprites]
+    videos = to_model_range(torch.from_numpy(np.stack(frames)))
+    with torch.autocast("cpu", torch.bfloat16):
+        z = vae._encode(videos).chunk(2, dim=1)[0].float()  # type: ignore[attr-defined]
+    return model.normalized_latents(vae, z).bfloat16()
+
+
+def all_captions() -> list[str]:
+    """Every caption of the world, and the empty one."""
+    return [
+        "",
+        *(
+            motions.MotionCaption(colour, shape, motion).text()
+            for colour in (None, *world.COLOURS)
+            for shape in (None, *world.SHAPES)
+            for motion in (None, *motions.MOTIONS)
+        ),
+    ]
+
+
+def embed_captions(encoder: TextEncoder) -> tuple[dict[str, int], Tensor]:
+    """The row of each caption in a table of text embeddings, and the table ``[N, S, D]``."""
+    captions = all_captions()
+    table = pad_text(encoder.rows(captions))
+    return {caption: index for index, caption in enumerate(captions)}, table
+
+
+def draw_batch(
+    pool: Pool, rng: np.random.Generator, batch: int, p_open: float = 0.35
+) -> tuple[Tensor, list[str]]:
+    """A training batch: latents ``[B, C, T, h, w]`` float32 and captions."""
+    named, empty = round(NAMED * batch), round(EMPTY * batch)
+    latents, captions = [], []
+    for index in range(batch):
+        is_named = index < named
+        manner = str(rng.choice(motions.MANNERS)) if is_named else motions.sample_manner(rng)
+        pick = int(rng.integers(HELD_OUT, len(pool.latents[manner])))
+        full = pool.sprites[manner][pick]
+        latents.append(pool.latents[manner][pick])
+        caption = motions.MotionCaption(
+            None if rng.random() < p_open else full.colour,
+            None if rng.random() < p_open else full.shape,
+            full.motion if is_named else None,
+        )
+        captions.append("" if index >= batch - empty else caption.text())
+    return torch.stack(latents).float(), captions
