@@ -90,6 +90,32 @@ QUALITY = (
         "up",
         captions=True,
     ),
+    Column(
+        "rare",
+        "rare",
+        3,
+        "where captions leave the motion open, share of videos with one of the rare, fast motions: "
+        "fast, turn, bounce or late",
+        captions=True,
+    ),
+    *(
+        Column(
+            f"open_{manner}",
+            manner,
+            3,
+            f"where captions leave the motion open, share of videos {what}",
+            captions=True,
+        )
+        for manner, what in {
+            "still": "whose object rests",
+            "slow": "whose object moves slowly",
+            "fast": "whose object moves fast, straight on",
+            "turn": "whose object moves fast and turns by a right angle",
+            "bounce": "whose object moves fast and comes back",
+            "late": "whose object waits and then moves fast",
+            "other": "that show no motion of the world",
+        }.items()
+    ),
 )
 COST = (
     Column("cpu_seconds", "CPU s/it", 3, "processor seconds of one training iteration", "down"),

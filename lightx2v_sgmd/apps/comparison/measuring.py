@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.apps.sprites.judging import Verdict, judge
 from lightx2v_sgmd.apps.sprites.measure import measure
+from lightx2v_sgmd.apps.sprites.motion_judging import MotionVerdict, judge_motion
+from lightx2v_sgmd.apps.sprites.motions import MotionCaption
 from lightx2v_sgmd.measures import optical_flow
 from lightx2v_sgmd.measures.diversity import pairwise_distance
 from lightx2v_sgmd.outputs import write_text
 from lightx2v_sgmd.untrusted.json_text import MEASURED, own_record, read_record
 
 Videos = NDArray[np.uint8]
+Captions = Sequence[world.Caption] | Sequence[MotionCaption]
+"""Captions of one of the sprite worlds."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,10 @@ class Measured:
         features: ``[N][D]``, what the Frechet distance compares.
         flow: ``[N]``, mean absolute optical flow in pixels per frame; empty for images.
         dynamic: ``[N]``, whether each is dynamic by VBench's rule; empty for images.
-        verdicts: ``[N]`` against the captions; None where captions cannot be checked in frames.
+        verdicts: ``[N]`` against the captions of the sprite world; None for any others.
         distances: For each prompt that has several videos, their mean pairwise distance.
         seconds: The time of sampling and measuring.
+        motions: ``[N]`` against the captions of the world of motions; None for any others.
     """
 
     nfe: int
@@ -46,10 +51,18 @@ class Measured:
     verdicts: list[Verdict] | None
     distances: list[float]
     seconds: float
+    motions: list[MotionVerdict] | None = None
+
+    @property
+    def right(self) -> list[bool] | None:
+        """Whether each video is right on its caption; None where captions cannot be checked."""
+        verdicts = self.motions if self.verdicts is None else self.verdicts
+        return None if verdicts is None else [v.all_attributes for v in verdicts]
 
     def first(self, count: int) -> Measured:
         """The same of the first ``count`` videos, without distances."""
         verdicts = None if self.verdicts is None else self.verdicts[:count]
+        motions = None if self.motions is None else self.motions[:count]
         return Measured(
             self.nfe,
             self.features[:count],
@@ -58,12 +71,13 @@ class Measured:
             verdicts,
             [],
             self.seconds,
+            motions,
         )
 
 
 def measure_videos(
     videos: Videos,
-    captions: Sequence[world.Caption] | None,
+    captions: Captions | None,
     fps: float,
     *,
     nfe: int,
@@ -74,7 +88,7 @@ def measure_videos(
 
     Args:
         videos: ``[N, F, H, W, 3]``.
-        captions: One for each, if they are the sprite world's.
+        captions: One for each, if they are a sprite world's.
         fps: Frames per second.
         nfe: Network evaluations for one video.
         groups: Videos of one prompt each, ``[K, F, H, W, 3]``.
@@ -85,13 +99,18 @@ def measure_videos(
         distances = [pairwise_distance(group) for group in groups]
         return Measured(nfe, features, [], [], None, distances, seconds)
     fields = [optical_flow.flow(video) for video in videos]
-    verdicts = None
+    verdicts: list[Verdict] | None = None
+    motions: list[MotionVerdict] | None = None
     if captions is None:
         features = [statistics(video, field) for video, field in zip(videos, fields, strict=True)]
     else:
         measured = [measure(video) for video in videos]
         features = [[float(value) for value in m.features] for m in measured]
-        verdicts = [judge(m, c) for m, c in zip(measured, captions, strict=True)]
+        pairs = list(zip(measured, captions, strict=True))
+        if any(isinstance(caption, MotionCaption) for caption in captions):
+            motions = [judge_motion(m, c) for m, c in pairs if isinstance(c, MotionCaption)]
+        else:
+            verdicts = [judge(m, c) for m, c in pairs if isinstance(c, world.Caption)]
     return Measured(
         nfe=nfe,
         features=features,
@@ -100,6 +119,7 @@ def measure_videos(
         verdicts=verdicts,
         distances=[pairwise_distance(group) for group in groups],
         seconds=seconds,
+        motions=motions,
     )
 
 
@@ -161,7 +181,10 @@ def load(path: Path) -> Measured:
         verdicts = tree.pop("verdicts")
         if verdicts is not None:
             verdicts = [_verdict(item) for item in verdicts]
-        measured = Measured(verdicts=verdicts, **tree)
+        motions = tree.pop("motions", None)  # version 0.1 had none
+        if motions is not None:
+            motions = [MotionVerdict(**item) for item in motions]
+        measured = Measured(verdicts=verdicts, motions=motions, **tree)
         _check(measured)
         return measured
 
@@ -177,7 +200,7 @@ def _check(measured: Measured) -> None:
         raise ValueError("the features are not those of videos")
     images = not measured.flow and not measured.dynamic  # which have no motion
     each: list[Sized] = [] if images else [measured.flow, measured.dynamic]
-    each += [measured.verdicts] if measured.verdicts else []
+    each += [found for found in (measured.verdicts, measured.motions) if found]
     if any(len(values) != count for values in each):
         raise ValueError("the measurements are of different numbers of videos")
     numbers = [*measured.flow, *measured.dynamic, *measured.distances]

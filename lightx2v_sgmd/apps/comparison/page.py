@@ -15,7 +15,7 @@ from lightx2v_sgmd.outputs import WrittenFiles
 
 _MOST_BYTES: Final = 40 * 2**20
 """The most bytes of videos in the page; with large ones, fewer prompts are shown."""
-_PLOTTED: Final = ("frechet", "all_attributes", "motion", "optflow", "coverage")
+_PLOTTED: Final = ("frechet", "all_attributes", "motion", "optflow", "coverage", "rare")
 """Columns that are drawn against compute."""
 _SHEET_PROMPTS: Final = 4
 _SHEET_SIZE: Final = 96
@@ -145,8 +145,7 @@ def _examples(plan: Plan, videos: dict[str, list[Path]]) -> list[dict[str, Any]]
 def _right(plan: Plan, row: str) -> list[bool]:
     seed = seeds_done(plan, row)[0]
     step = 0 if row in (TEACHER, UNDISTILLED) else plan.snapshots()[-1]
-    verdicts = measuring.load(plan.measurement(row, seed, step)).verdicts
-    return [verdict.all_attributes for verdict in verdicts or []]
+    return measuring.load(plan.measurement(row, seed, step)).right or []
 
 
 def _prompts(plan: Plan) -> list[str]:

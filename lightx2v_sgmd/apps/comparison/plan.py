@@ -16,8 +16,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from lightx2v_sgmd.apps.sprites import world
+from lightx2v_sgmd.apps.sprites import motions, world
 from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import checkpoint_name
@@ -78,8 +79,21 @@ class Plan:
 
     @property
     def checkable(self) -> bool:
-        """True if the captions are the sprite world's, whose claims can be checked in frames."""
+        """True if the captions are a sprite world's, whose claims can be checked in frames."""
         return checkable(self.job)
+
+    @property
+    def held_out_captions(self) -> list[world.Caption] | list[motions.MotionCaption] | None:
+        """The held-out captions that videos are made from; None if they are other prompts."""
+        from lightx2v_sgmd.apps.sprites import evaluate
+
+        if self.settings.evaluation is not None:
+            return None
+        count = self.settings.prompts
+        kind = world_of(self.job)
+        if kind == "motions":
+            return evaluate.held_out_motion_captions(count)
+        return None if kind is None else evaluate.held_out_captions(count)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -90,10 +104,9 @@ class Plan:
     def evaluation_prompts(self) -> list[str]:
         """The prompts that videos are made from, none of which any row has trained on."""
         count, file = self.settings.prompts, self.settings.evaluation
-        if self.on_captions:
-            from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
-
-            return [caption.text() for caption in held_out_captions(count)]
+        captions = self.held_out_captions
+        if captions is not None:
+            return [caption.text() for caption in captions]
         # Without a file, an earlier version made the comparison, on training prompts.
         return prompts_of(self.job.data.prompts if file is None else file)[:count]
 
@@ -111,7 +124,7 @@ class Plan:
 
     @property
     def on_captions(self) -> bool:
-        """True if videos are made from the sprite world's held-out captions."""
+        """True if videos are made from a sprite world's held-out captions."""
         return self.settings.evaluation is None and self.checkable
 
     def about_prompts(self) -> str:
@@ -173,9 +186,18 @@ def file_name(label: str) -> str:
 
 
 def checkable(job: Job) -> bool:
-    """True if the prompts come with a model and the sprite world can measure each in frames."""
+    """True if the prompts come with a model and a sprite world can measure each in frames."""
+    return world_of(job) is not None
+
+
+def world_of(job: Job) -> Literal["sprites", "motions"] | None:
+    """The sprite world whose captions the job's prompts are, if they come with a model."""
     prompts = shipped_prompts(job.data.prompts)
-    return prompts is not None and all(map(world.is_caption, prompts))
+    if prompts is None:
+        return None
+    if all(map(world.is_caption, prompts)):
+        return "sprites"
+    return "motions" if all(map(motions.is_motion_caption, prompts)) else None
 
 
 def images_of(file: str) -> dict[str, Path]:

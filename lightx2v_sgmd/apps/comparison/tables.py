@@ -17,6 +17,7 @@ from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.comparison.saved import read_saved
 from lightx2v_sgmd.apps.sprites.judging import score
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance
+from lightx2v_sgmd.apps.sprites.motion_judging import score_motions
 from lightx2v_sgmd.measures.frechet import gaussian_distance
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_log
@@ -104,9 +105,9 @@ class Reference:
 
     def __init__(self, teacher: dict[int, Measured]) -> None:
         self.teacher = teacher
-        self.checkable = all(m.verdicts is not None for m in teacher.values())
+        self.checkable = all(m.right is not None for m in teacher.values())
         if self.checkable:
-            self._speeds = {seed: score(m.verdicts or []) for seed, m in teacher.items()}
+            self._speeds = {seed: caption_metrics(m)["speed_seen"] for seed, m in teacher.items()}
 
     def first(self, count: int) -> Reference:
         """The same of the first prompts."""
@@ -125,19 +126,11 @@ class Reference:
         features = np.array([f for m in pool for f in m.features], dtype=np.float32)
         ours = np.array(measured.features, dtype=np.float32)
         result: dict[str, float] = {}
-        if self.checkable and measured.verdicts is not None:
+        if self.checkable and measured.right is not None:
             result["frechet"] = frechet_distance(ours, features)
-            scores = score(measured.verdicts)
-            result |= {
-                "all_attributes": scores.all_attributes,
-                "colour": scores.colour,
-                "shape": scores.shape,
-                "direction": scores.direction,
-                "speed": scores.speed,
-                "clean": scores.clean,
-                "motion": scores.pixels_per_frame / self._speed(None if is_teacher else seed),
-                "coverage": scores.entropy,
-            }
+            result |= caption_metrics(measured)
+            speed = result.pop("speed_seen")
+            result["motion"] = speed / self._speed(None if is_teacher else seed)
         else:
             units = np.maximum(features.astype(np.float64).std(0), 1e-6)
             result["frechet"] = gaussian_distance(ours, features, units)
@@ -151,8 +144,33 @@ class Reference:
     def _speed(self, seed: int | None) -> float:
         """Pixels per frame of the teacher's objects: of one seed, or where it has none of all."""
         found = self._speeds.get(seed) if seed is not None else None
-        every = [scores.pixels_per_frame for scores in self._speeds.values()]
-        return max(found.pixels_per_frame if found else float(np.mean(every)), 1e-6)
+        mean = float(np.mean(list(self._speeds.values())))
+        return max(mean if found is None else found, 1e-6)
+
+
+def caption_metrics(measured: Measured) -> dict[str, float]:
+    """Shares of what captions name and leave open; ``speed_seen`` is in pixels per frame."""
+    if measured.motions is not None:
+        shown = score_motions(measured.motions)
+        return {
+            "all_attributes": shown.all_attributes,
+            **shown.named,
+            "clean": shown.clean,
+            "speed_seen": shown.pixels_per_frame,
+            "rare": shown.rare,
+            **{f"open_{manner}": share for manner, share in shown.open_manners.items()},
+        }
+    scores = score(measured.verdicts or [])
+    return {
+        "all_attributes": scores.all_attributes,
+        "colour": scores.colour,
+        "shape": scores.shape,
+        "direction": scores.direction,
+        "speed": scores.speed,
+        "clean": scores.clean,
+        "speed_seen": scores.pixels_per_frame,
+        "coverage": scores.entropy,
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

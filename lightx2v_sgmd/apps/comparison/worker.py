@@ -26,7 +26,6 @@ from lightx2v_sgmd.apps.comparison.measuring import Videos
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.comparison.saved import plan_of
 from lightx2v_sgmd.apps.comparison.tasks import NO_SPACE, TEACHER_BATCH, Task, teacher_folder
-from lightx2v_sgmd.apps.sprites import world
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.student_weights import MOST_EXPERTS, has_average, stem, student_files
@@ -153,11 +152,7 @@ class Bench:
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
         self.settings, self.job = plan.settings, plan.job
-        self.captions: list[world.Caption] | None = None
-        if plan.on_captions:
-            from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
-
-            self.captions = held_out_captions(self.settings.prompts)
+        self.captions = plan.held_out_captions
         self.prompts = plan.evaluation_prompts
         model = open_teacher(self.job.teacher)
         self.fps, self.suffix = model.fps, model.size_rules.suffix

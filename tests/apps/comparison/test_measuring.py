@@ -10,8 +10,8 @@ import pytest
 
 from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import measure_videos
-from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions
+from lightx2v_sgmd.apps.sprites import motions, world
+from lightx2v_sgmd.apps.sprites.evaluate import held_out_captions, held_out_motion_captions
 from lightx2v_sgmd.system.errors import UserError
 from tests.measures.test_optical_flow import moving_texture
 
@@ -20,6 +20,26 @@ def sprite_videos(count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     videos = [world.sample_video(rng, caption)[2] for caption in held_out_captions(count)]
     return (np.stack(videos) * 255).round().astype(np.uint8)
+
+
+def motion_videos(count: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    captions = held_out_motion_captions(count)
+    videos = [motions.render(motions.sample_sprite(rng, caption)) for caption in captions]
+    return (np.stack(videos) * 255).round().astype(np.uint8)
+
+
+def test_motions_are_judged_and_survive_the_disk(tmp_path: Path) -> None:
+    measured = measure_videos(motion_videos(8, 0), held_out_motion_captions(8), 8, nfe=4)
+    measuring.save(measured, tmp_path / "m.json")
+    assert measuring.load(tmp_path / "m.json") == measured
+    assert measured.verdicts is None and measured.motions is not None
+    assert measured.right == [True] * 8 and measured.first(3).right == [True] * 3
+    content = json.loads((tmp_path / "m.json").read_text())
+    for damaged in (content["motions"][:7], [1] * 8):
+        (tmp_path / "m.json").write_text(json.dumps(content | {"motions": damaged}))
+        with pytest.raises(UserError, match=r"m\.json: is not as it was written; remove it"):
+            measuring.load(tmp_path / "m.json")
 
 
 def test_measurements_survive_the_disk(tmp_path: Path) -> None:
@@ -57,7 +77,7 @@ def test_a_measurement_that_is_not_as_it_was_written_is_named(
 ) -> None:
     good = measuring.Measured(4, [[1.0, 2.0]], [1.0], [True], None, [], 1.0)
     measuring.save(good, tmp_path / "m.json")
-    assert measuring.load(tmp_path / "m.json") == good
+    assert measuring.load(tmp_path / "m.json") == good and good.right is None
     content = json.loads((tmp_path / "m.json").read_text()) | change
     (tmp_path / "m.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"m\.json: is not as it was written; remove it"):

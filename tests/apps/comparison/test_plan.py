@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightx2v_sgmd.apps.comparison import plan as planned
 from lightx2v_sgmd.apps.comparison.folder import captions, inputs, writing_report
 from lightx2v_sgmd.apps.comparison.plan import Settings, file_name
 from lightx2v_sgmd.apps.comparison.planning import make_plan
 from lightx2v_sgmd.apps.comparison.saved import saved_plan, write_plan
+from lightx2v_sgmd.apps.sprites.evaluate import held_out_motion_captions, training_motion_captions
+from lightx2v_sgmd.apps.sprites.motions import MotionCaption
 from lightx2v_sgmd.families.sources.model_folder import shipped_prompts
 from lightx2v_sgmd.files.latents import write_shard
 from lightx2v_sgmd.files.prompts import read_prompts
@@ -85,6 +88,23 @@ def test_only_a_shipped_models_captions_of_the_world_are_checked(job: Path, tmp_
     copy = tmp_path / "copy.txt"
     copy.write_text("\n".join(shipped_prompts("sprites") or []))
     assert not make_plan(job, tmp_path / "out", overrides=[f"data.prompts={copy}"]).checkable
+
+
+def test_captions_of_motions_are_checked_on_held_out_ones(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = training_motion_captions(200)
+    plan = make_plan(job, tmp_path / "out", overrides=["data.prompts=sprites"])
+    assert planned.world_of(plan.job) == "sprites"
+    monkeypatch.setattr(planned, "shipped_prompts", lambda name: trained)
+    assert planned.world_of(plan.job) == "motions" and plan.checkable and plan.on_captions
+    found = plan.held_out_captions
+    assert found == held_out_motion_captions(plan.settings.prompts)
+    assert not {*plan.evaluation_prompts} & {*trained}
+    opened = [c for c in found or [] if isinstance(c, MotionCaption) and c.motion is None]
+    assert len(opened) == pytest.approx(plan.settings.prompts / 2, abs=25)
+    monkeypatch.setattr(planned, "shipped_prompts", lambda name: [*trained, "a dog"])
+    assert planned.world_of(plan.job) is None and plan.held_out_captions is None
 
 
 def test_no_row_is_measured_on_its_training_prompts(job: Path, tmp_path: Path) -> None:

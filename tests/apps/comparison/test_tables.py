@@ -175,6 +175,32 @@ def test_captions_that_can_be_checked_add_their_columns(plan: Plan) -> None:
     assert own["frechet"] < 1e-6 and own["motion"] == 1
 
 
+def test_motions_that_captions_leave_open_have_their_shares(plan: Plan) -> None:
+    from lightx2v_sgmd.apps.sprites.evaluate import held_out_motion_captions
+    from tests.apps.comparison.test_measuring import motion_videos
+
+    captions = held_out_motion_captions(60)
+    teacher = measuring.measure_videos(motion_videos(60, 0), captions, 8, nfe=4)
+    assert teacher.motions is not None
+    rested = [
+        replace(v, manner="still") if v.motion_is_open else replace(v, right={"manner": False})
+        for v in teacher.motions
+    ]
+    reference = tables.Reference({0: teacher})
+    found = reference.metrics(replace(teacher, motions=rested), 0)
+    assert found["open_still"] == 1 and found["rare"] == found["open_fast"] == found["manner"] == 0
+    assert found["motion"] == 1 and found["frechet"] < 1e-6
+    own = reference.metrics(teacher, 0, is_teacher=True)
+    assert own["all_attributes"] == own["manner"] == own["direction"] == 1
+    shares = [own[f"open_{m}"] for m in ("fast", "turn", "bounce", "late")]
+    assert own["rare"] == pytest.approx(sum(shares)) and 0.1 < own["rare"] < 0.5
+    results = tables.build_results(plan, "forwards", {})
+    assert "| rare |" not in markdown(results)  # of another teacher
+    for row in results["rows"].values():
+        row["equal_iterations"] |= tables.over_seeds([own])
+    assert "| rare | still |" in markdown({**results, "captions_checkable": True})
+
+
 def test_tables_and_curves_say_what_the_results_say(plan: Plan) -> None:
     results = tables.build_results(plan, "forwards", {})
     page = markdown(results)
