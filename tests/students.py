@@ -17,7 +17,7 @@ from infer import GenerateOptions, Options, Outcome, Student
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.schedule import Schedule
-from tests.tiny import WEIGHTS, make_tiny_wan
+from tests.tiny import WEIGHTS, Kind, make_tiny_wan
 
 
 def load_student(path: str | Path, quiet: bool = True, **options: Any) -> Student:
@@ -64,9 +64,9 @@ def manifest_of(schedule: Schedule) -> Manifest:
     )
 
 
-def make_student(folder: Path, seed: int = 0, heads: int = 4) -> Path:
+def make_student(folder: Path, seed: int = 0, heads: int = 4, kind: Kind = "text") -> Path:
     """A tiny random student as an export looks, in float32."""
-    make_tiny_wan(folder, seed, heads)
+    make_tiny_wan(folder, seed, heads, kind=kind)
     schedule = Schedule()
     write_metadata(folder, schedule_metadata(schedule))
     scheduler = {

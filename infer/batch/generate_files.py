@@ -62,6 +62,7 @@ def generate_files(
     *,
     cancel: Cancel | None = None,
     quiet: bool = False,
+    images: Sequence[Path | None] = (),
 ) -> Outcome:
     """Makes videos and writes them as mp4, or images and writes them as PNG.
 
@@ -77,13 +78,15 @@ def generate_files(
         options: Sizes, seeds, precision, memory and so on; see ``infer.GenerateOptions``.
         cancel: Asked between steps and between chunks of frames whether to stop.
         quiet: Show no progress bar.
+        images: The image that each of several prompts starts from; empty if none has one of its
+            own. A file of prompts names its images itself.
 
     Raises:
         UserError: what ``load_student`` and ``Student.generate`` refuse, prompts that cannot be
             read, or an output that cannot be written (all found before anything is loaded).
         Cancelled: ``cancel`` said so; what was finished stays.
     """
-    call = _prepared(weights, prompts, Path(out), options or GenerateOptions(), quiet)
+    call = _prepared(weights, prompts, Path(out), options or GenerateOptions(), quiet, images)
     if call.options.ray is None:
         return _generate_here(call, cancel, quiet)
     from infer.cluster.generating import generate_on_machines
@@ -97,12 +100,13 @@ def _prepared(
     out: Path,
     options: GenerateOptions,
     quiet: bool,
+    images: Sequence[Path | None],
 ) -> GenerateCall:
     """Everything that can be refused without the device."""
     required("imageio_ffmpeg")
     if options.fps is not None and not 0.1 <= options.fps <= 1000:
         raise UserError(f"fps: {options.fps:g} is not from 0.1 to 1000 frames per second")
-    requests = make_requests(prompts, options.seed)
+    requests = make_requests(prompts, options.seed, images)
     if isinstance(prompts, Path):
         note_unread(prompts, quiet, keys=False)  # others are refused
     resolved(out)

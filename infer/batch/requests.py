@@ -56,13 +56,17 @@ class Request:
         return self.height, self.width, self.num_frames
 
 
-def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Request]:
+def make_requests(
+    prompts: str | Sequence[str] | Path, seed: int, images: Sequence[Path | None] = ()
+) -> list[Request]:
     """The requests of one prompt, of several, or of a file of them.
 
     Args:
         prompts: A ``Path`` is a file: ``.txt``, ``.csv``, or ``.jsonl`` whose lines may also have
             ``seed``, ``height``, ``width``, ``num_frames``, ``name`` and ``image``.
         seed: The first video's; later videos use seed+1, seed+2, ... unless their line has one.
+        images: The image that each video starts from, for prompts that are no file; empty if none
+            does.
 
     Raises:
         UserError: no prompts, or lines that cannot be used, all of them named.
@@ -83,8 +87,10 @@ def make_requests(prompts: str | Sequence[str] | Path, seed: int) -> list[Reques
         if problem := prompt_problem(text):
             raise UserError(f"prompt: {problem}; shorten or correct it")
     return [
-        Request(text, number, _default_name(index, text))
-        for index, (text, number) in enumerate(zip(texts, seed_list(seed, len(texts)), strict=True))
+        Request(text, number, _default_name(index, text), image=image)
+        for index, (text, number, image) in enumerate(
+            zip(texts, seed_list(seed, len(texts)), images or [None] * len(texts), strict=True)
+        )
     ]
 
 

@@ -41,8 +41,9 @@ from lightx2v_sgmd.apps.evaluation.shards import (
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, video_files, wanted_size
 from lightx2v_sgmd.apps.evaluation.summary import Side, summarise
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.manifest import VideoFacts
-from lightx2v_sgmd.files.prompts import note_unread, read_prompts
+from lightx2v_sgmd.files.prompts import note_unread, read_images, read_prompts
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import (
     OutputLock,
@@ -53,7 +54,7 @@ from lightx2v_sgmd.outputs import (
 )
 from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, short_line
 
 __all__ = ["EvaluateOptions", "Evaluation", "evaluate", "evaluate_shard"]
 
@@ -82,6 +83,7 @@ class _Plan:
     """The request, after everything was checked that can be without work."""
 
     sources: dict[str, VideoSource]
+    images: dict[str, list[Path | None]]
     sizes: dict[str, VideoFacts | None]
     own: dict[str, list[Path]]
     prompts: list[str]
@@ -93,6 +95,10 @@ class _Plan:
     def texts(self) -> list[str]:
         """The prompt of each video: all prompts for the first seed, then for the next."""
         return self.prompts * self.options.seeds
+
+    def images_of(self, side: str) -> list[Path | None]:
+        """The image that each video of a side starts from; empty if none does."""
+        return self.images[side] * self.options.seeds
 
     @property
     def seeds(self) -> list[int]:
@@ -118,7 +124,8 @@ def evaluate(
 
     Args:
         weights: A student that ``export`` wrote, a teacher, or a folder of mp4 files.
-        prompts: A prompt file.
+        prompts: A prompt file. Lines of ``.jsonl`` name the image that videos of image-to-video
+            models start from.
         out: The folder for everything.
         against: The reference: likewise a student, a teacher or a folder of mp4 files.
         options: Metrics, seeds, sizes and so on.
@@ -132,7 +139,7 @@ def evaluate(
     """
     options = options or EvaluateOptions()
     plan = _plan(weights, prompts, Path(out), against, options)
-    note_unread(prompts, quiet, images=False)
+    note_unread(prompts, quiet, images=any(plan.images.values()))
     folder = resolved(out)
     if nproc > 1 and (made := [side for side, size in plan.sizes.items() if size is not None]):
         call = ShardedCall(
@@ -203,8 +210,8 @@ def _make(
     assert size is not None, "a model's videos have a size"
     guidance = guidance_of(plan.options, list(plan.sources.values()))
     out = folder / folder_of(first, end)
-    texts = plan.texts[first:end]
-    return range_videos(source, texts, size, guidance, plan.options, first, out, quiet)
+    texts, images = plan.texts[first:end], plan.images_of(side)[first:end]
+    return range_videos(source, texts, size, guidance, plan.options, first, out, quiet, images)
 
 
 def _plan(
@@ -245,6 +252,7 @@ def _plan(
         },
     )
     check_writable(out, folder=True)
+    images = {side: _images(source, prompts, texts, side) for side, source in sources.items()}
     sizes: dict[str, VideoFacts | None] = {}
     own = {}
     for side, source in sources.items():
@@ -265,7 +273,36 @@ def _plan(
         metrics = tuple(name for name in metrics if name not in ("frechet", "fvd"))
         if set(options.metrics) & {"frechet", "fvd"}:
             raise UserError("--metrics: frechet and fvd need two videos or more; add prompts")
-    return _Plan(sources, sizes, own, texts, metrics, teacher, options)
+    return _Plan(sources, images, sizes, own, texts, metrics, teacher, options)
+
+
+def _images(
+    source: VideoSource, prompts: str | Path, texts: Sequence[str], side: str
+) -> list[Path | None]:
+    """The image that each prompt's videos start from; empty if those of a side start from none.
+
+    Raises:
+        UserError: an image is missing or cannot be read, or a prompt has two.
+    """
+    model = source.model
+    if model is None or model.takes_image == "never":
+        return []
+    images = read_images(prompts)
+    if model.takes_image == "always" and not (images and all(images)):
+        raise UserError(
+            f"--prompts: {prompts} has prompts without an image, and --{side} {source.path} starts "
+            'from one; give a .jsonl file whose lines have "prompt" and "image"'
+        )
+    found: dict[str, Path | None] = {}
+    for text, image in zip(texts, images, strict=bool(images)):
+        if found.setdefault(text, image) != image:
+            raise UserError(
+                f"--prompts: {prompts} has the prompt {short_line(text, 60)} with two images; give "
+                "each prompt one"
+            )
+        if image is not None:
+            check_image(image)
+    return images
 
 
 def _features_model(sources: dict[str, VideoSource], options: EvaluateOptions) -> Model | None:
@@ -318,10 +355,13 @@ def _videos(plan: _Plan, side: str, folder: Path, lock: OutputLock, quiet: bool)
                 files = _make(plan, side, first, end, out, quiet)
                 found |= dict(zip(range(first, end), files, strict=True))
         return [found[index] for index in range(len(plan.texts))]
+    images = plan.images_of(side)
     if source.kind == "student":
-        return student_videos(source, plan.texts, size, plan.options, out, quiet)
+        return student_videos(source, plan.texts, size, plan.options, out, quiet, images)
     guidance = guidance_of(plan.options, list(plan.sources.values()))
-    return teacher_videos(source, plan.texts, size, guidance, plan.options, out, lock, quiet)
+    return teacher_videos(
+        source, plan.texts, size, guidance, plan.options, out, lock, quiet, images
+    )
 
 
 def _about(plan: _Plan, side: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource
+from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import video_writer
 from lightx2v_sgmd.outputs import OutputLock, locked_folder
@@ -29,6 +30,7 @@ def student_videos(
     options: EvaluateOptions,
     out: Path,
     quiet: bool,
+    images: Sequence[Path | None] = (),
 ) -> list[Path]:
     """Makes a student's videos by ``generate``, which leaves out those that exist.
 
@@ -39,6 +41,7 @@ def student_videos(
         options: The options.
         out: The folder of this side's videos.
         quiet: Show no progress.
+        images: The image that each video starts from; empty if none does.
 
     Raises:
         RunError: a video could not be made.
@@ -54,7 +57,7 @@ def student_videos(
         device=options.device,
         text_cache=cache_folder("text"),
     )
-    outcome = generate_files(source.path, list(prompts), out, chosen, quiet=quiet)
+    outcome = generate_files(source.path, list(prompts), out, chosen, quiet=quiet, images=images)
     if outcome.failed:
         name, reason = outcome.failed[0]
         raise RunError(
@@ -81,6 +84,7 @@ def teacher_videos(
     out: Path,
     lock: OutputLock,
     quiet: bool,
+    images: Sequence[Path | None] = (),
 ) -> list[Path]:
     """Makes a teacher's videos by its own sampler, each with a sidecar as ``generate`` writes it.
 
@@ -93,6 +97,8 @@ def teacher_videos(
         out: The folder of this side's videos.
         lock: The evaluation's lock.
         quiet: Show no progress.
+        images: The image that each video starts from, the same for equal prompts; empty if none
+            does.
 
     Raises:
         UserError: a file of that name exists that this program did not write.
@@ -104,11 +110,12 @@ def teacher_videos(
     from infer.batch.sidecars import is_there, publish, sidecar
     from lightx2v_sgmd.sampling.sampler import VideoSampler
     from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
+    from lightx2v_sgmd.system.caches import cache_folder
     from lightx2v_sgmd.text.encoder_fingerprint import encoder_identity, weights_digest
 
     model = source.model
     assert model is not None, "a teacher has a model"
-    requests = make_requests(list(prompts), options.seed)
+    requests = make_requests(list(prompts), options.seed, images)
     files = [out / f"{request.name}.mp4" for request in requests]
     check_own(files)
     device, dtype = device_and_dtype(options.device)
@@ -124,8 +131,11 @@ def teacher_videos(
         "weights": weights_digest(model, "transformer", "vae"),
         "text_encoder": encoder_identity(model, model.text_dtype(dtype)),
     }
+    starts = {request.prompt: request.image for request in requests if request.image is not None}
+    digests = {prompt: {"image_sha256": check_image(image)} for prompt, image in starts.items()}
     about: list[dict[str, Any]] = [
-        {"prompt": request.prompt, "seed": request.seed, **common} for request in requests
+        {"prompt": each.prompt, **digests.get(each.prompt, {}), "seed": each.seed, **common}
+        for each in requests
     ]
     waiting = [
         index
@@ -150,6 +160,8 @@ def teacher_videos(
             batch=together,
             device=torch.device(device),
             dtype=dtype,
+            images=starts,
+            image_cache=cache_folder("text"),
         )
         for start in range(0, len(waiting), together):
             group = waiting[start : start + together]
@@ -178,6 +190,7 @@ def range_videos(
     first: int,
     out: Path,
     quiet: bool,
+    images: Sequence[Path | None] = (),
 ) -> list[Path]:
     """Makes a range of a model's videos in a folder of its own, which it locks meanwhile.
 
@@ -190,12 +203,15 @@ def range_videos(
         first: The index of the range's first video among all; its seed counts from it.
         out: The range's folder.
         quiet: Show no progress.
+        images: The image that each video of the range starts from; empty if none does.
     """
     chosen = replace(options, seed=options.seed + first)
     if source.kind == "student":
-        return student_videos(source, prompts, size, chosen, out, quiet)
+        return student_videos(source, prompts, size, chosen, out, quiet, images)
     with locked_folder(out, "evaluate", quiet) as lock:
-        return teacher_videos(source, prompts, size, guidance_scale, chosen, out, lock, quiet)
+        return teacher_videos(
+            source, prompts, size, guidance_scale, chosen, out, lock, quiet, images
+        )
 
 
 def device_and_dtype(device: str | None) -> tuple[str, Any]:

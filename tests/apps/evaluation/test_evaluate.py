@@ -18,6 +18,8 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.sampling.sampler import noise_for
 from lightx2v_sgmd.system.errors import UserError
+from tests.families.wan.test_image_to_video import write_prompts
+from tests.families.wan.test_images import picture
 from tests.measures.test_optical_flow import moving_texture
 from tests.students import make_student
 from tests.tiny import make_tiny_wan
@@ -231,3 +233,41 @@ def test_a_damaged_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n")
     with pytest.raises(UserError, match="x.mp4: cannot be read as a video"):
         evaluate(tmp_path / "a", tmp_path / "p.txt", tmp_path / "out", quiet=True)
+
+
+@pytest.mark.slow
+def test_videos_start_from_the_images_of_the_prompts(tmp_path: Path) -> None:
+    """Another image makes the videos of its prompt again, and those of no other prompt."""
+    student = make_student(tmp_path / "student", kind="image latents")
+    teacher = make_tiny_wan(tmp_path / "teacher", seed=1, kind="image latents")
+    prompts = write_prompts(tmp_path / "in", "a.png", "b.jpg")
+    options = replace(OPTIONS, seeds=1)
+    for _ in range(2):
+        evaluate(student, prompts, tmp_path / "out", against=teacher, options=options, quiet=True)
+        videos = sorted((tmp_path / "out" / "videos").glob("*/*.mp4"))
+        assert len(videos) == 4
+        before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in videos]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["frechet"]["videos"] == [2, 2]
+    picture(40, 20).rotate(180).save(tmp_path / "in" / "a.png")
+    evaluate(student, prompts, tmp_path / "out", against=teacher, options=options, quiet=True)
+    after = [(file.read_bytes(), file.stat().st_mtime_ns) for file in videos]
+    changed = [ours[0] != theirs[0] for ours, theirs in zip(after, before, strict=True)]
+    assert changed == [True, False, True, False]  # of each side the first prompt's
+    assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, False, True]
+
+
+def test_a_prompt_without_the_image_that_a_model_needs_is_refused(tmp_path: Path) -> None:
+    teacher = make_tiny_wan(tmp_path / "teacher", kind="image latents")
+    prompts = write_prompts(tmp_path / "in", "a.png", None)
+    with pytest.raises(UserError, match=r"prompts\.jsonl has prompts without an image, and --wei"):
+        evaluate(teacher, prompts, tmp_path / "out", options=OPTIONS, quiet=True)
+    row = json.loads(prompts.read_text().splitlines()[0])
+    other = {**row, "image": "b.jpg"}
+    prompts.write_text("".join(json.dumps(each) + "\n" for each in (row, other)))
+    with pytest.raises(UserError, match="has the prompt a red circle .* with two images; give"):
+        evaluate(teacher, prompts, tmp_path / "out", options=OPTIONS, quiet=True)
+    prompts.write_text(json.dumps({**row, "image": "c.png"}) + "\n")
+    with pytest.raises(UserError, match=r"c\.png"):
+        evaluate(teacher, prompts, tmp_path / "out", options=OPTIONS, quiet=True)
+    assert not (tmp_path / "out" / "videos").exists()

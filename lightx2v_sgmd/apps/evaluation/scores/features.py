@@ -1,6 +1,7 @@
 """Features of videos in the teacher's own network, those of ``measures.network_features``.
 
-The video is encoded first, and the network has an empty prompt.
+The video is encoded first, and the network has an empty prompt. One that always starts from an
+image is told of one without content.
 
 Legend: F frames, H, W height and width, N videos, D features.
 """
@@ -40,7 +41,7 @@ class TeacherFeatures:
         self.model, self.device = model, torch.device(device)
         text_dtype = model.text_dtype(dtype)
         rows = encode_prompts(model, [""], Ranks(device=self.device), text_dtype, cache=None)
-        self.conditioning = model.conditioning(list(rows)).to(self.device)
+        (self.row,) = rows
         expert = model.experts[features_expert(model)].model
         self.network: Any = expert.load_transformer(dtype, self.device).requires_grad_(False)
         self.vae = model.load_vae(device=self.device)
@@ -61,8 +62,12 @@ class TeacherFeatures:
         encoded = self.vae.encode(video.float() / 127.5 - 1).latent_dist.mode()
         x0 = self.model.normalized_latents(self.vae, encoded).float()
 
+        always = self.model.takes_image == "always"  # an empty image, as the prompt is empty
+        image = self.model.empty_image(x0.shape[2:]) if always else {}
+        conditioning = self.model.conditioning([self.row.with_image(image)]).to(self.device)
+
         def run(x_t: Tensor, time: Tensor) -> Tensor:
-            return self.model.predict(self.network, x_t, time, self.conditioning)
+            return self.model.predict(self.network, x_t, time, conditioning)
 
         return middle_features(self.model, self.network, run, x0)[0].cpu().numpy()
 
