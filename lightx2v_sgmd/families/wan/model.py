@@ -109,13 +109,8 @@ class WanModel(DiffusersModel):
 
     @property
     def features(self) -> frozenset[Feature]:
-        """All, because they were written for these networks.
-
-        The blocks' fast passes are for one time for a whole video; a network that may be given a
-        first frame has a time for each token.
-        """
-        every: frozenset[Feature] = frozenset(get_args(Feature))
-        return every - {"fast_blocks"} if self.holds_first_frame else every
+        """All, because they were written for these networks."""
+        return frozenset(get_args(Feature))
 
     @property
     def formats(self) -> tuple[str, ...]:
