@@ -59,10 +59,29 @@ def _check_features(job: Job, model: Model) -> None:
     if job.parallel.sequence > 1:
         what = f"parallel.sequence: {job.parallel.sequence}"
         require_feature(model, "sequence", what, "1")
-    if job.parallel.compile == "always":
-        require_feature(model, "fast_blocks", "parallel.compile: always", "auto or never")
+    if job.parallel.compile == "always" and "fast_blocks" not in model.features:
+        _check_whole_blocks(job, model)
     if job.teacher.loras:
         require_feature(model, "loras", "teacher.loras: a LoRA file", "weights with it merged")
+
+
+def _check_whole_blocks(job: Job, model: Model) -> None:
+    """Checks that whole blocks can be compiled, for a family without passes of its own.
+
+    Raises:
+        UserError: they cannot.
+    """
+    what = f"parallel.compile: always compiles whole blocks of {model.family}"
+    if job.parallel.strategy != "local":
+        raise UserError(
+            f"{what}, which needs parallel.strategy local, not {job.parallel.strategy}; use auto "
+            "or never"
+        )
+    if job.parallel.gradient_checkpointing == "selective":
+        raise UserError(
+            f"{what}, in which parallel.gradient_checkpointing selective sees no attention; use "
+            "true or false"
+        )
 
 
 def _check_experts(job: Job, model: Model) -> None:

@@ -183,7 +183,7 @@ class Student:
                 "--image FILE`, or give `denoise` what `with_images` made"
             )
         text_rows = conditioning["text"].shape[1]
-        if self.plan.compile:
+        if self.plan.compile and self.model.embedding_shapes[TEXT][0] is None:
             padding = (0, 0, 0, -text_rows % TEXT_ROWS)
             text = torch.nn.functional.pad(conditioning[TEXT], padding)
             conditioning = Conditioning({**conditioning, TEXT: text})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import isfinite, prod
+from math import isfinite
 from typing import Final, get_args
 
 import torch
@@ -16,6 +16,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.features import require_feature
 from lightx2v_sgmd.files.tensors import dtypes
 from lightx2v_sgmd.networks import attention as kernels
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large, swap_gib
@@ -127,7 +128,7 @@ def make_plan(
         )
         dtype = torch.bfloat16 if memory_mode.half else dtype
     if not planned and device.type == "cpu":
-        _refuse_unplanned(model, dtype)
+        _refuse_unplanned(model, dtype, options.quantize)
     moving = memory_mode.offload or memory_mode.quantize == "fp8-storage" or _unmerged(options)
     compiled = options.compile
     if compiled is None:
@@ -156,12 +157,16 @@ def make_plan(
     )
 
 
-def _refuse_unplanned(model: Model, dtype: torch.dtype) -> None:
+def _refuse_unplanned(model: Model, dtype: torch.dtype, quantize: Quantize) -> None:
     """Refuses a model of a family whose memory is not planned, if its weights alone do not fit."""
     with torch.device("meta"):
         vae = sum(p.numel() for p in model.build_vae().parameters())
-    network = len(model.experts) * sum(map(prod, model.transformer_shapes().values()))
-    needed = (network * dtype.itemsize + 4 * vae) / GIB
+        network = model.build_transformer()
+    weights = dtype.itemsize * sum(p.numel() for p in network.parameters())
+    if quantize != "none":
+        layers = [m for m in repeated_blocks(network).modules() if isinstance(m, torch.nn.Linear)]
+        weights -= (dtype.itemsize - 1) * sum(layer.weight.numel() for layer in layers)
+    needed = (len(model.experts) * weights + 4 * vae) / GIB
     remedy = "close other programs, or try --dtype bf16"
     refuse_too_large(needed, f"{model.path}: its network and VAE", remedy)
 
@@ -259,10 +264,6 @@ def _check_features(model: Model, options: Options, ranks: int) -> None:
     if options.attention not in ("auto", "sdpa"):
         what = f"attention: {options.attention}"
         require_feature(model, "attention_kernels", what, "auto")
-    if options.quantize != "none":
-        require_feature(model, "quantize", f"quantize: {options.quantize}", "none")
-    if options.compile:
-        require_feature(model, "fast_blocks", "compile: true", "--no-compile")
     if options.loras:
         require_feature(model, "loras", "lora: a LoRA file", "weights with it merged")
     if options.max_memory_gib is not None:

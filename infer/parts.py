@@ -16,7 +16,8 @@ from lightx2v_sgmd.parallel.ranks import Ranks
 NETWORK: Final = "transformer"
 VAE: Final = "vae"
 TEXT_ROWS = 16
-"""Compiled networks get texts of multiples of this, so that few shapes are compiled."""
+"""Compiled networks that take any number of text rows get multiples of this, so that few shapes
+are compiled."""
 
 
 def _part(expert: int) -> str:

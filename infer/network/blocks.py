@@ -64,12 +64,17 @@ def mend_rows_of_zeros(weight: Any) -> None:
         weight.scale.masked_fill_(empty, 1.0)
 
 
-def store_in_fp8(block: Any, compute_dtype: torch.dtype) -> None:
-    """Stores a block's matrices in fp8 and casts each layer back while it computes."""
-    from diffusers import WanTransformer3DModel
+def store_in_fp8(block: Any, compute_dtype: torch.dtype, skipped: tuple[str, ...]) -> None:
+    """Stores a block's matrices in fp8 and casts each layer back while it computes.
+
+    Args:
+        block: The block.
+        compute_dtype: The precision in which it computes.
+        skipped: Patterns of the layers that stay as they are, as the network's class names them in
+            ``_skip_layerwise_casting_patterns``.
+    """
     from diffusers.hooks import apply_layerwise_casting
 
-    skipped = tuple(WanTransformer3DModel._skip_layerwise_casting_patterns)
     apply_layerwise_casting(
         block,
         storage_dtype=torch.float8_e4m3fn,

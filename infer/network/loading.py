@@ -87,8 +87,12 @@ def _loaded(model: Model, plan: EnginePlan, loras: Sequence[WeightedLora], quiet
         updates = LoraUpdates(loras, model.transformer_shapes(), options.skip_image_layers)
     on_device = kind in ("fp8", "int8") or not plan.memory_mode.offload
     where = plan.device if on_device else torch.device("cpu")
+    skipped: tuple[str, ...] = ()
 
     def prepare(name: str, part: Any) -> None:
+        nonlocal skipped
+        if not name:  # the network, which comes before its blocks
+            skipped = tuple(part._skip_layerwise_casting_patterns or ())
         if updates is not None:
             updates.merge(name, part)
         if name:
@@ -97,7 +101,7 @@ def _loaded(model: Model, plan: EnginePlan, loras: Sequence[WeightedLora], quiet
             if kind in ("fp8", "int8"):
                 blocks.quantize(part, kind)
             elif kind == "fp8-storage":
-                blocks.store_in_fp8(part, plan.dtype)
+                blocks.store_in_fp8(part, plan.dtype, skipped)
             if plan.memory_mode.offload:
                 part.to("cpu")
                 # diffusers takes pinned weights as they are and would copy others.
@@ -128,12 +132,12 @@ def offload(network: Any, device: torch.device) -> None:
 def compile_blocks(
     network: Any, cache: Path | None, reports: bool = True, whole: bool = True
 ) -> None:
-    """Compiles the block that the network repeats, for videos of any size and number.
+    """Compiles the blocks that the network repeats, for videos of any size and number.
 
     Kernels stay on disk, so that the next process starts warm.
 
     Args:
-        network: ``WanTransformer3DModel``.
+        network: The network.
         cache: The folder for kernels. None: the one that the environment names, or one in the
             user's cache.
         reports: True if this process prints what the compiler does.

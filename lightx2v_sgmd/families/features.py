@@ -17,7 +17,6 @@ TakesImage = Literal["never", "optionally", "always"]
 Feature = Literal[
     "fast_blocks",
     "attention_kernels",
-    "quantize",
     "sequence",
     "streamed_decoding",
     "planned_memory",
@@ -25,11 +24,10 @@ Feature = Literal[
 ]
 """Abilities of the engine and the trainer that the networks of some families only have.
 
-``fast_blocks``: passes written for the family's blocks, and ``torch.compile`` of them.
-``attention_kernels``: other attention kernels than PyTorch's. ``quantize``: the engine's weights in
-8 bits. ``sequence``: several ranks share a video. ``streamed_decoding``: the VAE decodes chunks of
-frames, and ranks share its tiles. ``planned_memory``: the engine knows its memory beforehand.
-``loras``: LoRA files are read.
+``fast_blocks``: passes written for the family's blocks. ``attention_kernels``: other attention
+kernels than PyTorch's. ``sequence``: several ranks share a video. ``streamed_decoding``: the VAE
+decodes chunks of frames, and ranks share its tiles. ``planned_memory``: the engine knows its memory
+beforehand. ``loras``: LoRA files are read. Compiled blocks and weights in 8 bits need none.
 """
 
 

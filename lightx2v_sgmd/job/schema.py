@@ -255,8 +255,9 @@ class Parallel:
     # which costs a little memory and saves half or more of that forward for long videos.
     gradient_checkpointing: Literal[False, "selective", True] = False
     # torch.compile makes few kernels of what a block computes between its matrix products.
-    # "auto": on a GPU with Triton. "always": on a CPU, too, which needs a C++ compiler and pays for
-    # large networks only. "never": PyTorch's own operations. The numbers agree to rounding.
+    # "auto": on a GPU with Triton, for Wan. "always": on a CPU, too, which needs a C++ compiler and
+    # pays for large networks only; other families than Wan compile whole blocks then, under
+    # parallel.strategy local. "never": PyTorch's own operations. The numbers agree to rounding.
     compile: Literal["auto", "always", "never"] = "auto"
     # Minutes without a sign of progress after which the run ends and names the process that hangs.
     # A forward pass is a sign; loading, sampling and saving may take ten times as long. null waits

@@ -42,7 +42,7 @@ class Passes:
         def compiled(function: Callable[..., Any]) -> Any:
             # Code of its own: the compiler counts how often it compiled one, whichever the network.
             own = FunctionType(function.__code__.replace(), function.__globals__)
-            options = _options() if backend == "inductor" else None
+            options = gradient_options() if backend == "inductor" else None
             graph = torch.compile(own, backend=backend, dynamic=False, options=options)
             return partial(_exactly, graph)
 
@@ -61,7 +61,7 @@ def compile_passes(network: Any, backend: str = "inductor") -> None:
         network: The network.
         backend: Backend of torch.compile; other values than the default are for tests.
     """
-    _prepare_compiler()
+    prepare_compiler()
     use_passes(network, Passes(backend))
 
 
@@ -88,7 +88,7 @@ def use_passes(network: Any, passes: Any) -> None:
         mark_attention(block)
 
 
-def _options() -> dict[str, Any]:
+def gradient_options() -> dict[str, Any]:
     """Settings of the compiler that gradients need.
 
     From PyTorch 2.10 on, one kernel of a GPU sums a norm's gradients over tokens and over channels.
@@ -101,7 +101,8 @@ def _options() -> dict[str, Any]:
     return {"triton.mix_order_reduction": False} if known else {}
 
 
-def _prepare_compiler() -> None:
+def prepare_compiler() -> None:
+    """Changes PyTorch's settings so that one graph may serve two backward passes."""
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
 

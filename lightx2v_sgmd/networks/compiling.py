@@ -1,5 +1,8 @@
 """Compiled blocks that take any size: the first one exactly, all others by one graph.
 
+Blocks whose weights have the same shapes share kernels, as all of a transformer's mostly do; a
+U-Net has several kinds of them.
+
 ``torch.compile`` makes kernels for the shapes that it sees. TorchDynamo makes at most eight sets
 for one function and then raises an error if the whole function has to be one graph. A process that
 makes videos sees any number of shapes: sizes, batches, lengths of text. Here the first shape gets
@@ -16,21 +19,56 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["BlockCompiler", "compile_blocks"]
+from lightx2v_sgmd.networks.block_loading import repeated_blocks
+from lightx2v_sgmd.networks.compiled_passes import gradient_options, prepare_compiler
+
+__all__ = ["BlockCompiler", "compile_blocks", "compile_for_training"]
 
 
-def compile_blocks(network: Any, report: Callable[[str], None], whole: bool = True) -> None:
-    """Compiles the block that a diffusers network repeats, once for all of them.
+def compile_for_training(network: Any, report: Callable[[str], None]) -> None:
+    """Compiles whole blocks with their backward passes, for networks without passes of their own.
+
+    A backward pass to a block's inputs computes the gradients of its trained weights too.
+    Call it last, after checkpointing is enabled.
 
     Args:
-        network: Has ``blocks``, whose first two inputs are the tokens and the text.
+        network: The network; its weights are whole.
+        report: As for ``compile_blocks``.
+    """
+    prepare_compiler()
+    compile_blocks(network, report, whole=False, options=gradient_options())
+
+
+def compile_blocks(
+    network: Any,
+    report: Callable[[str], None],
+    whole: bool = True,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Compiles the blocks that a diffusers network repeats, once for all that are alike.
+
+    Args:
+        network: The network.
         report: Called with a line of news: a change to flexible kernels, or a compiler failure.
         whole: False if a block may be compiled in several pieces.
+        options: Settings of the compiler.
     """
-    compiler = BlockCompiler(report, whole)
-    for block in network.blocks:
-        block.forward = MethodType(_Compiled(compiler, block.forward), block)
+    said: set[str] = set()
+
+    def report_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            report(line)
+
+    compilers: dict[Any, BlockCompiler] = {}
+    blocks: Any = repeated_blocks(network)
+    for block in blocks:
+        kind = type(block), tuple((name, p.shape) for name, p in block.named_parameters())
+        if kind not in compilers:
+            compilers[kind] = BlockCompiler(report_once, whole, options)
+        block.forward = MethodType(_Compiled(compilers[kind], block.forward), block)
 
 
 class _Compiled:
@@ -41,34 +79,44 @@ class _Compiled:
         # A plain function: the compiler sees the block as an argument, so all blocks share kernels.
         self.function = forward.__func__
 
-    def __call__(self, block: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, block: Any, *args: Any, **kwargs: Any) -> Any:
         return self.compiler(self.function, block, *args, **kwargs)
 
 
 class BlockCompiler:
-    """Chooses kernels by shape; one for each network.
+    """Chooses kernels by shape; one for each kind of block of a network.
 
     Args:
         report: Called with a line of news.
         whole: False if a block may be compiled in several pieces.
+        options: Settings of the compiler.
     """
 
-    def __init__(self, report: Callable[[str], None], whole: bool = True) -> None:
+    def __init__(
+        self,
+        report: Callable[[str], None],
+        whole: bool = True,
+        options: dict[str, Any] | None = None,
+    ) -> None:
         self.report = report
-        self.exact: Any = torch.compile(_own_code(_call), fullgraph=whole, dynamic=False)
-        self.flexible: Any = torch.compile(_own_code(_call), fullgraph=whole, dynamic=True)
+
+        def compiled(dynamic: bool) -> Any:
+            own = _own_code(_call)
+            return torch.compile(own, fullgraph=whole, dynamic=dynamic, options=options)
+
+        self.exact: Any = compiled(dynamic=False)
+        self.flexible: Any = compiled(dynamic=True)
         self.first_shape: tuple[Any, ...] | None = None
         self.changed_over = False
         self.failed = False
 
-    def __call__(
-        self, function: Any, block: Any, tokens: Tensor, text: Tensor, *others: Any, **named: Any
-    ) -> Tensor:
+    def __call__(self, function: Any, block: Any, *inputs: Any, **named: Any) -> Any:
         """Runs the function on a block and its inputs."""
-        args = (function, block, tokens, text, *others)
+        args = (function, block, *inputs)
         if self.failed:
             return _call(*args, **named)
-        shape = (tokens.shape, text.shape, tokens.dtype)
+        given = (x for x in tree_leaves((inputs, named)) if isinstance(x, Tensor))
+        shape = tuple((x.shape, x.dtype) for x in given)
         if self.first_shape is None:
             self.first_shape = shape
         compiled: Any = self.exact
@@ -81,8 +129,7 @@ class BlockCompiler:
                     "share kernels for any size, which are compiled now"
                 )
         try:
-            result: Tensor = compiled(*args, **named)
-            return result
+            return compiled(*args, **named)
         except _failures() as error:
             self.failed = True
             reason = (str(error).strip().splitlines() or [""])[0][:160]
@@ -93,9 +140,8 @@ class BlockCompiler:
         return _call(*args, **named)
 
 
-def _call(function: Any, block: Any, *args: Any, **kwargs: Any) -> Tensor:
-    result: Tensor = function(block, *args, **kwargs)
-    return result
+def _call(function: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(block, *args, **kwargs)
 
 
 def _own_code(function: Any) -> Any:

@@ -28,6 +28,7 @@ from lightx2v_sgmd.methods.base import (
 )
 from lightx2v_sgmd.networks.adapters import add_adapters, trained_parameters
 from lightx2v_sgmd.networks.compiled_passes import compile_passes
+from lightx2v_sgmd.networks.compiling import compile_for_training
 from lightx2v_sgmd.networks.fp8_storage import store_in_fp8
 from lightx2v_sgmd.networks.gradient_checkpointing import enable_checkpointing
 from lightx2v_sgmd.parallel.base import NO_OWN, ScoreLoss, StrategySettings
@@ -36,6 +37,7 @@ from lightx2v_sgmd.parallel.precision import follow_diffusers
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.parallel.shards import SlicedTensors, WholeTensors
 from lightx2v_sgmd.system.compilers import compiles
+from lightx2v_sgmd.system.console import note
 
 # B batch, C channels, T latent frames, h, w latent height and width
 
@@ -82,9 +84,12 @@ class Local:
         if fold_text:
             for role, network in networks.items():
                 self.model_of(role).fold_text_padding(network)
-        if "fast_blocks" in model.features and compiles(settings.compile, device):
+        if compiles(settings.compile, device):
             for network in networks.values():
-                compile_passes(network)
+                if "fast_blocks" in model.features:
+                    compile_passes(network)
+                elif settings.compile == "always":
+                    compile_for_training(network, note)
         if settings.heads is not None:
             for role, heads in build_heads(model, settings.heads).items():
                 networks[role] = heads.to(device)

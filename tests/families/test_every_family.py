@@ -297,8 +297,6 @@ def test_a_lora_in_diffusers_names_is_that_of_the_stock_pipeline(
 @pytest.mark.parametrize(
     ("feature", "options"),
     [
-        ("quantize", Options(device="cpu", quantize="int8")),
-        ("fast_blocks", Options(device="cpu", compile=True)),
         ("attention_kernels", Options(device="cpu", attention="flash2")),
         ("planned_memory", Options(device="cpu", max_memory_gib=4.0)),
     ],

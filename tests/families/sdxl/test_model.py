@@ -150,7 +150,10 @@ def test_shipped_jobs_fit_their_model_and_are_the_papers() -> None:
         ("schedule.solver=euler", "schedule.solver: euler is not for this teacher"),
         ("schedule.shift=3", "schedule.shift: 3 is not that of a student of SDXL.*use 1"),
         ("parallel.sequence=2", "parallel.sequence: 2 is not supported for SDXL; use 1"),
-        ("parallel.compile=always", "parallel.compile: always is not supported for SDXL"),
+        (
+            "parallel={compile: always, strategy: zero3}",
+            "parallel.compile: always compiles whole blocks of SDXL, which needs",
+        ),
         ("video.height=1040", "video.height: 1040 is not divisible by 32.*use 1024"),
         ("video.num_frames=5", "video.num_frames: is 5, but this model makes images"),
         ("student={train: lora, lora: {targets: [to_x]}}", "to_x is not a linear layer of .*attn1"),
