@@ -271,7 +271,8 @@ def _transformer_config(path: Path) -> dict[str, Any]:
             plain = without_private(config)
         else:
             raise UserError(
-                f"describes a {shortened(str(kind))}, not a WanTransformer3DModel or a WanModel"
+                f"describes a {shortened(str(kind))}, not a WanTransformer3DModel, a WanModel or "
+                "the network of CogVideoX, SD3 or SDXL; give one of these models"
             )
         check_transformer(plain)
     except UserError as error:

@@ -233,7 +233,7 @@ def test_the_parts_that_the_release_does_not_describe() -> None:
         ({"ffn_dim": None}, "ffn_dim is None"),
         ({"patch_size": "122"}, "patch_size is '122'"),
         ({"add_ref_conv": True}, "has the unknown key 'add_ref_conv'"),
-        ({"_class_name": "FluxModel"}, "describes a FluxModel"),
+        ({"_class_name": "FluxModel"}, "describes a FluxModel, not .*CogVideoX, SD3 or SDXL; give"),
     ],
 )
 def test_configurations_that_are_not_wans(
