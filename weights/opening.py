@@ -78,8 +78,9 @@ def open_source(
     averaged = ema and has_average(checkpoint)
     step = int(read_trainer_state(checkpoint)["step"])
     teacher = open_teacher(job.teacher)
-    model = open_own_models(job, teacher).get("student", teacher)
-    about = _about(job, step, averaged, model)
+    own = open_own_models(job, teacher).get("student")
+    model = teacher if own is None else own
+    about = _about(job, step, averaged, model, None if own is None else own.path)
     lora = job.student.adapters
     opened = [
         student_tensors(checkpoint, averaged, expert.model, lora, number)
@@ -143,12 +144,12 @@ def _name(lora: Path, pair: bool) -> str:
     return lora.name
 
 
-def _about(job: Job, step: int, averaged: bool, model: Model) -> Manifest:
+def _about(job: Job, step: int, averaged: bool, model: Model, student_base: str | None) -> Manifest:
     method = parse_value(job.to_yaml(), "the job")["method"]
     return Manifest(
         method={"name": method.pop("name"), "options": method},
         teacher=job.teacher.path,
-        student_base=None if model.path == job.teacher.path else model.path,
+        student_base=student_base,
         teacher_dtype=job.teacher.dtype,
         schedule=job.schedule,
         guidance_scale=job.teacher.guidance_scale,

@@ -25,6 +25,13 @@ def test_a_run_gives_its_newest_checkpoint_and_its_average(run: Path) -> None:
     assert not (source.tensors.read(name) == plain.tensors.read(name)).all()
 
 
+def test_a_student_of_the_bundled_teacher_started_from_its_teacher(tmp_path: Path) -> None:
+    """The job says ``sprites``, and the opened model has a folder for its path."""
+    write_checkpoint(tmp_path / "run", Path("sprites"), 20, ema=False)
+    about = open_source(tmp_path / "run", ema=False).about
+    assert about.teacher == "sprites" and about.student_base is None
+
+
 def test_the_method_is_the_jobs(run: Path) -> None:
     source = open_source(run, ema=False)
     assert source.job_file is not None
