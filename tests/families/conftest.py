@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
@@ -48,8 +48,8 @@ class Tiny:
     def student(self, **options: Any) -> Student:
         """The teacher in a student's steps."""
         model = open_model(self.folder)
-        steps = even_timesteps(self.family.steps)
-        schedule = Schedule(steps, model.student_shifts[0], self.family.solver)
+        steps, solver = even_timesteps(self.family.steps), cast(Any, self.family.solver)
+        schedule = Schedule(steps, model.student_shifts[0], solver)
         plan = make_plan(model, Options(device="cpu", fuse_qkv=False, **options), None)
         return Student(Checked(model, None, schedule), plan)
 

@@ -278,6 +278,37 @@ def test_two_experts_have_files_of_their_own(tmp_path: Path) -> None:
         export(above, "diffusers", tmp_path / "more", quiet=True)
 
 
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "roles",
+    [(), ("student={train: lora, lora: {rank: 4}}", "fake_score={train: lora, lora: {rank: 4}}")],
+    ids=["all weights", "adapters"],
+)
+def test_two_ranks_train_a_pair_over_its_files_as_one_process(
+    tmp_path: Path, roles: tuple[str, ...]
+) -> None:
+    """Each expert is the one with its own file; both are trained."""
+    teacher = make_tiny_experts(tmp_path / "pair")
+    shapes = open_wan(teacher).experts[0].model.load_transformer().state_dict()
+    high, low = pair_of_loras(tmp_path, shapes)
+    loras = f"teacher.loras=['{low}', '{high}:{STRENGTH}']"
+    settings = (loras, *roles, "train.iterations=6", "teacher.guidance_scale=3")
+    local = train(make_job(teacher, tmp_path / "local", *settings))
+    ranks = ("parallel.strategy=zero3", "train.micro_batch=1")
+    sharded = train(make_job(teacher, tmp_path / "zero3", *settings, *ranks), ranks=2)
+    rows = read_trace(local)
+    assert {role for row in rows for role in row["grad_norm"]} >= {"student", "student_2"}
+    for ours, theirs in zip(read_trace(sharded), rows, strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    found, expected = (weights_of(find_checkpoint(run)) for run in (sharded, local))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0, msg=name)
+    without = train(make_job(teacher, tmp_path / "plain", *settings[1:]))
+    assert read_trace(without)[0]["grad_norm"] != pytest.approx(rows[0]["grad_norm"], rel=1e-3)
+
+
 def test_a_file_that_names_no_expert_is_refused(tmp_path: Path, lora: Path) -> None:
     job = make_job(make_tiny_experts(tmp_path / "pair"), tmp_path, setting(lora))
     with pytest.raises(UserError, match=r"teacher\.loras: .*style.* which of the two experts"):

@@ -33,7 +33,7 @@ def test_they_are_the_middle_blocks_mean_over_tokens(features: TeacherFeatures) 
     x_t = 0.75 * x0 + 0.25 * noise
     seen: list[torch.Tensor] = []
     handle = features.network.blocks[1].register_forward_hook(lambda m, a, out: seen.append(out))
-    text = features.conditioning["text"]
+    text = features.row.text[None]
     text = torch.nn.functional.pad(text, (0, 0, 0, 512 - text.shape[1]))
     features.network(x_t, torch.tensor([250.0]), text, return_dict=False)
     handle.remove()
