@@ -38,6 +38,7 @@ TESTS: Final = (
     "tests/parallel/test_local.py",
     "tests/parallel/test_precision.py",
     "tests/parallel/test_sequence.py",
+    "tests/parallel/zero3/test_builds.py",
     "tests/parallel/zero3/test_strategy.py",
     "tests/parallel/zero3/test_prefetch.py",
 )

@@ -4,6 +4,8 @@ DeepSpeed compiles operations at their first use, one process at a time: the oth
 lock file is gone. A process that is killed while it compiles leaves that file behind, and everyone
 after it would wait for ever, without a word. So our own locks say who holds them, and a lock whose
 owner is dead is removed. One that does not say so, or is from another machine, is named.
+
+PyTorch 2.14 locks the file through the system instead, which ends a dead process's lock by itself.
 """
 
 from __future__ import annotations
@@ -31,11 +33,15 @@ def guarded_builds() -> Iterator[None]:
     """Inside, locks of builds name their owner, and those of dead owners are removed.
 
     A wait for a living or unknown owner prints the lock's path and age, once, and how to end it.
+    Where PyTorch's locks end with their process, nothing changes.
     """
     from torch.utils import cpp_extension
 
     extensions: Any = cpp_extension
-    usual: Any = extensions.FileBaton
+    usual: Any = getattr(extensions, "FileBaton", None)
+    if usual is None:
+        yield
+        return
 
     class OwnedBaton(usual):  # type: ignore[misc]
         def try_acquire(self) -> bool:
