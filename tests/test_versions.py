@@ -81,6 +81,7 @@ def test_each_release_is_installed_tested_and_told(
     assert asked[-1].endswith(" tests/test_flow.py -x")
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_is_shown_and_ends(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

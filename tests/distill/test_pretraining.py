@@ -75,6 +75,7 @@ def test_the_cubic_schedule_stays_near_noise() -> None:
     assert float((sigma > 0.5).double().mean()) > 0.79  # 0.5^(1/3)
 
 
+@pytest.mark.slow
 def test_one_and_four_step_students_learn_from_pairs(
     tiny_teacher: Path, tmp_path: Path, pairs: Path
 ) -> None:

@@ -82,6 +82,7 @@ def losses(tiny: Tiny, folder: Path, *settings: str) -> list[float]:
     return [x for each in done for x in (*each.losses.values(), *each.grad_norm.values())]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_training_with_compiled_blocks_is_the_same(

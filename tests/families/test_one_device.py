@@ -130,6 +130,7 @@ def add_gradients(job: Job, device: torch.device) -> None:
             assert all(each is None or each.is_meta for each in gradients), role
 
 
+@pytest.mark.slow
 def test_gradients_are_made_on_the_device(
     teacher: Any, tmp_path: Path, device: torch.device
 ) -> None:

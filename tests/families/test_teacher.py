@@ -162,6 +162,7 @@ def test_a_run_does_not_go_on_with_another(tiny_teacher: Path, tmp_path: Path, l
         check_same_run(checkpoint, make_job(tiny_teacher, tmp_path), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_exports_need_only_the_base(
     tiny_teacher: Path, tmp_path: Path, lora: Path, kind: str
@@ -180,6 +181,7 @@ def test_exports_need_only_the_base(
     assert str(tmp_path) not in (whole / "job.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_adapters_relative_to_the_fine_tune_go_on_top_of_it(
     tiny_teacher: Path, tmp_path: Path, lora: Path, kind: str
@@ -235,6 +237,7 @@ def pair_of_loras(folder: Path, base: Mapping[str, Tensor]) -> list[Path]:
     return files
 
 
+@pytest.mark.slow
 def test_two_experts_have_files_of_their_own(tmp_path: Path) -> None:
     """Trained from, exported for the base model, and exported to go on top of the files."""
     teacher = make_tiny_experts(tmp_path / "pair")

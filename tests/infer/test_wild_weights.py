@@ -226,6 +226,7 @@ def latents(path: Path, **options: Any) -> Tensor:
     return load_student(path, **options).generate("a red circle", 3, **size).latents
 
 
+@pytest.mark.slow
 def test_every_export_runs_in_generate(base: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", base, 20)
     expected = None

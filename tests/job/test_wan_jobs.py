@@ -159,6 +159,7 @@ def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
         "fake_score.lora": None,
         "method.max_weight": 1.0,
         "method.fake_score_rollout": "shared",
+        "method.nr_iterations": None,
         "schedule.solver": "euler",
         "data.embeddings": None,
         "data.latents": None,

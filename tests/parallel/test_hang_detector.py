@@ -81,6 +81,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_one_process_that_hangs() -> None:
     told: list[tuple[str, bool]] = []
     watch = Watch(Ranks(), 2 / 60, lambda *diagnosis: told.append(diagnosis))

@@ -307,6 +307,7 @@ def one_big_block(hub_id: str, folder: Path) -> dict[str, Errors]:
     return {hub_id: found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "degree"), [(2, 2), (4, 4), (4, 2)])
 def test_everything_agrees_with_one_process(ranks: int, degree: int) -> None:
     found = run_ranks(ranks, tiny_cases, degree)

@@ -104,6 +104,7 @@ def all_cases(checkpointing: bool) -> dict[str, Errors]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "checkpointing"), [(2, True), (4, False)])
 def test_everything_agrees_with_one_process(ranks: int, checkpointing: bool) -> None:
     found = run_ranks(ranks, all_cases, checkpointing)

@@ -159,6 +159,7 @@ def test_ranks_get_the_same_rows(tiny_teacher: Path, tmp_path: Path, keeping: bo
     assert len(list(tmp_path.rglob("*.safetensors"))) == (2 if keeping else 0)
 
 
+@pytest.mark.slow
 def test_training_with_a_cache_needs_no_text_encoder(
     own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

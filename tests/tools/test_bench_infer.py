@@ -84,6 +84,7 @@ def test_what_compiles_has_an_eager_row_beside_it(
     assert [row["variant"]["compiled"] for row in report["results"]] == [True, False]
 
 
+@pytest.mark.slow
 def test_rows_are_written_one_by_one_and_the_budget_is_kept(
     shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

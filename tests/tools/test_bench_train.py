@@ -130,6 +130,7 @@ def test_a_shape_with_random_weights(
         assert result["memory_to_plan"] == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_measurements(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_budget_ends_the_measurements(
     assert not report["complete"] and result["iterations"] == 0 and "seconds" not in result
 
 
+@pytest.mark.slow
 def test_the_file_is_there_after_every_iteration(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

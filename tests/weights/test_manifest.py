@@ -26,6 +26,7 @@ def test_the_manifest_tells_where_the_weights_come_from(
             "name": "sgmd",
             "options": {
                 "lambda": 0.1,
+                "nr_iterations": None,
                 "weighting": "normalized",
                 "max_weight": 1.0,
                 "fake_score_rollout": "shared",

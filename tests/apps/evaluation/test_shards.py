@@ -93,6 +93,7 @@ def test_processes_make_the_videos_together(models: Path, tmp_path: Path) -> Non
         assert row["weights"] == pytest.approx(expected["weights"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(models: Path, tmp_path: Path) -> None:
     call = ShardedCall(str(tmp_path / "none"), str(tmp_path / "out"), str(models / "p.txt"))
     with pytest.raises(UserError, match="--weights: .*/none .*folder of .mp4 files"):

@@ -295,6 +295,7 @@ def test_checkpoints_by_the_clock(
     assert folders(job.output.dir) == ["step_000004", "step_000006"]
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_in_this_process(
     finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_training_engine_and_stock_pipeline_agree(folder: Path, run: Path, expor
     torch.testing.assert_close(x0, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_resuming_is_exact(folder: Path, run: Path, tmp_path: Path) -> None:
     settings = ("student.optimizer.lr=0.002", "train.ema=0.5")
     distill(job_of(folder, tmp_path, *settings, "train.iterations=2"), quiet=True)

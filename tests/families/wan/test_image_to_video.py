@@ -69,6 +69,7 @@ def student(
     return request.param, folder
 
 
+@pytest.mark.slow
 def test_engine_stock_pipeline_and_training_agree(student: tuple[Kind, Path]) -> None:
     """The stock pipeline runs the exported folder in its four steps, without code of ours."""
     _, folder = student
@@ -103,6 +104,7 @@ def test_samples_show_the_input_frame(student: tuple[Kind, Path]) -> None:
     assert Image.open(samples / "00_input.png").size == (48, 32)
 
 
+@pytest.mark.slow
 def test_images_are_encoded_once(
     student: tuple[Kind, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tasks], Ray]:
     return start
 
 
+@pytest.mark.slow
 def test_the_files_are_those_of_one_machine_though_a_task_ran_twice(
     shared_student: Path, tmp_path: Path, cluster: Callable[[Tasks], Ray]
 ) -> None:

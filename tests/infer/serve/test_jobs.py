@@ -186,6 +186,7 @@ exec "$2" -m tests.infer.serve.full "$1"
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_loses_no_accepted_job(tmp_path: Path) -> None:
     """A file system that fills up, mounted where only this test sees it."""
     command = ["unshare", "-rm", "sh", "-c", FULL, "sh", str(tmp_path), sys.executable]

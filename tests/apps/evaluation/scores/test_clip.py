@@ -101,6 +101,7 @@ def test_frames_are_prepared_as_clips_code_does() -> None:
     assert np.abs(ours.numpy() - theirs).max() <= 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_score_of_each_video_with_its_prompt(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_process_that_refuses_weights_lets_the_first_one_say_so() -> None:
     assert asked == ["waited"]
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_videos_of_one_and_stop_together(
     shared_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_what_such_a_student_cannot_do_is_said_before_it_is_loaded(
         Students({"student": weights}, engine, {}, 1).check()
 
 
+@pytest.mark.slow
 def test_one_whose_memory_is_not_planned_is_loaded_alone(
     shared_student: Path, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_each_job_gets_the_student_with_its_lora(shared_student: Path, tmp_path:
         students.get("tiny", "gone")
 
 
+@pytest.mark.slow
 def test_students_stay_loaded_until_the_memory_is_full(
     shared_student: Path, tmp_path: Path
 ) -> None:
