@@ -173,6 +173,15 @@ def test_memory_of_videos_that_start_from_an_image(
     assert predicted_peak(job, 1, rows) == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.slow
+def test_memory_of_compiled_passes_with_a_time_for_each_token(tmp_path: Path) -> None:
+    teacher = save_small(make_tiny_wan(tmp_path / "one", kind="text and image"), "text and image")
+    settings = ("parallel.compile=always", "parallel.gradient_checkpointing=false")
+    job = image_job(teacher, tmp_path, *settings, "teacher.dtype=bfloat16", "video.num_frames=17")
+    measured = measured_peak(job, Ranks(), "local")
+    assert predicted_peak(job, 1) == pytest.approx(measured, rel=0.1)
+
+
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "image latents"])
