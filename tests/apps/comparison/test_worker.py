@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from distill.ode_pairs import PairPlan, collect_pairs
 from lightx2v_sgmd.apps.comparison import compare, measuring, worker
 from lightx2v_sgmd.apps.comparison.plan import Plan, Settings
 from lightx2v_sgmd.apps.comparison.planning import make_plan
@@ -19,10 +20,12 @@ from lightx2v_sgmd.apps.comparison.saved import write_plan
 from lightx2v_sgmd.apps.comparison.tasks import Task, all_tasks, is_done, outputs, units, units_done
 from lightx2v_sgmd.files.checkpoint import checkpoints
 from lightx2v_sgmd.files.student_weights import student_files
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.sampling.sampler import VideoSampler
 from tests.families.wan.test_image_to_video import write_prompts
-from tests.tiny import WEIGHTS, make_tiny_experts, make_tiny_wan
+from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
 from tests.tiny_sd3 import make_tiny_sd3
+from tests.tiny_sdxl import make_tiny_sdxl
 from tests.training import job_file
 
 
@@ -212,3 +215,54 @@ def test_every_kind_of_teacher_is_compared(kind: str, tmp_path: Path) -> None:
     suffix = "png" if images else "mp4"
     assert len(list(plan.videos("teacher", 0).glob(f"*.{suffix}"))) == 2
     assert ("guidance 8 (high-noise) and 2 (low-noise)" in table) == (kind == "experts")
+
+
+METHODS = ("sgmd", "dmd2", "adm", "dmdx")
+DISCRETE: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "cogvideox": (
+        make_tiny_cogvideox,
+        ["schedule={base: [1000, 750, 500, 250], shift: 1, solver: ddim}", "video.num_frames=9"],
+    ),
+    "sdxl": (
+        make_tiny_sdxl,
+        ["schedule={base: [1000], shift: 1, solver: ddim}", "video={height: 32, width: 32}"],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", DISCRETE)
+def test_methods_are_compared_on_teachers_of_discrete_diffusions(
+    family: str, tmp_path: Path
+) -> None:
+    """DMDX trains on the teacher's ODE pairs first; the others have their prompts alone."""
+    make, settings = DISCRETE[family]
+    job, out = job_file(make(tmp_path / "teacher"), tmp_path / "job"), tmp_path / "out"
+    pairs = collect_pairs(
+        load_job(job, settings), tmp_path / "pairs", PairPlan(count=4, steps=2), quiet=True
+    )
+    data = [f"data={{prompts: latents, latents: {pairs}}}"]
+    evaluation = tmp_path / "evaluation.txt"
+    evaluation.write_text("a blue circle\na red square\n")
+    plan = make_plan(
+        job,
+        out,
+        methods=METHODS,
+        overrides=[*settings, *data, "train.iterations=2", "train.micro_batch=1"],
+        method_overrides=[
+            "dmdx:method.adp={pixel_weight: 0}",
+            "dmdx:method.pretraining=1",
+        ],
+        settings=Settings(prompts=2, evaluation=str(evaluation)),
+        every=1,
+    )
+    write_plan(plan)
+    for row in (*METHODS, "teacher", "undistilled"):
+        worker.work(out, Task(row, 0))
+    rows = compare(job, out, report_only=True, quiet=True).results["rows"]
+    assert rows.keys() == {*METHODS, "teacher", "undistilled"}
+    steps = len(plan.job.schedule)
+    for method in METHODS:
+        assert len(rows[method]["curve"]) == 3 and rows[method]["nfe"] == steps
+        assert rows[method]["equal_iterations"]["frechet"]["mean"] > 0
+    assert all(method in (out / "table.md").read_text() for method in METHODS)
