@@ -12,7 +12,7 @@ from infer.network.lora import check_loras, lora_schedule
 from infer.options import Lora
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.inspection.loras import lora_at
-from lightx2v_sgmd.families.opening import BUNDLED, WEIGHT_FILES, open_model
+from lightx2v_sgmd.families.opening import WEIGHT_FILES, open_model
 from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.wan.original import transformer_prefix
@@ -33,6 +33,7 @@ from lightx2v_sgmd.rollout import check_solver
 from lightx2v_sgmd.schedule import Schedule, SolverName, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.system.resources import shipped_model
 
 ANCHOR: Final = "patch_embedding.weight"
 ENGINE_SHIFT: Final = 8.0
@@ -130,7 +131,7 @@ def check_student(
     Args:
         path: A student that ``lightx2v-sgmd export`` wrote, or a base model for ``loras``: a
             folder in diffusers' or the original layout, a file of a transformer alone, or
-            ``sprites``, the bundled teacher.
+            ``sprites`` or ``motions``, the bundled teachers.
         assume_schedule: ``"sgmd"``, ``"sgmd:N"`` for N steps, or another trainer of ``PRESETS``,
             allows weights that carry no schedule.
         loras: Files that will be added; their schedule counts as the weights'.
@@ -327,7 +328,7 @@ def _teacher_of_export(path: Path) -> str | None:
         )
     base = manifest.base
     known = known_transformer_config(base) is not None
-    if base != BUNDLED and not known and not Path(base).is_dir():
+    if shipped_model(base) is None and not known and not Path(base).is_dir():
         whose = "its teacher" if manifest.student_base is None else "the model it started from,"
         raise UserError(
             f"{path}: holds a network alone, and {whose} {shortened(base)}, whose "

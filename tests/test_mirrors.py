@@ -62,10 +62,7 @@ TOGETHER = {
         "lightx2v_sgmd/families/sdxl/text.py",
         "lightx2v_sgmd/untrusted/sdxl.py",
     ),
-    "families/wan/test_model.py": (
-        "lightx2v_sgmd/families/wan/forward.py",
-        "lightx2v_sgmd/families/wan/opening.py",
-    ),
+    "families/wan/test_model.py": ("lightx2v_sgmd/families/wan/forward.py",),
     # The same tests for every family, a new one included.
     "families/test_every_family.py": (
         "lightx2v_sgmd/families/cogvideox/forward.py",

@@ -34,8 +34,8 @@ LATENTS = "latents"
 class Teacher:
     """The model that is distilled; student and fake score start from it unless they name others."""
 
-    # The model: "sprites" (the bundled one), a folder in diffusers' or the original layout, a hub
-    # id of either, or one file of a transformer's weights.
+    # The model: "sprites" or "motions" (the bundled ones), a folder in diffusers' or the original
+    # layout, a hub id of either, or one file of a transformer's weights.
     path: Annotated[str, Field(min_length=1)]
     # Guidance scale w in the Ho-Salimans form, uncond + w (cond - uncond): 1 is no guidance. A text
     # that writes cond + s (cond - uncond) means w = s + 1.
@@ -148,8 +148,8 @@ class Data:
     """The training data: prompts, and for a few methods latents."""
 
     # A .txt, .jsonl or .csv file, relative to the job file (from --set: to the
-    # current folder), "sprites" for the captions of the bundled world, or "latents" for those of
-    # the latents below.
+    # current folder), "sprites" or "motions" for the captions of a bundled world, or "latents"
+    # for those of the latents below.
     prompts: Annotated[str, Field(min_length=1)]
     # A folder that keeps the prompts' text embeddings between runs and jobs (`lightx2v-sgmd embed`
     # fills it); null computes them each time.

@@ -29,7 +29,7 @@ from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 
 PAPER_JOB, PUBLIC_JOB = "wan2.1_t2v_14b_sgmd.yaml", "wan2.1_t2v_14b_sgmd_public.yaml"
 WAN_JOBS = [name for name in shipped_jobs() if name.startswith("wan")]
-PUBLISHED = [name for name in shipped_jobs() if not name.startswith("sprites")]
+PUBLISHED = [name for name in shipped_jobs() if not name.startswith(("sprites", "motions"))]
 
 ADAMW = {"lr": 1e-6, "betas": [0.0, 0.999]}
 PAPER: dict[str, Any] = {

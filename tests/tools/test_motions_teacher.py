@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_an_export_is_the_bundled_teacher_with_another_transformer(tmp_path: Pat
     assert len(prompts) == 2048 and all(map(motions.is_motion_caption, prompts))
 
 
+ROOT = Path(__file__).resolve().parents[2]
 FIGURES: dict[str, Any] = {
     "solver": "50 steps of Euler",
     "guidance": 3.0,
@@ -127,3 +129,36 @@ def test_half_of_what_is_measured_can_be_asked_for() -> None:
     captions = measure_motions_teacher.captions_to_measure(24, 60, seed=3)
     assert [c.motion is None for c in captions] == [False] * 24 + [True] * 60
     assert len({c.text() for c in captions[:24]}) > 12
+
+
+SHIPPED = json.loads((ROOT / "lightx2v_sgmd/assets/motions/measured.json").read_text())
+MISSED: dict[str, float] = {
+    "open still within 0.05 of 0.35": 0.256,
+    "open slow within 0.05 of 0.35": 0.113,
+    "open fast within 0.05 of 0.12": 0.044,
+    "open turn within 0.05 of 0.06": 0.006,
+    "open bounce within 0.05 of 0.06": 0.006,
+    "open videos >= 600": 160,
+}
+"""The bars that the shipped weights miss, and what was measured; training can go on from them."""
+BARS = measure_motions_teacher.bars(SHIPPED)
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        pytest.param(bar, marks=pytest.mark.xfail(reason=f"it is {MISSED[bar]}", strict=True))
+        if bar in MISSED
+        else bar
+        for bar in BARS
+    ],
+)
+def test_the_shipped_teacher_meets_its_bar(bar: str) -> None:
+    share, is_met = BARS[bar]
+    assert is_met, share
+
+
+def test_the_shipped_card_says_which_bars_are_missed() -> None:
+    card = (ROOT / "lightx2v_sgmd/assets/motions/README.md").read_text()
+    assert MISSED == {bar: round(share, 3) for bar, (share, is_met) in BARS.items() if not is_met}
+    assert all(f"{bar} (it is {share:.3f})" in card for bar, share in MISSED.items())

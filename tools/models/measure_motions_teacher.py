@@ -1,6 +1,6 @@
 """Measures the bundled teacher of motions against its bars and writes its model card.
 
-    python -m tools.models.measure_motions_teacher lightx2v_sgmd/assets/motions
+    python -m tools.models.measure_motions_teacher lightx2v_sgmd/assets/motions --videos work
 
 Everything is measured from decoded frames, on held-out captions that name the motion and on open
 ones. The command fails (exit 1) if a bar is missed, and then writes no card unless asked to with
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import asdict
 from itertools import islice
@@ -34,9 +35,11 @@ from lightx2v_sgmd.apps.sprites.motion_judging import (
 )
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
+from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.sampling.teacher_steps import solver_text, teacher_solver
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.console import progress
+from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 from tools.models.sprites_vae import to_model_range
 from tools.own_files import check_own, write_own
 
@@ -45,6 +48,7 @@ MIXTURE_BAR: Final = 0.05
 VAE_BAR: Final = 0.99
 OPEN_VIDEOS: Final = 600
 """The fewest videos with open motion for the bar: shares of fewer vary too much."""
+BATCH: Final = 64
 TITLE: Final = "# The bundled teacher of motions"
 FIGURES_MARK: Final = '"open_manners"'
 
@@ -96,12 +100,36 @@ def captions_to_measure(named: int, opened: int, seed: int) -> list[motions.Moti
 
 
 def sample(
-    sampler: TeacherSampler, captions: list[motions.MotionCaption], seed: int
-) -> MotionScores:
-    """Samples one video for each caption and scores them."""
-    seeds = list(range(seed, seed + len(captions)))
-    videos = sampler([caption.text() for caption in captions], seeds)
-    return score_motions(judge_videos(list(videos), captions))
+    sampler: TeacherSampler,
+    captions: list[motions.MotionCaption],
+    seed: int,
+    kept: Path,
+    part: tuple[int, int] = (1, 1),
+) -> MotionScores | None:
+    """Samples one video for each caption and scores them.
+
+    Args:
+        sampler: The sampler.
+        captions: The captions.
+        seed: Seed of the first video; later ones count up.
+        kept: Files with this beginning keep the videos of each batch.
+        part: Number of a part, from 1, and of all parts: only these batches are made.
+
+    Returns:
+        The scores; None of a part.
+    """
+    videos = []
+    for number, start in enumerate(range(0, len(captions), BATCH)):
+        these = captions[start : start + BATCH]
+        path = kept.with_name(f"{kept.name}_{number:03}.npz")
+        if number % part[1] == part[0] - 1 and not path.is_file():
+            seeds = list(range(seed + start, seed + start + len(these)))
+            with appearing(path, suffix=".npz") as temporary:
+                np.savez_compressed(temporary, videos=sampler([c.text() for c in these], seeds))
+        if part == (1, 1):
+            with np.load(path, allow_pickle=False) as file:
+                videos += list(file["videos"])
+    return score_motions(judge_videos(videos, captions)) if part == (1, 1) else None
 
 
 def card(figures: dict[str, Any], notes: str) -> str:
@@ -173,6 +201,16 @@ The weights are Apache-2.0, like the project. The text encoder does not see the 
 """
 
 
+def read_part(text: str) -> tuple[int, int]:
+    """``I/N`` as two numbers; ends the program with exit code 2 for anything else."""
+    match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        print(f"--part: {text} is not I/N with I from 1 to N; write 1/3", file=sys.stderr)
+        raise SystemExit(2)
+    return number, count
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -181,21 +219,36 @@ def main() -> int:
     parser.add_argument("--open", type=int, default=640, help="videos with an open motion")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=900_000)
+    parser.add_argument("--videos", type=Path, required=True, help="folder that keeps the videos")
+    parser.add_argument("--part", default="1/1", help="I/N: only make part I of N of the videos")
     parser.add_argument("--notes", type=Path, help="text for the card's section on the training")
     parser.add_argument("--write-anyway", action="store_true", help="write a card that misses bars")
     args = parser.parse_args()
     check_own(args.folder / "README.md", TITLE)
     check_own(args.folder / "measured.json", FIGURES_MARK)
+    part = read_part(args.part)
+    args.videos.mkdir(parents=True, exist_ok=True)
     model = open_wan(args.folder)
     captions = captions_to_measure(args.named, args.open, args.seed)
     solver = teacher_solver(model, None)
     figures: dict[str, Any] = {"solver": solver_text(solver), "guidance": args.guidance}
+    asked = "_".join(
+        [
+            weights_digest(model, "transformer")[:8],
+            re.sub(r"\W+", "-", solver_text(solver)),
+            *(str(number) for number in (args.guidance, args.named, args.open, args.seed)),
+        ]
+    )
     settings = {"teacher": (solver, args.guidance), "undistilled": (Schedule(), 1.0)}
     for name, (schedule, scale) in settings.items():
         with progress(len(captions), f"sampling {name}") as bar:
-            sampler = TeacherSampler(model, schedule, scale, batch=64, on_batch=bar.advance)
-            scores = sample(sampler, captions, args.seed)
-        figures[name] = {"nfe": sampler.nfe, **asdict(scores)}
+            sampler = TeacherSampler(model, schedule, scale, batch=BATCH, on_batch=bar.advance)
+            kept = args.videos / f"{name}_{asked}"
+            scores = sample(sampler, captions, args.seed, kept, part)
+        if scores is not None:
+            figures[name] = {"nfe": sampler.nfe, **asdict(scores)}
+    if part != (1, 1):
+        return 0
     figures["vae"] = asdict(measure_vae(model, 300, args.seed))
     met = bars(figures)
     for text, (share, ok) in met.items():

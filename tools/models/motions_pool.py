@@ -116,10 +116,14 @@ def embed_captions(encoder: TextEncoder) -> tuple[dict[str, int], Tensor]:
 
 
 def draw_batch(
-    pool: Pool, rng: np.random.Generator, batch: int, p_open: float = 0.35
+    pool: Pool,
+    rng: np.random.Generator,
+    batch: int,
+    p_open: float = 0.35,
+    named_share: float = NAMED,
 ) -> tuple[Tensor, list[str]]:
     """A training batch: latents ``[B, C, T, h, w]`` float32 and captions."""
-    named, empty = round(NAMED * batch), round(EMPTY * batch)
+    named, empty = round(named_share * batch), round(EMPTY * batch)
     latents, captions = [], []
     for index in range(batch):
         is_named = index < named

@@ -28,7 +28,7 @@ from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from tools.benchmarks.muon import Muon
-from tools.models.motions_pool import Pool, draw_batch, embed_captions, encode_pool
+from tools.models.motions_pool import NAMED, Pool, draw_batch, embed_captions, encode_pool
 from tools.models.sprites_training import save_atomically, set_lr, trapezoid
 from tools.own_files import check_new
 
@@ -90,7 +90,7 @@ def train(args: argparse.Namespace) -> None:
     began = time.monotonic()
     while step < args.steps:
         set_lr(optimizers, base, trapezoid(step / args.steps, step, warmup=50, decay_from=0.5))
-        x0, captions = draw_batch(pool, rng, args.batch)
+        x0, captions = draw_batch(pool, rng, args.batch, named_share=args.named)
         loss = flow_matching_loss(network, x0, table[[rows[c] for c in captions]])
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -157,6 +157,9 @@ def main() -> None:
     training.add_argument("--batch", type=int, default=64)
     training.add_argument("--init-from", type=Path, help="train.pt of an earlier run to start from")
     training.add_argument("--lr", type=float, default=0.008, help="of Muon")
+    training.add_argument(
+        "--named", type=float, default=NAMED, help="share of captions that name the motion"
+    )
     training.add_argument("--compile", action="store_true", help="compile the blocks")
     out = stages.add_parser("export", help="write the model folder")
     out.add_argument("--out", type=Path, required=True, help="new or empty")

@@ -173,14 +173,17 @@ class WanModel(DiffusersModel):
         """Solver and flow shift of its authors.
 
         For Wan's own networks that is UniPC with the shift of their code, whatever layout they are
-        in. For others it is what ``scheduler/scheduler_config.json`` of the model's folder names,
-        Euler or UniPC, with its shift; without such a file it is UniPC with Wan's default shift, 5,
-        or 3 for image-to-video.
+        in. For others it is what ``scheduler/scheduler_config.json`` names, Euler or UniPC, with
+        its shift: the file of the model's folder, or of the model that a transformer alone has its
+        other parts from. Without such a file it is UniPC with Wan's default shift, 5, or 3 for
+        image-to-video.
 
         Raises:
             UserError: the scheduler's file is damaged.
         """
         path = Path(self.path) / "scheduler" / "scheduler_config.json"
+        if not path.is_file():
+            path = Path(self.source.root) / "scheduler" / "scheduler_config.json"
         usual = IMAGE_SHIFT if self.takes_image == "always" else DEFAULT_SHIFT
         named = AuthorsSampler("unipc", usual)
         if path.is_file():

@@ -4,7 +4,8 @@ A model is a folder in one of two layouts, that of ``Wan2.1-T2V-*-Diffusers`` (`
 ``vae/``, ``text_encoder/``, ``tokenizer/``) or that of the original release (``config.json``,
 ``diffusion_pytorch_model*``, ``Wan2.1_VAE.pth``, ``models_t5_umt5-xxl-enc-bf16.pth``,
 ``google/umt5-xxl/``), a hub id of either, one file of a transformer's weights together with such a
-model, or ``sprites``, the teacher that ships with this package.
+model, or a teacher that ships with this package: ``sprites``, or ``motions``, a transformer alone
+that has its other parts from ``sprites``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from lightx2v_sgmd.families.wan.sources import (
 from lightx2v_sgmd.system.errors import UserError
 
 BUNDLED: Final = "sprites"
+SHARING: Final = ("motions",)
+"""Shipped teachers that are a transformer alone, over the other parts of ``BUNDLED``."""
 WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 
 
@@ -41,13 +44,18 @@ def bundled_teacher() -> Path:
     return Path(__file__).resolve().parents[2] / "assets" / BUNDLED
 
 
+def _shares_parts(folder: Path) -> bool:
+    assets = bundled_teacher().parent
+    return folder.name in SHARING and folder.resolve().parent == assets
+
+
 def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
     """Reads a model's configuration without loading weights.
 
     Args:
         path: A folder in diffusers' or the original layout, a hub id of either
-            (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), ``sprites``, or a ``.safetensors`` or ``.pth``
-            file of a transformer alone, in either naming.
+            (``Wan-AI/Wan2.1-T2V-14B-Diffusers``), the name of a shipped teacher, or a
+            ``.safetensors`` or ``.pth`` file of a transformer alone, in either naming.
             A folder with a transformer's files alone counts as such a file.
         base: For such a file: the model (anything but a file) that it is a variant of, which gives
             the configuration (unless the folder has its own), the VAE and the text encoder.
@@ -67,7 +75,10 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
             if networks is not None:
                 return _open_experts(file, networks, base)
             return _open_network_folder(file, base)
-        source, config = find_source(str(model_folder(path)))
+        folder = model_folder(path)
+        if _shares_parts(folder):
+            return _open_over_bundled(folder)
+        source, config = find_source(str(folder))
         video, negative = read_video_facts(Path(source.root))
         model = replace(_opened(source, config), video=video)
         if config.get("image_dim") is not None:
@@ -81,6 +92,13 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
         return replace(model, low_noise=replace(model, source=low_noise), boundary=boundary)
     except UserError as error:
         raise UserError(f"teacher.path: {error}") from error
+
+
+def _open_over_bundled(folder: Path) -> WanModel:
+    model = _open_network_folder(folder / "transformer", bundled_teacher())
+    video, negative = read_video_facts(folder)
+    negative = model.negative_prompt if negative is None else negative
+    return replace(model, path=str(folder), video=video, negative_prompt=negative)
 
 
 def _open_file(file: Path, base: str | Path | None) -> WanModel:

@@ -69,7 +69,8 @@ def find_source(path: str) -> tuple[Source, dict[str, Any]]:
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return _on_hub(path)
     raise UserError(
-        f"{path} is not a folder; {LAYOUTS}, a hub id, or 'sprites' for the bundled teacher"
+        f"{path} is not a folder; {LAYOUTS}, a hub id, or 'sprites' or 'motions' for a bundled "
+        "teacher"
     )
 
 
