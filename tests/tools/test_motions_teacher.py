@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lightx2v_sgmd.apps.sprites import motions
 from lightx2v_sgmd.apps.sprites.motion_judging import ATTRIBUTES
@@ -162,3 +163,19 @@ def test_the_shipped_card_says_which_bars_are_missed() -> None:
     card = (ROOT / "lightx2v_sgmd/assets/motions/README.md").read_text()
     assert MISSED == {bar: round(share, 3) for bar, (share, is_met) in BARS.items() if not is_met}
     assert all(f"{bar} (it is {share:.3f})" in card for bar, share in MISSED.items())
+
+
+def test_training_goes_on_from_the_shipped_weights_or_an_earlier_run(tmp_path: Path) -> None:
+    weights = {"w": torch.randn(2, 3)}
+    save_file(weights, tmp_path / "a.safetensors")
+    torch.save({"ema": weights, "step": 3}, tmp_path / "train.pt")
+    for name in ("a.safetensors", "train.pt"):
+        assert torch.equal(
+            train_motions_teacher.earlier_weights(tmp_path / name)["w"], weights["w"]
+        )
+
+
+def test_a_pool_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--pool: 100 is too small"):
+        motions_pool.encode_pool(open_wan("sprites"), tmp_path / "latents.pt", 100, seed=0)
+    assert not list(tmp_path.iterdir())

@@ -66,6 +66,8 @@ def draw_sprites(count: int, seed: int) -> dict[str, list[motions.MovingSprite]]
 def encode_pool(model: WanModel, path: Path, count: int, seed: int, batch: int = 32) -> Pool:
     """Renders and encodes videos, or reads those of an earlier call from ``path``."""
     drawn = draw_sprites(count, seed)
+    if min(map(len, drawn.values())) <= HELD_OUT:
+        raise SystemExit(f"--pool: {count} is too small; each manner keeps {HELD_OUT} videos aside")
     latents: dict[str, Tensor] = {}
     if path.exists():
         latents = torch.load(path, weights_only=True)

@@ -1,8 +1,9 @@
-"""Parts of both trainings of the bundled teacher: optimizers, learning rates, states on disk."""
+"""Parts that trainings of bundled teachers share: optimizers, learning rates, states on disk."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ def split_for_muon(
         is_matrix = p.ndim >= 2 and min(p.shape[0], p.flatten(1).shape[1]) > 1
         (kernels if is_matrix else vectors).append(p)
     return kernels, vectors
+
+
+def update(
+    loss: torch.Tensor, network: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """One update of the weights by all optimizers, with the gradient's norm clipped to 1."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def follow(average: dict[str, torch.Tensor], network: torch.nn.Module, step: int) -> None:
+    """Moves the exponential average (0.999, less in the first steps) after update ``step``."""
+    decay = min(0.999, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.values()), list(network.state_dict().values()), 1 - decay)
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], base: list[float], factor: float) -> None:

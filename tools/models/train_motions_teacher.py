@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from lightx2v_sgmd.apps.sprites.evaluate import training_motion_captions
 from lightx2v_sgmd.families.sources.model_folder import PROMPTS_FILE, VIDEO_FILE
@@ -29,7 +30,7 @@ from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from tools.benchmarks.muon import Muon
 from tools.models.motions_pool import NAMED, Pool, draw_batch, embed_captions, encode_pool
-from tools.models.sprites_training import save_atomically, set_lr, trapezoid
+from tools.models.sprites_training import follow, save_atomically, set_lr, trapezoid, update
 from tools.own_files import check_new
 
 # B batch, C channels, T latent frames, h, w, S text tokens, D text width
@@ -48,6 +49,14 @@ def optimizers_of(network: torch.nn.Module, lr: float) -> list[torch.optim.Optim
     for name, p in network.named_parameters():
         (inner if p.ndim == 2 and name.startswith("blocks.") else outer).append(p)
     return [Muon(inner, lr=lr), torch.optim.AdamW(outer, lr=0.2 * lr, weight_decay=0.0)]
+
+
+def earlier_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of an earlier run: its ``train.pt``, or a shipped ``.safetensors`` file."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["ema"]
+    return weights
 
 
 def flow_matching_loss(
@@ -70,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
     network = model.load_transformer(torch.float32).train().requires_grad_(True)
     fold_text_padding(network)
     if args.init_from:
-        network.load_state_dict(torch.load(args.init_from, weights_only=True)["ema"])
+        network.load_state_dict(earlier_weights(args.init_from))
     optimizers = optimizers_of(network, args.lr)
     base = [group["lr"] for o in optimizers for group in o.param_groups]
     ema = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -92,15 +101,9 @@ def train(args: argparse.Namespace) -> None:
         set_lr(optimizers, base, trapezoid(step / args.steps, step, warmup=50, decay_from=0.5))
         x0, captions = draw_batch(pool, rng, args.batch, named_share=args.named)
         loss = flow_matching_loss(network, x0, table[[rows[c] for c in captions]])
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        update(loss, network, optimizers)
         step += 1
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(ema.values()), list(network.state_dict().values()), 1 - decay)
+        follow(ema, network, step)
         losses.append(loss.item())
         if step % SAVE_EVERY == 0 or step == args.steps:
             seconds = spent + time.monotonic() - began
@@ -155,7 +158,7 @@ def main() -> None:
     training = stages.add_parser("train", help="train the transformer")
     training.add_argument("--steps", type=int, default=6000)
     training.add_argument("--batch", type=int, default=64)
-    training.add_argument("--init-from", type=Path, help="train.pt of an earlier run to start from")
+    training.add_argument("--init-from", type=Path, help="train.pt or .safetensors to start from")
     training.add_argument("--lr", type=float, default=0.008, help="of Muon")
     training.add_argument(
         "--named", type=float, default=NAMED, help="share of captions that name the motion"

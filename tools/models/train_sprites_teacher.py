@@ -32,7 +32,14 @@ from lightx2v_sgmd.families.text_rows import TextEncoder, fold_text_padding
 from lightx2v_sgmd.families.wan.forward import normalized_latents, velocity
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from tools.benchmarks.muon import Muon
-from tools.models.sprites_training import Clock, save_atomically, set_lr, trapezoid
+from tools.models.sprites_training import (
+    Clock,
+    follow,
+    save_atomically,
+    set_lr,
+    trapezoid,
+    update,
+)
 from tools.models.sprites_vae import (
     load_vae,
     to_model_range,
@@ -173,15 +180,9 @@ def train_dit(args: argparse.Namespace) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             velocity = model(add_noise(x0, noise, sigma), sigma, prompts)
         loss = F.mse_loss(velocity.float(), noise - x0)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        update(loss, model, optimizers)
         step += 1
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(ema.values()), list(model.state_dict().values()), 1 - decay)
+        follow(ema, model, step)
         losses.append(loss.item())
         if step % 100 == 0:
             save_atomically(
