@@ -8,7 +8,10 @@ leaves out rare, fast motions can be told from one that does not. Colour and sha
 
 An object has one velocity up to the middle frame and another one from there. Where a motion has two
 directions, the world draws which of them comes first, because the text encoder does not see the
-order of words.
+order of words. Beside colour, shape and motion little is free: the way is centred in the frame, and
+sizes and headings vary less than in ``world``. A small network can then find the motion of an open
+caption from noise; with as much free as in ``world`` it blends them
+(docs/results/motion_question.md).
 
 Legend: F frames, H height, W width; positions in pixels (x right, y down), speeds in pixels/frame.
 """
@@ -40,6 +43,11 @@ RARE: Final = ("fast", "turn", "bounce", "late")
 """The manners with a fast part, which are rare in the mixture."""
 CREEP: Final = (0.06, 0.16)
 """Speed of the first half of a late start: the object all but rests."""
+RADIUS: Final = (4.2, 4.8)
+HEADING_JITTER: Final = 0.07
+"""Radians between a heading and the named axis, at most."""
+CENTRE_JITTER: Final = 0.5
+"""Pixels between the middle of the way and the middle of the frame, at most, in x and in y."""
 MIDDLE: Final = (world.NUM_FRAMES - 1) // 2
 """The frame in which the second velocity begins."""
 
@@ -198,24 +206,23 @@ def sample_motion_caption(
 
 
 def sample_sprite(rng: np.random.Generator, caption: MotionCaption) -> MovingSprite:
-    """Draws an object that the caption describes and that stays inside the frame."""
+    """Draws an object that the caption describes; the middle of its way is that of the frame."""
     colour = caption.colour or str(rng.choice(list(world.COLOURS)))
     shape = caption.shape or str(rng.choice(world.SHAPES))
     motion = caption.motion or sample_motion(rng, sample_manner(rng))
     first, second = _velocities(rng, motion)
-    radius = float(rng.uniform(*world.RADIUS))
-    left, right, up, down = (radius * e + 0.5 for e in world.EXTENT[shape])
+    radius = float(rng.uniform(*RADIUS))
     way = path(first, second)
-    x = rng.uniform(left - way[:, 0].min(), world.SIZE - right - way[:, 0].max())
-    y = rng.uniform(up - way[:, 1].min(), world.SIZE - down - way[:, 1].max())
-    return MovingSprite(colour, shape, motion, radius, float(x), float(y), first, second)
+    x, y = world.SIZE / 2 - (way.min(0) + way.max(0)) / 2
+    x, y = (float(v + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)) for v in (x, y))
+    return MovingSprite(colour, shape, motion, radius, x, y, first, second)
 
 
 def _velocities(
     rng: np.random.Generator, motion: Motion
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Both velocities: one speed and one deviation of the heading for the whole video."""
-    angle = float(rng.uniform(-world.HEADING_JITTER, world.HEADING_JITTER))
+    angle = float(rng.uniform(-HEADING_JITTER, HEADING_JITTER))
     slow, fast = (float(rng.uniform(*r)) for r in world.SPEEDS.values())
     creep = float(rng.uniform(*CREEP))
     if motion.manner == "still":
