@@ -9,7 +9,6 @@ from outside (``observed``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.data import Batches
-from distill.loss_terms import LossAccumulator, NotFiniteError, UpdateIndex
+from distill.loss_terms import LossAccumulator, UpdateIndex
 from distill.observed import Listener, Observed, Stopped
 from distill.pixels import PixelFeatures
 from distill.predictions import loss_sample, noised, student_sample, teacher_x0
@@ -26,20 +25,14 @@ from distill.updates import (
     Iteration,
     average_decay,
     batches_per_iteration,
+    check_gradients,
     first_batch,
     first_update,
-    learning_rate_factor,
+    update_role,
 )
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import PairMethod, stage_at
-from lightx2v_sgmd.parallel import (
-    DISCRIMINATOR,
-    FAKE_SCORE,
-    STUDENT,
-    Strategy,
-    expert_role,
-    role_of,
-)
+from lightx2v_sgmd.parallel import DISCRIMINATOR, FAKE_SCORE, STUDENT, Strategy, expert_role
 
 # B batch of this rank, C channels, T latent frames, h, w latent height and width
 
@@ -119,9 +112,9 @@ class Trainer:
             self._where = doing
             index = UpdateIndex(iteration, number, batch_index)
             self.losses.add_to(result, index)
-            self._check_gradients(trained[1:], index)
+            check_gradients(self.strategy, trained[1:], index)
             for role in trained:
-                self._step(role, result, index)
+                update_role(self.strategy, self.job, role, result, index)
             result.done, self.partial_iteration = number + 1, result
         student = expert_role(STUDENT, self.batches.expert(updates[0][0]))
         own_step = result.step - first_update(self.job.method, student)
@@ -152,7 +145,7 @@ class Trainer:
         for micro in micro_batches:
             trained = self.updates(index.iteration)[index.update][1](micro)
         self.losses.means(index)
-        self._check_gradients(trained, index)
+        check_gradients(self.strategy, trained, index)
 
     def add_gradients(self, micro: int, batch_index: int, iteration: int) -> tuple[str, ...]:
         """Adds a micro-batch's gradients to the student and to the roles that share its x_t.
@@ -231,25 +224,3 @@ class Trainer:
         if self.job.method.guidance_range is None:
             return self.job.teacher.guidance_of(expert)
         return self.batches.uniform("guidance", iteration, *self.job.method.guidance_range)
-
-    def _check_gradients(self, roles: tuple[str, ...], index: UpdateIndex) -> None:
-        """Refuses a gradient that is not finite before another role is updated.
-
-        Afterwards, the weights that it came from would be gone.
-        """
-        for role in roles:
-            norm = self.strategy.gradient_norm(role)
-            if not math.isfinite(norm):
-                raise NotFiniteError.of_gradient(role, norm, index)
-
-    def _step(self, role: str, result: Iteration, index: UpdateIndex) -> None:
-        """Updates a role and records the norm of its gradient."""
-        first = first_update(self.job.method, role)
-        factor = learning_rate_factor(index.iteration, self.job.train, first)
-        if role_of(role) == STUDENT:
-            factor *= stage_at(self.job.method, index.iteration).lr_factor
-        result.lr[role] = self.strategy.settings.optimizers[role_of(role)].lr * factor
-        norm = result.grad_norm[role] = self.strategy.step(role, result.lr[role])
-        if not math.isfinite(norm):
-            raise NotFiniteError.of_gradient(role, norm, index)
-        result.stepped[role] = result.stepped.get(role, 0) + 1

@@ -1,12 +1,14 @@
-"""The learning rate and EMA decay of each iteration, and the record of what it did."""
+"""The update of each role: its learning rate and EMA decay, and the record of what was done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from lightx2v_sgmd.job.schema import Train
+from distill.loss_terms import NotFiniteError, UpdateIndex
+from lightx2v_sgmd.job.schema import Job, Train
 from lightx2v_sgmd.methods import Method
 from lightx2v_sgmd.methods.base import pair_iterations, stage_at
 from lightx2v_sgmd.parallel import (
@@ -14,6 +16,7 @@ from lightx2v_sgmd.parallel import (
     FAKE_SCORE,
     PIXEL_DISCRIMINATOR,
     STUDENT,
+    Strategy,
     expert_role,
     role_of,
 )
@@ -142,3 +145,36 @@ class Iteration:
     updates: dict[str, int] = field(default_factory=dict)
     done: int = 0
     stepped: dict[str, int] = field(default_factory=dict)
+
+
+def check_gradients(strategy: Strategy, roles: Iterable[str], index: UpdateIndex) -> None:
+    """Refuses a gradient that is not finite before another role is updated.
+
+    Afterwards, the weights that it came from would be gone.
+
+    Raises:
+        NotFiniteError: the gradient's norm of one of the roles is not finite.
+    """
+    for role in roles:
+        norm = strategy.gradient_norm(role)
+        if not math.isfinite(norm):
+            raise NotFiniteError.of_gradient(role, norm, index)
+
+
+def update_role(
+    strategy: Strategy, job: Job, role: str, result: Iteration, index: UpdateIndex
+) -> None:
+    """Updates a role with its accumulated gradient, and records the norm and the learning rate.
+
+    Raises:
+        NotFiniteError: the gradient's norm is not finite; the weights have not changed.
+    """
+    first = first_update(job.method, role)
+    factor = learning_rate_factor(index.iteration, job.train, first)
+    if role_of(role) == STUDENT:
+        factor *= stage_at(job.method, index.iteration).lr_factor
+    result.lr[role] = strategy.settings.optimizers[role_of(role)].lr * factor
+    norm = result.grad_norm[role] = strategy.step(role, result.lr[role])
+    if not math.isfinite(norm):
+        raise NotFiniteError.of_gradient(role, norm, index)
+    result.stepped[role] = result.stepped.get(role, 0) + 1
