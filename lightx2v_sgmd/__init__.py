@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightx2v_sgmd.system.errors import UserError
     from weights import export
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = ["Job", "UserError", "distill", "export", "generate", "load_job", "load_student"]
 
