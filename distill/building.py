@@ -1,4 +1,4 @@
-"""From a job to a trainer: data, networks and where they start from."""
+"""Builds the trainer of a job: data, networks and where they start from."""
 
 from __future__ import annotations
 
@@ -187,6 +187,6 @@ def _wanted(job: Job, model: Model, prompts: list[str]) -> list[str]:
 
 
 def _worth_folding(model: Model, rows: Sequence[Embedding], ranks: Ranks) -> bool:
-    """On a CPU, if the network is wide enough to carry the padding weights (see ``text_rows``)."""
+    """True on a CPU if the network is wide enough for the padding weights (see ``text_rows``)."""
     width = model.width
     return ranks.device.type == "cpu" and longest(rows) + 1 <= width

@@ -310,7 +310,7 @@ class Batches:
         return self.latents.read(name, prompts).to(self.ranks.device)
 
     def conditioning(self, prompts: Sequence[int]) -> tuple[Conditioning, Conditioning]:
-        """That of the prompts, and that of the negative prompt for each; padded to one length."""
+        """The conditioning of prompts, and the negative prompt's for each; padded to one length."""
         rows = [self.rows[p] for p in prompts]
         images = [{n: row[n] for n in row if n not in self.negative} for row in rows]
         if any(images):  # guidance leads away from the negative prompt, not from the image

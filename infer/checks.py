@@ -46,7 +46,7 @@ class Preset:
 
     Attributes:
         schedule: The steps.
-        differs: What this engine does not do as that trainer's own code; "" if nothing.
+        differs: The differences of this engine from that trainer's own code; "" if none.
         fewer: True if its code runs the first steps of the list alone, too.
     """
 

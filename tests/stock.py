@@ -24,12 +24,12 @@ def run_stock(
     num_frames: int = 9,
     output_type: str = "latent",
 ) -> Any:
-    """What it makes in four steps without guidance, 32x32: latents ``[B, C, T, h, w]``, or frames.
+    """Runs four steps without guidance at 32x32: latents ``[B, C, T, h, w]``, or frames.
 
     Args:
         pipe: From ``stock_pipe``.
         prompts: One for each video.
-        seeds: Of each video's noise.
+        seeds: Seeds of each video's noise.
         num_frames: ``4k + 1``.
         output_type: ``np`` for frames ``[B, F, H, W, 3]`` from 0 to 1.
     """

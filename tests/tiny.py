@@ -37,7 +37,7 @@ _NEWER_VAE: Final[dict[str, Any]] = {
     "out_channels": 12,
     "patch_size": 2,
 }
-"""What Wan2.2's own VAE has that Wan2.1's has not."""
+"""Settings of Wan2.2's own VAE that Wan2.1's has not."""
 
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
 

@@ -185,7 +185,7 @@ def _kind(spec: ExportSpec) -> str:
 
 
 def _start(source: ExportSource) -> str:
-    """What the student started from, in words."""
+    """The words for the model that the student started from."""
     return "its teacher" if source.about.student_base is None else "the model it started from"
 
 

@@ -70,7 +70,7 @@ class ExportSpec:
 
     @cached_property
     def _second(self) -> ExportSpec | None:
-        """That of the second expert, which keeps its own evaluations from writing to verifying."""
+        """The second expert's spec, which keeps its own evaluations from writing to verifying."""
         second = self.source.second
         return None if second is None else replace(self, source=second, expert=1, probed={})
 

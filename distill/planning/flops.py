@@ -127,7 +127,7 @@ def _backward_of(rows: int, checkpointing: Checkpointing) -> RolePasses:
 
 
 def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dict[str, RolePasses]:
-    """By role, averaged over the iterations of a run and the exit steps of its rollouts.
+    """The passes of an iteration by role: means over a run's iterations and exit steps.
 
     Args:
         job: The job.
@@ -267,7 +267,7 @@ def iteration_traffic(
     gpus: int,
     size: int,
 ) -> Traffic:
-    """By the passes of an iteration.
+    """The bytes that a GPU receives in the passes of an iteration.
 
     Weights are gathered once in a forward and once in a backward pass: a block that is computed
     again keeps them for its backward pass.

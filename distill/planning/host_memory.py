@@ -26,7 +26,7 @@ def check_host_memory(job: Job, model: Model, device: torch.device, ranks: int) 
 
     Args:
         job: The job.
-        model: Its opened teacher.
+        model: The job's opened teacher.
         device: The device of a rank.
         ranks: Number of all ranks.
 

@@ -139,7 +139,7 @@ def _with_offers(problem: str, found: Sequence[tuple[list[str], JobPlan]], plan:
 
 
 def _needs(other: JobPlan, plan: JobPlan) -> Iterator[str]:
-    """What a change needs beside a GPU's memory."""
+    """Names the needs of a change beside a GPU's memory."""
     if other.memory.host:
         host = sum(other.per_node(other.memory.host).values())
         yield f"{host:.0f} GiB of a node's CPU memory"

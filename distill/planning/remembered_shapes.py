@@ -40,7 +40,7 @@ _results: dict[Hashable, tuple[TensorLayout, ...] | None] = {}
 
 
 def remembered(func: Any, args: Any, kwargs: Any) -> Any:
-    """What an operation returns: new tensors of the shapes of an earlier call with the same shapes.
+    """An operation's result: new tensors of the shapes that an earlier call like this returned.
 
     Operations that return views, write in place or see anything but the meta device always run, and
     so do those whose results are not a tensor or several, each in memory of its own.
@@ -76,7 +76,7 @@ _pure: dict[Any, bool] = {}
 
 
 def _key(func: Any, args: Any, kwargs: Any) -> Hashable | None:
-    """What tells a call from others; None if it must run."""
+    """The key that tells a call from others; None if the call must run."""
     pure = _pure.get(func)
     if pure is None:
         schema = func._schema

@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """What a call asks for, checked.
+    """The checked request of a call of ``generate``.
 
     Attributes:
         weights: As they were given.
@@ -72,8 +72,8 @@ class Ledger:
     """The videos of a call: those that are there, those that wait, those that failed.
 
     Args:
-        call: What was asked for.
-        provenance: What sidecars say.
+        call: The checked request.
+        provenance: Makes the text of sidecars.
         ranks: The processes; the first one looks at the files, for all.
         lock: The output's lock; None in the other processes.
         quiet: Say nothing.
@@ -111,7 +111,7 @@ class Ledger:
         }
 
     def provenance(self, request: Request) -> dict[str, Any]:
-        """What the sidecar of a video says it was made from."""
+        """The sidecar of a video: the weights and options that it was made from."""
         return self._provenance.of(request, self.fps)
 
     def start(self) -> None:

@@ -29,7 +29,7 @@ Texts = Callable[[Request], Embedding]
 
 
 class Takes(Protocol):
-    """What takes finished videos, see ``ledger.Ledger``."""
+    """A taker of finished videos, see ``ledger.Ledger``."""
 
     def start(self) -> None:
         """Is called before the weights are loaded."""
@@ -53,7 +53,7 @@ class Making:
 
     Attributes:
         fps: Frames per second of the files.
-        takes: What takes the videos.
+        takes: The taker of the videos.
         ranks: The processes that make each video together.
         cancel: Asked between steps and between chunks of frames whether to stop.
         quiet: Show no progress bar.

@@ -42,13 +42,13 @@ _TASKS_EACH: Final = 2
 _MOST_IN_TASK: Final = 64
 """Most videos of a task: so many at most are made again when its machine dies."""
 _TRIES_AGAIN: Final = 2
-"""How often a task is run again after its process or machine died."""
+"""The most times that a task is run again after its process or machine died."""
 _LOOK_S: Final = 0.5
 
 
 @dataclass(frozen=True)
 class ShareOrder:
-    """What a task is to make.
+    """The videos that a task is to make, with their weights and options.
 
     Attributes:
         weights: The weights, as every machine finds them.
@@ -70,7 +70,7 @@ class ShareOrder:
 
 @dataclass(frozen=True)
 class MachinePlan:
-    """What a machine of the cluster settles on for the options."""
+    """The choices that a machine of the cluster makes for the options."""
 
     dtype: torch.dtype
     text_dtype: torch.dtype
@@ -110,7 +110,7 @@ def generate_on_machines(call: GenerateCall, cancel: Cancel | None, quiet: bool)
     """Makes the videos of a call on a cluster, as ``generate_files`` does on this machine.
 
     Args:
-        call: What was asked for.
+        call: The checked request.
         cancel: Asked twice a second whether to stop.
         quiet: Show no progress bar.
 
@@ -151,7 +151,7 @@ def _planned_there(
     options: GenerateOptions,
     largest: tuple[int, int, int],
 ) -> MachinePlan:
-    """What one of the machines settles on.
+    """Asks one of the machines for its plan.
 
     Raises:
         UserError: the weights or options cannot be used there.

@@ -11,7 +11,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.system.console import Bar, progress
 
 _ENCODERS: Final = "text_encoder"
-"""With what the names of several text encoders begin."""
+"""The names of a model's text encoders begin with this."""
 _SHOWN_FROM: Final = 5 * 10**8
 """Parts of fewer parameters are loaded before anybody has read a line about it."""
 

@@ -62,7 +62,7 @@ _UPDATES: Final = {
     1: "ALTER TABLE jobs ADD COLUMN lora TEXT",
     2: "ALTER TABLE jobs ADD COLUMN image TEXT",
 }
-"""What makes a queue of a version one of the next version."""
+"""The statement that makes a queue of a version one of the next, by version."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class DiffusersModel(ABC):
         """Builds the VAE with random weights (none on the meta device)."""
 
     def _names(self, part: Part) -> Names | None:
-        """How the names in a part's files become diffusers' names; None leaves them."""
+        """The rules that make diffusers' names of those in a part's files; None leaves them."""
         return None
 
     def _weights(self, part: Part) -> WholeTensors:

@@ -1,4 +1,4 @@
-"""What teachers of images have in common: the VAE, and prompts as CLIP's encoders tell them.
+"""Base of the teachers of images: the VAE, and prompts as CLIP's encoders tell them.
 
 Images are videos of one frame outside the families' folders: latents have T = 1 there.
 """
@@ -51,7 +51,7 @@ class ImageModel(DiffusersModel):
     @property
     @abstractmethod
     def _encoders(self) -> tuple[Part, ...]:
-        """Its text encoders."""
+        """The model's text encoders."""
 
     @property
     @abstractmethod

@@ -130,10 +130,10 @@ def load_t5(
     """Loads a T5 or umT5 encoder, frozen.
 
     Args:
-        build: Builds it, with random weights.
-        weights: Its weights, under transformers' names.
+        build: Builds the encoder, with random weights.
+        weights: The encoder's weights, under transformers' names.
         what: The weights, for messages.
-        dtype: The precision of its weights.
+        dtype: The precision of the encoder's weights.
         device: Device of the weights.
         on_part: See ``block_loading.OnPart``.
         stream: True leaves its blocks in the file, see ``t5_streaming``; on the CPU alone.

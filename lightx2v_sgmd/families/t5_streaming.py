@@ -30,7 +30,7 @@ class StreamedT5:
 
     Args:
         network: The encoder, built in ``empty_weights``.
-        weights: Its weights, which were checked against it.
+        weights: The encoder's weights, which were checked against it.
         dtype: The precision of the weights.
         in_float32: Function of a weight's name; True for those that are float32 anyway.
     """
@@ -92,7 +92,7 @@ class StreamedT5:
         raise AssertionError("the encoder did not run its blocks")
 
     def _after_blocks(self, arguments: tuple[Tensor, ...], result: Any) -> Tensor:
-        """What the network makes of its last block's result."""
+        """The network's output for the result of its last block."""
         self._network.encoder.block = nn.ModuleList([_Replay(result)])
         try:
             hidden: Tensor = self._network(*arguments)[0]

@@ -1,4 +1,4 @@
-"""Which of two experts a file of weights is for, by its name. Imports no PyTorch.
+"""Reads off a file's name which of two experts its weights are for. Imports no PyTorch.
 
 Programs and publishers write ``high_noise`` or ``low_noise`` into the name of the file or of its
 folder: ``wan2.2_t2v_high_noise_14B_fp16.safetensors``, ``low_noise_model/x.safetensors``.

@@ -322,7 +322,7 @@ def write_content(
 
     Args:
         path: The file; missing folders are made.
-        content: Its content.
+        content: The file's content.
         publish: As for ``video_writer``.
 
     Raises:

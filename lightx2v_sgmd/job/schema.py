@@ -203,7 +203,7 @@ class Train:
     # Last iterations over which the learning rate falls linearly to zero, which settles the
     # student; 0 keeps it constant, as the paper does.
     decay: Annotated[int, Field(ge=0, le=10**9)] = 0
-    # What shares one exit step, the step of the rollout that carries gradient. "update": all videos
+    # Videos that share one exit step, the step of the rollout that carries gradient. "update": all
     # of an update, so that each costs the same. "micro_batch": those of a micro-batch, on all
     # ranks, as in LightX2V; an update with accumulation then mixes several steps.
     exit_step_per: Literal["update", "micro_batch"] = "update"

@@ -1,4 +1,4 @@
-"""What the ranks that share a video send one another, with gradients: tokens, heads, parts."""
+"""Exchanges, with gradients, among the ranks that share a video: tokens, heads, parts."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _stored(rows: Mapping[str, Embedding]) -> dict[str, Tensor]:
 
 
 def _stored_names(stored: Iterable[str]) -> dict[str, dict[str, str]]:
-    """For each key in a file, the names of its embedding's entries and theirs in the file."""
+    """The entries of each embedding in a file: by key, their names here and in the file."""
     names: dict[str, dict[str, str]] = {}
     for each in stored:
         key, _, name = each.partition(".")

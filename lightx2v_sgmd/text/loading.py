@@ -14,7 +14,7 @@ from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large
 from lightx2v_sgmd.system.quiet import no_library_bars
 
 _WORKING_BYTES: Final = 2**29
-"""What reading a block and running it takes beside the block's weights."""
+"""The bytes that reading and running a block takes beside the block's weights."""
 _BLOCKS: Final = 2
 """Blocks in memory while an encoder is streamed: one, and what the allocator has of the last."""
 

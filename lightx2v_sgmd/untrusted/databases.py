@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 UNREADABLE_DATABASE: Final = (sqlite3.Error, UnicodeDecodeError)
-"""What sqlite3 raises for a damaged database: its messages quote the file, whatever is in it."""
+"""The errors of sqlite3 for a damaged database: they quote the file, whatever is in it."""
 
 
 def open_database(file: Path, how: str = "mode=ro") -> sqlite3.Connection:

@@ -111,7 +111,7 @@ def own_record(path: Path, remedy: str) -> Iterator[None]:
 
     Args:
         path: The file, for the message.
-        remedy: What to do about a file that says something else than it should.
+        remedy: The advice for a file that says something else than it should.
 
     Raises:
         UserError: the file cannot be read, or is not as it was written.

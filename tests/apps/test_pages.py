@@ -1,4 +1,4 @@
-"""What every report is built from: the style, escaped text, embedded videos and plots."""
+"""The parts of every report: the style, escaped text, embedded videos and plots."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.cli.application import install
 
 
 def outcome_of(files: list[Path], **changes: Any) -> SimpleNamespace:
-    """What ``infer.generate_files`` answers."""
+    """An answer of ``infer.generate_files``."""
     usual = {
         "skipped": 0,
         "failed": [],

@@ -1,4 +1,4 @@
-"""What is checked of a file before ComfyUI loads it."""
+"""Checks of a file before ComfyUI loads it."""
 
 from __future__ import annotations
 

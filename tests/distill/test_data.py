@@ -273,7 +273,7 @@ def test_a_batch_trains_the_expert_of_its_exit_step(job: Job) -> None:
 
 
 def test_phases_train_one_expert_each(job: Job) -> None:
-    """Of the steps 1000, 960, 888.889 and 727.273 the first three are the first expert's."""
+    """The first three of the steps 1000, 960, 888.889 and 727.273 are the first expert's."""
     data = batches(replace(job, method=DMD2(high_noise_iterations=4)), Ranks())
     model: Any = None  # the networks are not looked at
     data.experts = (

@@ -144,7 +144,7 @@ CASES: list[tuple[Kind, int, Any]] = [
 def test_so_are_those_of_experts_and_of_videos_that_start_from_an_image(
     kind: Kind, expert: int, method: Any, tmp_path: Path
 ) -> None:
-    """Of two experts each is trained in batches of its own; a given first frame is held."""
+    """Each of two experts is trained in batches of its own; a given first frame is held."""
     settings = ["video.width=48", "teacher.guidance_scale=4"]
     if kind in ("text", "image latents"):
         teacher = make_tiny_experts(tmp_path / "teacher", kind=kind)

@@ -1,4 +1,4 @@
-"""What student, teacher and fake score predict in an iteration, and what they keep of it."""
+"""Predictions of student, teacher and fake score in an iteration, and what is kept of them."""
 
 from __future__ import annotations
 

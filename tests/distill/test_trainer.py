@@ -214,7 +214,7 @@ def test_what_an_iteration_records(tiny_teacher: Path, tmp_path: Path) -> None:
 def test_a_stopped_iteration_goes_on_with_its_next_update(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    """What was recorded before stays, and the updates that were done are not done again."""
+    """Earlier records stay, and the updates that were done are not done again."""
     settings = ("train.warmup=0", "method={name: dmd2, fake_score_updates: 2}")
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, *settings))
     strategy = trainer.strategy

@@ -56,7 +56,7 @@ class Tiny:
     def told(
         self, student: Student, size: tuple[int, int, int] | None = None
     ) -> Sequence[Embedding]:
-        """What the networks are told of two videos: their prompts, and the images of those."""
+        """The conditioning of two videos: their prompts, and the images of those."""
         rows = student.encode(PROMPTS)
         if student.model.takes_image != "always":
             return rows

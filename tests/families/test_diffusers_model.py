@@ -1,4 +1,4 @@
-"""What a model in diffusers' layout does where its family says nothing else."""
+"""A model in diffusers' layout, where its family says nothing else."""
 
 from __future__ import annotations
 

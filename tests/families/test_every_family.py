@@ -1,4 +1,4 @@
-"""What every family must do, with a random tiny model of each in its published layout.
+"""Duties of every family, with a random tiny model of each in its published layout.
 
 A family is a row of ``FAMILIES``. What is special to one is tested beside its own code.
 """
@@ -183,7 +183,7 @@ class TrainedModel:
         return self.folder / "teacher"
 
     def stock(self, student: Path, **options: Any) -> Tensor:
-        """What the stock pipeline makes of an exported student, in its few steps."""
+        """The stock pipeline's result for an exported student, in its few steps."""
         return self.family.stock(student, self.family.steps, 1.0, **options)
 
 

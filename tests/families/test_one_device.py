@@ -42,7 +42,7 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "wan2.2-ti2v-5b": (partial(make_tiny_wan, kind="text and image"), "wan"),
     "wan2.2-a14b": (make_tiny_experts, "wan"),
 }
-"""What writes a tiny model, and the row of ``FAMILIES`` that says how it is run."""
+"""The function that writes a tiny model, and the row of ``FAMILIES`` that says how it runs."""
 SETTINGS: tuple[dict[str, bool], ...] = (
     {},
     {"one_at_a_time": True, "tile_vae": True},

@@ -1,4 +1,4 @@
-"""What the families with a T5 encoder share: the names of its weights, and its tokens."""
+"""Common parts of families with a T5 encoder: the names of its weights, and its tokens."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_fits_are_the_global_optima(objective: Callable[[float, float], float]) 
 
 
 def test_fisher_is_the_narrower_fit_here() -> None:
-    """What the script's docstring says of the paper's claim."""
+    """The script's docstring says this of the paper's claim."""
     kl, fi = fitted("reverse_kl"), fitted("fisher")
     assert fi.s < kl.s and fi.valley_density < kl.valley_density
     assert fi.low_density_mass < kl.low_density_mass

@@ -1,4 +1,4 @@
-"""What the engine computes on a GPU is what it computes on the CPU."""
+"""The engine computes on a GPU what it computes on the CPU."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def behind(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def loaded(path: Path, base: Path | None) -> Tensors:
-    """What the engine's network holds after the checks."""
+    """The tensors of the engine's network after the checks."""
     model = check_student(path, "sgmd", base=base).model
     return dict(model.load_transformer().state_dict())
 

@@ -49,7 +49,7 @@ PAPER: dict[str, Any] = {
     "parallel.strategy": "zero3",
     "parallel.gradient_checkpointing": True,
 }
-"""What the paper says: Sec. 4.1, Table 2 and Alg. 1."""
+"""The paper's settings: Sec. 4.1, Table 2 and Alg. 1."""
 OPEN: dict[str, Any] = {
     "teacher.guidance_scale": 5.0,
     "teacher.negative_prompt": None,
@@ -76,7 +76,7 @@ OPEN: dict[str, Any] = {
     "parallel.offload": "none",
     "output.dir": "runs/wan2.1_t2v_14b_sgmd",
 }
-"""What the paper leaves open, with the reason beside each in the job."""
+"""Settings that the paper leaves open, with the reason beside each in the job."""
 LIGHTX2V: dict[str, Any] = {
     "teacher.path": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
     "teacher.guidance_scale": 3.0,
@@ -146,7 +146,7 @@ def test_every_value_of_the_14b_job_is_in_the_table() -> None:
 
 
 def test_the_jobs_defaults_do_not_speak_for_the_paper() -> None:
-    """What the file does not state is about this machine or is off."""
+    """Settings that the file does not state are about this machine or are off."""
     silent = {key: value for key, value in resolved(PAPER_JOB).items() if key not in PAPER | OPEN}
     assert silent == {
         "teacher.base": None,

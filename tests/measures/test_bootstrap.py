@@ -17,7 +17,7 @@ def test_one_prompt_has_no_interval() -> None:
 
 
 def test_two_prompts_give_three_means() -> None:
-    """Of the four pairs that can be drawn, one has mean 0, two have 1 and one has 2."""
+    """One of the four pairs that can be drawn has mean 0, two have 1 and one has 2."""
     result = mean_interval([[0.0], [2.0]])
     assert (result.mean, result.low, result.high) == (1, 0, 2)
 

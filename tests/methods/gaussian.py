@@ -104,7 +104,7 @@ class Tracker:
         self.gains = teacher(path).gains.clone().requires_grad_()
 
     def predict(self, x_t: Tensor) -> Tensor:
-        """Its data prediction."""
+        """The data prediction of this Gaussian."""
         return predict(self.mean, self.gains, x_t, self.path)
 
 
@@ -115,7 +115,7 @@ def make_sample(
     path: Interpolant = FLOW,
     **more: Any,
 ) -> Sample:
-    """What a method sees of x0 [B, D]: noise at every time and both predictions."""
+    """The sample of x0 [B, D] for a method: noise at every time and both predictions."""
     noise = points()[1]
     x_t = path.add_noise(x0, noise, TIME)
     x_fake = fake(x_t)
@@ -124,7 +124,7 @@ def make_sample(
 
 
 def total(losses: Losses) -> Tensor:
-    """What an update minimises."""
+    """The sum that an update minimises."""
     return torch.stack(list(losses.values())).sum(0).mean()
 
 
@@ -153,7 +153,7 @@ class Student:
         return points()[0] @ self.factor.T + self.shift
 
     def law(self) -> Gaussian:
-        """Its distribution, without gradient."""
+        """The student's distribution, without gradient."""
         factor = self.factor.detach()
         return Gaussian(self.shift.detach().clone(), factor @ factor.T, self.path)
 
@@ -216,7 +216,7 @@ def distil(
         every: Whose losses; each of its stages in its iterations.
         iterations: Updates of the student.
         discriminator: An ideal discriminator.
-        tracked: Whether the fake score is learned, by the method's own loss and number of updates
+        tracked: True to learn the fake score, by the method's own loss and number of updates
             after each of the student's; otherwise it is exact.
         path: The way from data to noise.
 

@@ -22,7 +22,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def logits(x: Tensor, sigma: Tensor) -> Tensor:
-    """Of a discriminator with two outputs."""
+    """The logits of a discriminator with two outputs."""
     flat = x.flatten(1)
     return torch.stack([flat.sum(1), (flat**2).mean(1) - sigma], 1)
 
@@ -39,7 +39,7 @@ def leaves() -> Sample:
 
 
 def gradients(losses: Losses, sample: Sample) -> list[Tensor | None]:
-    """Of the sum of the terms, with respect to the ``LEAVES``."""
+    """The gradients of the sum of the terms, with respect to the ``LEAVES``."""
     inputs = [getattr(sample, name) for name in LEAVES]
     loss = torch.stack(list(losses.values())).sum()
     return list(torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True))

@@ -1,4 +1,4 @@
-"""What methods declare: their published options, the roles they train, and how a name is found."""
+"""Methods declare their published options and the roles they train, and are found by name."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_heads_of_a_gan_may_be_chosen() -> None:
 
 
 class Added(Method):
-    """What an installed package announces."""
+    """A method that an installed package announces."""
 
 
 def test_names_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:

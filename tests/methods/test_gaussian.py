@@ -52,7 +52,7 @@ from tests.methods.gaussian import (
 
 ITERATIONS = 120
 CLAMP = 10.0
-"""Of c(t)."""
+"""The clamp of c(t)."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PATHS: dict[str, Interpolant] = {
     "flow": FLOW,
@@ -65,7 +65,7 @@ Rate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def errors(student: Student) -> tuple[float, float]:
-    """Of mean and covariance, relative."""
+    """The relative errors of mean and covariance."""
     law, data = student.law(), teacher()
     mean = (law.mean - data.mean).norm() / data.mean.norm()
     return mean.item(), ((law.cov - data.cov).norm() / data.cov.norm()).item()

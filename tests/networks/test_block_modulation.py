@@ -1,4 +1,4 @@
-"""What a block adds to the embedded time, for one time a video and for one a token."""
+"""A block's addition to the embedded time, for one time a video and for one a token."""
 
 from types import SimpleNamespace
 

@@ -34,7 +34,7 @@ def run(blocks: Any, batch: int, tokens: int, rows: int = 5) -> torch.Tensor:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is compiled, in the order it is: "exact", or "flexible" if a length is an argument."""
+    """Compiled graphs in their order: "exact", or "flexible" if a length is an argument."""
     found: list[str] = []
     real = torch.compile
 

@@ -113,7 +113,7 @@ def test_heads_see_each_block_once_though_blocks_run_again(
 
 
 def cost_under_zero3(teacher: Path, folder: Path) -> list[Any]:
-    """What four iterations did and counted, with checkpointing, whole and selective."""
+    """Results and counts of four iterations, with checkpointing, whole and selective."""
     import torch.distributed as dist
 
     from lightx2v_sgmd.parallel import connect
@@ -183,7 +183,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> WanModel:
 
 
 def measured_pass(model: WanModel, what: Pass) -> tuple[int, int]:
-    """What a forward keeps, and the peak of forward and backward, by torch's CPU allocator."""
+    """The bytes that a forward keeps, and the peak of both passes, by torch's CPU allocator."""
     network = model.build_transformer()
     network.text_padding_is_folded = True  # no mask, for which CPUs have no fused kernel
     enable_checkpointing(network, what.checkpointing)

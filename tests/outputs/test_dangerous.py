@@ -34,7 +34,7 @@ output: {dir: new_run}
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the user's folder has."""
+    """The files in the user's folder."""
     world = tmp_path_factory.mktemp("template") / "world"
     make_tiny_wan(world / "teacher")
     write_checkpoint(world / "run", world / "teacher", 20)

@@ -1,4 +1,4 @@
-"""Whether the process that owns a lock still runs."""
+"""A lock tells that the process that owns it still runs."""
 
 from __future__ import annotations
 

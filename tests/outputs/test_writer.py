@@ -159,7 +159,7 @@ def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
 def test_a_clock_that_is_wrong_removes_no_temporary_of_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its age is told by the clock that stamps files, not by this machine's."""
+    """The age of a file is told by the clock that stamps files, not by this machine's."""
     (tmp_path / ".x.4711-1-000000000000-0.new").write_text("half")
     for wrong in (0.0, 2.0**33):
         monkeypatch.setattr(time, "time", lambda wrong=wrong: wrong)

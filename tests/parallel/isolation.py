@@ -1,4 +1,4 @@
-"""Whether the generator's step leaves anything behind in the fake score; for any strategy."""
+"""The generator's step must leave nothing behind in the fake score; for any strategy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def fake_score_loss(x0: Tensor, x_t: Tensor, velocity: Tensor) -> Tensor:
 def what_is_left(
     build: Callable[[], Strategy], waiting: Callable[[Strategy], bool], micro_batches: int
 ) -> list[str]:
-    """What the generator's step left in the fake score: nothing if all is well.
+    """Lists what the generator's step left in the fake score: nothing if all is well.
 
     Args:
         build: Makes the strategy anew, always the same.
-        waiting: Whether the fake score has any gradient.
+        waiting: True if the fake score has any gradient.
         micro_batches: Accumulated into the update.
     """
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""What ranks need, imported once for all of them; see ``ranks``.
+"""Imports once for all ranks what they need; see ``ranks``.
 
 A rank that imports these itself takes some seconds more.
 """

@@ -53,7 +53,7 @@ def start_ranks(size: int, work: Callable[..., Any], *args: Any) -> Started:
 
 
 def run_ranks(size: int, work: Callable[..., Any], *args: Any, timeout_s: float = 900) -> Any:
-    """What ``work(*args)`` returns on the first of ``size`` ranks.
+    """The value that ``work(*args)`` returns on the first of ``size`` ranks.
 
     The first ranks on a machine wait for DeepSpeed's operations to be compiled: a minute of
     processor time, five minutes beside other work.

@@ -79,7 +79,7 @@ def differences(job: Job) -> list[str]:
 def test_one_process_computes_what_diffusers_does(
     tiny_teacher: Path, tmp_path: Path, train: str
 ) -> None:
-    """Its trained networks are float32 under autocast, or adapters are: not a bit may show."""
+    """Trained networks are float32 under autocast, or adapters are: not a bit may show."""
     roles = (f"{role}.train={train}" for role in (STUDENT, FAKE_SCORE))
     assert differences(make_job(tiny_teacher, tmp_path, BFLOAT16, *roles)) == []
 

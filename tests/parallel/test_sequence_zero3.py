@@ -173,7 +173,7 @@ def recomputed(teacher: Path, latents: LatentFolder, folder: Path) -> dict[str, 
 def test_recomputing_the_teacher_on_two_ranks_changes_no_gradient(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    """Of any role, in the methods whose generator's gradient runs through the teacher."""
+    """No role's gradient changes, in methods whose generator's runs through the teacher."""
     found = run_ranks(2, recomputed, tiny_teacher, write_latents(tmp_path / "latents"), tmp_path)
     for method, iterations in (("sid", 1), ("dmd2", 1), ("dmdx", 2)):
         for iteration in range(iterations):

@@ -1,4 +1,4 @@
-"""What libraries say is muted inside, and heard again after."""
+"""Libraries' messages are muted inside, and heard again after."""
 
 from __future__ import annotations
 

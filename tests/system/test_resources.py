@@ -1,4 +1,4 @@
-"""What ships with the package is found by name."""
+"""Files that ship with the package are found by name."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def overruns(context: Any, step: Step) -> None:
 
 
 FAULTY = {"rows": rows, "breaks": breaks, "device": loses_the_device, "last": sleeps}
-"""What runs unless other steps are named."""
+"""The steps that run unless others are named."""
 ALL = {**FAULTY, "overruns": overruns}
 
 

@@ -1,4 +1,4 @@
-"""What the steps of the GPU check compute: kinds of kernels, errors, estimates, random weights."""
+"""Computations of the GPU check's steps: kinds of kernels, errors, estimates, weights."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sy
 
 
 class Audit:
-    """What the process did while it was watched."""
+    """Deeds of the process while it was watched."""
 
     def __init__(self, work: Path) -> None:
         self.cases = str(work / "folders")
@@ -91,7 +91,7 @@ class Audit:
 
 
 def command(*arguments: str) -> str | None:
-    """What the command line answers: None if all is well."""
+    """The command line's error output: None if all is well."""
     from lightx2v_sgmd.cli.main import run
 
     error = io.StringIO()
@@ -104,7 +104,7 @@ def command(*arguments: str) -> str | None:
 
 
 def called(function: Callable[[], object]) -> str | None:
-    """What a user would be told of a call: None if all is well."""
+    """The message that a user would get of a call: None if all is well."""
     from lightx2v_sgmd.cli.errors import explain
 
     try:
@@ -237,7 +237,7 @@ def open_clip(folder: str) -> None:
 
 
 def limit_memory() -> None:
-    """What is taken from now on has a limit."""
+    """Limits the memory that is taken from now on."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
 

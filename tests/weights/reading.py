@@ -44,7 +44,7 @@ def lightx2v_fp8(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def comfyui_loads(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What ComfyUI's Load Diffusion Model makes of a file.
+    """The tensors that ComfyUI's Load Diffusion Model makes of a file.
 
     It strips the first of these prefixes that more than five names have, else ``model.``; drops
     what does not have it, if anything has; and finds a Wan by ``head.modulation``. Then come the

@@ -51,7 +51,7 @@ def exact(run: Path) -> Tensor:
 
 
 def latents(folder: Path, teacher: Path | None = None) -> Tensor:
-    """What the engine makes with a folder of weights, or of adapters beside their teacher."""
+    """The engine's latents of a folder of weights, or of adapters beside their teacher."""
     loras = () if teacher is None else (Lora(folder),)
     return generated(load_student(folder if teacher is None else teacher, loras=loras))
 

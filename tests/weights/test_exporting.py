@@ -1,4 +1,4 @@
-"""What an export is made from, and runs and checkpoints that are refused."""
+"""Sources of an export, and runs and checkpoints that are refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_teacher_on_the_hub_is_fetched(
 def test_a_teacher_in_the_original_layout(
     run: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    """Its VAE and text encoder are written under diffusers' names; the rest is the same."""
+    """The VAE and text encoder are written under diffusers' names; the rest is the same."""
     model = open_wan(teacher)
     released = write_original(model, tmp_path / "released", suffix)
     # The release has one VAE and one text encoder, which are not this small.

@@ -66,7 +66,7 @@ def output(network: Any) -> Tensor:
 
 
 def ours(exports: Any, folder: Path) -> Tensor:
-    """What our engine's network gives with a folder's adapters."""
+    """The output of our engine's network with a folder's adapters."""
     network = open_wan(exports.teacher).load_transformer()
     add_loras(network, [Lora(folder)])
     return output(network)

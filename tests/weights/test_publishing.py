@@ -1,4 +1,4 @@
-"""What an export leaves on the disk: nothing half written, and nothing of the user's replaced."""
+"""An export leaves nothing half written on the disk, and replaces nothing of the user's."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def stock_stages(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 @contextmanager
 def freeing(device: torch.device) -> Iterator[None]:
-    """After the block, gives back what it held on the device."""
+    """Frees the device's memory that the block held, when it ends."""
     import gc
 
     try:

@@ -28,7 +28,7 @@ def live_bytes() -> int:
 
 
 def peak_growth(work: Callable[[], Any], at_end: bool = False) -> int:
-    """By how many bytes the memory of torch's CPU allocator grew at most, or at the end."""
+    """The growth in bytes of torch's CPU allocator: the most while it worked, or at the end."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         work()

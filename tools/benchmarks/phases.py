@@ -107,7 +107,7 @@ def phase_of(event: Event) -> str:
 
 
 def exposed(communication: Iterable[Interval], computation: Iterable[Interval]) -> float:
-    """For how long there was communication and no computation."""
+    """The time in which there was communication and no computation."""
     both = _merged([*communication, *(computation := list(computation))])
     return _length(both) - _length(_merged(computation))
 

@@ -72,7 +72,7 @@ def engines(others: Collection[int] = ()) -> list[int]:
 
 
 def missed_engines(videos: str) -> int:
-    """How often the server queued jobs again because an engine was gone."""
+    """Counts how often the server queued jobs again because an engine was gone."""
     with urllib.request.urlopen(videos.replace("/v1/videos", "/metrics"), timeout=60) as answer:
         found = re.search(rb"worker_restarts_total (\d+)", answer.read())
     assert found is not None, "the server counts what it starts again"

@@ -57,7 +57,7 @@ class Bench:
 
     Attributes:
         kind: The published model whose layout the student has.
-        latents: What our engine makes in float32.
+        latents: The latents that our engine makes in float32.
     """
 
     def __init__(self, folder: Path, kind: Kind = "t2v") -> None:
@@ -143,7 +143,7 @@ class Bench:
         return out
 
     def request(self, program: str, format: str, dtype: str, lora: bool) -> dict[str, Any]:
-        """What the child reads.
+        """The request that the child reads.
 
         Args:
             program: The program.
@@ -228,7 +228,7 @@ class Bench:
         }
 
     def error(self, out: Path, lora: bool) -> float:
-        """How far a program's latents are from ours, of the same file."""
+        """The relative distance of a program's latents from ours, of the same file."""
         got, ours = load_file(out)["latents"], self.latents_of_lora if lora else self.latents
         return ((got - ours).norm() / ours.norm()).item()
 

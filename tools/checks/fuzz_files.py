@@ -1,4 +1,4 @@
-"""What fuzz targets share: files with an input as content, and JSON objects."""
+"""Helpers of the fuzz targets: files with an input as content, and JSON objects."""
 
 from __future__ import annotations
 

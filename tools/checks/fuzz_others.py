@@ -127,7 +127,7 @@ def request(data: bytes) -> None:
 
 
 def votes(data: bytes) -> None:
-    """What a rater's browser sends."""
+    """Parses votes as a rater's browser sends them."""
     study = _study()
     try:
         parse_submission(data, study)
@@ -202,7 +202,7 @@ def _picture(kind: str, **more: Any) -> bytes:
 
 
 def seeds() -> Mapping[str, tuple[bytes, ...]]:
-    """For each target small inputs to start from."""
+    """Small inputs to start from, for each target."""
     text = partial(json.dumps, separators=(",", ":"))
     deep = b"[" * 5_000
     vote: dict[str, Any] = {"pair": PAIR, "left": "first", "answers": {"quality": "tie"}}

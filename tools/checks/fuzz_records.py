@@ -58,7 +58,7 @@ def comparison(data: bytes) -> None:
 
 
 def measurement(data: bytes) -> None:
-    """What a comparison measured."""
+    """Loads a comparison's measurement."""
     measured = load_measured(named_file("measured.json", data))
     measured.first(1)
 
@@ -77,7 +77,7 @@ def vbench_list(data: bytes) -> None:
 
 
 def vbench_results(data: bytes) -> None:
-    """What VBench measured."""
+    """Reads results of VBench."""
     read_results([named_file("x_eval_results.json", data)])
 
 
@@ -166,7 +166,7 @@ def _endless_votes() -> bytes:
 
 
 def seeds() -> Mapping[str, tuple[bytes, ...]]:
-    """For each target small inputs to start from: a good one, and some that are not."""
+    """Small inputs to start from, for each target: a good one, and some that are not."""
     text = partial(json.dumps, separators=(",", ":"))
     deep = b"[" * 5_000
     question = {"name": "quality", "title": "Quality", "text": "Which?", "checked": True}

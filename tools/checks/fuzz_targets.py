@@ -281,7 +281,7 @@ _LORA = {"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.target_mo
 
 @cache
 def seeds() -> Mapping[str, tuple[bytes, ...]]:
-    """For each target small inputs: a good one, and those that once were answered badly."""
+    """Small inputs for each target: a good one, and those that once were answered badly."""
     deep = b"[" * 5_000
     return {
         "job": (

@@ -22,7 +22,7 @@ class MemoryLimit:
     """A limit that a process sets for itself before it starts a command.
 
     Attributes:
-        kind: What is limited, for a table: ``memory`` or ``address space``.
+        kind: The limited quantity, for a table: ``memory`` or ``address space``.
         enter: Called by the process.
     """
 

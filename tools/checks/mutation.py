@@ -102,7 +102,7 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
     "distill/loss_terms.py": ("tests/distill/test_loss_terms.py",),
     "distill/observed.py": ("tests/distill/test_observed.py",),
 }
-"""By module, the test files that must see its errors; the most important modules come first."""
+"""The test files that must see a module's errors; the most important modules come first."""
 
 OWN: Final = ("lightx2v_sgmd", "distill", "infer", "weights", "tests", "tools")
 REASONS: Final = Path("docs/mutants.md")

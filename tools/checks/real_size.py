@@ -56,11 +56,11 @@ class Row:
 
     Attributes:
         name: The command in a few words.
-        limit_gib: Its limit.
-        kind: What is limited: ``memory`` or ``address space``.
+        limit_gib: The command's limit.
+        kind: The limited quantity: ``memory`` or ``address space``.
         peak_gib: The most memory that it had.
-        seconds: Its time.
-        code: Its exit code.
+        seconds: The command's time.
+        code: The command's exit code.
         last: The last line that it printed.
     """
 

@@ -60,7 +60,7 @@ def make_tables() -> dict[str, str]:
 
 
 def _plan(job: Job, model: Model, meter: ModelMeter, gpus: int, degree: int) -> JobPlan | None:
-    """With the paper's batch; None where one update would have a larger one."""
+    """The plan at the paper's batch; None where one update would have a larger one."""
     accumulation, rest = divmod(BATCH * degree, gpus * job.train.micro_batch)
     if not accumulation or rest:
         return None

@@ -72,7 +72,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """At the paper's prices."""
+        """The time of an iteration at the paper's prices."""
         return self.forwards * FORWARD_S + self.short * SHORT_S + self.long * LONG_S
 
 
@@ -90,7 +90,7 @@ class EveryExit(Batches):
     """A job's batches, but each update's exit step goes through all steps in turn."""
 
     def exit_step(self, exit_index: int) -> int:
-        """By iteration and by the update within it."""
+        """The exit step of a rollout: it moves on with the iteration and with the update in it."""
         method = self.job.method
         per_iteration = 1 + method.fake_score_updates * method.fresh_rollouts
         return (exit_index // per_iteration + exit_index % per_iteration) % len(self.job.schedule)

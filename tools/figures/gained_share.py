@@ -1,4 +1,4 @@
-"""How much of one row's gain another row keeps, for the students of a finished comparison.
+"""Measures how much of one row's gain another keeps, for students of a finished comparison.
 
     python -m tools.figures.gained_share COMPARISON --full 'sgmd quantize=none' \
         --other 'sgmd quantize=fp8-storage' --captions 1000
@@ -35,7 +35,7 @@ NOISE = 50_000_000
 """The first seed of the noise: `compare` and training use others."""
 
 Right = NDArray[np.bool_]
-"""For each seed and caption, whether the video is right on everything: ``[seeds, captions]``."""
+"""True where a seed's video of a caption is right on everything: ``[seeds, captions]``."""
 
 
 def right_videos(plan: Plan, row: str, seed: int, count: int) -> list[bool]:

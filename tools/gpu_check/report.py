@@ -49,7 +49,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """From its file."""
+        """Reads a report from its file."""
         return cls(path, json.loads(path.read_text(encoding="utf-8")))
 
     def save(self) -> None:
@@ -60,7 +60,7 @@ class Report:
 
     @property
     def steps(self) -> dict[str, Any]:
-        """By name."""
+        """The steps' results by name."""
         steps: dict[str, Any] = self.data["steps"]
         return steps
 

@@ -73,7 +73,7 @@ def bars(figures: dict[str, Any]) -> dict[str, tuple[float, bool]]:
 
 
 def measure_vae(model: WanModel, count: int, seed: int) -> MotionScores:
-    """What is seen in reconstructions of the world's videos, each motion equally often."""
+    """Scores of the VAE's reconstructions of the world's videos, each motion equally often."""
     vae = model.load_vae()
     rng = np.random.default_rng(seed)
     verdicts = []

@@ -18,7 +18,7 @@ CLIP: Final = "clip_vision_h.safetensors"
 """The names under which Comfy-Org publishes Wan2.1's text encoder, VAE and image encoder."""
 
 StartImage = Literal["none", "latents", "latents and clip"]
-"""How a network sees the image that a video starts from."""
+"""The way in which a network sees the image that a video starts from."""
 
 IMAGE: Final = "example.png"
 """The image that ComfyUI has in its folder ``input``."""

@@ -1,4 +1,4 @@
-"""What a file of adapters loses of a student, measured on the file, for each program that takes it.
+"""Measures what a file of adapters loses of a student, for each program that takes it.
 
 The number that counts is that of the whole rollout: the student's network and the teacher's with
 the adapters run the student's steps from the same noise, and their latents are compared. Of one
@@ -78,7 +78,7 @@ def programs_of(spec: ExportSpec) -> dict[str, bool]:
 
 
 def passes(spec: ExportSpec) -> tuple[int, int]:
-    """How often the weights of a network are read to measure what is lost, and to verify it."""
+    """Counts how often a network's weights are read to measure the loss, and to verify it."""
     each = 1 if spec.keeps_network else 1 + len(spec.source.schedule)
     measured = 1 + (2 if all(programs_of(spec).values()) else 3) * each
     return measured, 2

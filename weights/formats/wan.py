@@ -139,7 +139,7 @@ def lightx2v_usage(spec: ExportSpec, values: Mapping[str, Any], more: str = "") 
     Args:
         spec: The export.
         values: The card's values by name.
-        more: What follows where LightX2V runs the student.
+        more: Text that follows where LightX2V runs the student.
     """
     text = _USAGE if spec.source.second is None else _TWO_EXPERTS
     always, task = spec.source.model.takes_image == "always", short_task(spec.source.model)

@@ -91,7 +91,7 @@ PORTABLE: Final = Names(
     TENSOR,
     True,
 )
-"""For ComfyUI, LightX2V, diffusers and DiffSynth-Studio; ``weights.io.adapters`` makes them."""
+"""Names for ComfyUI, LightX2V, diffusers and DiffSynth-Studio, from ``weights.io.adapters``."""
 DIFFUSERS: Final = Names("diffusers", DIFFUSERS_FILE, DIFFUSERS_PREFIX, _ours, *_AB, NOWHERE, True)
 PEFT: Final = Names("peft", PEFT_FILE, "base_model.model.", _ours, *_AB, CONFIG, True)
 MUSUBI: Final = Names("musubi", _MUSUBI_FILE, "lora_unet_", _flat, *_DOWN_UP, TENSOR, False)

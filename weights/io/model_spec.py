@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def task_of(model: Model) -> str:
-    """What a model does, in the hub's words."""
+    """The task of a model, in the hub's words."""
     if model.size_rules.images:
         return "text-to-image"
     return "image-to-video" if model.takes_image == "always" else "text-to-video"

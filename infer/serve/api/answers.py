@@ -28,7 +28,7 @@ class ErrorAnswer(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a video was not made."""
+    """The reason why a video was not made."""
 
     code: str
     message: str

@@ -77,7 +77,7 @@ class LoraChoice(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=100, description="The LoRA's name.")
-    scale: float = Field(1.0, description="Its strength; only 1, since a student's steps need it.")
+    scale: float = Field(1.0, description="The adapters' strength; a student's steps need 1.")
 
 
 class VideoRequest(BaseModel):

@@ -126,7 +126,7 @@ def served_as(name: str, fit: Fit, images: bool = True) -> Served:
 
     Args:
         name: Their name.
-        fit: What was found.
+        fit: The check's result.
         images: False if videos cannot start from an image here.
     """
     checked = fit.checked

@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def right(self) -> list[bool] | None:
-        """Whether each video is right on its caption; None where captions cannot be checked."""
+        """True for each video that is right on its caption; None if captions cannot be checked."""
         verdicts = self.motions if self.verdicts is None else self.verdicts
         return None if verdicts is None else [v.all_attributes for v in verdicts]
 

@@ -112,7 +112,7 @@ class Plan:
 
     @property
     def makes(self) -> str:
-        """What the teacher makes: ``video`` or ``image``."""
+        """The kind of the teacher's output: ``video`` or ``image``."""
         return "image" if open_teacher(self.job.teacher).size_rules.images else "video"
 
     @property

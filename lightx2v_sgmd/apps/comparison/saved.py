@@ -20,7 +20,7 @@ from lightx2v_sgmd.untrusted.json_text import read_record
 FORMAT_VERSION = 1
 _SEED: Final = re.compile(r"seed_(\d{1,19})")
 _STORAGE = "teacher.quantize"
-"""How a run stores frozen weights; the teacher itself is measured with its own weights."""
+"""The storage of a run's frozen weights; the teacher is measured with its own weights."""
 
 
 def _shared(job: Job) -> dict[str, Any]:

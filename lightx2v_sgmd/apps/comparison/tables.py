@@ -1,4 +1,4 @@
-"""From raw measurements to rows: mean and spread over seeds, at equal iterations and compute."""
+"""Rows of raw measurements: mean and spread over seeds, at equal iterations and compute."""
 
 from __future__ import annotations
 

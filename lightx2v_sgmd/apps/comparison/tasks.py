@@ -31,12 +31,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """For people and log files."""
+        """The task's name for people and log files."""
         step = "" if self.step is None else f" step {self.step}"
         return f"{self.row} seed {self.seed}{step}"
 
     def to_json(self) -> str:
-        """For the command line of a worker."""
+        """The task as JSON, for the command line of a worker."""
         return json.dumps(asdict(self))
 
 

@@ -163,7 +163,7 @@ class SideVideos:
             measure: Measures the video or group with that index.
             label: The label of the progress bar.
             rules: The version of these measures.
-            keys: What each value is kept under; default the hash of each video.
+            keys: The name under which each value is saved; default the hash of each video.
         """
         store = Measurements(self.written, f"measured/{name}.json", rules)
         return store.of(self.hashes if keys is None else keys, measure, label, self.quiet)

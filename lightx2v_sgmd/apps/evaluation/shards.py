@@ -40,7 +40,7 @@ _WORKER: Final = "lightx2v_sgmd.apps.evaluation.shard_worker"
 _POLL_S: Final = 0.2
 _LOOK_S: Final = 2.0
 ERROR: Final = "error: "
-"""What the last line of a process's log begins with."""
+"""The last line of a failed process's log begins with this."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def make_shards(
     """Makes all videos in ``count`` processes on this machine, each on a GPU of its own.
 
     Args:
-        call: What to make.
+        call: The videos to make.
         options: The options of the evaluation.
         count: The number of processes.
         videos: The number of videos in all, for the progress bar.

@@ -44,7 +44,7 @@ class Track:
         pixels_per_frame: Length of the motion.
         area: Median coverage in pixels.
         start: First centroid in pixels, ``(x, y)``.
-        whole: Of one size and shape, present in every frame, in one piece.
+        whole: True if the object has one size and shape, in every frame, in one piece.
         steady: Whole, and on a straight line.
         centroids: ``[F, 2]`` in pixels, NaN in frames without the object.
     """

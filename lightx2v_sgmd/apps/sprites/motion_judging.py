@@ -23,7 +23,7 @@ OTHER: Final = "other"
 REST: Final = 0.33
 """Pixels per frame: a slower half rests (late starts creep at 0.16, slow objects begin at 0.5)."""
 ATTRIBUTES: Final = ("colour", "shape", "direction", "manner")
-"""What captions name; ``direction`` is the set of a motion's directions."""
+"""The attributes that captions name; ``direction`` is the set of a motion's directions."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From votes to what a study found: rates with intervals, sign test, agreement of the raters."""
+"""Results of a study's votes: rates with intervals, sign test, agreement of the raters."""
 
 from __future__ import annotations
 

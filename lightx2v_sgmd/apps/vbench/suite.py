@@ -64,7 +64,7 @@ class Suite:
         return {name: SAMPLES * len(prompts) for name, prompts in self.prompts_of.items()}
 
     def there(self, videos: Collection[int]) -> dict[str, int]:
-        """How many of the videos that each dimension looks at there are.
+        """Counts for each dimension those of its videos that are there.
 
         Args:
             videos: The indices of the videos that are there.

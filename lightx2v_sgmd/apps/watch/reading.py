@@ -134,7 +134,7 @@ class WatchedRun:
         return path if path.is_file() and not any(part.is_symlink() for part in parts) else None
 
     def _changed(self, folder: str) -> float:
-        """When a folder of samples last got a file, which tells a video from an older one."""
+        """The time at which a folder of samples last got a file: an older video has another one."""
         try:
             return (self.folder / "samples" / folder).stat().st_mtime
         except OSError:  # it is gone

@@ -1,4 +1,4 @@
-"""Who wrote a network's weights, of which size they are, and what does not fit."""
+"""Inspects a network's weights: who wrote them, their size, and what does not fit."""
 
 from __future__ import annotations
 

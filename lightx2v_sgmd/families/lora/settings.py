@@ -25,7 +25,7 @@ from lightx2v_sgmd.untrusted.fields import (
 from lightx2v_sgmd.untrusted.json_text import METADATA, parse_json, read_json_object
 
 _UNET: Final = "unet."
-"""What diffusers' keys begin with in files for a U-Net."""
+"""Diffusers' keys begin with this in files for a U-Net."""
 _RANK: Final = Whole(1, 2**16)
 _ALPHA: Final = Real(1e-9, 1e9)
 _SETTINGS: Final[Mapping[str, Field]] = {

@@ -51,7 +51,7 @@ ENCODER_PARTS: Final = tuple(
     f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
 )
 Checks = Mapping[str, Callable[[Mapping[str, Any]], None]]
-"""By part, a function that raises ``UserError`` for a configuration out of its limits."""
+"""Functions that raise ``UserError`` for a configuration out of its limits, by part."""
 _CHECKS: Final[Checks] = {
     "vae": check_vae,
     "text_encoder": check_text_encoder,

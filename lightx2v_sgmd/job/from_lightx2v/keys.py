@@ -34,7 +34,7 @@ METHODS: Final[Mapping[str, str]] = {
     "video_dmd": "dmd2",
     "lightx2v_sgmd": "sgmd",
 }
-"""Their ``training.method`` and ours. The last one is the name that ``lightx2v_sgmd`` registers."""
+"""Methods: ``training.method`` there, and ours. ``lightx2v_sgmd`` registers the last name."""
 
 MAPPED: Final[Mapping[str, str]] = {
     "model.name": "teacher.path",

@@ -25,7 +25,7 @@ class Note:
 
     Attributes:
         key: Their key.
-        value: Its value.
+        value: The key's value.
         where: ``FILE:LINE``.
         reason: Why it is not mapped.
         differs: True if the student differs from one that their trainer makes because of it.
@@ -42,7 +42,7 @@ class Note:
 
 
 def notes_on(theirs: Theirs) -> list[Note]:
-    """Their keys that are not mapped, or not wholly, in the order of the file."""
+    """The keys of their file that are not mapped, or not wholly, in its order."""
     notes = []
     for key, value in theirs.values.items():
         if key == "training.method" and value == "video_sgmd":

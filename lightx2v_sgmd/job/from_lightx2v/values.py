@@ -14,7 +14,7 @@ from lightx2v_sgmd.system.errors import UserError
 
 @dataclass
 class Theirs:
-    """Their values by dotted key."""
+    """The values of their file by dotted key."""
 
     tree: Mapping[str, Any]
     path: Path

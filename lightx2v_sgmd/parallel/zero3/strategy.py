@@ -73,7 +73,7 @@ class _Source:
     """A model on disk whose weights networks start from.
 
     Attributes:
-        whole: Its weights.
+        whole: The network's weights.
         frozen: The shards of its frozen copy by name, if some network has it.
         trained: The roles that train all of its weights.
         checked: True once its weights were compared with a network's.

@@ -1,4 +1,4 @@
-"""What is refused before anything runs, and what each row's job is made of."""
+"""Refusals before anything runs, and the parts of each row's job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison saves of its plan, and reads back."""
+"""A comparison saves its plan, and reads it back."""
 
 from __future__ import annotations
 

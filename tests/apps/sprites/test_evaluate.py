@@ -1,4 +1,4 @@
-"""What is measured on was not trained on, and rows are summed up as the contract says."""
+"""Captions to measure on were not trained on, and rows are summed up as the contract says."""
 
 import numpy as np
 import pytest

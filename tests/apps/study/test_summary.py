@@ -1,4 +1,4 @@
-"""What a study found, on votes whose answer is known."""
+"""Results of a study, on votes whose answer is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows of a run that is being written, and what it does not open."""
+"""The page shows a run that is being written, and does not open everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether C++ extensions can be built here."""
+"""The check that C++ extensions can be built here."""
 
 from __future__ import annotations
 

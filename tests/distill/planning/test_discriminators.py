@@ -1,4 +1,4 @@
-"""What a plan counts of discriminators: their heads, and frames that are decoded for them."""
+"""A plan counts discriminators: their heads, and frames that are decoded for them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def alter(path: Path, rng: random.Random) -> str:
 
 
 def means_the_same(path: Path, original: bytes) -> bool:
-    """Whether a changed manifest is another way to write the same."""
+    """True if a changed manifest is another way to write the same."""
     try:
         return bool(
             path.name == store.MANIFEST and json.loads(path.read_bytes()) == json.loads(original)

@@ -23,7 +23,7 @@ from tests.training import PROMPTS, make_job, needs_deepspeed
 
 
 def failed_state(message: str) -> tuple[str, Path]:
-    """What an error line says broke, and the folder that it names."""
+    """The cause that an error line gives, and the folder that it names."""
     found = re.fullmatch(
         r"(step .*); `lightx2v-sgmd replay-failure (\S+)` repeats the update; lower .*", message
     )

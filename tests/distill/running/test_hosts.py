@@ -23,7 +23,7 @@ KILLED = -9  # as processes that do not end by themselves are
 
 
 def two_hosts(*arguments: str) -> dict[str, Any]:
-    """What ``tests.distill.running.two_hosts`` tells."""
+    """The result of ``tests.distill.running.two_hosts``."""
     done = subprocess.run(
         ["unshare", "-rnm", sys.executable, "-m", "tests.distill.running.two_hosts", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

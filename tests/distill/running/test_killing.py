@@ -65,7 +65,7 @@ def kill(ranks: Started, rng: random.Random) -> None:
 
 
 def last_step(run: Path) -> int:
-    """Of the newest checkpoint; all that are there are whole."""
+    """The step of the newest checkpoint; all that are there are whole."""
     found = store.checkpoints(run)
     for folder in found:
         store.verify(folder)

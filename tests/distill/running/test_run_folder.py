@@ -1,4 +1,4 @@
-"""What resuming must never do: delete, overwrite, or take for damaged what it cannot read."""
+"""Resuming never deletes, overwrites, or takes for damaged what it cannot read."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def runs_of_large(*jobs: Job) -> None:
 
 
 def run_without_room(job: Job) -> str:
-    """What is said if the disk has no room for the second rank's file."""
+    """The message if the disk has no room for the second rank's file."""
     student_weights.MOST = 10_000  # type: ignore[misc]
     write = store.PendingCheckpoint.write_tensors
 

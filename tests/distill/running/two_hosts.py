@@ -91,7 +91,7 @@ def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen[str]]) 
 
 
 def outcomes(processes: list[subprocess.Popen[str]]) -> dict[str, object]:
-    """What each host said, and its exit code; killed after ``PATIENCE_S``."""
+    """The output of each host, and its exit code; killed after ``PATIENCE_S``."""
     began = time.monotonic()
     found: dict[str, object] = {}
     left = dict(zip(HOSTS, processes, strict=True))

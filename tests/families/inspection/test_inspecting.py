@@ -1,4 +1,4 @@
-"""What ``weights inspect`` says of files and folders, each made as another program makes it."""
+"""Answers of ``weights inspect`` on files and folders, each made as another program does."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def write(
 def by_hand(
     factors: dict[str, tuple[Tensor, Tensor]], scales: dict[str, float], strength: float
 ) -> dict[str, Tensor]:
-    """What is added to each weight."""
+    """The change of each weight."""
     changes = {}
     for layer, (down, up) in factors.items():
         product = torch.einsum("or,r...->o...", up.flatten(1), down)

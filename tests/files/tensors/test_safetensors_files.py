@@ -272,7 +272,7 @@ def _headers(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
 def test_any_header_gives_tensors_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, made: tuple[dict[str, Any], int], more: int, lie: int
 ) -> None:
-    """What is accepted is also what the safetensors library reads, byte for byte in the file."""
+    """The safetensors library reads what is accepted too, byte for byte in the file."""
     header, size = made
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
     text = json.dumps(header).encode()

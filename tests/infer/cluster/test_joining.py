@@ -1,4 +1,4 @@
-"""What an engine takes of a cluster, and the refusal where Ray is missing."""
+"""The share of a cluster that an engine takes, and the refusal where Ray is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan does to the network keeps what it computes."""
+"""The network computes the same after a plan's changes to it."""
 
 from __future__ import annotations
 

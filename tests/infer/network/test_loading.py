@@ -1,4 +1,4 @@
-"""What loading and denoising take at the published sizes, metered, and what the plan says.
+"""Memory of loading and denoising at the published sizes, metered, beside the plan's figures.
 
 The meta device stands for a GPU. No weights are read: the files' shapes and types are the real
 ones, and the copier, the fusing, the merging and the quantising are.

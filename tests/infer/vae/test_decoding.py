@@ -72,7 +72,7 @@ def pixels(decoder: VaeDecoder, z: torch.Tensor, frames_at_once: int) -> torch.T
 
 
 def stock_pixels(vae: Any, z: torch.Tensor) -> torch.Tensor:
-    """What diffusers' decoder gives, before it clamps."""
+    """The output of diffusers' decoder, before it clamps."""
     z, caches = vae.post_quant_conv(z), [None] * vae._cached_conv_counts["decoder"]
     frames = [
         vae.decoder(frame, feat_cache=caches, feat_idx=[0], first_chunk=index == 0)

@@ -179,7 +179,7 @@ def test_files_change_no_number(tiny_teacher: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("adapters", [False, True])
 def test_masters_in_files_are_float32(tiny_teacher: Path, tmp_path: Path, adapters: bool) -> None:
-    """Of a bfloat16 teacher the file's values, and adapters' first ones, are written into them."""
+    """They begin with the values of a bfloat16 teacher's file, or with adapters' first ones."""
     settings = ["teacher.dtype=bfloat16"]
     if adapters:
         settings += ["student.train=lora", "fake_score.train=lora"]

@@ -46,7 +46,7 @@ def build(teacher: Path, folder: Path, *settings: str) -> Zero3:
 
 
 def waiting(strategy: Any) -> bool:
-    """Whether DeepSpeed holds a gradient of the fake score, or room for one, in any form."""
+    """True if DeepSpeed holds a gradient of the fake score, or memory for one, in any form."""
     optimizer = strategy._engines[FAKE_SCORE].optimizer
     return (
         isolation.has_gradients(strategy.networks[FAKE_SCORE])

@@ -1,4 +1,4 @@
-"""What every format inherits: the layout of a whole network, and what an adapter format lacks."""
+"""Every format inherits the layout of a whole network, which an adapter format lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export cannot run in a program is said on the terminal and in its card."""
+"""Limits of an export in a program are said on the terminal and in its card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report itself says of a goal: why it was missed, or why its figure is not there."""
+"""Causes that a report itself gives: why a goal was missed, or why its figure is not there."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _mfu(data: Data) -> str:
 
 
 _EXPECTED: dict[str, Callable[[Data], str]] = {"video_s": _video}
-"""What other rows say of a figure that is not there."""
+"""The words of other rows on a figure that is not there, by figure."""
 _MISSED: dict[str, Callable[[Data], str]] = {
     "forward_s": _forward,
     "over_stock_compiled": _ratio("stock, compiled"),
@@ -126,4 +126,4 @@ _MISSED: dict[str, Callable[[Data], str]] = {
     "mfu_percent": _mfu,
 }
 _MET: dict[str, Callable[[Data], str]] = {"mfu_percent": _mfu}
-"""What must be known of a figure that reaches its goal."""
+"""The words that a reader must know of a figure that reaches its goal, by figure."""

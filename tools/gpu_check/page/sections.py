@@ -38,7 +38,7 @@ def number(value: Any, digits: int = 2, unit: str = "") -> str:
 
 
 def _why(row: Row) -> str | None:
-    """Why a row has no figures, or None."""
+    """The reason why a row has no figures, or None."""
     for key, words in (("error", "failed"), ("unavailable", "not here"), ("skipped", "no time")):
         if key in row:
             return f"{words}: {row[key]}" if key != "skipped" else words

@@ -101,7 +101,7 @@ def kernel_variants(context: Context) -> list[Variant]:
 
 
 def expected_s(context: Context, variant: Variant) -> float:
-    """For the clock: making the weights, compiling, and six forwards."""
+    """Estimates the step's seconds: making the weights, compiling, and six forwards."""
     compiled = variant.compiled if variant.options is None else variant.options.compile is not False
     if not context.cuda and variant.options is not None and variant.options.compile is None:
         compiled = False

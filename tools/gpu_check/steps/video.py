@@ -28,7 +28,7 @@ class MeteredStudent(Student):
 
     @contextmanager
     def timed(self, timings: dict[str, float], stage: str) -> Iterator[None]:
-        """As the engine's, with the stage's peak."""
+        """Times a stage as the engine does, and takes its peak of memory."""
         with self.context.peak(self.peaks, stage), super().timed(timings, stage):
             yield
 

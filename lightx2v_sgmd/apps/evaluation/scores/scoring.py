@@ -23,11 +23,11 @@ Sides = Mapping[str, SideVideos]
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation asks for.
+    """The scores that an evaluation asks for.
 
     Attributes:
         metrics: The metrics.
-        options: Its options.
+        options: The options of the metrics.
         teacher: The teacher in whose features the Frechet distance is taken.
     """
 

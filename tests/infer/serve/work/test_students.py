@@ -96,7 +96,7 @@ def test_too_little_free_memory_is_not_a_limit_of_the_users(
 
 
 def measured(path: Path, size: tuple[int, int, int]) -> tuple[float, float]:
-    """What the engine's own formulas say of a student: at rest and at work, in GiB."""
+    """A student's memory by the engine's own formulas: at rest and at work, in GiB."""
     work = Workload(open_model(path), *size, 1, 4, cuda=False)
     return resting_gib(work, MemoryMode()), max(needed_gib(work, MemoryMode()).values())
 
