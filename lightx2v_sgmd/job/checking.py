@@ -63,6 +63,7 @@ def checked(
     source: str,
     rules: Rules,
     choices: Mapping[str, Callable[[Any], type]],
+    names: Mapping[str, Any],
 ) -> T:
     """The dataclass that the tree describes.
 
@@ -74,6 +75,7 @@ def checked(
         rules: The rules over several values.
         choices: For sections that may be of several classes: which one a section's content means;
             it raises UserError if none, and None means the default.
+        names: For the same sections, the ``name`` that the files give them.
 
     Raises:
         UserError: with a line for each mistake.
@@ -88,7 +90,7 @@ def checked(
             tree = {**tree, name: None}
             chosen_kinds[name] = choose(None)
     shape = Shape(kind, chosen_kinds)
-    tree = _without_leftovers(shape, tree, origins, problems)
+    tree = _without_leftovers(shape, tree, origins, names, problems)
     clean = _known_part(shape, kind, tree, "", problems, known_keys(shape, kind))
     plain = {name: value for name, value in clean.items() if name not in choices}
     result = _validated(kind, plain, "", problems)
@@ -107,38 +109,33 @@ def checked(
 
 
 def _without_leftovers(
-    shape: Shape, tree: Tree, origins: dict[str, str], problems: list[tuple[str, str]]
+    shape: Shape,
+    tree: Tree,
+    origins: dict[str, str],
+    names: Mapping[str, Any],
+    problems: list[tuple[str, str]],
 ) -> Tree:
     """The tree less the options of another choice than the section's ``name``.
 
-    They are there if the name alone was replaced, by ``--set`` or in a file with a ``base``. One
-    problem names all of them.
+    They are there if ``--set`` replaced the name alone: of files, one that names another choice
+    than its base keeps none of the base's options. One problem names all of them.
     """
     for section, variant in shape.variants.items():
         content = tree.get(section)
-        if not isinstance(content, dict) or f"{section}.name" not in origins:
+        if not isinstance(content, dict) or origins.get(f"{section}.name") != "--set":
             continue
-        own = shape.hints(variant)
-        by = _file(origins[f"{section}.name"])
-        # What --set says is meant for the method that is there.
-        here = {by, "--set"}
-        left = [
-            key
-            for key in content
-            if key not in own and _file(_origin(f"{section}.{key}", origins, by)) not in here
-        ]
-        if not left:
+        name, own = content["name"], shape.hints(variant)
+        set_in = {key: _file(_origin(f"{section}.{key}", origins, "")) for key in content}
+        # What --set says is meant for the choice that is there, and so is all else if it is the
+        # choice of the files: a slip in an option is no option of another.
+        left = [key for key in content if key not in own and set_in[key] != "--set"]
+        if not left or name == names[section]:
             continue
-        name = content["name"]
-        remedy = f"{section}: {{name: {name}}}"
-        if by == "--set":
-            remedy = f'--set "{section}={{name: {name}}}"'
-        there = _file(_origin(f"{section}.{left[0]}", origins, by))
         problems.append(
             (
                 f"{section}.name",
-                f"{name} has no {joined(left)}, which {there} sets for another {section}; replace "
-                f"the whole section: {remedy}",
+                f"{name} has no {joined(left)}, which {set_in[left[0]]} sets for another "
+                f'{section}; replace the whole section: --set "{section}={{name: {name}}}"',
             )
         )
         tree = {**tree, section: {key: content[key] for key in content if key not in left}}

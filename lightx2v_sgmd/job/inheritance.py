@@ -18,7 +18,7 @@ from lightx2v_sgmd.untrusted.paths import path_problem
 
 BASE: Final = "base"
 _MAX_LEVELS: Final = 8
-_DEFAULT_METHOD: Final = "sgmd"
+DEFAULT_METHOD: Final = "sgmd"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class JobTree:
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def method_name(self) -> Any:
+        """The name that the files give the method, of whatever type, or the default."""
+        method = self.tree.get("method")
+        return method.get("name", DEFAULT_METHOD) if isinstance(method, Mapping) else DEFAULT_METHOD
 
 
 def read_job_tree(path: Path) -> JobTree:
@@ -84,8 +90,7 @@ def _merged(base: JobTree, own: JobTree) -> JobTree:
     tree, origins, folders = dict(base.tree), dict(base.origins), dict(base.folders)
     method, inherited = own.tree.get("method"), tree.get("method")
     if isinstance(method, Mapping) and isinstance(inherited, Mapping):
-        before = inherited.get("name", _DEFAULT_METHOD)
-        if method.get("name", before) != before:
+        if method.get("name", base.method_name) != base.method_name:
             del tree["method"]
             _forget("method", origins, folders)
     _merge_into(tree, own.tree, "", origins, folders)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.job.checking import Shape, apply_override, checked, known_keys
-from lightx2v_sgmd.job.inheritance import JobTree, read_job_tree
+from lightx2v_sgmd.job.inheritance import DEFAULT_METHOD, JobTree, read_job_tree
 from lightx2v_sgmd.job.rules import RULES
 from lightx2v_sgmd.job.schema import LATENTS, Data, Job, Teacher
 from lightx2v_sgmd.methods import SGMD, Method, method_class
@@ -66,7 +66,7 @@ def job_of_tree(
     Returns:
         As ``load_job_with_origins``, which also raises the same.
     """
-    tree, origins = read.tree, read.origins
+    tree, origins, names = read.tree, read.origins, {"method": read.method_name}
     folders = {key: read.folders.get(key, path.parent) for key in _PATHS}
     for override in overrides:
         key = apply_override(tree, override)
@@ -74,7 +74,7 @@ def job_of_tree(
         origins[key] = "--set"
         folders.update({path_key: Path() for path_key in _PATHS if path_key.startswith(key)})
     _expand_paths(tree)
-    job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class})
+    job = checked(Job, tree, origins, str(path), RULES, {"method": _method_class}, names)
     if problem := _latents_problem(job.method, job.data) or _stages_problem(job):
         raise UserError(f"{path}: {problem}")
     job = replace(
@@ -125,7 +125,7 @@ def _stages_problem(job: Job) -> str | None:
 
 def _method_class(section: Any) -> type:
     """The class that a job's ``method`` section describes."""
-    name = section.get("name", "sgmd") if isinstance(section, dict) else "sgmd"
+    name = section.get("name", DEFAULT_METHOD) if isinstance(section, dict) else DEFAULT_METHOD
     return method_class(name) if isinstance(name, str) else SGMD
 
 

@@ -107,6 +107,54 @@ def test_the_options_of_another_method_are_one_line(tmp_path: Path, file: Path) 
     )
 
 
+SLIPS = [
+    ("sprites_sgmd.yaml", "method: {lamda: 1}", "method.lamda", "method.lambda"),
+    ("sprites_sgmd.yaml", "method: {name: sgmd, lamda: 1}", "method.lamda", "method.lambda"),
+    (
+        "sprites_dmd2.yaml",
+        "method: {fake_score_update: 3}",
+        "method.fake_score_update",
+        "method.fake_score_updates",
+    ),
+    (
+        "sprites_dmd2.yaml",
+        "method: {gan_weight: 0.1, discriminator: {width: 4}}",
+        "method.discriminator.width",
+        "video.width",
+    ),
+    (
+        "sprites_dmdx.yaml",
+        "method: {adp: {latent_wieght: 1}}",
+        "method.adp.latent_wieght",
+        "method.adp.latent_weight",
+    ),
+    ("sprites_sgmd.yaml", "student: {trian: lora}", "student.trian", "student.train"),
+]
+
+
+@pytest.mark.parametrize(("base", "section", "key", "meant"), SLIPS)
+def test_a_slip_over_a_base_is_told_where_it_stands(
+    tmp_path: Path, base: str, section: str, key: str, meant: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {base}\n\n{section}\n")
+    assert mistake(path) == f"{path}:3: {key}: unknown key; did you mean {meant}?"
+
+
+def test_a_slip_in_a_base_is_told_there_whoever_names_the_method(tmp_path: Path) -> None:
+    low, middle, top = (tmp_path / name for name in ("low.yaml", "middle.yaml", "top.yaml"))
+    low.write_text(f"{MINIMAL}method: {{lamda: 1}}\n")
+    middle.write_text("base: low.yaml\nmethod: {name: sgmd}\n")
+    top.write_text("base: middle.yaml\ntrain: {seed: 1}\n")
+    expected = f"{low}:14: method.lamda: unknown key; did you mean method.lambda?"
+    assert [mistake(path) for path in (low, middle, top)] == [expected] * 3
+    # The method that the files have anyway is no other one.
+    assert mistake(top, "method.name=sgmd") == expected
+    assert mistake(low, "method.name=sgmd") == expected
+    left = mistake(top, "method.name=dmd2")
+    assert f"dmd2 has no lamda, which {low} sets for another method" in left
+
+
 def test_overrides_replace_and_the_last_wins(file: Path) -> None:
     job = load_job(file, ["train.seed=1", "train.seed=2", "student.optimizer={lr: 0.5}"])
     assert (job.train.seed, job.student.optimizer.lr) == (2, 0.5)
