@@ -110,10 +110,15 @@ class Lines:
         self.last_line_s = -every_s
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Counts ``count`` more units as done, and prints a line if one is due."""
+        """Counts ``count`` more units as done, and prints a line if one is due.
+
+        There is none before the first unit, which gives the first estimate of the speed.
+        """
         self.done += count
         elapsed_s = self.clock() - self.start
         finished = self.done >= self.total
+        if self.done == self.before and not finished:
+            return
         if elapsed_s - self.last_line_s < self.every_s and not finished:
             return
         self.last_line_s = elapsed_s

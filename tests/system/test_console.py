@@ -35,6 +35,15 @@ def test_lines_come_at_the_first_unit_then_every_few_seconds_then_at_the_last() 
     ]
 
 
+def test_no_line_comes_before_the_first_unit() -> None:
+    stream, now = io.StringIO(), [0.0]
+    bar = Lines(4, "making", stream, done=2, clock=lambda: now[0])
+    for count in (0, 0, 1):
+        now[0] += 5
+        bar.advance(count)
+    assert stream.getvalue() == "making 3/4  15 s left\n"
+
+
 def test_the_time_left_leaves_out_what_an_earlier_run_did() -> None:
     stream, now = io.StringIO(), [0.0]
     bar = Lines(100, "training", stream, done=90, clock=lambda: now[0])

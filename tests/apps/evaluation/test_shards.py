@@ -111,6 +111,22 @@ def test_a_process_that_dies_is_said(
         make_shards(call, OPTIONS, 1, 3, quiet=True)
 
 
+def test_a_log_gets_lines_of_what_processes_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first look finds no video, as with a large model."""
+    made = iter([0, 0, 0, 2])
+    monkeypatch.setattr(shards, "_made", lambda out: next(made, 2))
+    monkeypatch.setattr(shards, "_POLL_S", 0.01)
+    monkeypatch.setattr(shards, "_LOOK_S", 0.0)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    shards._follow([process], tmp_path, 3, quiet=False)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("videos, 1 processes 2/3") and last.startswith(
+        "videos, 1 processes 3/3"
+    )
+
+
 def test_the_process_that_was_killed_is_named(tmp_path: Path) -> None:
     """The others were stopped because of it."""
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
