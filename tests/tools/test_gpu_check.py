@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lightx2v_sgmd.families.wan.opening import open_wan
+from lightx2v_sgmd.networks import attention
 from tests.tools import faulty_worker
 from tools.gpu_check import __main__ as command
 from tools.gpu_check import supervisor
 from tools.gpu_check.page import summary
 from tools.gpu_check.page.goals import GOALS
-from tools.gpu_check.report import Report
-from tools.gpu_check.steps import SIZES, STEPS
+from tools.gpu_check.report import Report, Step
+from tools.gpu_check.steps import SIZE_RULES, SIZES, STEPS
+from tools.gpu_check.worker import make_context
+from tools.models.random_wan import SHAPES
 
 
 @pytest.fixture
@@ -122,7 +128,14 @@ def test_a_wrong_command_line_is_one_line(
         ([], "--out: is not given"),
         ([*out, "--steps", "limit"], "'limit' is not a step; use limits"),
         ([*out, "--steps", "xyz"], "'xyz' is not a step; use machine, limits"),
-        ([*out, "--budget", "0"], "--budget: 0 is not positive"),
+        ([*out, "--rows", "nothing", "--steps", "limits"], "'nothing' is not a row of limits; use"),
+        ([*out, "--rows", "zero", "--steps", "limits", "training"], "limits, training; use zero3"),
+        ([*out, "--rows", "zero3", "--steps", "limits"], "'zero3' is not a row of limits"),
+        ([*out, "--budget", "0"], "--budget: 0 is not a positive number of seconds"),
+        ([*out, "--budget", "nan"], "--budget: nan is not a positive number of seconds"),
+        ([*out, "--budget", "inf"], "--budget: inf is not a positive number of seconds"),
+        ([*out, "--size", "33", "32", "9"], "--size: height: 33 is not divisible by 16"),
+        ([*out, "--size", "32", "32", "8"], "--size: num_frames: 8 is not 4k + 1"),
         (out, "PyTorch sees no CUDA GPU here; --shape sprites rehearses on a CPU"),
         (["--out", str(tmp_path / "file"), "--shape", "sprites"], "cannot be written"),
     ):
@@ -136,6 +149,51 @@ def test_every_step_has_a_module_and_an_estimate_for_every_shape() -> None:
         assert (Path(command.__file__).parent / "steps" / f"{step.module}.py").is_file()
         assert set(step.expected_s) == set(step.least_s) == set(SIZES)
         assert all(step.least_s[shape] <= step.expected_s[shape] for shape in SIZES)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_rows_of_a_step_are_those_it_asks_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--rows`` is held to this list before anything runs."""
+    report = supervisor.begin(tmp_path, 600, "sprites", None, [name])
+    report.data["device"] = "cpu"
+    asked: list[str] = []
+
+    def remember(step: Step, label: str, expected_s: float, measure: Any) -> dict[str, Any]:
+        asked.append(label)
+        return {}
+
+    monkeypatch.setattr(Step, "row", remember)
+    module = importlib.import_module(f"tools.gpu_check.steps.{STEPS[name].module}")
+    every = [attention.AttentionKernel(kernel, True, "") for kernel in attention.KERNELS]
+    monkeypatch.setattr(attention, "kernels", lambda *setting: every)
+    module.run(make_context(report), Step(report, name))
+    assert sorted(asked) == sorted(STEPS[name].rows)
+
+
+def test_a_row_that_no_step_asked_for_is_a_failure(tmp_path: Path) -> None:
+    """At the 14B shape the engine as it comes is compiled: there is no other compiled row."""
+    report = supervisor.begin(
+        tmp_path, 60, "sprites", None, ["forward", "vae"], rows=["engine, compiled"]
+    )
+    report.steps["forward"] = {"status": "done", "rows": {}}
+    report.steps["vae"] = {"status": "done", "rows": {}}
+    assert summary.failures(report) == [
+        "forward: engine, compiled: this step has no such row on this machine or at this shape"
+    ]
+    report.steps["forward"] = {"status": "skipped", "reason": "3 s left", "rows": {}}
+    assert not summary.failures(report)
+
+
+def test_sizes_that_are_taken_are_those_of_the_models() -> None:
+    for name in SHAPES.values():
+        rules = open_wan(name).size_rules
+        assert (rules.step, rules.spatial) == (SIZE_RULES.step, SIZE_RULES.spatial)
+        multiples = [
+            max(each.multiple, each.spatial * each.patch[1]) for each in (rules, SIZE_RULES)
+        ]
+        assert multiples == [16, 16]
 
 
 def test_what_counts_most_fits_into_the_default_budget() -> None:
@@ -194,7 +252,6 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
 def test_tests_that_break_their_process_are_named_and_the_rest_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tools.gpu_check.report import Step
     from tools.gpu_check.steps import gpu_tests
 
     source = (
@@ -236,7 +293,6 @@ def test_tests_that_break_their_process_are_named_and_the_rest_runs(
 def test_tests_that_cannot_begin_are_tried_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tools.gpu_check.report import Step
     from tools.gpu_check.steps import gpu_tests
 
     (tmp_path / "tests").mkdir()

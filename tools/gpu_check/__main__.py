@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 import time
 from pathlib import Path
 
+from lightx2v_sgmd.system.errors import UserError
 from tools.gpu_check.report import MARK
-from tools.gpu_check.steps import SIZES, STEPS
+from tools.gpu_check.steps import SIZE_RULES, SIZES, STEPS
 from tools.own_files import write_own
 
+BUDGET_S = 840.0
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "gpu.md"
 
 
@@ -35,9 +38,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         type=float,
-        default=840.0,
+        default=BUDGET_S,
         metavar="SECONDS",
-        help="time after which everything stops; default 840",
+        help=f"time after which everything stops; default {BUDGET_S:g}",
     )
     parser.add_argument(
         "--steps",
@@ -87,12 +90,26 @@ def problem(args: argparse.Namespace) -> str | None:
         return "--out: is not given; name a folder for the report"
     for name in args.steps:
         if name not in STEPS:
-            near = difflib.get_close_matches(name, STEPS, 1)
-            hint = f"use {near[0]}" if near else f"use {', '.join(STEPS)}"
-            return f"--steps: {name!r} is not a step; {hint}"
-    if args.budget <= 0:
-        return f"--budget: {args.budget:g} is not positive; give seconds"
+            return f"--steps: {name!r} is not a step; use {_near(name, [*STEPS])}"
+    rows = list(dict.fromkeys(row for name in args.steps for row in STEPS[name].rows))
+    for label in args.rows:
+        if label not in rows:
+            near = _near(label, rows)
+            return f"--rows: {label!r} is not a row of {', '.join(args.steps)}; use {near}"
+    if not math.isfinite(args.budget) or args.budget <= 0:
+        return f"--budget: {args.budget:g} is not a positive number of seconds; use {BUDGET_S:g}"
+    if args.size:
+        try:
+            SIZE_RULES.latent_shape(*args.size)
+        except UserError as error:
+            return str(error).replace("video.", "--size: ", 1)
     return None
+
+
+def _near(word: str, known: list[str]) -> str:
+    """The known word that is nearest to a word, or all of them, for the end of a line."""
+    listed = ", ".join(repr(each) if " " in each else each for each in known)
+    return next(iter(difflib.get_close_matches(word, known, 1)), listed)
 
 
 def main(words: list[str] | None = None) -> int:

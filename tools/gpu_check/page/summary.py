@@ -11,7 +11,11 @@ from tools.gpu_check.steps import STEPS
 
 def failures(report: Report) -> list[str]:
     """A line for each step and row that failed."""
-    return [f"{where}: {row['error']}" for where, row in _all(report) if "error" in row]
+    found = [f"{where}: {row['error']}" for where, row in _all(report) if "error" in row]
+    return found + [
+        f"{name}: {label}: this step has no such row on this machine or at this shape"
+        for name, label in _never_asked(report)
+    ]
 
 
 def left_out(report: Report) -> list[str]:
@@ -78,6 +82,15 @@ def table(report: Report) -> str:
 def _rows(report: Report, step: str) -> dict[str, Row]:
     rows: dict[str, Row] = report.steps.get(step, {}).get("rows", {})
     return rows
+
+
+def _never_asked(report: Report) -> Iterator[tuple[str, str]]:
+    """A step and a row of ``--rows`` that it left out without a reason, for each such row."""
+    for label in report.data.get("rows", []):
+        having = {name: step for name, step in report.steps.items() if label in STEPS[name].rows}
+        ended = all(step.get("status") == "done" for step in having.values())
+        if ended and not any(label in step["rows"] for step in having.values()):
+            yield from ((name, label) for name in having)
 
 
 def _all(report: Report) -> Iterator[tuple[str, Row]]:

@@ -7,6 +7,10 @@ all but the last two fit into the default budget.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
+
+from lightx2v_sgmd.families.size_rules import SizeRules
+from lightx2v_sgmd.networks.kernel_names import Attention
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class StepPlan:
         expected_s: Seconds it should take, by shape: on an H100, and for ``sprites`` on two cores.
         least_s: Seconds below which it is not started. Steps of several rows begin when the first
             rows fit, and leave out those that do not.
+        rows: Labels of its rows, for ``--rows``.
     """
 
     name: str
@@ -27,6 +32,7 @@ class StepPlan:
     title: str
     expected_s: dict[str, float]
     least_s: dict[str, float]
+    rows: tuple[str, ...] = ()
 
 
 def _step(
@@ -43,7 +49,49 @@ def _step(
         title,
         dict(zip(names, full, strict=True)),
         dict(zip(names, least or full, strict=True)),
+        _ROWS[name],
     )
+
+
+_ENGINE = "engine, as it comes"
+_KERNELS = tuple(name for name in get_args(Attention) if name != "auto")
+_ROWS = {
+    "machine": ("system", "packages", "gpu", "doctor"),
+    "limits": (
+        "product in the engine's precision, copy, launch",
+        "bf16 product",
+        "TF32 product",
+        "fp8 product",
+    ),
+    "attention": _KERNELS,
+    "bundled": ("float32, TF32 off", "float32, as it is", "bfloat16, eager", "defaults"),
+    "forward": (
+        "stock, eager",
+        _ENGINE,
+        "engine, compiled",
+        "stock, compiled",
+        "engine, fp8",
+        "engine, eager",
+    ),
+    "video": (_ENGINE,),
+    "training": ("local", "zero3"),
+    "tests": ("all",),
+    "vae": ("stock diffusers", _ENGINE, "engine, float16"),
+    "selective": ("local, selective",),
+    "decodes": (
+        "engine, bfloat16",
+        "engine, not compiled",
+        "engine, not channels last",
+        "engine, TF32 off",
+        "engine, cudnn.benchmark",
+        "engine, 1 latent frame at once",
+        "engine, 4 latent frames at once",
+        "engine, tiled",
+        "stock diffusers, bfloat16",
+    ),
+    "kernels": tuple(name for name in _KERNELS if name != "sage"),  # which is approximate
+}
+"""The rows that a step asks for, on one machine or another."""
 
 
 STEPS = {
@@ -65,3 +113,5 @@ STEPS = {
 }
 SIZES = {"14b": (480, 832, 81), "1.3b": (480, 832, 81), "sprites": (32, 32, 9)}
 """Height, width and frames that are measured, by shape."""
+SIZE_RULES = SizeRules(temporal=4, spatial=8, patch=(1, 2, 2), channels=16, most_positions=1024)
+"""The sizes that every shape can make."""
