@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +213,21 @@ def test_the_guide_has_every_step_in_order_with_its_seconds() -> None:
     text = (supervisor.ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     found = re.findall(r"^\| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
     assert found == [(step.name, f"{step.expected_s['14b']:g}") for step in STEPS.values()]
+
+
+@pytest.mark.slow
+def test_the_guide_has_the_size_of_the_checkout(tmp_path: Path) -> None:
+    """Packed by the guide's own command, within a tenth."""
+    text = (supervisor.ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"The checkout itself is (\d+) MiB, packed", text)
+    pack = "git archive --prefix=checkout/ HEAD | gzip"
+    assert f"{pack} > checkout.tar.gz\n" in text
+    if not (supervisor.ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no checkout")
+    packed = tmp_path / "checkout.tar.gz"
+    with packed.open("wb") as out:
+        subprocess.run(pack, shell=True, cwd=supervisor.ROOT, stdout=out, check=True)
+    assert packed.stat().st_size / 2**20 == pytest.approx(int(said), rel=0.1)
 
 
 def test_the_end_gives_the_command_for_what_was_left_out(tmp_path: Path) -> None:
