@@ -247,9 +247,10 @@ def test_the_end_gives_the_command_for_what_was_left_out(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
-    """All of it, at the bundled teacher's size; on a GPU host it runs on the GPU."""
+    """All of it, at the bundled teacher's size; on the CPU, as tests that are not for a GPU do."""
     code = command.main(["--out", str(tmp_path), "--shape", "sprites", "--budget", "3600"])
     report = Report.read(tmp_path / "gpu_check.json")
+    assert report.data["device"] == "cpu"
     assert summary.failures(report) == [] and summary.left_out(report) == []
     assert code == 0 and list(report.steps) == list(STEPS)
     for name, step in report.steps.items():
