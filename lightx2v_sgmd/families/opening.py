@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.cogvideox.model import NETWORK as COGVIDEOX
@@ -15,7 +16,40 @@ from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.sources.parts import network_class
 from lightx2v_sgmd.families.wan.opening import BUNDLED, WEIGHT_FILES, bundled_teacher, open_wan
 
-__all__ = ["BUNDLED", "WEIGHT_FILES", "bundled_teacher", "open_model"]
+__all__ = ["BUNDLED", "LIBRARY_CLASSES", "WEIGHT_FILES", "bundled_teacher", "open_model"]
+
+_EULER: Final = "FlowMatchEulerDiscreteScheduler"
+LIBRARY_CLASSES: Final = {
+    "Wan": {
+        "diffusers": (
+            "WanTransformer3DModel",
+            "AutoencoderKLWan",
+            _EULER,
+            "UniPCMultistepScheduler",
+            "WanPipeline",
+            "WanImageToVideoPipeline",
+        ),
+        "transformers": ("UMT5EncoderModel", "AutoTokenizer", "CLIPVisionModel"),
+    },
+    "CogVideoX": {
+        "diffusers": (
+            COGVIDEOX,
+            "AutoencoderKLCogVideoX",
+            "CogVideoXDDIMScheduler",
+            "CogVideoXPipeline",
+        ),
+        "transformers": ("T5EncoderModel", "T5Tokenizer"),
+    },
+    "SD3": {
+        "diffusers": (SD3, "AutoencoderKL", _EULER, "StableDiffusion3Pipeline"),
+        "transformers": ("CLIPTextModelWithProjection", "T5EncoderModel", "CLIPTokenizer"),
+    },
+    "SDXL": {
+        "diffusers": (SDXL, "AutoencoderKL", "DDIMScheduler", "StableDiffusionXLPipeline"),
+        "transformers": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer"),
+    },
+}
+"""The classes of diffusers and transformers that a family needs, its stock pipeline's included."""
 
 
 def open_model(path: str | Path, base: str | Path | None = None) -> Model:

@@ -22,7 +22,7 @@ from distill.planning.model_meter import ModelMeter
 from infer import Student
 from infer.engine_plan import make_plan
 from infer.options import Options
-from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.families.opening import LIBRARY_CLASSES, open_model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.schema import Job
@@ -32,6 +32,7 @@ from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.sampling.sampler import VideoSampler, noise_for
 from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
+from lightx2v_sgmd.schedule import Schedule, even_timesteps
 from lightx2v_sgmd.system.errors import UserError
 from tests.distill.planning.test_memory import measured_peak
 from tests.distill.test_methods import assert_plain_gradients, trainer_for
@@ -168,6 +169,26 @@ FAMILIES = {
         own_steps=False,
     ),
 }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_classes_that_doctor_imports_are_those_it_builds(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    model = open_model(family.make(tmp_path / "teacher"))
+    with torch.device("meta"):
+        built = [model.build_transformer(), model.build_vae(), model.build_text_encoder()]
+    if isinstance(built[-1], torch.nn.ModuleDict):
+        built += [*built.pop().values()]
+    solver: Any = family.solver
+    schedule, pipeline = (
+        Schedule(even_timesteps(family.steps), family.shift, solver),
+        model.pipeline,
+    )
+    used = {type(network).__name__ for network in built}
+    used |= {pipeline.name, pipeline.transformer, pipeline.vae, pipeline.text_encoder}
+    used.add(str(model.scheduler_config(schedule)["_class_name"]))
+    known = next(each for key, each in LIBRARY_CLASSES.items() if model.family.startswith(key))
+    assert used <= {*known["diffusers"], *known["transformers"]}
 
 
 @dataclass(frozen=True)

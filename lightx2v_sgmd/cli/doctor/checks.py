@@ -26,17 +26,6 @@ from lightx2v_sgmd.cli.doctor.compilers import (
 from lightx2v_sgmd.cli.doctor.report import Check, CheckState, DoctorReport, pip
 from lightx2v_sgmd.system.host_memory import host_memory_gib
 
-_CLASSES: Final = {
-    "diffusers": (
-        "WanTransformer3DModel",
-        "AutoencoderKLWan",
-        "FlowMatchEulerDiscreteScheduler",
-        "WanPipeline",
-    ),
-    "transformers": ("UMT5EncoderModel", "AutoTokenizer"),
-}
-"""The classes of each library that commands use."""
-
 _OPTIONAL: Final = {
     "torchao": "int8 weights, and fp8 on GPUs from compute capability 8.9",
     "peft": "training adapters (train: lora), LoRA files (--lora)",
@@ -98,17 +87,32 @@ def _setting() -> tuple[Any, Any, int]:
 
 
 def _models() -> list[Check]:
-    """Imports the classes that commands use, and says which optional packages are broken."""
+    """Imports the classes of all families, and says which optional packages are broken."""
+    from lightx2v_sgmd.families.opening import LIBRARY_CLASSES
     from lightx2v_sgmd.system.optional_packages import distribution, prepare_libraries
 
     broken = prepare_libraries()
-    results = []
-    for library, names in _CLASSES.items():
-        module = importlib.import_module(library)
-        for name in names:
-            getattr(module, name)  # the libraries import a class when it is used
+    results, missing = [], []
+    families: dict[str, list[str]] = {"diffusers": [], "transformers": []}
+    for family, classes in LIBRARY_CLASSES.items():
+        for library, names in classes.items():
+            try:
+                module = importlib.import_module(library)
+                for name in names:
+                    getattr(module, name)  # the libraries import a class when it is used
+            except Exception as error:
+                if family == next(iter(LIBRARY_CLASSES)):  # the bundled teacher's
+                    raise
+                first = (str(error).strip().splitlines() or [""])[0]
+                detail = f"{name} of {library} does not import, so its models do not run: {first}"
+                missing.append(Check(family, "missing", detail, pip(f"--upgrade {library}")))
+            else:
+                families[library].append(family)
+    for library, whose in families.items():
         version = importlib.metadata.version(library)
-        results.append(Check(library, "ok", f"{version}: {', '.join(names)} import"))
+        detail = f"{version}: the classes of {', '.join(whose)} import"
+        results.append(Check(library, "ok", detail))
+    results += missing
     for package, problem in broken.items():
         if package in _OPTIONAL:  # they have lines of their own
             continue

@@ -12,6 +12,7 @@ import pytest
 
 from lightx2v_sgmd.cli.doctor import checks
 from lightx2v_sgmd.cli.doctor.report import Check, DoctorReport
+from lightx2v_sgmd.families import opening
 from lightx2v_sgmd.files import video
 from lightx2v_sgmd.system import host_memory
 
@@ -81,7 +82,6 @@ def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_damaged_teacher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lightx2v_sgmd.families import opening
     from tests.tiny import make_tiny_wan
 
     folder = make_tiny_wan(tmp_path / "sprites")
@@ -109,7 +109,23 @@ def test_importing_elsewhere_tells_the_last_line() -> None:
 
 @pytest.mark.slow
 def test_a_class_that_is_gone_stops_the_main_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(checks._CLASSES, "transformers", ("UMT5EncoderModel", "NoSuchModel"))
+    monkeypatch.setitem(opening.LIBRARY_CLASSES["Wan"], "transformers", ("NoSuchModel",))
     report = checks.run()
     check = by_name(report)["models"]
     assert check.state == "broken" and "NoSuchModel" in check.detail and not report.ok
+
+
+def test_the_classes_of_every_family_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is gone costs the models of its family, and no others."""
+    every = ", ".join(opening.LIBRARY_CLASSES)
+    assert "CogVideoX" in every and "SD3" in every and "SDXL" in every
+    found = {check.name: check for check in checks._models()}
+    for library in ("diffusers", "transformers"):
+        assert found[library].detail.endswith(f": the classes of {every} import")
+    monkeypatch.setitem(opening.LIBRARY_CLASSES["SDXL"], "diffusers", ("DDIMScheduler", "NoSuch"))
+    found = {check.name: check for check in checks._models()}
+    assert found["diffusers"].state == "ok" and "SDXL" not in found["diffusers"].detail
+    assert "SDXL" in found["transformers"].detail
+    check = found["SDXL"]
+    assert check.state == "missing" and check.detail.startswith("NoSuch of diffusers does not ")
+    assert check.remedy.endswith("-m pip install --upgrade diffusers")
