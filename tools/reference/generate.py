@@ -12,7 +12,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from infer.options import GenerateOptions, Options, choices_of, flag_of
-from tools.reference.pages import FOLDER, write
+from tools.reference.pages import FOLDER, table, write
 
 PAGE = FOLDER / "generate.md"
 INTRODUCTION = """\
@@ -50,13 +50,12 @@ def _default(item: Field[Any]) -> str:
 
 
 def _table(items: Sequence[Field[Any]]) -> str:
-    lines = ["| option | field | values | default | meaning |", "|---|---|---|---|---|"]
+    rows = []
     for item in items:
         flag = flag_of(item.name, item.metadata["flag"])
         cells = (f"`{flag}`", f"`{item.name}`", _values(item), _default(item))
-        text = " | ".join([*cells, item.metadata["meaning"]])
-        lines.append(f"| {text} |".replace("DIR|none", "DIR\\|none"))
-    return "\n".join(lines) + "\n"
+        rows.append((*cells, item.metadata["meaning"]))
+    return table(("option", "field", "values", "default", "meaning"), rows)
 
 
 def page() -> str:

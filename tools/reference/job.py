@@ -23,7 +23,7 @@ from lightx2v_sgmd.files.yaml_loader import dump_tree
 from lightx2v_sgmd.job.checking import yaml_name
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods import REGISTRY
-from tools.reference.pages import FOLDER, write
+from tools.reference.pages import FOLDER, table, write
 
 PAGE = FOLDER / "job.md"
 INTRODUCTION = """\
@@ -150,11 +150,8 @@ def keys(kind: type, prefix: str) -> Iterator[Key]:
 
 
 def _table(rows: Sequence[Key]) -> str:
-    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
-    for row in rows:
-        cells = (f"`{row.name}`", row.values, row.default, row.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = ((f"`{row.name}`", row.values, row.default, row.meaning) for row in rows)
+    return table(("key", "values", "default", "meaning"), cells)
 
 
 def _first_paragraph(kind: type) -> str:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "reference"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a ``|`` in a cell is escaped, also one in code."""
+    lines = ([cell.replace("|", "\\|") for cell in row] for row in (headings, *rows))
+    head, *body = (f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join([head, f"|{'---|' * len(headings)}\n", *body])
 
 
 def write(path: Path, text: str, description: str | None) -> int:
