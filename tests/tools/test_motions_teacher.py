@@ -51,6 +51,60 @@ def test_named_captions_are_even_and_others_have_the_mixture() -> None:
         assert shown["empty"][manner] / totals["empty"] == pytest.approx(share, abs=0.07)
 
 
+def random_pool() -> motions_pool.Pool:
+    """A pool of 1,000 videos with latents of their own, ``[1, 1, 2, 2]`` each."""
+    generator = torch.Generator().manual_seed(0)
+    videos = pool()
+    latents = {
+        manner: torch.randn(len(each), 1, 1, 2, 2, generator=generator).bfloat16()
+        for manner, each in videos.latents.items()
+    }
+    return motions_pool.Pool(latents, videos.sprites)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a red thing", "a still circle", "a thing moving left and right"]
+)
+def test_the_mean_given_a_noisy_video_is_that_of_bayes_rule(text: str) -> None:
+    videos = random_pool()
+    wanted = motions.parse_motion_caption(text) if text else motions.MotionCaption()
+    sigma, x_t = 0.7, torch.randn(1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    weights, total = 0.0, torch.zeros(1, 1, 2, 2)
+    for manner, sprites in videos.sprites.items():
+        kept = list(zip(videos.latents[manner], sprites, strict=True))[motions_pool.HELD_OUT :]
+        for latent, shown in kept:
+            pairs = (
+                (wanted.colour, shown.colour),
+                (wanted.shape, shown.shape),
+                (wanted.motion, shown.motion),
+            )
+            if any(word not in (None, has) for word, has in pairs):
+                continue
+            away = (x_t[0] - (1 - sigma) * latent.float()).square().sum() / (2 * sigma**2)
+            weight = motions.MIXTURE[manner] / len(kept) * float(torch.exp(-away))
+            weights, total = weights + weight, total + weight * latent.float()
+    found = motions_pool.PosteriorMeans(videos)(x_t, torch.tensor([sigma]), [text])
+    assert torch.allclose(found[0], total / weights, atol=1e-5)
+
+
+def test_the_mean_given_a_nearly_clean_video_is_that_video() -> None:
+    videos = random_pool()
+    x0, captions = motions_pool.draw_batch(videos, np.random.default_rng(3), 16)
+    sigma = torch.full((16,), 0.01)
+    x_t = (1 - 0.01) * x0 + 0.01 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
+    means = motions_pool.PosteriorMeans(videos)(x_t, sigma, captions)
+    assert torch.allclose(means, x0, atol=1e-3)
+
+
+def test_most_training_times_are_where_a_motion_is_decided() -> None:
+    torch.manual_seed(0)
+    sigmas = torch.cat([train_motions_teacher.draw_sigmas(64) for _ in range(50)])
+    low, high = train_motions_teacher.DECIDING
+    assert 0 < sigmas.min() < 0.1 and 0.99 < sigmas.max() <= 1
+    assert ((sigmas >= low) & (sigmas <= high)).float().mean() > 0.7
+    assert torch.corrcoef(torch.stack([sigmas[:-1], sigmas[1:]]))[0, 1].abs() < 0.1
+
+
 def test_every_caption_that_training_draws_is_embedded() -> None:
     captions = set(motions_pool.all_captions())
     _, drawn = motions_pool.draw_batch(pool(), np.random.default_rng(1), 64)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,14 @@ from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from lightx2v_sgmd.flow import add_noise, shift_sigma
 from tools.benchmarks.muon import Muon
-from tools.models.motions_pool import NAMED, Pool, draw_batch, embed_captions, encode_pool
+from tools.models.motions_pool import (
+    NAMED,
+    Pool,
+    PosteriorMeans,
+    draw_batch,
+    embed_captions,
+    encode_pool,
+)
 from tools.models.sprites_training import follow, save_atomically, set_lr, trapezoid, update
 from tools.own_files import check_new
 
@@ -37,6 +45,9 @@ from tools.own_files import check_new
 
 FLOW_SHIFT: Final = 3.0
 """Shift of the training times, as for the first teacher."""
+DECIDING: Final = (0.6, 0.95)
+"""Times at which a noisy latent of an open caption begins to show, and then shows, its motion."""
+DECIDING_SHARE: Final = 0.6
 SAVE_EVERY: Final = 100
 CAPTIONS: Final = 2048
 """Captions that come with the teacher, as with the first one."""
@@ -59,16 +70,31 @@ def earlier_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def draw_sigmas(count: int) -> torch.Tensor:
+    """Draws stratified times, a share of them where motions are decided, ``[count]``."""
+    u = (torch.randperm(count) + torch.rand(count)) / count
+    deciding = u < DECIDING_SHARE
+    low, high = DECIDING
+    inner = low + (high - low) * u / DECIDING_SHARE
+    outer = shift_sigma((u - DECIDING_SHARE) / (1 - DECIDING_SHARE), FLOW_SHIFT)
+    return torch.where(deciding, inner, outer.clamp(min=1e-3))[torch.randperm(count)]
+
+
 def flow_matching_loss(
-    network: torch.nn.Module, x0: torch.Tensor, text: torch.Tensor
+    network: torch.nn.Module,
+    x0: torch.Tensor,
+    text: torch.Tensor,
+    captions: Sequence[str],
+    means: PosteriorMeans,
 ) -> torch.Tensor:
-    """The mean square error of the velocity at stratified times, one in each slice of [0, 1)."""
-    noise = torch.randn_like(x0)
-    u = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)
-    sigma = shift_sigma(u, FLOW_SHIFT)
+    """The mean square error of the velocity to that of the posterior mean at the drawn times."""
+    noise, sigma = torch.randn_like(x0), draw_sigmas(len(x0))
+    x_t = add_noise(x0, noise, sigma)
+    s = sigma.view(-1, 1, 1, 1, 1)
+    target = (x_t - means(x_t, sigma, captions)) / s
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = velocity(network, add_noise(x0, noise, sigma), sigma, text)
-    return F.mse_loss(predicted.float(), noise - x0)
+        predicted = velocity(network, x_t, sigma, text)
+    return F.mse_loss(predicted.float(), target)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -95,12 +121,14 @@ def train(args: argparse.Namespace) -> None:
             block.compile()
     torch.manual_seed(args.seed + step)
     rng = np.random.default_rng(args.seed + 2 + step)
+    means = PosteriorMeans(pool)
     losses: list[float] = []
     began = time.monotonic()
     while step < args.steps:
         set_lr(optimizers, base, trapezoid(step / args.steps, step, warmup=50, decay_from=0.5))
         x0, captions = draw_batch(pool, rng, args.batch, named_share=args.named)
-        loss = flow_matching_loss(network, x0, table[[rows[c] for c in captions]])
+        text = table[[rows[caption] for caption in captions]]
+        loss = flow_matching_loss(network, x0, text, captions, means)
         update(loss, network, optimizers)
         step += 1
         follow(ema, network, step)
