@@ -87,7 +87,7 @@ def make_requests(
         if problem := prompt_problem(text):
             raise UserError(f"prompt: {problem}; shorten or correct it")
     return [
-        Request(text, number, _default_name(index, text), image=image)
+        Request(text, number, default_name(index, text), image=image)
         for index, (text, number, image) in enumerate(
             zip(texts, seed_list(seed, len(texts)), images or [None] * len(texts), strict=True)
         )
@@ -156,7 +156,8 @@ def batches(requests: Sequence[Request], limit: int) -> list[list[Request]]:
     ]
 
 
-def _default_name(index: int, prompt: str) -> str:
+def default_name(index: int, prompt: str) -> str:
+    """The name of the file, without the suffix, of a prompt's video with that index."""
     return f"{index:04d}_{slug(prompt)}"
 
 
@@ -206,7 +207,7 @@ def _request(
     own_seed = numbers.pop("seed")
     if own_seed is not None and not 0 <= own_seed < 2**63:
         raise UserError(f"seed: {own_seed} is outside 0 ... 2^63 - 1")
-    name = row.get("name", _default_name(index, row["prompt"]))
+    name = row.get("name", default_name(index, row["prompt"]))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
             f"name: {short_line(repr(name), 120)} is not a valid file name; begin with a letter "

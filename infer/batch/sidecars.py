@@ -10,11 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.outputs import content_hash, rename_new, sync_folder, write_text
+from lightx2v_sgmd.outputs import (
+    content_hash,
+    rename_new,
+    sync_folder,
+    temporary_path,
+    write_text,
+)
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
@@ -78,6 +85,29 @@ def publish(temporary: Path, video: Path, provenance: Mapping[str, Any]) -> None
             f"{error.filename2 or video}: appeared while the video was made; it is not replaced, "
             "choose another name or output"
         ) from error
+
+
+def link(video: Path, target: Path) -> bool:
+    """Makes a video appear in a second place with its sidecar, as hard links where these exist.
+
+    Returns:
+        False if the video is not ours as it is there, or if something else is at the target.
+    """
+    if problem(video) or any(map(os.path.lexists, (target, sidecar(target)))):
+        return False
+    for source, place in ((sidecar(video), sidecar(target)), (video, target)):
+        temporary = temporary_path(place)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, temporary)
+        try:
+            rename_new(temporary, place)
+        except FileExistsError:
+            temporary.unlink()
+            return False
+    sync_folder(target.parent)
+    return True
 
 
 def _read(path: Path) -> dict[str, Any] | None:

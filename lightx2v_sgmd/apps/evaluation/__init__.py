@@ -23,6 +23,7 @@ from lightx2v_sgmd.apps.evaluation.measuring import (
 )
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions, chosen_metrics
 from lightx2v_sgmd.apps.evaluation.page import report_page
+from lightx2v_sgmd.apps.evaluation.reusing import all_videos
 from lightx2v_sgmd.apps.evaluation.scores.scoring import (
     Asked,
     clip_of,
@@ -35,7 +36,6 @@ from lightx2v_sgmd.apps.evaluation.shards import (
     ShardedCall,
     folder_of,
     make_shards,
-    ranges,
     started_ranges,
 )
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, video_files, wanted_size
@@ -153,7 +153,7 @@ def evaluate(
     with locked_folder(folder, "evaluate", quiet, FOLDERS) as lock:
         written = WrittenFiles(folder)
         written.check(RESULTS)
-        sides = _measure(plan, written, lock, quiet)
+        sides = _measure(plan, written, lock, nproc, quiet)
         results = summarise(sides, plan.prompts, plan.seeds, plan.metrics)
         for caution in results.get("cautions", ()):
             note(f"caution: {caution}", quiet)
@@ -194,7 +194,8 @@ def evaluate_shard(
         return
     for side in plan.sources:
         if plan.sizes[side] is not None:
-            _make(plan, side, first, end, resolved(out) / "videos" / side, quiet)
+            folder = resolved(out) / "videos" / side / folder_of(first, end)
+            _make(plan, side, first, end, folder, quiet)
     note(
         f"videos {first} to {end - 1} of {len(plan.texts)} are there; when those of all shards are "
         "below one folder, run the command without --shard",
@@ -202,14 +203,11 @@ def evaluate_shard(
     )
 
 
-def _make(
-    plan: _Plan, side: str, first: int, end: int, folder: Path, quiet: bool
-) -> Sequence[Path]:
+def _make(plan: _Plan, side: str, first: int, end: int, out: Path, quiet: bool) -> Sequence[Path]:
     """Makes a range of a model's videos in its folder."""
     source, size = plan.sources[side], plan.sizes[side]
     assert size is not None, "a model's videos have a size"
     guidance = guidance_of(plan.options, list(plan.sources.values()))
-    out = folder / folder_of(first, end)
     texts, images = plan.texts[first:end], plan.images_of(side)[first:end]
     return range_videos(source, texts, size, guidance, plan.options, first, out, quiet, images)
 
@@ -313,11 +311,13 @@ def _features_model(sources: dict[str, VideoSource], options: EvaluateOptions) -
     return found[0] if found else None
 
 
-def _measure(plan: _Plan, written: WrittenFiles, lock: OutputLock, quiet: bool) -> dict[str, Side]:
+def _measure(
+    plan: _Plan, written: WrittenFiles, lock: OutputLock, nproc: int, quiet: bool
+) -> dict[str, Side]:
     """Makes and measures the videos of all sides."""
     sides = {}
     for side in plan.sources:
-        files = _videos(plan, side, written.folder, lock, quiet)
+        files = _videos(plan, side, written.folder, lock, nproc, quiet)
         sides[side] = SideVideos(side, files, hashes_of(files), plan.texts, written, quiet)
     values = {side: measure_files(videos) for side, videos in sides.items()}
     asked = Asked(plan.metrics, plan.options, plan.teacher)
@@ -342,18 +342,20 @@ def _measure(plan: _Plan, written: WrittenFiles, lock: OutputLock, quiet: bool) 
     }
 
 
-def _videos(plan: _Plan, side: str, folder: Path, lock: OutputLock, quiet: bool) -> Sequence[Path]:
+def _videos(
+    plan: _Plan, side: str, folder: Path, lock: OutputLock, nproc: int, quiet: bool
+) -> Sequence[Path]:
     source, size = plan.sources[side], plan.sizes[side]
     out = folder / "videos" / side
     if source.kind == "videos":
         return [file.resolve() for file in plan.own[side]]
     assert size is not None, "a model's videos have a size"
-    if started_ranges(out, len(plan.texts)):
-        found: dict[int, Path] = {}
-        for first, end in ranges(out, len(plan.texts)):
-            if not all(index in found for index in range(first, end)):
-                files = _make(plan, side, first, end, out, quiet)
-                found |= dict(zip(range(first, end), files, strict=True))
+    if started_ranges(out):
+
+        def make(first: int, end: int, folder: Path) -> Sequence[Path]:
+            return _make(plan, side, first, end, folder, quiet)
+
+        found = all_videos(out, len(plan.texts), make, nproc)
         return [found[index] for index in range(len(plan.texts))]
     images = plan.images_of(side)
     if source.kind == "student":

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd import __version__
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
+from lightx2v_sgmd.apps.evaluation.reusing import take_over
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource
 from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.manifest import VideoFacts
@@ -194,6 +195,8 @@ def range_videos(
 ) -> list[Path]:
     """Makes a range of a model's videos in a folder of its own, which it locks meanwhile.
 
+    Videos of it that are in other folders of the side are taken over.
+
     Args:
         source: The student or the teacher.
         prompts: One for each video of the range.
@@ -205,6 +208,7 @@ def range_videos(
         quiet: Show no progress.
         images: The image that each video of the range starts from; empty if none does.
     """
+    take_over(prompts, first, out, quiet)
     chosen = replace(options, seed=options.seed + first)
     if source.kind == "student":
         return student_videos(source, prompts, size, chosen, out, quiet, images)

@@ -35,6 +35,7 @@ from lightx2v_sgmd.system.processes import (
 )
 
 _RANGE: Final = re.compile(r"(\d{5,7})-(\d{5,7})")
+_NUMBER: Final = re.compile(r"\d+")
 _SHARD: Final = re.compile(r"(\d{1,5})/(\d{1,5})")
 _WORKER: Final = "lightx2v_sgmd.apps.evaluation.shard_worker"
 _POLL_S: Final = 0.2
@@ -74,25 +75,27 @@ def folder_of(first: int, end: int) -> str:
     return f"{first:05d}-{end:05d}"
 
 
-def started_ranges(folder: Path, count: int) -> list[tuple[int, int]]:
-    """The ranges of ``count`` videos that have a folder."""
+def started_ranges(folder: Path, count: int | None = None) -> list[tuple[int, int]]:
+    """The ranges that have a folder; with ``count``, those of so many videos."""
     started = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (found := _RANGE.fullmatch(path.name)) and path.is_dir():
             first, end = int(found[1]), int(found[2])
-            if first < end <= count:
+            if first < end and (count is None or end <= count):
                 started.append((first, end))
     return started
 
 
-def ranges(folder: Path, count: int) -> list[tuple[int, int]]:
+def ranges(folder: Path, count: int, nproc: int = 1) -> list[tuple[int, int]]:
     """The ranges that cover all videos: those started, then what they leave out.
 
     Args:
         folder: The folder of ranges.
         count: The number of videos.
+        nproc: The number of processes whose ranges come before the other started ones.
     """
-    started = started_ranges(folder, count)
+    split = {Shard(number, nproc).range(count) for number in range(1, nproc + 1)}
+    started = sorted(started_ranges(folder, count), key=lambda pair: (pair not in split, pair))
     covered = 0
     gaps = []
     for first, end in sorted(started):
@@ -204,7 +207,7 @@ def _follow(
     processes: Sequence[subprocess.Popen[bytes]], out: Path, videos: int, quiet: bool
 ) -> None:
     """Waits for all processes, or for the first that fails, and shows what is there."""
-    done = _made(out)
+    done = min(_made(out), videos)
     with progress(videos, f"videos, {len(processes)} processes", quiet, done=done) as bar:
         looked_s = time.monotonic()
         while any(process.poll() is None for process in processes):
@@ -213,16 +216,22 @@ def _follow(
             time.sleep(_POLL_S)
             if time.monotonic() - looked_s > _LOOK_S:
                 looked_s = time.monotonic()
-                more = _made(out) - done
+                more = min(_made(out), videos) - done
                 done += more
                 bar.advance(max(0, more))
         bar.advance(max(0, videos - done))
 
 
 def _made(out: Path) -> int:
-    """The number of videos in folders of ranges."""
+    """The number of videos below an output, each counted once wherever it is."""
     files: Iterable[Path] = (out / "videos").glob("**/*.mp4")
-    return sum(1 for file in files if _RANGE.fullmatch(file.parent.name))
+    found = set()
+    for file in files:
+        if named := _NUMBER.match(file.name):
+            part = _RANGE.fullmatch(file.parent.name)
+            side, first = (file.parent.parent, int(part[1])) if part else (file.parent, 0)
+            found.add((side, first + int(named[0])))
+    return len(found)
 
 
 def _raise_first(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Any]) -> None:

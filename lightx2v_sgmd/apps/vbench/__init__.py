@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from lightx2v_sgmd.apps.evaluation.making import guidance_of, range_videos
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
+from lightx2v_sgmd.apps.evaluation.reusing import all_videos
 from lightx2v_sgmd.apps.evaluation.shards import Shard, ShardedCall, folder_of, make_shards
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source, wanted_size
 from lightx2v_sgmd.apps.vbench.package import RESULTS, find_package, run_package
@@ -18,7 +19,7 @@ from lightx2v_sgmd.apps.vbench.page import report_page
 from lightx2v_sgmd.apps.vbench.results import PATTERN, find_results, read_results
 from lightx2v_sgmd.apps.vbench.suite import Suite, read_suite
 from lightx2v_sgmd.apps.vbench.summary import summarise
-from lightx2v_sgmd.apps.vbench.videos import VIDEOS, all_videos, given_videos, link
+from lightx2v_sgmd.apps.vbench.videos import VIDEOS, given_videos, link
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import WrittenFiles, locked_folder, refuse_overlap, resolved
@@ -115,7 +116,7 @@ def evaluate_vbench(
         videos = (
             given_videos(suite, [file.resolve() for file in source.files])
             if source.kind == "videos"
-            else all_videos(suite, folder / VIDEOS, make)
+            else all_videos(folder / VIDEOS, suite.count, make, vbench.nproc)
         )
         links = link(suite, videos, folder)
         failed: list[str] = []
@@ -154,7 +155,7 @@ def _make(
     end: int,
     out: Path,
 ) -> Sequence[Path]:
-    """Makes a range of videos; see ``videos.Make``."""
+    """Makes a range of videos; see ``reusing.Make``."""
     assert size is not None, "a model's videos have a size"
     texts = [suite.text(index) for index in range(first, end)]
     guidance = guidance_of(options, [source])

@@ -1,14 +1,13 @@
-"""Makes the videos that VBench asks for, in ranges that machines can share, and links them."""
+"""Finds the videos that VBench asks for in a folder, and links all under its names."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from lightx2v_sgmd.apps.evaluation.shards import folder_of, ranges
 from lightx2v_sgmd.apps.vbench.suite import Suite
 from lightx2v_sgmd.outputs import move, temporary_path
 from lightx2v_sgmd.system.errors import UserError
@@ -17,27 +16,6 @@ VIDEOS: Final = "videos"
 LINKS: Final = "vbench/videos"
 """The folder that VBench is given."""
 _LINK: Final = re.compile(r"-\d\.mp4$")
-
-Make = Callable[[int, int, Path], Sequence[Path]]
-"""Makes the videos from one index to before another in a folder, and returns them in order."""
-
-
-def all_videos(suite: Suite, folder: Path, make: Make) -> dict[int, Path]:
-    """All videos by their index, those made that are not there.
-
-    Args:
-        suite: The prompts.
-        folder: The folder of ranges.
-        make: Makes a range; finds what is there already.
-    """
-    found: dict[int, Path] = {}
-    for first, end in ranges(folder, suite.count):
-        if all(index in found for index in range(first, end)):
-            continue
-        made = make(first, end, folder / folder_of(first, end))
-        for index, file in zip(range(first, end), made, strict=True):
-            found.setdefault(index, file)
-    return found
 
 
 def given_videos(suite: Suite, files: Sequence[Path]) -> dict[int, Path]:

@@ -15,6 +15,7 @@ from lightx2v_sgmd.apps import evaluation
 from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate, evaluate_shard, shards
 from lightx2v_sgmd.apps.evaluation.shards import CALLS, Shard, ShardedCall, make_shards
 from lightx2v_sgmd.system.errors import RunError, UserError
+from tests.apps.evaluation.test_evaluate import forbidden
 from tests.students import make_student
 from tests.tiny import make_tiny_wan
 
@@ -81,6 +82,21 @@ def test_what_shards_made_is_measured_and_the_rest_is_made(
         for side in row:
             assert row[side] == pytest.approx(expected[side], rel=1e-3)
 
+    # However they are shared the next time, also with more seeds, none is made again.
+    monkeypatch.setattr("infer.batch.generate_files.Student", forbidden)
+    monkeypatch.setattr("lightx2v_sgmd.sampling.sampler.VideoSampler", forbidden)
+    for out, shards_ in (
+        ("out", (Shard(1, 1), Shard(1, 2))),
+        ("whole", (Shard(1, 2), Shard(2, 2))),
+    ):
+        for shard in shards_:
+            sources = (models / "student", models / "p.txt", tmp_path / out, shard)
+            evaluate_shard(*sources, against=models / "teacher", options=OPTIONS, quiet=True)
+    twice = (models / "student", models / "p.txt", tmp_path / "out", Shard(1, 2))
+    more = replace(OPTIONS, seeds=2)
+    evaluate_shard(*twice, against=models / "teacher", options=more, quiet=True)
+    assert measured(models, tmp_path / "out") == rows
+
 
 @pytest.mark.slow
 def test_processes_make_the_videos_together(models: Path, tmp_path: Path) -> None:
@@ -125,6 +141,16 @@ def test_a_log_gets_lines_of_what_processes_made(
     assert first.startswith("videos, 1 processes 2/3") and last.startswith(
         "videos, 1 processes 3/3"
     )
+
+
+def test_a_video_in_two_folders_is_counted_once(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for place in ("w/0001_a", "w/00000-00002/0001_a", "w/00001-00003/0000_a", "t/0001_a"):
+        (videos / place).parent.mkdir(parents=True, exist_ok=True)
+        (videos / place).with_suffix(".mp4").touch()
+    (videos / "00002-00004").mkdir()
+    (videos / "00002-00004" / "0000_b.mp4").touch()
+    assert shards._made(tmp_path) == 3
 
 
 def test_the_process_that_was_killed_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infer.batch.sidecars import is_there, problem, publish, sidecar
+from infer.batch.sidecars import is_there, link, problem, publish, sidecar
 from lightx2v_sgmd.system.errors import UserError
 
 PROVENANCE = {"prompt": "a red circle", "seed": 3}
@@ -51,6 +51,26 @@ def test_only_our_own_video_is_replaced(video: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is not replaced, choose another name"):
         publish(other, video, PROVENANCE)
     assert video.read_bytes() == b"edited"
+
+
+def test_our_own_video_appears_in_a_second_place_that_is_free(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert link(video, tmp_path / "b.mp4") and is_there(tmp_path / "b.mp4", PROVENANCE)
+    assert (tmp_path / "b.mp4").stat().st_ino == video.stat().st_ino
+
+    def none(*arguments: object) -> None:
+        raise OSError("no hard links here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("infer.batch.sidecars.os.link", none)
+        assert link(video, tmp_path / "c.mp4") and is_there(tmp_path / "c.mp4", PROVENANCE)
+    assert not link(video, tmp_path / "b.mp4")
+    (tmp_path / "d.json").write_text("mine")
+    assert not link(video, tmp_path / "d.mp4") and not (tmp_path / "d.mp4").exists()
+    video.write_bytes(b"edited")
+    assert not link(video, tmp_path / "e.mp4")
+    assert {path.name[0] for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}
 
 
 def test_a_link_is_not_ours(video: Path, tmp_path: Path) -> None:
