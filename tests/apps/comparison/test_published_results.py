@@ -67,3 +67,14 @@ def test_the_pages_tables_are_the_results_rounded(first: str, folder: str) -> No
                 assert abs(float(number) - found[key]) <= half + 1e-9, (name, head, key)
             compared += 1
     assert compared > 20
+
+
+def test_adapters_beside_8_bits_close_nine_tenths_of_the_gap_of_full_precision() -> None:
+    found = json.loads((RESULTS / "fp8_storage" / "gained_share.json").read_text("utf-8"))
+    right = {row: sum(values) for row, values in found["right_on_everything"].items()}
+    gained = {row: right[row] - right["undistilled"] for row in ("full", "other")}
+    assert found["share_kept"] == pytest.approx(gained["other"] / gained["full"])
+    assert len(found["seeds"]) == 5 and found["interval_95"][0] > 0.9
+    page = (RESULTS / "README.md").read_text("utf-8")
+    low, high = (f"{100 * value:.0f}" for value in found["interval_95"])
+    assert f"{100 * found['share_kept']:.0f} % of it, 95 % interval {low} to {high} %" in page
