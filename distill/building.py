@@ -144,7 +144,7 @@ def check_images(job: Job, model: Model) -> None:
     if (images or model.takes_image == "always") and job.method.reads_latents is not None:
         raise UserError(
             f"method.name: {job.method.name} learns from latents, which are made from text alone; "
-            "for videos that start from an image use sgmd or another method"
+            "use sgmd or another method for videos that start from an image"
         )
     if model.takes_image == "always":
         if not images or None in images:

@@ -58,8 +58,8 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
     model = open_teacher(job.teacher)
     if model.size_rules.images:
         raise UserError(
-            f"teacher.path: {model.path} makes images, and encode-videos reads videos; dmd2 trains "
-            "on prompts alone with method.gan_weight=0"
+            f"teacher.path: {model.path} makes images, and encode-videos reads videos; set "
+            "method.gan_weight=0, with which dmd2 trains on prompts alone"
         )
     with locked_folder(folder, "encode-videos", quiet):
         _encode(model, files, captions, job.video, folder, shard, quiet)

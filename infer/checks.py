@@ -288,8 +288,10 @@ def _open(path: Path, base: str | Path | None) -> Model:
         )
     kind = lora_at(path)
     if kind is not None and not _is_export(path):
-        remedy = f"; give its base model as --weights, and add --lora {path}"
-        raise UserError(f"{path}: is {kind}{remedy if kind == 'a LoRA' else ''}")
+        remedy = f"give its base model as --weights, and add --lora {path}"
+        if kind != "a LoRA":
+            remedy = "give weights that it was merged into"
+        raise UserError(f"{path}: is {kind}; {remedy}")
     try:
         return open_model(path, base or _teacher_of_export(path))
     except UserError as error:
@@ -383,7 +385,7 @@ def _schedule(carried: Mapping[Path, Schedule | None], model: Model) -> Schedule
         if first is not None and schedule != first[1]:
             raise UserError(
                 f"{where}: says {_steps(schedule)}, but {first[0]} says {_steps(first[1])}; "
-                "weights have one schedule"
+                "export the weights again"
             )
         first = (where, schedule)
     return None if first is None else first[1]

@@ -418,5 +418,5 @@ def seed_list(seeds: int | Sequence[int], count: int) -> list[int]:
     if len(numbers) != count:
         raise UserError(f"seed: {len(numbers)} seeds for {count} prompts; give one of each, or one")
     if min(numbers, default=0) < 0 or max(numbers, default=0) >= 2**63:
-        raise UserError(f"seed: {seeds} is outside 0 ... 2^63 - 1")
+        raise UserError(f"seed: {seeds} is out of range; use 0 to 2^63 - 1")
     return numbers

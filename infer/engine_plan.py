@@ -91,7 +91,10 @@ def make_plan(
         kernel = kernels.choose(options.attention, device, dtype, model.head_dim)
     _check_quantize(options, device)
     if options.offload and device.type != "cuda":
-        raise UserError(f"offload: needs a CUDA device, and this is {device.type}")
+        raise UserError(
+            f"offload: needs a CUDA device, and this is {device.type}; leave it out, or use "
+            "--device cuda"
+        )
     memory_mode = asked = MemoryMode(
         options.quantize,
         options.offload,
@@ -247,11 +250,11 @@ def why_not_quantize(kind: Quantize, device: torch.device) -> str | None:
     problem = why_unusable("torchao")
     if problem is not None:
         missing = problem == "is not installed"
-        remedy = "pip install torchao" if missing else "`lightx2v-sgmd doctor` says what mends it"
+        remedy = "pip install torchao" if missing else "run `lightx2v-sgmd doctor`"
         return f"needs the package torchao, which {problem}; {remedy}"
     if kind == "fp8":
         if device.type != "cuda" or not torch.cuda.is_available():
-            return f"needs a CUDA device, and this is {device.type}; int8 runs on both"
+            return f"needs a CUDA device, and this is {device.type}; use int8"
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 9):
             have = ".".join(map(str, capability))
@@ -298,7 +301,9 @@ def memory_limit_gib(options: Options, device: torch.device) -> float | None:
     """
     if options.max_memory_gib is not None:
         if options.max_memory_gib <= 0:
-            raise UserError(f"max_memory_gib: {options.max_memory_gib:g} is not positive")
+            raise UserError(
+                f"max_memory_gib: {options.max_memory_gib:g} is not positive; give a larger number"
+            )
         return options.max_memory_gib
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -343,7 +348,8 @@ def out_of_memory(
         return UserError(f"{message}; ask for {remedy} smaller or shorter video")
     flags = ("--batch 1 with " if batch > 1 else "") + memory_mode.flags()
     return UserError(
-        f"{message}; {flags} needs only {max(needed_gib(one, memory_mode).values()):.3g} GiB"
+        f"{message}; use {flags}, which needs only "
+        f"{max(needed_gib(one, memory_mode).values()):.3g} GiB"
     )
 
 

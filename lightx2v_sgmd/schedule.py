@@ -72,10 +72,10 @@ class Schedule:
         if not self.base or not falling or not 0 < self.base[-1] <= self.base[0] <= 1000:
             raise UserError(
                 f"schedule.base: [{joined(self.base)}] is not a falling list of timesteps in "
-                "(0, 1000]"
+                "(0, 1000]; write it as [1000, 750, 500, 250]"
             )
         if self.shift < 1:
-            raise UserError(f"schedule.shift: {self.shift} is below 1, which is not a shift")
+            raise UserError(f"schedule.shift: {self.shift} is below 1; use 1 (no shift) or more")
         if self.solver not in SOLVERS:
             raise UserError(
                 f"schedule.solver: {self.solver!r} is unknown; use {', '.join(SOLVERS)}"
@@ -128,8 +128,8 @@ class Schedule:
             raise UserError(
                 f"schedule.timesteps: {joined(saved['timesteps'])} are not shift "
                 f"{schedule.shift:g} of {joined(saved['base'])} (that gives "
-                f"{joined(schedule.to_dict()['timesteps'])}); the weights were "
-                "saved by something that mixed two schedules"
+                f"{joined(schedule.to_dict()['timesteps'])}), so two schedules were mixed; export "
+                "the weights again"
             )
         return schedule
 
@@ -176,7 +176,9 @@ class Schedule:
         """
         if self.solver not in _COMFYUI_SAMPLERS:
             known = ", ".join(_COMFYUI_SAMPLERS)
-            raise UserError(f"schedule.solver: ComfyUI runs {known}, not {self.solver}")
+            raise UserError(
+                f"schedule.solver: ComfyUI runs {known}, not {self.solver}; use --format diffusers"
+            )
         return _COMFYUI_SAMPLERS[self.solver]
 
 

@@ -165,7 +165,7 @@ def _explained(repository: str) -> Iterator[None]:
         reasons = {
             401: "the hub does not accept the token; run `hf auth login`",
             403: "the token may not write there; make one with write access to that organisation",
-            404: "the hub has no such organisation, or the token may not see it",
+            404: "the hub has no such organisation, or the token may not see it; check its name",
         }
         reason = reasons.get(status or 0, f"the hub answered {status}; try again")
         raise UserError(f"push: {repository}: {reason}") from error

@@ -70,7 +70,7 @@ def open_source(
             f"{path}: is {kind}, and no run, checkpoint or export; it runs beside its base model: "
             f"`lightx2v-sgmd generate --weights MODEL --lora {path}`"
             if kind == "a LoRA"
-            else f"{path}: is {kind}"
+            else f"{path}: is {kind}; give a run, a checkpoint or an export"
         )
     checkpoint = find_checkpoint(path, on_damage)
     job_file = checkpoint / "job.yaml"
@@ -185,7 +185,10 @@ def _exported(folder: Path) -> ExportSource:
         header = read_headers(written_in.weight_files(folder, number))
         tensors, adapters = written_in.open_tensors(folder, header, expert.model)
         if schedule_of(header.metadata) != about.schedule:
-            raise UserError(f"{folder}: its weights carry another schedule than {FILE_NAME}")
+            raise UserError(
+                f"{folder}: its weights carry another schedule than {FILE_NAME}; export the run "
+                "again"
+            )
         sources.append(
             ExportSource(
                 folder,

@@ -25,6 +25,7 @@ from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import own_record, read_record
 
 FILE = "failure.json"
+_ANOTHER = "name the folder of another failure"
 _REMEDY = (
     "lower the learning rates or remove the prompts that broke it, and resume from the last "
     "checkpoint"
@@ -75,7 +76,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
     if type(state.get("global_batch")) is not int or state["global_batch"] < 1:
-        raise UserError(f"{folder / 'trainer.json'}: does not say the global batch")
+        raise UserError(f"{folder / 'trainer.json'}: does not say the global batch; {_ANOTHER}")
     if prompts_digest([*prompts, *image_digests(load_images(job))]) != state.get("prompts_sha256"):
         raise UserError(f"data.prompts: {job.data.prompts} has changed since the run; restore it")
     ranks = connect(job.parallel.strategy, training_device())
@@ -85,7 +86,9 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     trainer = build_trainer(job, model, prompts, latents, ranks, start, quiet=True)
     try:
         if index.update >= len(trainer.updates(index.iteration)):
-            raise UserError(f"{folder / FILE}: names an update that an iteration does not have")
+            raise UserError(
+                f"{folder / FILE}: names an update that an iteration does not have; {_ANOTHER}"
+            )
         trainer.try_update(index, _micro_batches(job, failure, launched))
     except NotFiniteError as error:
         return error
@@ -102,7 +105,7 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{path}: no such file; name a folder RUN/failed/step_N that a failed run wrote"
         )
     store.verify(folder)
-    with own_record(path, "name the folder of another failure"):
+    with own_record(path, _ANOTHER):
         failure: dict[str, Any] = read_record(path)
         numbers: list[Any] = [failure[name] for name in ("iteration", "update", "batch_index")]
         numbers += [v["sample"] for videos in failure["videos"].values() for v in videos]

@@ -27,7 +27,7 @@ from lightx2v_sgmd.outputs import (
 from lightx2v_sgmd.outputs import record as records
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.json_text import LINE, log_lines, parse_json, read_record
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
@@ -105,7 +105,7 @@ def _is_run(run: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        raise unreadable(error.filename, error) from error
     return isinstance(found, dict) and found.keys() >= _ENVIRONMENT
 
 

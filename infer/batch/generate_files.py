@@ -105,7 +105,7 @@ def _prepared(
     """Everything that can be refused without the device."""
     required("imageio_ffmpeg")
     if options.fps is not None and not 0.1 <= options.fps <= 1000:
-        raise UserError(f"fps: {options.fps:g} is not from 0.1 to 1000 frames per second")
+        raise UserError(f"fps: {options.fps:g} is out of range; use 0.1 to 1000 frames per second")
     requests = make_requests(prompts, options.seed, images)
     if isinstance(prompts, Path):
         note_unread(prompts, quiet, keys=False)  # others are refused

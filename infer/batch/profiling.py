@@ -34,4 +34,6 @@ def profiled(path: Path | None) -> Iterator[None]:
         with appearing(path, replace=False, suffix="".join(path.suffixes[-2:])) as temporary:
             recorded.export_chrome_trace(str(temporary))
     except FileExistsError as error:
-        raise UserError(f"--profile: {path} appeared meanwhile; it is not replaced") from error
+        raise UserError(
+            f"--profile: {path} appeared meanwhile and is not replaced; name a new file"
+        ) from error

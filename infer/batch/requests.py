@@ -179,7 +179,10 @@ def _read_jsonl(path: Path, seed: int) -> list[Request]:
                 raise row
             request = _request(row, path, where, index, seed + index, hints=len(problems) < _SHOWN)
             if request.name in names:
-                raise UserError(f"name: {request.name!r} is also that of {names[request.name]}")
+                raise UserError(
+                    f"name: {request.name!r} is also that of {names[request.name]}; give each "
+                    "video its own"
+                )
             names[request.name] = where
             requests.append(request)
         except UserError as error:
@@ -201,12 +204,12 @@ def _request(
         if key not in _KEYS:
             key = key[:60]
             near = difflib.get_close_matches(key, _KEYS, 1) if hints else []
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}"
+            hint = f"did you mean {near[0]}?" if near else f"use {', '.join(_KEYS)}"
             raise UserError(f"{key}: unknown key; {hint}")
     numbers = {key: _whole(row, key) for key in _KEYS if key not in ("prompt", "name", "image")}
     own_seed = numbers.pop("seed")
     if own_seed is not None and not 0 <= own_seed < 2**63:
-        raise UserError(f"seed: {own_seed} is outside 0 ... 2^63 - 1")
+        raise UserError(f"seed: {own_seed} is out of range; use 0 to 2^63 - 1")
     name = row.get("name", default_name(index, row["prompt"]))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
@@ -235,5 +238,8 @@ def _whole(row: dict[str, Any], key: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or (key != "seed" and value < 1):
-        raise UserError(f"{key}: {short_line(repr(value), 60)} is not a positive whole number")
+        raise UserError(
+            f"{key}: {short_line(repr(value), 60)} is not a positive whole number; correct it or "
+            "leave it out"
+        )
     return value

@@ -22,7 +22,7 @@ from lightx2v_sgmd.outputs import (
     temporary_path,
     write_text,
 )
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 from lightx2v_sgmd.untrusted.reading import read_file
 
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from error
+        raise unreadable(path, error) from error
     if not isinstance(saved, dict) or saved.get("made_by") != MADE_BY:
         return None
     checksum = saved.pop("checksum", None)
@@ -142,7 +142,7 @@ def _fits(video: Path, saved: Mapping[str, Any]) -> bool:
             return False
         return content_hash(video) == saved.get("sha256")
     except OSError as error:
-        raise UserError(f"{video}: cannot be read ({error.strerror}); fix that") from error
+        raise unreadable(video, error) from error
 
 
 def _checksum(saved: Mapping[str, Any]) -> str:

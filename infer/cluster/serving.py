@@ -122,7 +122,10 @@ class RayWorkers:
             handle = serve.run(deployment.bind(*self._values), name=self.name, route_prefix=None)
         except Exception as error:
             if not self._stopping.is_set():
-                self.problem = RunError(f"--ray: the engines could not be started: {error}")
+                self.problem = RunError(
+                    f"--ray: the engines could not be started ({error}); look at `ray status`, "
+                    "then start the server again"
+                )
                 self._on_end()
             return
         self.state = "ready"

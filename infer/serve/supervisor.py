@@ -121,7 +121,7 @@ class Supervisor:
         if message is None:
             code = self._running.end(_LAST_WORDS_S)
             raise RunError(
-                f"the worker ended with {code} while it opened the weights; its messages are above"
+                f"the worker ended with {code} while it opened the weights; see its messages above"
             )
         if isinstance(message, Refused):
             self._running.end(_LAST_WORDS_S)
@@ -196,7 +196,9 @@ class Supervisor:
                 self._end(UserError(message.message))
                 return
             elif message.served != self._served:
-                self._end(UserError("weights: changed while they were served; start it again"))
+                self._end(
+                    UserError("weights: changed while they were served; start the server again")
+                )
                 return
 
     def _restart(self, pause_s: float) -> None:

@@ -52,7 +52,10 @@ def check_student(weights: Path, lora: Path | None = None) -> Schedule:
     first = known[0][1]
     if any(schedule != first for _, schedule in known):
         steps = [f"{name}: {joined(s.to_dict()['timesteps'])}" for name, s in known]
-        raise UserError(f"the two files were distilled for other steps ({'; '.join(steps)})")
+        raise UserError(
+            f"the two files were distilled for other steps ({', '.join(steps)}); load the two of "
+            "one student"
+        )
     return first
 
 

@@ -137,7 +137,7 @@ def _append_padding_bias(module: Any, args: Any, kwargs: Any, output: Any) -> An
     if bias.shape[1] > row.shape[2]:
         raise UserError(
             f"the text has {bias.shape[1]} rows, more than the network's width {row.shape[2]}; "
-            "its padding cannot be folded"
+            "shorten the prompts"
         )
     row[:, 0, : bias.shape[1]] = bias.to(row.dtype)
     return temb, timestep_proj, torch.cat([embedded, row], dim=1), image

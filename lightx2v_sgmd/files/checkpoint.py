@@ -89,8 +89,8 @@ def checkpoints(run: Path) -> list[Path]:
     except FileNotFoundError as error:
         if folder.is_symlink() and not folder.exists():
             raise UserError(
-                f"{folder}: leads to {os.readlink(folder)}, which is not there; is a disk not "
-                "mounted? nothing was changed"
+                f"{folder}: leads to {os.readlink(folder)}, which is not there; mount the "
+                "disk that has it (nothing was changed)"
             ) from error
         return []
     except OSError as error:
@@ -111,7 +111,7 @@ def _unreadable(path: Path, error: OSError | MemoryError) -> UserError:
     reason = getattr(error, "strerror", None) or "out of memory"
     return UserError(
         f"{path}: cannot be read just now ({reason}), which does not mean that it is damaged; "
-        "nothing was changed, fix that and run the same command again"
+        "run the same command again when it can be read (nothing was changed)"
     )
 
 
@@ -355,4 +355,4 @@ def disk_problem(error: OSError, path: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path}: may not be written; change its permissions or choose another output.dir"
     reason = error.strerror or str(error) or type(error).__name__
-    return f"{path}: cannot be written ({reason}); fix that, then run the same command again"
+    return f"{path}: cannot be written ({reason}); check its disk, then run the same command again"

@@ -59,7 +59,9 @@ def write_shard(
         with appearing(final, replace=False, suffix=".safetensors") as temporary:
             write_tensors(temporary, tensors, metadata)
     except FileExistsError as error:
-        raise UserError(f"{final}: appeared meanwhile; it is not replaced") from error
+        raise UserError(
+            f"{final}: appeared meanwhile and is not replaced; let one command write to a folder"
+        ) from error
     return final
 
 

@@ -161,7 +161,8 @@ def _text(key: str, saved: Any) -> str | None:
 
 def _known(key: str, saved: Any, values: tuple[str, ...]) -> str:
     if saved not in values:
-        raise UserError(f"{key}: {saved!r} is not one of {', '.join(values)}")
+        known = ", ".join(values)
+        raise UserError(f"{key}: {saved!r} is not one of {known}; export the weights again")
     return str(saved)
 
 

@@ -57,7 +57,7 @@ def read_prompts(path: str | Path) -> list[str]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         has = f"ends in {path.suffix}" if path.suffix else "has no suffix"
-        raise UserError(f"{path}: {has}; a file of prompts ends in {', '.join(readers)}")
+        raise UserError(f"{path}: {has}; give a file that ends in {', '.join(readers)}")
     prompts = list(reader(path))
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one")

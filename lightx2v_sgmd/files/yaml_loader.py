@@ -36,6 +36,7 @@ _MAX_NODES: Final = 5_000  # values of a job, those that aliases repeat included
 _MAX_DEPTH: Final = 16
 _MAX_KEY: Final = 200
 _MAX_DIGITS: Final = 40
+_HOW: Final = "write a job as keys and values, such as 'teacher: ...'"
 _PATTERNS: Final = {name: re.compile(f"(?:{pattern})") for name, pattern, _ in _CORE_TYPES}
 _TAG: Final = "tag:yaml.org,2002:"
 _TAGS: Final = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
@@ -150,10 +151,10 @@ def parse_tree(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
     lines: dict[str, int] = {}
     tree = _load(text, source, lines)
     if tree is None:
-        raise UserError(f"{source}: is empty; a job is a YAML mapping such as 'teacher: ...'")
+        raise UserError(f"{source}: is empty; {_HOW}")
     if not isinstance(tree, dict):
         kind = "a list" if isinstance(tree, list) else "a single value"
-        raise UserError(f"{source}: holds {kind}; a job is a YAML mapping such as 'teacher: ...'")
+        raise UserError(f"{source}: holds {kind}; {_HOW}")
     return tree, lines
 
 
@@ -186,7 +187,9 @@ def _load(text: str, source: str, lines: dict[str, int] | None = None) -> Any:
     except yaml.YAMLError as error:
         raise UserError(_yaml_problem(source, error)) from None
     except RecursionError:
-        raise UserError(f"{source}: is nested too deeply, or within itself") from None
+        raise UserError(
+            f"{source}: is nested too deeply, or within itself; write it in fewer levels"
+        ) from None
 
 
 def dump_tree(tree: dict[str, Any], width: int = 100) -> str:
@@ -205,7 +208,7 @@ def _note_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int], sour
         line = key_node.start_mark.line + 1
         if len(key) > _MAX_KEY:
             raise UserError(
-                f"{source}:{line}: {key[:40]}...: is not a key of a job, it is too long"
+                f"{source}:{line}: {key[:40]}...: is too long to be a key of a job; correct it"
             )
         if key in lines:
             raise UserError(
@@ -219,5 +222,6 @@ def _yaml_problem(source: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if mark is None:
-        return f"{source}: not valid YAML: {problem}"
-    return f"{source}: not valid YAML in line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        return f"{source}: not valid YAML: {problem}; correct it"
+    where = f"line {mark.line + 1}, column {mark.column + 1}"
+    return f"{source}: not valid YAML in {where}: {problem}; correct it there"

@@ -50,7 +50,9 @@ def apply_override(tree: Tree, override: str) -> str:
             inner = tree[section] = {}
         if not isinstance(inner, dict):
             above = ".".join(sections[:depth])
-            raise UserError(f"--set {shown}: {above} is a value, {inner!r}, not a section")
+            raise UserError(
+                f"--set {shown}: {above} is a value, {inner!r}, not a section; set {above} itself"
+            )
         tree = inner
     tree[last] = parse_value(text, f"--set {shown}")
     return key

@@ -82,7 +82,9 @@ def _base_path(path: Path, where: str, name: Any) -> Path:
     if not beside.exists() and name in shipped_jobs():
         return config_path(name)
     if not beside.is_file():
-        raise UserError(f"{where}: base: {beside} is not a file, and {name} is not a shipped job")
+        raise UserError(
+            f"{where}: base: {beside} is not a file, and {name} is not a shipped job; correct it"
+        )
     return beside
 
 

@@ -49,7 +49,7 @@ def load_job_with_origins(
     try:
         read = read_job_tree(path)
     except UserError as error:
-        raise UserError(f"{error}{_shipped_hint(path)}") from None
+        raise UserError(_with_shipped_job(error, path)) from None
     return job_of_tree(read, path, overrides)
 
 
@@ -186,11 +186,10 @@ def _resolved(data: Data, folders: dict[str, Path]) -> Data:
     return Data(prompts=prompts, embeddings=embeddings, latents=latents)
 
 
-def _shipped_hint(path: Path) -> str:
-    """A hint at the shipped job that is meant, or at all of them, if a file does not exist."""
+def _with_shipped_job(error: UserError, path: Path) -> str:
+    """The message; for a file that does not exist, with the shipped job that is meant, or all."""
     if path.exists():
-        return ""
+        return str(error)
     near = get_close_matches(path.name, shipped_jobs(), n=1)
-    if near:
-        return f"; did you mean {config_path(near[0])}?"
-    return f"; the shipped jobs are in {configs_folder()}"
+    hint = f"did you mean {config_path(near[0])}?" if near else f"use one of {configs_folder()}"
+    return f"{path}: no such file; {hint}"

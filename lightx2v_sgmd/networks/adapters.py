@@ -183,7 +183,7 @@ def adapters_in(metadata: Mapping[str, str]) -> AdapterSettings | None:
         )
     except (ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors
         raise UserError(
-            f"{METADATA_KEY} in the header does not say rank, alpha and layers"
+            f"{METADATA_KEY} in the header does not say rank, alpha and layers; use another file"
         ) from error
 
 
@@ -209,7 +209,8 @@ def load_trained(network: Any, files: Sequence[Path]) -> None:
     }
     if lora is not None and ranks != {lora.rank}:  # before memory is taken for it
         raise UserError(
-            f"{files[0]}: has adapters of ranks {sorted(ranks)}, not the {lora.rank} it says"
+            f"{files[0]}: has adapters of ranks {sorted(ranks)}, not the {lora.rank} it says; use "
+            "another file"
         )
     if lora is not None and not any(is_adapter(name) for name, _ in network.named_parameters()):
         add_adapters(network, lora, 0, network.dtype)

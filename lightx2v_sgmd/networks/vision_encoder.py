@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, with_remedy
 from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.untrusted.building import (
     build_vision_encoder,
@@ -48,7 +48,8 @@ def _config(path: str) -> Any:
         check_vision_encoder(content)
         return vision_config(content)
     except UserError as error:
-        raise UserError(f"method.vision_encoder: {file}: {_short(error, file)}") from error
+        problem = with_remedy(_short(error, file), "copy the encoder again, or name another one")
+        raise UserError(f"method.vision_encoder: {file}: {problem}") from error
 
 
 def _short(error: UserError, file: Path) -> str:
@@ -172,7 +173,7 @@ def _normalisation(folder: Path) -> tuple[Any, Any]:
         saved = read_json_object(file)
         problem = first_problem(saved, {"image_mean": _CHANNELS, "image_std": _CHANNELS})
         if problem is not None:
-            raise UserError(f"{file}: {problem}")
+            raise UserError(f"{file}: {problem}; copy it again")
     except UserError as error:
         raise UserError(f"method.vision_encoder: {error}") from error
     return saved.get("image_mean", IMAGENET_MEAN), saved.get("image_std", IMAGENET_STD)

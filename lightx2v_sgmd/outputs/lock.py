@@ -164,8 +164,8 @@ class OutputLock:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UserError(
-                f"{self.output}: cannot be locked ({self.file}: {reason}); fix that or choose "
-                "another output"
+                f"{self.output}: cannot be locked ({self.file}: {reason}); choose another output, "
+                "or change the permissions of its folder"
             ) from error
         finally:
             with suppress(OSError):
@@ -318,6 +318,7 @@ def _make_folders(folder: Path) -> list[Path]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(
-            f"{folder}: cannot be made ({reason}); fix that or choose another output"
+            f"{folder}: cannot be made ({reason}); choose another output, or change the "
+            "permissions of the folder above it"
         ) from error
     return missing

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.outputs.owner import Owner
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.json_text import RECORD, parse_json
 
 _MOST_BYTES: Final = 65536
@@ -125,7 +125,7 @@ def read_lock(file: Path) -> LockFile | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); look at it") from error
+        raise unreadable(file, error) from error
     try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):

@@ -113,6 +113,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def with_remedy(text: str, remedy: str) -> str:
+    """Ends a message with a remedy, unless it has one: that stands behind its last ``; ``."""
+    return text if "; " in text else f"{text}; {remedy}"
+
+
+def unreadable(path: object, error: OSError) -> UserError:
+    """The error for a file that cannot be read."""
+    reason = error.strerror or type(error).__name__
+    return UserError(f"{path}: cannot be read ({reason}); check its path, permissions and disk")
+
+
 def shortened(text: str, most: int = 100) -> str:
     """Cuts a text to about ``most`` characters for a message: a name may have megabytes."""
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"

@@ -34,7 +34,5 @@ def config_path(name: str) -> Path:
     """
     path = configs_folder() / name
     if not path.is_file():
-        raise UserError(
-            f"{name}: is not a shipped job; the shipped jobs are {', '.join(shipped_jobs())}"
-        )
+        raise UserError(f"{name}: is not a shipped job; use one of {', '.join(shipped_jobs())}")
     return path

@@ -76,7 +76,7 @@ class EmbeddingCache:
         if missing := self.missing(prompts):
             raise UserError(
                 f"data.embeddings: {self.folder} lacks {len(missing)} of {len(prompts)} prompts "
-                "that were just written; the folder must be one that all processes see"
+                "that were just written; name a folder that all processes see"
             )
         keys = [prompt_key(prompt) for prompt in prompts]
         return CachedRows(keys, {key: self._files[key] for key in keys})

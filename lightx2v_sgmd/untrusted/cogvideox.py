@@ -112,11 +112,11 @@ def check_transformer(config: Mapping[str, Any]) -> None:
     refuse_code(config)
     if config.get("patch_size_t") is not None:
         raise UserError(
-            "patch_size_t is set, as CogVideoX1.5 does; only CogVideoX-2b and -5b are supported"
+            "patch_size_t is set, as CogVideoX1.5 does; use CogVideoX-2b or CogVideoX-5b"
         )
     wide = config.get("in_channels", 16) != (config.get("out_channels") or 16)
     if wide or config.get("use_learned_positional_embeddings"):
-        raise UserError("describes an image-to-video model; only text-to-video is supported")
+        raise UserError("describes an image-to-video model; use a text-to-video model")
     check_sizes(config, TRANSFORMER)
     if config.get("use_rotary_positional_embeddings") and config.get("attention_head_dim", 64) % 16:
         raise UserError("attention_head_dim is not divisible by 16, as rotary positions need it")
@@ -141,8 +141,8 @@ def check_vae(config: Mapping[str, Any]) -> None:
     check_sizes(config, VAE)
     if config.get("invert_scale_latents"):
         raise UserError(
-            "invert_scale_latents is set, as CogVideoX1.5 does; only the VAEs of CogVideoX-2b and "
-            "-5b are supported"
+            "invert_scale_latents is set, as CogVideoX1.5 does; use the VAE of CogVideoX-2b or "
+            "CogVideoX-5b"
         )
 
 

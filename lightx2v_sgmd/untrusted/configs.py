@@ -386,7 +386,8 @@ def check_model_index(index: Mapping[str, Any]) -> None:
         if pair and not (value[0] in _LIBRARIES and isinstance(value[1], str | None)):
             raise UserError(
                 f"{shown(key)} is {shown(value)}, which is not a class of diffusers or "
-                "transformers; code that comes with a model is never run"
+                "transformers, and code that comes with a model is never run; use a model of "
+                "their own classes"
             )
         if isinstance(value, list | dict) and not pair:
             raise UserError(f"{shown(key)} is {shown(value)}, not a library and a class")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
 MAX_DIGITS: Final = 40
@@ -121,7 +121,7 @@ def own_record(path: Path, remedy: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from error
+        raise unreadable(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: is not as it was written; {remedy}") from error
 
@@ -164,9 +164,9 @@ def read_log(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
                     )
                 rows.append({key: row[key] for key in keys if key in row})
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file; name another one") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     return rows
 
 

@@ -7,7 +7,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, unreadable
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -48,11 +48,11 @@ def read_limited(path: Path, most: int) -> bytes:
     try:
         content = read_file(path, most)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file; name another one") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a file") from None
+        raise UserError(f"{path}: is a folder, not a file; name a file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     if len(content) > most:
         raise UserError(f"{path}: is larger than the {most:,} bytes that are read; split it")
     return content

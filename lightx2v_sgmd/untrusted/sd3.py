@@ -105,8 +105,8 @@ def check_transformer(config: Mapping[str, Any]) -> None:
     channels = config.get("in_channels", 16)
     if channels != (config.get("out_channels") or channels):
         raise UserError(
-            f"takes {channels} channels and gives {config['out_channels']}; only text-to-image "
-            "models are supported"
+            f"takes {channels} channels and gives {config['out_channels']}; use a text-to-image "
+            "model"
         )
     width = config.get("num_attention_heads", 18) * config.get("attention_head_dim", 64)
     if config.get("caption_projection_dim", 1152) != width:

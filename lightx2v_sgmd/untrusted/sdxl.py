@@ -123,14 +123,12 @@ def check_unet(config: Mapping[str, Any]) -> None:
     check_class(config, "_class_name", ("UNet2DConditionModel",))
     if config.get("addition_embed_type") is None:
         raise UserError(
-            "has no addition_embed_type, as Stable Diffusion 1 and 2 have none; of models with a "
-            "U-Net only SDXL is supported"
+            "has no addition_embed_type, as Stable Diffusion 1 and 2 have none; use SDXL, or a "
+            "model without a U-Net"
         )
     taken, given = config.get("in_channels"), config.get("out_channels")
     if taken != given:
-        raise UserError(
-            f"takes {taken} channels and gives {given}; only text-to-image models are supported"
-        )
+        raise UserError(f"takes {taken} channels and gives {given}; use a text-to-image model")
     problem = first_problem(config, UNET, _NEEDED)
     if problem is not None:
         raise UserError(problem)
@@ -157,7 +155,7 @@ def check_vae(config: Mapping[str, Any]) -> None:
     sd3.check_vae(config)
     for key in ("latents_mean", "latents_std"):
         if config.get(key) is not None:
-            raise UserError(f"{key} is set; SDXL's latents have a scaling_factor alone")
+            raise UserError(f"{key} is set, but SDXL's latents have a scaling_factor alone")
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.system.errors import UserError, first_line
+from lightx2v_sgmd.system.errors import UserError, first_line, with_remedy
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.configs import refuse_code
 from lightx2v_sgmd.untrusted.fields import (
@@ -149,15 +149,13 @@ def _config(folder: Path) -> tuple[str, dict[str, Any]]:
     try:
         refuse_code(saved)
         if not isinstance(named, str) or named not in _CLASSES:
-            raise UserError(
-                f"tokenizer_class is {shown(named)}; a Wan model's is one of {', '.join(_CLASSES)}"
-            )
+            raise UserError(f"tokenizer_class is {shown(named)}, not one of {', '.join(_CLASSES)}")
         known = {key: value for key, value in saved.items() if key in _CONFIG}
         problem = first_problem(known, _CONFIG)
         if problem is not None:
             raise UserError(problem)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {with_remedy(str(error), _REMEDY)}") from error
     return _CLASSES[named], known
 
 

@@ -208,4 +208,4 @@ def _check_lengths(content: Mapping[str, Any]) -> None:
         ]
         for number in numbers:
             if type(number) in (int, float) and not 0 <= number <= _LENGTH_MOST:
-                raise UserError(f"its {key} is to {shown(number)} tokens; at most {_LENGTH_MOST}")
+                raise UserError(f"its {key} is to {shown(number)} tokens, above {_LENGTH_MOST}")

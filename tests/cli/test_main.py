@@ -46,7 +46,7 @@ SPRITES = str(config_path("sprites_sgmd.yaml"))
             ["generate", "--attention", "magic"],
             "Invalid value for '--attention': 'magic' is",
         ),
-        (["distill", "nowhere.yaml"], "nowhere.yaml: no such file; the shipped jobs are in "),
+        (["distill", "nowhere.yaml"], "nowhere.yaml: no such file; use one of "),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(

@@ -36,11 +36,11 @@ def test_the_steps_are_those_of_the_weights_or_of_the_lora(tmp_path: Path) -> No
     assert check_student(base, lora) == FOUR
     with pytest.raises(UserError, match="base.safetensors: carries no schedule"):
         check_student(base)
-    with pytest.raises(UserError, match="other steps .*student.safetensors: 1000, 888.889; lora"):
+    with pytest.raises(UserError, match="other steps .*student.safetensors: 1000, 888.889, lora"):
         check_student(student, lora)
     (tmp_path / "loras").mkdir()  # two folders may have files of one name
     namesake = write(tmp_path / "loras" / "student.safetensors", FOUR)
-    with pytest.raises(UserError, match="other steps .*student.safetensors: 1000, 888.889; stud"):
+    with pytest.raises(UserError, match="other steps .*student.safetensors: 1000, 888.889, stud"):
         check_student(student, namesake)
     unmarked = write(tmp_path / "loras" / "base.safetensors", None)
     assert check_student(write(tmp_path / "base.safetensors", TWO), unmarked) == TWO

@@ -133,7 +133,7 @@ def make_merged(teacher: Path, folder: Path, lora: Path) -> Path:
     [
         ("none.safetensors", "teacher.loras: "),
         ("style.safetensors:much", "is not a strength"),
-        ("other.safetensors", "made for another size of model"),
+        ("other.safetensors", "made for this size of model"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

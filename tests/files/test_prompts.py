@@ -101,7 +101,7 @@ def test_keys_that_nobody_reads_are_named_once(
         ("a.csv", "id,prompt\n1,one\n2\n", ":3: has no prompt; fill the column prompt"),
         ("a.csv", 'prompt\none\n"two\n', ":3: is not CSV ("),
         ("a.csv", 'id,prompt\n1,"one\ntwo"\n2,\n', ":4: has no prompt; fill the column prompt"),
-        ("a.doc", "one\n", ": ends in .doc; a file of prompts ends in .txt, .jsonl, .csv"),
+        ("a.doc", "one\n", ": ends in .doc; give a file that ends in .txt, .jsonl, .csv"),
         ("a.txt", "one\na\0b\n", ":2: the prompt holds a zero byte"),
         ("a.txt", "x" * 30_000, ":1: the prompt has 30,000 characters, more than 20,000"),
         ("a.jsonl", "{}\n" + "[" * 100_000, ":1: has no prompt"),
@@ -120,7 +120,7 @@ def test_keys_that_nobody_reads_are_named_once(
         ("a.jsonl", '{"prompt": "a\\n"}\n{"prompt": "\\n"}\n', ":2: has no prompt"),
         ("a.jsonl", '{"prompt": "a", "x": 1}\n{"prompt": ["b"]}\n', ":2: has no prompt"),
         ("a.jsonl", '{"prompt": "a\\n"}\n' * 3000 + '{"prompt": 1}', ":3001: has no prompt"),
-        ("prompts", "one\n", ": has no suffix; a file of prompts ends in .txt, .jsonl, .csv"),
+        ("prompts", "one\n", ": has no suffix; give a file that ends in .txt, .jsonl, .csv"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(
@@ -153,7 +153,7 @@ def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.txt: no such file$"):
+    with pytest.raises(UserError, match=r"nowhere\.txt: no such file; name another one$"):
         read_prompts(tmp_path / "nowhere.txt")
 
 

@@ -114,7 +114,7 @@ def test_keys_must_fit(student: Path) -> None:
     save_file(tensors, student / WEIGHTS, metadata=schedule_metadata(Schedule()))
     refused(
         student,
-        r"1 missing: proj_out.bias \[16\]; 1 unexpected: extra.weight \[16\]; "
+        r"1 missing: proj_out.bias \[16\], 1 unexpected: extra.weight \[16\], "
         r"1 of the wrong shape: patch_embedding.bias \[7\] for \[48\]",
     )
 

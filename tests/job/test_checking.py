@@ -168,7 +168,8 @@ def test_overrides_replace_and_the_last_wins(file: Path) -> None:
         ("train..seed=1", "--set train..seed=1: is not KEY=VALUE; write --set train.seed=1"),
         (
             "teacher.path.x=3",
-            "--set teacher.path.x=3: teacher.path is a value, 'sprites', not a section",
+            "--set teacher.path.x=3: teacher.path is a value, 'sprites', not a section; "
+            "set teacher.path itself",
         ),
     ],
 )

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from lightx2v_sgmd.system.errors import LINE, joined, short_line, short_lines
+from lightx2v_sgmd.system.errors import (
+    LINE,
+    joined,
+    short_line,
+    short_lines,
+    unreadable,
+    with_remedy,
+)
 
 
 def test_a_short_line_stays_as_it_is() -> None:
@@ -38,3 +45,15 @@ def test_many_mistakes_are_counted() -> None:
 def test_values_that_are_many() -> None:
     assert joined([1, 2]) == "1, 2"
     assert joined(range(100), 3) == "0, 1, 2, ... (100 of them)"
+
+
+def test_a_message_gets_one_remedy() -> None:
+    assert with_remedy("dim is 0", "copy it again") == "dim is 0; copy it again"
+    assert with_remedy("dim is 0; use 1", "copy it again") == "dim is 0; use 1"
+
+
+def test_a_file_that_cannot_be_read_says_what_to_look_at() -> None:
+    error = unreadable("a.json", PermissionError(13, "Permission denied"))
+    says = "a.json: cannot be read (Permission denied); check its path, permissions and disk"
+    assert str(error) == says
+    assert "(OSError);" in str(unreadable("a.json", OSError("no number")))

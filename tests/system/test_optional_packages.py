@@ -106,7 +106,7 @@ def test_commands_go_on_without_every_broken_package(tiny_teacher: Path, tmp_pat
     reasons += ["int8 needs the package torchao", "opencv-python-headless is installed"]
     for message, reason in zip(refused, reasons, strict=True):
         assert reason in message and problem in message
-        assert "pip install" in message or "doctor` says what mends it" in message
+        assert "pip install" in message or "run `lightx2v-sgmd doctor`" in message
     checks = {check["name"]: check for check in report["checks"]}
     assert checks["diffusers"]["state"] == checks["transformers"]["state"] == "ok"
     for package, (name, version) in PACKAGES.items():

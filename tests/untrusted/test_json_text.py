@@ -41,7 +41,9 @@ def test_a_record_that_says_something_else_is_refused_with_a_remedy(tmp_path: Pa
         with pytest.raises(UserError, match=r"record\.json: is not as it was written; remove it$"):
             with own_record(record, "remove it"):
                 int(read_record(record)["step"])
-    with pytest.raises(UserError, match=r"none: cannot be read \(No such file or directory\); fix"):
+    with pytest.raises(
+        UserError, match=r"none: cannot be read \(No such file or directory\); check"
+    ):
         with own_record(tmp_path / "none", "remove it"):
             read_record(tmp_path / "none")
     with pytest.raises(UserError, match="^its own words$"), own_record(record, "remove it"):

@@ -148,8 +148,8 @@ class ComfyuiFormat(NetworkFormat):
             return [pair[expert]]
         if len(files) != 1:
             raise UserError(
-                f"{folder}: holds {len(files)} safetensors files, a comfyui export one, or one for "
-                "each of two experts"
+                f"{folder}: holds {len(files)} safetensors files, and a comfyui export one, or one "
+                "for each of two experts; remove what is too many, or export again"
             )
         return files
 

@@ -223,7 +223,9 @@ class GroupStudent:
         cached: bool = True,
     ) -> Sequence[Embedding]:
         """Refuses images: the others would need them too."""
-        raise UserError("input_reference: is not taken where several processes share a video")
+        raise UserError(
+            "input_reference: is not taken where several processes share a video; leave it out"
+        )
 
     def denoise(
         self, rows: Sequence[Embedding], seeds: Sequence[int], size: Size, on_step: OnStep

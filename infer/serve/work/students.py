@@ -229,7 +229,9 @@ class Students:
         if model not in self._weights:
             raise UserError(f"model: {model!r} is not served any more; ask for another one")
         if lora is not None and lora not in self._loras:
-            raise UserError(f"lora: {lora!r} is not in the server's folder any more")
+            raise UserError(
+                f"lora: {lora!r} is not in the server's folder any more; ask for another one"
+            )
         key = (model, lora)
         found = self._loaded.pop(key, None)
         if found is None:

@@ -41,8 +41,8 @@ def check_shared(plan: Plan) -> None:
         for key, value in _shared(job).items():
             if value != expected[key]:
                 raise UserError(
-                    f"{key}: {value} for {label} is not the {expected[key]} of {first[0]}; what is "
-                    "compared must agree in it"
+                    f"{key}: {value} for {label} is not the {expected[key]} of {first[0]}; set it "
+                    "alike for all that is compared"
                 )
 
 
@@ -187,7 +187,10 @@ def saved_plan(out: str | Path, methods: Sequence[str] = ()) -> Plan:
     }
     for method in methods:
         if method not in rows.values():
-            raise UserError(f"--methods: {method} is not in the comparison in {out}")
+            raise UserError(
+                f"--methods: {method} is not in the comparison in {out}; leave it out, or run "
+                "without --report-only"
+            )
     jobs = {label: load_job(out / "jobs" / f"{file_name(label)}.yaml") for label in rows}
     for label, job in jobs.items():
         if job.train.iterations // saved["settings"].get("every", Settings.every) > MOST_COUNT:

@@ -188,7 +188,9 @@ def evaluate_shard(
     options = options or EvaluateOptions()
     plan = _plan(weights, prompts, Path(out), against, options)
     if not any(plan.sizes.values()):
-        raise UserError("--shard: is for making videos, and folders of videos are given")
+        raise UserError(
+            "--shard: is for making videos, and folders of videos are given; leave it out"
+        )
     first, end = shard.range(len(plan.texts))
     if first == end:
         return

@@ -62,8 +62,8 @@ def student_videos(
     if outcome.failed:
         name, reason = outcome.failed[0]
         raise RunError(
-            f"{len(outcome.failed)} of {len(prompts)} videos failed, first {name}: {reason}; the "
-            "others are there, the same command tries these again"
+            f"{len(outcome.failed)} of {len(prompts)} videos failed, first {name}: {reason}; run "
+            "the same command again to make these"
         )
     return outcome.files
 

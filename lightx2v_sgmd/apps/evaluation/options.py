@@ -192,7 +192,7 @@ class EvaluateOptions:
             raise UserError(f"--steps: {self.steps} is more than {MOST_STEPS}; use fewer")
         if self.guidance_scale is not None and not 1 <= self.guidance_scale <= 100:
             raise UserError(
-                f"--guidance-scale: {self.guidance_scale:g} is not from 1 (none) to 100"
+                f"--guidance-scale: {self.guidance_scale:g} is out of range; use 1 (none) to 100"
             )
         check_names(self.metrics)
         if self.i3d is not None and not self.i3d.is_file():
@@ -218,7 +218,7 @@ def check_names(metrics: Sequence[str]) -> None:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, 1)
             known = joined(list(METRICS), len(METRICS))
-            hint = f"did you mean {near[0]}?" if near else f"there are {known}"
+            hint = f"did you mean {near[0]}?" if near else f"use {known}"
             raise UserError(f"--metrics: {shortened(name)!r} is unknown; {hint}")
 
 

@@ -61,7 +61,7 @@ class Shard:
         found = _SHARD.fullmatch(text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UserError(
-                f"--shard: {text[:40]!r} is not I/N with I from 1 to N; the second of four is 2/4"
+                f"--shard: {text[:40]!r} is not I/N with I from 1 to N; use 2/4 for part 2 of 4"
             )
         return Shard(int(found[1]), int(found[2]))
 
@@ -246,6 +246,6 @@ def _raise_first(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[An
         if code == 2:
             raise UserError(said)
         raise RunError(
-            f"a process that makes videos ended with exit code {code}: {said}; the videos that it "
-            "finished are there, and the same command makes the others"
+            f"a process that makes videos ended with exit code {code}: {said}; run the same "
+            "command again to make the videos that it did not finish"
         )

@@ -124,7 +124,9 @@ def read_rows(file: Path) -> Iterator[str]:
             raise UserError(f"{file}: {problem}; name one of `study collect`")
         count = db.execute("SELECT count(*) FROM submissions").fetchone()[0]
         if count > MOST:
-            raise UserError(f"{file}: has {count:,} submissions, and at most {MOST:,} are read")
+            raise UserError(
+                f"{file}: has {count:,} submissions, and at most {MOST:,} are read; split it"
+            )
         for (body,) in db.execute("SELECT body FROM submissions ORDER BY number"):
             yield str(body)
 

@@ -84,9 +84,14 @@ def evaluate_vbench(
     suite = read_suite(vbench.suite, vbench.augmented)
     source = open_source(weights, "--weights")
     if vbench.shard is not None and source.kind == "videos":
-        raise UserError("--shard: is for making videos, and --weights is a folder of them")
+        raise UserError(
+            "--shard: is for making videos, and --weights is a folder of them; leave it out"
+        )
     if vbench.nproc > 1 and (vbench.shard is not None or source.kind == "videos"):
-        raise UserError("--nproc: makes all videos, so it is for weights, and without --shard")
+        raise UserError(
+            "--nproc: makes all videos of weights; leave it out for a folder of videos and with "
+            "--shard"
+        )
     asked = (options.height, options.width, options.num_frames)
     size = None if source.kind == "videos" else wanted_size(source, None, *asked)
     files = find_results(vbench.results)
@@ -139,8 +144,8 @@ def evaluate_vbench(
     if failed:
         others = f" and on {len(failed) - 1} more dimensions" if len(failed) > 1 else ""
         raise RunError(
-            f"vbench failed on {failed[0]}{others}; {folder / 'report.html'} has the others. The "
-            "same command tries again, --vbench-results DIR reads results made elsewhere"
+            f"vbench failed on {failed[0]}{others}; {folder / 'report.html'} has the others; run "
+            "the same command again, or give results made elsewhere by --vbench-results DIR"
         )
     return results
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from lightx2v_sgmd.apps.watch.curves import curves
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.json_text import LINE, LOG_BYTES, LOG_LINES, log_lines, parse_json
 from lightx2v_sgmd.untrusted.reading import open_file
 
@@ -102,7 +102,7 @@ class WatchedRun:
         except FileNotFoundError:
             self._lines = []
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+            raise unreadable(path, error) from error
         return self._lines
 
     def sample_folders(self) -> dict[str, list[str]]:
@@ -152,7 +152,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         for line, whole in log_lines(file):
             size += len(line)
             if size > LOG_BYTES or len(by_step) == LOG_LINES:
-                raise UserError(f"{path}: is too large to be shown")
+                raise UserError(
+                    f"{path}: is too large to be shown; use `tensorboard --logdir {path.parent}`"
+                )
             try:
                 row = parse_json(line, LINE) if whole and line.endswith(b"\n") else None
             except ValueError:  # a crash has cut it off

@@ -246,7 +246,7 @@ class CogVideoXModel(DiffusersModel):
         if config.get("model_type") != "t5":
             raise UserError(
                 f"teacher.path: the text encoder of {self.path} is a {config.get('model_type')}, "
-                "not the t5 that CogVideoX uses"
+                "not the t5 that CogVideoX uses; copy the model's own"
             )
         return config
 

@@ -113,7 +113,7 @@ def open_lora(
     """
     header = read_header(path)
     if not header.tensors:
-        raise UserError(f"lora: {path}: holds no tensors")
+        raise UserError(f"lora: {path}: holds no tensors; copy it again")
     _refuse_other_kinds(path, header.tensors)
     settings = read_settings(path, header)
     known = spellings(shapes)
@@ -163,8 +163,8 @@ def read_lora(
         wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
         if not wide.isfinite().all():
             raise UserError(
-                f"lora: {path}: {shortened(key)} has values that are not finite; the file is "
-                "damaged, or its training diverged"
+                f"lora: {path}: {shortened(key)} has values that are not finite: the file is "
+                "damaged, or its training diverged; copy it again, or use another one"
             )
         return wide
 
@@ -217,8 +217,11 @@ def _stranger(path: Path, key: str) -> UserError:
             "holds a whole network, give it as --weights with --base"
         )
     variant = variant_of([key])
-    made_for = f"it was made for {variant}" if variant else "the file was made for another one"
-    return UserError(f"lora: {path}: {shortened(key)} matches no layer of this model; {made_for}")
+    made_for = variant or "another one"
+    return UserError(
+        f"lora: {path}: {shortened(key)} matches no layer of this model; use a LoRA that was made "
+        f"for it, not for {made_for}"
+    )
 
 
 def _check_shapes(file: LoraFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -249,12 +252,12 @@ def _check_shapes(file: LoraFile, shapes: Mapping[str, tuple[int, ...]]) -> None
         if up_rank != file.rank(layer):
             raise UserError(
                 f"lora: {file.path}: {shortened(tensors[UP])} has rank {up_rank}, the other "
-                f"factor of that layer {file.rank(layer)}; the file is damaged"
+                f"factor of that layer {file.rank(layer)}; the file is damaged, copy it again"
             )
         if ALPHA in tensors and math.prod(file.header.tensors[tensors[ALPHA]].shape) != 1:
             raise UserError(
                 f"lora: {file.path}: {shortened(tensors['alpha'])} is not one number; the file "
-                "is damaged"
+                "is damaged, copy it again"
             )
         if UP_BIAS in tensors:
             _check(file, tensors[UP_BIAS], "", weight[:1])
@@ -276,5 +279,5 @@ def _other_size(
 ) -> UserError:
     return UserError(
         f"lora: {file.path}: {shortened(name)} is {list(found)}, the model's layer needs "
-        f"{list(wanted)}; the file was made for another size of model"
+        f"{list(wanted)}; use a LoRA that was made for this size of model"
     )

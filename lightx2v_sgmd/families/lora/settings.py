@@ -67,7 +67,7 @@ def read_settings(path: Path, header: Header) -> dict[str, Any] | None:
     if not 0 < number < 1e9:
         raise UserError(
             f"lora: {path}: in its metadata, ss_network_alpha is {shortened(alpha)}, which is no "
-            "alpha; the file is damaged"
+            "alpha; the file is damaged, copy it again"
         )
     return {"lora_alpha": number, "source": "ss_network_alpha in the metadata"}
 
@@ -77,12 +77,14 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         saved = parse_json(text, METADATA)
         return {str(k).removeprefix(PREFIX).removeprefix(_UNET): v for k, v in saved.items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"lora: {path}: its {METADATA_KEY} cannot be read") from error
+        raise UserError(
+            f"lora: {path}: its {METADATA_KEY} cannot be read; copy it again"
+        ) from error
 
 
 def _checked(path: Path, source: str, saved: Mapping[str, Any]) -> dict[str, Any]:
     if problem := first_problem(saved, _SETTINGS, frozenset({"r", "lora_alpha"})):
-        raise UserError(f"lora: {path}: in {source}, {problem}")
+        raise UserError(f"lora: {path}: in {source}, {problem}; copy it again")
     if saved.get("use_dora"):
         raise UserError(
             f"lora: {path}: is a DoRA file ({source} says so), which is not supported; give a "

@@ -230,7 +230,7 @@ class SD3Model(ImageModel):
             if config.get("model_type") != kind:
                 raise UserError(
                     f"teacher.path: {part} of {self.path} is a {config.get('model_type')}, not "
-                    f"the {kind} that SD3 uses"
+                    f"the {kind} that SD3 uses; copy the model's own"
                 )
         return found
 

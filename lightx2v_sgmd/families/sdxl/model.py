@@ -262,7 +262,7 @@ class SDXLModel(ImageModel):
             if kind != "clip_text_model":
                 raise UserError(
                     f"teacher.path: {part} of {self.path} is a {kind}, not the clip_text_model "
-                    "that SDXL uses"
+                    "that SDXL uses; copy the model's own"
                 )
         width = sum(int(config.get("hidden_size", 512)) for config in found.values())
         pooled = int(found[_ENCODERS[1]].get("projection_dim", 512))

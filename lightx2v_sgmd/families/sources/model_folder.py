@@ -12,7 +12,7 @@ from typing import Final
 
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.prompts import read_prompts
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, with_remedy
 from lightx2v_sgmd.system.resources import shipped_model
 from lightx2v_sgmd.untrusted.configs import check_video
 from lightx2v_sgmd.untrusted.json_text import read_json_object
@@ -43,7 +43,7 @@ def read_video_facts(folder: Path) -> tuple[VideoFacts | None, str | None]:
     try:
         check_video(content)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {with_remedy(str(error), 'copy the model again')}") from error
     video = VideoFacts(
         height=content["height"],
         width=content["width"],

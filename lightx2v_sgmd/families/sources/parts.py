@@ -13,7 +13,7 @@ from lightx2v_sgmd.families.sources.hub_configs import (
 from lightx2v_sgmd.families.sources.model_folder import PROMPTS_FILE, VIDEO_FILE
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, with_remedy
 from lightx2v_sgmd.untrusted.configs import (
     check_image_encoder,
     check_model_index,
@@ -61,6 +61,7 @@ LAYOUTS: Final = (
     "give a folder with Wan2.1 or 2.2, CogVideoX, SD3 or SDXL in diffusers' layout, as "
     "Wan2.1-T2V-1.3B-Diffusers is, or in Wan's original layout, as Wan2.1-T2V-1.3B is"
 )
+OWN_FILE: Final = "give the file that came with the weights"
 WHOLE: Final = "copy the model again, with all folders that it was published with"
 
 
@@ -281,7 +282,7 @@ def check_config(
     try:
         check(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {with_remedy(str(error), OWN_FILE)}") from error
 
 
 def without_private(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightx2v_sgmd.families.sources.parts import Source, read_json
+from lightx2v_sgmd.families.sources.parts import OWN_FILE, Source, read_json
 from lightx2v_sgmd.families.wan.forward import normalized_latents
 from lightx2v_sgmd.files.images import fitted
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, with_remedy
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.system.quiet import no_library_bars, no_warnings
 from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
@@ -146,7 +146,7 @@ def _processor(file: Path) -> Any:
     try:
         check_image_processor(config)
     except UserError as error:
-        raise UserError(f"{file}: {error}") from error
+        raise UserError(f"{file}: {with_remedy(str(error), OWN_FILE)}") from error
     prepare_libraries()
     with no_warnings("transformers"):
         from transformers import CLIPImageProcessor

@@ -58,7 +58,7 @@ def _renamed(name: str, patterns: Iterable[tuple[re.Pattern[str], str]]) -> str 
 
 def _known(new: str | None, old: str, what: str) -> str:
     if new is None:
-        raise UserError(f"{old}: is not the name of a weight of {what}")
+        raise UserError(f"{old}: is not the name of a weight of {what}; give weights of one")
     return new
 
 

@@ -370,7 +370,7 @@ class WanModel(DiffusersModel):
         if config.get("model_type") != "umt5":
             raise UserError(
                 f"teacher.path: the text encoder of {self.path} is a {config.get('model_type')}, "
-                "not the umt5 that Wan uses"
+                "not the umt5 that Wan uses; copy the model's own"
             )
         return config
 

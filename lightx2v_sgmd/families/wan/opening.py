@@ -183,13 +183,13 @@ def _opened(source: Source, config: dict[str, Any]) -> WanModel:
     if vae.get("_class_name") != "AutoencoderKLWan":
         raise UserError(
             f"{source.root}: vae/config.json describes a {vae.get('_class_name')}, not an "
-            "AutoencoderKLWan"
+            "AutoencoderKLWan; copy the model's own"
         )
     vae = {"num_res_blocks": 2, **without_private(vae)}
     model = WanModel(source.root, config, vae, source)
     if model.latent_channels != int(vae.get("z_dim", 16)):
         raise UserError(
             f"{source.root}: the transformer gives {model.latent_channels} channels and the VAE "
-            f"decodes {vae.get('z_dim', 16)}; they are of different models"
+            f"decodes {vae.get('z_dim', 16)}; give the two of one model"
         )
     return replace(model, holds_first_frame=bool(source.model_index().get("expand_timesteps")))

@@ -256,11 +256,11 @@ def diffusers_config(original: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "ti2v" or (kind == "i2v" and config["in_dim"] == config["out_dim"]):
         raise UserError(f"has model_type {kind!r}; {IN_DIFFUSERS_ALONE}")
     if kind not in ("t2v", "i2v"):
-        raise UserError(f"has model_type {kind!r}; only 't2v' and 'i2v' are supported")
+        raise UserError(f"has model_type {kind!r}; use a model of the type 't2v' or 'i2v'")
     for key in _FIXED:
         if config[key] != _DEFAULTS[key]:
             raise UserError(
-                f"has {key} {config[key]!r}; only Wan's own models are supported, with "
+                f"has {key} {config[key]!r}; use one of Wan's own models, which have "
                 f"{_DEFAULTS[key]!r}"
             )
     dim, heads = config["dim"], config["num_heads"]

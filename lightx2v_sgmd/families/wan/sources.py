@@ -14,6 +14,7 @@ from lightx2v_sgmd.families.sources.parts import (
     ENCODER_PARTS,
     IMAGE_PROCESSOR,
     LAYOUTS,
+    OWN_FILE,
     SMALL_FILES,
     SUFFIXES,
     Source,
@@ -25,7 +26,7 @@ from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
 from lightx2v_sgmd.files.expert_files import expert_files
 from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
-from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.system.errors import UserError, shortened, with_remedy
 from lightx2v_sgmd.untrusted.configs import (
     check_model_index,
     check_scheduler,
@@ -277,5 +278,5 @@ def _transformer_config(path: Path) -> dict[str, Any]:
             )
         check_transformer(plain)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {with_remedy(str(error), OWN_FILE)}") from error
     return plain

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from lightx2v_sgmd.files.tensors.dtypes import BITS
 from lightx2v_sgmd.schedule import Schedule
-from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.system.errors import UserError, shortened, unreadable
 from lightx2v_sgmd.untrusted.json_text import INDEX, METADATA, Limits, parse_json
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
@@ -90,7 +90,7 @@ def read_header(path: Path) -> Header:
                 raise _too_large(path, f"a header of {length:,} bytes", f"{_HEADER.size:,}")
             text = file.read(length)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     count = text.count(b'"data_offsets"')
     if count > _MOST_TENSORS:
         raise _too_large(path, f"{count:,} tensors", f"{_MOST_TENSORS:,}")
@@ -139,7 +139,7 @@ def refuse_odd_name(path: Path, name: str) -> None:
     if not name.isprintable() or ".." in parts or not parts[0] or parts[0].endswith(":"):
         raise UserError(
             f"{path}: names an entry {shortened(ascii(name))}, which no network has; "
-            "the file is damaged or malicious"
+            "the file is damaged or malicious, use another one"
         )
 
 
@@ -275,11 +275,13 @@ def _indexed_files(index: Path) -> list[Path]:
             or not name.endswith(".safetensors")
         ):
             raise UserError(
-                f"{index}: names the shard {shortened(ascii(name))}; a shard is a .safetensors "
-                "file beside its index, anything else is refused"
+                f"{index}: names the shard {shortened(ascii(name))}, which is no .safetensors file "
+                "beside it; use another index"
             )
         if not (index.parent / name).is_file():
-            raise UserError(f"{index.parent / name}: is missing, but {index.name} names it")
+            raise UserError(
+                f"{index.parent / name}: is missing, but {index.name} names it; copy it too"
+            )
     if not names:
         raise _broken(index, "it names no shards")
     return [index.parent / name for name in names]
@@ -298,13 +300,16 @@ def read_headers(files: Iterable[Path]) -> Header:
         twice = sorted(tensors.keys() & header.tensors.keys())
         if twice:
             raise UserError(
-                f"{path}: {shortened(twice[0])} is also in {tensors[twice[0]].file.name}"
+                f"{path}: {shortened(twice[0])} is also in {tensors[twice[0]].file.name}; remove "
+                "the one that is too many"
             )
         tensors |= header.tensors
         if metadata.get(METADATA_KEY, header.metadata.get(METADATA_KEY)) != header.metadata.get(
             METADATA_KEY
         ):
-            raise UserError(f"{path}: its schedule is not that of the shards beside it")
+            raise UserError(
+                f"{path}: its schedule is not that of the shards beside it; copy the export again"
+            )
         metadata |= header.metadata
     return Header(tensors, metadata)
 
@@ -345,7 +350,10 @@ def check_keys(header: Header, expected: Mapping[str, tuple[int, ...]], what: st
         if names
     ]
     if problems:
-        raise UserError(f"{what}: the weights do not fit the config: {'; '.join(problems)}")
+        raise UserError(
+            f"{what}: the weights do not fit the config: {', '.join(problems)}; give the "
+            "config.json that came with them"
+        )
 
 
 def schedule_metadata(schedule: Schedule) -> dict[str, str]:

@@ -62,7 +62,7 @@ class WholeTensors:
             if new in self.stored_names:
                 raise UserError(
                     f"{merged[old].file}: {shortened(old)} and {shortened(self.stored_names[new])} "
-                    "are the same weight"
+                    "are the same weight; give a file that has each once"
                 )
             self.stored_names[new] = old
         self.header = Header(
@@ -174,7 +174,7 @@ def _fill(values: Tensor, file: BinaryIO, info: TensorInfo, position: int) -> No
     while rest:
         count = file.readinto(rest)  # type: ignore[attr-defined]
         if not count:
-            raise UserError(f"{info.file}: ends within a tensor; it was cut short")
+            raise UserError(f"{info.file}: ends within a tensor; it was cut short, copy it again")
         rest = rest[count:]
 
 
@@ -183,5 +183,8 @@ def _together(
 ) -> dict[str, TensorInfo]:
     twice = sorted(merged.keys() & more.keys())
     if twice:
-        raise UserError(f"{file}: {shortened(twice[0])} is also in {merged[twice[0]].file.name}")
+        raise UserError(
+            f"{file}: {shortened(twice[0])} is also in {merged[twice[0]].file.name}; remove the "
+            "file that is too many"
+        )
     return {**merged, **more}

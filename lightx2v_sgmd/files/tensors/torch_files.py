@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightx2v_sgmd.files.tensors.dtypes import FILE_NAMES
 from lightx2v_sgmd.files.tensors.safetensors_files import Header, TensorInfo, refuse_odd_name
-from lightx2v_sgmd.system.errors import UserError, shortened
+from lightx2v_sgmd.system.errors import UserError, shortened, unreadable
 from lightx2v_sgmd.untrusted.reading import open_file
 
 SUFFIXES: Final = (".pth", ".pt")
@@ -69,7 +69,7 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
     if claimed > size:
         raise UserError(
             f"{path}: its tensors claim {claimed} bytes in a file of {size}; the file is damaged "
-            "or malicious"
+            "or malicious, use another one"
         )
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -107,7 +107,7 @@ def _check_archive(path: Path) -> None:
             start = file.read(4)
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     if start != b"PK\x03\x04":
         raise UserError(
             f"{path}: is not a file that torch.save wrote (of PyTorch 1.6 or newer); give "
@@ -122,12 +122,12 @@ def _check_archive(path: Path) -> None:
         refuse_odd_name(path, entry.filename)
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise UserError(
-                f"{path}: {shortened(entry.filename)} is compressed, which torch.save never does; "
-                "it could unpack to any size and is refused"
+                f"{path}: {shortened(entry.filename)} is compressed, which torch.save never does, "
+                "and could unpack to any size; save it again"
             )
     problem = _contradiction(entries, size)
     if problem:
-        raise UserError(f"{path}: {problem}; the file is damaged or malicious")
+        raise UserError(f"{path}: {problem}; the file is damaged or malicious, use another one")
 
 
 def _contradiction(entries: list[zipfile.ZipInfo], size: int) -> str | None:

@@ -132,15 +132,14 @@ def _teacher(theirs: Theirs, ours: Ours) -> None:
         if name not in MODELS:
             raise theirs.refuse(
                 key,
-                f"{name!r} is not a teacher of this project; its Wan2.1 models are "
-                f"{joined(MODELS)}",
+                f"{name!r} is not a teacher of this project; use one of {joined(MODELS)}",
             )
         key = f"model.{role}pretrained_model_name_or_path"
         path = theirs.get(key, own_path)
         if not isinstance(path, str) or path.rstrip("/") != str(own_path).rstrip("/"):
             raise theirs.refuse(
                 key,
-                f"{path!r} is not {own_path!r}; student, fake score and teacher are one model here",
+                f"{path!r} is not {own_path!r}; write the same for student, fake score and teacher",
             )
     ours.set("teacher.path", str(own_path), "model.pretrained_model_name_or_path")
     guidance = "training.teacher.guidance_scale"
@@ -207,7 +206,7 @@ def _method(theirs: Theirs, ours: Ours) -> None:
     name = theirs.get(key)
     if not isinstance(name, str) or name not in METHODS:
         raise theirs.refuse(
-            key, f"{name!r} is not a method of this project; it has {joined(list(METHODS))}"
+            key, f"{name!r} is not a method of this project; use {joined(list(METHODS))}"
         )
     ours.set("method.name", METHODS[name], key)
     updates = "training.dmd.fake_update_ratio"
@@ -215,7 +214,7 @@ def _method(theirs: Theirs, ours: Ours) -> None:
     if METHODS[name] == "dmd2":
         ours.set("method.fake_score_updates", count, updates)
     elif count != 1:
-        raise theirs.refuse(updates, f"{count!r} is not 1, and SGMD has one fake-score update")
+        raise theirs.refuse(updates, f"{count!r} is not 1, as SGMD has it; write 1")
     ours.copy("schedule.base", "training.dmd.denoising_step_list")
     ours.copy("schedule.shift", _STEP_SHIFT, 5.0)
 
@@ -226,7 +225,7 @@ def _data(theirs: Theirs, ours: Ours) -> None:
     paths = paths if isinstance(paths, list) else [paths]
     if len(paths) != 1 or not isinstance(paths[0], str):
         raise theirs.refuse(
-            key, f"{len(paths)} files; this project reads one, so write all prompts into one file"
+            key, f"{len(paths)} files, and this project reads one; write all prompts into it"
         )
     # Relative to the current folder there, to the file in a job.
     ours.set("data.prompts", str(Path(paths[0]).absolute()), key)

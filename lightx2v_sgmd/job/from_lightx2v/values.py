@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightx2v_sgmd.job.checking import Tree
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, with_remedy
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Theirs:
 
     def refuse(self, key: str, problem: str) -> UserError:
         """The refusal of a value."""
-        return UserError(f"{self.where(key)}: {problem}")
+        return UserError(f"{self.where(key)}: {with_remedy(problem, 'correct it')}")
 
     def number(self, key: str, default: float) -> float:
         """A number, or the default that their code has."""

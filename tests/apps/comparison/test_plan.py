@@ -160,7 +160,7 @@ def test_rows_may_store_their_frozen_weights_in_two_ways(job: Path, tmp_path: Pa
     )
     stored = {label: row.teacher.quantize for label, row in plan.jobs.items()}
     assert stored == {"sgmd quantize=none": "none", "sgmd quantize=fp8-storage": "fp8-storage"}
-    with pytest.raises(UserError, match="guidance_scale: .* must agree in it"):
+    with pytest.raises(UserError, match="guidance_scale: .* set it alike"):
         make_plan(job, tmp_path / "other", sweep="teacher.guidance_scale=2,3")
 
 
@@ -218,11 +218,11 @@ def refused(job: Path, out: Path, text: str, **options: object) -> None:
         ({"sweep": "method.lambda=0.1,0.10"}, "has a value twice"),
         ({"sweep": "train.seed=" + ",".join(map(str, range(1001)))}, "1,001 values"),
         ({"sweep": "method.lambda=-1,0.1"}, "method.lambda: -1 is too small"),
-        ({"sweep": "train.iterations=3,5"}, "must agree in it"),
+        ({"sweep": "train.iterations=3,5"}, "set it alike"),
         ({"methods": ["dmd2"], "sweep": "method.lambda=0.1"}, "dmd2: --set: method.lambda"),
         ({"method_overrides": ["dmd2:train.ema=0"]}, "dmd2 is not compared; use sgmd"),
         ({"method_overrides": ["train.ema=0"]}, "is not METHOD:KEY=VALUE"),
-        ({"method_overrides": ["sgmd:train.micro_batch=8"], "methods": ["dmd2", "sgmd"]}, "agree"),
+        ({"method_overrides": ["sgmd:train.micro_batch=8"], "methods": ["dmd2", "sgmd"]}, "alike"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(

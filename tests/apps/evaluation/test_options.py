@@ -15,7 +15,7 @@ from lightx2v_sgmd.system.errors import UserError
     ("given", "message"),
     [
         ({"metrics": ("optflw",)}, "did you mean optflow"),
-        ({"metrics": ("xyzzy",)}, "there are optflow, dyndeg"),
+        ({"metrics": ("xyzzy",)}, "use optflow, dyndeg"),
         ({"seeds": 0}, "--seeds"),
         ({"steps": 10**12}, "--steps: 1000000000000 is more than 1000; use fewer"),
         ({"guidance_scale": 0.5}, "--guidance-scale"),

@@ -132,7 +132,7 @@ def test_what_a_killed_create_leaves_is_removed_by_the_next_one(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (StudyOptions(pairs=9), "--pairs: 9 are asked for; 8 can be had"),
+        (StudyOptions(pairs=9), "--pairs: 9 are asked for, and 8 are there; use at most 8"),
         (StudyOptions(questions=("hands=Which?",)), "--catch 0"),
         (StudyOptions(names=("ours", "\udcff")), "--name-b: .* is no plain text"),
         (StudyOptions(names=("x" * 101, None)), "--name-a: .* of up to 100 characters"),

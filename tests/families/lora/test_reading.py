@@ -257,7 +257,7 @@ PAIR = {
         ("lora_te1_encoder.alpha", (1,), "is a LoRA with text encoder layers \\(lora_te1"),
         (f"{QKV.replace('.q', '.k')}.lora_down.weight", (2, 48), r"no lora_up \(lora_B\)"),
         (f"{QKV}.alpha", (2,), "is not one number"),
-        ("diffusion_model.vace_blocks.0.self_attn.q.alpha", (1,), "made for a VACE model"),
+        ("diffusion_model.vace_blocks.0.self_attn.q.alpha", (1,), "not for a VACE model"),
         ("diffusion_model.blocks.0.self_attn.q.weight", (48, 48), "is a whole weight"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -181,8 +182,8 @@ def test_steps_that_no_stock_scheduler_takes_are_refused(schedule: Schedule, mes
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("unet/config.json", {"addition_embed_type": None}, "only SDXL is supported"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4; only text-to"),
+        ("unet/config.json", {"addition_embed_type": None}, "use SDXL"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4; use a text-to"),
         ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block is 1000000"),
         (
             "unet/config.json",
@@ -211,6 +212,7 @@ def test_a_model_of_another_kind_is_refused(
     with pytest.raises(UserError, match=message) as caught:
         open_model(tmp_path / "m")
     assert str(caught.value).startswith("teacher.path: ") and "\n" not in str(caught.value)
+    assert re.search("; (use|copy|give|remove) ", str(caught.value))
 
 
 def test_parts_that_do_not_fit_together_are_refused(folder: Path, tmp_path: Path) -> None:

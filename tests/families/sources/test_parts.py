@@ -224,7 +224,7 @@ def test_the_parts_that_the_release_does_not_describe() -> None:
             "config.json: takes 12 channels and gives 4; this model takes an image",
         ),
         ({"model_type": "ti2v"}, "has model_type 'ti2v'; this model takes an image"),
-        ({"model_type": "vace"}, "has model_type 'vace'; only 't2v' and 'i2v' are supported"),
+        ({"model_type": "vace"}, "has model_type 'vace'; use a model of the type 't2v' or 'i2v'"),
         ({"in_dim": 36}, "takes 36 channels and gives 4"),
         ({"dim": 50}, "has 4 heads for a width of 50"),
         ({"num_heads": 0}, "has 0 heads"),

@@ -54,7 +54,7 @@ def test_progress_lines_go_to_stderr(
         ({"prompts": "  "}, "prompt: is empty"),
         ({"prompts": []}, "prompt: is empty"),
         ({"num_frames": 8}, "num_frames: 8 is not 4k"),
-        ({"seed": -1}, "seed: -1 is outside"),
+        ({"seed": -1}, "seed: -1 is out of range"),
         ({"attention": "flash3", "device": "cpu"}, "flash3 cannot run here"),
         ({"device": "gpu"}, "device: 'gpu' is not a device"),
         ({"quantize": "int4"}, "quantize: 'int4' is unknown; use none, fp8"),

@@ -31,7 +31,7 @@ def test_no_path_records_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_appeared_meanwhile_stays(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    with pytest.raises(UserError, match="appeared meanwhile; it is not replaced"):
+    with pytest.raises(UserError, match="appeared meanwhile and is not replaced"):
         with profiled(path):
             path.write_text("mine")
     assert path.read_text() == "mine"

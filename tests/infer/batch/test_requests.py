@@ -38,7 +38,7 @@ def test_every_broken_line_is_named(tmp_path: Path) -> None:
         "is not JSON",
         "has no prompt",
         "sed: unknown key; did you mean seed?",
-        "seed: -1 is outside",
+        "seed: -1 is out of range; use 0",
         "height: '32' is not a positive whole number",
         "num_frames: True is not",
         "name: '../b' is not a valid file name",

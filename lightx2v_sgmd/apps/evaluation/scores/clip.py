@@ -24,7 +24,7 @@ from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, 
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.files.video import Frames
 from lightx2v_sgmd.outputs import content_hashes
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, with_remedy
 from lightx2v_sgmd.system.quiet import no_library_bars
 from lightx2v_sgmd.untrusted.building import build_vision_encoder, vision_config
 from lightx2v_sgmd.untrusted.configs import check_vision_encoder
@@ -56,7 +56,7 @@ def check_clip(folder: Path) -> None:
             raise UserError(f"{folder}: is not a CLIPModel; {remedy}")
         weight_files(folder, "model")
     except UserError as error:
-        raise UserError(f"--clip: {error}") from error
+        raise UserError(f"--clip: {with_remedy(str(error), remedy)}") from error
 
 
 class Clip:
@@ -163,5 +163,5 @@ def _normalisation(folder: Path) -> tuple[Any, Any]:
     saved = read_json_object(file)
     problem = first_problem(saved, {"image_mean": _CHANNELS, "image_std": _CHANNELS})
     if problem is not None:
-        raise UserError(f"{file}: {problem}")
+        raise UserError(f"{file}: {problem}; copy it again")
     return saved.get("image_mean", MEAN), saved.get("image_std", STD)

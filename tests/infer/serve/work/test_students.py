@@ -135,7 +135,7 @@ SIZES = {"strong": 0.5, "weak": 0.05}
     ("width", "schedule", "says"),
     [
         (64, None, "bad.safetensors"),
-        (48, Schedule((1000.0, 500.0)), "weights have one schedule"),
+        (48, Schedule((1000.0, 500.0)), "export the weights again"),
     ],
 )
 def test_a_lora_that_does_not_fit_is_found_at_the_start(
