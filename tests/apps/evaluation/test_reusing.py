@@ -49,7 +49,7 @@ def test_what_shards_made_is_found_and_the_rest_is_made(tmp_path: Path) -> None:
 
 
 def test_the_ranges_of_the_last_split_come_first(tmp_path: Path) -> None:
-    """What an earlier split left with other options is not looked at."""
+    """Ranges that an earlier split left with other options are not looked at."""
     for name in ("00000-00002", "00000-00001", "00001-00004", "00002-00004", "00000-00009"):
         (tmp_path / name).mkdir()
     assert ranges(tmp_path, 4, 2) == [(0, 2), (2, 4), (0, 1), (1, 4)]
