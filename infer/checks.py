@@ -144,9 +144,9 @@ def check_student(
         UserError: says what is wrong with which file, and the remedy.
     """
     _assumed(assume_schedule, ENGINE_SHIFT)  # a wrong name is refused before anything is opened
-    place = model_folder(path)
-    model = _open(place, base)
-    folder = place if place.is_dir() else place.parent
+    opened = model_folder(path)
+    model = _open(opened, base)
+    folder = opened if opened.is_dir() else opened.parent
     if len(model.experts) > 1:
         for lora in loras:
             if lora.expert is None:

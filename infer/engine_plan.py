@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 import torch
 
-from infer.memory import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
+from infer.memory_mode import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
 from infer.options import Options, Quantize
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.features import require_feature

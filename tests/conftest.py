@@ -23,7 +23,7 @@ LONGEST = (
     "distill/running/test_resuming.py",
     "distill/test_pretraining.py",
     "parallel/zero3/test_strategy.py",
-    "distill/planning/test_memory.py",
+    "distill/planning/test_rank_memory.py",
     "distill/running/test_hosts.py",
     "distill/running/test_faults.py",
     "parallel/test_precision.py",

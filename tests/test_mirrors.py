@@ -23,7 +23,7 @@ TOGETHER = {
     # Heads, frozen features and their gradients, in the only iteration that has all of them.
     "distill/test_pretraining.py": ("lightx2v_sgmd/parallel/discriminator.py",),
     # A stand-in is right if the metered bytes are those of the real passes.
-    "distill/planning/test_memory.py": ("distill/planning/metered_passes.py",),
+    "distill/planning/test_rank_memory.py": ("distill/planning/metered_passes.py",),
     # What a run leaves on disk, read after a run.
     "distill/running/test_run.py": ("distill/running/recorders.py",),
     # Notes need the table of their keys and a YAML as their trainer has it.

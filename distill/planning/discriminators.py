@@ -268,9 +268,9 @@ def _kept_bytes(work: Callable[[], Tensor]) -> int:
     meter = MemoryMeter()
     with fused_attention(), meter:
         result = work()
-        kept = meter.live
+        activations = meter.live
     del result
-    return kept
+    return activations
 
 
 def _operations(work: Callable[[], None]) -> float:

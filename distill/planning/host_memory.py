@@ -7,8 +7,8 @@ from typing import Final
 
 import torch
 
-from distill.planning.memory import least_bytes, rank_memory, untouched_bytes
 from distill.planning.model_meter import ModelMeter
+from distill.planning.rank_memory import least_bytes, rank_memory, untouched_bytes
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large

@@ -113,13 +113,13 @@ class PassMemory:
 
     Attributes:
         forward: Peak of a forward without gradient.
-        kept: Bytes that autograd keeps from a forward with gradient until its backward pass.
+        activations: Bytes that autograd keeps from a forward with gradient until its backward pass.
         backward: Peak of forward and backward; a weight's gradient goes as soon as it is there.
         backward_keeping: The same, and the gradients stay; as ``backward`` if not asked for.
     """
 
     forward: int
-    kept: int
+    activations: int
     backward: int
     backward_keeping: int
 
@@ -195,7 +195,9 @@ def meter_forward(model: Model, what: Pass) -> int:
 def _meter(model: Model, what: Pass, layers: int) -> dict[str, int]:
     network, run, x_t = prepare_pass(model, what, layers)
     found = {"forward": _forward(run, x_t)}
-    found["kept"], found["backward"] = _training(run, x_t.requires_grad_(), network, keep=False)
+    found["activations"], found["backward"] = _training(
+        run, x_t.requires_grad_(), network, keep=False
+    )
     found["backward_keeping"] = found["backward"]
     if what.keeping:
         _, found["backward_keeping"] = _training(run, x_t, network, keep=True)
@@ -214,9 +216,9 @@ def prepare_pass(
         image = model.empty_image(what.latents[1:]) if what.image else {}
     told = {name: tensor.expand(what.batch, *tensor.shape) for name, tensor in image.items()}
     conditioning = Conditioning({**text, **told})
-    kept = stays_float32(network)
+    is_float32 = stays_float32(network)
     for name, p in network.named_parameters():
-        p.data = p.data.to(torch.float32 if kept(name) else what.dtype)
+        p.data = p.data.to(torch.float32 if is_float32(name) else what.dtype)
     if what.fp8_storage:
         for block in repeated_blocks(network):
             store_in_fp8(block)
@@ -255,14 +257,14 @@ def _training(
     meter = MemoryMeter()
     with fused_attention(), meter:
         output = run(x_t)
-        kept = meter.live
+        activations = meter.live
         torch.autograd.backward(output, torch.empty_like(output))
         del output
     for hook in hooks:
         hook.remove()
     network.zero_grad(set_to_none=True)
     x_t.grad = None
-    return kept, meter.peak
+    return activations, meter.peak
 
 
 def meter_decoding(model: Model, latents: tuple[int, int, int, int]) -> int:

@@ -8,13 +8,6 @@ from itertools import product
 from math import gcd
 
 from distill.model_checks import check_against_model
-from distill.planning.memory import (
-    Memory,
-    block_inputs,
-    latent_bytes,
-    least_bytes,
-    rank_memory,
-)
 from distill.planning.model_meter import ModelMeter
 from distill.planning.plan import (
     CHECKPOINTING,
@@ -24,6 +17,13 @@ from distill.planning.plan import (
     check_layout,
     make_plan,
     total_gib,
+)
+from distill.planning.rank_memory import (
+    Memory,
+    block_inputs,
+    latent_bytes,
+    least_bytes,
+    rank_memory,
 )
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
@@ -104,10 +104,10 @@ def _nearest(
     changes = list(_changes(plan.job, plan.machine, meter))
     if changes:
         _, job, machine = max(changes, key=_spared)
-        room = (machine.memory_gib - machine.reserve_gib) * GIB
-        if least_bytes(job, meter, machine.gpus) <= room:
+        budget = (machine.memory_gib - machine.reserve_gib) * GIB
+        if least_bytes(job, meter, machine.gpus) <= budget:
             memory = rank_memory(job, meter, machine.gpus)
-            if memory.least_peak > room:  # so no other one need be metered
+            if memory.least_peak > budget:  # so no other one need be metered
                 return [], memory, least_gib
     for change, job, machine in changes:
         more = machine.gpus != plan.machine.gpus

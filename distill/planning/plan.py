@@ -19,8 +19,8 @@ from distill.planning.flops import (
     iteration_traffic,
     stop_intervals,
 )
-from distill.planning.memory import Memory, rank_memory
 from distill.planning.model_meter import ModelMeter
+from distill.planning.rank_memory import Memory, rank_memory
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.files.student_weights import file_count

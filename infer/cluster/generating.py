@@ -20,7 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from infer.cluster.joining import everywhere, joined, options_everywhere, places, share_of_machine
+from infer.cluster.joining import (
+    engine_count,
+    everywhere,
+    joined,
+    options_everywhere,
+    share_of_machine,
+)
 from infer.options import GenerateOptions
 from infer.result import Cancelled
 from infer.stopping import Cancel
@@ -43,7 +49,7 @@ _MOST_IN_TASK: Final = 64
 """Most videos of a task: so many at most are made again when its machine dies."""
 _TRIES_AGAIN: Final = 2
 """The most times that a task is run again after its process or machine died."""
-_LOOK_S: Final = 0.5
+_POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def generate_on_machines(call: GenerateCall, cancel: Cancel | None, quiet: bool)
             if ledger.waiting:
                 if plan.fitted:
                     note(f"to fit into the memory: {plan.memory_mode}", quiet)
-                orders = _orders(call, ledger, weights, options, places(ray, share))
+                orders = _orders(call, ledger, weights, options, engine_count(ray, share))
                 task = ray.remote(num_returns="streaming", max_retries=_TRIES_AGAIN, **share)(make)
                 streams = {task.remote(order): order.requests for order in orders}
                 _Collecting(ray, ledger, cancel).collect(streams, len(call.requests), quiet)
@@ -158,7 +164,7 @@ def _planned_there(
         RunError: the machine cannot run this package.
     """
     try:
-        plan = ray.get(ray.remote(**share)(look).remote(weights, options, largest))
+        plan = ray.get(ray.remote(**share)(plan_here).remote(weights, options, largest))
     except Exception as error:
         raise RunError(
             f"--ray: a machine of the cluster cannot run this package ({first_line(error)}); "
@@ -166,7 +172,7 @@ def _planned_there(
         ) from error
     if isinstance(plan, str):
         raise UserError(plan)
-    assert isinstance(plan, MachinePlan), "look gives a plan or a refusal"
+    assert isinstance(plan, MachinePlan), "plan_here gives a plan or a refusal"
     return plan
 
 
@@ -229,7 +235,7 @@ class _Collecting:
                 if self._cancel is not None and self._cancel():
                     raise Cancelled
                 ready, _ = self._ray.wait(
-                    list(streams), num_returns=1, timeout=_LOOK_S, fetch_local=False
+                    list(streams), num_returns=1, timeout=_POLL_S, fetch_local=False
                 )
                 for stream in ready:
                     before = len(self._missing)
@@ -286,7 +292,7 @@ class _Collecting:
 # What follows runs on the machines of the cluster.
 
 
-def look(
+def plan_here(
     weights: Path, options: GenerateOptions, largest: tuple[int, int, int]
 ) -> MachinePlan | str:
     """Plans the options for a machine; returns why they are refused if they are."""

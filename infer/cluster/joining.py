@@ -115,7 +115,7 @@ def share_of_machine(ray: Any, device: object) -> dict[str, float]:
     return {"num_gpus": 0, "num_cpus": 1}
 
 
-def places(ray: Any, share: dict[str, float]) -> int:
+def engine_count(ray: Any, share: dict[str, float]) -> int:
     """The number of engines that the cluster has room for; at least one."""
     have = ray.cluster_resources()
     counted = "GPU" if share["num_gpus"] else "CPU"

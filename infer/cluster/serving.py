@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from infer.cluster import engine as remote
 from infer.cluster.joining import (
+    engine_count,
     everywhere,
     join,
     options_everywhere,
-    places,
     share_of_machine,
 )
 from infer.options import Options
@@ -34,7 +34,7 @@ from infer.serve.results import Results
 from lightx2v_sgmd.outputs import appearing
 from lightx2v_sgmd.system.errors import RunError, UserError, first_line
 
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 _WAITING_EACH: Final = 2
 """Requests that each possible replica has, so that Ray sees that more wait than are made."""
 _STOP_S: Final = 20.0
@@ -77,7 +77,7 @@ class RayWorkers:
         self.name = _name_of(options.data)
         self._ray = join("--ray")
         self._share = share_of_machine(self._ray, engine.device)
-        self._most = options.replicas or places(self._ray, self._share)
+        self._most = options.replicas or engine_count(self._ray, self._share)
 
     @property
     def _values(self) -> tuple[Any, ...]:
@@ -144,7 +144,7 @@ class RayWorkers:
             batch = secrets.token_hex(8)  # what a worker's start is elsewhere
             jobs = self._store.claim(batch, lambda job: self._options.batch_size or 1)
             if not jobs:
-                self._stopping.wait(_LOOK_S)
+                self._stopping.wait(_POLL_S)
                 continue
             try:
                 images = self._images(jobs)

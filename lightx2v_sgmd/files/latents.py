@@ -123,7 +123,7 @@ class LatentFolder:
         self.folder = Path(folder)
         self.prompts: list[str] = []
         self.origin: dict[str, Any] = {}
-        self._places: list[tuple[Path, int]] = []
+        self._rows: list[tuple[Path, int]] = []
         shapes = set()
         for file in files:
             try:
@@ -145,20 +145,20 @@ class LatentFolder:
                 )
             self.origin = about["origin"]
             self.prompts += about["prompts"]
-            self._places += [(file, row) for row in range(shape[0])]
-        if len(shapes) > 1 or len(self.prompts) != len(self._places):
+            self._rows += [(file, row) for row in range(shape[0])]
+        if len(shapes) > 1 or len(self.prompts) != len(self._rows):
             raise UserError(f"data.latents: the shards of {folder} differ in shape; make it again")
         *self.shape, self.has_noise = shapes.pop()
         self._open: dict[Path, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def read(self, name: str, indices: Sequence[int]) -> Tensor:
         """``[B, C, T, h, w]`` of ``x0`` or ``noise``."""
         rows = []
         for index in indices:
-            file, row = self._places[index]
+            file, row = self._rows[index]
             if file not in self._open:
                 self._open[file] = open_tensors(file)
             rows.append(self._open[file].get_slice(name)[row : row + 1])

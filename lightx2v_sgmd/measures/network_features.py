@@ -62,7 +62,7 @@ def middle_features(
     patches = zip(x0.shape[2:], model.size_rules.patch, strict=True)
     count = math.prod(length // patch for length, patch in patches)
 
-    def look(module: Any, arguments: Any, output: Any) -> None:
+    def take_features(module: Any, arguments: Any, output: Any) -> None:
         if found:
             return
         found.append(whole_tokens(network, model.video_tokens(output), count).float().mean(1))
@@ -72,7 +72,7 @@ def middle_features(
     time = torch.full((len(x0),), SIGMA, device=x0.device)
     noise = noise_for(model, _NOISE_SEED, tuple(x0.shape[1:])).to(x0.device)
     blocks = repeated_blocks(network)
-    handle = blocks[len(blocks) // 2].register_forward_hook(look)
+    handle = blocks[len(blocks) // 2].register_forward_hook(take_features)
     try:
         predict(model.interpolant.add_noise(x0, noise.expand_as(x0), time), time)
     except _Reached:

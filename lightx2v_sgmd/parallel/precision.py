@@ -18,9 +18,9 @@ from lightx2v_sgmd.families.loading import stays_float32
 
 def keep_in_float32(network: Any) -> None:
     """Makes these weights float32 in a network that was built in shards, before it has values."""
-    kept = stays_float32(network)
+    is_float32 = stays_float32(network)
     for name, p in network.named_parameters():
-        if kept(name):
+        if is_float32(name):
             p.data = p.data.float()
             p.ds_tensor.data = p.ds_tensor.data.float()
 

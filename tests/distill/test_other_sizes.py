@@ -12,9 +12,9 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 
-from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.plan import Machine, make_plan
+from distill.planning.rank_memory import rank_memory
 from distill.running.saving import checkpoint_parts
 from lightx2v_sgmd.cli.main import run as cli
 from lightx2v_sgmd.families.opening import open_model
@@ -24,7 +24,7 @@ from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.manifest import read_manifest
 from lightx2v_sgmd.methods import SGMD
 from lightx2v_sgmd.parallel import Ranks
-from tests.distill.planning.test_memory import SMALL_WAN, measured_peak, small_job
+from tests.distill.planning.test_rank_memory import SMALL_WAN, measured_peak, small_job
 from tests.distill.test_methods import assert_plain_gradients, trainer_for
 from tests.students import load_student
 from tests.tiny import make_tiny_cogvideox, make_tiny_wan

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.counting import PassCounter
-from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
+from distill.planning.rank_memory import rank_memory
 from infer import Student
 from infer.engine_plan import make_plan
 from infer.options import Options
@@ -34,7 +34,7 @@ from lightx2v_sgmd.sampling.teacher_steps import teacher_solver
 from lightx2v_sgmd.sampling.unipc import UniPC
 from lightx2v_sgmd.schedule import Schedule, even_timesteps
 from lightx2v_sgmd.system.errors import UserError
-from tests.distill.planning.test_memory import measured_peak
+from tests.distill.planning.test_rank_memory import measured_peak
 from tests.distill.test_methods import assert_plain_gradients, trainer_for
 from tests.students import load_student
 from tests.tiny import make_tiny_cogvideox, make_tiny_wan

@@ -18,9 +18,11 @@ def stock(dtype: torch.dtype = torch.float32) -> Any:
     network = WanTransformer3DModel(
         num_attention_heads=3, attention_head_dim=32, ffn_dim=200, num_layers=2, text_dim=64
     ).eval()
-    kept = stays_float32(network)
+    is_float32 = stays_float32(network)
     for name, p in network.named_parameters():
-        p.data = (p.data + 0.02 * torch.randn_like(p)).to(torch.float32 if kept(name) else dtype)
+        p.data = (p.data + 0.02 * torch.randn_like(p)).to(
+            torch.float32 if is_float32(name) else dtype
+        )
     return network.requires_grad_(False)
 
 

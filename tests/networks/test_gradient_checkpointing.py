@@ -25,7 +25,7 @@ from lightx2v_sgmd.networks.discriminator_heads import capture_blocks
 from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing, enable_checkpointing
 from lightx2v_sgmd.parallel import TEACHER
 from lightx2v_sgmd.system.errors import UserError
-from tests.distill.planning.test_memory import SMALL_WAN
+from tests.distill.planning.test_rank_memory import SMALL_WAN
 from tests.distill.test_methods import trainer_for
 from tests.parallel.ranks import run_ranks
 from tests.profiling import peak_growth
@@ -210,14 +210,17 @@ def test_memory_is_what_the_meter_says(small_model: WanModel, kind: Checkpointin
     what = Pass(latents, 2, torch.float32, text_rows=8, checkpointing=kind, keeping=True)
     metered = meter_pass(small_model, what)
     kept, peak = measured_pass(small_model, what)
-    assert metered.kept == pytest.approx(kept, rel=0.1)
+    assert metered.activations == pytest.approx(kept, rel=0.1)
     assert metered.backward_keeping == pytest.approx(peak, rel=0.1)
 
 
 def test_selective_keeps_two_rows_of_a_token_and_block(small_model: WanModel) -> None:
     latents = small_model.latent_shape(128, 128, 5)
     what = Pass(latents, 1, torch.float32, text_rows=8, checkpointing=True)
-    kept = {kind: meter_pass(small_model, replace(what, checkpointing=kind)).kept for kind in KINDS}
+    kept = {
+        kind: meter_pass(small_model, replace(what, checkpointing=kind)).activations
+        for kind in KINDS
+    }
     assert kept[True] < kept["selective"] < kept[False] / 2
     rows = (kept["selective"] - kept[True]) / (4 * 2 * 16 * 16 * 4)
     assert rows == pytest.approx(2 * 384, rel=0.02)  # and a number a head

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightx2v_sgmd.apps.sprites import motions
-from lightx2v_sgmd.apps.sprites.motion_judging import ATTRIBUTES
+from lightx2v_sgmd.apps.sprites.motion_verdicts import ATTRIBUTES
 from lightx2v_sgmd.families.wan.opening import bundled_teacher, open_wan
 from tools.models import measure_motions_teacher, motions_pool, train_motions_teacher
 

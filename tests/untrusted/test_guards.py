@@ -90,7 +90,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 OWN_TEXT = {
     "lightx2v_sgmd/families/sources/hub_configs.py",
     "lightx2v_sgmd/parallel/hang_detector.py",
-    "infer/memory.py",
+    "infer/memory_mode.py",
 }
 """Modules that parse JSON which is part of the package or was made by this very program run."""
 

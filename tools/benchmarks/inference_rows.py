@@ -19,7 +19,7 @@ import torch
 from infer.checks import Checked, engine_schedule
 from infer.engine import Student, load_student
 from infer.engine_plan import make_plan
-from infer.memory import sizes_of
+from infer.memory_mode import sizes_of
 from infer.options import Options
 from tools.benchmarks.peaks import peak_growth
 from tools.models.random_wan import PROMPT, RandomWan

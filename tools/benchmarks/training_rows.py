@@ -17,8 +17,8 @@ from distill.counting import PassCounter
 from distill.data import load_prompts
 from distill.model_checks import check_against_model
 from distill.planning.flops import forward_operations, iteration_passes
-from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
+from distill.planning.rank_memory import rank_memory
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding

@@ -158,9 +158,9 @@ def make_block(
             num_layers=1,
             text_dim=64,
         )
-        kept = stays_float32(network)
+        is_float32 = stays_float32(network)
         for name, p in network.named_parameters():
-            p.data = p.data if kept(name) else p.data.to(dtype)
+            p.data = p.data if is_float32(name) else p.data.to(dtype)
         cos, sin = torch.zeros(2, 1, tokens, 1, 128).unbind()
         tensors = [torch.zeros(1, rows, width, dtype=dtype) for rows in (tokens, TEXT_ROWS, 6)]
     network.eval().requires_grad_(False)

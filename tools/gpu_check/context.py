@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.planning.flops import Operations, forward_operations
 from infer.checks import Checked, engine_schedule
-from infer.memory import GIB
+from infer.memory_mode import GIB
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from tools.models.random_wan import RandomWan, open_random_wan
 

@@ -26,11 +26,11 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     TeacherSampler,
     held_out_motion_captions,
 )
-from lightx2v_sgmd.apps.sprites.motion_judging import (
+from lightx2v_sgmd.apps.sprites.motion_verdicts import (
     ATTRIBUTES,
     OTHER,
     MotionScores,
-    judge_videos,
+    motion_verdicts,
     score_motions,
 )
 from lightx2v_sgmd.families.wan.model import WanModel
@@ -88,7 +88,7 @@ def measure_vae(model: WanModel, count: int, seed: int) -> MotionScores:
         with torch.no_grad():
             y = vae.decode(vae.encode(x).latent_dist.mode()).sample
         decoded = ((y.clamp(-1, 1) / 2 + 0.5) * 255).round().byte().permute(0, 2, 3, 4, 1).numpy()
-        verdicts += judge_videos(list(decoded), [s.caption() for s in sprites])
+        verdicts += motion_verdicts(list(decoded), [s.caption() for s in sprites])
     return score_motions(verdicts)
 
 
@@ -129,7 +129,7 @@ def sample(
         if part == (1, 1):
             with np.load(path, allow_pickle=False) as file:
                 videos += list(file["videos"])
-    return score_motions(judge_videos(videos, captions)) if part == (1, 1) else None
+    return score_motions(motion_verdicts(videos, captions)) if part == (1, 1) else None
 
 
 def card(figures: dict[str, Any], notes: str) -> str:

@@ -25,8 +25,8 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     held_out_captions,
     summarise,
 )
-from lightx2v_sgmd.apps.sprites.judging import judge, score
 from lightx2v_sgmd.apps.sprites.measure import measure
+from lightx2v_sgmd.apps.sprites.verdicts import score, verdict_of
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.video import contact_sheet
@@ -59,7 +59,7 @@ def measure_vae(model: WanModel, count: int, seed: int) -> dict[str, float]:
         frames = ((y / 2 + 0.5) * 255).round().byte().permute(0, 2, 3, 4, 1).numpy()
         for video, (_, sprites, _) in zip(frames, drawn, strict=True):
             everything = world.Caption(tuple(s.caption() for s in sprites))
-            verdicts.append(judge(measure(video), everything))
+            verdicts.append(verdict_of(measure(video), everything))
     scores = score(verdicts)
     return {
         "psnr_db": float(np.mean(decibels)),

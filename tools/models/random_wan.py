@@ -61,8 +61,8 @@ class RandomWan(WanModel):
         """
         with _empty_weights():
             network = self.build_transformer()
-        kept = stays_float32(network)
-        return _filled(network, dtype, kept, device or self.device, on_part)
+        is_float32 = stays_float32(network)
+        return _filled(network, dtype, is_float32, device or self.device, on_part)
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: Device | None = None) -> Any:
         """The VAE with random weights, frozen."""
@@ -143,11 +143,11 @@ def _empty_weights() -> Any:
 def _filled(
     network: Any,
     dtype: torch.dtype,
-    kept: Callable[[str], bool],
+    is_float32: Callable[[str], bool],
     device: Device,
     on_part: OnPart | None = None,
 ) -> Any:
-    """Gives an empty network its weights, those that are ``kept`` in float32."""
+    """Gives an empty network its weights, those that are ``is_float32`` in that precision."""
     shapes = {
         name: tuple(p.shape)
         for name, p in network.named_parameters()
@@ -156,7 +156,7 @@ def _filled(
     fill_network(
         network,
         shapes,
-        lambda name: torch.float32 if kept(name) else dtype,
+        lambda name: torch.float32 if is_float32(name) else dtype,
         lambda name, dtype, copier: _values(name, shapes[name], copier.device).to(dtype),
         torch.device(device),
         on_part,

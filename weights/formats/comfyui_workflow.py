@@ -251,7 +251,7 @@ def to_ui(api: Mapping[str, Any]) -> dict[str, Any]:
     """
     links: list[dict[str, Any]] = []
     nodes: dict[str, dict[str, Any]] = {}
-    for order, (key, (position, size)) in enumerate(_places(api).items()):
+    for order, (key, (position, size)) in enumerate(_positions(api).items()):
         kind = api[key]["class_type"]
         wires, settings, outputs = _NODES[kind]
         values = api[key]["inputs"]
@@ -299,7 +299,7 @@ def to_ui(api: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _places(api: Mapping[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
+def _positions(api: Mapping[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
     """Position ``[x, y]`` and size ``[width, height]`` of each node, in the order they run in."""
     columns: dict[str, int] = {}
 

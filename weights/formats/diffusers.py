@@ -184,8 +184,8 @@ class DiffusersFormat(NetworkFormat):
         """The layout in which the weights that diffusers keeps in float32 stay float32."""
         assert model is not None, "diffusers keeps other weights in float32 for each network"
         with torch.device("meta"):
-            kept = stays_float32(model.build_transformer())
-        return Layout(str, lambda name: torch.float32 if kept(name) else main)
+            is_float32 = stays_float32(model.build_transformer())
+        return Layout(str, lambda name: torch.float32 if is_float32(name) else main)
 
     def open_model(self, folder: Path, teacher: Callable[[], Model]) -> Model:
         """The configuration in the folder itself: the export is a whole model."""

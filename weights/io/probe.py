@@ -19,7 +19,7 @@ from weights.io.heap import HeapTrimmer
 
 _ROWS = 8
 """Text tokens of the prompt that is made up."""
-_ROOM = 1.2
+_MARGIN = 1.2
 """Memory of a network that is kept, in sizes of its weights."""
 
 
@@ -33,7 +33,7 @@ def probe(
 def fits_in_memory(model: Model) -> bool:
     """True if the main memory holds a model's network in float32, with room to spare."""
     count = sum(map(prod, model.transformer_shapes().values()))
-    return _ROOM * 4 * count / 2**30 <= available_gib()
+    return _MARGIN * 4 * count / 2**30 <= available_gib()
 
 
 class Probe:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from infer.checks import Checked
     from infer.engine import Student
     from infer.engine_plan import EnginePlan
-    from infer.memory import Workload
+    from infer.memory_mode import Workload
     from infer.stopping import OnStep
     from lightx2v_sgmd.families.base import Model
     from lightx2v_sgmd.families.conditioning import Embedding
@@ -248,7 +248,7 @@ class Students:
 
     def _load(self, model: str, lora: str | None, size: Size | None, count: int) -> _Loaded:
         from infer.engine import Student
-        from infer.memory import resting_gib
+        from infer.memory_mode import resting_gib
 
         checked = self._check(model, lora)
         if "planned_memory" not in checked.model.features:
@@ -281,7 +281,7 @@ class Students:
         self, checked: Checked, plan: EnginePlan, size: Size | None, count: int
     ) -> float | None:
         """The most memory that a student takes while it makes such videos; None if unknown."""
-        from infer.memory import needed_gib
+        from infer.memory_mode import needed_gib
 
         work = self._work(checked, plan, size, count)
         return None if work is None else max(needed_gib(work, plan.memory_mode).values())
@@ -289,7 +289,7 @@ class Students:
     def _work(
         self, checked: Checked, plan: EnginePlan, size: Size | None, count: int
     ) -> Workload | None:
-        from infer.memory import Workload
+        from infer.memory_mode import Workload
 
         size = size or _trained(checked)
         if size is None or "planned_memory" not in checked.model.features:

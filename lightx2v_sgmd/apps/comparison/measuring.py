@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.apps.sprites.judging import Verdict, judge
 from lightx2v_sgmd.apps.sprites.measure import measure
-from lightx2v_sgmd.apps.sprites.motion_judging import MotionVerdict, judge_motion
+from lightx2v_sgmd.apps.sprites.motion_verdicts import MotionVerdict, motion_verdict
 from lightx2v_sgmd.apps.sprites.motions import MotionCaption
+from lightx2v_sgmd.apps.sprites.verdicts import Verdict, verdict_of
 from lightx2v_sgmd.measures import optical_flow
 from lightx2v_sgmd.measures.diversity import pairwise_distance
 from lightx2v_sgmd.outputs import write_text
@@ -108,9 +108,9 @@ def measure_videos(
         features = [[float(value) for value in m.features] for m in measured]
         pairs = list(zip(measured, captions, strict=True))
         if any(isinstance(caption, MotionCaption) for caption in captions):
-            motions = [judge_motion(m, c) for m, c in pairs if isinstance(c, MotionCaption)]
+            motions = [motion_verdict(m, c) for m, c in pairs if isinstance(c, MotionCaption)]
         else:
-            verdicts = [judge(m, c) for m, c in pairs if isinstance(c, world.Caption)]
+            verdicts = [verdict_of(m, c) for m, c in pairs if isinstance(c, world.Caption)]
     return Measured(
         nfe=nfe,
         features=features,

@@ -19,7 +19,7 @@ from lightx2v_sgmd.system.processes import handling, process_environment, releas
 
 _WORKER: Final = "lightx2v_sgmd.apps.comparison.worker"
 _POLL_S = 0.1
-_LOOK_S = 2.0
+_COUNT_S = 2.0
 """Between looks at how far the running tasks are."""
 
 
@@ -57,9 +57,9 @@ def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dic
                     note(f"{task.name}: {problem}", quiet)
             if pool.stopped:
                 waiting = []
-            if time.monotonic() - looked_s > _LOOK_S or not (waiting or pool.running):
+            if time.monotonic() - looked_s > _COUNT_S or not (waiting or pool.running):
                 looked_s = time.monotonic()
-                worked, found = tally.look()
+                worked, found = tally.count()
                 bar.correct(found)
                 if worked:
                     bar.advance(worked, ", ".join(t.name for t in pool.running))
@@ -90,11 +90,11 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Units, at the last look."""
+        """Units, at the last count."""
         return sum(self._seen.values())
 
-    def look(self) -> tuple[int, int]:
-        """Units done since the last look by this process, and how many others came or went."""
+    def count(self) -> tuple[int, int]:
+        """Units done since the last count by this process, and how many others came or went."""
         worked = found = 0
         for task, before in self._seen.items():
             change = work.units_done(self._plan, task) - before

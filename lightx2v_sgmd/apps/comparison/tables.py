@@ -15,9 +15,9 @@ from lightx2v_sgmd.apps.comparison import measuring
 from lightx2v_sgmd.apps.comparison.measuring import Measured
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan
 from lightx2v_sgmd.apps.comparison.saved import read_saved
-from lightx2v_sgmd.apps.sprites.judging import score
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance
-from lightx2v_sgmd.apps.sprites.motion_judging import score_motions
+from lightx2v_sgmd.apps.sprites.motion_verdicts import score_motions
+from lightx2v_sgmd.apps.sprites.verdicts import score
 from lightx2v_sgmd.measures.frechet import gaussian_distance
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_log

@@ -39,7 +39,7 @@ _NUMBER: Final = re.compile(r"\d+")
 _SHARD: Final = re.compile(r"(\d{1,5})/(\d{1,5})")
 _WORKER: Final = "lightx2v_sgmd.apps.evaluation.shard_worker"
 _POLL_S: Final = 0.2
-_LOOK_S: Final = 2.0
+_COUNT_S: Final = 2.0
 ERROR: Final = "error: "
 """The last line of a failed process's log begins with this."""
 
@@ -214,7 +214,7 @@ def _follow(
             if any(process.poll() not in (None, 0) for process in processes):
                 return
             time.sleep(_POLL_S)
-            if time.monotonic() - looked_s > _LOOK_S:
+            if time.monotonic() - looked_s > _COUNT_S:
                 looked_s = time.monotonic()
                 more = min(_made(out), videos) - done
                 done += more

@@ -57,20 +57,20 @@ def open_source(path: str | Path, option: str) -> VideoSource:
     Raises:
         UserError: the path holds none of the three, or its content cannot be used.
     """
-    place = model_folder(path)
-    if not place.exists() and known_transformer_config(str(path)) is None:
+    folder = model_folder(path)
+    if not folder.exists() and known_transformer_config(str(path)) is None:
         raise UserError(
             f"{option}: {path} does not exist; name a student that export wrote, a teacher, or a "
             "folder of .mp4 files"
         )
-    is_model = any((place / name).exists() for name in ("model_index.json", "transformer", UNET))
-    videos = [] if is_model or not place.is_dir() else sorted(place.glob("*.mp4"))
+    is_model = any((folder / name).exists() for name in ("model_index.json", "transformer", UNET))
+    videos = [] if is_model or not folder.is_dir() else sorted(folder.glob("*.mp4"))
     if videos:
         return VideoSource(str(path), "videos", files=tuple(videos))
-    if place.is_dir() and not any(place.iterdir()):
+    if folder.is_dir() and not any(folder.iterdir()):
         raise UserError(f"{option}: {path} is empty; name a model or a folder of .mp4 files")
-    is_run = (place / "checkpoints").is_dir() or (place / "trainer.json").is_file()
-    manifest = read_manifest(place if place.is_dir() else place.parent)
+    is_run = (folder / "checkpoints").is_dir() or (folder / "trainer.json").is_file()
+    manifest = read_manifest(folder if folder.is_dir() else folder.parent)
     if manifest is not None or is_run:  # a run is refused, with the command that exports it
         return _student(path)
     try:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.sprites import motions, world
-from lightx2v_sgmd.apps.sprites.judging import Scores, Verdict, judge, score
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance, measure
+from lightx2v_sgmd.apps.sprites.verdicts import Scores, Verdict, score, verdict_of
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.sampling.sampler import Videos, VideoSampler
 from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS, Solver, teacher_schedule
@@ -128,7 +128,7 @@ def evaluate(
     """Samples one video for each caption and measures it."""
     videos = sampler([caption.text() for caption in captions], seeds)
     measured = [measure(video) for video in videos]
-    verdicts = [judge(m, caption) for m, caption in zip(measured, captions, strict=True)]
+    verdicts = [verdict_of(m, caption) for m, caption in zip(measured, captions, strict=True)]
     return Row(nfe, videos, verdicts, np.stack([m.features for m in measured]))
 
 

@@ -3,7 +3,7 @@
 Everything is read from the decoded frames; nothing of the model or of the random draw is used.
 Pixels are explained as a mix of background and one palette colour, each colour's pixels are one
 object, its shape is the template that fits best, and its motion is the line through its
-centroids. ``judging`` says what makes a video right.
+centroids. ``verdicts`` says what makes a video right.
 
 Legend: F frames, H height, W width, K palette colours.
 """

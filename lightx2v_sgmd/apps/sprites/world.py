@@ -181,7 +181,7 @@ def sample_sprites(rng: np.random.Generator, caption: Caption) -> tuple[Sprite, 
         decided.append(values)
     # Place and speed by rejection sampling, so the joint law stays uniform where it is allowed.
     for _ in range(1_000):
-        placed = [_place(rng, values, count=64) for values in decided]
+        placed = [_candidates(rng, values, count=64) for values in decided]
         free_of_contact = _clearance(decided, placed) >= GAP
         if free_of_contact.any():
             pick = int(free_of_contact.argmax())
@@ -198,7 +198,7 @@ def sample_sprites(rng: np.random.Generator, caption: Caption) -> tuple[Sprite, 
     raise AssertionError(f"no placement found for {caption.text()!r}")
 
 
-def _place(
+def _candidates(
     rng: np.random.Generator, values: dict[str, str], count: int
 ) -> dict[str, NDArray[np.float64]]:
     """Draws ``count`` candidate sizes, starts and velocities that stay inside the frame."""

@@ -25,9 +25,9 @@ RESULTS: Final = "vbench/results"
 """The folder of results below the output."""
 _MEASURED: Final = "videos.sha256"
 """The hash of the videos' names and contents that the results beside it belong to."""
-_LOOK_S: Final = 300
+_PROBE_S: Final = 300
 
-_LOOK: Final = """
+_PROBE: Final = """
 import importlib.metadata as metadata, importlib.util, json
 found = importlib.util.find_spec("vbench") is not None
 def version(name):
@@ -62,10 +62,14 @@ def find_package(python: Path | None) -> dict[str, Any] | None:
     """
     if python is None and not is_installed("vbench"):
         return None
-    command = [program_of(python), "-c", _LOOK]
+    command = [program_of(python), "-c", _PROBE]
     try:
         done = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_S, check=True
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_PROBE_S,
+            check=True,
         )
         found = parse_json(done.stdout, CONFIG)
         assert isinstance(found, dict), "the script prints an object"

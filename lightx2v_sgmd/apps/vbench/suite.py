@@ -19,7 +19,7 @@ from lightx2v_sgmd.untrusted.paths import path_problem
 SAMPLES: Final = 5
 """Videos of a prompt: VBench 0.1.5 looks at those numbered 0 to 4."""
 FILE: Final = "VBench_full_info.json"
-_PLACES: Final = (f"vbench/{FILE}", FILE)
+_PATHS: Final = (f"vbench/{FILE}", FILE)
 _LIMITS: Final = Limits(size=16_000_000, values=500_000, depth=12)
 _REMEDY: Final = (
     f"name VBench's {FILE}, or a checkout of VBench (github.com/Vchitect/VBench), which has it"
@@ -133,10 +133,10 @@ def _file(path: Path) -> Path:
         if not path.is_file():
             raise UserError(f"--vbench: {path} does not exist; {_REMEDY}")
         return path
-    for place in _PLACES:
-        if (path / place).is_file():
-            return path / place
-    raise UserError(f"--vbench: {path} has no {_PLACES[0]}; {_REMEDY}")
+    for name in _PATHS:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"--vbench: {path} has no {_PATHS[0]}; {_REMEDY}")
 
 
 def _check(file: Path, index: int, entry: _Entry) -> None:

@@ -110,7 +110,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
         Curve(key, *_text(key), *shortened(*points), teacher=teacher.get(key))
         for key, points in found.items()
     ]
-    return sorted(made, key=lambda curve: _place(curve.key))
+    return sorted(made, key=lambda curve: _page_order(curve.key))
 
 
 def shortened(
@@ -148,8 +148,8 @@ def _text(key: str) -> tuple[str, str]:
     return key.replace("_", " "), _LOSS
 
 
-def _place(key: str) -> tuple[int, int]:
-    """The place of a curve on the page."""
+def _page_order(key: str) -> tuple[int, int]:
+    """The order of a curve on the page: its kind, then its own position among the texts."""
     kinds = ("samples", "", "grad_norm", "seconds", "peak_memory_gib", "lr")
     kind = key.partition("/")[0]
     named = list(_TEXTS)

@@ -40,9 +40,9 @@ _ATTENTION: Final = "attention "
 def run() -> DoctorReport:
     """Runs all checks on this machine."""
     checks: list[Check] = []
-    for name, look in _LOOKS.items():
+    for name, check in _CHECKS.items():
         try:
-            checks.extend(look())
+            checks.extend(check())
         except Exception as error:  # whatever breaks is what the user wants to know
             first = (str(error).strip().splitlines() or [""])[0]
             checks.append(Check(name, "broken", f"{type(error).__name__}: {first}"))
@@ -298,7 +298,7 @@ def _teacher() -> list[Check]:
     return [Check("bundled teacher", "ok", f"{size:.1f} MiB at {model.path}")]
 
 
-_LOOKS: Final[dict[str, Callable[[], list[Check]]]] = {
+_CHECKS: Final[dict[str, Callable[[], list[Check]]]] = {
     "python": _python,
     "torch": _devices,
     "models": _models,

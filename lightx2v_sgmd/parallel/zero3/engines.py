@@ -220,8 +220,8 @@ def read_constants(network: Any, whole: WholeTensors) -> dict[str, tuple[int, ..
         network: The network; every rank holds its tables whole.
         whole: The weights of the teacher.
     """
-    kept = network.state_dict().keys()
-    tables = {name: buffer for name, buffer in network.named_buffers() if name in kept}
+    known = network.state_dict().keys()
+    tables = {name: buffer for name, buffer in network.named_buffers() if name in known}
     shapes = {name: tuple(buffer.shape) for name, buffer in tables.items()}
     for name, info in whole.header.tensors.items():
         if shapes.get(name) == info.shape:  # what does not fit is refused by its keys

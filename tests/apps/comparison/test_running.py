@@ -138,13 +138,13 @@ def test_only_work_of_this_process_counts(plan: Plan) -> None:
 
     iterations(mine, 4)
     tally = Tally(plan, [mine, other])
-    assert tally.done == 4 and tally.look() == (0, 0)
+    assert tally.done == 4 and tally.count() == (0, 0)
     tally.mine.add(mine)
     iterations(mine, 2)  # back to its checkpoint
     iterations(other, 3)
-    assert tally.look() == (0, 1)
+    assert tally.count() == (0, 1)
     iterations(mine, 5)
-    assert tally.look() == (3, 0) and tally.done == 8
+    assert tally.count() == (3, 0) and tally.done == 8
 
 
 def test_the_time_left_after_a_run_went_back(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_the_time_left_after_a_run_went_back(plan: Plan, monkeypatch: pytest.Mon
     task, clock = Task("sgmd", 0), [0.0]
     total, done = work.units(plan, task), iter([4, 2, 3])
     monkeypatch.setattr(work, "units_done", lambda plan, task: next(done, total))
-    monkeypatch.setattr(running, "_LOOK_S", 0.0)
+    monkeypatch.setattr(running, "_COUNT_S", 0.0)
 
     class Slow(Pool):
         def ended(self) -> Any:

@@ -134,7 +134,7 @@ def test_a_log_gets_lines_of_what_processes_made(
     made = iter([0, 0, 0, 2])
     monkeypatch.setattr(shards, "_made", lambda out: next(made, 2))
     monkeypatch.setattr(shards, "_POLL_S", 0.01)
-    monkeypatch.setattr(shards, "_LOOK_S", 0.0)
+    monkeypatch.setattr(shards, "_COUNT_S", 0.0)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
     shards._follow([process], tmp_path, 3, quiet=False)
     first, *_, last = capsys.readouterr().err.splitlines()

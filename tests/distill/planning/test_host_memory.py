@@ -10,8 +10,8 @@ import torch
 
 from distill.planning import host_memory
 from distill.planning.host_memory import check_host_memory
-from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
+from distill.planning.rank_memory import rank_memory
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job

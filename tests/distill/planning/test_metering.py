@@ -31,10 +31,10 @@ def test_all_layers_follow_from_four() -> None:
     what = Pass((16, 3, 12, 20), 1, torch.bfloat16, text_rows=8, checkpointing=True)
     predicted = meter_pass(model, what)
     metered = meter_pass(model, replace(what, keeping=True))  # runs all seven
-    for name in ("forward", "kept", "backward"):
+    for name in ("forward", "activations", "backward"):
         assert getattr(predicted, name) == getattr(metered, name), name
     halves = meter_pass(model, replace(what, degree=2))
-    assert halves.kept == pytest.approx(predicted.kept / 2, rel=0.1)
+    assert halves.activations == pytest.approx(predicted.activations / 2, rel=0.1)
 
 
 def test_decoding_many_frames_follows_from_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from distill.planning import discriminators, model_meter, nearest
-from distill.planning.memory import Memory, lasting_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan, check_possible
 from distill.planning.plan import Machine, make_plan
+from distill.planning.rank_memory import Memory, lasting_bytes, rank_memory
 from lightx2v_sgmd.families.wan.model import WanModel
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.loading import load_job

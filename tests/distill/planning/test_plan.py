@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from distill.planning.flops import NetworkSize, iteration_traffic
-from distill.planning.memory import Memory, least_bytes, rank_memory
 from distill.planning.model_meter import ModelMeter
 from distill.planning.nearest import check_plan
 from distill.planning.plan import Machine, make_plan
+from distill.planning.rank_memory import Memory, least_bytes, rank_memory
 from lightx2v_sgmd.cli.plan import as_text
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel.zero3 import nvme

@@ -140,7 +140,7 @@ def test_what_cannot_be_made_there_is_refused_or_named(
         raise ModuleNotFoundError("No module named 'infer'")
 
     with monkeypatch.context() as there:
-        there.setattr(generating, "look", missing)
+        there.setattr(generating, "plan_here", missing)
         with pytest.raises(RunError, match=r"cannot run this package \(No module .* install the"):
             run()
 

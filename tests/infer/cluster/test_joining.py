@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infer.cluster.joining import join, joined, places, share_of_machine
+from infer.cluster.joining import engine_count, join, joined, share_of_machine
 from lightx2v_sgmd.system.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_an_engine_takes_a_gpu_or_else_a_cpu() -> None:
         (ray_with(), None, 0, 1),
     ):
         share = share_of_machine(ray, device)
-        assert (share["num_gpus"], places(ray, share)) == (gpu, engines)
+        assert (share["num_gpus"], engine_count(ray, share)) == (gpu, engines)
 
 
 @pytest.mark.parametrize("address", [None, "first:6379"])

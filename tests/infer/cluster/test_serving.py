@@ -61,7 +61,7 @@ def work_off(
     look = workers._stopping.wait
 
     def wait(timeout: float | None = None) -> bool:
-        if timeout == serving._LOOK_S:
+        if timeout == serving._POLL_S:
             workers._stopping.set()  # nothing waits any more
         else:
             pauses.append(timeout)

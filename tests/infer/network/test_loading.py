@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from distill.planning.metering import fused_attention
 from infer import Lora
 from infer.engine_plan import EnginePlan
-from infer.memory import GIB, MemoryMode, Workload, needed_gib, sizes_of
+from infer.memory_mode import GIB, MemoryMode, Workload, needed_gib, sizes_of
 from infer.network import loading
 from infer.network.loading import load_network
 from infer.options import Options

@@ -117,9 +117,9 @@ def rows(data: dict[str, Any], step: str) -> dict[str, Any]:
 def figures(data: dict[str, Any]) -> dict[str, float]:
     """Every figure of a report that is there, by name."""
     found: dict[str, float] = {}
-    for name, look in _LOOKS.items():
+    for name, figure in _FIGURES.items():
         try:
-            value = look(data)
+            value = figure(data)
         except (KeyError, ZeroDivisionError, ValueError, TypeError):
             continue  # a row that is not there, or failed before it had this
         if value is not None:
@@ -131,12 +131,12 @@ def _engine_ms(data: dict[str, Any]) -> float:
     return float(rows(data, "forward")["engine, as it comes"]["ms"])
 
 
-def _of_14b(look: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float | None]:
+def _of_14b(figure: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float | None]:
     """The figure if it is the 14B shape's at full size."""
 
     def only(data: dict[str, Any]) -> float | None:
         full = data.get("shape") == "14b" and data.get("size") == [480, 832, 81]
-        return look(data) if full else None
+        return figure(data) if full else None
 
     return only
 
@@ -158,7 +158,7 @@ def _farthest(ratios: list[float]) -> float:
     return 100 * max(abs(ratio - 1) for ratio in ratios)
 
 
-_LOOKS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+_FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "forward_s": _of_14b(lambda d: _engine_ms(d) / 1e3),
     "fp8_s": _of_14b(lambda d: rows(d, "forward")["engine, fp8"]["ms"] / 1e3),
     "fp8_gain": _of_14b(lambda d: _engine_ms(d) / rows(d, "forward")["engine, fp8"]["ms"]),

@@ -19,7 +19,7 @@ from torch import Tensor
 from infer.checks import engine_schedule
 from infer.engine import Student
 from infer.engine_plan import EnginePlan, make_plan, why_not_quantize
-from infer.memory import Workload, needed_gib
+from infer.memory_mode import Workload, needed_gib
 from infer.options import Options
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.text_rows import pad_text

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from infer import Lora
-from infer.memory import MemoryMode, Workload, needed_gib, resting_gib
+from infer.memory_mode import MemoryMode, Workload, needed_gib, resting_gib
 from infer.options import Options
 from infer.serve.names import named_loras
 from infer.serve.work.students import Students

@@ -322,29 +322,31 @@ def _sharded_phases(job: Job, meter: ModelMeter, gpus: int) -> dict[str, Parts]:
     reduction = {"reduction": size * min(most, BUCKET)}
     reducing = reduction if most > BUCKET else {}
     through = fake_score.backward if job.method.through_fake_score else fake_score.forward
-    kept_too = fake_score.kept if job.method.through_fake_score else 0
+    fake_activations = fake_score.activations if job.method.through_fake_score else 0
     # DeepSpeed holds the weights that the student's backward pass begins with, which comes last.
     waiting = {"student's weights, gathered": copied[STUDENT]} if gpus > 1 else {}
     phases = {
-        "teacher": gathered[TEACHER] | waiting | {"activations": student.kept + found.teacher},
+        "teacher": gathered[TEACHER]
+        | waiting
+        | {"activations": student.activations + found.teacher},
         "generator's gradient": gathered[FAKE_SCORE]
         | waiting
-        | {"activations": student.kept + through},
+        | {"activations": student.activations + through},
         "fake score's update": gathered[FAKE_SCORE]
         | reducing
         | ({} if fresh else waiting)
-        | {"activations": fake_score.backward + (0 if fresh else student.kept)},
+        | {"activations": fake_score.backward + (0 if fresh else student.activations)},
         "student's update": gathered[STUDENT] | reducing | {"activations": student.backward},
         "reduction": whole[_larger(networks)]
         | reduction
-        | {"activations": 0 if fresh else student.kept},
+        | {"activations": 0 if fresh else student.activations},
         "samples": gathered[STUDENT] | {"activations": max(student.forward, meter.decoding(job))},
     }
     for name, through_frozen in found.through.items():
-        activations = student.kept + kept_too + through_frozen
+        activations = student.activations + fake_activations + through_frozen
         phases[name] = gathered[TEACHER] | waiting | {"activations": activations}
     for name, others in found.alone.items():
-        phases[name] = gathered[TEACHER] | waiting | {"activations": student.kept + others}
+        phases[name] = gathered[TEACHER] | waiting | {"activations": student.activations + others}
     if job.parallel.offload == "none":
         # The gradient flattened, and in float32; fused AdamW needs nothing more.
         numbers = 4 + _gradient_size(job) % 4
@@ -368,16 +370,16 @@ def _local_phases(job: Job, meter: ModelMeter) -> dict[str, Parts]:
     trained = {STUDENT: trained[STUDENT], FAKE_SCORE: trained.get(FAKE_SCORE, trained[STUDENT])}
     # Autocast keeps bfloat16 copies of what is trained: in a graph, and in a forward.
     casts = {role: 2 * count if _size(job) == 2 else 0 for role, count in trained.items()}
-    kept = {
-        role: p.kept + (0 if job.parallel.gradient_checkpointing else casts[role])
+    activations = {
+        role: p.activations + (0 if job.parallel.gradient_checkpointing else casts[role])
         for role, p in passes.items()
     }
-    through, kept_too = passes[FAKE_SCORE].forward, 0
+    through, fake_activations = passes[FAKE_SCORE].forward, 0
     if job.method.through_fake_score:
-        through, kept_too = passes[FAKE_SCORE].backward, kept[FAKE_SCORE]
+        through, fake_activations = passes[FAKE_SCORE].backward, activations[FAKE_SCORE]
     own = {role: 4 * count for role, count in trained.items()}
     both = max(own.values()) if fresh else sum(own.values())
-    waiting = 0 if fresh else kept[STUDENT]
+    waiting = 0 if fresh else activations[STUDENT]
     if job.train.accumulation == 1:
         rest = {r: p.backward_keeping + casts[r] - own[r] for r, p in passes.items()}
         fake = {"gradients": own[FAKE_SCORE], "activations": rest[FAKE_SCORE] + waiting}
@@ -388,17 +390,17 @@ def _local_phases(job: Job, meter: ModelMeter) -> dict[str, Parts]:
         student = {"gradients": both, "activations": rest[STUDENT]}
     sampling = max(passes[STUDENT].forward + casts[STUDENT], meter.decoding(job))
     phases = {
-        "teacher": {"activations": kept[STUDENT] + found.teacher},
-        "generator's gradient": {"activations": kept[STUDENT] + through + casts[FAKE_SCORE]},
+        "teacher": {"activations": activations[STUDENT] + found.teacher},
+        "generator's gradient": {"activations": activations[STUDENT] + through + casts[FAKE_SCORE]},
         "fake score's update": fake,
         "student's update": student,
         "optimizer step": {"gradients": both},
         "samples": {"activations": sampling},
     }
     for name, through_frozen in found.through.items():
-        phases[name] = {"activations": kept[STUDENT] + kept_too + through_frozen}
+        phases[name] = {"activations": activations[STUDENT] + fake_activations + through_frozen}
     for name, others in found.alone.items():
-        phases[name] = {"activations": kept[STUDENT] + others}
+        phases[name] = {"activations": activations[STUDENT] + others}
     if job.train.accumulation > 1:
         for name in ("teacher", "generator's gradient", *found.through, *found.alone):
             phases[name] = {"gradients": both} | phases[name]

@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 
 from distill.planning.metering import Pass, meter_forward
 from infer.engine_plan import make_plan, out_of_memory
-from infer.memory import (
+from infer.memory_mode import (
     MemoryMode,
     Workload,
     _activations,

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.sprites import world
-from lightx2v_sgmd.apps.sprites.judging import judge, score
 from lightx2v_sgmd.apps.sprites.measure import measure
+from lightx2v_sgmd.apps.sprites.verdicts import score, verdict_of
 
 Video = NDArray[np.float32]
 
@@ -51,16 +51,16 @@ def test_wrong_captions_share_nothing() -> None:
 
 def test_ground_truth_scores_one_and_wrong_captions_zero() -> None:
     measured = [(caption, measure(video)) for caption, video in random_videos(150)]
-    truth = score([judge(m, caption) for caption, m in measured])
+    truth = score([verdict_of(m, caption) for caption, m in measured])
     assert (truth.colour, truth.shape, truth.direction, truth.speed) == (1, 1, 1, 1)
     assert truth.all_attributes == 1 and truth.entropy > 0.97
     wrong = [
-        judge(m, wrong_caption(caption))
+        verdict_of(m, wrong_caption(caption))
         for caption, m in measured
         if any(o.named() for o in caption.objects)
     ]
     assert not any(v.all_attributes for v in wrong)
-    one_object = [judge(m, wrong_caption(c)) for c, m in measured if len(c.objects) == 1]
+    one_object = [verdict_of(m, wrong_caption(c)) for c, m in measured if len(c.objects) == 1]
     alone = score(one_object)
     assert (alone.colour, alone.shape, alone.direction, alone.speed) == (0, 0, 0, 0)
 
@@ -111,20 +111,22 @@ def spoil(kind: str, video: Video) -> Video:
 )
 def test_defects_are_not_clean(kind: str) -> None:
     caption, video = right_video()
-    assert judge(measure(video.copy()), caption).all_attributes
-    assert not judge(measure(spoil(kind, video)), caption).all_attributes
+    assert verdict_of(measure(video.copy()), caption).all_attributes
+    assert not verdict_of(measure(spoil(kind, video)), caption).all_attributes
 
 
 def test_a_video_of_nothing_is_measured_without_fuss() -> None:
     caption, video = right_video()
     for empty in (np.zeros_like(video), spoil("nothing", video)):
-        verdict = judge(measure(empty), caption)
+        verdict = verdict_of(measure(empty), caption)
         assert verdict.right["colour"] == (0, 1) and verdict.speeds == ()
         assert np.isfinite(measure(empty).features).all()
-    white = judge(measure(np.ones_like(video)), caption)
+    white = verdict_of(measure(np.ones_like(video)), caption)
     assert white.right["colour"] == (0, 1) and not white.clean
     noise = np.random.default_rng(0).random(video.shape, dtype=np.float32)
-    assert np.isfinite(measure(noise).features).all() and not judge(measure(noise), caption).clean
+    assert (
+        np.isfinite(measure(noise).features).all() and not verdict_of(measure(noise), caption).clean
+    )
 
 
 def test_mode_dropping_shows_in_the_entropy() -> None:
@@ -133,8 +135,8 @@ def test_mode_dropping_shows_in_the_entropy() -> None:
     reds = [
         world.Sprite("red", "circle", "up", "slowly", 4.0, 16.0, 20.0, 0.0, -0.35) for _ in range(8)
     ]
-    same = score([judge(measure(world.render((s,))), caption) for s in reds])
+    same = score([verdict_of(measure(world.render((s,))), caption) for s in reds])
     varied = score(
-        [judge(measure(world.sample_video(rng, caption)[2]), caption) for _ in range(60)]
+        [verdict_of(measure(world.sample_video(rng, caption)[2]), caption) for _ in range(60)]
     )
     assert same.entropy == 0 and varied.entropy > 0.9

@@ -34,7 +34,7 @@ class Verdict:
     speeds: tuple[float, ...]
 
 
-def judge(measurement: Measurement, caption: world.Caption) -> Verdict:
+def verdict_of(measurement: Measurement, caption: world.Caption) -> Verdict:
     """Compares a video with its caption.
 
     The captioned objects are matched with the largest tracks so that most named values are right;

@@ -1,6 +1,6 @@
 """The memory that decoding a chunk of a video takes, from the VAE's configuration alone.
 
-``tests/infer/vae/test_memory.py`` meters the decoder and holds the formula to it.
+``tests/infer/vae/test_decode_memory.py`` meters the decoder and holds the formula to it.
 
 H, W height and width of a stage, T frames of a chunk there, C channels.
 """

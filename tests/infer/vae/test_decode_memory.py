@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from distill.planning.metering import MemoryMeter, fused_attention
+from infer.vae.decode_memory import decode_gib
 from infer.vae.decoder import VaeDecoder
 from infer.vae.decoding import Share, Tiling, decode_stream
-from infer.vae.memory import decode_gib
 from lightx2v_sgmd.families.wan.opening import open_wan
 
 WAN21 = {"base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4]}

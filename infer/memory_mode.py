@@ -3,8 +3,8 @@
 The weights are counted on the meta device, where networks have shapes and no storage. What
 loading takes beside them follows from how ``infer.network.loading`` does it, block by block. What
 the computation needs beside them is a formula whose factors PyTorch's profiler measured on
-diffusers' classes; ``tests/infer/test_memory.py`` measures it again, and compares it with the meter
-that plans training. docs/decisions/028 says why generation does not use that meter.
+diffusers' classes; ``tests/infer/test_memory_mode.py`` measures it again, and compares it with the
+meter that plans training. docs/decisions/028 says why generation does not use that meter.
 
 B batch, S tokens of a video, D network width, F its feed-forward width, H, W pixels.
 """
@@ -21,8 +21,8 @@ from typing import Any, Final
 import torch
 
 from infer.options import Quantize
+from infer.vae.decode_memory import decode_gib
 from infer.vae.decoding import FRAMES_AT_ONCE, Tiling
-from infer.vae.memory import decode_gib
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.system.errors import UserError

@@ -7,11 +7,11 @@ import pytest
 
 from lightx2v_sgmd.apps.sprites import motions, world
 from lightx2v_sgmd.apps.sprites.measure import measure
-from lightx2v_sgmd.apps.sprites.motion_judging import (
+from lightx2v_sgmd.apps.sprites.motion_verdicts import (
     OTHER,
     MotionVerdict,
-    judge_motion,
-    judge_videos,
+    motion_verdict,
+    motion_verdicts,
     score_motions,
     see_motion,
 )
@@ -35,7 +35,7 @@ def test_the_worlds_videos_are_right_on_everything() -> None:
         for _ in range(4)
     ]
     videos = [(motions.render(s) * 255).round().astype(np.uint8) for s in drawn]
-    scores = score_motions(judge_videos(videos, [s.caption() for s in drawn]))
+    scores = score_motions(motion_verdicts(videos, [s.caption() for s in drawn]))
     assert scores.named == {"colour": 1, "shape": 1, "direction": 1, "manner": 1}
     assert scores.all_attributes == scores.clean == 1
     assert scores.open_videos == 0 and scores.videos == len(drawn)
@@ -89,7 +89,7 @@ def test_one_wrong_word_is_one_wrong_attribute(
     wrong: motions.MotionCaption, attribute: str
 ) -> None:
     measured = measure(motions.render(sprite((1.3, 0.0), (1.3, 0.0))))
-    verdict = judge_motion(measured, wrong)
+    verdict = motion_verdict(measured, wrong)
     assert [name for name, right in verdict.right.items() if not right] == [attribute]
     assert verdict.clean and not verdict.motion_is_open
 
@@ -100,9 +100,9 @@ def test_a_second_object_is_not_clean_and_an_empty_video_is_wrong() -> None:
     blue = motions.render(other)
     both = np.where(np.abs(blue - world.BACKGROUND) > np.abs(one - world.BACKGROUND), blue, one)
     caption = motions.MotionCaption("red", "circle", FAST)
-    assert not judge_motion(measure(both), caption).clean
+    assert not motion_verdict(measure(both), caption).clean
     nothing = np.tile(world.BACKGROUND, (world.NUM_FRAMES, world.SIZE, world.SIZE, 1))
-    verdict = judge_motion(measure(nothing), caption)
+    verdict = motion_verdict(measure(nothing), caption)
     assert not any(verdict.right.values()) and not verdict.clean and verdict.manner == OTHER
 
 

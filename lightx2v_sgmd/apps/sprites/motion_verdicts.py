@@ -1,4 +1,4 @@
-"""Reads the motion of sprite videos from their frames, and judges it against captions.
+"""Reads the motion of sprite videos from their frames, and compares it with captions.
 
 The motion is the best path of two velocities through an object's centroids, with the knee at the
 middle frame, as the world of ``motions`` draws it. A video without exactly one such object, or
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightx2v_sgmd.apps.sprites import motions, world
-from lightx2v_sgmd.apps.sprites.judging import STRAY_AREA
 from lightx2v_sgmd.apps.sprites.measure import MAX_WOBBLE, Measurement, Track, measure
+from lightx2v_sgmd.apps.sprites.verdicts import STRAY_AREA
 
 OTHER: Final = "other"
 """The manner of a video that shows none of the world's."""
@@ -119,7 +119,7 @@ class MotionVerdict:
         return self.clean and all(self.right.values())
 
 
-def judge_motion(measurement: Measurement, caption: motions.MotionCaption) -> MotionVerdict:
+def motion_verdict(measurement: Measurement, caption: motions.MotionCaption) -> MotionVerdict:
     """Compares a video with its caption; the largest object is the caption's."""
     track = measurement.tracks[0] if measurement.tracks else None
     seen = NOTHING_SEEN if track is None else see_motion(track)
@@ -191,8 +191,8 @@ def score_motions(verdicts: Sequence[MotionVerdict]) -> MotionScores:
     )
 
 
-def judge_videos(
+def motion_verdicts(
     videos: Sequence[NDArray[np.uint8]], captions: Sequence[motions.MotionCaption]
 ) -> list[MotionVerdict]:
-    """Measures and judges videos ``[N, F, H, W, 3]``."""
-    return [judge_motion(measure(v), c) for v, c in zip(videos, captions, strict=True)]
+    """The verdicts on videos ``[N, F, H, W, 3]``, which it measures."""
+    return [motion_verdict(measure(v), c) for v, c in zip(videos, captions, strict=True)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.planning.memory import rank_memory
 from distill.planning.model_meter import ModelMeter
+from distill.planning.rank_memory import rank_memory
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import Job
