@@ -97,8 +97,9 @@ REPORT: dict[str, Any] = {
                     "iteration_s": 10.0,
                     "mfu": 0.46,
                     "mfu_useful": 0.38,
+                    "tflop": 4021.43,
                     "tflops_per_s": 455.0,
-                    "phases_s": {"rollout": 4.0, "teacher": 6.0},
+                    "phases_s": {"rollout": 4.0, "teacher": 6.0, "optimizer": 0.5},
                     "memory_to_plan": 0.85,
                     "took_s": 60.0,
                 },
@@ -204,6 +205,36 @@ def test_a_goal_that_was_missed_or_not_measured_says_why(tmp_path: Path) -> None
     del steps["video"]
     text = page(tmp_path, report)
     assert line(text, GOALS[2].what)[4].startswith("the step video did not run; four forwards")
+
+
+def test_a_phase_of_training_stands_beside_the_least_it_could_be(tmp_path: Path) -> None:
+    """A 1.3B forward is 82.09 TFLOP of products and 200.9 of attention.
+
+    Products run at 700 TFLOP/s and attention at 600: a faster kernel without a backward pass does
+    not count. The teacher has two forwards, the rollout 2.5. All phases have 13.5 of products, and
+    of attention 14.5, because its backward pass is two forwards.
+    """
+    report = copy.deepcopy(REPORT)
+    steps = report["steps"]
+    steps["attention"]["rows"]["flash3"] = {
+        **steps["attention"]["rows"]["sdpa"],
+        "kernel": "FlashAttention 3 ran",
+        "tflops": 700.0,
+    }
+    text = page(tmp_path, report).split("### What bounds training")[1].split("\n## ")[0]
+    rows = [row for row in text.splitlines() if row.startswith("| local |")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    found = {row[1]: row[2:] for row in cells}
+    assert found["teacher"] == ["6.00", "0.90", "0.23", "**0.67**", "6.64 times"]
+    assert found["rollout"] == ["4.00", "1.13", "0.29", "**0.84**", "3.54 times"]
+    assert found["**whole iteration**"] == ["10.00", "6.44", "1.58", "**4.86**", "1.55 times"]
+    assert found["optimizer"] == ["0.50", "", "", "", ""]
+    steps["training"]["rows"]["local"]["tflop"] = 4000.0  # the job has other operations by now
+    text = page(tmp_path, report).split("### What bounds training")[1]
+    assert line(text, "local")[2:] == ["10.00", "", "", "", ""]
+    del steps["training"], steps["selective"]
+    text = page(tmp_path, report).split("### What bounds training")[1]
+    assert line(text, "local")[2:] == [UNKNOWN] * 5
 
 
 def test_figures_of_a_network_without_real_numbers_do_not_count(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks.attention import KERNELS
 from tools.gpu_check.page.goals import rows
+from tools.gpu_check.page.training_bounds import Least, least_seconds, training_rate
 from tools.models.random_wan import SHAPES
 
 UNKNOWN = "not measured yet"
@@ -340,7 +341,49 @@ def training(data: Data) -> str:
         "them once. *local, selective* stores the outputs of attention instead of computing them "
         "twice (`parallel.gradient_checkpointing: selective`)."
     )
-    return f"## Training\n\n{note}\n\n{table}"
+    return f"## Training\n\n{note}\n\n{table}\n\n{_training_bounds(data, found)}"
+
+
+def _training_bounds(data: Data, found: dict[str, Row]) -> str:
+    """The time of each phase beside the least that it could be."""
+    head = ["strategy", "phase", "s", "least, s", "products, s", "attention, s", "how far"]
+    product, attention = _ceilings(data).get("flops_bf16"), training_rate(rows(data, "attention"))
+    lines = []
+    for label, row in found.items():
+        if "iteration_s" not in row:
+            continue
+        least: dict[str, Least] = {}
+        if product and attention:
+            least = least_seconds(data["shape"], label, row, product, attention)
+        if least:
+            each = [*least.values()]
+            least["**whole iteration**"] = Least(
+                sum(one.product for one in each), sum(one.attention for one in each)
+            )
+        spent = {**row["phases_s"], "**whole iteration**": row["iteration_s"]}
+        for phase in sorted(spent, key=lambda phase: -spent[phase]):
+            if spent[phase] > 0:
+                lines.append([label, phase, *_phase(spent[phase], least.get(phase))])
+    if not lines:
+        lines = [["local", "whole iteration", *[UNKNOWN] * 5]]
+    note = (
+        "*least*: products at the rate of the machine's own large product, attention at the best "
+        "rate above of a kernel that has a backward pass (PyTorch's own), one after the other; "
+        "the larger part is bold. Backward passes are counted at the rates of forward ones, "
+        "since no other was measured; norms, gates, the optimizer and idle time would take nothing "
+        "at best."
+    )
+    return f"### What bounds training\n\n{note}\n\n{markdown_table(head, lines)}"
+
+
+def _phase(seconds: float, least: Least | None) -> list[str]:
+    """The cells of a phase from its seconds on."""
+    if least is None:
+        return [number(seconds), "", "", "", ""]
+    parts = [number(least.product), number(least.attention)]
+    bound = int(least.attention > least.product)
+    parts[bound] = f"**{parts[bound]}**"
+    return [number(seconds), number(least.total), *parts, f"{seconds / least.total:.2f} times"]
 
 
 def tests(data: Data) -> str:
