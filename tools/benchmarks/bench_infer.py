@@ -14,8 +14,10 @@ in the networks (the forwards, the VAE's decoder), measured in the same runs; ``
 is what the engine adds to it. The text encoder is a stage of its own. ``peak_gib`` is what each
 one's own tensors take.
 
-The JSON is written after every row; ``--budget`` leaves out what does not fit any more. With
-``--random`` weights of a known shape are made on the device, and nothing is read or written.
+The JSON is written after every row. ``--budget`` leaves out a row that would not fit, by the time
+that the row before it took. A row that fails has its ``error``, the others are measured, and the
+exit code is 1. With ``--random`` weights of a known shape are made on the device, and nothing is
+read or written.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -36,6 +39,7 @@ import torch
 
 from lightx2v_sgmd.system.errors import UserError
 from tools.benchmarks.inference_rows import (
+    PEAK_RUNS,
     Side,
     Size,
     Source,
@@ -48,6 +52,7 @@ from tools.benchmarks.inference_rows import (
 )
 from tools.benchmarks.machines import describe
 from tools.counting.bounds import bound, machine_limits, stage_work
+from tools.gpu_check.report import one_line
 from tools.models.random_wan import PROMPT, open_random_wan
 from tools.own_files import FIGURE, replacing_own, write_own
 
@@ -66,6 +71,7 @@ class Report:
 
     def __init__(self, path: Path, content: dict[str, Any], budget_s: float | None) -> None:
         self.path, self.content, self.budget_s = path, {**content, "results": []}, budget_s
+        self._least_s: dict[int, float] = {}
         self.write()
 
     def write(self) -> None:
@@ -84,11 +90,22 @@ class Report:
         elapsed = time.monotonic() - STARTED
         return self.budget_s is None or elapsed + 1.2 * seconds < self.budget_s
 
+    def took(self, count: int, seconds: float) -> None:
+        """Notes the least time that a row of so many videos needs, by one that was measured."""
+        self._least_s[count] = seconds
+
+    def expected_s(self, count: int) -> float:
+        """The least time that a row of so many videos needs; 0 before any was measured."""
+        if not self._least_s:
+            return 0.0
+        nearest = min(self._least_s, key=lambda known: abs(known - count))
+        return self._least_s[nearest] * count / nearest
+
 
 def line_of(row: dict[str, Any]) -> str:
     """A row for the terminal."""
     label = f"batch {row['batch']}, {label_of(row)}" if "batch" in row else label_of(row)
-    for key in ("unavailable", "skipped"):
+    for key in ("unavailable", "skipped", "error"):
         if key in row:
             return f"{label}: {key}: {row[key]}"
     words = [f"{name} {seconds:.3f} s" for name, seconds in row["seconds"].items()]
@@ -119,7 +136,7 @@ def measure(source: Source, args: argparse.Namespace, report: Report) -> None:
     """All rows: the engine's variants, each beside stock or after it."""
     alone = measures_alone(source.device)
     with freeing(source.device):
-        stock = None if args.ours_only else _stock(source)
+        stock = None if args.ours_only else _stock(source, report)
         stock_rows: dict[int, dict[str, Any]] = {}
         if stock is not None and alone:
             for count in args.batches:
@@ -141,11 +158,22 @@ def measures_alone(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _stock(source: Source) -> Side:
+def _stock(source: Source, report: Report) -> Side | None:
+    """Stock diffusers; None if it cannot be loaded, which is then a row."""
     # Both compute in the engine's precision.
     cuda = source.device.type == "cuda"
     dtype = source.dtype or (torch.bfloat16 if cuda else torch.float32)
-    return stock_side(source.pipeline(dtype), source.size, 4, source.device)
+    try:
+        return stock_side(source.pipeline(dtype), source.size, 4, source.device)
+    except Exception as error:  # whatever it is, the engine may still run
+        report.add({"variant": "stock", "error": noted(error)})
+        return None
+
+
+def noted(error: Exception) -> str:
+    """An error in a line for a row; its traceback goes to the terminal."""
+    traceback.print_exception(error)
+    return one_line(error)
 
 
 def measure_variant(
@@ -159,15 +187,18 @@ def measure_variant(
     """Rows of one variant of the engine for every batch size; whether it is compiled."""
     variant = {key: options[key] for key in ("attention", "quantize")}
     variant["compiled"] = options["compile"]
-    if not report.enough(0.0):
-        report.add({"variant": variant, "skipped": "the budget ended"})
+    if not report.enough(report.expected_s(min(args.batches))):
+        report.add({"variant": variant, "skipped": "no time left"})
         return False
     try:
         student = source.student(**options)
+        ours = our_side(student, source.size)
     except UserError as error:
         report.add({"variant": variant, "unavailable": str(error)})
         return False
-    ours = our_side(student, source.size)
+    except Exception as error:  # out of memory, or a kernel's: it costs this variant only
+        report.add({"variant": variant, "error": noted(error)})
+        return False
     about = ours.about
     for count in args.batches:
         row = one_row([ours, *([stock] if stock else [])], count, about, args, report)
@@ -190,12 +221,25 @@ def measure_variant(
 def one_row(
     sides: list[Side], count: int, variant: Any, args: argparse.Namespace, report: Report
 ) -> dict[str, Any]:
-    """One batch size of one variant."""
+    """One batch size of one variant; with ``skipped`` or ``error`` if it has no figures."""
     row: dict[str, Any] = {"batch": count, "variant": variant}
-    if not report.enough(0.0):
-        return {**row, "skipped": "the budget ended"}
-    rows = measure_together(sides, count, args.warmup, args.repetitions, report.enough)
-    peaks = {side.name: peak_gib(side, count) for side in sides}
+    if not report.enough(report.expected_s(count)):
+        return {**row, "skipped": "no time left"}
+    start = time.monotonic()
+
+    def enough(seconds: float) -> bool:
+        """True if there is time for that and then for the peak's runs."""
+        return report.enough((1 + PEAK_RUNS) * seconds)
+
+    try:
+        rows = measure_together(sides, count, args.warmup, args.repetitions, enough)
+        if not rows:
+            return {**row, "skipped": "no time left after warming up"}
+        peaks = {side.name: peak_gib(side, count) for side in sides}
+    except Exception as error:  # out of memory, or a kernel's: it costs this row only
+        return {**row, "error": noted(error)}
+    repeated = sum(each[side.name] for each in rows[1:] for side in sides)
+    report.took(count, time.monotonic() - start - repeated)
     return {**row, **summary(rows, 4), "peak_gib": peaks, "rows": rows}
 
 
@@ -329,7 +373,7 @@ def _three(size: list[int]) -> Size:
 
 
 def main() -> int:
-    """Runs it: 0, or 2 if the command line or the weights are wrong."""
+    """Runs it: 0, 1 if a row failed, or 2 if the command line or the weights are wrong."""
     args = arguments()
     device = torch.device(args.device)
     try:
@@ -352,7 +396,7 @@ def main() -> int:
         report.write()
         print("cold start", report.content["cold_start"])
     plot(report.content, args.out / f"{args.name}.png")
-    return 0
+    return int(any("error" in row for row in report.content["results"]))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ GIB = 2**30
 Size = tuple[int, int, int]
 Enough = Callable[[float], bool]
 """Tells whether so many seconds are left."""
+PEAK_RUNS = 2
+"""The most runs that ``peak_gib`` makes."""
 
 
 class Inside:
@@ -192,7 +194,7 @@ def timed(compute: Callable[[], Any], device: torch.device) -> tuple[float, Any]
 def measure_together(
     sides: list[Side], count: int, warmup: int, repetitions: int, enough: Enough
 ) -> list[dict[str, Any]]:
-    """Rows of one batch size, the sides in turns within each; fewer if the time is up.
+    """Rows of one batch size, the sides in turns within each; fewer, or none, if the time is up.
 
     Args:
         sides: One or both.
@@ -202,13 +204,17 @@ def measure_together(
         enough: True if there is time for another row.
     """
     device = sides[0].inside.device
-    for _ in range(warmup):
+    rows: list[dict[str, Any]] = []
+    spent = 0.0  # by the run before; the first one compiles, and foretells nothing
+    for number in range(warmup):
+        if not enough(spent):
+            return rows
+        start = time.perf_counter()
         for side in sides:
             side.run(count)
-    rows: list[dict[str, Any]] = []
-    spent = 0.0
+        spent = time.perf_counter() - start if number else 0.0
     for repetition in range(repetitions):
-        if rows and not enough(spent):
+        if not enough(spent):
             break
         row: dict[str, Any] = {}
         start = time.perf_counter()
