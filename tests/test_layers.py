@@ -216,26 +216,3 @@ def test_a_planted_violation_is_caught(module: str, source: str, reason: str) ->
 )
 def test_what_is_allowed_passes(module: str, source: str) -> None:
     assert violations(list(imports(module, source))) == []
-
-
-def test_every_folder_says_what_lives_there() -> None:
-    folders = {
-        file.parent for name in (LIBRARY, *APPLICATIONS) for file in (ROOT / name).rglob("*.py")
-    }
-    assert len(folders) > 30
-    assert [folder for folder in sorted(folders) if not (folder / "README.md").is_file()] == []
-
-
-# One file for each command and each method: a reader finds it by its name.
-ONE_FILE_EACH = (f"{LIBRARY}/cli", f"{LIBRARY}/methods")
-
-
-def test_the_readme_of_a_folder_names_its_modules() -> None:
-    unnamed = []
-    for name in (LIBRARY, *APPLICATIONS):
-        for file in sorted((ROOT / name).rglob("*.py")):
-            folder = file.parent.relative_to(ROOT).as_posix()
-            said = (file.parent / "README.md").read_text(encoding="utf-8")
-            if not file.name.startswith("__") and f"`{file.name}`" not in said:
-                unnamed.append(f"{folder}/{file.name}")
-    assert [module for module in unnamed if module.rpartition("/")[0] not in ONE_FILE_EACH] == []
