@@ -1,4 +1,4 @@
-"""The first line of a docstring has its subject in it: a tooltip shows nothing else."""
+"""Docstrings and helps of options begin with their subject: a tooltip shows nothing else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from lightx2v_sgmd.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("lightx2v_sgmd", "distill", "infer", "weights", "tools")
@@ -65,3 +69,23 @@ def test_other_fragments_are_seen_outside_the_tests() -> None:
     assert fragments(text) == [1]
     assert fragments(text, is_test=True) == []
     assert fragments('"""Formats weights. What is lost is said."""') == []
+
+
+def helps(command: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The help of each option and argument of a command and of those below it."""
+    for parameter in command.params:
+        if getattr(parameter, "help", None) and not getattr(parameter, "hidden", False):
+            yield f"{path} {parameter.name}", parameter.help
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from helps(inner, f"{path} {name}")
+
+
+def is_fragment(text: str) -> bool:
+    return not text[0].isupper() or bool(FRAGMENT.match(text))
+
+
+def test_helps_begin_with_a_noun_or_an_imperative() -> None:
+    found = list(helps(typer.main.get_command(app), "lightx2v-sgmd"))
+    assert len(found) > 150
+    assert [name for name, text in found if is_fragment(text)] == []
+    assert is_fragment("What to measure.") and is_fragment("auto: resume.")

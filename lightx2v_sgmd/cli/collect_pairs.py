@@ -62,7 +62,7 @@ def collect_pairs_command(
     part: Annotated[
         str,
         typer.Option(
-            metavar="K/N", help="Make part K of N, so that N machines can share the work."
+            metavar="K/N", help="Make only part K of N of the pairs, so that N machines share them."
         ),
     ] = "1/1",
     prompts: Annotated[

@@ -24,9 +24,8 @@ def distill_command(
         str,
         typer.Option(
             metavar="auto|never|PATH",
-            help="auto: resume from the newest checkpoint in the run folder, if there is one. "
-            "never: refuse a run folder that has a checkpoint. PATH: resume from this run or "
-            "checkpoint.",
+            help="Checkpoint to resume from: auto takes the newest in the run folder, if there is "
+            "one; never refuses a run folder that has one; PATH names a run or a checkpoint.",
         ),
     ] = "auto",
     nproc: Processes = 1,

@@ -32,8 +32,8 @@ def evaluate_command(
         str,
         typer.Option(
             metavar="DIR",
-            help="What to measure: a student that `export` wrote, a teacher (a Wan folder, sampled "
-            "with its own sampler), or a folder of .mp4 files.",
+            help="Model or videos to measure: a student that `export` wrote, a teacher (a Wan "
+            "folder, sampled with its own sampler), or a folder of .mp4 files.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
@@ -148,8 +148,8 @@ def evaluate_command(
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N",
-            help="Make only part I of N of the videos, so that N machines share them; then run "
+            metavar="K/N",
+            help="Make only part K of N of the videos, so that N machines share them; then run "
             "once without it.",
         ),
     ] = None,

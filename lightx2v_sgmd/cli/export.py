@@ -34,17 +34,18 @@ def export_command(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="diffusers: a folder that diffusers loads as it is. wan: original names, for "
-            "LightX2V. comfyui: one file and a workflow. lora: adapters for the teacher.",
+            help="Layout: diffusers is a folder that diffusers loads as it is, wan has original "
+            "names, for LightX2V, comfyui is one file and a workflow, lora has adapters for the "
+            "teacher.",
         ),
     ] = "diffusers",
     dtype: Annotated[
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="Number format of the weights: bf16, fp16, fp32, fp8 (wan and comfyui only) or "
+            help="Precision of the weights: bf16, fp16, fp32, fp8 (wan and comfyui only) or "
             "fp8-legacy (for ComfyUI before December 2025). "
-            "Default bf16, or the source's own format if it is an exported folder.",
+            "Default bf16, or the source's own if it is an exported folder.",
         ),
     ] = None,
     ema: Annotated[
@@ -77,8 +78,8 @@ def export_command(
         str | None,
         typer.Option(
             metavar="PART",
-            help="blocks: keep the linear layers of the blocks alone, which every program applies "
-            "(lora only).",
+            help="Part of the change that the LoRA holds (lora only): blocks for the linear layers "
+            "of the blocks alone, which every program applies. Default all of it.",
         ),
     ] = None,
     relative_to: Annotated[

@@ -198,7 +198,7 @@ def report_command(
         typer.Option(
             metavar="N",
             min=0,
-            help="Wrong answers in catch trials that are forgiven; raters with more are left out.",
+            help="Maximum number of wrong answers in catch trials; raters with more are left out.",
         ),
     ] = 0,
     out: Annotated[

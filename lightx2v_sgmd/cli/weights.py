@@ -78,7 +78,7 @@ def inspect_command(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Model that it is a variant of; default any known model that it fits.",
+            help="Model that the weights are a variant of; default any known model that they fit.",
         ),
     ] = None,
     as_json: Json = False,

@@ -43,7 +43,7 @@ class Teacher:
     # Guidance scale of the second expert, for a teacher that has two (Wan2.2-A14B), whose first one
     # has guidance_scale; null is the same for both. Wan2.2's authors use 4 and 3.
     guidance_scale_2: Annotated[float, Field(ge=1)] | None = None
-    # Type of the teacher's weights and of the trained networks' computation; master weights,
+    # Precision of the teacher's weights and of the trained networks' computation; master weights,
     # schedules and losses are float32 always. bfloat16 halves the teacher's memory.
     dtype: Literal["float32", "bfloat16"] = "float32"
     # Prompt that guidance leads away from, in training, in ODE pairs and where the teacher is

@@ -96,7 +96,7 @@ def test_vbench_gets_its_own_options(
         ([*PROMPTS, "--shard", "1/2", "--nproc", "2"], "--nproc: makes all videos"),
         ([*PROMPTS, "--videoalign", "nowhere"], "--videoalign: nowhere has no inference.py"),
         ([*PROMPTS, "--videoalign-python", "python"], "--videoalign-python: has no meaning"),
-        ([*PROMPTS, "--shard", "3/2"], "--shard: '3/2' is not I/N with I from 1 to N"),
+        ([*PROMPTS, "--shard", "3/2"], "--shard: '3/2' is not K/N with K from 1 to N"),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -97,7 +97,7 @@ def _gpus(plans: list[JobPlan]) -> str:
         "tokens a rank",
         "state, GiB",
         "activations, GiB",
-        "of a GPU, GiB",
+        "peak of a GPU, GiB",
         "fits 80",
         "s an iteration",
         "GPU-hours of 1000",

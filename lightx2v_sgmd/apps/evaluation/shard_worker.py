@@ -1,4 +1,4 @@
-"""One of the processes that make an evaluation's videos: ``python -m ... CALL.json I/N``.
+"""One of the processes that make an evaluation's videos: ``python -m ... CALL.json K/N``.
 
 Interrupted, it leaves the videos that it finished; started again, it makes the others.
 """

@@ -53,7 +53,7 @@ class Shard:
 
     @staticmethod
     def parse(text: str) -> Shard:
-        """Reads ``I/N``.
+        """Reads ``K/N``.
 
         Raises:
             UserError: it is no such thing.
@@ -61,7 +61,7 @@ class Shard:
         found = _SHARD.fullmatch(text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UserError(
-                f"--shard: {text[:40]!r} is not I/N with I from 1 to N; use 2/4 for part 2 of 4"
+                f"--shard: {text[:40]!r} is not K/N with K from 1 to N; use 2/4 for part 2 of 4"
             )
         return Shard(int(found[1]), int(found[2]))
 

@@ -34,7 +34,7 @@ def report(
     Args:
         votes: Files of votes.
         key: The study's key; by default ``key.json`` beside the first file of votes.
-        catch_errors: Wrong answers in catch trials that are forgiven.
+        catch_errors: Maximum number of wrong answers in catch trials.
         out: A folder for ``report.html`` and ``results.json``.
         quiet: Print no news.
 

@@ -54,7 +54,7 @@ def test_shards_share_all_videos(count: int) -> None:
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/0", "a/b", "-1/2", "1/2/3"])
 def test_what_is_no_shard_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is not I/N"):
+    with pytest.raises(UserError, match="is not K/N"):
         Shard.parse(text)
 
 

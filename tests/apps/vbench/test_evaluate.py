@@ -97,7 +97,7 @@ def test_a_teachers_videos_are_made_once_by_its_own_sampler(
         (["--prompts", "p", "--shard", "1/2", "--nproc", "2"], "--nproc: makes all videos"),
         ([], "--prompts: is missing"),
         (["--vbench", "x", "--prompts", "y"], "--prompts: has no meaning with --vbench"),
-        (["--vbench", "x", "--shard", "3/2"], "is not I/N"),
+        (["--vbench", "x", "--shard", "3/2"], "is not K/N"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], reason: str) -> None:
