@@ -2,7 +2,8 @@
 
 GELU costs a pass over the widest tensor of a block. cuBLASLt (on a GPU) and oneDNN (on a CPU) apply
 it to the result of a product before that leaves the registers. In float32 on x86 oneDNN is also the
-faster library for the products themselves, above all with weights in its own layout.
+faster library for the products themselves, above all with weights in its own layout; but not on
+Intel's processors, where PyTorch's own, MKL, is faster. There GELU overwrites the product.
 
 The products of quantised weights and of LoRA layers are left alone.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import platform
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,10 @@ def fuse_products(network: Any, device: torch.device, compiled: bool) -> None:
     if device.type == "cuda" and gelu_product_works(device, dtype):
         for block in network.blocks:
             block.ffn.net[0] = GeluProduct(block.ffn.net[0].proj)
+    elif device.type == "cpu" and dtype == torch.float32 and mkl_is_faster():
+        if not compiled:  # a compiler finds its own place for GELU
+            for block in network.blocks:
+                block.ffn.net[0] = GeluInPlace(block.ffn.net[0].proj)
     elif device.type == "cpu" and dtype == torch.float32 and onednn_works():
         register()
         for block in network.blocks:
@@ -56,6 +62,23 @@ class GeluProduct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``."""
         result: Tensor = torch.ops.lightx2v_sgmd.gelu_product(x, self.proj.weight, self.proj.bias)
+        return result
+
+
+class GeluInPlace(nn.Module):
+    """A linear layer and the tanh form of GELU, which overwrites the layer's output.
+
+    Args:
+        proj: The linear layer.
+    """
+
+    def __init__(self, proj: nn.Linear) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``."""
+        result: Tensor = torch.ops.aten.gelu_(self.proj(x), approximate="tanh")
         return result
 
 
@@ -141,6 +164,22 @@ def register() -> None:
         schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor",
     )
     gelu.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)))
+
+
+@cache
+def mkl_is_faster() -> bool:
+    """True on Intel's processors, if this PyTorch has Intel's library MKL.
+
+    The maker decides, not a trial: what is computed must not change from one run to the next.
+    """
+    mkl: Any = torch.backends.mkl
+    if not mkl.is_available():
+        return False
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        about = platform.processor()
+    return "GenuineIntel" in about
 
 
 @cache

@@ -126,3 +126,25 @@ def test_rotating_turns_each_pair_by_its_angle() -> None:
         with torch.set_grad_enabled(grad):
             got = rotate(x.clone(), cos, sin)
         torch.testing.assert_close(got.flatten(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_on_a_cpu_gets_the_rows_of_a_head_together(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries, keys and values of the video; the text is read as it is."""
+    from diffusers.models import attention_dispatch
+
+    real, together = attention_dispatch.dispatch_attention_fn, []
+
+    def attend(query: Any, key: Any, value: Any, **options: Any) -> Any:
+        if len(query[0]) == len(key[0]):
+            every = (query, key, value)
+            together.append([x.transpose(1, 2).is_contiguous() for x in every])
+        return real(query, key, value, **options)
+
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", attend)
+    network, (x_t, times, text) = fused(stock(dtype)), inputs(2, dtype)
+    with torch.no_grad():
+        network(x_t, times, text)
+    assert together == [[True] * 3] * 2

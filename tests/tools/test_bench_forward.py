@@ -9,14 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.benchmarks import bench_forward
+from tools.benchmarks import bench_forward, machines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_committed_page_is_that_of_the_rows() -> None:
+    """With a table for each processor that measured."""
+    folder = ROOT / "docs" / "benchmarks"
+    report = json.loads((folder / "forward.json").read_text(encoding="utf-8"))
+    text = (folder / "forward.md").read_text(encoding="utf-8")
+    assert text == bench_forward.page(report)
+    processors = {row["machine"]["processor"] for row in report["rows"]}
+    assert text.count("\n## ") == len(processors) > 1
 
 
 def test_rows_of_several_sizes_come_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, threads = tmp_path / "forward.json", torch.get_num_threads()
-    for frames in ("5", "1", "5"):
+    for processor, frames in (("A", "5"), ("A", "1"), ("B", "5"), ("A", "5")):
+        monkeypatch.setattr(machines, "processor", lambda processor=processor: processor)
         options = ["--shape", "sprites", "--layers", "1", "--size", "32", "32", frames]
         monkeypatch.setattr(sys, "argv", ["", *options, "--rounds", "2", "--out", str(out)])
         try:
@@ -24,11 +37,13 @@ def test_rows_of_several_sizes_come_together(
         finally:
             torch.set_num_threads(threads)
     report = json.loads(out.read_text())
-    assert [row["tokens"] for row in report["rows"]] == [16, 32]
+    found = [(row["machine"]["processor"], row["tokens"]) for row in report["rows"]]
+    assert found == [("A", 16), ("A", 32), ("B", 32)]
     for row in report["rows"]:
         assert row["engine"]["difference"] < 1e-6
         assert len(row["engine"]["ratios"]) == 2 and row["stock"]["ratio"] == 1
     page = out.with_suffix(".md").read_text()
+    assert page.index("## A") < page.index("## B") < page.rindex("| engine |")
     assert (
-        page.count("| engine |") == 2 and "python -m tools.benchmarks.bench_forward --shape" in page
+        page.count("| engine |") == 3 and "python -m tools.benchmarks.bench_forward --shape" in page
     )

@@ -6,8 +6,8 @@ The network has the width of a published model and a few of its blocks. Both run
 take turns (A B, then B A), so that a machine whose speed changes changes both. With one thread (the
 default) ratios are of the process's CPU time, which other work on the machine changes little; with
 more they are of wall time, and the machine has to be quiet. The text is 120 rows of random numbers
-and its padding. Rows of other sizes that the file has already stay in it, and a
-page beside the file, ``.md``, shows all of them.
+and its padding. Rows of other sizes and of other processors that the file has already stay in it,
+and a page beside the file, ``.md``, shows all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -105,40 +106,59 @@ TITLE: Final = "# A forward pass at a real model's width, on a CPU"
 
 
 def page(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    about = report["machine"]
+    """The report as Markdown, a table for each processor."""
     lines = [
         TITLE,
         "",
         f"{report['layers']} blocks of the width of `{report['model']}`, random weights, float32, "
-        f"one video, {TEXT_ROWS} rows of text. {about['processor']}, {about['cores']} cores, "
-        f"{about['instructions']}; torch {about['torch']}, diffusers {about['diffusers']}, Python "
-        f"{about['python']}.",
+        f"one video, {TEXT_ROWS} rows of text.",
         "",
         "Both run in one process and take turns. With one thread, seconds are of the process's CPU "
         "time, which other work on the machine changes little; with more they are of wall time. "
         "Seconds are medians; *times faster* is the median of neighbours' ratios with the lowest "
         "and the highest; *difference* is the norm of the difference over the norm of diffusers' "
         "result.",
-        "",
-        "| size | tokens | threads | contestant | seconds | times faster | lowest, highest | "
-        "difference |",
-        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in report["rows"]:
-        for name, label in NAMES.items():
-            if name not in row:
-                continue
-            found, size = row[name], row["size"]
-            lines.append(
-                f"| {size[0]}x{size[1]}, {size[2]} frames | {row['tokens']} | {row['threads']} | "
-                f"{label} | "
-                f"{statistics.median(found['seconds']):.2f} | {found['ratio']:.2f} | "
-                f"{min(found['ratios']):.2f}, {max(found['ratios']):.2f} | "
-                f"{found['difference']:.1e} |"
-            )
-    lines += ["", "```bash", *(f"python -m {row['command']}" for row in report["rows"]), "```", ""]
-    return "\n".join(lines)
+    for processor in dict.fromkeys(row["machine"]["processor"] for row in report["rows"]):
+        rows = [row for row in report["rows"] if row["machine"]["processor"] == processor]
+        about = rows[-1]["machine"]
+        lines += [
+            "",
+            f"## {processor}",
+            "",
+            f"{about['cores']} cores, {about['instructions']}; torch {about['torch']}, diffusers "
+            f"{about['diffusers']}, Python {about['python']}.",
+            "",
+            "| size | tokens | threads | contestant | seconds | times faster | lowest, highest | "
+            "difference |",
+            "|---|---|---|---|---|---|---|---|",
+            *(line for row in rows for line in _lines(row)),
+            "",
+            "```bash",
+            *(f"python -m {row['command']}" for row in rows),
+            "```",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    """The lines of a row's contestants."""
+    for name, label in NAMES.items():
+        if name not in row:
+            continue
+        found, size = row[name], row["size"]
+        yield (
+            f"| {size[0]}x{size[1]}, {size[2]} frames | {row['tokens']} | {row['threads']} | "
+            f"{label} | "
+            f"{statistics.median(found['seconds']):.2f} | {found['ratio']:.2f} | "
+            f"{min(found['ratios']):.2f}, {max(found['ratios']):.2f} | "
+            f"{found['difference']:.1e} |"
+        )
+
+
+def kind_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The subject of a row: a newer one replaces an older one of the same."""
+    return row["machine"]["processor"], row["tokens"], *row["size"], row["threads"]
 
 
 def main() -> None:
@@ -173,16 +193,15 @@ def main() -> None:
     model = replace(model, transformer_config=config)
     row = measure(model, tuple(args.size), args)
     row["command"] = "tools.benchmarks.bench_forward " + " ".join(sys.argv[1:])
+    row["machine"] = machine()
     report: dict[str, Any] = {"rows": []}
     if args.out.is_file():
         report = json.loads(args.out.read_text(encoding="utf-8"))
-    same = [row["size"], row["threads"]]
-    others = [each for each in report["rows"] if [each["size"], each["threads"]] != same]
+    others = [each for each in report["rows"] if kind_of(each) != kind_of(row)]
     report = {
-        "machine": machine(),
         "model": SHAPES[args.shape],
         "layers": args.layers,
-        "rows": sorted([*others, row], key=lambda each: (each["tokens"], each["threads"])),
+        "rows": sorted([*others, row], key=kind_of),
     }
     write_own(args.out, json.dumps(report, indent=1) + "\n", "bench_forward")
     write_own(args.out.with_suffix(".md"), page(report), TITLE)

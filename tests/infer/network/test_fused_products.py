@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +30,15 @@ def network(dtype: torch.dtype = torch.float32) -> Any:
     )
 
 
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another maker's processor than Intel's."""
+    monkeypatch.setattr(fused_products, "mkl_is_faster", lambda: False)
+
+
 @needs_x86
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.usefixtures("amd")
 def test_a_block_gives_the_same(compiled: bool) -> None:
     plain, own = network(), network()
     fused_products.fuse_products(own, CPU, compiled)
@@ -64,6 +72,35 @@ def test_bfloat16_keeps_pytorchs_products() -> None:
     assert all(type(block.ffn.net[2]) is nn.Linear for block in own.blocks)
 
 
+def test_intels_processors_keep_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GELU overwrites the product there, and a compiler gets the block as it is."""
+    monkeypatch.setattr(fused_products, "mkl_is_faster", lambda: True)
+    plain, own, compiled = network(), network(), network()
+    fused_products.fuse_products(own, CPU, compiled=False)
+    fused_products.fuse_products(compiled, CPU, compiled=True)
+    assert {type(block.ffn.net[0]) for block in own.blocks} == {fused_products.GeluInPlace}
+    assert type(own.blocks[0].ffn.net[2]) is nn.Linear
+    assert {type(m) for m in compiled.modules()} == {type(m) for m in plain.modules()}
+    x_t, text = torch.randn(1, 16, 2, 8, 8), torch.randn(1, 9, 16)
+    with torch.no_grad():
+        expected = plain(x_t, torch.tensor([500.0]), text, return_dict=False)[0]
+        got = own(x_t, torch.tensor([500.0]), text, return_dict=False)[0]
+    assert (got - expected).norm() / expected.norm() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("vendor", "has_mkl", "faster"),
+    [("GenuineIntel", True, True), ("AuthenticAMD", True, False), ("GenuineIntel", False, False)],
+)
+def test_the_maker_of_the_processor_decides(
+    vendor: str, has_mkl: bool, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"vendor_id\t: {vendor}\n")
+    assert fused_products.mkl_is_faster.__wrapped__() is faster
+
+
+@pytest.mark.usefixtures("amd")
 def test_another_onednn_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(x: Any, weight: Any, bias: Any, gelu: bool) -> torch.Tensor:
         return torch.zeros(len(x), 96)
