@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(
 def test_a_disk_that_is_not_mounted(run: Path, tmp_path: Path) -> None:
     (run / "checkpoints").rename(tmp_path / "disk")
     (run / "checkpoints").symlink_to(tmp_path / "elsewhere" / "disk")
-    refused(run, "leads to .* which is not there; is a disk not mounted")
+    refused(run, "leads to .* which is not there; mount the disk")
 
 
 def test_a_checkpoint_on_a_disk_that_is_not_mounted(run: Path, tmp_path: Path) -> None:
