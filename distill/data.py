@@ -190,7 +190,7 @@ class Batches:
 
     def _steps_of_phase(self, batch_index: int) -> range:
         """The steps of the expert that a phase trains; all steps for a method without phases."""
-        first, count = self.job.method.high_noise_iterations, len(self.job.schedule)
+        first, count = self.job.method.high_noise_iterations, len(self.job.steps)
         if not first:
             return range(count)
         in_first = batch_index < first_batch(self.job.method, first)
@@ -199,7 +199,7 @@ class Batches:
     @property
     def _high_noise_steps(self) -> int:
         """The number of steps of the first expert."""
-        times = self.interpolant.nearest(self.job.schedule.times[:-1])
+        times = self.interpolant.nearest(self.job.steps.times[:-1])
         return [expert_at(boundary_of(self.experts), time) for time in times].count(0)
 
     def phase_end(self, batch_index: int) -> float:
@@ -207,9 +207,9 @@ class Batches:
 
         The first phase of a method with phases ends where the second expert's first step begins.
         """
-        if self._steps_of_phase(batch_index).stop == len(self.job.schedule):
+        if self._steps_of_phase(batch_index).stop == len(self.job.steps):
             return 0.0
-        return float(self.job.schedule.times[self._high_noise_steps])
+        return float(self.job.steps.times[self._high_noise_steps])
 
     def exit_index(self, batch_index: int, micro: int) -> int:
         """The index in the run of a micro-batch's exit step, by ``train.exit_step_per``.
@@ -222,7 +222,7 @@ class Batches:
 
     def expert(self, batch_index: int) -> int:
         """The index of the expert that a batch trains: that of its exit step; one for all ranks."""
-        times = self.interpolant.nearest(self.job.schedule.times)
+        times = self.interpolant.nearest(self.job.steps.times)
         return expert_at(boundary_of(self.experts), times[self.exit_step(batch_index)])
 
     def uniform(self, purpose: str, batch_index: int, low: float, high: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.model_checks import teacher_sources
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.prompts import MOST_CHARACTERS, prompt_problem
 from lightx2v_sgmd.files.video import check_writable, read_video
@@ -56,6 +56,7 @@ def encode_videos(videos: Path, job: Job, out: Path, shard: int = 64, quiet: boo
     captions = [_caption(file.with_suffix(".txt")) for file in files]
     check_writable(out, folder=True)
     model = open_teacher(job.teacher)
+    job = with_defaults(job, model)
     if model.size_rules.images:
         raise UserError(
             f"teacher.path: {model.path} makes images, and encode-videos reads videos; set "

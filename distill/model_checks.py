@@ -8,7 +8,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.features import require_feature
 from lightx2v_sgmd.families.sources.model_folder import model_folder
-from lightx2v_sgmd.families.teacher import open_own_models
+from lightx2v_sgmd.families.teacher import open_own_models, with_defaults
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.methods.base import DISCRIMINATOR, PIXEL_DISCRIMINATOR
 from lightx2v_sgmd.networks.adapters import check_adapters
@@ -20,24 +20,21 @@ from lightx2v_sgmd.system.errors import UserError
 def check_against_model(job: Job, model: Model) -> None:
     """Checks what only the model's configuration can tell; loads no weights.
 
+    What the job leaves to the model's family is as in ``with_defaults``.
+
     Raises:
         UserError: the model's family lacks what the job asks for, the student's steps are not those
-            of the family, ``parallel.sequence`` does not divide the heads, a video has no number of
-            frames, its size does not fit the VAE and the network's patches, the student's solver is
-            not one for the model's diffusion, adapters are for layers that it does not have, the
-            model has experts that the job cannot train, or a role starts from a model that does
-            not go with the teacher.
+            of the family, ``parallel.sequence`` does not divide the heads, a video's size does not
+            fit the VAE and the network's patches, the student's solver is not one for the model's
+            diffusion, adapters are for layers that it does not have, the model has experts that the
+            job cannot train, or a role starts from a model that does not go with the teacher.
     """
+    job = with_defaults(job, model)
     own = open_own_models(job, model)
-    check_solver(job.schedule.solver, model.interpolant)
+    check_solver(job.steps.solver, model.interpolant)
     _check_features(job, model)
     _check_experts(job, model)
     check_degree(job.parallel.sequence, model.num_heads, job.teacher.path)
-    if job.video.num_frames is None and not model.size_rules.images:
-        raise UserError(
-            f"video.num_frames: is missing, but {job.teacher.path} makes videos; give a number "
-            f"such as {model.size_rules.nearest_frames(81)}"
-        )
     size = (job.video.height, job.video.width, job.video.frames)
     model.latent_shape(*size)
     for role_model in own.values():
@@ -50,10 +47,10 @@ def check_against_model(job: Job, model: Model) -> None:
 
 def _check_features(job: Job, model: Model) -> None:
     """Refuses what the model's family has not."""
-    if job.schedule.shift not in model.student_shifts:
+    if job.steps.shift not in model.student_shifts:
         known = " or ".join(f"{shift:g}" for shift in model.student_shifts)
         raise UserError(
-            f"schedule.shift: {job.schedule.shift:g} is not that of a student of {model.family}, "
+            f"schedule.shift: {job.steps.shift:g} is not that of a student of {model.family}, "
             f"which the engine and exported weights run; use {known}"
         )
     if job.parallel.sequence > 1:
@@ -117,10 +114,10 @@ def _check_experts(job: Job, model: Model) -> None:
             f"method.name: {job.method.name} trains a discriminator here, and {what}; its heads "
             "read one network only: use sgmd, or dmd2 with gan_weight 0"
         )
-    steps = [expert_at(boundary, time) for time in job.schedule.times[:-1]]
+    steps = [expert_at(boundary, time) for time in job.steps.times[:-1]]
     for number, expert in enumerate(experts):
         if number not in steps:
-            timesteps = ", ".join(f"{t:g}" for t in job.schedule.timesteps.tolist())
+            timesteps = ", ".join(f"{t:g}" for t in job.steps.timesteps.tolist())
             raise UserError(
                 f"schedule.base: none of the steps {timesteps} is the {expert.name} expert's, and "
                 f"{what}; use more steps"
@@ -143,10 +140,10 @@ def _check_phases(job: Job) -> None:
         UserError: it is not so.
     """
     first = job.method.high_noise_iterations
-    if first and job.schedule.solver != "euler":
+    if first and job.steps.solver != "euler":
         raise UserError(
             f"method.high_noise_iterations: phases need schedule.solver euler, not "
-            f"{job.schedule.solver}, whose steps have no sample at the boundary; use euler, or 0"
+            f"{job.steps.solver}, whose steps have no sample at the boundary; use euler, or 0"
         )
     if first >= job.train.iterations:
         raise UserError(

@@ -16,7 +16,7 @@ import torch
 
 from distill.data import load_prompts, prompts_digest
 from distill.model_checks import teacher_sources
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files.latents import check_origin, shard_path, write_shard
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.files.video import check_writable
@@ -128,6 +128,7 @@ def collect_pairs(
 
 def _collect(job: Job, prompts: Sequence[str], out: Path, plan: PairPlan, quiet: bool) -> None:
     model = open_teacher(job.teacher)
+    job = with_defaults(job, model)
     schedule = teacher_solver(model, plan.solver, plan.shift, plan.steps)
     negative_prompt = model.negative_prompt_for(job.teacher.negative_prompt)
     size = (job.video.height, job.video.width, job.video.frames)

@@ -157,7 +157,7 @@ class Trainer:
         method = stage_at(self.job.method, iteration).method
         strategy, time = self.strategy, batch.time
         exit_step = self.batches.exit_step(self.batches.exit_index(batch_index, micro))
-        x0, made = student_sample(strategy, batch, self.job.schedule, exit_step)
+        x0, made = student_sample(strategy, batch, self.job.steps, exit_step)
         x_t = noised(strategy, batch, made)
         guidance = self._guidance(iteration, batch.expert)
         x_real = None
@@ -205,11 +205,11 @@ class Trainer:
         """Adds a micro-batch's gradient to the fake score, on a rollout of its own."""
         batch = self.batches.micro_batch(batch_index, micro)
         method = stage_at(self.job.method, iteration).method
-        exit_step = len(self.job.schedule) - 1
+        exit_step = len(self.job.steps) - 1
         if not method.whole_rollouts:
             exit_step = self.batches.exit_step(self.batches.exit_index(batch_index, micro))
         with torch.no_grad():
-            _, x0 = student_sample(self.strategy, batch, self.job.schedule, exit_step)
+            _, x0 = student_sample(self.strategy, batch, self.job.steps, exit_step)
         x_t = noised(self.strategy, batch, x0)
 
         def loss(x0: Tensor, x_t: Tensor, predicted: Tensor) -> Tensor:

@@ -28,9 +28,8 @@ from lightx2v_sgmd.files.tensors.safetensors_files import (
     schedule_of,
 )
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
-from lightx2v_sgmd.interpolants import FlowMatching
-from lightx2v_sgmd.rollout import check_solver
-from lightx2v_sgmd.schedule import Schedule, SolverName, even_timesteps, evenly_spaced
+from lightx2v_sgmd.rollout import check_solver, solvers_of
+from lightx2v_sgmd.schedule import Schedule, even_timesteps, evenly_spaced
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, shortened
 from lightx2v_sgmd.system.resources import shipped_model
@@ -175,7 +174,7 @@ def check_student(
         preset = PRESETS.get(str(assume_schedule).partition(":")[0])
         if preset is not None and preset.differs:
             note(f"assume_schedule: {preset.differs}", quiet)
-    if schedule is None and "euler" not in _solvers(model):
+    if schedule is None and "euler" not in solvers_of(model.interpolant):
         raise UserError(
             f"{path}: the weights carry no schedule (neither {FILE_NAME} nor the safetensors "
             f"metadata has one), and wrong steps give blur; give a student of {model.family} that "
@@ -374,7 +373,7 @@ def _schedule(carried: Mapping[Path, Schedule | None], model: Model) -> Schedule
         if schedule is None:
             continue
         if not _runs(schedule, model):
-            shifts, solver = model.student_shifts, _solvers(model)[0]
+            shifts, solver = model.student_shifts, solvers_of(model.interpolant)[0]
             known = " or ".join(f"{shift:g}" for shift in shifts)
             example = Schedule(even_timesteps(4), shifts[0], solver)
             raise UserError(
@@ -394,13 +393,8 @@ def _schedule(carried: Mapping[Path, Schedule | None], model: Model) -> Schedule
 def _runs(schedule: Schedule, model: Model) -> bool:
     # The file format keeps three decimals of a timestep.
     near = evenly_spaced(schedule.base, tolerance=1e-3)  # saved schedules are rounded
-    return near and schedule.shift in model.student_shifts and schedule.solver in _solvers(model)
-
-
-def _solvers(model: Model) -> tuple[SolverName, ...]:
-    """The solvers of the rollout for a model's diffusion."""
-    flow = isinstance(model.interpolant, FlowMatching)
-    return ("euler" if flow else "ddim", "renoise")
+    known = schedule.solver in solvers_of(model.interpolant)
+    return near and known and schedule.shift in model.student_shifts
 
 
 def _steps(schedule: Schedule) -> str:

@@ -24,6 +24,11 @@ FreshNoise = Callable[[int], Tensor]
 """A function that gives the standard normal noise ``[B, ...]`` of a step, by the step's index."""
 
 
+def solvers_of(interpolant: Interpolant) -> tuple[SolverName, ...]:
+    """The solvers of the rollout in an interpolant, the usual one first."""
+    return ("euler" if isinstance(interpolant, FlowMatching) else "ddim", "renoise")
+
+
 def check_solver(solver: SolverName, interpolant: Interpolant) -> None:
     """Checks that a solver is one for an interpolant.
 

@@ -55,14 +55,8 @@ class Schedule:
         solver: The way from one step to the next; see ``SolverName``.
     """
 
-    # Evenly spaced timesteps, falling from 1000, before the shift.
     base: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    # Flow shift of the steps: 8 (the paper's) or 5 (LightX2V's trainer) for Wan, 3 for SD3, 1 for
-    # CogVideoX and SDXL. It travels with the weights.
     shift: float = 8.0
-    # Solver of the rollout. "euler": along the straight line of flow matching, the paper's choice.
-    # "renoise": the data prediction with new noise, as in DMD2 and FastWan. "ddim": for teachers
-    # with a variance-preserving diffusion, as CogVideoX is.
     solver: SolverName = "euler"
 
     def __post_init__(self) -> None:

@@ -9,8 +9,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model, SamVisionConfig, SamVisionModel
 
 from lightx2v_sgmd.cli.main import run as run_cli
-from lightx2v_sgmd.job.loading import load_job
-from tests.training import job_file
+from tests.training import job_file, make_job
 
 HEADS = "discriminator: {head_every: 1, head_channels: 64, lr: 1.0e-3}"
 
@@ -46,4 +45,4 @@ def make_encoder(kind: str, folder: Path) -> Path:
 
 def make(teacher: Path, folder: Path, pairs: Path, method: str, *settings: str) -> Any:
     latents = ["data.prompts=latents", f"data.latents={pairs}", f"method={{{method}}}"]
-    return load_job(job_file(teacher, folder), [*latents, *settings])
+    return make_job(teacher, folder, *latents, *settings)

@@ -39,6 +39,9 @@ _NEWER_VAE: Final[dict[str, Any]] = {
 }
 """Settings of Wan2.2's own VAE that Wan2.1's has not."""
 
+WAN_LAYERS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+"""The linear layers of a block of Wan, which get adapters by default."""
+
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
 
 

@@ -22,7 +22,11 @@ from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
-from lightx2v_sgmd.families.teacher import open_own_models, open_teacher
+from lightx2v_sgmd.families.teacher import (
+    open_own_models,
+    open_teacher,
+    with_known_defaults,
+)
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.files.student_weights import stem, student_files
 from lightx2v_sgmd.job.loading import load_job
@@ -49,10 +53,9 @@ output: {{dir: {run}}}
 def make_job(teacher: Path, folder: Path, *settings: str) -> Job:
     """A job whose run folder is ``folder/run``; ``settings`` are as for ``--set``.
 
-    The student of a teacher with two experts has the steps of such students.
+    What the settings leave out is as the teacher's family has it.
     """
-    pair = ("schedule.shift=5",) if (teacher / "transformer_2").is_dir() else ()
-    return load_job(job_file(teacher, folder), (*pair, *settings))
+    return with_known_defaults(load_job(job_file(teacher, folder), settings), {})[0]
 
 
 def job_file(teacher: Path, folder: Path) -> Path:

@@ -196,7 +196,7 @@ def _trained(source: ExportSource) -> str:
     whose = "the teacher" if source.about.student_base is None else "the model it started from"
     return (
         f"adapters (LoRA) of rank {lora.rank}, alpha {lora.scale * lora.rank:g}, on "
-        f"{', '.join(lora.targets)}; all else is {whose}'s"
+        f"{', '.join(lora.targets or source.model.adapter_targets)}; all else is {whose}'s"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.families.opening import open_model
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts
 from lightx2v_sgmd.files.tensors.dtypes import OPTIONS
 from lightx2v_sgmd.files.yaml_loader import parse_value
@@ -53,6 +53,7 @@ def open_lightx2v_checkpoint(folder: Path) -> ExportSource:
     if found.is_dir() and len(files := sorted(found.glob("*.safetensors"))) == 1:
         found = files[0]  # which needs no configuration beside it
     teacher = open_teacher(job.teacher)
+    job = with_defaults(job, teacher)
     student = open_model(found, job.teacher.path)
     if network_shapes(student) != network_shapes(teacher):
         raise UserError(
@@ -68,7 +69,7 @@ def open_lightx2v_checkpoint(folder: Path) -> ExportSource:
         method={"name": method.pop("name"), "options": method, "trainer": "lightx2v_train"},
         teacher=job.teacher.path,
         teacher_dtype=job.teacher.dtype,
-        schedule=job.schedule,
+        schedule=job.steps,
         guidance_scale=job.teacher.guidance_scale,
         video=VideoFacts(job.video.height, job.video.width, job.video.frames, teacher.fps),
         step=int(number[1]) if number else job.train.iterations,

@@ -10,7 +10,7 @@ from typing import Any
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.experts import loras_of
 from lightx2v_sgmd.families.inspection.loras import lora_at
-from lightx2v_sgmd.families.teacher import open_own_models, open_teacher
+from lightx2v_sgmd.families.teacher import open_own_models, open_teacher, with_defaults
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.expert_files import expert_of_file
 from lightx2v_sgmd.files.manifest import (
@@ -78,6 +78,7 @@ def open_source(
     averaged = ema and has_average(checkpoint)
     step = int(read_trainer_state(checkpoint)["step"])
     teacher = open_teacher(job.teacher)
+    job = with_defaults(job, teacher)
     own = open_own_models(job, teacher).get("student")
     model = teacher if own is None else own
     about = _about(job, step, averaged, model, None if own is None else own.path)
@@ -87,10 +88,10 @@ def open_source(
         for number, expert in enumerate(model.experts)
     ]
     tensors, _, carried = opened[0]
-    if carried is not None and carried != job.schedule:
+    if carried is not None and carried != job.steps:
         raise UserError(
             f"{checkpoint}: carries the schedule {carried.to_dict()['timesteps']}, but its job "
-            f"says {job.schedule.to_dict()['timesteps']}; export a checkpoint as it was written"
+            f"says {job.steps.to_dict()['timesteps']}; export a checkpoint as it was written"
         )
     run = checkpoint.parent.parent
     changes: list[StackedAdapters | TrainedAdapters | None] = [each[1] for each in opened]
@@ -151,7 +152,7 @@ def _about(job: Job, step: int, averaged: bool, model: Model, student_base: str 
         teacher=job.teacher.path,
         student_base=student_base,
         teacher_dtype=job.teacher.dtype,
-        schedule=job.schedule,
+        schedule=job.steps,
         guidance_scale=job.teacher.guidance_scale,
         video=VideoFacts(job.video.height, job.video.width, job.video.frames, model.fps),
         step=step,

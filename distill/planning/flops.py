@@ -148,7 +148,7 @@ def iteration_passes(job: Job, shares: Mapping[str, float] | None = None) -> dic
 def _distillation(job: Job, shares: Mapping[str, float]) -> dict[str, RolePasses]:
     method, again = job.method, job.parallel.gradient_checkpointing
     guided = _guided(job)
-    steps = len(job.schedule)
+    steps = len(job.steps)
     # Up to the exit step, which is uniform and the only one with gradient.
     student = forward((steps - 1) / 2, (steps - 1) / 2)
     student += training_pass(again, weights=shares[STUDENT])
@@ -188,7 +188,7 @@ def stop_intervals(
     guided = _guided(job)
     own = method.fake_score_updates if method.fresh_rollouts else 0
     generator = training_pass(again, weights=0) if method.through_fake_score else forward()
-    rollouts = (len(job.schedule) + 1) / 2 + own * _own_steps(job)
+    rollouts = (len(job.steps) + 1) / 2 + own * _own_steps(job)
     found = {"a step of the rollout": (rollouts, forward())}
     if method.through_teacher:
         generator += forward(guided, 1) + _backward_of(guided, again)
@@ -206,7 +206,7 @@ def stop_intervals(
 
 def _own_steps(job: Job) -> float:
     """The mean number of steps of a rollout that is the fake score's own."""
-    steps = len(job.schedule)
+    steps = len(job.steps)
     return steps if job.method.whole_rollouts else (steps + 1) / 2
 
 

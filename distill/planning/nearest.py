@@ -26,6 +26,7 @@ from distill.planning.rank_memory import (
     rank_memory,
 )
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.teacher import with_defaults
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.sequence import sequence_degrees
@@ -41,6 +42,7 @@ def check_possible(job: Job, model: Model, machine: Machine, meter: ModelMeter) 
     Raises:
         UserError: it is, or it cannot run there whatever the memory.
     """
+    job = with_defaults(job, model)
     check_against_model(job, model)
     check_layout(job, model, machine)
     student = meter.of(job, STUDENT).model

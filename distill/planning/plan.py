@@ -23,6 +23,7 @@ from distill.planning.model_meter import ModelMeter
 from distill.planning.rank_memory import Memory, rank_memory
 from distill.running.saving import checkpoint_copies
 from lightx2v_sgmd.families.base import Model
+from lightx2v_sgmd.families.teacher import with_defaults
 from lightx2v_sgmd.files.student_weights import file_count
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
@@ -219,6 +220,7 @@ def make_plan(job: Job, model: Model, machine: Machine, meter: ModelMeter | None
     Raises:
         UserError: the job cannot run there, whatever the memory.
     """
+    job = with_defaults(job, model)
     check_against_model(job, model)
     check_layout(job, model, machine)
     meter = meter or ModelMeter(model)

@@ -16,7 +16,7 @@ from distill.building import StartingPoint, build_trainer, open_latents
 from distill.data import image_digests, load_images, load_prompts, prompts_digest
 from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
@@ -73,6 +73,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     )
     job = load_job(folder / "job.yaml", [f"parallel.{change}" for change in changes])
     model = open_teacher(job.teacher)
+    job = with_defaults(job, model)
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
     if type(state.get("global_batch")) is not int or state["global_batch"] < 1:

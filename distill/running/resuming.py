@@ -54,7 +54,7 @@ def trainer_state(
         **{f"{role}_sha256": digest for role, digest in (digests or {}).items()},
         "global_batch": job.train.micro_batch * job.train.accumulation * ranks.data_size,
         "prompts_sha256": prompts_digest([*prompts, *image_digests(load_images(job))]),
-        "schedule": job.schedule.to_dict(),
+        "schedule": job.steps.to_dict(),
     }
 
 

@@ -41,6 +41,7 @@ from lightx2v_sgmd.families.teacher import (
     check_same_encoders,
     open_own_models,
     open_teacher,
+    with_defaults,
 )
 from lightx2v_sgmd.files.latents import LatentFolder
 from lightx2v_sgmd.files.prompts import note_unread
@@ -83,6 +84,7 @@ def run(job: Job, resume: str, quiet: bool) -> Path:
     check_output(job, resume)
     check_trackers(job.output.trackers)
     model = open_teacher(job.teacher)
+    job = with_defaults(job, model)
     check_against_model(job, model)
     prompts = load_prompts(job)
     check_images(job, model)

@@ -155,7 +155,7 @@ class SampleVideos:
                 made = rollout(
                     student,
                     noise[i : i + 1],
-                    self.job.schedule,
+                    self.job.steps,
                     on_step=self._check_stop,
                     interpolant=self.strategy.interpolant,
                     fresh_noise=fresh(i),

@@ -119,7 +119,7 @@ class Saver:
         partial_iteration: Iteration | None,
     ) -> dict[str, store.Entry]:
         """Writes this rank's files."""
-        ranks, metadata = self.strategy.ranks, schedule_metadata(self.job.schedule)
+        ranks, metadata = self.strategy.ranks, schedule_metadata(self.job.steps)
         if (adapters := self.job.student.adapters) is not None:
             metadata |= adapter_metadata(adapters)
         entries = self._write_weights(pending, metadata)

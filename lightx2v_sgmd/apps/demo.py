@@ -28,7 +28,7 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
     summarise,
 )
 from lightx2v_sgmd.families.opening import bundled_teacher
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
@@ -101,6 +101,7 @@ def _run_demo(
     replaceable(out / "student", overwrite=True)
     settings = [f"output.dir={json.dumps(str(out / 'run'))}", f"train.seed={seed}", *overrides]
     job = load_job(config_path("sprites_sgmd.yaml"), settings)
+    job = with_defaults(job, open_teacher(job.teacher))
     _announce(job, prompts, quiet)
 
     note("1/4  distilling the teacher into a 4-step student", quiet)
@@ -190,7 +191,7 @@ def _measure(
     seeds = list(range(first_seed, first_seed + len(captions)))
     rows: dict[str, Row] = {}
     guidance = job.teacher.guidance_scale
-    evaluations = len(captions) * (2 * TEACHER_STEPS + 2 * len(job.schedule))
+    evaluations = len(captions) * (2 * TEACHER_STEPS + 2 * len(job.steps))
     with progress(evaluations, "sampling", quiet) as bar:
 
         def sample_teacher(schedule: Solver, scale: float) -> Row:
@@ -200,14 +201,14 @@ def _measure(
             return evaluate(sampler, sampler.nfe, captions, seeds)
 
         rows["teacher"] = sample_teacher(teacher_solver(model), guidance)
-        rows["undistilled"] = sample_teacher(job.schedule, 1.0)
+        rows["undistilled"] = sample_teacher(job.steps, 1.0)
 
         def sample_student(texts: Sequence[str], numbers: Sequence[int]) -> Videos:
             made = student.generate(texts, numbers)
-            bar.advance(len(texts) * len(job.schedule))
+            bar.advance(len(texts) * len(job.steps))
             return np.stack(made.videos)
 
-        rows["student"] = evaluate(sample_student, len(job.schedule), captions, seeds)
+        rows["student"] = evaluate(sample_student, len(job.steps), captions, seeds)
     return rows
 
 

@@ -43,7 +43,7 @@ def embed_command(
     from distill.data import load_prompts
     from distill.model_checks import job_sources
     from distill.running.signals import interruptible
-    from lightx2v_sgmd.families.teacher import open_teacher
+    from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
     from lightx2v_sgmd.files.prompts import note_unread
     from lightx2v_sgmd.files.video import check_writable
     from lightx2v_sgmd.outputs import locked_folder, refuse_overlap, resolved
@@ -55,6 +55,7 @@ def embed_command(
     out = resolved(cache, "data.embeddings")
     refuse_overlap(out, job_sources(checked), "data.embeddings")
     model = open_teacher(checked.teacher)
+    checked = with_defaults(checked, model)
     check_images(checked, model)
     negative = model.negative_prompt_for(checked.teacher.negative_prompt)
     prompts = [*load_prompts(checked), negative]

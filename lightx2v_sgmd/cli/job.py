@@ -34,13 +34,15 @@ def job_command() -> None:
 def show_command(job: JobFile, settings: Settings = None, as_json: Json = False) -> None:
     """Print the whole job, with every default, and say where each value comes from.
 
-    The files that it is based on (`base: OTHER.yaml`) are merged in, so the output is a whole
-    job. Its data paths are absolute: it runs on this machine only.
+    The files that it is based on (`base: OTHER.yaml`) are merged in, and what the teacher's family
+    decides is filled in, so the output is a whole job. Its data paths are absolute: it runs on this
+    machine only.
     """
+    from lightx2v_sgmd.families.teacher import with_known_defaults
     from lightx2v_sgmd.job.loading import load_job_with_origins
     from lightx2v_sgmd.job.show import annotated_yaml
 
-    loaded, origins = load_job_with_origins(job, settings or [])
+    loaded, origins = with_known_defaults(*load_job_with_origins(job, settings or []))
     if as_json:
         print(json.dumps(_as_json(loaded, origins), indent=2))
     else:
@@ -60,19 +62,21 @@ def from_lightx2v_command(
     Comments say which of its keys gave each value, and which keys are not mapped and why. `python
     -m lightx2v_sgmd.lightx2v train --config X.yaml` trains it without this step.
     """
+    from lightx2v_sgmd.families.teacher import with_known_defaults
     from lightx2v_sgmd.job.from_lightx2v.convert import convert
     from lightx2v_sgmd.job.show import annotated_yaml
     from lightx2v_sgmd.system.errors import escaped
 
     made = convert(config, settings or [])
+    shown, origins = with_known_defaults(made.job, made.origins)
     if as_json:
         notes = [
             {"key": note.key, "value": note.value, "reason": note.reason, "differs": note.differs}
             for note in made.notes
         ]
-        print(json.dumps({**_as_json(made.job, made.origins), "not_mapped": notes}, indent=2))
+        print(json.dumps({**_as_json(shown, origins), "not_mapped": notes}, indent=2))
         return
-    print(annotated_yaml(made.job, made.origins), end="")
+    print(annotated_yaml(shown, origins), end="")
     print(f"# resume.auto_resume: `distill --resume {made.resume}`")
     different = [f"#   {escaped(str(note))}" for note in made.notes if note.differs]
     if different:

@@ -66,7 +66,7 @@ def plan_command(
     from distill.planning.model_meter import ModelMeter
     from distill.planning.nearest import check_plan, check_possible
     from distill.planning.plan import Machine, make_plan
-    from lightx2v_sgmd.families.teacher import open_teacher
+    from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 
     machine = Machine(
         gpus=gpus or (8 if checked.parallel.strategy == "zero3" else 1),
@@ -76,6 +76,7 @@ def plan_command(
         mfu=mfu,
     )
     model = open_teacher(checked.teacher)
+    checked = with_defaults(checked, model)
     meter = ModelMeter(model)
     check_possible(checked, model, machine, meter)
     plan = make_plan(checked, model, machine, meter)

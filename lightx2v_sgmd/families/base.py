@@ -94,6 +94,11 @@ class Model(ImageToVideo, Protocol):
         ...
 
     @property
+    def usual_frames(self) -> int:
+        """The number of frames that its videos usually have; an image is one frame."""
+        ...
+
+    @property
     def fps(self) -> float:
         """Frames per second of its videos."""
         ...
@@ -134,6 +139,11 @@ class Model(ImageToVideo, Protocol):
     @property
     def student_shifts(self) -> tuple[float, ...]:
         """The flow shifts that its students' steps may have, the usual one first; 1 is no shift."""
+        ...
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """The ends of the names of the linear layers that get adapters by default."""
         ...
 
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:

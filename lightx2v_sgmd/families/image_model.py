@@ -63,6 +63,11 @@ class ImageModel(DiffusersModel):
         """1: an image is a video of one frame."""
         return 1.0
 
+    @property
+    def usual_frames(self) -> int:
+        """1: an image is a video of one frame."""
+        return 1
+
     def conditioning(self, embeddings: Sequence[Embedding]) -> Conditioning:
         """The text ``[B, S, D]`` and the pooled vectors ``[B, P]`` of prompts."""
         return Conditioning(

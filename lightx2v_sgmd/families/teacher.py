@@ -1,8 +1,12 @@
-"""The models that a job names: its teacher, and what student and fake score start from."""
+"""The models that a job names: its teacher, and what student and fake score start from.
+
+What a job leaves out and the teacher's family decides is filled in by ``with_defaults``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -13,6 +17,7 @@ from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.interpolants import Interpolant
 from lightx2v_sgmd.job.schema import Job, Teacher
+from lightx2v_sgmd.rollout import solvers_of
 from lightx2v_sgmd.system.errors import UserError
 
 _COMPARED: Final = 64
@@ -35,6 +40,68 @@ def open_teacher(teacher: Teacher) -> Model:
         return model.with_loras(loras)
     except UserError as error:
         raise UserError(f"teacher.loras: {str(error).removeprefix('lora: ')}") from error
+
+
+def family_defaults(job: Job, model: Model) -> dict[str, Any]:
+    """The values that a job leaves to its teacher's family, by the job's dotted keys.
+
+    Args:
+        job: The job.
+        model: The opened teacher.
+    """
+    values: dict[str, Callable[[], Any]] = {
+        "schedule.shift": lambda: model.student_shifts[0],
+        "schedule.solver": lambda: solvers_of(model.interpolant)[0],
+        "student.lora.targets": lambda: model.adapter_targets,
+        "fake_score.lora.targets": lambda: model.adapter_targets,
+        "video.num_frames": lambda: None if model.size_rules.images else model.usual_frames,
+    }
+    found = {key: values[key]() for key in _left_to_family(job)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _left_to_family(job: Job) -> list[str]:
+    """The dotted keys of a job that have no value, and get one from the teacher's family."""
+    adapters = {"student": job.student.adapters, "fake_score": job.fake_score.adapters}
+    values = {
+        "schedule.shift": job.schedule.shift,
+        "schedule.solver": job.schedule.solver,
+        "video.num_frames": job.video.num_frames,
+        **{f"{role}.lora.targets": lora.targets for role, lora in adapters.items() if lora},
+    }
+    return [key for key, value in values.items() if value is None]
+
+
+def with_defaults(job: Job, model: Model) -> Job:
+    """The same job with ``family_defaults`` filled in; one that is whole stays as it is."""
+    for key, value in family_defaults(job, model).items():
+        section, *inner, last = key.split(".")
+        settings = getattr(job, section)
+        if inner:  # a role's adapters
+            settings = replace(settings, lora=replace(settings.adapters, **{last: value}))
+        else:
+            settings = replace(settings, **{last: value})
+        job = replace(job, **{section: settings})
+    return job
+
+
+def with_known_defaults(job: Job, origins: Mapping[str, str]) -> tuple[Job, dict[str, str]]:
+    """The job ``with_defaults`` if its teacher can be read here, and where each value comes from.
+
+    Args:
+        job: The job.
+        origins: The place of each key that a file or the command line gave, by its dotted path.
+
+    Returns:
+        The job, and the places with those of the family's values, filled in or not.
+    """
+    try:
+        model = open_teacher(job.teacher)
+    except UserError:
+        unknown = "default of the teacher's family; the teacher cannot be read here"
+        return job, {**dict.fromkeys(_left_to_family(job), unknown), **origins}
+    from_family = dict.fromkeys(family_defaults(job, model), f"default of {model.family}")
+    return with_defaults(job, model), {**from_family, **origins}
 
 
 def open_own_models(job: Job, teacher: Model) -> dict[str, Model]:

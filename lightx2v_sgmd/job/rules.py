@@ -26,14 +26,15 @@ _SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX, SDXL"}
 """The flow shifts of students by family; ``distill.model_checks`` compares with the teacher's."""
 
 
-def _fixed_schedule(shift: float, base: list[float]) -> str | None:
+def _fixed_schedule(shift: float | None, base: list[float]) -> str | None:
     """The student's schedule is one of a family; see ``schedule.Schedule``."""
-    if shift in _SHIFTS and base and evenly_spaced(base):
+    if (shift is None or shift in _SHIFTS) and base and evenly_spaced(base):
         return None
     steps = joined([f"{timestep:g}" for timestep in base])
     known = joined([f"{value:g} ({family})" for value, family in _SHIFTS.items()])
+    shown = "" if shift is None else f"shift {shift:g} of "
     return (
-        f"shift {shift:g} of base [{steps}] is not a student's schedule, which engine and exported "
+        f"{shown}base [{steps}] is not a student's schedule, which engine and exported "
         f"weights run; use one of the shifts {known}, and a base that falls evenly from 1000, such "
         "as [1000, 750, 500, 250]"
     )

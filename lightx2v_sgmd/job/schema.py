@@ -20,7 +20,7 @@ from lightx2v_sgmd.files.yaml_loader import dump_tree
 from lightx2v_sgmd.job.checking import yaml_name
 from lightx2v_sgmd.methods import SGMD, Method
 from lightx2v_sgmd.methods.base import STRICT
-from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.schedule import Schedule, SolverName
 from lightx2v_sgmd.system.errors import UserError
 
 LoraText = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -103,16 +103,15 @@ class AdapterSettings:
     rank: Annotated[int, Field(ge=1, le=2**16)] = 64
     # Numerator of the adapters' scale, alpha / rank; null is the rank, which makes the scale 1.
     alpha: Annotated[float, Field(gt=0)] | None = None
-    # Linear layers that get adapters, by the ends of their names in diffusers. By default all of a
-    # block: query, key, value and output of both attentions, and the feed-forward.
-    targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "ffn.net.0.proj",
-        "ffn.net.2",
-    )
+    # Linear layers that get adapters, by the ends of their names in diffusers. null is all linear
+    # layers of a block of the teacher's family: those of its attentions and feed-forwards.
+    targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that get adapters; the job has the defaults of its teacher's family."""
+        assert self.targets is not None, "the targets are not filled in from the teacher's family"
+        return self.targets
 
     @property
     def scale(self) -> float:
@@ -169,13 +168,35 @@ class VideoSize:
     # Width in pixels, divisible by 16.
     width: Annotated[int, Field(ge=16, le=2**14)]
     # Number of frames, 4k + 1: the causal VAE keeps the first frame and then takes four at a time.
-    # null is for models that make images.
+    # null is the length of the teacher's own videos, such as 81 for Wan2.1; models that make images
+    # have none.
     num_frames: Annotated[int, Field(ge=1, le=100_001)] | None = None
 
     @property
     def frames(self) -> int:
         """Number of frames of a video; an image is one frame."""
         return 1 if self.num_frames is None else self.num_frames
+
+
+@dataclass(frozen=True, config=STRICT)
+class Steps:
+    """The student's steps, which the engine and the exports run and which travel with the weights.
+
+    They are evenly spaced, under a shift that the teacher's family has; see ``Schedule``.
+    """
+
+    # Evenly spaced timesteps, falling from 1000, before the shift.
+    base: tuple[float, ...] = Schedule.base
+    # Flow shift of the steps: 8 (the paper's) or 5 (LightX2V's trainer) for Wan, 5 for Wan2.2's two
+    # experts, 3 for SD3, 1 for CogVideoX and SDXL. null is that of the teacher's family, 8 for Wan.
+    shift: float | None = None
+    # Solver of the rollout. "euler": along the straight line of flow matching, the paper's choice.
+    # "renoise": the data prediction with new noise, as in DMD2 and FastWan. "ddim": for teachers
+    # with a variance-preserving diffusion, as CogVideoX is. null is euler or ddim, by the teacher.
+    solver: SolverName | None = None
+
+    def __post_init__(self) -> None:
+        Schedule(self.base, 1.0 if self.shift is None else self.shift, self.solver or "euler")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -285,17 +306,27 @@ class Job:
     fake_score: Role = Role()
     # The distillation method, of lightx2v_sgmd.methods or of an installed package, and its options.
     method: Annotated[Method, SkipValidation] = field(default_factory=SGMD)
-    # The student's steps, which the engine and the exports run: evenly spaced, under a shift that
-    # the teacher's family has; by default base [1000, 750, 500, 250] under shift 8.
-    schedule: Schedule = field(default_factory=Schedule)
+    # The student's steps; for Wan2.1 by default 1000, 750, 500 and 250 under shift 8.
+    schedule: Steps = Steps()
     data: Data
     video: VideoSize
     train: Train
     parallel: Parallel = Parallel()
     output: Output
 
+    @property
+    def steps(self) -> Schedule:
+        """The student's schedule; the job has the defaults of its teacher's family."""
+        shift, solver = self.schedule.shift, self.schedule.solver
+        assert shift is not None and solver is not None, "the schedule is not filled in"
+        return Schedule(self.schedule.base, shift, solver)
+
     def to_yaml(self, width: int = 100) -> str:
-        """The resolved job, every default written out; ``load_job`` reads it back unchanged."""
+        """The resolved job, every default written out; ``load_job`` reads it back unchanged.
+
+        What the teacher's family decides is null unless ``families.teacher.with_defaults`` was
+        called.
+        """
         tree = TypeAdapter(Job).dump_python(self, mode="json")
         return dump_tree(_yaml_names(tree), width)
 

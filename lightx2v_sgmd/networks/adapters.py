@@ -69,7 +69,7 @@ def check_adapters(lora: AdapterSettings, model: Builds, role: str) -> None:
         network = model.build_transformer()
     modules = dict(network.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    for target in lora.targets:
+    for target in lora.layers:
         found = [name for name in modules if f".{name}".endswith(f".{target}")]
         if not found or not set(found) <= set(linear):
             blocks = tuple(f"{name}." for name in blocks_of(network))
@@ -230,7 +230,7 @@ def _settings(lora: AdapterSettings) -> dict[str, Any]:
     return {
         "r": lora.rank,
         "lora_alpha": lora.scale * lora.rank,
-        "target_modules": list(lora.targets),
+        "target_modules": list(lora.layers),
         "lora_dropout": 0.0,
         "bias": "none",
     }

@@ -23,7 +23,21 @@ def test_the_whole_job_is_shown_with_the_origin_of_each_value(
     (shift,) = [line for line in shown.splitlines() if line.startswith("  shift:")]
     assert seed.split() == ["seed:", "7", "#", "--set"] and "sprites_sgmd.yaml" in shift
     (tmp_path / "whole.yaml").write_text(shown)
-    assert load_job(tmp_path / "whole.yaml") == load_job(DMD2, ["train.seed=7"])
+    assert "  solver: euler" in shown and "# default of Wan2.1\n" in shown
+    given = load_job(DMD2, ["train.seed=7", "schedule.solver=euler"])
+    assert load_job(tmp_path / "whole.yaml") == given
+
+
+def test_a_job_of_a_teacher_elsewhere_says_what_its_family_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"teacher.path={tmp_path / 'elsewhere'}", "video.num_frames=null"]
+    assert run(["job", "show", str(DMD2), "--json", *(f"--set={text}" for text in settings)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["job"]["schedule"]["solver"] is None
+    unknown = "default of the teacher's family; the teacher cannot be read here"
+    assert found["origins"]["schedule.solver"] == unknown
+    assert found["origins"]["video.num_frames"] == "--set"
 
 
 def test_json_has_the_values_and_their_origins(capsys: pytest.CaptureFixture[str]) -> None:

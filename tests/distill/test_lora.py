@@ -57,7 +57,7 @@ def test_the_checkpoint_holds_adapters_and_nothing_frozen(finished: Job) -> None
                 and key.endswith(("lora_A.weight", "lora_B.weight"))
                 for key in file.keys()  # noqa: SIM118
             )
-            assert schedule_of(file.metadata()) == finished.schedule
+            assert schedule_of(file.metadata()) == finished.steps
             told = json.loads(file.metadata()["lora_adapter_metadata"])
             assert (told["transformer.r"], told["transformer.lora_alpha"]) == (4, 8)
             assert "to_out.0" in told["transformer.target_modules"]

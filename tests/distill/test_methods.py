@@ -198,7 +198,7 @@ def plain_gradients(trainer: Trainer, method: Any, index: int) -> dict[str, list
 
     def student() -> Tensor:
         velocity = partial(strategy.predict, STUDENT, conditioning=told)
-        steps, last = trainer.job.schedule, trainer.batches.exit_step(index)
+        steps, last = trainer.job.steps, trainer.batches.exit_step(index)
         return rollout(velocity, batch.noise, steps, last, interpolant=path)
 
     def sample(x0: Tensor, update: bool) -> Sample:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from distill.model_checks import check_against_model
-from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.interpolants import FLOW
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job, Parallel
@@ -42,11 +40,3 @@ def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degree
     )
     check_against_model(with_degree(4), model)
     assert shapes == [(job.video.height, job.video.width, job.video.frames)]
-
-
-def test_a_video_needs_its_number_of_frames(tiny_teacher: Path) -> None:
-    job = load_job(config_path("sprites_sgmd.yaml"))
-    model = open_model(tiny_teacher)
-    short = dataclasses.replace(job.video, num_frames=None)
-    with pytest.raises(UserError, match="num_frames: is missing, but sprites makes videos; .* 81"):
-        check_against_model(dataclasses.replace(job, video=short), model)

@@ -21,7 +21,7 @@ from tests.training import make_job, make_trainer
 def test_a_student_that_is_noised_anew_rolls_out_so(tiny_teacher: Path, tmp_path: Path) -> None:
     """Two steps by hand: a data prediction, new noise, and the data prediction of that."""
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, "schedule.solver=renoise"))
-    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.schedule
+    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.steps
     first, second = (time.expand(2) for time in schedule.times[:2])
 
     def x0(x_t: Tensor, time: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def test_a_student_that_is_noised_anew_rolls_out_so(tiny_teacher: Path, tmp_path
 
 def test_a_student_rolls_out_on_its_own_path_to_noise(tiny_teacher: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_job(tiny_teacher, tmp_path, "schedule.solver=renoise"))
-    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.schedule
+    batch, schedule = trainer.batches.micro_batch(0, 0), trainer.job.steps
     path = VariancePreserving(torch.linspace(0.999, 0.01, 1000), "v")
     trainer.strategy.interpolant = path
 

@@ -83,7 +83,6 @@ class Tiny:
             self.folder,
             at,
             *self.family.settings,
-            *(("schedule.shift=5",) if len(model.experts) > 1 else ()),
             *((f"data.prompts={images}",) if images is not None else ()),
             f"student={lora}",
             f"fake_score={lora}",

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill.model_checks import check_against_model
 from distill.running.resuming import check_same_run
 from lightx2v_sgmd.cli.main import run as cli
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import family_defaults, open_teacher, with_defaults
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import read_manifest
@@ -22,6 +23,7 @@ from lightx2v_sgmd.files.tensors.tensor_copy import WeightCopier
 from lightx2v_sgmd.files.weighted_lora import WeightedLora
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.resources import config_path
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
 from tests.tiny import make_tiny_experts
 from tests.training import job_file, make_job, needs_deepspeed, read_trace, train, weights_of
@@ -126,6 +128,37 @@ def make_merged(teacher: Path, folder: Path, lora: Path) -> Path:
     transformer = open_teacher(job.teacher).load_transformer()
     transformer.save_pretrained(folder / "transformer")
     return folder
+
+
+FAMILY_DEFAULTS = {
+    "wan2.1_t2v_1.3b_sgmd.yaml": (8.0, "euler", 81, "ffn.net.2"),
+    "wan2.2_t2v_a14b_sgmd.yaml": (5.0, "euler", 81, "ffn.net.2"),
+    "wan2.2_ti2v_5b_sgmd.yaml": (8.0, "euler", 121, "ffn.net.2"),
+    "cogvideox_5b_sgmd.yaml": (1.0, "ddim", 49, "ff.net.2"),
+    "sd3.5_large_adm_lora.yaml": (3.0, "euler", None, "ff_context.net.2"),
+    "sdxl_dmdx_lora.yaml": (1.0, "ddim", None, "ff.net.2"),
+}
+"""Flow shift, solver, number of frames and the last layer with adapters."""
+
+
+@pytest.mark.parametrize("name", FAMILY_DEFAULTS)
+def test_what_a_job_leaves_out_is_as_its_family_has_it(name: str) -> None:
+    """They are the values of the shipped job, and go through the checks."""
+    left_out = ["schedule={}", "video.num_frames=null", "student={train: lora}"]
+    *steps, frames, last = FAMILY_DEFAULTS[name]
+    given = load_job(config_path(name))
+    job = load_job(config_path(name), [*left_out, "fake_score.lora=null", "fake_score.train=lora"])
+    model = open_teacher(job.teacher)
+    assert job.schedule.shift is job.schedule.solver is job.video.num_frames is None
+    check_against_model(job, model)
+    filled = with_defaults(job, model)
+    roles = (filled.student, filled.fake_score)
+    assert [role.adapters.layers[-1] for role in roles if role.adapters] == [last] * 2
+    assert (filled.steps.shift, filled.steps.solver, filled.video.num_frames) == (*steps, frames)
+    assert with_defaults(filled, model) == filled and not family_defaults(filled, model)
+    if given.student.lora is not None:
+        assert filled.student.lora == filled.fake_score.lora == given.student.lora
+    assert job.to_yaml() != filled.to_yaml()
 
 
 @pytest.mark.parametrize(

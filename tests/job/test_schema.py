@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightx2v_sgmd.job.loading import job_keys, load_job
-from lightx2v_sgmd.job.schema import AdapterSettings, Optimizer, Teacher
+from lightx2v_sgmd.job.schema import AdapterSettings, Optimizer, Steps, Teacher
 from lightx2v_sgmd.methods.sgmd import SGMD
 from lightx2v_sgmd.system.resources import config_path, shipped_jobs
 from tests.job.minimal import MINIMAL
@@ -20,7 +20,7 @@ def test_a_minimal_job_gets_the_papers_defaults(file: Path) -> None:
     assert job.student.optimizer == job.fake_score.optimizer == Optimizer(1e-6, (0.0, 0.999))
     assert isinstance(job.method, SGMD) and job.method.lambda_ == 0.1
     assert (job.train.sigma_min, job.train.sigma_max, job.train.score_shift) == (0.02, 0.98, 5.0)
-    assert job.schedule.timesteps.tolist() == pytest.approx([1000, 960, 888.889, 727.273], abs=1e-3)
+    assert job.schedule == Steps((1000.0, 750.0, 500.0, 250.0), None, None)
     assert job.output.dir == Path("runs/x")
 
 

@@ -18,6 +18,7 @@ from distill.data import Batches
 from distill.updates import average_decay, first_batch, first_update
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.opening import open_model
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.sampling import IMAGE_NEGATIVE_PROMPT, NEGATIVE_PROMPT
 from lightx2v_sgmd.job.from_lightx2v.keys import NEGATIVE_PROMPT as LIGHTX2V_NEGATIVE_PROMPT
@@ -136,7 +137,8 @@ def differences(stated: dict[str, Any], table: dict[str, Any]) -> set[str]:
 
 
 def resolved(name: str) -> dict[str, Any]:
-    return leaves(yaml.safe_load(load_job(config_path(name)).to_yaml()))
+    job = load_job(config_path(name))
+    return leaves(yaml.safe_load(with_defaults(job, open_teacher(job.teacher)).to_yaml()))
 
 
 def test_every_value_of_the_14b_job_is_in_the_table() -> None:
@@ -187,9 +189,10 @@ def test_another_value_is_noticed(key: str) -> None:
 
 def test_the_papers_batch_is_32_on_its_32_gpus() -> None:
     job = load_job(config_path(PAPER_JOB))
+    job = with_defaults(job, open_teacher(job.teacher))
     groups = 32 // job.parallel.sequence
     assert groups * job.train.micro_batch * job.train.accumulation == 32
-    assert job.schedule.timesteps.tolist() == pytest.approx([1000, 960, 889, 727], abs=0.5)
+    assert job.steps.timesteps.tolist() == pytest.approx([1000, 960, 889, 727], abs=0.5)
 
 
 def test_the_public_job_has_the_public_trainers_values() -> None:
@@ -249,6 +252,7 @@ def undistilled_shares(job: Job, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_a_published_models_job_exports_is_the_student(name: str) -> None:
     job = load_job(config_path(name))
+    job = with_defaults(job, open_teacher(job.teacher))
     shares = undistilled_shares(job, min(job.train.iterations, 1000))[99::100]
     assert max(map(max, shares)) <= 0.01, shares
 

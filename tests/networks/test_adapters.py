@@ -16,8 +16,9 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks import adapters
 from lightx2v_sgmd.system.errors import UserError
+from tests.tiny import WAN_LAYERS
 
-LORA = AdapterSettings(rank=4, alpha=8.0)
+LORA = AdapterSettings(rank=4, alpha=8.0, targets=WAN_LAYERS)
 
 
 def with_adapters(teacher: Path) -> Any:
@@ -151,7 +152,7 @@ def test_a_whole_network_is_taken_too_and_other_files_are_refused(
     save_file(values, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match="bare.safetensors: .*missing"):
         adapters.load_trained(network, [tmp_path / "bare.safetensors"])
-    told = adapters.adapter_metadata(AdapterSettings(rank=2**16))
+    told = adapters.adapter_metadata(AdapterSettings(rank=2**16, targets=WAN_LAYERS))
     save_file(values, tmp_path / "large.safetensors", told)
     with pytest.raises(UserError, match=r"has adapters of ranks \[4\], not the 65536"):
         adapters.load_trained(network, [tmp_path / "large.safetensors"])

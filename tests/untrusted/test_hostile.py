@@ -20,7 +20,7 @@ from lightx2v_sgmd.job.schema import AdapterSettings
 from tests.apps.evaluation.scores.test_clip import make_clip
 from tests.families.original import write_original
 from tests.scaled import CONVENTIONS, original, quantised
-from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
+from tests.tiny import WAN_LAYERS, WEIGHTS, make_tiny_cogvideox, make_tiny_experts, make_tiny_wan
 from tests.tiny_sd3 import make_tiny_sd3
 from tests.tiny_sdxl import make_tiny_sdxl
 from tests.untrusted.hostile import KINDS
@@ -43,7 +43,7 @@ def make_good(good: Path) -> None:
     )
     write_checkpoint(good.parent / "run", teacher, 1)
     export(good.parent / "run", "diffusers", good / "export", dtype="fp32", quiet=True)
-    lora = AdapterSettings(rank=4)
+    lora = AdapterSettings(rank=4, targets=WAN_LAYERS)
     write_lora_checkpoint(good.parent / "adapters", teacher, 1, lora)
     export(good.parent / "adapters", "lora", good.parent / "lora", dtype="fp32", quiet=True)
     shutil.copytree(good.parent / "run", good / "run")

@@ -66,7 +66,7 @@ def test_training_engine_and_stock_pipeline_agree(run: Path, exported: Path, fol
         batch = trainer.batches.micro_batch(0, 0)
         told, _ = trainer.batches.conditioning([0])
         start_here = replace(batch, noise=noise, conditioning=told)
-        x0, _ = student_sample(trainer.strategy, start_here, job.schedule, 3)
+        x0, _ = student_sample(trainer.strategy, start_here, job.steps, 3)
     torch.testing.assert_close(ours, x0[0], atol=1e-4, rtol=0)
     teacher = run_stock(stock_pipe(folder / "teacher"), PROMPTS[:1], [3], num_frames=5)
     assert (teacher[0] - ours).abs().max() > 1e-2

@@ -22,7 +22,7 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.job import schema
 from lightx2v_sgmd.system.errors import UserError
-from tests.tiny import make_tiny_wan
+from tests.tiny import WAN_LAYERS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_checkpoint, write_lora_checkpoint
 from weights import export
@@ -31,7 +31,7 @@ from weights.io.lora_names import NAMES
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("peft")
-TRAINED = schema.AdapterSettings(rank=4, alpha=6.0)
+TRAINED = schema.AdapterSettings(rank=4, alpha=6.0, targets=WAN_LAYERS)
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.networks.adapters import adapter_metadata
 from lightx2v_sgmd.system.errors import UserError
 from tests.students import generate_files
-from tests.tiny import WEIGHTS, make_tiny_wan
+from tests.tiny import WAN_LAYERS, WEIGHTS, make_tiny_wan
 from tests.weights import reading
 from tests.weights.conftest import write_lora_checkpoint, write_manifest
 from tests.weights.formats.test_lora import lora_file
 from weights import export, verify
 
-LORA = AdapterSettings(rank=4, alpha=8.0)
+LORA = AdapterSettings(rank=4, alpha=8.0, targets=WAN_LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,11 @@ def test_metadata_that_cannot_be_read_is_refused(exports: Any, tmp_path: Path) -
 
 def test_another_rank_than_the_file_says_is_refused(exports: Any, tmp_path: Path) -> None:
     tensors = load_file(exports.checkpoint / "student.safetensors")
-    save_file(tensors, tmp_path / "x.safetensors", adapter_metadata(AdapterSettings(rank=60000)))
+    save_file(
+        tensors,
+        tmp_path / "x.safetensors",
+        adapter_metadata(AdapterSettings(rank=60000, targets=WAN_LAYERS)),
+    )
     shapes = open_wan(exports.teacher).transformer_shapes()
     with pytest.raises(UserError, match=r"is \[4, 48\], the model's layer needs \[60000, 48"):
         check_loras([Lora(tmp_path / "x.safetensors")], shapes)

@@ -17,7 +17,7 @@ from lightx2v_sgmd.networks.adapters import trained_shapes
 from lightx2v_sgmd.outputs import sha256_file
 from lightx2v_sgmd.parallel import StrategySettings, connect
 from tests.parallel.ranks import run_ranks
-from tests.tiny import WEIGHTS
+from tests.tiny import WAN_LAYERS, WEIGHTS
 from tests.training import make_job, needs_deepspeed, train
 from tests.weights.conftest import write_lora_checkpoint
 from weights import export
@@ -56,7 +56,7 @@ def test_one_two_and_four_processes_export_the_same_bytes(
         assert sha256_file(fp8) == sha256_file(same), ranks
 
 
-LORA = AdapterSettings(rank=4, alpha=8.0)
+LORA = AdapterSettings(rank=4, alpha=8.0, targets=WAN_LAYERS)
 
 
 def test_adapters_pass_through_any_number_of_processes(tiny_teacher: Path, tmp_path: Path) -> None:

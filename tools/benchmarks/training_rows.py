@@ -22,6 +22,7 @@ from distill.planning.rank_memory import rank_memory
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
+from lightx2v_sgmd.families.teacher import with_defaults
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
@@ -64,6 +65,7 @@ class TrainingBench:
     """
 
     def __init__(self, job: Job, model: Model, ranks: Ranks, alone: bool) -> None:
+        job = with_defaults(job, model)
         self.job, self.model, self.ranks, self.alone = job, model, ranks, alone
         check_against_model(job, model)
         self._cuda = ranks.device.type == "cuda"
@@ -72,7 +74,7 @@ class TrainingBench:
         self.trainer = _trainer(job, model, ranks)
         self.build_s = time.perf_counter() - start
         each = 1 + (job.method.fake_score_updates if job.method.fresh_rollouts else 0)
-        self._steps, self._warm = len(job.schedule), False
+        self._steps, self._warm = len(job.steps), False
         batches: Any = self.trainer.batches
         # The last step while warming up: it runs, and compiles, all that the others do.
         batches.exit_step = lambda batch_index: (

@@ -31,7 +31,7 @@ import torch
 from distill.counting import PassCounter
 from distill.data import Batches, load_prompts
 from distill.trainer import Trainer
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import (
@@ -93,19 +93,20 @@ class EveryExit(Batches):
         """The exit step of a rollout: it moves on with the iteration and with the update in it."""
         method = self.job.method
         per_iteration = 1 + method.fake_score_updates * method.fresh_rollouts
-        return (exit_index // per_iteration + exit_index % per_iteration) % len(self.job.schedule)
+        return (exit_index // per_iteration + exit_index % per_iteration) % len(self.job.steps)
 
 
 def count(job: Job) -> Cost:
     """Runs an iteration for each step of the schedule and counts the networks' passes."""
     ranks, model = Ranks(), open_teacher(job.teacher)
+    job = with_defaults(job, model)
     texts = [*load_prompts(job), model.negative_prompt_for(job.teacher.negative_prompt)]
     *rows, negative = encode_prompts(model, texts, ranks, torch.float32, None)
     shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     strategy = open_strategy("local", model, StrategySettings.of(job), ranks, fold_text=False)
     trainer = Trainer(job, strategy, EveryExit(job, rows, negative, shape, ranks))
     counter = PassCounter(strategy.networks, job.train.micro_batch)
-    iterations = len(job.schedule)
+    iterations = len(job.steps)
     for iteration in range(iterations):
         trainer.iterate(iteration)
     total = counter.take()

@@ -20,7 +20,7 @@ from lightx2v_sgmd.apps.comparison.plan import (
 )
 from lightx2v_sgmd.apps.comparison.saved import check_same_comparison, check_shared
 from lightx2v_sgmd.families.base import Model
-from lightx2v_sgmd.families.teacher import open_teacher
+from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files.images import check_image
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.files.yaml_loader import parse_value
@@ -100,6 +100,8 @@ def make_plan(
     for job in jobs.values():
         refuse_overlap(resolved(out), job_sources(job))
     model = open_teacher(base.teacher)
+    base = with_defaults(base, model)
+    jobs = {label: with_defaults(job, model) for label, job in jobs.items()}
     check_against_model(base, model)
     settings = settings or Settings()
     every = every if every is not None else max(1, -(-base.train.iterations // 10))

@@ -196,7 +196,7 @@ class Bench:
         _, frames, height, width = model.latent_shape(*size)
         return VideoSampler(
             model,
-            job.schedule if few_steps else teacher_solver(model, self.settings.solver),
+            job.steps if few_steps else teacher_solver(model, self.settings.solver),
             size,
             1.0 if few_steps else job.teacher.guidance_scale,
             model.negative_prompt_for(job.teacher.negative_prompt),

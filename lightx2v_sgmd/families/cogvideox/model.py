@@ -101,6 +101,16 @@ class CogVideoXModel(DiffusersModel):
         """1: its noise schedule is shifted already."""
         return (1.0,)
 
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """The linear layers of a block's joint attention and feed-forward."""
+        return ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+    @property
+    def usual_frames(self) -> int:
+        """The number of frames of its videos: its folder's value, otherwise 49."""
+        return published.FRAMES if self.video is None else self.video.num_frames
+
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
         """The stock DDIM scheduler, on the model's noise schedule, with ``trailing`` steps.
 
@@ -289,7 +299,7 @@ def open_cogvideox(path: str | Path) -> CogVideoXModel:
             vae = {**published.VAE_CONFIG, "scaling_factor": published.VAE_SCALING[source.root]}
             shift = published.SNR_SHIFT[source.root]
             scheduler = {**published.SCHEDULER_CONFIG, "snr_shift_scale": shift}
-            video = VideoFacts(480, 720, 49, published.FPS)
+            video = VideoFacts(480, 720, published.FRAMES, published.FPS)
         else:
             config = without_private(source.config("transformer") or {})
             vae = without_private(source.config("vae") or {})

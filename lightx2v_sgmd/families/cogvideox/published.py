@@ -41,4 +41,5 @@ SCHEDULER_CONFIG: Final[Mapping[str, Any]] = {
 }
 
 FPS: Final = 8.0
-"""Frames per second of their videos (arXiv 2408.06072; 49 frames are 6 seconds)."""
+FRAMES: Final = 49
+"""Frames per second of their videos, and their number (arXiv 2408.06072; 6 seconds)."""

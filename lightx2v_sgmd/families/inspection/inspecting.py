@@ -109,7 +109,8 @@ def _run(found: Inspection, folder: Path) -> Inspection:
         facts["method"], facts["teacher"] = job.method.name, job.teacher.path
         facts["student"] = "all weights" if adapters is None else f"LoRA of rank {adapters.rank}"
         facts["trained for"] = size_text(video.height, video.width, video.frames)
-        facts["schedule"] = f"{steps_text(job.schedule)} (job.yaml)"
+        if job.schedule.shift is not None and job.schedule.solver is not None:
+            facts["schedule"] = f"{steps_text(job.steps)} (job.yaml)"
     facts["next"] = f"lightx2v-sgmd export {folder} ..."
     return found
 

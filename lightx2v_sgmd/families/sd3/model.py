@@ -111,6 +111,16 @@ class SD3Model(ImageModel):
         return (published.SHIFT,)
 
     @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """The linear layers of a block, those of its text included."""
+        image = ("to_q", "to_k", "to_v", "to_out.0")
+        text = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        attention = (f"attn.{name}" for name in (*image, *text))
+        parts = ("ff", "ff_context")
+        feed_forward = (f"{part}.{name}" for part in parts for name in ("net.0.proj", "net.2"))
+        return (*attention, *feed_forward)
+
+    @property
     def authors_sampler(self) -> AuthorsSampler:
         """Euler's steps with the shift of the model's scheduler."""
         return AuthorsSampler("euler", self.shift)

@@ -105,6 +105,13 @@ class SDXLModel(ImageModel):
         """1: discrete diffusions shift nothing."""
         return (1.0,)
 
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """The linear layers of a transformer block: both attentions and the feed-forward."""
+        names = ("to_q", "to_k", "to_v", "to_out.0")
+        attentions = (f"{attention}.{name}" for attention in ("attn1", "attn2") for name in names)
+        return (*attentions, "ff.net.0.proj", "ff.net.2")
+
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
         """The stock DDIM scheduler, on the model's noise schedule, with ``trailing`` steps.
 

@@ -49,8 +49,10 @@ from lightx2v_sgmd.families.wan.sampling import (
     NEGATIVE_PROMPT,
     STUDENT_SHIFTS,
     WAN22_FPS,
+    WAN22_FRAMES,
     WAN22_LATENT_CHANNELS,
     WAN_FPS,
+    WAN_FRAMES,
     shift_of_network,
 )
 from lightx2v_sgmd.families.wan.variants import refuse_variant
@@ -156,6 +158,18 @@ class WanModel(DiffusersModel):
     def student_shifts(self) -> tuple[float, ...]:
         """The flow shifts of the steps of its students; see ``sampling``."""
         return STUDENT_SHIFTS if self.low_noise is None else EXPERTS_STUDENT_SHIFTS
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """The linear layers of a block: both attentions and the feed-forward."""
+        return ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+    @property
+    def usual_frames(self) -> int:
+        """The number of frames of its videos: its folder's value, otherwise its authors'."""
+        if self.video is not None:
+            return self.video.num_frames
+        return WAN22_FRAMES if self.latent_channels == WAN22_LATENT_CHANNELS else WAN_FRAMES
 
     def scheduler_config(self, schedule: Schedule) -> dict[str, Any]:
         """The stock flow-matching scheduler; see ``Schedule.diffusers_config``."""

@@ -45,6 +45,12 @@ IMAGE_SHIFT: Final = 3.0
 WAN_FPS: Final = 16.0
 WAN22_FPS: Final = 24.0
 """Frames per second of Wan2.1's videos, and of those that Wan2.2's own VAE decodes."""
+WAN_FRAMES: Final = 81
+WAN22_FRAMES: Final = 121
+"""Number of frames of the same videos, 5 seconds.
+
+They are ``frame_num`` of ``generate.py`` and of Wan2.2's ``wan/configs/wan_ti2v_5B.py``.
+"""
 WAN22_LATENT_CHANNELS: Final = 48
 
 BOUNDARIES: Final[Mapping[str, float]] = {

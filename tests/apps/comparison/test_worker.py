@@ -261,7 +261,7 @@ def test_methods_are_compared_on_teachers_of_discrete_diffusions(
         worker.work(out, Task(row, 0))
     rows = compare(job, out, report_only=True, quiet=True).results["rows"]
     assert rows.keys() == {*METHODS, "teacher", "undistilled"}
-    steps = len(plan.job.schedule)
+    steps = len(plan.job.steps)
     for method in METHODS:
         assert len(rows[method]["curve"]) == 3 and rows[method]["nfe"] == steps
         assert rows[method]["equal_iterations"]["frechet"]["mean"] > 0

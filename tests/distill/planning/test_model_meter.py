@@ -8,6 +8,7 @@ import pytest
 from distill.planning import model_meter
 from distill.planning.metering import PassMemory
 from distill.planning.model_meter import ModelMeter, Weights
+from lightx2v_sgmd.families.teacher import with_defaults
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.resources import config_path
@@ -22,7 +23,8 @@ def test_the_share_of_adapters_is_that_of_their_shapes() -> None:
     # layers of 1536 to 1536 numbers and the two of the feed-forward, 1536 to 8960 and back.
     settings = ["student={train: lora}", "fake_score={train: full}"]
     job = load_job(config_path("wan2.1_t2v_1.3b_sgmd.yaml"), settings)
-    meter = ModelMeter(open_wan(job.teacher.path))
+    model = open_wan(job.teacher.path)
+    job, meter = with_defaults(job, model), ModelMeter(model)
     expected = 30 * 64 * (8 * 2 * 1536 + 2 * (1536 + 8960))
     assert meter.trained(job)["student"].count == expected
     shares = meter.shares(job)

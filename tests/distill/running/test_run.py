@@ -55,7 +55,7 @@ def test_the_checkpoint(finished: Job) -> None:
     assert json.loads((folder / "trainer.json").read_text())["step"] == 6
     assert load_job(folder / "job.yaml") == finished
     with safe_open(folder / "student_ema.safetensors", "pt") as file:
-        assert schedule_of(file.metadata()) == finished.schedule
+        assert schedule_of(file.metadata()) == finished.steps
         assert all(file.get_tensor(name).dtype == torch.float32 for name in file.keys())
 
 

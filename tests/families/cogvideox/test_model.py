@@ -79,7 +79,7 @@ def test_shipped_jobs_fit_their_models() -> None:
         job = load_job(config_path(name))
         check_against_model(job, open_model(job.teacher.path))
     adm = load_job(config_path("cogvideox_5b_adm.yaml"))
-    assert adm.method.guidance_range == (5.0, 7.0) and len(adm.schedule) == 8
+    assert adm.method.guidance_range == (5.0, 7.0) and len(adm.schedule.base) == 8
     assert (adm.student.optimizer.lr, adm.fake_score.optimizer.lr) == (1e-7, 1e-6)
 
 

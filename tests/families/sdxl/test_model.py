@@ -139,7 +139,7 @@ def test_shipped_jobs_fit_their_model_and_are_the_papers() -> None:
         adp, adm = method.stages
         rates = [job.student.optimizer.lr * stage.lr_factor for stage in (adp, adm)]
         assert rates == pytest.approx([1e-6, 1e-7]) and method.discriminator.lr == 5e-6
-        assert job.fake_score.optimizer.lr == 1e-6 and job.schedule.base == (1000.0,)
+        assert job.fake_score.optimizer.lr == 1e-6 and job.steps.base == (1000.0,)
         assert job.student.optimizer.betas == job.fake_score.optimizer.betas == (0.0, 0.99)
         assert (method.pretraining, job.train.iterations) == (8000, 16000)
         assert job.teacher.guidance_scale == 7.0 and method.discriminator.head_every == 1

@@ -152,7 +152,7 @@ def test_training_engine_and_stock_pipeline_agree(folder: Path, run: Path, expor
         told_in_training, _ = trainer.batches.conditioning([0])
         batch = trainer.batches.micro_batch(0, 0)
         batch = replace(batch, noise=noise, conditioning=told_in_training)
-        x0, _ = student_sample(trainer.strategy, batch, job.schedule, 3)
+        x0, _ = student_sample(trainer.strategy, batch, job.steps, 3)
     torch.testing.assert_close(x0, expected, atol=1e-4, rtol=0)
 
 

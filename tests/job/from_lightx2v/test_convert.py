@@ -17,6 +17,7 @@ from lightx2v_sgmd.job.from_lightx2v.convert import convert
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import AdapterSettings
 from lightx2v_sgmd.methods import DMD2, SGMD
+from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 
 ADAM = {"learning_rate": 2e-6, "adam_beta1": 0.0, "adam_beta2": 0.999, "weight_decay": 0.02}
@@ -154,7 +155,8 @@ def test_their_defaults_are_written_into_the_job(tmp_path: Path) -> None:
     assert made.job.student.optimizer.betas == (0.9, 0.999)
     assert (made.job.teacher.guidance_scale, made.job.train.clip) == (3.0, 1.0)
     assert made.job.parallel.gradient_checkpointing is True
-    assert made.job.schedule.timesteps.tolist() == pytest.approx([1000, 937.5, 833.333, 625])
+    steps = Schedule(made.job.schedule.base, made.job.schedule.shift or 0)
+    assert steps.timesteps.tolist() == pytest.approx([1000, 937.5, 833.333, 625])
     assert not any(note.differs for note in made.notes)
 
 
