@@ -268,10 +268,10 @@ def _plan(
                     f"--num-frames: videos of --{side} would have one frame, but measuring motion "
                     "needs two; give a larger --num-frames, or a model of videos"
                 )
-    videos = len(texts) * options.seeds
-    if videos < 2 and "frechet" in metrics:
-        metrics = tuple(name for name in metrics if name not in ("frechet", "fvd"))
-        if set(options.metrics) & {"frechet", "fvd"}:
+    distances = {"frechet", "fvd"}
+    if len(texts) * options.seeds < 2 and distances & set(metrics):
+        metrics = tuple(name for name in metrics if name not in distances)
+        if distances & set(options.metrics):
             raise UserError("--metrics: frechet and fvd need two videos or more; add prompts")
     return _Plan(sources, images, sizes, own, texts, metrics, teacher, options)
 

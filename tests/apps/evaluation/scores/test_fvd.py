@@ -69,6 +69,20 @@ def test_a_gaussian_has_its_known_distance(i3d: Path, tmp_path: Path) -> None:
     assert result["fvd"]["videos"] == [4, 4] and "frechet" not in result
 
 
+def test_one_video_has_no_distance(i3d: Path, tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        write_video(grey(80), tmp_path / side / "0.mp4", 8)
+    (tmp_path / "p.txt").write_text("one\n")
+    paths = (tmp_path / "a", tmp_path / "p.txt", tmp_path / "out")
+    with pytest.raises(UserError, match="frechet and fvd need two videos or more; add prompts"):
+        options = EvaluateOptions(metrics=("fvd",), i3d=i3d)
+        evaluate(*paths, against=tmp_path / "b", options=options, quiet=True)
+    assert not (tmp_path / "out").exists()
+    options = EvaluateOptions(i3d=i3d, device="cpu")
+    found = evaluate(*paths, against=tmp_path / "b", options=options, quiet=True).metrics
+    assert "fvd" not in found and "optflow" in found["metrics"] and "fvd" not in found["metrics"]
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"no program")
     with pytest.raises(UserError, match="cannot be loaded as TorchScript"):
