@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,19 +32,43 @@ WAIT_MS = 300_000
 """How long an action waits for the page; only a hanging test gets so far."""
 
 
+def executable() -> str | None:
+    """The path of Chromium; None if there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def opened(browser: Any, file: Path) -> tuple[Any, list[str]]:
+    """A report that lies on the disk, opened wide and narrow: nothing is wider than the window.
+
+    Returns:
+        The page, wide, once all its videos can be played; and its errors, which may still grow.
+    """
+    page = browser.new_page(viewport={"width": 375, "height": 720})
+    page.set_default_timeout(WAIT_MS)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(file.resolve().as_uri())
+    page.wait_for_function("[...document.querySelectorAll('video')].every(v => v.readyState > 1)")
+    fits = "document.documentElement.scrollWidth <= window.innerWidth"
+    assert page.evaluate(fits)
+    page.set_viewport_size({"width": 1280, "height": 2400})
+    assert page.evaluate(fits)
+    return page, problems
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A running Chromium, Playwright's ``Browser``; skips the test if there is none."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="needs Playwright (pip install playwright)"
     )
-    executable = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if executable is None:
+    path = executable()
+    if path is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
     with tempfile.TemporaryDirectory() as home, sync_api.sync_playwright() as playwright:
         environment = {**os.environ, "HOME": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home}
         browser = playwright.chromium.launch(
-            executable_path=executable,
+            executable_path=path,
             args=list(ARGUMENTS),
             env=environment,
             handle_sigint=False,

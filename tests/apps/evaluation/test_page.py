@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lightx2v_sgmd.apps.evaluation.page import (
@@ -18,7 +19,9 @@ from lightx2v_sgmd.apps.evaluation.page import (
     with_interval,
 )
 from lightx2v_sgmd.apps.evaluation.summary import summarise
+from lightx2v_sgmd.files.video import write_video
 from tests.apps.evaluation.test_summary import side
+from tests.browser import chromium, opened
 
 OURS, THEIRS = side([1.0, 5.0, 2.0, 6.0]), side([2.0, 8.0, 3.0, 9.0])
 SEEDS = [0, 1, 2, 3]
@@ -71,6 +74,41 @@ def test_without_a_reference_the_stillest_comes_first() -> None:
     alone = summarise({"weights": OURS}, ["a", "b"], SEEDS, ["optflow"])
     assert ranked(alone) == [0, 1] and set_rows(alone) == []
     assert ranked_lists(alone, [0, 1])[0]["title"] == "Least motion"
+
+
+FRAMES_SHOWN = "[...document.querySelectorAll('video')].map(v => Math.floor(8 * v.currentTime))"
+STOPPED = "[...document.querySelectorAll('video')].every(v => v.paused && !v.seeking)"
+PLAYING = "[...document.querySelectorAll('video')].every(v => !v.paused && v.currentTime > 0.1)"
+
+
+@pytest.mark.slow
+def test_videos_stop_at_one_frame(tmp_path: Path) -> None:
+    """By the key and by the button, whenever it is; the arrows go on from that frame."""
+    results = copy.deepcopy(BOTH)
+    for index, video in enumerate(results["videos"]):
+        for side_ in ("weights", "against"):
+            video[side_]["file"] = f"{side_}{index}.mp4"
+            frames = np.full((24, 64, 64, 3), 20 * index, np.uint8)
+            write_video(frames, tmp_path / f"{side_}{index}.mp4", 8)
+    (tmp_path / "report.html").write_text(report_page(results, tmp_path, 4), encoding="utf-8")
+    with chromium() as browser:
+        page, problems = opened(browser, tmp_path / "report.html")
+        for wait_ms in (110, 230, 350, 470):
+            page.wait_for_function(PLAYING)
+            page.wait_for_timeout(wait_ms)
+            if wait_ms == 230:
+                page.locator("#play").click()
+                page.locator("#play").blur()
+            else:
+                page.keyboard.press("Space")
+            page.wait_for_function(STOPPED)
+            first, *others = page.evaluate(FRAMES_SHOWN)
+            assert len(others) == 3 and set(others) == {first}
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function(STOPPED)
+            assert set(page.evaluate(FRAMES_SHOWN)) == {(first + 1) % 24}
+            page.keyboard.press("Space")
+        assert problems == []
 
 
 def test_motion_has_three_rows() -> None:
