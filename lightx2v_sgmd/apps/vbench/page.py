@@ -26,7 +26,9 @@ def dimension_rows(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Title, score, videos that were measured of those wanted, and the missing ones."""
     rows = []
     for about in results["vbench"]["dimensions"].values():
-        measured = "?" if about["measured"] is None else str(about["measured"])
+        measured = about["measured"]
+        if measured is None and about["missing"] is not None:
+            measured = f"at most {about['wanted'] - about['missing']}"
         if about["score"] is None:
             measured = "0"
         missing = str(about["missing"]) if about["missing"] else ""

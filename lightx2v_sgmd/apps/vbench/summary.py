@@ -23,6 +23,7 @@ def summarise(
 
     A missing video is never left out in silence: it is counted, and beside the aggregates that
     VBench computes from the videos that it found stand those in which a missing video scores 0.
+    Where a result does not say what it was measured on, the videos that are not there are missing.
 
     Args:
         suite: The prompts.
@@ -38,7 +39,9 @@ def summarise(
         wanted = suite.dimensions.get(name, 0)
         score = scores.get(name)
         measured = None if score is None else score.videos
-        counted = there.get(name, 0) if name in _PASSES_OVER else measured
+        counted = measured
+        if name in _PASSES_OVER or (score is not None and measured is None):
+            counted = there.get(name, 0)
         missing = None if counted is None else max(0, wanted - counted)
         dimensions[name] = {
             "title": about.title,

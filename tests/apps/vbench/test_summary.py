@@ -65,6 +65,18 @@ def test_a_video_without_the_object_is_not_missing() -> None:
     assert not is_incomplete(found) and "missing" not in text_report(found)
 
 
+def test_a_score_without_a_list_of_videos_counts_those_that_are_there() -> None:
+    """Other programs write a plain number."""
+    scores = {"subject_consistency": Score(0.9, None, Path("x.json"))}
+    found = summarise(SUITE, (0, 3, 5, 6), scores, SETUP)
+    about = found["vbench"]["dimensions"]["subject_consistency"]
+    assert (about["wanted"], about["measured"], about["missing"]) == (10, None, 6)
+    assert about["score_missing_as_zero"] == pytest.approx(0.9 * 0.4)
+    text = text_report(found)
+    assert "at most 4 of 10" in text
+    assert "measured on fewer videos than wanted: Subject consistency" in text
+
+
 def test_a_dimension_that_was_not_measured_gives_no_total() -> None:
     found = results(scene=0)
     assert found["vbench"]["aggregate"]["total"] is None
