@@ -26,6 +26,7 @@ from lightx2v_sgmd.apps.evaluation.page import report_page
 from lightx2v_sgmd.apps.evaluation.reusing import all_videos
 from lightx2v_sgmd.apps.evaluation.scores.scoring import (
     Asked,
+    check_scores,
     clip_of,
     features_of,
     i3d_of,
@@ -235,10 +236,6 @@ def _plan(
     if against is not None:
         sources["against"] = open_source(against, "--against")
     teacher = _features_model(sources, options)
-    if options.clip is not None:
-        from lightx2v_sgmd.apps.evaluation.scores.clip import check_clip
-
-        check_clip(options.clip)
     metrics = chosen_metrics(options, against is not None, teacher is not None)
     refuse_overlap(
         resolved(out),
@@ -273,6 +270,8 @@ def _plan(
         metrics = tuple(name for name in metrics if name not in distances)
         if distances & set(options.metrics):
             raise UserError("--metrics: frechet and fvd need two videos or more; add prompts")
+    made = [size.num_frames for size in sizes.values() if size is not None]
+    check_scores(options, made if "fvd" in metrics else ())
     return _Plan(sources, images, sizes, own, texts, metrics, teacher, options)
 
 

@@ -55,6 +55,7 @@ def check_clip(folder: Path) -> None:
         if content.get("model_type") != "clip":
             raise UserError(f"{folder}: is not a CLIPModel; {remedy}")
         weight_files(folder, "model")
+        load_tokenizer(folder)
     except UserError as error:
         raise UserError(f"--clip: {with_remedy(str(error), remedy)}") from error
 

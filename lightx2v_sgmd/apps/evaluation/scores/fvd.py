@@ -9,7 +9,8 @@ you trust.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,33 @@ LEAST_FRAMES: Final = 9
 """I3D halves the frames three times and then takes the mean of two."""
 
 
+_REMEDY: Final = "name StyleGAN-V's i3d_torchscript.pt"
+
+
+def check_i3d(file: Path, num_frames: Sequence[int] = ()) -> None:
+    """Refuses a file that is no TorchScript, and videos that are too short; loads nothing.
+
+    Args:
+        file: The network's file.
+        num_frames: The numbers of frames of the videos that will be made.
+
+    Raises:
+        UserError: says which it is.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            has_code = any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        has_code = False
+    if not has_code:
+        raise UserError(f"--i3d: {file} is not a TorchScript file; {_REMEDY}")
+    if num_frames and min(num_frames) < LEAST_FRAMES:
+        raise UserError(
+            f"--num-frames: videos would have {min(num_frames)} frames, and FVD needs "
+            f"{LEAST_FRAMES} or more; give a larger --num-frames, or leave out --i3d"
+        )
+
+
 def load_i3d(file: Path, device: str) -> Any:
     """Loads the network.
 
@@ -38,7 +66,7 @@ def load_i3d(file: Path, device: str) -> Any:
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"--i3d: {file} cannot be loaded as TorchScript ({short_line(first_line(error), 80)}); "
-            "name StyleGAN-V's i3d_torchscript.pt"
+            f"{_REMEDY}"
         ) from error
 
 
@@ -57,9 +85,7 @@ def i3d_features(network: Any, frames: Frames, device: str) -> NDArray[np.float3
     except (RuntimeError, TypeError, AttributeError) as error:
         # TorchScript's last line has the reason; the others are where it was.
         reason = short_line((str(error).strip().splitlines() or [type(error).__name__])[-1], 80)
-        raise UserError(
-            f"--i3d: the network failed ({reason}); name StyleGAN-V's i3d_torchscript.pt"
-        ) from error
+        raise UserError(f"--i3d: the network failed ({reason}); {_REMEDY}") from error
 
 
 def fvd_features(

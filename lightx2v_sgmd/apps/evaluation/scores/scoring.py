@@ -7,7 +7,7 @@ it is asked for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,12 @@ from typing import Any
 from lightx2v_sgmd.apps.evaluation.making import device_and_dtype
 from lightx2v_sgmd.apps.evaluation.measuring import SideVideos, Values
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
-from lightx2v_sgmd.apps.evaluation.scores.videoalign import SCORES, VideoAlign, videoalign_scores
+from lightx2v_sgmd.apps.evaluation.scores.videoalign import (
+    SCORES,
+    VideoAlign,
+    check_python,
+    videoalign_scores,
+)
 from lightx2v_sgmd.families.base import Model
 
 Sides = Mapping[str, SideVideos]
@@ -34,6 +39,28 @@ class Asked:
     metrics: tuple[str, ...]
     options: EvaluateOptions
     teacher: Model | None
+
+
+def check_scores(options: EvaluateOptions, fvd_frames: Sequence[int] = ()) -> None:
+    """Refuses files of networks that cannot be used, as far as that is seen without loading them.
+
+    Args:
+        options: The options of the metrics.
+        fvd_frames: The numbers of frames of videos that will be made for FVD.
+
+    Raises:
+        UserError: says which file it is, and what to name.
+    """
+    if options.clip is not None:
+        from lightx2v_sgmd.apps.evaluation.scores.clip import check_clip
+
+        check_clip(options.clip)
+    if options.videoalign is not None:
+        check_python(options.videoalign_python)
+    if options.i3d is not None:
+        from lightx2v_sgmd.apps.evaluation.scores.fvd import check_i3d
+
+        check_i3d(options.i3d, fvd_frames)
 
 
 def clip_of(sides: Sides, asked: Asked) -> dict[str, list[Values]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -34,6 +35,7 @@ SCORES: Final = {
 """Metrics, and VideoAlign's own names for them."""
 CODE: Final = "inference.py"
 CONFIG_FILE: Final = "model_config.json"
+_PYTHON_REMEDY: Final = "name the Python of the environment that VideoAlign runs in"
 _ANSWER: Final = {name: Real(-1e6, 1e6) for name in SCORES.values()}
 _REMEDY: Final = (
     "name a checkout of VideoAlign (github.com/KwaiVGI/VideoAlign) with the files of "
@@ -87,6 +89,17 @@ def weights_folder(folder: Path) -> Path:
     return found[0]
 
 
+def check_python(python: Path | None) -> None:
+    """Refuses a Python that is none, before anything is made.
+
+    Raises:
+        UserError: it is no program.
+    """
+    program = program_of(python)
+    if shutil.which(program) is None:
+        raise UserError(f"--videoalign-python: {program} cannot be run; {_PYTHON_REMEDY}")
+
+
 class VideoAlign:
     """VideoAlign in a process of its own; a context that ends it.
 
@@ -116,7 +129,7 @@ class VideoAlign:
         except OSError as error:
             raise UserError(
                 f"--videoalign-python: {program} cannot be run ({short_line(str(error), 80)}); "
-                "name the Python of the environment that VideoAlign runs in"
+                f"{_PYTHON_REMEDY}"
             ) from error
 
     def __enter__(self) -> Self:

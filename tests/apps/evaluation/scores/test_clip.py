@@ -126,6 +126,16 @@ def test_what_is_no_clip_is_refused_before_anything_is_made(folder: Path, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(UserError, match="--clip: .*not a CLIPModel"):
         Clip(tmp_path, "cpu")
+    (tmp_path / "p.txt").write_text("one\n")
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "0.mp4").touch()
+    (tmp_path / "half").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "half" / name).write_bytes((folder / name).read_bytes())
+    options = EvaluateOptions(clip=tmp_path / "half")
+    with pytest.raises(UserError, match="--clip: .*tokenizer"):
+        evaluate(tmp_path / "v", tmp_path / "p.txt", tmp_path / "out", options=options, quiet=True)
+    assert not (tmp_path / "out").exists()
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(UserError, match=r"--clip: .*safetensors"):
         Clip(tmp_path, "cpu")

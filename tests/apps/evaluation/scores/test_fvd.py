@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightx2v_sgmd.apps.evaluation import EvaluateOptions, evaluate
-from lightx2v_sgmd.apps.evaluation.scores.fvd import i3d_features, load_i3d
+from lightx2v_sgmd.apps.evaluation.scores.fvd import check_i3d, i3d_features, load_i3d
 from lightx2v_sgmd.files.video import write_video
 from lightx2v_sgmd.system.errors import UserError
 
@@ -83,7 +83,28 @@ def test_one_video_has_no_distance(i3d: Path, tmp_path: Path) -> None:
     assert "fvd" not in found and "optflow" in found["metrics"] and "fvd" not in found["metrics"]
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_another_file_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        write_video(grey(80), tmp_path / side / "0.mp4", 8)
+    (tmp_path / "p.txt").write_text("one\n")
+    paths = (tmp_path / "a", tmp_path / "p.txt", tmp_path / "out")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+    for name in ("p.txt", "weights.pt"):
+        options = EvaluateOptions(i3d=tmp_path / name)
+        with pytest.raises(UserError, match="--i3d: .* is not a TorchScript file; name StyleGAN"):
+            evaluate(*paths, against=tmp_path / "b", options=options, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_that_would_be_too_short_are_refused(i3d: Path) -> None:
+    check_i3d(i3d, (81, 9))
+    with pytest.raises(
+        UserError, match="--num-frames: videos would have 5 frames, and FVD needs 9"
+    ):
+        check_i3d(i3d, (81, 5))
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"no program")
     with pytest.raises(UserError, match="cannot be loaded as TorchScript"):
         load_i3d(tmp_path / "x.pt", "cpu")

@@ -88,6 +88,18 @@ def test_its_failures_say_why(checkout: Path, tmp_path: Path) -> None:
         VideoAlign(checkout, tmp_path / "python", "cpu")
 
 
+def test_a_python_that_is_none_is_refused_before_anything_is_measured(
+    checkout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "0.mp4").touch()
+    (tmp_path / "p.txt").write_text("one\n")
+    options = EvaluateOptions(videoalign=checkout, videoalign_python=tmp_path / "python")
+    with pytest.raises(UserError, match="--videoalign-python: .*/python cannot be run; name the"):
+        evaluate(tmp_path / "v", tmp_path / "p.txt", tmp_path / "out", options=options, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_checkout_is_refused(checkout: Path, tmp_path: Path) -> None:
     assert weights_folder(checkout) == checkout / "checkpoints" / "VideoReward"
     with pytest.raises(UserError, match="--metrics: videoalign_mq needs .* add --videoalign DIR"):
