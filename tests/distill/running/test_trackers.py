@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sqlite3
+import struct
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,6 +145,30 @@ def tracked(job_folder: Path, teacher: Path, name: str) -> Job:
     return job
 
 
+def logged(file: Path) -> dict[int, dict[str, Any]]:
+    """The values of each step in a file of W&B: a log in LevelDB's format, of its own messages."""
+    messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    content, at, message = file.read_bytes(), 7, b""
+    found: dict[int, dict[str, Any]] = {}
+    while at + 7 <= len(content):
+        if (left := 2**15 - at % 2**15) < 7:  # the rest of a block, too short for a head
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        message += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole message, or the end of one
+            record = messages.Record()
+            record.ParseFromString(message)
+            message = b""
+            for item in record.history.item:
+                name, *part = item.nested_key or [item.key]
+                if not name.startswith("_") and part in ([], ["_type"]):
+                    values = found.setdefault(record.history.step.num, {})
+                    values[name] = json.loads(item.value_json)
+    return found
+
+
 @pytest.mark.slow
 def test_wandb_offline(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
@@ -151,6 +179,10 @@ def test_wandb_offline(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.M
     run_id = json.loads((job.output.dir / IDS).read_text())["wandb"]
     files = list((job.output.dir / "wandb").glob("offline-run-*/*.wandb"))
     assert files and {file.name for file in files} == {f"run-{run_id}.wandb"}
+    assert [logged(file) for file in sorted(files)] == [
+        {1: {"nr": -0.5, "lr/student": 0.25, "samples/video_00": "video-file"}},
+        {2: {"nr": -1.0, "lr/student": 0.25, "samples/video_00": "video-file"}},
+    ]
     assert len(list((job.output.dir / "wandb").rglob("video_00*.mp4"))) == 2
 
 
@@ -160,8 +192,21 @@ def test_trackio_on_this_machine(
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
-    opened_twice(tracked(tmp_path, tiny_teacher, "trackio"))
-    assert list((tmp_path / "trackio").rglob("*.db"))
+    job = tracked(tmp_path, tiny_teacher, "trackio")
+    opened_twice(job)
+    (database,) = (tmp_path / "trackio").rglob("*.db")
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    run_name = json.loads((job.output.dir / IDS).read_text())["trackio"]
+    assert {row[0] for row in rows} == {run_name}, "the resumed part went on in the same run"
+    values: dict[int, dict[str, Any]] = {1: {}, 2: {}}
+    for _, step, metrics in rows:
+        values[step] |= json.loads(metrics)
+    for step, found in values.items():
+        video = found.pop("samples/video_00")
+        assert video["_type"] == "trackio.video"
+        assert (tmp_path / "trackio" / "media" / video["file_path"]).is_file()
+        assert found == {"nr": -0.5 * step, "lr/student": 0.25}
     assert len(list((tmp_path / "trackio").rglob("*.mp4"))) == 2
 
 
