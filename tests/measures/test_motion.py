@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightx2v_sgmd.measures.motion import motion_shares, wasserstein
+from lightx2v_sgmd.measures import motion
+from lightx2v_sgmd.measures.motion import motion_intervals, motion_shares, wasserstein
 
 
 def test_a_set_beside_itself_has_a_quarter_of_each() -> None:
@@ -32,6 +33,26 @@ def test_slow_videos_are_counted() -> None:
 def test_a_shift_is_its_own_distance(shift: float, expected: float) -> None:
     values = np.random.default_rng(0).normal(size=50)
     assert wasserstein(values, values + shift) == pytest.approx(expected)
+
+
+def test_two_prompts_have_intervals_by_hand() -> None:
+    """Four draws are equally likely: each prompt twice, and both prompts in either order."""
+    found = motion_intervals([1.0, 3.0], [1.0, 1.0], 2)
+    assert found == {"slow": (0, 0), "fast": (0, 1), "distance": (0, 2)}
+    assert motion_intervals([1.0, 3.0], [1.0, 1.0], 1) is None
+
+
+def test_intervals_are_the_quantiles_over_drawn_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a plain loop, with two seeds of seven prompts."""
+    ours, theirs = np.random.default_rng(3).normal(size=(2, 2, 7))
+    monkeypatch.setattr(motion, "_AT_ONCE", 500)  # in several parts
+    found = motion_intervals(ours.ravel(), theirs.ravel(), 7, seed=5, resamples=200)
+    draws = np.random.default_rng(5).integers(7, size=(200, 7))
+    shares = [motion_shares(ours[:, d].ravel(), theirs[:, d].ravel()) for d in draws]
+    assert found is not None
+    for name, ends in found.items():
+        values = [getattr(share, name) for share in shares]
+        assert ends == pytest.approx(np.quantile(values, [0.025, 0.975]))
 
 
 def test_sets_of_different_sizes() -> None:

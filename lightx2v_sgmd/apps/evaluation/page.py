@@ -92,21 +92,21 @@ def set_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(
             (
                 "Slow videos",
-                f"{100 * motion['slow']:.1f} %",
+                _with_ends(motion, "slow", 1, 100) + " %",
                 f"25 % of the reference's move less than {motion['slow_below']:.3f} px per frame",
             )
         )
         rows.append(
             (
                 "Fast videos",
-                f"{100 * motion['fast']:.1f} %",
+                _with_ends(motion, "fast", 1, 100) + " %",
                 f"25 % of the reference's move more than {motion['fast_above']:.3f} px per frame",
             )
         )
         rows.append(
             (
                 "Distance of the motion",
-                f"{motion['distance']:.3f}",
+                _with_ends(motion, "distance", 3),
                 "pixels per frame by which a video's motion must change on average",
             )
         )
@@ -119,6 +119,14 @@ def set_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
                 remark += f"; two halves of the reference are {halves} apart"
             rows.append((metric.title, f"{found['distance']:.{metric.digits}f}", remark))
     return rows
+
+
+def _with_ends(motion: dict[str, Any], name: str, digits: int, scale: float = 1) -> str:
+    low, high = (motion["intervals"] or {}).get(name, (None, None))
+    ends = {"low": None, "high": None}
+    if low is not None:
+        ends = {"low": scale * low, "high": scale * high}
+    return with_interval({"mean": scale * motion[name], **ends}, digits)
 
 
 def ranked(results: dict[str, Any]) -> list[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lightx2v_sgmd.apps.evaluation.options import METRICS
 from lightx2v_sgmd.measures.bootstrap import Interval, mean_interval
 from lightx2v_sgmd.measures.frechet import gaussian_distance
-from lightx2v_sgmd.measures.motion import motion_shares
+from lightx2v_sgmd.measures.motion import motion_intervals, motion_shares
 
 FORMAT_VERSION: Final = 1
 _FLOOR_SPLITS: Final = 10
@@ -67,7 +67,7 @@ def summarise(
     if "against" in sides:
         ours, theirs = sides["weights"], sides["against"]
         result["differences"] = differences(ours, theirs, count, metrics)
-        result |= set_metrics(ours, theirs, metrics)
+        result |= set_metrics(ours, theirs, count, metrics)
         result["cautions"] = cautions(ours, theirs)
     scores = prompt_scores(sides, count, metrics)
     result["ranking"] = {
@@ -134,12 +134,13 @@ def is_clear(difference: Interval) -> bool | None:
     return difference.low > 0 or difference.high < 0
 
 
-def set_metrics(ours: Side, theirs: Side, metrics: Sequence[str]) -> dict[str, Any]:
+def set_metrics(ours: Side, theirs: Side, count: int, metrics: Sequence[str]) -> dict[str, Any]:
     """The metrics of whole sets: motion's distribution and the Frechet distances."""
     result: dict[str, Any] = {}
     if "motion" in metrics:
-        flows = [values_of(side, "optflow").tolist() for side in (ours, theirs)]
-        result["motion"] = asdict(motion_shares(*flows))
+        flows, reference = values_of(ours, "optflow"), values_of(theirs, "optflow")
+        intervals = motion_intervals(flows, reference, count)
+        result["motion"] = {**asdict(motion_shares(flows, reference)), "intervals": intervals}
     for name, first, second in (
         ("frechet", ours.features, theirs.features),
         ("fvd", ours.i3d, theirs.i3d),

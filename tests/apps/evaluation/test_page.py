@@ -112,5 +112,11 @@ def test_videos_stop_at_one_frame(tmp_path: Path) -> None:
 
 
 def test_motion_has_three_rows() -> None:
-    titles = [title for title, _, _ in set_rows(BOTH)]
-    assert titles == ["Slow videos", "Fast videos", "Distance of the motion"]
+    rows = {title: value for title, value, _ in set_rows(BOTH)}
+    assert list(rows) == ["Slow videos", "Fast videos", "Distance of the motion"]
+    # Prompt a alone moves 1 and 2 beside 2 and 3, b alone 5 and 6 beside 8 and 9.
+    assert rows["Slow videos"] == "50.0 [50.0, 100.0] %"
+    assert rows["Distance of the motion"] == "2.000 [1.000, 3.000]"
+    alone = copy.deepcopy(BOTH)
+    alone["motion"]["intervals"] = None
+    assert set_rows(alone)[0][1] == "50.0 %"
