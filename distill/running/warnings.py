@@ -1,6 +1,7 @@
 """Warnings of a run: signs that its student gets worse, each said once.
 
-docs/when-to-stop.md says what each means and what to do, and shows the runs in which it happens.
+Each says in a line what it means and what to do. docs/when-to-stop.md says more, and shows the
+runs in which it happens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _FAKE_TERMS: Final = ("rc", "fake")
 """Names of the fake score's loss."""
 _KEYS: Final = ("step", "nr", "grad_norm", *_FAKE_TERMS, "samples", "teacher_samples", "warnings")
 _GRADIENT: Final = "gradient"
-_SEE: Final = "see docs/when-to-stop.md"
+_EARLIER: Final = "export an earlier checkpoint, and lower"
+"""The first words of what most warnings tell the user to do."""
 
 
 class RunWarnings:
@@ -93,12 +95,14 @@ class RunWarnings:
             if lags and (times := self._growth(key) or 0) > GROWTH:
                 found["fake score"] = (
                     f"its loss {key} is {times:.1f} times that of the first iterations, and its "
-                    f"gradient grows: the fake score lags behind the student; {_SEE}"
+                    "gradient grows: the fake score lags behind the student, which then learns "
+                    "wrong; raise fake_score.optimizer.lr, or lower student.optimizer.lr"
                 )
         if lags and (times := self._growth("nr") or 0) > GROWTH:
             found["nr"] = (
                 f"the term nr is {times:.1f} times that of the first iterations, and the fake "
-                f"score's gradient grows: the student runs ahead of the fake score; {_SEE}"
+                "score's gradient grows: the student runs ahead of the fake score; raise "
+                "fake_score.optimizer.lr, or lower student.optimizer.lr and then method.lambda"
             )
         new = self._new(found)
         self._later = new if later else {}
@@ -120,13 +124,15 @@ class RunWarnings:
                 sign = "+" if parts[key] > 1 else "-"
                 found[key] = (
                     f"the samples' {key} is {ours[key]:.3g} and the teacher's {theirs[key]:.3g} "
-                    f"({sign}{100 * now:.0f} %), and comes no nearer; {_SEE}"
+                    f"({sign}{100 * now:.0f} %), and comes no nearer: the student drifts away "
+                    f"from the teacher; {_EARLIER} teacher.guidance_scale or student.optimizer.lr"
                 )
         now, then = parts.get("optflow", 1), before.get("optflow", 1)
         if now < LEAST_MOTION and then < LEAST_MOTION and now <= then:
             found["motion"] = (
                 f"the samples move {ours['optflow']:.3g} pixels per frame, {100 * now:.0f} % of "
-                f"the teacher's {theirs['optflow']:.3g}, and no more than before; {_SEE}"
+                f"the teacher's {theirs['optflow']:.3g}, and no more than before: the student "
+                f"learns to move less; {_EARLIER} student.optimizer.lr or sgmd's method.lambda"
             )
         return later | self._new(found)
 

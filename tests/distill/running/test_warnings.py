@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ def found_in(job: Job, lines: list[dict[str, Any]]) -> dict[str, int]:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_recorded_runs(job: Job, name: str) -> None:
     assert found_in(job, RECORDED[name]) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", ["lambda 2", "starved fake score"])
+def test_a_warning_says_what_to_do_and_names_no_file(job: Job, name: str) -> None:
+    """An installed package has no docs folder; the remedies are settings that a job has."""
+    warnings, keys = RunWarnings(job), job.to_yaml()
+    for line in RECORDED[name]:
+        for text in {**warnings.losses(line), **warnings.samples(line)}.values():
+            assert "docs/" not in text
+            settings = re.findall(r"[a-z_.]+\.([a-z_]+)\b", text.rpartition("; ")[2])
+            assert settings and all(f"{key}:" in keys for key in settings)
 
 
 def made_lines(factor: float, count: int = 100, grows: bool = True) -> list[dict[str, Any]]:
