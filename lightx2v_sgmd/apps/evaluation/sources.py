@@ -124,9 +124,17 @@ def video_files(source: VideoSource, prompts: Sequence[str], seeds: int, option:
         return named
     if len(source.files) == len(named):
         return list(source.files)
+    files, texts, numbers = (
+        f"{count} {what}{'' if count == 1 else 's'}"
+        for count, what in (
+            (len(source.files), ".mp4 file"),
+            (len(prompts), "prompt"),
+            (seeds, "seed"),
+        )
+    )
     raise UserError(
-        f"{option}: {source.path} has {len(source.files)} .mp4 files, but {len(prompts)} prompts "
-        f"with {seeds} seed{'s' if seeds > 1 else ''} are {len(named)} videos; name them "
+        f"{option}: {source.path} has {files}, but {texts} with {numbers} ask for {len(named)} "
+        "videos; name them "
         "PROMPT-0.mp4 and so on, or keep one for each, sorted by name in the order of the prompts"
     )
 

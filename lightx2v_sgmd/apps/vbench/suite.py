@@ -106,7 +106,8 @@ def read_suite(path: Path, augmented: Path | None = None) -> Suite:
     others = None if augmented is None else read_prompts(augmented)
     if others is not None and len(others) != len(entries):
         raise UserError(
-            f"--augmented: {augmented} has {len(others)} prompts, but {file} has {len(entries)}; "
+            f"--augmented: {augmented} has {len(others)} prompt{'s' if len(others) != 1 else ''}, "
+            f"but {file} has {len(entries)}; "
             "write one for each entry, in the same order"
         )
     texts: dict[str, str] = {}

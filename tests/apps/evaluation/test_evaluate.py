@@ -213,7 +213,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     assert "is empty" in refused(tmp_path / "empty")
     videos(tmp_path / "clips", [moving_texture(0, 0)])
-    assert "1 .mp4 files" in refused(tmp_path / "clips")
+    assert "1 .mp4 file," in refused(tmp_path / "clips")
 
 
 def test_files_of_others_are_never_replaced(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ def test_vbenchs_names_say_prompt_and_seed(tmp_path: Path) -> None:
 def test_otherwise_the_order_of_names_is_that_of_prompts(tmp_path: Path) -> None:
     folder = clips(tmp_path / "v", "0001_b.mp4", "0000_a.mp4", "0000_a.json")
     assert names(folder, ["a", "b"], 1) == ["0000_a.mp4", "0001_b.mp4"]
-    with pytest.raises(UserError, match="has 2 .mp4 files, but 3 prompts with 1 seed are 3"):
+    with pytest.raises(UserError, match="has 2 .mp4 files, but 3 prompts with 1 seed ask for 3"):
         names(folder, ["a", "b", "c"], 1)
+    with pytest.raises(UserError, match="but 1 prompt with 3 seeds ask for 3 videos"):
+        names(folder, ["a"], 3)
 
 
 def test_a_run_is_refused_with_the_command_that_exports_it(tmp_path: Path) -> None:

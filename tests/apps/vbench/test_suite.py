@@ -57,7 +57,7 @@ def test_augmented_texts_make_the_videos_that_prompts_name(tmp_path: Path) -> No
     assert suite.name(5) == "a red circle-0.mp4" and suite.text(5) == "A vivid circle."
     assert suite.augmented is not None and suite.augmented[0] == texts
     texts.write_text("one\n")
-    with pytest.raises(UserError, match="has 1 prompts, but .* has 3"):
+    with pytest.raises(UserError, match="has 1 prompt, but .* has 3"):
         read_suite(write(tmp_path), texts)
 
 
