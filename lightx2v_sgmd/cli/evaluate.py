@@ -80,6 +80,14 @@ def evaluate_command(
             help="A teacher's guidance scale; default that of the student's training, else 5.",
         ),
     ] = None,
+    guidance_scale_2: Annotated[
+        float | None,
+        typer.Option(
+            metavar="W",
+            help="Guidance scale of a teacher's second, low-noise expert; default that of the "
+            "first.",
+        ),
+    ] = None,
     negative_prompt: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +213,7 @@ def evaluate_command(
         seed=seed,
         teacher=teacher,
         guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
         negative_prompt=negative_prompt,
         steps=steps,
         height=height,

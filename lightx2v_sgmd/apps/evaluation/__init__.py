@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.apps.evaluation.making import (
+    check_guidance,
+    guidance_facts,
     guidance_of,
     range_videos,
     student_videos,
@@ -235,6 +237,7 @@ def _plan(
     sources = {"weights": open_source(weights, "--weights")}
     if against is not None:
         sources["against"] = open_source(against, "--against")
+    check_guidance(options, list(sources.values()))
     teacher = _features_model(sources, options)
     metrics = chosen_metrics(options, against is not None, teacher is not None)
     refuse_overlap(
@@ -372,11 +375,10 @@ def _about(plan: _Plan, side: str) -> dict[str, Any]:
     source = plan.sources[side]
     about: dict[str, Any] = {"path": source.path, "kind": source.kind}
     if source.kind == "teacher":
-        guidance = guidance_of(plan.options, list(plan.sources.values()))
-        about |= {"steps": plan.options.steps, "guidance_scale": guidance}
+        about |= {"steps": plan.options.steps}
+        about |= guidance_facts(plan.options, list(plan.sources.values()))
         if source.model is not None:
             about["solver"] = solver_text(teacher_solver(source.model, steps=plan.options.steps))
-        about["nfe"] = plan.options.steps * (1 if guidance == 1 else 2)
     if source.kind == "student":
         about["nfe"] = source.nfe
         if source.manifest is not None:

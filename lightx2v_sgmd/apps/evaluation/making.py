@@ -16,7 +16,7 @@ from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import video_writer
 from lightx2v_sgmd.outputs import OutputLock, locked_folder
 from lightx2v_sgmd.system.console import note, progress
-from lightx2v_sgmd.system.errors import RunError
+from lightx2v_sgmd.system.errors import RunError, UserError
 
 GUIDANCE: Final = 5.0
 """The teacher's guidance scale if neither the user nor a manifest gives one: Wan2.1's default."""
@@ -76,6 +76,30 @@ def guidance_of(options: EvaluateOptions, sources: Sequence[VideoSource | None])
     return next((m.guidance_scale for m in manifests if m is not None), GUIDANCE)
 
 
+def guidance_facts(options: EvaluateOptions, sources: Sequence[VideoSource]) -> dict[str, Any]:
+    """The guidance of a teacher's videos, and their network evaluations, for ``metrics.json``."""
+    scale, second = guidance_of(options, sources), options.guidance_scale_2
+    facts: dict[str, Any] = {"guidance_scale": scale}
+    if second is not None:
+        facts["guidance_scale_2"] = second
+    return {**facts, "nfe": options.steps * (1 if {scale, second or scale} == {1} else 2)}
+
+
+def check_guidance(options: EvaluateOptions, sources: Sequence[VideoSource]) -> None:
+    """Refuses a guidance scale of a second expert if no teacher has one.
+
+    Raises:
+        UserError: no teacher has two experts.
+    """
+    teachers = [each.model for each in sources if each.kind == "teacher"]
+    has_two = any(model is not None and len(model.experts) > 1 for model in teachers)
+    if options.guidance_scale_2 is not None and not has_two:
+        raise UserError(
+            "--guidance-scale-2: is for the second expert of a teacher, and no teacher here has "
+            "two; leave it out"
+        )
+
+
 def teacher_videos(
     source: VideoSource,
     prompts: Sequence[str],
@@ -122,7 +146,9 @@ def teacher_videos(
     device, dtype = device_and_dtype(options.device)
     solver = teacher_solver(model, steps=options.steps)
     negative_prompt = model.negative_prompt_for(options.negative_prompt)
+    second = options.guidance_scale_2 if len(model.experts) > 1 else None
     common = {
+        **({} if second is None else {"guidance_scale_2": second}),
         **asdict(size),
         "solver": solver.to_dict(),
         "guidance_scale": guidance_scale,
@@ -163,6 +189,7 @@ def teacher_videos(
             dtype=dtype,
             images=starts,
             image_cache=cache_folder("text"),
+            guidance_scale_2=second,
         )
         for start in range(0, len(waiting), together):
             group = waiting[start : start + together]

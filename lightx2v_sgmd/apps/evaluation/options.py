@@ -154,6 +154,7 @@ class EvaluateOptions:
             among the two that are compared.
         guidance_scale: A teacher's guidance (Ho-Salimans form); by default that of the student's
             training, else 5.
+        guidance_scale_2: The guidance of a teacher's second expert; by default the first one's.
         negative_prompt: Prompt that a teacher's guidance leads away from; default its authors' own.
         steps: Steps of a teacher's sampler.
         height: In pixels; default as trained.
@@ -172,6 +173,7 @@ class EvaluateOptions:
     seed: int = 0
     teacher: str | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
     negative_prompt: str | None = None
     steps: int = 50
     height: int | None = None
@@ -190,10 +192,12 @@ class EvaluateOptions:
                 raise UserError(f"--{name}: {getattr(self, name)} is too few; use {least} or more")
         if self.steps > MOST_STEPS:
             raise UserError(f"--steps: {self.steps} is more than {MOST_STEPS}; use fewer")
-        if self.guidance_scale is not None and not 1 <= self.guidance_scale <= 100:
-            raise UserError(
-                f"--guidance-scale: {self.guidance_scale:g} is out of range; use 1 (none) to 100"
-            )
+        for option, scale in (
+            ("--guidance-scale", self.guidance_scale),
+            ("--guidance-scale-2", self.guidance_scale_2),
+        ):
+            if scale is not None and not 1 <= scale <= 100:
+                raise UserError(f"{option}: {scale:g} is out of range; use 1 (none) to 100")
         check_names(self.metrics)
         if self.i3d is not None and not self.i3d.is_file():
             raise UserError(f"--i3d: {self.i3d} does not exist; name a TorchScript file of I3D")

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lightx2v_sgmd.apps.evaluation.making import guidance_of, range_videos
+from lightx2v_sgmd.apps.evaluation.making import (
+    check_guidance,
+    guidance_facts,
+    guidance_of,
+    range_videos,
+)
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
 from lightx2v_sgmd.apps.evaluation.reusing import all_videos
 from lightx2v_sgmd.apps.evaluation.shards import Shard, ShardedCall, folder_of, make_shards
@@ -83,6 +88,7 @@ def evaluate_vbench(
     options = options or EvaluateOptions()
     suite = read_suite(vbench.suite, vbench.augmented)
     source = open_source(weights, "--weights")
+    check_guidance(options, [source])
     if vbench.shard is not None and source.kind == "videos":
         raise UserError(
             "--shard: is for making videos, and --weights is a folder of them; leave it out"
@@ -186,9 +192,7 @@ def _setup(
         if source.manifest is not None:
             setup |= {"method": source.manifest.method["name"], "step": source.manifest.step}
     if source.kind == "teacher":
-        guidance = guidance_of(options, [source])
-        nfe = options.steps * (1 if guidance == 1 else 2)
-        setup |= {"guidance_scale": guidance, "nfe": nfe}
+        setup |= guidance_facts(options, [source])
     if package is not None:
         setup |= {"vbench": package["vbench"], "vbench_torch": package["torch"]}
     setup["results"] = ", ".join(sorted({str(file.parent) for file in files})) or None

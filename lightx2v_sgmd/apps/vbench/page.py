@@ -45,7 +45,7 @@ def percent(score: float | None) -> str:
 def setup_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     """The weights, settings and versions that the scores belong to, in words."""
     setup = results["vbench"]["setup"]
-    augmentation = setup["prompt_augmentation"]
+    augmentation, two = setup["prompt_augmentation"], "guidance_scale_2" in setup
     rows = [
         ("Prompts", f"{setup['number_of_prompts']} of {setup['prompts']}"),
         ("Videos of a prompt", str(setup["videos_of_a_prompt"])),
@@ -58,6 +58,7 @@ def setup_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("nfe", "Network evaluations for a video"),
         ("solver", "Solver"),
         ("guidance_scale", "Guidance scale"),
+        *([("guidance_scale_2", "Guidance scale of the second expert")] if two else []),
         ("size", "Video size"),
         ("first_seed", "Seed of the first video"),
         ("torch", "PyTorch that made the videos"),

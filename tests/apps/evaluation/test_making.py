@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lightx2v_sgmd.apps.evaluation.making import GUIDANCE, guidance_of, teacher_videos
+from lightx2v_sgmd.apps.evaluation.making import (
+    GUIDANCE,
+    check_guidance,
+    guidance_facts,
+    guidance_of,
+    teacher_videos,
+)
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source
 from lightx2v_sgmd.files.manifest import VideoFacts
 from lightx2v_sgmd.files.video import read_video
 from lightx2v_sgmd.outputs import locked_folder
+from lightx2v_sgmd.sampling.sampler import VideoSampler
+from lightx2v_sgmd.system.errors import UserError
 from tests.students import make_student
-from tests.tiny import make_tiny_wan
+from tests.tiny import make_tiny_experts, make_tiny_wan
 
 
 def test_guidance_is_the_users_else_the_trainings_else_the_pipelines(tmp_path: Path) -> None:
@@ -25,6 +36,34 @@ def test_guidance_is_the_users_else_the_trainings_else_the_pipelines(tmp_path: P
     assert guidance_of(given, [teacher, student]) == 1.5
     assert guidance_of(EvaluateOptions(), [teacher, student]) == 3
     assert guidance_of(EvaluateOptions(), [teacher, None]) == GUIDANCE == 5
+
+
+def test_a_pairs_second_expert_has_a_scale_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = open_source(make_tiny_experts(tmp_path / "pair"), "--weights")
+    options = EvaluateOptions(steps=2, guidance_scale=4.0, guidance_scale_2=1.5, device="cpu")
+    check_guidance(options, [pair])
+    assert pair.model is not None
+    with pytest.raises(UserError, match="--guidance-scale-2: is for the second expert"):
+        check_guidance(options, [replace(pair, model=pair.model.experts[0].model)])
+    facts = guidance_facts(options, [pair])
+    assert facts == {"guidance_scale": 4, "guidance_scale_2": 1.5, "nfe": 4}
+    assert (
+        guidance_facts(replace(options, guidance_scale=1, guidance_scale_2=1), [pair])["nfe"] == 2
+    )
+    scales: list[tuple[float, ...]] = []
+
+    def sampled(sampler: VideoSampler, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+        scales.append(sampler._scales)
+        return np.zeros((len(prompts), 5, 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(VideoSampler, "__call__", sampled)
+    size, out = VideoFacts(32, 32, 5, 8.0), tmp_path / "out"
+    with locked_folder(out, "evaluate", quiet=True) as lock:
+        (file,) = teacher_videos(pair, ["a"], size, 4.0, options, out, lock, True)
+    assert scales == [(4.0, 1.5)]
+    assert json.loads(file.with_suffix(".json").read_text())["guidance_scale_2"] == 1.5
 
 
 def test_a_teachers_videos_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
