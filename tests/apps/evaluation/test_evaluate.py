@@ -131,6 +131,24 @@ def test_other_options_make_the_teachers_videos_again(folder: Path) -> None:
     run(folder)  # for the other tests
 
 
+@pytest.mark.gpu
+def test_a_gpu_makes_and_measures_the_videos(tmp_path: Path) -> None:
+    """Student, teacher and its features run there; the same call makes nothing again."""
+    student = make_student(tmp_path / "student")
+    teacher = make_tiny_wan(tmp_path / "teacher", seed=1)
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    sides = (student, tmp_path / "p.txt", tmp_path / "out")
+    options = replace(OPTIONS, device="cuda")
+    found = evaluate(*sides, against=teacher, options=options, quiet=True).metrics
+    assert found["frechet"]["videos"] == [6, 6] and found["frechet"]["distance"] >= 0
+    for video in found["videos"]:
+        file = tmp_path / "out" / video["against"]["file"]
+        assert json.loads(file.with_suffix(".json").read_text())["dtype"] == "bfloat16"
+        assert np.isfinite([video[side]["optflow"] for side in ("weights", "against")]).all()
+    again = evaluate(*sides, against=teacher, options=options, quiet=True).metrics
+    assert again["videos"] == found["videos"]
+
+
 def forbidden(*arguments: Any, **named: Any) -> Any:
     raise AssertionError("was there already")
 
