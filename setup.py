@@ -70,6 +70,9 @@ setup(
         "transformers>=5.17,<6",
         "accelerate>=1.10",
         "safetensors>=0.5",
+        # These two read tokenizers that are published as spiece.model alone: CogVideoX's.
+        "sentencepiece>=0.2",
+        "protobuf>=5",
         "ftfy>=6.3",
         "numpy>=2.0",
         "pydantic>=2.10,<3",

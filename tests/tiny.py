@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tests.t5_tokenizer import WORDS, make_t5_tokenizer, write_t5_tokenizer
 from tools.models.wan_folder import make_tokenizer, text_encoder_config, write_wan_folder
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
@@ -38,11 +39,10 @@ _NEWER_VAE: Final[dict[str, Any]] = {
     "patch_size": 2,
 }
 """Settings of Wan2.2's own VAE that Wan2.1's has not."""
-
 WAN_LAYERS: Final = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """The linear layers of a block of Wan, which get adapters by default."""
-
-WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "slowly", "and"]
+T5_ROWS: Final = 61
+"""Rows of a small T5's embedding: more than tokens, as in T5-XXL, where 32128 serve 32100."""
 
 
 def make_tiny_experts(folder: Path, boundary: float = 0.875, kind: Kind = "text") -> Path:
@@ -158,8 +158,8 @@ def make_tiny_cogvideox(folder: Path, seed: int = 0, rotary: bool = False) -> Pa
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = make_tokenizer(WORDS, max_length=226)
-        text_encoder = tiny_t5(len(tokenizer), width=16, layers=2)
+        tokenizer = make_t5_tokenizer(max_length=226)
+        text_encoder = tiny_t5(T5_ROWS, width=16, layers=2)
         vae = AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 3,
             up_block_types=("CogVideoXUpBlock3D",) * 3,
@@ -201,6 +201,7 @@ def make_tiny_cogvideox(folder: Path, seed: int = 0, rotary: bool = False) -> Pa
         transformer=transformer,
         scheduler=scheduler,
     ).save_pretrained(folder)
+    write_t5_tokenizer(folder / "tokenizer", max_length=226, tokenizer_json=False)
     video = {"height": 32, "width": 32, "num_frames": 9, "fps": 8}
     (folder / "video.json").write_text(json.dumps(video))
     return folder

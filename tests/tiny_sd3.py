@@ -18,8 +18,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from tests.tiny import WORDS, tiny_t5
-from tools.models.wan_folder import make_tokenizer
+from tests.t5_tokenizer import make_t5_tokenizer, write_t5_tokenizer
+from tests.tiny import T5_ROWS, tiny_t5
 
 
 def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = False) -> Path:
@@ -33,7 +33,7 @@ def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = 
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = make_tokenizer(WORDS, max_length=256)
+        tokenizer = make_t5_tokenizer(max_length=512)
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -68,7 +68,7 @@ def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = 
             CLIPTextModelWithProjection(tiny_clip_config(width, activation))
             for width, activation in ((8, "quick_gelu"), (12, "gelu"))
         ]
-        encoder = tiny_t5(len(tokenizer), width=32, layers=1)
+        encoder = tiny_t5(T5_ROWS, width=32, layers=1)
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -82,6 +82,8 @@ def make_tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, qk_norm: bool = 
     ).save_pretrained(folder)
     for name in ("tokenizer", "tokenizer_2"):
         as_clip_was_published(folder / name)
+    if t5:
+        write_t5_tokenizer(folder / "tokenizer_3", max_length=512, tokenizer_json=True)
     return folder
 
 

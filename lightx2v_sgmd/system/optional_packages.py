@@ -53,6 +53,7 @@ _DISTRIBUTIONS: Final = {
     "flash_attn": "flash-attn",
     "fa3_fwd_interface": "fa3-fwd",
     "flash_attn_interface": "flash-attn-3",
+    "google.protobuf": "protobuf",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "torch_xla": "torch-xla",
     "transformer_engine": "transformer-engine",

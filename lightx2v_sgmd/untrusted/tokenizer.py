@@ -31,6 +31,7 @@ from lightx2v_sgmd.untrusted.fields import (
     shown,
 )
 from lightx2v_sgmd.untrusted.json_text import Limits, parse_json, read_bytes, read_json_object
+from lightx2v_sgmd.untrusted.sentencepiece_model import check_packages, check_sentencepiece
 from lightx2v_sgmd.untrusted.tokenizer_json import check_tokenizer_json
 
 _CLASSES: Final = {
@@ -44,9 +45,10 @@ _CLASSES: Final = {
 _VOCABULARY: Final = Limits(size=48_000_000, values=3_000_000, unique=True)
 """Limits of ``tokenizer.json``: umT5's has 16.8 MB and 770,000 values. No key may be there twice,
 since Python takes the last one, and Rust may take another."""
-_SENTENCEPIECE_BYTES: Final = 32_000_000  # umT5's has 4.5 MB
+_SENTENCEPIECE: Final = Limits(size=8_000_000, values=0)  # no JSON; umT5's has 4.5 MB
 _MERGES_BYTES: Final = 16_000_000  # CLIP's has 0.5 MB
 _CLIP_FILES: Final = ("vocab.json", "merges.txt")
+_T5_FILE: Final = "spiece.model"
 _TOKEN_NAMES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _TOKENS_MOST: Final = 10_000
 _REMEDY: Final = "copy the tokenizer again"
@@ -110,8 +112,8 @@ def load_tokenizer(folder: Path) -> Any:
         UserError: the tokenizer's class is not known, or it is damaged or beyond the limits.
     """
     name, config = _config(folder)
-    if not (folder / "tokenizer.json").is_file() and (folder / _CLIP_FILES[0]).is_file():
-        name = "CLIPTokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        name = _class_by_files(folder) or name
     with tempfile.TemporaryDirectory(prefix="lightx2v-sgmd-") as temporary:
         copy = Path(temporary)
         _copy_vocabulary(folder, copy)
@@ -125,6 +127,13 @@ def load_tokenizer(folder: Path) -> Any:
             if type(error).__name__ != "PanicException":  # of the tokenizers library's Rust
                 raise
             raise _unusable(folder, error) from error
+
+
+def _class_by_files(folder: Path) -> str | None:
+    """The class that reads a vocabulary in its first published form, or None."""
+    if (folder / _CLIP_FILES[0]).is_file():
+        return "CLIPTokenizer"
+    return "T5Tokenizer" if (folder / _T5_FILE).is_file() else None
 
 
 def _loaded(name: str, folder: Path) -> Any:
@@ -172,15 +181,16 @@ def _copy_vocabulary(folder: Path, copy: Path) -> None:
     if (folder / _CLIP_FILES[0]).is_file():
         _copy_clip_vocabulary(folder, copy)
         return
-    path = folder / "spiece.model"
+    path = folder / _T5_FILE
     if not path.is_file():
         raise UserError(f"{folder}: has no tokenizer.json; {_REMEDY}")
-    if path.stat().st_size > _SENTENCEPIECE_BYTES:
-        raise UserError(
-            f"{path}: has {path.stat().st_size:,} bytes, more than the {_SENTENCEPIECE_BYTES:,} "
-            f"of any published vocabulary; {_REMEDY}"
-        )
-    shutil.copyfile(path, copy / path.name)
+    content = read_bytes(path, _SENTENCEPIECE, _REMEDY)
+    check_packages()
+    try:
+        check_sentencepiece(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {_REMEDY}") from error
+    (copy / path.name).write_bytes(content)
 
 
 def _copy_clip_vocabulary(folder: Path, copy: Path) -> None:

@@ -54,7 +54,9 @@ _REPLACEMENTS_MOST: Final = 4
 _REPLACEMENT_LENGTH: Final = 8
 _TEMPLATE_MOST: Final = 16
 _LENGTH_MOST: Final = 100_000
-_TOKENS_MOST: Final = 2**20
+TOKENS_MOST: Final = 2**20
+ADDED_MOST: Final = 10_000
+"""Limits of a vocabulary's tokens, and of those that are special or added by hand."""
 _CHARSMAP_BYTES: Final = 4_000_000  # umT5's has 0.3 MB
 _CHARSMAP_TEXT: Final = 256
 
@@ -80,12 +82,12 @@ def check_tokenizer_json(content: Any) -> None:
             raise UserError(f"its {part} replaces text more than {_REPLACEMENTS_MOST} times")
     _check_lengths(content)
     added = content.get("added_tokens") or []
-    if not isinstance(added, list) or len(added) > 10_000:
-        raise UserError("its added_tokens are not a list of at most 10,000")
+    if not isinstance(added, list) or len(added) > ADDED_MOST:
+        raise UserError(f"its added_tokens are not a list of at most {ADDED_MOST:,}")
     for token in added:
         good = isinstance(token, dict) and Text(200).allows(token.get("content"))
         number = token.get("id") if good else None
-        if type(number) is not int or not 0 <= number < _TOKENS_MOST:
+        if type(number) is not int or not 0 <= number < TOKENS_MOST:
             raise UserError(f"its added token {shown(token)} is not a token")
 
 
@@ -97,10 +99,10 @@ def _check_model(model: Any) -> None:
     if model.get("dropout"):
         raise UserError("its model drops tokens at random, which gives another video each time")
     vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, list | dict) or not 0 < len(vocabulary) <= _TOKENS_MOST:
-        raise UserError(f"its vocabulary has not 1 to {_TOKENS_MOST} tokens")
+    if not isinstance(vocabulary, list | dict) or not 0 < len(vocabulary) <= TOKENS_MOST:
+        raise UserError(f"its vocabulary has not 1 to {TOKENS_MOST} tokens")
     if isinstance(vocabulary, dict):
-        valid = all(type(n) is int and 0 <= n < _TOKENS_MOST for n in vocabulary.values())
+        valid = all(type(n) is int and 0 <= n < TOKENS_MOST for n in vocabulary.values())
     else:
         valid = all(
             isinstance(row, list)
@@ -157,21 +159,33 @@ def _check_step(part: str, step: Mapping[str, Any]) -> None:
         if key in step and not Text(_REPLACEMENT_LENGTH).allows(step[key]):
             raise UserError(f"its {part} puts in {shown(step[key])}")
     if step["type"] == "Precompiled":
-        _check_charsmap(step.get("precompiled_charsmap"))
+        check_charsmap(_decoded(step.get("precompiled_charsmap")))
     if step["type"] == "TemplateProcessing":
         _check_template(step)
 
 
-def _check_charsmap(text: Any) -> None:
-    """Checks a SentencePiece model's replacements: a trie, then texts that end with a zero byte."""
+def _decoded(text: Any) -> bytes:
+    """A table of replacements, which the file has as base64."""
     if text is None or text == "":
-        return
+        return b""
     if not Text(_CHARSMAP_BYTES).allows(text):
         raise UserError("its precompiled_charsmap is too large")
     try:
-        content = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise UserError("its precompiled_charsmap is not base64") from None
+
+
+def check_charsmap(content: bytes) -> None:
+    """Checks a SentencePiece model's replacements: a trie, then texts that end with a zero byte.
+
+    Raises:
+        UserError: they are cut short or too large.
+    """
+    if not content:
+        return
+    if len(content) > _CHARSMAP_BYTES:
+        raise UserError("its precompiled_charsmap is too large")
     size = struct.unpack("<I", content[:4])[0] if len(content) >= 4 else -1
     if size < 0 or size % 4 or 4 + size > len(content):
         raise UserError("its precompiled_charsmap is cut short")
@@ -188,7 +202,7 @@ def _check_template(step: Mapping[str, Any]) -> None:
         ids = token.get("ids") if isinstance(token, dict) else None
         if not isinstance(ids, list):
             raise UserError("its template has a special token without ids")
-        if any(type(n) is not int or not 0 <= n < _TOKENS_MOST for n in ids):
+        if any(type(n) is not int or not 0 <= n < TOKENS_MOST for n in ids):
             raise UserError("its template has a special token whose ids are no tokens")
         sizes.append(len(ids))
     if max(sizes, default=0) > _TEMPLATE_MOST:

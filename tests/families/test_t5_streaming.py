@@ -11,7 +11,8 @@ from transformers import UMT5EncoderModel
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.t5_streaming import PROMPTS_AT_ONCE, StreamedT5
-from tests.tiny import WORDS, make_tiny_cogvideox, make_tiny_wan
+from tests.t5_tokenizer import WORDS
+from tests.tiny import make_tiny_cogvideox, make_tiny_wan
 from tests.tiny_sd3 import make_tiny_sd3
 from tools.models.wan_folder import make_tokenizer, text_encoder_config
 

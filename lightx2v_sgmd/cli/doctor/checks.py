@@ -29,6 +29,7 @@ from lightx2v_sgmd.system.host_memory import host_memory_gib
 _OPTIONAL: Final = {
     "torchao": "int8 weights, and fp8 on GPUs from compute capability 8.9",
     "peft": "training adapters (train: lora), LoRA files (--lora)",
+    "sentencepiece": "tokenizers without a tokenizer.json, as CogVideoX's",
     "cv2": "measuring videos (demo, compare)",
     "tensorboard": "the tensorboard/ folder of a run",
 }
