@@ -19,6 +19,8 @@ class Pipeline(NamedTuple):
         architecture: The name of the network's architecture in the headers of files of weights, as
             trainers of LoRAs write it; empty if they have none.
         implementation: The address of the code that defines the names of exported weights.
+        portable_loras: True if LoRA files of its students are written under the names of several
+            programs; otherwise diffusers' are the only ones.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Pipeline(NamedTuple):
     folder: str = "transformer"
     architecture: str = ""
     implementation: str = ""
+    portable_loras: bool = False
 
 
 class AuthorsSampler(NamedTuple):

@@ -1,4 +1,4 @@
-"""lora for families whose stock pipeline reads one naming: ``unet.<layer>.lora_A.weight``.
+"""lora for families whose stock pipeline reads one naming: ``<network>.<layer>.lora_A.weight``.
 
 Linear layers and convolutions have factors, as PEFT has them: a convolution's are a convolution to
 ``r`` channels and one of 1x1 from them. Norms and biases cannot be said in such a file; the report
@@ -44,22 +44,33 @@ from diffusers import {scheduler}, {pipeline}
 pipe = {pipeline}.from_pretrained("{start}", torch_dtype=torch.{torch_dtype})
 pipe.scheduler = {scheduler}.from_pretrained("THIS_FOLDER", subfolder="scheduler")
 pipe.load_lora_weights("THIS_FOLDER")
-image = pipe(
-    prompt="a prompt",
-    height={height},
-    width={width},
-    num_inference_steps={count},
-    guidance_scale=1.0,
-).images[0]
+{call}
 ```
 
 ## lightx2v-sgmd
 
 ```
 lightx2v-sgmd generate --weights "{start}"{fine_tune_options} --lora THIS_FOLDER \\
-    --prompt "a prompt" --out image.png
+    --prompt "a prompt" --out {file}
 ```
 """
+_IMAGE: Final = """\
+image = pipe(
+    prompt="a prompt",
+    height={height},
+    width={width},
+    num_inference_steps={count},
+    guidance_scale=1.0,
+).images[0]"""
+_VIDEO: Final = """\
+video = pipe(
+    prompt="a prompt",
+    height={height},
+    width={width},
+    num_frames={num_frames},
+    num_inference_steps={count},
+    guidance_scale=1.0,
+).frames[0]"""
 
 
 class PipelineLoraFormat(LoraFormat):
@@ -116,12 +127,19 @@ class PipelineLoraFormat(LoraFormat):
         """The model card's sections on diffusers and on our engine."""
         model = spec.source.model
         scheduler = model.scheduler_config(spec.source.schedule)["_class_name"]
-        return _USAGE.format(**values, pipeline=model.pipeline.name, scheduler=scheduler)
+        images = model.size_rules.images
+        return _USAGE.format(
+            **values,
+            pipeline=model.pipeline.name,
+            scheduler=scheduler,
+            call=(_IMAGE if images else _VIDEO).format(**values),
+            file="image.png" if images else "video.mp4",
+        )
 
 
 def applies(model: Model) -> bool:
-    """True for a model of images: its adapters have this one naming, and the card is of images."""
-    return model.size_rules.images
+    """True for a model whose adapters have this one naming."""
+    return not model.pipeline.portable_loras
 
 
 def _factors(

@@ -135,6 +135,7 @@ class WanModel(DiffusersModel):
             "UMT5EncoderModel",
             architecture="wan2.1",
             implementation="https://github.com/Wan-Video/Wan2.1",
+            portable_loras=True,
         )
 
     @property
