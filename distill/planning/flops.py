@@ -237,11 +237,13 @@ class Traffic:
         gather: Weights, from the ranks that hold them (ZeRO-3).
         reduce: Gradients, to the ranks that hold their share (ZeRO-3).
         exchange: Tokens and heads within the ranks that share a video (Ulysses).
+        fetch: Weights, from CPU memory (``parallel.offload`` all or nvme).
     """
 
     gather: float = 0
     reduce: float = 0
     exchange: float = 0
+    fetch: float = 0
 
 
 class NetworkSize(NamedTuple):
@@ -270,7 +272,8 @@ def iteration_traffic(
     """The bytes that a GPU receives in the passes of an iteration.
 
     Weights are gathered once in a forward and once in a backward pass: a block that is computed
-    again keeps them for its backward pass.
+    again keeps them for its backward pass. Where they are in CPU memory, each rank fetches its own
+    share of them as often.
 
     Args:
         job: The job.
@@ -284,14 +287,22 @@ def iteration_traffic(
         return Traffic()
     batches, degree = job.train.accumulation, job.parallel.sequence
     own, videos = -(-tokens // degree), batches * job.train.micro_batch
-    gather = reduce = exchange = 0.0
+    gather = reduce = exchange = fetch = 0.0
     for role, each in passes.items():
         network = networks[role]
-        others = network.parameters * size * (gpus - 1) / gpus * batches
-        gather += others * (each.forward_calls + each.backward_calls)
+        own_share = network.parameters * size / gpus * batches
+        others = own_share * (gpus - 1)
+        calls = each.forward_calls + each.backward_calls
+        gather += others * calls
+        fetch += own_share * calls if holds_weights_in_cpu_memory(job) else 0
         reduce += others * each.weight_backwards
         # Queries, keys, values and the output of each block; all but one's own part comes from
         # others.
         sent = 4 * network.blocks * own * network.width * size * (degree - 1) / degree
         exchange += videos * sent * (each.forwards + each.recomputed + each.backwards)
-    return Traffic(gather=gather, reduce=reduce, exchange=exchange)
+    return Traffic(gather=gather, reduce=reduce, exchange=exchange, fetch=fetch)
+
+
+def holds_weights_in_cpu_memory(job: Job) -> bool:
+    """True if networks fetch their weights from the machine's memory for each pass."""
+    return job.parallel.offload in ("all", "nvme")

@@ -15,6 +15,7 @@ from distill.planning.flops import (
     Operations,
     RolePasses,
     Traffic,
+    holds_weights_in_cpu_memory,
     iteration_passes,
     iteration_traffic,
     stop_intervals,
@@ -36,6 +37,10 @@ from lightx2v_sgmd.system.errors import UserError
 GIB = 2**30
 H100_FLOPS = 989e12
 """Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
+PCIE_BANDWIDTH: Final = 25e9
+"""Bytes per second over 16 lanes of PCIe 4.0, assumed: their limit is 31.5e9, and copies from
+pinned memory come near 80 % of it.
+"""
 CHECKPOINTING: Final[dict[str, Checkpointing]] = {
     "without checkpointing": False,
     "with selective checkpointing": "selective",
@@ -52,7 +57,8 @@ class Machine:
         memory_gib: Memory of a GPU.
         node_gpus: Number of GPUs on a node.
         peak_flops: Peak operations per second of a GPU.
-        mfu: The share of the peak that training reaches, communication included.
+        mfu: The share of the peak that training reaches, communication between GPUs included.
+        host_bandwidth: Bytes per second that a GPU receives from the machine's memory.
         reserve_gib: Memory of a GPU that stays free for what the plan does not count: the CUDA
             context, NCCL's buffers, fragmentation. An allowance, not a measurement.
     """
@@ -62,6 +68,7 @@ class Machine:
     node_gpus: int = 8
     peak_flops: float = H100_FLOPS
     mfu: float = 0.4
+    host_bandwidth: float = PCIE_BANDWIDTH
     reserve_gib: float = 4.0
 
 
@@ -71,7 +78,7 @@ class Preemption:
 
     Attributes:
         longest: The longest work between two checks for a request to stop.
-        seconds: The time of that work, at the machine's MFU.
+        seconds: The time of that work; see ``JobPlan.seconds``.
         checkpoint_bytes: Bytes of the checkpoint that all ranks together then write.
         rank_bytes: Bytes that the rank with the largest part writes.
     """
@@ -135,9 +142,22 @@ class JobPlan:
 
     @property
     def seconds(self) -> float:
-        """The time of an iteration, at the machine's MFU."""
+        """The time of an iteration: that of its operations, or of fetching if that is longer.
+
+        Weights in CPU memory are fetched ahead, while the layers before them compute.
+        """
+        return max(self.compute_seconds, self.fetch_seconds)
+
+    @property
+    def compute_seconds(self) -> float:
+        """The time of an iteration's operations, at the machine's MFU."""
         per_second = self.machine.gpus * self.machine.mfu * self.machine.peak_flops
         return sum(self.flops.values()) / per_second
+
+    @property
+    def fetch_seconds(self) -> float:
+        """The time in which a GPU fetches weights from CPU memory in an iteration; 0 if none."""
+        return self.traffic.fetch / self.machine.host_bandwidth
 
     @property
     def gpu_hours(self) -> float:
@@ -198,6 +218,8 @@ class JobPlan:
             "iteration_flops": self.flops,
             "traffic_bytes": asdict(self.traffic),
             "iteration_seconds": self.seconds,
+            "compute_seconds": self.compute_seconds,
+            "fetch_seconds": self.fetch_seconds,
             "gpu_hours": self.gpu_hours,
             "preemption": asdict(self.preemption),
             "fits": self.fits,
@@ -275,12 +297,17 @@ def _preemption(
 ) -> Preemption:
     # Some of the work is of several networks; all of it is counted as the largest one's.
     forward = max(forwards.values(), key=lambda each: each.linear + each.attention)
+    per_second = job.parallel.sequence * machine.mfu * machine.peak_flops
+    fetched = torch_type(job.teacher.dtype).itemsize * meter.weights.count / machine.gpus
+    fetch_seconds = fetched / machine.host_bandwidth if holds_weights_in_cpu_memory(job) else 0
     found = {
-        name: passes.operations(forward)
+        name: max(
+            job.train.micro_batch * passes.operations(forward) / per_second,
+            fetch_seconds * (passes.forward_calls + passes.backward_calls),
+        )
         for name, (_, passes) in stop_intervals(job, meter.shares(job)).items()
     }
     longest = max(found, key=lambda name: found[name])
-    per_second = job.parallel.sequence * machine.mfu * machine.peak_flops
     trained, copies = meter.trained(job), checkpoint_copies(job)
     networks, experts = copies[STUDENT][0], len(meter.model.experts)
     student = 4 * trained[STUDENT].count
@@ -288,7 +315,7 @@ def _preemption(
     slices = sum(4 * trained[role].count * states for role, (_, states) in copies.items())
     return Preemption(
         longest=longest,
-        seconds=job.train.micro_batch * found[longest] / per_second,
+        seconds=found[longest],
         checkpoint_bytes=experts * (networks * student + slices),
         rank_bytes=-(-experts * networks * files // machine.gpus) * student // files
         + experts * slices // machine.gpus,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from distill.planning.flops import holds_weights_in_cpu_memory
 from distill.planning.metering import PassMemory
 from distill.planning.model_meter import ModelMeter, Weights
 from lightx2v_sgmd.families.base import Model
@@ -225,7 +226,7 @@ def _sharded_state(job: Job, meter: ModelMeter, gpus: int) -> tuple[Parts, Parts
     }
     host: Parts = {}
     for parts, moved in (
-        (weights, offload in ("all", "nvme")),
+        (weights, holds_weights_in_cpu_memory(job)),
         (optimizer, offload != "none"),
     ):
         (host if moved else state).update(parts)
@@ -304,7 +305,9 @@ def _sharded_phases(job: Job, meter: ModelMeter, gpus: int) -> dict[str, Parts]:
     student, fake_score, fresh = found.student, found.fake_score, job.method.fresh_rollouts
     trained = meter.trained(job)
     most = max(weights.count for weights in trained.values())
-    # Gathered weights arrive in a buffer together and are copied out of it.
+    # Weights of several ranks arrive in a buffer together and are copied out of it. A single rank
+    # has copies where its weights are in CPU memory.
+    copies = gpus > 1 or holds_weights_in_cpu_memory(job)
     networks = {TEACHER: meter, STUDENT: meter.of(job, STUDENT)}
     networks[FAKE_SCORE] = meter.of(job, FAKE_SCORE)
     copied = {role: size * min(each.weights.count, GATHERED) for role, each in networks.items()}
@@ -315,7 +318,7 @@ def _sharded_phases(job: Job, meter: ModelMeter, gpus: int) -> dict[str, Parts]:
     whole: dict[str, Parts] = {}
     gathered: dict[str, Parts] = {}
     for role in networks:
-        whole[role] = {"gathered weights": copied[role]} if gpus > 1 else {}
+        whole[role] = {"gathered weights": copied[role]} if copies else {}
         gathered[role] = whole[role] | ({"gathering": buffers[role]} if gpus > 1 else {})
     # Gradients are copied side by side to be reduced: whenever a bucket is full, or at the end of
     # the backward pass, when no activations are left.
@@ -324,7 +327,7 @@ def _sharded_phases(job: Job, meter: ModelMeter, gpus: int) -> dict[str, Parts]:
     through = fake_score.backward if job.method.through_fake_score else fake_score.forward
     fake_activations = fake_score.activations if job.method.through_fake_score else 0
     # DeepSpeed holds the weights that the student's backward pass begins with, which comes last.
-    waiting = {"student's weights, gathered": copied[STUDENT]} if gpus > 1 else {}
+    waiting = {"student's weights, gathered": copied[STUDENT]} if copies else {}
     phases = {
         "teacher": gathered[TEACHER]
         | waiting

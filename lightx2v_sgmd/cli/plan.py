@@ -52,13 +52,23 @@ def plan_command(
             help="Peak of a GPU in TFLOP/s, in the job's precision; default an H100's in bf16.",
         ),
     ] = 989.0,
+    host_bandwidth: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="B",
+            help="Gigabytes per second from the machine's memory to a GPU, for parallel.offload; "
+            "default a PCIe 4.0 x16 card's.",
+        ),
+    ] = 25.0,
     as_json: Json = False,
 ) -> None:
     """Predict what a job needs before it runs.
 
     The plan lists memory per GPU, operations, traffic, time and GPU-hours, and loads no weights.
     A job that does not fit is refused (exit 2), and the nearest job that fits is named. All figures
-    are predictions; time assumes the given share of the given peak.
+    are predictions. Time assumes the given share of the given peak, or the given rate at which
+    weights come from the machine's memory, whichever takes longer.
     """
     from lightx2v_sgmd.job.loading import load_job
 
@@ -74,6 +84,7 @@ def plan_command(
         node_gpus=node_gpus,
         peak_flops=peak_tflops * 1e12,
         mfu=mfu,
+        host_bandwidth=host_bandwidth * 1e9,
     )
     model = open_teacher(checked.teacher)
     checked = with_defaults(checked, model)
@@ -129,13 +140,25 @@ def as_text(plan: JobPlan) -> str:
             *_rows({"weights (ZeRO-3)": traffic.gather / 1e9}),
             *_rows({"gradients (ZeRO-3)": traffic.reduce / 1e9}),
             *_rows({"tokens and heads (Ulysses)": traffic.exchange / 1e9}),
+            *_rows({"weights from CPU memory (offload)": traffic.fetch / 1e9}),
             "",
-            f"at {machine.mfu:.0%} of {machine.peak_flops / 1e12:g} TFLOP/s: {plan.seconds:.4g} s "
-            f"an iteration, {hours:.4g} h and {plan.gpu_hours:.4g} GPU-hours for "
-            f"{job.train.iterations} iterations",
+            f"{_speed(plan)}: {plan.seconds:.4g} s an iteration, {hours:.4g} h and "
+            f"{plan.gpu_hours:.4g} GPU-hours for {job.train.iterations} iterations",
             f"told to stop: up to {stop.seconds:.3g} s for {stop.longest}, then a checkpoint of "
             f"{stop.checkpoint_bytes / 1e9:.4g} GB, at most {stop.rank_bytes / 1e9:.4g} by a rank",
         ]
+    )
+
+
+def _speed(plan: JobPlan) -> str:
+    """The assumption that decides the time."""
+    machine = plan.machine
+    compute = f"{machine.mfu:.0%} of {machine.peak_flops / 1e12:g} TFLOP/s"
+    if plan.fetch_seconds <= plan.compute_seconds:
+        return f"at {compute}"
+    return (
+        f"at {machine.host_bandwidth / 1e9:g} GB/s from CPU memory, which takes longer than the "
+        f"{plan.compute_seconds:.4g} s of computing at {compute}"
     )
 
 

@@ -31,7 +31,7 @@ def test_the_machine_is_passed_on_and_a_job_that_does_not_fit_is_refused(
     monkeypatch.setattr(nearest, "check_plan", Application(UserError("the job does not fit")))
     monkeypatch.setattr(plan, "make_plan", make_plan)
     machine = ["--gpus", "16", "--gpu-memory-gib", "24", "--node-gpus", "4"]
-    speed = ["--mfu", "0.3", "--peak-tflops", "312"]
+    speed = ["--mfu", "0.3", "--peak-tflops", "312", "--host-bandwidth", "12"]
     assert run(["plan", SPRITES, "--set", "train.seed=9", *machine, *speed, "--json"]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out) == {"fits": False} and err == "error: the job does not fit\n"
@@ -39,7 +39,8 @@ def test_the_machine_is_passed_on_and_a_job_that_does_not_fit_is_refused(
         assert run(["plan", SPRITES, "--set", f"parallel.strategy={strategy}", "--json"]) == 2
     (job, _, given, _), (_, _, alone, _), (_, _, many, _) = [args for args, _ in make_plan.calls]
     assert job.train.seed == 9
-    assert given == Machine(gpus=16, memory_gib=24.0, node_gpus=4, peak_flops=312e12, mfu=0.3)
+    speeds = {"peak_flops": 312e12, "mfu": 0.3, "host_bandwidth": 12e9}
+    assert given == Machine(gpus=16, memory_gib=24.0, node_gpus=4, **speeds)
     assert (alone.gpus, many.gpus) == (1, 8)
 
 

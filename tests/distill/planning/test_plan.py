@@ -80,6 +80,39 @@ def test_time_and_traffic_add_up(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
 
 
 @pytest.mark.slow
+def test_weights_in_cpu_memory_are_fetched_for_every_pass(
+    wan_1_3b: tuple[Job, Any, ModelMeter],
+) -> None:
+    """The time is that of the fetches where it is longer than that of the operations."""
+    job, model, meter = wan_1_3b
+    away = replace(job, parallel=replace(job.parallel, offload="all"))
+    machine = Machine(gpus=1, peak_flops=1e18, mfu=1, host_bandwidth=1e10)
+    plans = [make_plan(each, model, machine, meter) for each in (job, away)]
+    assert plans[0].traffic.fetch == plans[0].fetch_seconds == 0
+    calls = (2.5 + 1) + 1 + (2 + 2)  # as above: forwards and backward passes of three networks
+    fetched = 2 * meter.weights.count * job.train.accumulation * calls
+    assert plans[1].traffic.fetch == pytest.approx(fetched) and plans[1].traffic.gather == 0
+    assert plans[1].seconds == pytest.approx(fetched / 1e10)
+    assert plans[1].seconds > plans[1].compute_seconds
+    assert plans[1].compute_seconds == pytest.approx(plans[0].seconds)
+    assert plans[1].gpu_hours == pytest.approx(fetched / 1e10 * job.train.iterations / 3600)
+    # The longest work between two looks has a forward and a backward pass, and so two fetches.
+    assert plans[1].preemption.seconds == pytest.approx(4 * meter.weights.count / 1e10)
+    shown = as_text(plans[1])
+    assert f"weights from CPU memory (offload)   {fetched / 1e9:>10.2f}" in shown
+    assert "at 10 GB/s from CPU memory, which takes longer than the" in shown
+    assert "at 100% of 1e+06 TFLOP/s" in as_text(plans[0])
+    shared = make_plan(away, model, replace(machine, gpus=8), meter)
+    assert shared.traffic.fetch == pytest.approx(fetched / 8)
+    # The copies are in the GPU's memory, and were in none where the weights stay there.
+    copies = 2 * 2 * meter.weights.count
+    for phase, parts in plans[1].memory.phases.items():
+        if phase in ("teacher", "generator's gradient"):
+            without = sum(plans[0].memory.phases[phase].values())
+            assert sum(parts.values()) - without == min(copies, 2 * 2 * 1_050_000_000)
+
+
+@pytest.mark.slow
 def test_more_gpus_need_less_each(wan_1_3b: tuple[Job, Any, ModelMeter]) -> None:
     job, model, meter = wan_1_3b
     peaks = [make_plan(job, model, Machine(gpus=n), meter).memory.peak for n in (8, 16, 64)]

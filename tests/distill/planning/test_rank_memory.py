@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -226,9 +227,58 @@ def test_memory_of_a_sharded_rank(
     assert predicted_peak(job, 2) == pytest.approx(measured, rel=0.1)
 
 
+ADAPTERS = (
+    "student={train: lora, lora: {rank: 16}}",
+    "fake_score={train: lora, lora: {rank: 16}}",
+)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_memory_of_adapters_whose_weights_are_fetched_from_cpu_memory(
+    small_teacher: Path, tmp_path: Path
+) -> None:
+    """One rank, as on one card; each fetch makes a copy, as on another device."""
+    layout = ("parallel.strategy=zero3", "parallel.offload=all", "teacher.dtype=bfloat16")
+    settings = (*layout, *ADAPTERS, "parallel.gradient_checkpointing=true")
+    measured = run_ranks(1, fetched_peak, small_teacher, tmp_path, settings, timeout_s=900)
+    job = small_job(small_teacher, tmp_path, *settings)
+    model = open_wan(small_teacher)
+    host = rank_memory(job, ModelMeter(model, text_rows=8, on_gpu=False), 1).host
+    assert host["weights"] > 2 * 11e6
+    planned = predicted_peak(job, 1) + sum(host.values())
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+def fetched_peak(teacher: Path, folder: Path, settings: tuple[str, ...]) -> int:
+    from deepspeed.runtime.zero import partition_parameters
+
+    fetch = partition_parameters._no_gather_coalesced
+
+    def fetched(params: Any) -> Any:
+        params = list(params)
+        handle = fetch(params)
+        for p in params:
+            p.data = p.data.clone()
+        return handle
+
+    partition_parameters._no_gather_coalesced = fetched
+    return sharded_peak(teacher, folder, settings)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("strategy", ["local", "zero3"])
-def test_memory_of_a_gpu(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("local", ()),
+        ("zero3", ()),
+        ("local", ADAPTERS),
+        ("local", (*ADAPTERS, "teacher.quantize=fp8-storage")),
+        ("zero3", (*ADAPTERS, "parallel.offload=all")),
+    ],
+    ids=["local", "zero3", "adapters", "adapters-fp8", "adapters-offload"],
+)
+def test_memory_of_a_gpu(tmp_path: Path, strategy: str, settings: tuple[str, ...]) -> None:
     """Blocks of the 1.3B model's shape, 390 million weights, 11,232 tokens."""
     from diffusers import WanTransformer3DModel
 
@@ -237,7 +287,7 @@ def test_memory_of_a_gpu(tmp_path: Path, strategy: str) -> None:
     WanTransformer3DModel(**SMALL_WAN | wide).save_pretrained(teacher / "transformer")
     layout = (f"parallel.strategy={strategy}", "parallel.gradient_checkpointing=true")
     size = ("video.height=192", "video.width=416", "video.num_frames=33", "train.micro_batch=1")
-    job = make_job(teacher, tmp_path, "teacher.dtype=bfloat16", *layout, *size)
+    job = make_job(teacher, tmp_path, "teacher.dtype=bfloat16", *layout, *size, *settings)
     before = torch.cuda.memory_allocated()
     trainer = make_trainer(job, connect(strategy, device), strategy)
     trainer.iterate(0)
