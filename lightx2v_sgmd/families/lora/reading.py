@@ -216,6 +216,11 @@ def _stranger(path: Path, key: str) -> UserError:
             f"lora: {path}: {shortened(key)} belongs to no LoRA: it is a whole weight; if the file "
             "holds a whole network, give it as --weights with --base"
         )
+    if "joint_blocks" in key:
+        return UserError(
+            f"lora: {path}: {shortened(key)} is one of the names of SD3's authors (as in kohya's "
+            "files), which are not read; convert it to diffusers' names"
+        )
     variant = variant_of([key])
     made_for = variant or "another one"
     return UserError(

@@ -16,11 +16,14 @@ from torch import Tensor
 from infer import Lora
 from infer.network.lora import add_loras, check_loras
 from lightx2v_sgmd.families.lora.updates import LoraUpdates
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.keys import transformer_to_original
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from tests.scaled import CONVENTIONS, quantised
-from tests.tiny import WEIGHTS, make_tiny_wan
+from tests.tiny import WEIGHTS, make_tiny_cogvideox, make_tiny_wan
+from tests.tiny_sd3 import make_tiny_sd3
+from tests.tiny_sdxl import make_tiny_sdxl
 
 pytest.importorskip("peft")
 
@@ -199,6 +202,64 @@ def test_every_dialect_gives_the_update_by_hand(
                 beside = copy.deepcopy(base)
                 add_loras(beside, [lora])
                 torch.testing.assert_close(output(beside), output(merged), atol=1e-5, rtol=1e-4)
+
+
+OTHER_DIALECTS = {
+    "diffusers": "{folder}.{ours}.lora_{AB}.weight",
+    "peft": "base_model.model.{ours}.lora_{AB}.weight",
+    "comfyui": "diffusion_model.{ours}.lora_{AB}.weight",
+    "no-prefix": "{ours}.lora_{du}.weight",
+    "kohya": "lora_unet_{flat}.lora_{du}.weight",
+    "onetrainer": "lora_transformer_{flat}.lora_{du}.weight",
+}
+"""How files of other families than Wan spell diffusers' names of layers."""
+
+
+@pytest.mark.parametrize("make", [make_tiny_cogvideox, make_tiny_sd3, make_tiny_sdxl])
+def test_other_families_are_read_in_every_dialect(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    model = open_model(make(tmp_path / "teacher"))
+    shapes = model.transformer_shapes()
+    layers = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) in (2, 4)
+    }
+    factors = factors_of(layers)
+    scales = {layer: (1.0 + i % 4) / factors[layer][0].shape[0] for i, layer in enumerate(layers)}
+    changes = by_hand(factors, scales, 0.5)
+    for dialect, template in OTHER_DIALECTS.items():
+        tensors = {}
+        for number, (layer, pair) in enumerate(factors.items()):
+            for kind in (0, 1):
+                key = template.format(
+                    folder=model.pipeline.folder,
+                    ours=layer,
+                    flat=layer.replace(".", "_"),
+                    AB="AB"[kind],
+                    du=("down", "up")[kind],
+                )
+                tensors[key] = pair[kind]
+            tensors[f"{key.split('.lora_')[0]}.alpha"] = torch.tensor(1.0 + number % 4)
+        path = tmp_path / f"{dialect}.safetensors"
+        save_file(tensors, path)
+        merged = LoraUpdates(model.with_loras([Lora(path, 0.5)]).loras, shapes)
+        for name, change in changes.items():
+            found = torch.zeros(shapes[name])
+            merged.add_to(name, found)
+            torch.testing.assert_close(found, change, msg=f"{dialect}: {name}")
+
+
+def test_the_authors_names_of_sd3_are_refused_by_name(tmp_path: Path) -> None:
+    """Their queries, keys and values are one layer."""
+    model = open_model(make_tiny_sd3(tmp_path / "teacher"))
+    name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    tensors = {f"{name}.lora_down.weight": torch.ones(2, 8)}
+    tensors[f"{name}.lora_up.weight"] = torch.ones(24, 2)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="names of SD3's authors .* convert it to diffusers' names"):
+        model.with_loras([Lora(tmp_path / "x.safetensors")])
 
 
 def test_differences_of_every_kind_are_added(network: Any, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ FAMILIES = {
     ),
 }
 RUNS = ("sdxl full", "sdxl adapters", "sd3 full", "sd3 adapters", "cogvideox adapters")
-FINE_TUNES = ("sd3 adapters", "cogvideox adapters")
+FINE_TUNES = ("sdxl adapters", "sd3 adapters", "cogvideox adapters")
 """The runs whose teacher has a LoRA."""
 
 
@@ -187,7 +187,8 @@ def test_above_its_fine_tune_it_goes_on_top_of_that(exported: Exported, tmp_path
     family, teacher = exported.family, exported.teacher
     style = tmp_path / "in_diffusers_names.safetensors"
     tensors = load_file(exported.style)
-    save_file({f"transformer.{k.split('.', 2)[2]}": v for k, v in tensors.items()}, style)
+    network = open_model(teacher).pipeline.folder
+    save_file({f"{network}.{k.split('.', 2)[2]}": v for k, v in tensors.items()}, style)
     found = family.latents(teacher, style, above, scheduler=above)
     expected = family.latents(exported.merged)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
