@@ -149,7 +149,8 @@ def test_what_a_job_leaves_out_is_as_its_family_has_it(name: str) -> None:
     given = load_job(config_path(name))
     job = load_job(config_path(name), [*left_out, "fake_score.lora=null", "fake_score.train=lora"])
     model = open_teacher(job.teacher)
-    assert job.schedule.shift is job.schedule.solver is job.video.num_frames is None
+    left = (job.schedule.shift, job.schedule.solver, job.video.num_frames)
+    assert left == (None, None, None)
     check_against_model(job, model)
     filled = with_defaults(job, model)
     roles = (filled.student, filled.fake_score)
