@@ -16,7 +16,9 @@ from lightx2v_sgmd.families.text_rows import pad_text
 from lightx2v_sgmd.families.wan.forward import velocity
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks import attention
+from lightx2v_sgmd.networks.compiling import compile_blocks
 from lightx2v_sgmd.networks.flash_attention4 import MODULE, flash_attention_4
+from lightx2v_sgmd.networks.fused_blocks import fuse_passes
 from tests.tiny import make_tiny_wan
 
 Calls = list[tuple[torch.Size, torch.Size, float | None]]
@@ -85,13 +87,27 @@ def test_it_is_what_a_network_calls(calls: Calls, tmp_path: Path) -> None:
     assert len(calls) == 4  # self and cross, in both blocks
 
 
+@pytest.mark.slow
 def test_a_compiled_network_calls_it_too(calls: Calls, tmp_path: Path) -> None:
+    """By the engine's own compiler, for the first size and for others, which share kernels."""
     network, expected, run = networks(tmp_path)
-    network.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
+    plain = open_wan(tmp_path / "tiny").load_transformer()
+    news: list[str] = []
+    fuse_passes(network)
+    attention.apply(network, "flash4")
+    with torch.no_grad():
+        compile_blocks(network, news.append)
     calls.clear()
     torch.testing.assert_close(run(network), expected, atol=1e-5, rtol=0)
-    assert len(calls) == 4
+    assert len(calls) == 4 and not news
     assert {k for _, k, _ in calls} == {torch.Size([1, 8, 4, 12]), torch.Size([1, 512, 4, 12])}
+    for frames, side in ((3, 4), (2, 6)):
+        x_t = torch.randn(1, 4, frames, side, side)
+        calls.clear()
+        torch.testing.assert_close(run(network, x_t), run(plain, x_t), atol=1e-5, rtol=0)
+        tokens = frames * side * side // 4
+        assert {q for q, _, _ in calls} == {torch.Size([1, tokens, 4, 12])} and len(calls) == 4
+    assert len(news) == 1 and "share kernels for any size" in news[0]  # and none failed
 
 
 def networks(folder: Path) -> tuple[Any, Tensor, Any]:
@@ -103,7 +119,7 @@ def networks(folder: Path) -> tuple[Any, Tensor, Any]:
         pad_text([torch.randn(5, 16)]),
     )
 
-    def run(network: Any) -> Tensor:
+    def run(network: Any, x_t: Tensor = x_t) -> Tensor:
         with torch.no_grad():
             return velocity(network, x_t, sigma, text)
 
