@@ -48,7 +48,6 @@ class Sizes:
         linears: Parameters in the matrices of the transformer's blocks, which can be quantised.
         rest: The transformer's other parameters.
         block: Parameters of one block.
-        largest: Parameters of the largest matrix of a block.
         text_encoder: Parameters of the text encoder.
         streamed_encoder: The most of them that are in memory while its blocks stay in their file.
         vae: Parameters of the VAE.
@@ -57,7 +56,6 @@ class Sizes:
     linears: int
     rest: int
     block: int
-    largest: int
     text_encoder: int
     streamed_encoder: int
     vae: int
@@ -151,7 +149,6 @@ def _sizes(transformer: str, vae: str, text: str) -> Sizes:
         linears,
         _count(network) - linears,
         _count(blocks[0]),
-        max(p.numel() for p in blocks[0].parameters()),
         *encoder_parameters(encoder),
         _count(autoencoder),
     )
@@ -214,9 +211,9 @@ def _parts(work: Workload, memory_mode: MemoryMode) -> _Parts:
     encoder = held * _text_bytes(work, each)
     linears = sizes.linears * _BYTES.get(memory_mode.quantize, each)
     transformer = linears + sizes.rest * each
-    loading = transformer + _changing(sizes, memory_mode, each)
+    loading = transformer + _changing(sizes, each)
     if memory_mode.offload:
-        loading = sizes.rest * each + _changing(sizes, memory_mode, each)
+        loading = sizes.rest * each + _changing(sizes, each)
         share = sizes.block * (transformer / (sizes.linears + sizes.rest))
         transformer = _GROUPS_AT_ONCE * share + sizes.rest * each
     # Experts take turns like the other parts; blocks that are offloaded leave by themselves.
@@ -233,13 +230,9 @@ def _text_bytes(work: Workload, each: int) -> int:
     return work.model.text_dtype(work.teacher_dtype).itemsize if work.teacher_dtype else each
 
 
-def _changing(sizes: Sizes, memory_mode: MemoryMode, each: int) -> float:
-    """Bytes that loading takes beside the finished blocks: one block as it is in its file.
-
-    torchao quantises a matrix by way of two float32 copies of it.
-    """
-    copies = 2 if memory_mode.quantize in ("fp8", "int8") else 0
-    return sizes.block * each + copies * 4 * sizes.largest
+def _changing(sizes: Sizes, each: int) -> float:
+    """Bytes that loading takes beside the finished blocks: at most one block as it is read."""
+    return sizes.block * each
 
 
 def _activations(work: Workload, each: int) -> float:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
+from infer.network import blocks
 from infer.network.blocks import fuse_qkv, mend_rows_of_zeros, quantize
 from infer.network.loading import offload
 from lightx2v_sgmd.families.text_rows import pad_text
@@ -42,6 +44,53 @@ def test_fusing_keeps_one_copy_of_the_weights(shared_student: Path) -> None:
     for block in network.blocks:
         fuse_qkv(block)
     assert sum(p.numel() for p in network.parameters()) == before
+
+
+def test_fusing_keeps_one_copy_of_an_images_weights() -> None:
+    torch.manual_seed(0)
+    network = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        ffn_dim=16,
+        num_layers=1,
+        text_dim=8,
+        image_dim=8,
+        added_kv_proj_dim=24,
+    ).requires_grad_(False)
+    x_t, text, image = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 512, 8), torch.randn(1, 257, 8)
+    arguments = (x_t, torch.tensor([500.0]), text, image)
+    with torch.no_grad():
+        expected = network(*arguments, return_dict=False)[0]
+        before = sum(p.numel() for p in network.parameters())
+        fuse_qkv(network.blocks[0])
+        got = network(*arguments, return_dict=False)[0]
+    assert sum(p.numel() for p in network.parameters()) == before
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_large_matrix_is_quantised_in_pieces_to_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers and scales are those of the whole matrix quantised at once."""
+    api = pytest.importorskip("torchao.quantization.quant_api")
+    monkeypatch.setattr(api, "_check_hardware_support", lambda granularity: None)
+    made: list[Any] = []
+    for large in (2**62, 2**20):
+        monkeypatch.setattr(blocks, "_LARGE", large)
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(1024, 1040, dtype=torch.bfloat16).requires_grad_(False)
+        layer.weight[3] = 0
+        quantize(torch.nn.Sequential(layer), kind)
+        made.append(layer.weight)
+    whole, pieces = made
+    assert type(whole.data) is type(pieces.data) and whole.shape == pieces.shape
+    names, about = whole.data.__tensor_flatten__()
+    assert pieces.data.__tensor_flatten__() == (names, about)
+    for name in names:
+        one, other = (getattr(weight.data, name) for weight in made)
+        assert one.stride() == other.stride()
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8)), name
 
 
 def test_fp8_storage_is_near(shared_student: Path, plain: torch.Tensor) -> None:

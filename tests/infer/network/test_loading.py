@@ -65,7 +65,7 @@ def load(
 def test_loading_takes_the_weights_and_one_block(
     hub_id: str, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From float32 files, as Wan's are on the hub; beside the plan's figure within 10 %."""
+    """From float32 files, as Wan's are on the hub; at most the plan's figure, within 10 %."""
     if kind in ("int8", "fp8"):
         api = pytest.importorskip("torchao.quantization.quant_api")
         monkeypatch.setattr(api, "_check_hardware_support", lambda granularity: None)
@@ -76,10 +76,9 @@ def test_loading_takes_the_weights_and_one_block(
         _, weights, peak = load(model, memory_mode, meter)
     expected = (sizes.linears * (2 if kind == "none" else 1) + 2 * sizes.rest) / GIB
     assert weights == pytest.approx(expected, rel=0.03)
-    assert weights < peak
-    # torchao makes float32 copies of a matrix on its memory_mode.
-    assert peak - weights < (1.25 if kind in ("none", "fp8-storage") else 2.6) * block
-    assert planned(model, memory_mode)["load"] == pytest.approx(peak, rel=0.1)
+    assert weights < peak < weights + block
+    plan = planned(model, memory_mode)["load"]
+    assert peak < plan and plan == pytest.approx(peak, rel=0.1)
     assert meter.peak["cpu"] <= 2 * PIECE_BYTES
 
 
