@@ -32,11 +32,6 @@ WAIT_MS = 300_000
 """How long an action waits for the page; only a hanging test gets so far."""
 
 
-def executable() -> str | None:
-    """The path of Chromium; None if there is none."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
-
-
 def opened(browser: Any, file: Path) -> tuple[Any, list[str]]:
     """A report that lies on the disk, opened wide and narrow: nothing is wider than the window.
 
@@ -62,7 +57,7 @@ def chromium() -> Iterator[Any]:
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="needs Playwright (pip install playwright)"
     )
-    path = executable()
+    path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
     with tempfile.TemporaryDirectory() as home, sync_api.sync_playwright() as playwright:

@@ -16,7 +16,6 @@ import pytest
 
 from lightx2v_sgmd.apps.comparison import running
 from lightx2v_sgmd.cli.main import run
-from tests.browser import chromium, executable, opened
 from tests.training import job_file
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,13 +114,6 @@ def check_files(out: Path, results: dict[str, Any]) -> None:
     assert len(videos) == 4 * 4 and len(plots) >= 2 and len(videos) + len(plots) == len(sources)
     assert "cannot be checked in the frames" in page and "{{" not in page
     assert all(name in page for name in ROWS)
-    if executable() is not None:
-        with chromium() as browser:
-            shown, problems = opened(browser, out / "report.html")
-            assert shown.locator("video").count() == 16
-            playing = "[...document.querySelectorAll('video')].some(v => v.currentTime > 0)"
-            shown.wait_for_function(playing)
-            assert problems == []
 
 
 def test_what_cannot_be_is_refused_at_once(
