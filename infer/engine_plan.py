@@ -99,7 +99,7 @@ def make_plan(
         options.quantize,
         options.offload,
         options.one_at_a_time,
-        options.tile_vae or together > 1,  # processes share a decode by tiles
+        options.tile_vae or _share_tiles(model, together),
         options.text_on_cpu,
         options.stream_text,
     )
@@ -158,6 +158,11 @@ def make_plan(
         replace(memory_mode, frames_at_once=asked.frames_at_once)
         != asked,  # costs nothing to speak of
     )
+
+
+def _share_tiles(model: Model, ranks: int) -> bool:
+    """True if processes share a decode by tiles; other families' first process decodes alone."""
+    return ranks > 1 and "streamed_decoding" in model.features
 
 
 def _refuse_unplanned(model: Model, dtype: torch.dtype, quantize: Quantize) -> None:

@@ -66,13 +66,21 @@ def manifest_of(schedule: Schedule) -> Manifest:
 
 def make_student(folder: Path, seed: int = 0, heads: int = 4, kind: Kind = "text") -> Path:
     """A tiny random student as an export looks, in float32."""
-    make_tiny_wan(folder, seed, heads, kind=kind)
-    schedule = Schedule()
+    return as_student(make_tiny_wan(folder, seed, heads, kind=kind), Schedule())
+
+
+def as_student(folder: Path, schedule: Schedule) -> Path:
+    """Adds to a tiny model what an export says of its student: the steps and the manifest."""
     write_metadata(folder, schedule_metadata(schedule))
+    if schedule.solver == "euler":
+        _write_scheduler(folder, schedule)
+    manifest_of(schedule).write(folder)
+    return folder
+
+
+def _write_scheduler(folder: Path, schedule: Schedule) -> None:
     scheduler = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         **schedule.diffusers_config(),
     }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    manifest_of(schedule).write(folder)
-    return folder

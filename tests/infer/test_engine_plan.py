@@ -11,9 +11,11 @@ import torch
 
 from infer.engine_plan import device_of, make_plan, present_device, torch_dtype, why_not_quantize
 from infer.options import Lora, Options
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
+from tests.tiny import make_tiny_cogvideox
 
 CPU = Options(device="cpu")
 
@@ -37,6 +39,14 @@ def test_unmerged_adapters_and_shared_videos_leave_the_projections_apart() -> No
     assert not make_plan(model, adapted, None).fuse_qkv
     shared = make_plan(model, CPU, None, ranks=Ranks(size=2))
     assert not shared.fuse_qkv and shared.memory_mode.tile_vae
+
+
+def test_processes_tile_only_what_they_share(tmp_path: Path) -> None:
+    """CogVideoX's first process decodes alone, and tiles would change its frames."""
+    model = open_model(make_tiny_cogvideox(tmp_path / "model"))
+    assert not make_plan(model, CPU, None, ranks=Ranks(size=2)).memory_mode.tile_vae
+    asked = make_plan(model, replace(CPU, tile_vae=True), None, ranks=Ranks(size=2))
+    assert asked.memory_mode.tile_vae
 
 
 @pytest.mark.parametrize(
