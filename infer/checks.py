@@ -18,6 +18,7 @@ from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.wan.original import transformer_prefix
 from lightx2v_sgmd.families.wan.sources import ORIGINAL_EXPERTS
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, VideoFacts, read_manifest
+from lightx2v_sgmd.files.run_files import is_checkpoint, is_run
 from lightx2v_sgmd.files.tensors.dtypes import FLOAT_TYPES
 from lightx2v_sgmd.files.tensors.safetensors_files import (
     PICKLE_SUFFIXES,
@@ -280,7 +281,7 @@ def _open(path: Path, base: str | Path | None) -> Model:
                 f"{path}: is one of {int(shard[3])} shards of a network; give the folder "
                 f"{path.parent}"
             )
-    elif (path / "checkpoints").is_dir() or (path / "trainer.json").is_file():
+    elif is_run(path) or is_checkpoint(path):
         raise UserError(
             f"{path}: is a training run, not a student; first `lightx2v-sgmd export {path} "
             "--format diffusers --out DIR`"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 
+from lightx2v_sgmd.files.run_files import is_checkpoint
 from weights.formats.layout import Layout
 from weights.io.probe import fits_in_memory
 from weights.io.source import ExportSource
@@ -103,7 +104,7 @@ class ExportSpec:
     @property
     def is_checkpoint(self) -> bool:
         """True for a checkpoint, False for weights that were exported before."""
-        return (self.source.path / "trainer.json").is_file()
+        return is_checkpoint(self.source.path)
 
 
 @dataclass(frozen=True)

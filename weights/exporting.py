@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.files.run_files import CHECKPOINTS, is_checkpoint
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.outputs import check_new_folder, locked_file, refuse_overlap, resolved, sync_tree
 from lightx2v_sgmd.system.console import note, progress
@@ -202,7 +203,7 @@ def _dtype(source: ExportSource, format: Format, asked: str | None) -> str:
     """The precision: as asked, or of exported weights their own, or bf16."""
     if asked is not None:
         return asked
-    exported = not (source.path / "trainer.json").is_file()
+    exported = not is_checkpoint(source.path)
     own = source.about.dtype
     return own if exported and source.adapters is None and own in format.dtypes else "bf16"
 
@@ -224,7 +225,7 @@ def _sources(source: ExportSource) -> dict[str, Path | None]:
     root = Path(source.model.source.root)
     teacher = Path(source.about.base)
     sources = {"the source": source.path, "the model": root, "the teacher": teacher}
-    if source.path.parent.name == "checkpoints":
+    if source.path.parent.name == CHECKPOINTS:
         sources["the run"] = source.path.parent.parent
     return {
         name: path if path.is_absolute() or path.exists() else None

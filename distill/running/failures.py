@@ -18,6 +18,7 @@ from distill.loss_terms import NotFiniteError, UpdateIndex
 from distill.running.saving import Saver
 from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
 from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.run_files import TRAINER_STATE
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import connect, training_device
@@ -77,7 +78,7 @@ def replay(folder: Path, launched: bool) -> NotFiniteError | None:
     prompts, latents = load_prompts(job), open_latents(job, model)
     state = store.read_trainer_state(folder)
     if type(state.get("global_batch")) is not int or state["global_batch"] < 1:
-        raise UserError(f"{folder / 'trainer.json'}: does not say the global batch; {_ANOTHER}")
+        raise UserError(f"{folder / TRAINER_STATE}: does not say the global batch; {_ANOTHER}")
     if prompts_digest([*prompts, *image_digests(load_images(job))]) != state.get("prompts_sha256"):
         raise UserError(f"data.prompts: {job.data.prompts} has changed since the run; restore it")
     ranks = connect(job.parallel.strategy, training_device())

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from distill.running.run_folder import METRICS, repair_log
+from distill.running.run_folder import repair_log
 from distill.running.trackers import Tracker
 from distill.running.warnings import RunWarnings
 from distill.updates import Iteration
 from lightx2v_sgmd.files.checkpoint import disk_problem
+from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.system.console import note
 from lightx2v_sgmd.system.errors import UserError, first_line

@@ -13,6 +13,7 @@ from distill.building import StartingPoint
 from distill.data import image_digests, load_images, prompts_digest
 from distill.updates import Iteration
 from lightx2v_sgmd.files import checkpoint as store
+from lightx2v_sgmd.files.run_files import METRICS, TRAINER_STATE
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
@@ -74,7 +75,7 @@ def choose_checkpoint(resume: str, run: Path, note: Callable[[str], None]) -> Pa
     for left in store.remove_leftovers(run):
         note(f"{left}: is not part of a checkpoint and was not removed")
     mine = store.checkpoints(run)
-    started = bool(mine) or (run / "metrics.jsonl").exists()
+    started = bool(mine) or (run / METRICS).exists()
     if resume == "never" or (resume != "auto" and not _inside(Path(resume), run)):
         if started:
             raise UserError(
@@ -161,7 +162,7 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
     batch = saved.get("global_batch")
     if batch != state["global_batch"]:
         if type(batch) is not int or batch < 1:
-            raise UserError(f"{folder / 'trainer.json'}: does not say the global batch; {remedy}")
+            raise UserError(f"{folder / TRAINER_STATE}: does not say the global batch; {remedy}")
         remedy = _same_batch(job, batch, int(state["global_batch"]))
         raise UserError(
             f"train.micro_batch: with train.accumulation and the number of processes it makes a "
@@ -174,7 +175,7 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
         iteration = None if begun is None else TypeAdapter(Iteration).validate_python(begun)
     except ValidationError as error:
         raise UserError(
-            f"{folder / 'trainer.json'}: the iteration that was under way is not as it was "
+            f"{folder / TRAINER_STATE}: the iteration that was under way is not as it was "
             "written; use another checkpoint"
         ) from error
     return StartingPoint(int(saved["step"]), folder, iteration)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final
 from distill.model_checks import job_sources
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.checkpoint import disk_problem
+from lightx2v_sgmd.files.run_files import CHECKPOINTS, METRICS
 from lightx2v_sgmd.files.video import check_writable
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import (
@@ -31,12 +32,11 @@ from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.json_text import LINE, log_lines, parse_json, read_record
 from lightx2v_sgmd.untrusted.reading import open_file, read_file
 
-METRICS: Final = "metrics.jsonl"
 SUPERSEDED: Final = "metrics.superseded.jsonl"
 """Log for lines that a resumed run writes again, and for lines that cannot be read."""
 _AT_ONCE: Final = 200
 """Superseded lines that are moved together."""
-_OWN: Final = ("job.yaml", "environment.json", METRICS, "checkpoints", "samples", "failed")
+_OWN: Final = ("job.yaml", "environment.json", METRICS, CHECKPOINTS, "samples", "failed")
 _ENVIRONMENT: Final = {"python", "packages", "strategy", "processes"}
 
 
@@ -121,7 +121,7 @@ def write_about(run: Path, job: Job, environment: dict[str, Any], quiet: bool) -
         for name, text in (("environment.json", seen), ("job.yaml", job.to_yaml())):
             _set_aside(written, name, text, quiet)
             written.write_text(name, text)
-        (run / "checkpoints").mkdir(exist_ok=True)  # last: the folder is then already a run
+        (run / CHECKPOINTS).mkdir(exist_ok=True)  # last: the folder is then already a run
     except OSError as error:
         raise UserError(disk_problem(error, run)) from error
 

@@ -18,6 +18,7 @@ from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_own_models
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files import student_weights
+from lightx2v_sgmd.files.run_files import CHECKPOINTS, TRAINER_STATE
 from lightx2v_sgmd.files.student_weights import WeightFile, divided
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.tensors.safetensors_writer import float32_parts, safetensors_header
@@ -57,7 +58,7 @@ class Saver:
             UserError: a file could not be written; earlier checkpoints are unchanged.
         """
         run = self.job.output.dir
-        final = run / "checkpoints" / store.checkpoint_name(step)
+        final = run / CHECKPOINTS / store.checkpoint_name(step)
         self.write(final, step, {}, partial_iteration)
 
         def prune() -> None:
@@ -135,7 +136,7 @@ class Saver:
                 else {"partial_iteration": asdict(partial_iteration)}
             )
             state = json.dumps({"step": step, **part, **self.state}, indent=2) + "\n"
-            entries |= pending.write_text("trainer.json", state)
+            entries |= pending.write_text(TRAINER_STATE, state)
             entries |= pending.write_text("job.yaml", self.job.to_yaml())
             for name, text in texts.items():
                 entries |= pending.write_text(name, text)

@@ -29,6 +29,7 @@ from lightx2v_sgmd.apps.sprites.evaluate import (
 )
 from lightx2v_sgmd.families.opening import bundled_teacher
 from lightx2v_sgmd.families.teacher import open_teacher, with_defaults
+from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.files.video import check_writable, contact_sheet, write_video
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
@@ -176,7 +177,7 @@ REPORTED: Final = ("step", "seconds", "fisher", "nr", "rc", "grad_norm")
 
 
 def _read_trace(run: Path) -> list[dict[str, Any]]:
-    return read_log(run / "metrics.jsonl", REPORTED)
+    return read_log(run / METRICS, REPORTED)
 
 
 def _measure(

@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from lightx2v_sgmd.files.run_files import CHECKPOINTS, TRAINER_STATE
 from lightx2v_sgmd.files.tensors.safetensors_writer import TensorFile, float32_parts
 from lightx2v_sgmd.outputs import remove_files, rename_new, sha256_file, sync_file, sync_folder
 from lightx2v_sgmd.system.errors import UserError
@@ -81,7 +82,7 @@ def checkpoints(run: Path) -> list[Path]:
     Raises:
         UserError: the folder that holds them cannot be read just now.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     try:
         names = os.listdir(folder)
         folders = [folder / name for name in names if step_of(folder / name) >= 0]
@@ -228,7 +229,7 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    path = folder / "trainer.json"
+    path = folder / TRAINER_STATE
     try:
         state: dict[str, Any] = read_record(path)
         if not 0 <= int(state["step"]) < 2**53:
@@ -311,7 +312,7 @@ def remove_own(folder: Path) -> list[str]:
 
 def remove_leftovers(run: Path) -> list[str]:
     """Removes what a process that was killed while saving left behind; says what is not ours."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     for leftover in folder.glob(".step_*.replaced"):
         whole = folder / leftover.name.removeprefix(".").removesuffix(".replaced")
         if not whole.exists():  # killed between the two renames

@@ -19,10 +19,11 @@ from infer.serve.options import Served
 from lightx2v_sgmd.apps.study.key import Pair, StudyKey
 from lightx2v_sgmd.apps.study.questions import Question
 from lightx2v_sgmd.apps.study.votes import parse_submission
-from lightx2v_sgmd.apps.watch.reading import METRICS, WatchedRun
+from lightx2v_sgmd.apps.watch.reading import WatchedRun
 from lightx2v_sgmd.families.size_rules import SizeRules
 from lightx2v_sgmd.files.images import check_image, decode_image
 from lightx2v_sgmd.files.prompts import read_images
+from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import cogvideox, configs, sd3, sdxl

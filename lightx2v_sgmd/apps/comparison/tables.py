@@ -18,6 +18,7 @@ from lightx2v_sgmd.apps.comparison.saved import read_saved
 from lightx2v_sgmd.apps.sprites.measure import frechet_distance
 from lightx2v_sgmd.apps.sprites.motion_verdicts import score_motions
 from lightx2v_sgmd.apps.sprites.verdicts import score
+from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.measures.frechet import gaussian_distance
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_log
@@ -65,7 +66,7 @@ def read_cost(run: Path) -> Cost:
     Raises:
         UserError: the log cannot be read, is empty, or a line does not say the cost.
     """
-    log = run / "metrics.jsonl"
+    log = run / METRICS
     lines = read_log(log, (*COUNTS, *_COSTS))
     wrong = next((n for n, line in enumerate(lines, 1) if not _is_cost(line)), None)
     if not lines or wrong is not None:

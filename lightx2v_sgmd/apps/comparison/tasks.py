@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from lightx2v_sgmd.apps.comparison.plan import TEACHER, UNDISTILLED, Plan, file_name
+from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.sampling.teacher_steps import TEACHER_STEPS
 
 
@@ -85,7 +86,7 @@ def units_done(plan: Plan, task: Task) -> int:
         return min(units(plan, task) - 1, units(plan, task) * made // teacher_batches(plan))
     if task.step is not None:
         return 0
-    trace = plan.run(task.row, task.seed) / "metrics.jsonl"
+    trace = plan.run(task.row, task.seed) / METRICS
     done = trace.read_bytes().count(b"\n") if trace.is_file() else 0
     curve = [path for path in outputs(plan, task)[:-1] if path.is_file()]
     return round(done * iteration_units(plan, task.row)) + len(curve) * curve_units(plan)

@@ -13,6 +13,7 @@ from lightx2v_sgmd.families.sources.hub_configs import known_transformer_config
 from lightx2v_sgmd.families.sources.model_folder import model_folder
 from lightx2v_sgmd.families.sources.parts import UNET
 from lightx2v_sgmd.files.manifest import Manifest, VideoFacts, read_manifest
+from lightx2v_sgmd.files.run_files import is_checkpoint, is_run
 from lightx2v_sgmd.files.tensors.safetensors_files import schedule_of
 from lightx2v_sgmd.system.errors import UserError
 
@@ -69,9 +70,9 @@ def open_source(path: str | Path, option: str) -> VideoSource:
         return VideoSource(str(path), "videos", files=tuple(videos))
     if folder.is_dir() and not any(folder.iterdir()):
         raise UserError(f"{option}: {path} is empty; name a model or a folder of .mp4 files")
-    is_run = (folder / "checkpoints").is_dir() or (folder / "trainer.json").is_file()
+    of_training = is_run(folder) or is_checkpoint(folder)
     manifest = read_manifest(folder if folder.is_dir() else folder.parent)
-    if manifest is not None or is_run:  # a run is refused, with the command that exports it
+    if manifest is not None or of_training:  # a run is refused, with the command that exports it
         return _student(path)
     try:
         model = open_model(path)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightx2v_sgmd.apps.watch.curves import curves
+from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError, unreadable
 from lightx2v_sgmd.untrusted.json_text import LINE, LOG_BYTES, LOG_LINES, log_lines, parse_json
 from lightx2v_sgmd.untrusted.reading import open_file
 
-METRICS: Final = "metrics.jsonl"
 TEACHER: Final = "teacher"
 _STEP: Final = re.compile(r"step_([0-9]{1,12})")
 _VIDEO: Final = re.compile(r"[0-9]{2,4}\.(mp4|png)")

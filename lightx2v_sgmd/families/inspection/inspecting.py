@@ -41,6 +41,7 @@ from lightx2v_sgmd.families.wan.opening import WEIGHT_FILES, open_wan
 from lightx2v_sgmd.families.wan.sources import ORIGINAL_EXPERTS, is_whole_model, network_in
 from lightx2v_sgmd.files.lora_folder import lora_file_in
 from lightx2v_sgmd.files.manifest import FILE_NAME, Manifest, read_manifest
+from lightx2v_sgmd.files.run_files import is_checkpoint, is_run
 from lightx2v_sgmd.files.tensors.safetensors_files import (
     SHARD,
     Header,
@@ -74,9 +75,9 @@ def inspect_weights(path: str | Path, base: str | Path | None = None) -> Inspect
 
 
 def _folder(folder: Path, base: str | Path | None) -> Inspection:
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         return _run(Inspection(folder, "training run"), folder)
-    if (folder / "trainer.json").is_file():
+    if is_checkpoint(folder):
         return _run(Inspection(folder, "checkpoint"), folder)
     manifest = read_manifest(folder)
     if is_whole_model(folder) or (folder / "model_index.json").is_file():
@@ -97,7 +98,7 @@ def _run(found: Inspection, folder: Path) -> Inspection:
     facts = found.facts
     facts["written by"] = "lightx2v-sgmd"
     checkpoints = sorted(folder.glob("checkpoints/step_*"))
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         facts["checkpoints"] = some_of([path.name for path in checkpoints]) or "none yet"
     files = [path / "job.yaml" for path in (folder, *reversed(checkpoints))]
     job_file = next((file for file in files if file.is_file()), None)
