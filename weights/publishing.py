@@ -21,7 +21,7 @@ from lightx2v_sgmd.outputs import (
 )
 from lightx2v_sgmd.outputs.writer import is_abandoned, temporaries
 from lightx2v_sgmd.system.console import note
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, first_line
 from weights.verify import ExportError
 
 Listing = dict[str, tuple[int, int, int]]
@@ -135,7 +135,7 @@ def appearing_export(
                 f"{source}: was removed during the export, as a training does with its oldest "
                 "checkpoints (train.keep_checkpoints); run the same command again"
             ) from error
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
             f"{out}: cannot be written: {reason}; make room or choose another folder"
         ) from error

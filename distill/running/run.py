@@ -59,7 +59,7 @@ from lightx2v_sgmd.parallel import (
 )
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.system.console import note, progress
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, named_line
 from lightx2v_sgmd.system.optional_packages import distribution, reinstall, why_unusable
 from lightx2v_sgmd.system.torch_faults import slow_conv3d
 from lightx2v_sgmd.text.encoder_fingerprint import weights_digest
@@ -178,7 +178,7 @@ def _watching(watch: Watch) -> Iterator[None]:
         # gloo raises plain RuntimeErrors, whose text begins with the name of its source file.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise watch.explain(error) from error
-        watch.leave(f"{type(error).__name__}: {error}".splitlines()[0])
+        watch.leave(named_line(error))
         raise
     except KeyboardInterrupt:
         watch.leave("interrupted")

@@ -19,6 +19,7 @@ from lightx2v_sgmd.files.video import IMAGE_SUFFIX
 from lightx2v_sgmd.outputs import OutputLock
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import first_line
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Ledger:
         """
         if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise error
-        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         self.outcome.failed.append((request.name, reason))
         note(f"{request.name} failed: {reason}", self._quiet)
 

@@ -32,7 +32,7 @@ from infer.result import Cancelled
 from infer.stopping import Cancel
 from lightx2v_sgmd.files.video import write_content
 from lightx2v_sgmd.system.console import note, progress
-from lightx2v_sgmd.system.errors import RunError, UserError, first_line
+from lightx2v_sgmd.system.errors import RunError, UserError, first_line, named_line
 
 if TYPE_CHECKING:
     import torch
@@ -328,7 +328,7 @@ def _make(order: ShareOrder, events: queue.Queue[ShareEvent | None]) -> None:
     except UserError as error:
         events.put(ShareRefused(f"{socket.gethostname()}: {error}"))
     except Exception as error:
-        events.put(NotMade(None, f"{type(error).__name__}: {first_line(error)}"))
+        events.put(NotMade(None, named_line(error)))
     finally:
         events.put(None)
 

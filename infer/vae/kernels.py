@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightx2v_sgmd.system.console import note
+from lightx2v_sgmd.system.errors import named_line
 
 EPS: Final = 1e-12
 """The smallest length that diffusers' ``WanRMS_norm`` divides by."""
@@ -111,9 +112,8 @@ class OrPlain:
                 raise
             except Exception as error:
                 self.failed = True
-                reason = (str(error).strip().splitlines() or [""])[0][:160]
                 note(
-                    f"decode: a kernel could not be built ({type(error).__name__}: {reason}); "
+                    f"decode: a kernel could not be built ({named_line(error)[:180]}); "
                     "going on without it, which is slower and gives the same"
                 )
         return self.plain(*tensors)

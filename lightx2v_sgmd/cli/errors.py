@@ -16,6 +16,7 @@ from lightx2v_sgmd.system.errors import (
     FULL_DISK,
     RunError,
     UserError,
+    named_line,
     says_full_disk,
     short_line,
     short_lines,
@@ -42,8 +43,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         if line := _about_files(cause) or _about_memory(cause):
             return [short_line(line)], 2
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    first = (str(error).strip().splitlines() or [""])[0]
-    return [short_line(f"internal error: {type(error).__name__}: {first}", 180)], 1
+    return [short_line(f"internal error: {named_line(error)}", 180)], 1
 
 
 def _about_files(error: BaseException) -> str | None:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.networks.compiled_passes import gradient_options, prepare_compiler
+from lightx2v_sgmd.system.errors import named_line
 
 __all__ = ["BlockCompiler", "compile_blocks", "compile_for_training"]
 
@@ -132,9 +133,8 @@ class BlockCompiler:
             return compiled(*args, **named)
         except _failures() as error:
             self.failed = True
-            reason = (str(error).strip().splitlines() or [""])[0][:160]
             self.report(
-                f"compile: failed ({type(error).__name__}: {reason}); going on without "
+                f"compile: failed ({named_line(error)[:180]}); going on without "
                 "compiled blocks, which is slower and gives the same"
             )
         return _call(*args, **named)

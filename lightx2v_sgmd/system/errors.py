@@ -113,6 +113,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def named_line(error: BaseException) -> str:
+    """Returns an error's name and the first line of its message; the name alone if it has none."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 def with_remedy(text: str, remedy: str) -> str:
     """Ends a message with a remedy, unless it has one: that stands behind its last ``; ``."""
     return text if "; " in text else f"{text}; {remedy}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, named_line
 from lightx2v_sgmd.system.optional_packages import prepare_libraries
 from lightx2v_sgmd.untrusted.configs import TEXT_ENCODER, TRANSFORMER, VAE
 from lightx2v_sgmd.untrusted.fields import Field
@@ -82,9 +82,8 @@ def _built(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], part:
     try:
         return build(config)
     except Exception as error:  # what the libraries do not check themselves can raise anything
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"the {part} cannot be built from its config.json ({type(error).__name__}: {reason}); "
+            f"the {part} cannot be built from its config.json ({named_line(error)}); "
             "give the config.json that came with the weights"
         ) from error
 

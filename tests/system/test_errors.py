@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from lightx2v_sgmd.system.errors import (
     LINE,
+    first_line,
     joined,
+    named_line,
     short_line,
     short_lines,
     unreadable,
@@ -57,3 +59,9 @@ def test_a_file_that_cannot_be_read_says_what_to_look_at() -> None:
     says = "a.json: cannot be read (Permission denied); check its path, permissions and disk"
     assert str(error) == says
     assert "(OSError);" in str(unreadable("a.json", OSError("no number")))
+
+
+def test_an_error_is_told_by_the_first_line_of_its_message() -> None:
+    error = ValueError("\n  one\ntwo\n")
+    assert (first_line(error), named_line(error)) == ("one", "ValueError: one")
+    assert (first_line(MemoryError()), named_line(MemoryError())) == ("MemoryError",) * 2

@@ -18,7 +18,7 @@ from lightx2v_sgmd.files.tensors.safetensors_files import (
     schedule_of,
 )
 from lightx2v_sgmd.files.tensors.safetensors_writer import ShardWriter, split
-from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.errors import UserError, first_line
 from weights.export_spec import Advance, ExportSpec, Losses
 from weights.formats.layout import Layout, encoded, read_finite
 from weights.io.heap import HeapTrimmer
@@ -190,7 +190,7 @@ def _forward(
     try:
         return probe(model, layout.stored_dtype, read)
     except (UserError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        problems.append(f"the network does not run: {(str(error).splitlines() or [''])[0]}")
+        problems.append(f"the network does not run: {first_line(error)}")
         return None
 
 

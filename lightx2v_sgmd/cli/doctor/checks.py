@@ -24,6 +24,7 @@ from lightx2v_sgmd.cli.doctor.compilers import (
     system_packages,
 )
 from lightx2v_sgmd.cli.doctor.report import Check, CheckState, DoctorReport, pip
+from lightx2v_sgmd.system.errors import first_line, named_line
 from lightx2v_sgmd.system.host_memory import host_memory_gib
 
 _OPTIONAL: Final = {
@@ -45,8 +46,7 @@ def run() -> DoctorReport:
         try:
             checks.extend(check())
         except Exception as error:  # whatever breaks is what the user wants to know
-            first = (str(error).strip().splitlines() or [""])[0]
-            checks.append(Check(name, "broken", f"{type(error).__name__}: {first}"))
+            checks.append(Check(name, "broken", named_line(error)))
     return DoctorReport(tuple(checks), _chosen_attention())
 
 
@@ -104,7 +104,7 @@ def _models() -> list[Check]:
             except Exception as error:
                 if family == next(iter(LIBRARY_CLASSES)):  # the bundled teacher's
                     raise
-                first = (str(error).strip().splitlines() or [""])[0]
+                first = first_line(error)
                 detail = f"{name} of {library} does not import, so its models do not run: {first}"
                 missing.append(Check(family, "missing", detail, pip(f"--upgrade {library}")))
             else:
