@@ -71,11 +71,9 @@ def config_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
 
 def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes of a network's weights, from its configuration; takes no memory."""
-    import torch
+    from lightx2v_sgmd.families import loading
 
-    with torch.device("meta"):
-        state = build_transformer(dict(config)).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return loading.shapes_of(lambda: build_transformer(dict(config)))
 
 
 def _product(shape: Iterable[int]) -> int:
