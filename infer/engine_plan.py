@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 import torch
 
-from infer.memory_mode import GIB, MemoryMode, Workload, choose_memory_mode, needed_gib
+from infer.memory_mode import MemoryMode, Workload, choose_memory_mode, needed_gib
 from infer.options import Options, Quantize
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.features import require_feature
@@ -19,7 +19,7 @@ from lightx2v_sgmd.networks import attention as kernels
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.system.errors import UserError
-from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large, swap_gib
+from lightx2v_sgmd.system.host_memory import GIB, available_gib, refuse_too_large, swap_gib
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from lightx2v_sgmd.text.loading import encoder_parameters
 

@@ -26,10 +26,9 @@ from infer.vae.decoding import FRAMES_AT_ONCE, Tiling
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.networks.block_loading import repeated_blocks
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.host_memory import GIB
 from lightx2v_sgmd.text.loading import encoder_parameters
 from lightx2v_sgmd.untrusted.building import build_text_encoder, build_transformer, build_vae
-
-GIB: Final = 2**30
 
 _CONTEXT_GIB: Final = 0.8
 """The memory that CUDA and its libraries take before the first tensor."""

@@ -11,9 +11,8 @@ from distill.planning.model_meter import ModelMeter
 from distill.planning.rank_memory import least_bytes, rank_memory, untouched_bytes
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.system.host_memory import available_gib, refuse_too_large
+from lightx2v_sgmd.system.host_memory import GIB, available_gib, refuse_too_large
 
-GIB: Final = 2**30
 _SURE: Final = 0.1
 """The share of the available memory below which a job's weights need no closer look."""
 

@@ -33,8 +33,8 @@ from lightx2v_sgmd.networks.gradient_checkpointing import Checkpointing
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.parallel.sequence import check_degree
 from lightx2v_sgmd.system.errors import UserError
+from lightx2v_sgmd.system.host_memory import GIB
 
-GIB = 2**30
 H100_FLOPS = 989e12
 """Dense bfloat16 operations per second of an H100 SXM, by NVIDIA's data sheet."""
 PCIE_BANDWIDTH: Final = 25e9

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from infer.vae.decoding import FRAMES_AT_ONCE, Tiling, videos_at_once
-
-GIB: Final = 2**30
+from lightx2v_sgmd.system.host_memory import GIB
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Final
 
 from lightx2v_sgmd.system.errors import UserError
 
+GIB: Final = 2**30
+"""Bytes of one GiB."""
 SPARED_GIB: Final = 0.5
 """Main memory that is left to libraries, to the allocator and to other programs."""
 _GROUPS: Final = Path("/sys/fs/cgroup")
@@ -34,13 +36,13 @@ def host_memory_gib() -> tuple[float, float] | None:
         total, available = kib["MemTotal"] / 2**20, kib.get("MemAvailable", free) / 2**20
     else:
         try:
-            page = os.sysconf("SC_PAGE_SIZE") / 2**30
+            page = os.sysconf("SC_PAGE_SIZE") / GIB
             total = available = page * os.sysconf("SC_PHYS_PAGES")
         except (ValueError, OSError, AttributeError):
             return None
     for limit, used in (*_container_limits(), *_process_limits()):
-        total = min(total, limit / 2**30)
-        available = min(available, max(0, limit - used) / 2**30)
+        total = min(total, limit / GIB)
+        available = min(available, max(0, limit - used) / GIB)
     return total, available
 
 
@@ -63,7 +65,7 @@ def swap_gib() -> float:
         free = sum(1024 * (int(r[-3]) - int(r[-2])) for r in rows if "/zram" not in r[0])
     except (OSError, ValueError, IndexError):
         return 0.0
-    return max(0, min([free, *_container_swap()])) / 2**30
+    return max(0, min([free, *_container_swap()])) / GIB
 
 
 def refuse_too_large(needed_gib: float, what: str, remedy: str) -> None:

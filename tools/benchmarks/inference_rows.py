@@ -21,10 +21,10 @@ from infer.engine import Student, load_student
 from infer.engine_plan import make_plan
 from infer.memory_mode import sizes_of
 from infer.options import Options
+from lightx2v_sgmd.system.host_memory import GIB
 from tools.benchmarks.peaks import peak_growth
 from tools.models.random_wan import PROMPT, RandomWan
 
-GIB = 2**30
 Size = tuple[int, int, int]
 Enough = Callable[[float], bool]
 """Tells whether so many seconds are left."""

@@ -27,11 +27,11 @@ from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.files.tensors.dtypes import torch_type
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import Ranks
+from lightx2v_sgmd.system.host_memory import GIB
 from tools.benchmarks.peaks import live_bytes, memory_growth
 from tools.benchmarks.phases import PHASES, Phases, exposed, kernel_intervals
 from tools.models.random_wan import RandomWan
 
-GIB = 2**30
 TEXT_ROWS = 24
 """Text tokens of the made-up prompts that random weights are trained on."""
 

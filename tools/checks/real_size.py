@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightx2v_sgmd.system.host_memory import GIB
 from tools.checks.memory_limit import memory_limit
 from tools.models.published_size import write_published_size
 
-GIB: Final = 2**30
 SIZE: Final = ("--height", "128", "--width", "128", "--num-frames", "5")
 EXPORTS: Final = (
     ("diffusers", "bf16"),

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from distill.planning.flops import RolePasses, forward_operations, training_pass
 from distill.planning.model_meter import ModelMeter
-from distill.planning.plan import GIB, JobPlan, Machine, make_plan
+from distill.planning.plan import JobPlan, Machine, make_plan
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.teacher import open_teacher
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import write_text
+from lightx2v_sgmd.system.host_memory import GIB
 from lightx2v_sgmd.system.resources import config_path
 
 PAGE = "docs/scale.md"

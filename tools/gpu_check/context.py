@@ -15,8 +15,8 @@ from torch import Tensor
 
 from distill.planning.flops import Operations, forward_operations
 from infer.checks import Checked, engine_schedule
-from infer.memory_mode import GIB
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
+from lightx2v_sgmd.system.host_memory import GIB
 from tools.models.random_wan import RandomWan, open_random_wan
 
 DEFAULT_FLOPS = {"cuda": 700e12, "cpu": 50e9}

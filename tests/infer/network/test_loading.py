@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from distill.planning.metering import fused_attention
 from infer import Lora
 from infer.engine_plan import EnginePlan
-from infer.memory_mode import GIB, MemoryMode, Workload, needed_gib, sizes_of
+from infer.memory_mode import MemoryMode, Workload, needed_gib, sizes_of
 from infer.network import loading
 from infer.network.loading import load_network
 from infer.options import Options
@@ -28,6 +28,7 @@ from lightx2v_sgmd.files.tensors.safetensors_files import schedule_metadata
 from lightx2v_sgmd.files.tensors.tensor_copy import PIECE_BYTES
 from lightx2v_sgmd.parallel.ranks import Ranks
 from lightx2v_sgmd.schedule import Schedule
+from lightx2v_sgmd.system.host_memory import GIB
 from tests.infer.metering import DEVICE, DeviceMeter, metered
 from tests.students import load_student
 from tests.tiny import make_tiny_wan
