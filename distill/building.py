@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def build_trainer(
     start: StartingPoint,
     quiet: bool,
     rows: Sequence[Embedding] | None = None,
+    exit_order: Callable[[int], int] | None = None,
 ) -> Trainer:
     """Loads everything; ``strategy.close`` of the trainer lets go of it.
 
@@ -54,6 +55,7 @@ def build_trainer(
         quiet: Show no progress.
         rows: The embeddings of the prompts and, last, of the negative prompt; None loads the text
             encoder to make them.
+        exit_order: The exit step of each exit index, for measurements; None draws it.
     """
     if rows is None:
         rows = _embeddings(job, model, prompts, ranks, quiet)
@@ -80,6 +82,7 @@ def build_trainer(
         model.conditioning,
         model.experts,
         [None if each is None else each[0] for each in wanted],
+        exit_order,
     )
     if start.checkpoint is not None:
         updates = updates_done(job.method, start.step)

@@ -157,6 +157,7 @@ class Batches:
         batched: Makes one conditioning of several prompts' embeddings, ``Model.conditioning``.
         experts: The model's experts, if it has several.
         images: The image file that each prompt starts from; empty if none has one.
+        exit_order: The exit step of each exit index, for measurements; None draws it.
     """
 
     def __init__(
@@ -171,8 +172,9 @@ class Batches:
         batched: Callable[[Sequence[Embedding]], Conditioning] = text_conditioning,
         experts: Sequence[Expert] = (),
         images: Sequence[Path | None] = (),
+        exit_order: Callable[[int], int] | None = None,
     ) -> None:
-        self.experts, self.images = experts, images
+        self.experts, self.images, self._exit_order = experts, images, exit_order
         self.interpolant, self._batched = interpolant, batched
         self.job, self.ranks, self.latents = job, ranks, latents
         self.rows, self.negative = rows, negative
@@ -184,6 +186,8 @@ class Batches:
 
         See ``exit_index``.
         """
+        if self._exit_order is not None:
+            return self._exit_order(exit_index)
         source = generator(self.job.train.seed, "exit_step", exit_index)
         steps = self._steps_of_phase(exit_index)
         return steps[int(torch.randint(len(steps), (), generator=source))]

@@ -119,6 +119,12 @@ def test_exit_steps_are_uniform_and_the_same_on_all_ranks(job: Job) -> None:
     assert all(abs(count - 1000) < 110 for count in counts.values())
 
 
+def test_a_given_order_of_exit_steps_replaces_the_drawn_one(job: Job) -> None:
+    rows = [Embedding({"text": torch.zeros(1, 16)})]
+    data = Batches(job, rows, rows[0], SHAPE, Ranks(), exit_order=lambda index: index % 4)
+    assert [data.exit_step(index) for index in range(6)] == [0, 1, 2, 3, 0, 1]
+
+
 def test_an_exit_step_is_of_an_update_or_of_a_micro_batch(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -70,18 +71,10 @@ class TrainingBench:
         check_against_model(job, model)
         self._cuda = ranks.device.type == "cuda"
         self._before = torch.cuda.memory_allocated() if self._cuda else live_bytes()
+        self._warm = False
         start = time.perf_counter()
-        self.trainer = _trainer(job, model, ranks)
+        self.trainer = _trainer(job, model, ranks, self._exit_step)
         self.build_s = time.perf_counter() - start
-        each = 1 + (job.method.fake_score_updates if job.method.fresh_rollouts else 0)
-        self._steps, self._warm = len(job.steps), False
-        batches: Any = self.trainer.batches
-        # The last step while warming up: it runs, and compiles, all that the others do.
-        batches.exit_step = lambda batch_index: (
-            (batch_index // each + batch_index % each) % self._steps
-            if self._warm
-            else self._steps - 1
-        )
         videos = job.train.micro_batch * job.train.accumulation
         self.counter = PassCounter(self.trainer.strategy.networks, videos)
         self.phases = Phases(ranks.device)
@@ -93,6 +86,12 @@ class TrainingBench:
         self.peak_bytes: int | None = None
         self.skipped: list[str] = []
         self._done = 0
+
+    def _exit_step(self, exit_index: int) -> int:
+        """Each step in turn, but while warming up the last, which compiles what all others need."""
+        method, steps = self.job.method, len(self.job.steps)
+        each = 1 + (method.fake_score_updates if method.fresh_rollouts else 0)
+        return (exit_index // each + exit_index % each) % steps if self._warm else steps - 1
 
     @property
     def last_s(self) -> float:
@@ -229,10 +228,10 @@ class TrainingBench:
         return videos * flops, videos * sum(each.operations(forward) for each in once)
 
 
-def _trainer(job: Job, model: Model, ranks: Ranks) -> Trainer:
+def _trainer(job: Job, model: Model, ranks: Ranks, exit_order: Callable[[int], int]) -> Trainer:
+    build = partial(build_trainer, job, model, quiet=True, exit_order=exit_order)
     if isinstance(model, RandomWan):
         dtype = torch_type(job.teacher.dtype)
         rows = [Embedding({"text": row.to(dtype)}) for row in model.random_rows(9, TEXT_ROWS)]
-        return build_trainer(job, model, [], None, ranks, StartingPoint(), quiet=True, rows=rows)
-    latents = open_latents(job, model)
-    return build_trainer(job, model, load_prompts(job), latents, ranks, StartingPoint(), quiet=True)
+        return build([], None, ranks, StartingPoint(), rows=rows)
+    return build(load_prompts(job), open_latents(job, model), ranks, StartingPoint())
