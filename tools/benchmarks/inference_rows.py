@@ -22,7 +22,7 @@ from infer.engine_plan import make_plan
 from infer.memory_mode import sizes_of
 from infer.options import Options
 from lightx2v_sgmd.system.host_memory import GIB
-from tools.benchmarks.peaks import peak_growth
+from tools.benchmarks.peaks import gpu_peak, peak_growth
 from tools.models.random_wan import PROMPT, RandomWan
 
 Size = tuple[int, int, int]
@@ -233,9 +233,10 @@ def peak_gib(side: Side, count: int) -> float:
     """The most that a side's own tensors take in a run: on a GPU it must be alone there."""
     device = side.inside.device
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        side.run(count)
-        return torch.cuda.max_memory_allocated(device) / GIB
+        found: dict[str, float] = {}
+        with gpu_peak(device, found, "gib"):
+            side.run(count)
+        return found["gib"]
     side.run(count)  # what is loaded when first needed is there before the count begins
     return (side.weights() + peak_growth(lambda: side.run(count))) / GIB
 

@@ -1,4 +1,4 @@
-"""Memory of a process that computes on a CPU, as torch and as the system see it."""
+"""The most memory that work takes: on a GPU, and on a CPU as torch and as the system see it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lightx2v_sgmd.system.host_memory import GIB
 
 
 def live_bytes() -> int:
@@ -48,12 +50,19 @@ def memory_growth(profile: Any) -> tuple[int, int]:
 
 
 @contextmanager
+def gpu_peak(device: torch.device, found: dict[str, Any], key: str) -> Iterator[None]:
+    """The most that PyTorch held on a GPU during a block, in GiB, under a key of ``found``."""
+    torch.cuda.reset_peak_memory_stats(device)
+    yield
+    found[key] = torch.cuda.max_memory_allocated(device) / GIB
+
+
+@contextmanager
 def memory_peak(device: torch.device, result: dict[str, float]) -> Iterator[None]:
     """The most memory in use during a block, in GiB: the GPU's, or this process's."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield
-        result["gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        with gpu_peak(device, result, "gib"):
+            yield
         return
     done, highest = threading.Event(), [0]
 
@@ -69,4 +78,4 @@ def memory_peak(device: torch.device, result: dict[str, float]) -> Iterator[None
     finally:
         done.set()
         thread.join()
-        result["gib"] = highest[0] * os.sysconf("SC_PAGE_SIZE") / 2**30
+        result["gib"] = highest[0] * os.sysconf("SC_PAGE_SIZE") / GIB

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from distill.planning.flops import Operations, forward_operations
 from infer.checks import Checked, engine_schedule
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.system.host_memory import GIB
+from tools.benchmarks.peaks import gpu_peak
 from tools.models.random_wan import RandomWan, open_random_wan
 
 DEFAULT_FLOPS = {"cuda": 700e12, "cpu": 50e9}
@@ -107,11 +108,8 @@ class Context:
     @contextmanager
     def peak(self, found: dict[str, Any], key: str = "peak_gib") -> Iterator[None]:
         """The most that PyTorch held on the GPU during a block, in GiB; nothing on a CPU."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        yield
-        if self.cuda:
-            found[key] = torch.cuda.max_memory_allocated(self.device) / GIB
+        with gpu_peak(self.device, found, key) if self.cuda else nullcontext():
+            yield
 
     def beside_pytorch_gib(self) -> float:
         """Memory on the GPU that is not PyTorch's: CUDA's context and libraries."""
