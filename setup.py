@@ -106,7 +106,7 @@ setup(
         "mlflow": ["mlflow>=3"],
         # For serve --ray: many machines.
         "ray": ["ray[serve]>=2.50"],
-        # For tools/checks/fuzz.py.
+        # For tools/fuzzing/fuzz.py.
         "fuzz": ["atheris>=3"],
         "dev": [
             "codespell>=2.4",

@@ -13,11 +13,11 @@ from lightx2v_sgmd.files.yaml_loader import dump_tree, parse_value
 from lightx2v_sgmd.system.errors import LINE, short_line, short_lines
 from lightx2v_sgmd.untrusted.json_text import Limits, deeper_than, parse_json
 from lightx2v_sgmd.untrusted.paths import path_problem
-from tools.checks.fuzz_targets import TARGETS, run_target, seeds
+from tools.fuzzing.targets import TARGETS, run_target, seeds
 
 # A failing input is kept in .hypothesis, which git ignores, and tried first by the next run;
 # mended, it becomes a seed of the fuzzer.
-# The same examples in every run: ``python -m tools.checks.fuzz`` looks for new ones.
+# The same examples in every run: ``python -m tools.fuzzing.fuzz`` looks for new ones.
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )

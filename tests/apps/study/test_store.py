@@ -77,7 +77,7 @@ def test_a_database_with_other_parts_is_neither_read_nor_continued(
 
 
 def test_a_table_that_never_ends_is_not_read(tmp_path: Path) -> None:
-    from tools.checks.fuzz_records import seeds
+    from tools.fuzzing.records import seeds
 
     file = tmp_path / "votes.sqlite"
     file.write_bytes(seeds()["vote_database"][1])

@@ -29,8 +29,8 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import building, configs
 from lightx2v_sgmd.untrusted.tokenizer import load_tokenizer
-from tools.checks import fuzz_others, fuzz_records
-from tools.checks.fuzz_files import check_lines, folder, json_object, named_file
+from tools.fuzzing import others, records
+from tools.fuzzing.files import check_lines, folder, json_object, named_file
 
 JOB = """teacher: {path: sprites, guidance_scale: 3.0}
 data: {prompts: sprites}
@@ -223,8 +223,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         scheduler,
         tokenizer,
         tokenizer_config,
-        *fuzz_others.TARGETS,
-        *fuzz_records.TARGETS,
+        *others.TARGETS,
+        *records.TARGETS,
     )
 }
 
@@ -342,6 +342,6 @@ def seeds() -> Mapping[str, tuple[bytes, ...]]:
         "scheduler": (_bundled("scheduler", "scheduler_config.json"),),
         "tokenizer": (_bundled("tokenizer", "tokenizer.json"), deep),
         "tokenizer_config": (_bundled("tokenizer", "tokenizer_config.json"),),
-        **fuzz_others.seeds(),
-        **fuzz_records.seeds(),
+        **others.seeds(),
+        **records.seeds(),
     }

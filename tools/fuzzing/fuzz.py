@@ -1,9 +1,9 @@
-"""Fuzzes the parsers of strangers' files: ``python -m tools.checks.fuzz TARGET... --seconds 60``.
+"""Fuzzes the parsers of strangers' files: ``python -m tools.fuzzing.fuzz TARGET... --seconds 60``.
 
 Needs atheris (``pip install 'lightx2v-sgmd[fuzz]'``), which follows what the code does with an
 input and changes it to reach more. The corpus grows in ``.fuzz/TARGET``, which git ignores. An
 input that is answered with anything but a ``UserError``, or not within five seconds, ends the run
-and is left as ``.fuzz/crash-*``: mend the parser, and add the input to ``fuzz_targets.seeds``. Of
+and is left as ``.fuzz/crash-*``: mend the parser, and add the input to ``targets.seeds``. Of
 several targets, or of ``all``, each runs in a process of its own that logs to ``.fuzz/TARGET.log``.
 """
 
@@ -67,9 +67,9 @@ def _fuzz_apart(targets, name: str, seconds: int, length: int) -> int:  # type: 
 
 def _targets(instrumented: bool):  # type: ignore[no-untyped-def]
     if not instrumented:
-        from tools.checks import fuzz_targets
+        from tools.fuzzing import targets
 
-        return fuzz_targets
+        return targets
     import atheris
 
     # Not instrumented, since they are large; and imported now, since an input has five seconds.
@@ -77,8 +77,8 @@ def _targets(instrumented: bool):  # type: ignore[no-untyped-def]
     from transformers import T5Tokenizer, UMT5EncoderModel  # noqa: F401
 
     with atheris.instrument_imports(include=["lightx2v_sgmd", "infer", "yaml", "tools"]):
-        from tools.checks import fuzz_targets
-    return fuzz_targets
+        from tools.fuzzing import targets
+    return targets
 
 
 def _fuzz(targets, name: str, seconds: int, length: int) -> None:  # type: ignore[no-untyped-def]

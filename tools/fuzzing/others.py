@@ -27,7 +27,7 @@ from lightx2v_sgmd.files.run_files import METRICS
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted import cogvideox, configs, sd3, sdxl
-from tools.checks.fuzz_files import folder, json_object, named_file
+from tools.fuzzing.files import folder, json_object, named_file
 
 SERVED = Served(
     name="tiny",

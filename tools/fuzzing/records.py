@@ -31,7 +31,7 @@ from lightx2v_sgmd.outputs import OutputLock, WrittenFiles
 from lightx2v_sgmd.outputs.lock_file import read_lock
 from lightx2v_sgmd.outputs.owner import here
 from lightx2v_sgmd.outputs.record import NAME as RECORD_NAME
-from tools.checks.fuzz_files import check_lines, folder, named_file
+from tools.fuzzing.files import check_lines, folder, named_file
 
 
 def lightx2v_yaml(data: bytes) -> None:
