@@ -24,10 +24,11 @@ def check_against_model(job: Job, model: Model) -> None:
 
     Raises:
         UserError: the model's family lacks what the job asks for, the student's steps are not those
-            of the family, ``parallel.sequence`` does not divide the heads, a video's size does not
-            fit the VAE and the network's patches, the student's solver is not one for the model's
-            diffusion, adapters are for layers that it does not have, the model has experts that the
-            job cannot train, or a role starts from a model that does not go with the teacher.
+            of the family, its method reads videos of a model that makes images,
+            ``parallel.sequence`` does not divide the heads, a video's size does not fit the VAE and
+            the network's patches, the student's solver is not one for the model's diffusion,
+            adapters are for layers that it does not have, the model has experts that the job cannot
+            train, or a role starts from a model that does not go with the teacher.
     """
     job = with_defaults(job, model)
     own = open_own_models(job, model)
@@ -58,6 +59,11 @@ def _check_features(job: Job, model: Model) -> None:
         require_feature(model, "sequence", what, "1")
     if job.parallel.compile == "always" and "fast_blocks" not in model.features:
         _check_whole_blocks(job, model)
+    if job.method.reads_latents == "videos" and model.size_rules.images:
+        raise UserError(
+            f"method.gan_weight: {job.method.name} reads encoded videos for its GAN term, and "
+            f"{model.path} makes images, which are not encoded; leave it out (0)"
+        )
     if job.teacher.loras:
         require_feature(model, "loras", "teacher.loras: a LoRA file", "weights with it merged")
 

@@ -154,7 +154,14 @@ def _digests(teacher: Model, own: Mapping[str, Model]) -> dict[str, str]:
     for role, model in own.items():
         check_same_encoders(role, model, teacher)
     starts = {TEACHER: teacher, **own}
-    return {role: weights_digest(model, "transformer") for role, model in starts.items()}
+    return {role: _digest(role, model) for role, model in starts.items()}
+
+
+def _digest(role: str, model: Model) -> str:
+    try:
+        return weights_digest(model, "transformer")
+    except UserError as error:
+        raise UserError(f"{role}.path: {error}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,6 +74,7 @@ def plan_command(
     from lightx2v_sgmd.job.loading import load_job
 
     checked = load_job(job, settings or [])
+    from distill.building import check_images
     from distill.planning.model_meter import ModelMeter
     from distill.planning.nearest import check_plan, check_possible
     from distill.planning.plan import Machine, make_plan
@@ -88,6 +90,8 @@ def plan_command(
     )
     model = open_teacher(checked.teacher)
     checked = with_defaults(checked, model)
+    if Path(checked.data.prompts).is_file():  # a plan needs none, and may be made elsewhere
+        check_images(checked, model)
     meter = ModelMeter(model)
     check_possible(checked, model, machine, meter)
     plan = make_plan(checked, model, machine, meter)

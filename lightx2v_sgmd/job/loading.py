@@ -105,9 +105,10 @@ def _latents_problem(method: Method, data: Data) -> str | None:
         return None
     if data.latents is None or data.prompts != LATENTS:
         what = {"videos": "encoded videos", "pairs": "the teacher's ODE pairs"}[wanted]
+        instead = ", or leave its GAN term out (gan_weight: 0)" if wanted == "videos" else ""
         return (
             f"data.latents: {method.name} reads {what} and their captions; give their folder here "
-            "and data.prompts: latents"
+            f"and data.prompts: latents{instead}"
         )
     return None
 

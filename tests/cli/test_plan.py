@@ -13,6 +13,7 @@ from lightx2v_sgmd.cli.main import run
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.resources import config_path
 from tests.cli.application import Application
+from tests.tiny import make_tiny_wan
 from tests.training import job_file
 
 SPRITES = str(config_path("sprites_sgmd.yaml"))
@@ -42,6 +43,20 @@ def test_the_machine_is_passed_on_and_a_job_that_does_not_fit_is_refused(
     speeds = {"peak_flops": 312e12, "mfu": 0.3, "host_bandwidth": 12e9}
     assert given == Machine(gpus=16, memory_gib=24.0, node_gpus=4, **speeds)
     assert (alone.gpus, many.gpus) == (1, 8)
+
+
+def test_an_image_that_cannot_be_read_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = make_tiny_wan(tmp_path / "teacher", kind="image")
+    (tmp_path / "a.png").write_text("no picture")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red circle", "image": "a.png"}\n')
+    job = str(job_file(teacher, tmp_path))
+    capsys.readouterr()  # writing the model shows progress
+    assert run(["plan", job, "--set", f"data.prompts={prompts}"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "a.png: is not a PNG, JPEG or WebP image" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from distill.model_checks import check_against_model
+from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.interpolants import FLOW
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job, Parallel
@@ -40,3 +42,12 @@ def test_a_sequence_degree_must_divide_the_heads(heads: int, degree: int, degree
     )
     check_against_model(with_degree(4), model)
     assert shapes == [(job.video.height, job.video.width, job.video.frames)]
+
+
+def test_images_have_no_encoded_videos(tiny_sdxl: Path, tmp_path: Path) -> None:
+    """Pairs of such a teacher are latents too, and would pass for real ones."""
+    term = "method={name: dmd2, gan_weight: 0.1}"
+    latents = ["data.prompts=latents", f"data.latents={tmp_path}"]
+    job = load_job(config_path("sdxl_dmdx.yaml"), [term, *latents])
+    with pytest.raises(UserError, match="^method.gan_weight: dmd2 reads .* makes images.*(0)"):
+        check_against_model(job, open_model(tiny_sdxl))

@@ -22,7 +22,7 @@ from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.original import write_original
 from tests.stock import stock_pipe
-from tests.tiny import Kind, make_tiny_experts
+from tests.tiny import WEIGHTS, Kind, make_tiny_experts
 
 PROMPT = "a red circle moving left"
 SIZE = (32, 32, 5)
@@ -142,6 +142,19 @@ def test_a_model_without_one_of_its_experts_is_refused(
     with pytest.raises(UserError, match=message) as caught:
         open_model(copy)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["transformer", "transformer_2"])
+def test_the_weights_of_one_expert_alone_are_refused(
+    folder: Path, tmp_path: Path, missing: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    (copy / missing / WEIGHTS.name).unlink()
+    with pytest.raises(UserError, match=f"^teacher.path: .*: has no weights in {missing}, and"):
+        open_model(copy)
+    for other in ("transformer", "transformer_2"):
+        (copy / other / WEIGHTS.name).unlink(missing_ok=True)
+    assert len(open_model(copy).experts) == 2  # to be planned
 
 
 def test_an_index_without_classes_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,11 @@ from lightx2v_sgmd.families.sources.parts import (
 from lightx2v_sgmd.families.wan import original as wan_original
 from lightx2v_sgmd.families.wan.sampling import BOUNDARIES
 from lightx2v_sgmd.files.expert_files import expert_files
-from lightx2v_sgmd.files.tensors.safetensors_files import refuse_outside_links, weight_files
+from lightx2v_sgmd.files.tensors.safetensors_files import (
+    PICKLE_SUFFIXES,
+    refuse_outside_links,
+    weight_files,
+)
 from lightx2v_sgmd.system.errors import UserError, shortened, with_remedy
 from lightx2v_sgmd.untrusted.configs import (
     check_model_index,
@@ -110,6 +114,7 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
     low_noise = replace(source, network=_EXPERTS[source.layout][1])
     if root.is_dir():
         own = _transformer_config(_expert_config(root, low_noise.network))
+        _check_weights(root, _EXPERTS[source.layout])
     else:
         own = without_private(low_noise.config("transformer") or {})
         check_transformer(own)
@@ -122,6 +127,22 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
             "published"
         )
     return low_noise, boundary
+
+
+def _check_weights(root: Path, experts: Sequence[str]) -> None:
+    """Refuses a model with the weights of one of its experts alone; none at all are fine to plan.
+
+    Raises:
+        UserError: an expert lacks them.
+    """
+    suffixes = (*SUFFIXES, *PICKLE_SUFFIXES)
+    held = {name: any(f.suffix in suffixes for f in (root / name).iterdir()) for name in experts}
+    if len(set(held.values())) > 1:
+        missing = next(name for name in experts if not held[name])
+        raise UserError(
+            f"{root}: has no weights in {missing}, and needs both experts of the model; copy the "
+            "missing ones too"
+        )
 
 
 def is_whole_model(folder: Path) -> bool:

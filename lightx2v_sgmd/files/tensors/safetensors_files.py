@@ -197,7 +197,7 @@ def weight_files(folder: Path, stem: str, by_name: bool = False) -> list[Path]:
             f"{folder / pickles[0]}: is a pickle (torch.save), and loading one can run any code; "
             "give safetensors weights"
         )
-    raise UserError(f"{single}: is missing; give a folder that `lightx2v-sgmd export` wrote")
+    raise UserError(f"{single}: is missing; copy the folder again, with its weights")
 
 
 def _files_by_name(folder: Path, stem: str) -> list[Path]:
