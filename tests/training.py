@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill import distill
-from distill.building import wanted_images
+from distill.building import StartingPoint, build_trainer, wanted_images
 from distill.counting import COUNTS
 from distill.data import Batches, load_prompts
+from distill.predictions import student_sample
 from distill.trainer import Trainer
 from lightx2v_sgmd.families.base import Model
 from lightx2v_sgmd.families.conditioning import Embedding
 from lightx2v_sgmd.families.teacher import (
     open_own_models,
     open_teacher,
+    with_defaults,
     with_known_defaults,
 )
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
@@ -102,6 +104,25 @@ def make_trainer(
             experts=model.experts,
         ),
     )
+
+
+def trained_latents(job: Job, step: int, noise: Tensor) -> Tensor:
+    """The latents that training's rollout makes of the first prompt, by the averaged student.
+
+    Args:
+        job: A job that has run for ``step`` iterations.
+        step: Number of iterations.
+        noise: ``[1, C, T, h, w]``.
+    """
+    start = StartingPoint(step, find_checkpoint(job.output.dir))
+    model = open_teacher(job.teacher)
+    job = with_defaults(job, model)
+    trainer = build_trainer(job, model, load_prompts(job), None, Ranks(), start, quiet=True)
+    with torch.no_grad(), trainer.strategy.averaged_student():
+        conditioning, _ = trainer.batches.conditioning([0])
+        batch = trainer.batches.micro_batch(0, 0)
+        batch = replace(batch, noise=noise, conditioning=conditioning)
+        return student_sample(trainer.strategy, batch, job.steps, len(job.steps) - 1)[0]
 
 
 def train(job: Job, ranks: int = 1) -> Path:

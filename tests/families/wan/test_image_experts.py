@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from torch import Tensor
 
 from distill import distill
-from distill.building import StartingPoint, build_trainer
-from distill.data import load_prompts
 from distill.model_checks import check_against_model
-from distill.predictions import student_sample
 from lightx2v_sgmd.families.experts import boundary_of, expert_at
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.families.wan.sampling import NEGATIVE_PROMPT
@@ -24,7 +20,6 @@ from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.flow import guide
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
-from lightx2v_sgmd.parallel import Ranks
 from lightx2v_sgmd.rollout import rollout
 from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.resources import config_path
@@ -38,6 +33,7 @@ from tests.training import (
     needs_deepspeed,
     read_trace,
     train,
+    trained_latents,
     weights_of,
 )
 from weights import export, verify
@@ -144,16 +140,9 @@ def test_training_engine_and_stock_pipeline_agree(folder: Path, run: Path, expor
     teacher = stock(folder / "teacher", VIDEO, guidance_scale=1.0, guidance_scale_2=1.0)
     assert (teacher - expected).abs().max() > 1e-2
 
-    job, model = job_of(folder, folder), open_wan(folder / "teacher")
-    start = StartingPoint(5, find_checkpoint(run))
-    trainer = build_trainer(job, model, load_prompts(job), None, Ranks(), start, quiet=True)
-    noise = torch.randn(1, *model.latent_shape(*VIDEO), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad(), trainer.strategy.averaged_student():
-        told_in_training, _ = trainer.batches.conditioning([0])
-        batch = trainer.batches.micro_batch(0, 0)
-        batch = replace(batch, noise=noise, conditioning=told_in_training)
-        x0, _ = student_sample(trainer.strategy, batch, job.steps, 3)
-    torch.testing.assert_close(x0, expected, atol=1e-4, rtol=0)
+    noise = engine.noise(3, engine.latent_shape(*VIDEO))[None]
+    trained = trained_latents(job_of(folder, folder), 5, noise)
+    torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

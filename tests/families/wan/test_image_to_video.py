@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 from PIL import Image
+from torch import Tensor
 
 from distill import distill
 from distill.building import check_images
@@ -19,11 +24,19 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
+from lightx2v_sgmd.sampling.sampler import VideoSampler
+from lightx2v_sgmd.schedule import Schedule
 from lightx2v_sgmd.system.errors import UserError
 from tests.families.wan.test_images import KINDS, picture
 from tests.students import generate_files, load_student
 from tests.tiny import Kind, make_tiny_wan
-from tests.training import assert_same_run, needs_deepspeed, train, weights_of
+from tests.training import (
+    assert_same_run,
+    needs_deepspeed,
+    train,
+    trained_latents,
+    weights_of,
+)
 from tests.training import make_job as training_job
 from weights import export, verify
 
@@ -92,8 +105,50 @@ def test_engine_stock_pipeline_and_training_agree(student: tuple[Kind, Path]) ->
     told = engine.with_images(rows, [(folder / "a.png", size)])
     ours = engine.denoise(told, [3], size)
     torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
-    # Training's own sample of the same noise would be the same: its rollout is the engine's.
+    noise = engine.noise(3, engine.latent_shape(*size))[None]
+    trained = trained_latents(load_job(folder / "job.yaml"), 2, noise)
+    torch.testing.assert_close(trained, stock, atol=1e-4, rtol=0)
     assert (folder / "run/samples/step_000002/00.mp4").is_file()
+
+
+def test_stock_wan_pipeline_makes_videos_from_text_alone(student: tuple[Kind, Path]) -> None:
+    """Wan2.2-TI2V needs no image: its student, and its guided teacher, in the pipeline for text."""
+    kind, folder = student
+    if kind != "text and image":
+        pytest.skip("Wan2.1-I2V starts from an image")
+    size, options = (32, 48, 5), {"negative_prompt": PROMPTS[1]}
+    engine = load_student(folder / "student")
+    ours = engine.denoise(engine.encode(PROMPTS[:1]), [3], size)
+    stock = stock_from_text(folder / "student", size, engine.schedule, guidance_scale=1.0)
+    torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
+    noise = engine.noise(3, engine.latent_shape(*size))[None]
+    sampler = VideoSampler(open_wan(folder / "teacher"), engine.schedule, size, 4.0, PROMPTS[1])
+    guided = stock_from_text(
+        folder / "teacher", size, engine.schedule, guidance_scale=4.0, **options
+    )
+    torch.testing.assert_close(sampler.latents(PROMPTS[:1], noise), guided, atol=1e-4, rtol=0)
+    assert (guided - stock).abs().max() > 0.01
+
+
+def stock_from_text(
+    path: Path, size: tuple[int, int, int], steps: Schedule, **options: Any
+) -> Tensor:
+    """The latents of stock ``WanPipeline`` in these steps; an export has them of its own."""
+    pipe = WanPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    if path.name == "teacher":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(**steps.diffusers_config())
+    latents: Tensor = pipe(
+        prompt=PROMPTS[0],
+        height=size[0],
+        width=size[1],
+        num_frames=size[2],
+        num_inference_steps=len(steps),
+        output_type="latent",
+        generator=torch.Generator().manual_seed(3),
+        **options,
+    ).frames
+    return latents
 
 
 def test_samples_show_the_input_frame(student: tuple[Kind, Path]) -> None:
