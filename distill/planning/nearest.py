@@ -11,7 +11,6 @@ from distill.model_checks import check_against_model
 from distill.planning.model_meter import ModelMeter
 from distill.planning.plan import (
     CHECKPOINTING,
-    GIB,
     JobPlan,
     Machine,
     check_layout,
@@ -31,6 +30,7 @@ from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.parallel import STUDENT
 from lightx2v_sgmd.parallel.sequence import sequence_degrees
 from lightx2v_sgmd.system.errors import LINE, UserError
+from lightx2v_sgmd.system.host_memory import GIB
 
 MORE_GPUS = 1024
 """Largest number that is tried when a job does not fit."""
