@@ -26,6 +26,7 @@ WAN = "diffusion_pytorch_model.safetensors"
 JOB = """
 teacher: {{path: {teacher}, guidance_scale: 3.0}}
 method: {{name: sgmd, lambda: 0.1}}
+schedule: {{shift: 8.0, solver: euler}}
 data: {{prompts: sprites}}
 video: {{height: 32, width: 32, num_frames: 9}}
 train: {{iterations: 20}}
