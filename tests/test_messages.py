@@ -29,7 +29,14 @@ FRAGMENTS = tuple(
         "families/wan/original",
         *(
             f"untrusted/{part}"
-            for part in ("cogvideox", "configs", "sd3", "sdxl", "tokenizer_json")
+            for part in (
+                "cogvideox",
+                "configs",
+                "sd3",
+                "sdxl",
+                "sentencepiece_model",
+                "tokenizer_json",
+            )
         ),
     )
 )

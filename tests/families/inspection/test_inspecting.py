@@ -81,6 +81,9 @@ def test_both_experts_are_looked_at(tmp_path: Path) -> None:
         missing = "1 weights in the low-noise expert: proj_out.bias"
         assert missing in facts(second.parent)["missing"]
     (model / "transformer_2" / WEIGHTS.name).unlink()
+    with pytest.raises(UserError, match="has no weights in transformer_2"):
+        facts(model)
+    (model / "transformer" / WEIGHTS.name).unlink()
     assert "the weights of the low-noise expert" in facts(model)["missing"]
 
 
