@@ -18,6 +18,9 @@ from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.checkpoint import find_checkpoint
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER
 from lightx2v_sgmd.system.errors import UserError
+from tests.families.wan.test_image_to_video import PROMPTS as TEXTS
+from tests.families.wan.test_image_to_video import write_prompts
+from tests.students import load_student
 from tests.tiny import make_tiny_experts
 from tests.training import (
     make_job,
@@ -25,8 +28,10 @@ from tests.training import (
     needs_deepspeed,
     read_trace,
     train,
+    trained_latents,
     weights_of,
 )
+from weights import export
 
 TIMES = (1.0, 0.9375, 5 / 6, 0.625)
 PHASED = (
@@ -215,6 +220,25 @@ def test_two_zero3_ranks_train_both_phases_as_one_process(
     assert found.keys() == whole.weights.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, whole.weights[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_pair_that_starts_from_an_image_is_trained_in_phases(tmp_path: Path) -> None:
+    """Wan2.2-I2V-A14B; its export runs as training's own rollout does."""
+    teacher = make_tiny_experts(tmp_path / "teacher", 0.9, "image latents")
+    prompts = write_prompts(tmp_path / "in", "a.png", "b.jpg")
+    settings = (*PHASED, f"data.prompts={prompts}", "video.width=48", "train.iterations=3")
+    job = make_job(teacher, tmp_path, *settings)
+    run = train(job)
+    roles = [row["grad_norm"].keys() for row in read_trace(run)]
+    first, second = {"student", "fake_score"}, {"student_2", "fake_score_2"}
+    assert roles == [first, first, second]
+    engine = load_student(export(run, "diffusers", tmp_path / "out", dtype="fp32", quiet=True))
+    size = (32, 48, 5)
+    told = engine.with_images(engine.encode(TEXTS[:1]), [(tmp_path / "in" / "a.png", size)])
+    noise = engine.noise(3, engine.latent_shape(*size))[None]
+    made = engine.denoise(told, [3], size)
+    torch.testing.assert_close(made, trained_latents(job, 3, noise), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
