@@ -172,14 +172,22 @@ def test_students_that_are_adapters_are_measured_as_others_are(
     assert all(name.startswith("transformer.") for name in snapshot)
 
 
+IMAGES = ["video={height: 32, width: 32}", "schedule={base: [1000, 500], shift: 3}"]
+EXPERTS = ["schedule.shift=5", "teacher.guidance_scale_2=2"]
+VIDEO = ["schedule={base: [1000, 750, 500, 250], shift: 1, solver: ddim}", "video.num_frames=9"]
 KINDS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
-    "images": (
-        make_tiny_sd3,
-        ["video={height: 32, width: 32}", "schedule={base: [1000, 500], shift: 3}"],
+    "sd3: images": (make_tiny_sd3, IMAGES),
+    "sd3.5: images": (partial(make_tiny_sd3, qk_norm=True), IMAGES),
+    "t2v-a14b: experts": (make_tiny_experts, EXPERTS),
+    "i2v-a14b: experts, start images": (
+        partial(make_tiny_experts, boundary=0.9, kind="image latents"),
+        [*EXPERTS, "video.width=48"],
     ),
-    "experts": (make_tiny_experts, ["schedule.shift=5", "teacher.guidance_scale_2=2"]),
-    "start images": (partial(make_tiny_wan, kind="image"), ["video.width=48"]),
+    "i2v-14b: start images": (partial(make_tiny_wan, kind="image"), ["video.width=48"]),
+    "ti2v-5b: start images": (partial(make_tiny_wan, kind="text and image"), ["video.width=48"]),
+    "cogvideox-5b": (partial(make_tiny_cogvideox, rotary=True), VIDEO),
 }
+"""Teachers by their names, with what is special about them."""
 
 
 @pytest.mark.slow
@@ -188,7 +196,7 @@ def test_every_kind_of_teacher_is_compared(kind: str, tmp_path: Path) -> None:
     """Images have no motion; of two experts both are loaded; a start image is the prompt's."""
     make, settings = KINDS[kind]
     job, evaluation = job_file(make(tmp_path / "teacher"), tmp_path / "job"), None
-    if kind == "start images":
+    if "start images" in kind:
         prompts = write_prompts(tmp_path / "in", "a.png", "b.jpg")
         lines = [{"prompt": text, "image": "a.png"} for text in ("a blue circle", "a red square")]
         evaluation = str(tmp_path / "in" / "evaluation.jsonl")
@@ -208,20 +216,20 @@ def test_every_kind_of_teacher_is_compared(kind: str, tmp_path: Path) -> None:
     row = compare(job, out, report_only=True, quiet=True).results["rows"]["sgmd"]
     assert row["equal_iterations"]["frechet"]["mean"] > 0 and len(row["curve"]) == 3
     names = {file.name for file in plan.snapshot("sgmd", 0, 2).iterdir()}
-    assert ("student_2_ema.safetensors" in names) == (kind == "experts")
+    assert ("student_2_ema.safetensors" in names) == ("experts" in kind)
     table, page = ((out / name).read_text() for name in ("table.md", "report.html"))
-    images = kind == "images"
+    images = kind.endswith(": images")
     assert ("OptFlow" in table) != images and ("data:image/png" in page) == images
     suffix = "png" if images else "mp4"
     assert len(list(plan.videos("teacher", 0).glob(f"*.{suffix}"))) == 2
-    assert ("guidance 8 (high-noise) and 2 (low-noise)" in table) == (kind == "experts")
+    assert ("guidance 8 (high-noise) and 2 (low-noise)" in table) == ("experts" in kind)
 
 
 METHODS = ("sgmd", "dmd2", "adm", "dmdx")
 DISCRETE: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "cogvideox": (
         make_tiny_cogvideox,
-        ["schedule={base: [1000, 750, 500, 250], shift: 1, solver: ddim}", "video.num_frames=9"],
+        VIDEO,
     ),
     "sdxl": (
         make_tiny_sdxl,
