@@ -12,10 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from distill.building import StartingPoint
 from distill.data import image_digests, load_images, prompts_digest
 from distill.updates import Iteration
+from lightx2v_sgmd.families.teacher import saved_job
 from lightx2v_sgmd.files import checkpoint as store
 from lightx2v_sgmd.files.run_files import METRICS, TRAINER_STATE
 from lightx2v_sgmd.files.yaml_loader import parse_value
-from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.outputs import set_aside
 from lightx2v_sgmd.parallel import FAKE_SCORE, STUDENT, TEACHER, Ranks
@@ -135,7 +135,8 @@ def check_same_run(folder: Path, job: Job, state: Mapping[str, Any]) -> Starting
     remedy = "restore it, or start again with another output.dir"
     ours = _flat(parse_value(job.to_yaml(), "the job"))
     # A job of an older version has no value for newer keys, which then have their defaults.
-    theirs = _flat(parse_value(load_job(folder / "job.yaml").to_yaml(), "the job"))
+    old = saved_job(folder / "job.yaml", job.teacher)
+    theirs = _flat(parse_value(old.to_yaml(), "the job"))
     for key in [*ours, *(key for key in theirs if key not in ours)]:
         if key.startswith(_FREE) or ours.get(key) == theirs.get(key):
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from lightx2v_sgmd.families.experts import boundary_of, loras_of
 from lightx2v_sgmd.families.opening import open_model
 from lightx2v_sgmd.files.tensors.tensor_reader import WholeTensors
 from lightx2v_sgmd.interpolants import Interpolant
+from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job, Teacher
 from lightx2v_sgmd.rollout import solvers_of
 from lightx2v_sgmd.system.errors import UserError
@@ -85,6 +87,22 @@ def with_defaults(job: Job, model: Model) -> Job:
     return job
 
 
+def saved_job(path: Path, teacher: Teacher | None = None) -> Job:
+    """Reads a job that a run or a comparison saved, whole; one of an older version has gaps.
+
+    Args:
+        path: The job's file.
+        teacher: The teacher whose family fills the gaps; None is the job's own.
+
+    Raises:
+        UserError: the file cannot be used, or something is left out and the teacher cannot be read.
+    """
+    job = load_job(path)
+    if not _left_to_family(job):
+        return job
+    return with_defaults(job, open_teacher(teacher or job.teacher))
+
+
 def with_known_defaults(job: Job, origins: Mapping[str, str]) -> tuple[Job, dict[str, str]]:
     """The job ``with_defaults`` if its teacher can be read here, and where each value comes from.
 
@@ -101,7 +119,7 @@ def with_known_defaults(job: Job, origins: Mapping[str, str]) -> tuple[Job, dict
         unknown = "default of the teacher's family; the teacher cannot be read here"
         return job, {**dict.fromkeys(_left_to_family(job), unknown), **origins}
     from_family = dict.fromkeys(family_defaults(job, model), f"default of {model.family}")
-    return with_defaults(job, model), {**from_family, **origins}
+    return with_defaults(job, model), {**origins, **from_family}
 
 
 def open_own_models(job: Job, teacher: Model) -> dict[str, Model]:

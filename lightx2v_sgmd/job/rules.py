@@ -26,17 +26,25 @@ _SHIFTS: Final = {8.0: "Wan", 5.0: "Wan", 3.0: "SD3", 1.0: "CogVideoX, SDXL"}
 """The flow shifts of students by family; ``distill.model_checks`` compares with the teacher's."""
 
 
-def _fixed_schedule(shift: float | None, base: list[float]) -> str | None:
-    """The student's schedule is one of a family; see ``schedule.Schedule``."""
-    if (shift is None or shift in _SHIFTS) and base and evenly_spaced(base):
+def _known_shift(shift: float | None) -> str | None:
+    """The shift is one of a family's students; see ``schedule.Schedule``."""
+    if shift is None or shift in _SHIFTS:
+        return None
+    known = joined([f"{value:g} ({family})" for value, family in _SHIFTS.items()])
+    return (
+        f"{shift:g} is not that of a student's schedule, which engine and exported weights run; "
+        f"use one of the shifts {known}"
+    )
+
+
+def _even_base(base: list[float]) -> str | None:
+    """The steps are evenly spaced before the shift; see ``schedule.Schedule``."""
+    if base and evenly_spaced(base):
         return None
     steps = joined([f"{timestep:g}" for timestep in base])
-    known = joined([f"{value:g} ({family})" for value, family in _SHIFTS.items()])
-    shown = "" if shift is None else f"shift {shift:g} of "
     return (
-        f"{shown}base [{steps}] is not a student's schedule, which engine and exported "
-        f"weights run; use one of the shifts {known}, and a base that falls evenly from 1000, such "
-        "as [1000, 750, 500, 250]"
+        f"[{steps}] is not that of a student's schedule, which engine and exported weights run; "
+        "use one that falls evenly from 1000, such as [1000, 750, 500, 250]"
     )
 
 
@@ -106,7 +114,8 @@ def _lora_settings(lora: Mapping[str, Any] | None, train: str) -> str | None:
 Rules = tuple[Rule, ...]
 
 RULES: Rules = (
-    Rule(("schedule.shift", "schedule.base"), _fixed_schedule),
+    Rule(("schedule.shift",), _known_shift),
+    Rule(("schedule.base",), _even_base),
     Rule(("train.sigma_min", "train.sigma_max"), _ordered_sigmas),
     Rule(("video.height",), _pixels),
     Rule(("video.width",), _pixels),

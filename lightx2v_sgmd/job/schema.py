@@ -103,8 +103,8 @@ class AdapterSettings:
     rank: Annotated[int, Field(ge=1, le=2**16)] = 64
     # Numerator of the adapters' scale, alpha / rank; null is the rank, which makes the scale 1.
     alpha: Annotated[float, Field(gt=0)] | None = None
-    # Linear layers that get adapters, by the ends of their names in diffusers. null is all linear
-    # layers of a block of the teacher's family: those of its attentions and feed-forwards.
+    # Linear layers that get adapters, by the ends of their names in diffusers. null is
+    # those of a block's attentions and feed-forwards in the teacher's family.
     targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] | None = None
 
     @property

@@ -26,6 +26,10 @@ def test_the_whole_job_is_shown_with_the_origin_of_each_value(
     assert "  solver: euler" in shown and "# default of Wan2.1\n" in shown
     given = load_job(DMD2, ["train.seed=7", "schedule.solver=euler"])
     assert load_job(tmp_path / "whole.yaml") == given
+    assert run(["job", "show", str(DMD2), "--set", "schedule.shift=null"]) == 0
+    shown = capsys.readouterr().out
+    (shift,) = [line for line in shown.splitlines() if line.startswith("  shift:")]
+    assert shift.split("#")[1].strip() == "default of Wan2.1"
 
 
 def test_a_job_of_a_teacher_elsewhere_says_what_its_family_decides(

@@ -8,12 +8,26 @@ from lightx2v_sgmd.job.loading import load_job
 from tests.job.minimal import mistake, mistakes
 
 
-@pytest.mark.parametrize("override", ["schedule.shift=4", "schedule.base=[1000, 400]"])
-def test_another_schedule_is_refused_with_the_reason(file: Path, override: str) -> None:
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        (
+            "schedule.shift=4",
+            "use one of the shifts 8 (Wan), 5 (Wan), 3 (SD3), 1 (CogVideoX, SDXL)",
+        ),
+        (
+            "schedule.base=[1000, 400]",
+            "use one that falls evenly from 1000, such as [1000, 750, 500, 250]",
+        ),
+    ],
+)
+def test_another_schedule_is_refused_with_the_reason(
+    file: Path, override: str, remedy: str
+) -> None:
     line = mistake(file, override)
     assert "--set" in line or str(file) in line
-    assert "is not a student's schedule" in line and "8 (Wan), 5 (Wan), 3 (SD3)" in line
-    assert line.endswith("falls evenly from 1000, such as [1000, 750, 500, 250]")
+    assert f"{override.partition('=')[0]}: " in line and "not that of a student's schedule" in line
+    assert line.endswith(remedy)
 
 
 def test_sequence_parallelism_needs_zero3(file: Path) -> None:

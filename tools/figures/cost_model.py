@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,14 +86,10 @@ def paper_costs(updates: int = 5) -> list[Cost]:
     ]
 
 
-class EveryExit(Batches):
-    """A job's batches, but each update's exit step goes through all steps in turn."""
-
-    def exit_step(self, exit_index: int) -> int:
-        """The exit step of a rollout: it moves on with the iteration and with the update in it."""
-        method = self.job.method
-        per_iteration = 1 + method.fake_score_updates * method.fresh_rollouts
-        return (exit_index // per_iteration + exit_index % per_iteration) % len(self.job.steps)
+def every_exit(job: Job) -> Callable[[int], int]:
+    """The exit step by exit index, which moves on with the iteration and the update in it."""
+    per_iteration = 1 + job.method.fake_score_updates * job.method.fresh_rollouts
+    return lambda index: (index // per_iteration + index % per_iteration) % len(job.steps)
 
 
 def count(job: Job) -> Cost:
@@ -104,7 +100,8 @@ def count(job: Job) -> Cost:
     *rows, negative = encode_prompts(model, texts, ranks, torch.float32, None)
     shape = model.latent_shape(job.video.height, job.video.width, job.video.frames)
     strategy = open_strategy("local", model, StrategySettings.of(job), ranks, fold_text=False)
-    trainer = Trainer(job, strategy, EveryExit(job, rows, negative, shape, ranks))
+    batches = Batches(job, rows, negative, shape, ranks, exit_order=every_exit(job))
+    trainer = Trainer(job, strategy, batches)
     counter = PassCounter(strategy.networks, job.train.micro_batch)
     iterations = len(job.steps)
     for iteration in range(iterations):

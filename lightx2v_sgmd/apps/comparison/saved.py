@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from lightx2v_sgmd.apps.comparison.folder import HIDDEN, inputs, written_files
 from lightx2v_sgmd.apps.comparison.plan import MOST_COUNT, Plan, Settings, file_name
+from lightx2v_sgmd.families.teacher import saved_job
 from lightx2v_sgmd.files.yaml_loader import parse_value
-from lightx2v_sgmd.job.loading import load_job
 from lightx2v_sgmd.job.schema import Job
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.untrusted.json_text import read_record
@@ -191,7 +191,7 @@ def saved_plan(out: str | Path, methods: Sequence[str] = ()) -> Plan:
                 f"--methods: {method} is not in the comparison in {out}; leave it out, or run "
                 "without --report-only"
             )
-    jobs = {label: load_job(out / "jobs" / f"{file_name(label)}.yaml") for label in rows}
+    jobs = {label: saved_job(out / "jobs" / f"{file_name(label)}.yaml") for label in rows}
     for label, job in jobs.items():
         if job.train.iterations // saved["settings"].get("every", Settings.every) > MOST_COUNT:
             raise UserError(f"{out}: {label} has too many snapshots; name another --out")
@@ -212,5 +212,5 @@ def plan_of(out: Path, label: str | None, seed: int) -> Plan:
     settings = Settings(**saved["settings"])
     rows: dict[str, Any] = saved["rows"]
     name = label if label is not None and label in rows else next(iter(rows))
-    job = load_job(out / "jobs" / f"{file_name(name)}.yaml")
+    job = saved_job(out / "jobs" / f"{file_name(name)}.yaml")
     return Plan(out, {name: job}, (seed,), settings)

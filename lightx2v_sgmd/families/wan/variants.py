@@ -71,6 +71,6 @@ def refuse_variant(header: Header, expected: Mapping[str, tuple[int, ...]], what
         )
     if variant is not None:
         raise UserError(
-            f"{what}: holds weights of {variant}, such as {shortened(strange[0])}; use the "
-            "network of one of Wan2.1's text-to-video models"
+            f"{what}: holds weights of {variant}, such as {shortened(strange[0])}; use a "
+            "network of the model that the configuration describes"
         )

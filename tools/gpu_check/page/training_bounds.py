@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from distill.planning.flops import Operations, RolePasses, forward_operations, iteration_passes
+from lightx2v_sgmd.families.teacher import with_defaults
 from lightx2v_sgmd.families.text_rows import TEXT_LENGTH
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.job.loading import load_job
@@ -89,6 +90,7 @@ def least_seconds(
 def phase_operations(job: Job) -> dict[str, Operations]:
     """The operations of a job's iteration by phase, with its shipped model and full weights."""
     model = open_wan(job.teacher.path)
+    job = with_defaults(job, model)
     tokens = model.token_count(job.video.height, job.video.width, job.video.frames)
     forward = forward_operations(model.transformer_config, tokens, TEXT_LENGTH)
     passes = iteration_passes(job)
