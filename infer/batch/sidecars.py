@@ -17,7 +17,9 @@ from typing import Any, Final
 
 from lightx2v_sgmd.outputs import (
     content_hash,
+    move,
     rename_new,
+    sync_file,
     sync_folder,
     temporary_path,
     write_text,
@@ -90,22 +92,30 @@ def publish(temporary: Path, video: Path, provenance: Mapping[str, Any]) -> None
 def link(video: Path, target: Path) -> bool:
     """Makes a video appear in a second place with its sidecar, as hard links where these exist.
 
+    Elsewhere they are copied. A sidecar of ours that was left without its video is replaced.
+
     Returns:
-        False if the video is not ours as it is there, or if something else is at the target.
+        False if the video is not ours as it is there, or if a video or something else is at the
+        target.
     """
-    if problem(video) or any(map(os.path.lexists, (target, sidecar(target)))):
+    if problem(video) or os.path.lexists(target) or problem(target):
         return False
     for source, place in ((sidecar(video), sidecar(target)), (video, target)):
         temporary = temporary_path(place)
         try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copy2(source, temporary)
-        try:
-            rename_new(temporary, place)
+            try:
+                os.link(source, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copy2(source, temporary)
+                sync_file(temporary)
+            if place != target and os.path.lexists(place):
+                move(temporary, place)
+            else:
+                rename_new(temporary, place)
         except FileExistsError:
-            temporary.unlink()
             return False
+        finally:
+            temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
     return True
 

@@ -376,7 +376,7 @@ def _about(plan: _Plan, side: str) -> dict[str, Any]:
     about: dict[str, Any] = {"path": source.path, "kind": source.kind}
     if source.kind == "teacher":
         about |= {"steps": plan.options.steps}
-        about |= guidance_facts(plan.options, list(plan.sources.values()))
+        about |= guidance_facts(plan.options, source, list(plan.sources.values()))
         if source.model is not None:
             about["solver"] = solver_text(teacher_solver(source.model, steps=plan.options.steps))
     if source.kind == "student":

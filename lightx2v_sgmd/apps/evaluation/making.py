@@ -76,13 +76,27 @@ def guidance_of(options: EvaluateOptions, sources: Sequence[VideoSource | None])
     return next((m.guidance_scale for m in manifests if m is not None), GUIDANCE)
 
 
-def guidance_facts(options: EvaluateOptions, sources: Sequence[VideoSource]) -> dict[str, Any]:
-    """The guidance of a teacher's videos, and their network evaluations, for ``metrics.json``."""
-    scale, second = guidance_of(options, sources), options.guidance_scale_2
+def guidance_facts(
+    options: EvaluateOptions, source: VideoSource, sources: Sequence[VideoSource]
+) -> dict[str, Any]:
+    """The guidance of a teacher's videos, and their network evaluations, for ``metrics.json``.
+
+    Args:
+        options: The options.
+        source: The teacher.
+        sources: All sides; see ``guidance_of``.
+    """
+    scale, second = guidance_of(options, sources), _second_scale(options, source)
     facts: dict[str, Any] = {"guidance_scale": scale}
     if second is not None:
         facts["guidance_scale_2"] = second
     return {**facts, "nfe": options.steps * (1 if {scale, second or scale} == {1} else 2)}
+
+
+def _second_scale(options: EvaluateOptions, source: VideoSource) -> float | None:
+    """The scale of a teacher's second expert; None if it has no second one, or none was given."""
+    two = source.model is not None and len(source.model.experts) > 1
+    return options.guidance_scale_2 if two else None
 
 
 def check_guidance(options: EvaluateOptions, sources: Sequence[VideoSource]) -> None:
@@ -146,7 +160,7 @@ def teacher_videos(
     device, dtype = device_and_dtype(options.device)
     solver = teacher_solver(model, steps=options.steps)
     negative_prompt = model.negative_prompt_for(options.negative_prompt)
-    second = options.guidance_scale_2 if len(model.experts) > 1 else None
+    second = _second_scale(options, source)
     common = {
         **({} if second is None else {"guidance_scale_2": second}),
         **asdict(size),

@@ -6,8 +6,9 @@ there are more processes, machines or seeds, a range takes over what the others 
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from lightx2v_sgmd.apps.evaluation.shards import folder_of, ranges, started_ranges
@@ -21,20 +22,29 @@ Make = Callable[[int, int, Path], Sequence[Path]]
 def all_videos(folder: Path, count: int, make: Make, nproc: int = 1) -> dict[int, Path]:
     """All videos of a side by their index, those made that are not there.
 
+    A range is asked for only what newer ones do not have: other options may have made it.
+
     Args:
         folder: The side's folder, which has the folders of ranges.
         count: The number of videos.
         make: Makes a range; finds what is there already.
-        nproc: The number of processes that just made the videos; their ranges come first.
+        nproc: The number of processes that just made the videos, if there were several; their
+            ranges come first.
     """
     found: dict[int, Path] = {}
-    for first, end in ranges(folder, count, nproc):
-        if all(index in found for index in range(first, end)):
-            continue
-        made = make(first, end, folder / folder_of(first, end))
-        for index, file in zip(range(first, end), made, strict=True):
-            found.setdefault(index, file)
+    for pair in ranges(folder, count, nproc):
+        for first, end in list(_missing(found, *pair)):
+            made = make(first, end, folder / folder_of(first, end))
+            found |= zip(range(first, end), made, strict=True)
     return found
+
+
+def _missing(found: Container[int], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range that are not found yet, as ranges."""
+    for is_found, part in itertools.groupby(range(first, end), found.__contains__):
+        if not is_found:
+            indices = list(part)
+            yield indices[0], indices[-1] + 1
 
 
 def take_over(prompts: Sequence[str], first: int, out: Path, quiet: bool) -> None:
@@ -54,7 +64,7 @@ def take_over(prompts: Sequence[str], first: int, out: Path, quiet: bool) -> Non
 
     side = out.parent
     others = [pair for pair in started_ranges(side) if folder_of(*pair) != out.name]
-    pairs: list[tuple[Path, Path]] = []
+    targets: dict[Path, list[Path]] = {}
     for index, prompt in enumerate(prompts, start=first):
         target = out / f"{default_name(index - first, prompt)}.mp4"
         if os.path.lexists(target):
@@ -67,10 +77,13 @@ def take_over(prompts: Sequence[str], first: int, out: Path, quiet: bool) -> Non
         ]
         if there := [place for place in places if place.is_file()]:
             # The newest is the likeliest to be of the present options.
-            pairs.append((max(there, key=lambda path: path.stat().st_mtime_ns), target))
-    if not pairs:
+            targets[target] = sorted(there, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if not targets:
         return
     with locked_folder(out, "evaluate", quiet):
-        taken = sum(link(video, target) for video, target in pairs)
+        taken = sum(
+            any(link(video, target) for video in there) for target, there in targets.items()
+        )
     if taken:
-        note(f"{taken} videos of {out} were in other folders of {side}", quiet)
+        were = "1 video was" if taken == 1 else f"{taken} videos were"
+        note(f"{were} taken over into {out} from other folders of {side}", quiet)

@@ -87,15 +87,19 @@ def started_ranges(folder: Path, count: int | None = None) -> list[tuple[int, in
 
 
 def ranges(folder: Path, count: int, nproc: int = 1) -> list[tuple[int, int]]:
-    """The ranges that cover all videos: those started, then what they leave out.
+    """The ranges that cover all videos: those started, the newest first, then what they leave out.
 
     Args:
         folder: The folder of ranges.
         count: The number of videos.
-        nproc: The number of processes whose ranges come before the other started ones.
+        nproc: The number of processes that just made the videos, if there were several; their
+            ranges come before the other started ones.
     """
-    split = {Shard(number, nproc).range(count) for number in range(1, nproc + 1)}
-    started = sorted(started_ranges(folder, count), key=lambda pair: (pair not in split, pair))
+    split = {Shard(number, nproc).range(count) for number in range(1, nproc + 1) if nproc > 1}
+    started = sorted(
+        started_ranges(folder, count),
+        key=lambda pair: (pair not in split, -_changed_ns(folder / folder_of(*pair)), pair),
+    )
     covered = 0
     gaps = []
     for first, end in sorted(started):
@@ -105,6 +109,11 @@ def ranges(folder: Path, count: int, nproc: int = 1) -> list[tuple[int, int]]:
     if covered < count:
         gaps.append((covered, count))
     return started + gaps
+
+
+def _changed_ns(folder: Path) -> int:
+    """The time at which the last of a range's videos was made; 0 if there is none."""
+    return max((video.stat().st_mtime_ns for video in folder.glob("*.mp4")), default=0)
 
 
 @dataclass(frozen=True)

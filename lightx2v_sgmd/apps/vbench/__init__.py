@@ -192,7 +192,7 @@ def _setup(
         if source.manifest is not None:
             setup |= {"method": source.manifest.method["name"], "step": source.manifest.step}
     if source.kind == "teacher":
-        setup |= guidance_facts(options, [source])
+        setup |= guidance_facts(options, source, [source])
     if package is not None:
         setup |= {"vbench": package["vbench"], "vbench_torch": package["torch"]}
     setup["results"] = ", ".join(sorted({str(file.parent) for file in files})) or None

@@ -47,11 +47,15 @@ def test_a_pairs_second_expert_has_a_scale_of_its_own(
     assert pair.model is not None
     with pytest.raises(UserError, match="--guidance-scale-2: is for the second expert"):
         check_guidance(options, [replace(pair, model=pair.model.experts[0].model)])
-    facts = guidance_facts(options, [pair])
+    facts = guidance_facts(options, pair, [pair])
     assert facts == {"guidance_scale": 4, "guidance_scale_2": 1.5, "nfe": 4}
-    assert (
-        guidance_facts(replace(options, guidance_scale=1, guidance_scale_2=1), [pair])["nfe"] == 2
-    )
+    same = replace(options, guidance_scale=1, guidance_scale_2=1)
+    assert guidance_facts(same, pair, [pair])["nfe"] == 2
+    # A teacher of one network beside the pair is guided by the first scale alone.
+    one = replace(pair, model=pair.model.experts[0].model)
+    unguided = replace(options, guidance_scale=1)
+    assert guidance_facts(unguided, one, [pair, one]) == {"guidance_scale": 1, "nfe": 2}
+    assert guidance_facts(unguided, pair, [pair, one])["nfe"] == 4
     scales: list[tuple[float, ...]] = []
 
     def sampled(sampler: VideoSampler, prompts: Sequence[str], seeds: Sequence[int]) -> Any:

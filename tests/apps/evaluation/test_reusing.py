@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +16,22 @@ PROMPTS = ("a dog", "a cat", "a cow", "a hen")
 
 
 class Maker:
-    """Makes a range as ``generate`` does: what is there is not made again."""
+    """Makes a range as ``generate`` does: what is there with these options is not made again."""
 
-    def __init__(self) -> None:
+    clock_ns = 10**18
+
+    def __init__(self, options: str = "") -> None:
         self.made: list[int] = []
+        self.options = options
 
     def __call__(self, first: int, end: int, out: Path) -> Sequence[Path]:
         out.mkdir(parents=True, exist_ok=True)
         files = [out / f"{index - first:04d}.mp4" for index in range(first, end)]
         for index, file in zip(range(first, end), files, strict=True):
-            if not file.exists():
-                file.write_text(str(index))
+            if not (file.exists() and file.read_text() == f"{self.options}{index}"):
+                file.write_text(f"{self.options}{index}")
+                Maker.clock_ns += 1
+                os.utime(file, ns=(Maker.clock_ns, Maker.clock_ns))
                 self.made.append(index)
         return files
 
@@ -46,6 +52,23 @@ def test_what_shards_made_is_found_and_the_rest_is_made(tmp_path: Path) -> None:
     }
     make.made.clear()
     assert all_videos(videos, 10, make) == found and make.made == []
+
+
+def test_an_earlier_splits_videos_of_other_options_are_not_made_again(tmp_path: Path) -> None:
+    """Three of four shards are there; they are found, and only the fourth one's are made."""
+    old, new = Maker("old "), Maker("new ")
+    for first, end in ((0, 5), (5, 10), (0, 10)):
+        old(first, end, tmp_path / folder_of(first, end))
+    for number in (1, 2, 3):
+        first, end = Shard(number, 4).range(10)
+        new(first, end, tmp_path / folder_of(first, end))
+    assert sorted(new.made) == [0, 1, 2, 3, 4, 5, 6]
+    new.made.clear()
+    found = all_videos(tmp_path, 10, new)
+    assert new.made == [7, 8, 9]
+    assert [found[index].read_text() for index in range(10)] == [f"new {i}" for i in range(10)]
+    new.made.clear()
+    assert all_videos(tmp_path, 10, new) == found and new.made == []
 
 
 def test_the_ranges_of_the_last_split_come_first(tmp_path: Path) -> None:
@@ -92,3 +115,10 @@ def test_the_newest_of_two_is_taken_over(tmp_path: Path) -> None:
     made(tmp_path / "00003-00004", 3, 3, content="new")
     take_over(PROMPTS[2:], 2, tmp_path / "00002-00004", quiet=True)
     assert (tmp_path / "00002-00004" / "0001_a_hen.mp4").read_text() == "new"
+
+
+def test_an_older_one_is_taken_over_if_the_newest_is_not_ours(tmp_path: Path) -> None:
+    made(tmp_path, 3, content="old")
+    made(tmp_path / "00003-00004", 3, 3, content="new").write_text("edited")
+    take_over(PROMPTS[2:], 2, tmp_path / "00002-00004", quiet=True)
+    assert (tmp_path / "00002-00004" / "0001_a_hen.mp4").read_text() == "old"

@@ -73,6 +73,49 @@ def test_our_own_video_appears_in_a_second_place_that_is_free(
     assert {path.name[0] for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}
 
 
+def test_a_sidecar_that_a_kill_left_without_its_video_is_replaced(
+    video: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "b.mp4"
+    made = tmp_path / "temporary"
+    made.write_bytes(b"others")
+    publish(made, target, {"prompt": "b"})
+    target.unlink()
+    assert link(video, target) and is_there(target, PROVENANCE)
+    sidecar(target).write_text("mine")
+    target.unlink()
+    assert not link(video, target) and sidecar(target).read_text() == "mine"
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no hard links; nothing is left of a copy that the disk has no room for."""
+
+    def none(*arguments: object) -> None:
+        raise OSError("no hard links here")
+
+    synced: list[bytes] = []
+
+    def sync(path: Path) -> None:
+        assert not (tmp_path / "b.mp4").exists()
+        synced.append(path.read_bytes())
+
+    monkeypatch.setattr("infer.batch.sidecars.os.link", none)
+    monkeypatch.setattr("infer.batch.sidecars.sync_file", sync)
+    assert link(video, tmp_path / "b.mp4") and is_there(tmp_path / "b.mp4", PROVENANCE)
+    assert synced == [sidecar(video).read_bytes(), b"frames"]
+
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("infer.batch.sidecars.shutil.copy2", full)
+    with pytest.raises(OSError, match="no space left"):
+        link(video, tmp_path / "c.mp4")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.json", "b.mp4", "b.json"}
+
+
 def test_a_link_is_not_ours(video: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.mp4"
     video.rename(moved)
