@@ -24,6 +24,16 @@ def test_the_committed_page_is_that_of_the_rows() -> None:
     assert text.count("\n## ") == len(processors) > 1
 
 
+def test_an_older_file_has_its_machine_at_its_top(tmp_path: Path) -> None:
+    out = tmp_path / "forward.json"
+    assert bench_forward.read_rows(out) == []
+    row = {"tokens": 16, "size": [32, 32, 1], "threads": 1}
+    newer = {**row, "machine": {"processor": "B"}}
+    out.write_text(json.dumps({"machine": {"processor": "A"}, "rows": [row, newer]}))
+    kinds = [bench_forward.kind_of(each) for each in bench_forward.read_rows(out)]
+    assert kinds == [("A", 16, 32, 32, 1, 1), ("B", 16, 32, 32, 1, 1)]
+
+
 def test_rows_of_several_sizes_come_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,7 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.networks import attention
 from tests.tools import faulty_worker
 from tools.gpu_check import __main__ as command
-from tools.gpu_check import supervisor
-from tools.gpu_check.page import summary
+from tools.gpu_check import summary, supervisor
 from tools.gpu_check.page.goals import GOALS
 from tools.gpu_check.report import Report, Step
 from tools.gpu_check.steps import SIZE_RULES, SIZES, STEPS
@@ -144,6 +144,19 @@ def test_a_wrong_command_line_is_one_line(
         assert command.main(words) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_broken_pytorch_is_reported_and_not_died_of(tmp_path: Path) -> None:
+    """The process that starts workers imports none, before them and after."""
+    code = f"""
+import sys
+sys.modules["torch"] = None  # an import of it fails
+from tools.gpu_check import __main__ as command, supervisor
+supervisor.supervise = lambda report: report
+print("ended with", command.main(["--out", {str(tmp_path)!r}, "--shape", "sprites"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ended with 0" in done.stdout, done.stderr
 
 
 def test_every_step_has_a_module_and_an_estimate_for_every_shape() -> None:

@@ -161,6 +161,16 @@ def kind_of(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["machine"]["processor"], row["tokens"], *row["size"], row["threads"]
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows that a file has already; those of older files have their machine at its top."""
+    if not file.is_file():
+        return []
+    report = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        row if "machine" in row else {**row, "machine": report["machine"]} for row in report["rows"]
+    ]
+
+
 def main() -> None:
     """Measures one size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -186,6 +196,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     check_own(args.out, "bench_forward")
+    before = read_rows(args.out)
     check_own(args.out.with_suffix(".md"), TITLE)
     torch.set_num_threads(args.threads)
     model = open_random_wan(args.shape, torch.device("cpu"))
@@ -194,10 +205,7 @@ def main() -> None:
     row = measure(model, tuple(args.size), args)
     row["command"] = "tools.benchmarks.bench_forward " + " ".join(sys.argv[1:])
     row["machine"] = machine()
-    report: dict[str, Any] = {"rows": []}
-    if args.out.is_file():
-        report = json.loads(args.out.read_text(encoding="utf-8"))
-    others = [each for each in report["rows"] if kind_of(each) != kind_of(row)]
+    others = [each for each in before if kind_of(each) != kind_of(row)]
     report = {
         "model": SHAPES[args.shape],
         "layers": args.layers,

@@ -71,7 +71,7 @@ class Report:
 
     def __init__(self, path: Path, content: dict[str, Any], budget_s: float | None) -> None:
         self.path, self.content, self.budget_s = path, {**content, "results": []}, budget_s
-        self._least_s: dict[int, float] = {}
+        self._last_s: dict[int, float] = {}
         self.write()
 
     def write(self) -> None:
@@ -91,15 +91,15 @@ class Report:
         return self.budget_s is None or elapsed + 1.2 * seconds < self.budget_s
 
     def took(self, count: int, seconds: float) -> None:
-        """Notes the least time that a row of so many videos needs, by one that was measured."""
-        self._least_s[count] = seconds
+        """Notes the time that the last row of so many videos took, warming up and compiling too."""
+        self._last_s[count] = seconds
 
     def expected_s(self, count: int) -> float:
-        """The least time that a row of so many videos needs; 0 before any was measured."""
-        if not self._least_s:
+        """An estimate of a row's time, by the last one of the nearest number; 0 before any."""
+        if not self._last_s:
             return 0.0
-        nearest = min(self._least_s, key=lambda known: abs(known - count))
-        return self._least_s[nearest] * count / nearest
+        nearest = min(self._last_s, key=lambda known: abs(known - count))
+        return self._last_s[nearest] * count / nearest
 
 
 def line_of(row: dict[str, Any]) -> str:

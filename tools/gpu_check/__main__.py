@@ -121,7 +121,7 @@ def main(words: list[str] | None = None) -> int:
     wrong = problem(args)
     if wrong is not None:
         return refuse(wrong)
-    from tools.gpu_check.page import summary
+    from tools.gpu_check import summary
     from tools.gpu_check.supervisor import begin, has_gpu, supervise
 
     gpu = has_gpu()

@@ -202,11 +202,11 @@ The weights are Apache-2.0, like the project. The text encoder does not see the 
 
 
 def read_part(text: str) -> tuple[int, int]:
-    """``I/N`` as two numbers; ends the program with exit code 2 for anything else."""
+    """``K/N`` as two numbers; ends the program with exit code 2 for anything else."""
     match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
-        print(f"--part: {text} is not I/N with I from 1 to N; write 1/3", file=sys.stderr)
+        print(f"--part: {text} is not K/N with K from 1 to N; write 1/3", file=sys.stderr)
         raise SystemExit(2)
     return number, count
 
@@ -220,7 +220,7 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=900_000)
     parser.add_argument("--videos", type=Path, required=True, help="folder that keeps the videos")
-    parser.add_argument("--part", default="1/1", help="I/N: only make part I of N of the videos")
+    parser.add_argument("--part", default="1/1", help="K/N: only make part K of N of the videos")
     parser.add_argument("--notes", type=Path, help="text for the card's section on the training")
     parser.add_argument("--write-anyway", action="store_true", help="write a card that misses bars")
     args = parser.parse_args()

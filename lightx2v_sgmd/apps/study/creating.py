@@ -100,7 +100,8 @@ def create_study(
     rng = random.SystemRandom() if options.seed is None else random.Random(options.seed)
     count = len(found) if options.pairs is None else options.pairs
     if count > (most := min(len(found), MOST_PAIRS)):
-        raise UserError(f"--pairs: {count} are asked for, and {most} are there; use at most {most}")
+        few = f"{most} are there" if most == len(found) else f"a study has at most {most}"
+        raise UserError(f"--pairs: {count} are asked for, and {few}; use at most {most}")
     chosen = rng.sample(found, count)
     pictures = {file: picture_of(file) for pair in chosen for file in (pair.a, pair.b)}
     for caution in cautions(chosen, pictures):

@@ -146,6 +146,15 @@ def test_what_cannot_be_asked_is_refused(
     assert not (tmp_path / "s").exists()
 
 
+def test_more_pairs_than_a_study_can_have_are_refused(
+    made: MadeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creating, "MOST_PAIRS", 5)
+    sides = made.folder / "moving", made.folder / "still"
+    with pytest.raises(UserError, match="6 are asked for, and a study has at most 5; use at most"):
+        create_study(*sides, tmp_path / "s", StudyOptions(pairs=6))
+
+
 def test_what_tells_the_sides_apart_is_said() -> None:
     a, b = Path("a"), Path("b")
     pictures = {a: Picture(32, 32, 8, 1.0, "h264"), b: Picture(32, 32, 16, 0.5, "hevc")}

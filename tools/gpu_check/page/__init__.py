@@ -166,7 +166,7 @@ def _published(data: dict[str, Any]) -> str:
 def _missing(data: dict[str, Any]) -> str:
     if not data["steps"]:
         return ""
-    from tools.gpu_check.page import summary
+    from tools.gpu_check import summary
     from tools.gpu_check.report import Report
 
     report = Report(Path("report"), data)
