@@ -71,6 +71,7 @@ def open_lightx2v_checkpoint(folder: Path) -> ExportSource:
         teacher_dtype=job.teacher.dtype,
         schedule=job.steps,
         guidance_scale=job.teacher.guidance_scale,
+        guidance_scale_2=job.teacher.guidance_scale_2,
         video=VideoFacts(job.video.height, job.video.width, job.video.frames, teacher.fps),
         step=int(number[1]) if number else job.train.iterations,
         ema=False,

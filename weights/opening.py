@@ -154,6 +154,7 @@ def _about(job: Job, step: int, averaged: bool, model: Model, student_base: str 
         teacher_dtype=job.teacher.dtype,
         schedule=job.steps,
         guidance_scale=job.teacher.guidance_scale,
+        guidance_scale_2=job.teacher.guidance_scale_2,
         video=VideoFacts(job.video.height, job.video.width, job.video.frames, model.fps),
         step=step,
         ema=averaged,

@@ -85,7 +85,7 @@ def evaluate_command(
         typer.Option(
             metavar="W",
             help="Guidance scale of a teacher's second, low-noise expert; default that of the "
-            "first.",
+            "student's training if --guidance-scale is not given either, else the first one's.",
         ),
     ] = None,
     negative_prompt: Annotated[

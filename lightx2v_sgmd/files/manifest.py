@@ -48,6 +48,7 @@ class Manifest:
         schedule: The steps that the student was trained on.
         guidance_scale: The teacher's guidance in training (Ho-Salimans form). The student is run
             without guidance.
+        guidance_scale_2: That of the teacher's second expert, if it had one of its own.
         video: The size that it was trained for; the defaults of ``generate``.
         step: Iterations behind the weights.
         ema: True if they are the moving average.
@@ -74,6 +75,7 @@ class Manifest:
     negative_prompt: str | None = None
     student_base: str | None = None
     loras: tuple[str, ...] = ()
+    guidance_scale_2: float | None = None
 
     @property
     def base(self) -> str:
@@ -82,6 +84,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The form that is saved."""
+        second = self.guidance_scale_2
         return {
             "format_version": FORMAT_VERSION,
             "format": self.format,
@@ -92,6 +95,7 @@ class Manifest:
             **({"teacher_dtype": self.teacher_dtype} if self.teacher_dtype else {}),
             "schedule": self.schedule.to_dict(),
             "guidance_scale": self.guidance_scale,
+            **({} if second is None else {"guidance_scale_2": second}),
             **({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}),
             "video": asdict(self.video),
             "step": self.step,
@@ -114,14 +118,14 @@ class Manifest:
                 "export the weights again or update lightx2v-sgmd"
             )
         try:
-            guidance_scale = float(saved["guidance_scale"])
-            if not math.isfinite(guidance_scale):
-                raise ValueError("guidance_scale is not a finite number")
             return cls(
                 method=dict(saved["method"]),
                 teacher=str(saved["teacher"]),
                 schedule=Schedule.from_dict(saved["schedule"]),
-                guidance_scale=guidance_scale,
+                guidance_scale=_finite(saved, "guidance_scale"),
+                guidance_scale_2=_finite(saved, "guidance_scale_2")
+                if "guidance_scale_2" in saved
+                else None,
                 video=_video(saved["video"]),
                 step=int(saved["step"]),
                 ema=bool(saved["ema"]),
@@ -151,6 +155,13 @@ class Manifest:
         path = folder / FILE_NAME
         path.write_text(self.to_text(), encoding="utf-8")
         return path
+
+
+def _finite(saved: Mapping[str, Any], key: str) -> float:
+    value = float(saved[key])
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is not a finite number")
+    return value
 
 
 def _text(key: str, saved: Any) -> str | None:

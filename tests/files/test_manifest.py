@@ -18,8 +18,11 @@ from tests.students import manifest_of
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     about = replace(manifest_of(Schedule()), sha256={"a": "0"}, teacher_dtype="bfloat16")
-    about.write(tmp_path)
-    assert read_manifest(tmp_path) == about
+    for scale in (None, 3.5):
+        about = replace(about, guidance_scale_2=scale)
+        about.write(tmp_path)
+        assert read_manifest(tmp_path) == about
+        assert ("guidance_scale_2" in about.to_dict()) is (scale is not None)
     assert read_manifest(tmp_path / "elsewhere") is None
 
 
@@ -31,6 +34,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ({"teacher_dtype": "int8"}, "teacher_dtype: 'int8' is not one of float32, bfloat16"),
         ({"step": None}, "cannot be read: .*; export the weights again"),
         ({"guidance_scale": float("nan")}, "guidance_scale is not a finite number"),
+        ({"guidance_scale_2": float("inf")}, "guidance_scale_2 is not a finite number"),
         ({"video": {"height": 0, "width": 1, "num_frames": 1, "fps": 8}}, "video height 0 is not"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from lightx2v_sgmd.files.yaml_loader import parse_value
 from lightx2v_sgmd.system.errors import UserError
-from tests.weights.conftest import write_checkpoint
+from tests.weights.conftest import write_checkpoint, write_manifest
 from weights import export
 from weights.opening import open_source
 
@@ -39,6 +39,17 @@ def test_the_method_is_the_jobs(run: Path) -> None:
     options = {"name": source.about.method["name"], **source.about.method["options"]}
     assert {key: options[key] for key in job["method"]} == job["method"]
     assert source.about.teacher == job["teacher"]["path"]
+
+
+def test_both_guidance_scales_are_the_jobs(teacher: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "run", teacher, 20, ema=False)
+    text = (folder / "job.yaml").read_text()
+    assert open_source(folder, ema=False).about.guidance_scale_2 is None
+    two = text.replace("guidance_scale: 3.0", "guidance_scale: 3.0, guidance_scale_2: 2.5")
+    (folder / "job.yaml").write_text(two)
+    write_manifest(folder)
+    about = open_source(folder, ema=False).about
+    assert (about.guidance_scale, about.guidance_scale_2) == (3, 2.5)
 
 
 def test_an_export_is_a_source_and_keeps_what_it_says(run: Path, tmp_path: Path) -> None:

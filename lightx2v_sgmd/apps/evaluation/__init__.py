@@ -16,6 +16,7 @@ from lightx2v_sgmd.apps.evaluation.making import (
     range_videos,
     student_videos,
     teacher_videos,
+    with_second_scale,
 )
 from lightx2v_sgmd.apps.evaluation.measuring import (
     SideVideos,
@@ -238,6 +239,7 @@ def _plan(
     if against is not None:
         sources["against"] = open_source(against, "--against")
     check_guidance(options, list(sources.values()))
+    options = with_second_scale(options, list(sources.values()))
     teacher = _features_model(sources, options)
     metrics = chosen_metrics(options, against is not None, teacher is not None)
     refuse_overlap(

@@ -76,6 +76,14 @@ def guidance_of(options: EvaluateOptions, sources: Sequence[VideoSource | None])
     return next((m.guidance_scale for m in manifests if m is not None), GUIDANCE)
 
 
+def with_second_scale(options: EvaluateOptions, sources: Sequence[VideoSource]) -> EvaluateOptions:
+    """The options with the second expert's scale of a student's training, if none is given."""
+    manifests = [source.manifest for source in sources if source.manifest is not None]
+    if not manifests or (options.guidance_scale, options.guidance_scale_2) != (None, None):
+        return options
+    return replace(options, guidance_scale_2=manifests[0].guidance_scale_2)
+
+
 def guidance_facts(
     options: EvaluateOptions, source: VideoSource, sources: Sequence[VideoSource]
 ) -> dict[str, Any]:

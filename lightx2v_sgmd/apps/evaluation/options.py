@@ -154,7 +154,8 @@ class EvaluateOptions:
             among the two that are compared.
         guidance_scale: A teacher's guidance (Ho-Salimans form); by default that of the student's
             training, else 5.
-        guidance_scale_2: The guidance of a teacher's second expert; by default the first one's.
+        guidance_scale_2: The guidance of a teacher's second expert; by default that of the
+            student's training if ``guidance_scale`` is not given either, else the first one's.
         negative_prompt: Prompt that a teacher's guidance leads away from; default its authors' own.
         steps: Steps of a teacher's sampler.
         height: In pixels; default as trained.

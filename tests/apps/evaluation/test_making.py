@@ -17,6 +17,7 @@ from lightx2v_sgmd.apps.evaluation.making import (
     guidance_facts,
     guidance_of,
     teacher_videos,
+    with_second_scale,
 )
 from lightx2v_sgmd.apps.evaluation.options import EvaluateOptions
 from lightx2v_sgmd.apps.evaluation.sources import VideoSource, open_source
@@ -36,6 +37,18 @@ def test_guidance_is_the_users_else_the_trainings_else_the_pipelines(tmp_path: P
     assert guidance_of(given, [teacher, student]) == 1.5
     assert guidance_of(EvaluateOptions(), [teacher, student]) == 3
     assert guidance_of(EvaluateOptions(), [teacher, None]) == GUIDANCE == 5
+
+
+def test_the_second_scale_is_the_users_else_the_trainings_else_the_first(tmp_path: Path) -> None:
+    student = open_source(make_student(tmp_path / "s"), "--weights")
+    assert student.manifest is not None
+    trained = replace(student, manifest=replace(student.manifest, guidance_scale_2=2.0))
+    sources = [VideoSource("teacher", "teacher"), trained]
+    assert with_second_scale(EvaluateOptions(), sources).guidance_scale_2 == 2
+    assert with_second_scale(EvaluateOptions(), [student]).guidance_scale_2 is None
+    assert with_second_scale(EvaluateOptions(guidance_scale=4), sources).guidance_scale_2 is None
+    given = EvaluateOptions(guidance_scale_2=1.5)
+    assert with_second_scale(given, sources) is given
 
 
 def test_a_pairs_second_expert_has_a_scale_of_its_own(
