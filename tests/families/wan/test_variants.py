@@ -42,7 +42,7 @@ def test_other_names_tell_nothing() -> None:
     [
         (FROM_IMAGE, PLAIN, "its configuration describes a text-to-video model"),
         (PLAIN, FROM_IMAGE, "without the layers of an image-to-video model"),
-        ({**PLAIN, "vace_blocks.0.w": ()}, PLAIN, "a VACE model, such as vace_blocks.0.w; only"),
+        ({**PLAIN, "vace_blocks.0.w": ()}, PLAIN, "a VACE model, such as vace_blocks.0.w; use"),
     ],
 )
 def test_weights_and_configuration_must_be_of_one_variant(

@@ -21,10 +21,10 @@ def test_names_lead_to_formats() -> None:
     assert [name for name, format in FORMATS.items() if format.holds_adapters] == ["lora"]
 
 
-def test_adapters_alone_are_written_in_another_way_for_a_pipeline_of_images() -> None:
-    videos: Any = SimpleNamespace(size_rules=SimpleNamespace(images=False))
-    sdxl: Any = SimpleNamespace(size_rules=SimpleNamespace(images=True))
-    assert all(format_for(format, videos) is format for format in FORMATS.values())
+def test_adapters_of_some_families_have_one_naming() -> None:
+    wan: Any = SimpleNamespace(pipeline=SimpleNamespace(portable_loras=True))
+    sdxl: Any = SimpleNamespace(pipeline=SimpleNamespace(portable_loras=False))
+    assert all(format_for(format, wan) is format for format in FORMATS.values())
     assert [f.name for f in FORMATS.values() if format_for(f, sdxl) is not f] == ["lora"]
     assert format_for(FORMATS["lora"], sdxl).usual_names == "diffusers"
 
