@@ -197,12 +197,8 @@ def test_half_of_what_is_measured_can_be_asked_for() -> None:
 
 SHIPPED = json.loads((ROOT / "lightx2v_sgmd/assets/motions/measured.json").read_text())
 MISSED: dict[str, float] = {
-    "open still within 0.05 of 0.35": 0.256,
-    "open slow within 0.05 of 0.35": 0.113,
-    "open fast within 0.05 of 0.12": 0.044,
-    "open turn within 0.05 of 0.06": 0.006,
-    "open bounce within 0.05 of 0.06": 0.006,
-    "open videos >= 600": 160,
+    "open still within 0.05 of 0.35": 0.464,
+    "open fast within 0.05 of 0.12": 0.056,
 }
 """The bars that the shipped weights miss, and what was measured; training can go on from them."""
 BARS = measure_motions_teacher.bars(SHIPPED)

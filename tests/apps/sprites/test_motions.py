@@ -89,6 +89,14 @@ def test_objects_stay_inside_and_move_as_their_manner_says() -> None:
                 assert (first > world.SPEED_THRESHOLD) == (motion.manner != "slow")
 
 
+def test_the_middle_of_every_path_is_that_of_the_frame() -> None:
+    rng = np.random.default_rng(4)
+    for motion in motions.MOTIONS:
+        where = motions.sample_sprite(rng, motions.MotionCaption(motion=motion)).positions()
+        away = (where.min(0) + where.max(0)) / 2 - world.SIZE / 2
+        assert (abs(away) <= motions.CENTRE_JITTER + 1e-9).all() and (away != 0).any()
+
+
 def test_the_path_has_its_knee_at_the_middle_frame() -> None:
     way = motions.path((1.0, 0.0), (0.0, -2.0))
     assert way[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 0]]
