@@ -31,10 +31,7 @@ def _known_shift(shift: float | None) -> str | None:
     if shift is None or shift in _SHIFTS:
         return None
     known = joined([f"{value:g} ({family})" for value, family in _SHIFTS.items()])
-    return (
-        f"{shift:g} is not that of a student's schedule, which engine and exported weights run; "
-        f"use one of the shifts {known}"
-    )
+    return f"{shift:g} is no shift that engine and exported weights run; use one of {known}"
 
 
 def _even_base(base: list[float]) -> str | None:
@@ -43,8 +40,8 @@ def _even_base(base: list[float]) -> str | None:
         return None
     steps = joined([f"{timestep:g}" for timestep in base])
     return (
-        f"[{steps}] is not that of a student's schedule, which engine and exported weights run; "
-        "use one that falls evenly from 1000, such as [1000, 750, 500, 250]"
+        f"[{steps}] is no list of timesteps that engine and exported weights run; use one that "
+        "falls evenly from 1000, such as [1000, 750, 500, 250]"
     )
 
 

@@ -44,4 +44,4 @@ def test_a_mistake_in_the_job_is_found_before_the_application_is_loaded(
     assert run(["distill", SPRITES, "--set", "train.sed=1", "--set", "schedule.shift=4"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: --set: train.sed: unknown key; did you mean train.seed?"
-    assert second.startswith("error: --set: schedule.shift: 4 is not that of a student")
+    assert second.startswith("error: --set: schedule.shift: 4 is no shift that engine")

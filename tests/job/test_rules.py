@@ -13,7 +13,7 @@ from tests.job.minimal import mistake, mistakes
     [
         (
             "schedule.shift=4",
-            "use one of the shifts 8 (Wan), 5 (Wan), 3 (SD3), 1 (CogVideoX, SDXL)",
+            "use one of 8 (Wan), 5 (Wan), 3 (SD3), 1 (CogVideoX, SDXL)",
         ),
         (
             "schedule.base=[1000, 400]",
@@ -26,7 +26,9 @@ def test_another_schedule_is_refused_with_the_reason(
 ) -> None:
     line = mistake(file, override)
     assert "--set" in line or str(file) in line
-    assert f"{override.partition('=')[0]}: " in line and "not that of a student's schedule" in line
+    assert (
+        f"{override.partition('=')[0]}: " in line and "that engine and exported weights run" in line
+    )
     assert line.endswith(remedy)
 
 

@@ -174,7 +174,7 @@ def test_their_defaults_are_written_into_the_job(tmp_path: Path) -> None:
         ({"training__method": "flow"}, "'flow' is not a method of this project"),
         (
             {"scheduler__time_shift_settings__time_shift_mu": 7.0},
-            "7 is not that of a student.s sch",
+            "7 is no shift that engine",
         ),
         ({"training__method": "video_sgmd"}, "5 is not 1, as SGMD has it; write 1"),
         ({"training__max_train_iters": None}, "has no training.max_train_iters"),
