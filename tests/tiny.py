@@ -132,6 +132,19 @@ def make_tiny_wan(
     return write_wan_folder(folder, transformer, vae, text_encoder, tokenizer, 3.0, **more)
 
 
+def image_transformer() -> WanTransformer3DModel:
+    """A random network of one block that attends to an image's rows too."""
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        ffn_dim=16,
+        num_layers=1,
+        text_dim=8,
+        image_dim=8,
+        added_kv_proj_dim=24,
+    )
+
+
 def tiny_t5(vocabulary: int, width: int, layers: int) -> T5EncoderModel:
     """A random T5 encoder with rows of that width."""
     return T5EncoderModel(

@@ -11,6 +11,7 @@ from diffusers import WanTransformer3DModel
 
 from lightx2v_sgmd.families.loading import stays_float32
 from lightx2v_sgmd.networks.fused_blocks import fuse_passes, rotate
+from tests.tiny import image_transformer
 
 
 def stock(dtype: torch.dtype = torch.float32) -> Any:
@@ -104,15 +105,7 @@ def test_a_copy_runs_its_own_weights() -> None:
 
 
 def test_blocks_that_attend_to_an_image_stay_as_they_are() -> None:
-    network = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        ffn_dim=16,
-        num_layers=1,
-        text_dim=8,
-        image_dim=8,
-        added_kv_proj_dim=24,
-    )
+    network = image_transformer()
     fuse_passes(network)
     assert "forward" not in vars(network.blocks[0])
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from infer.network import blocks
 from infer.network.blocks import fuse_qkv, mend_rows_of_zeros, quantize
@@ -20,6 +19,7 @@ from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.system.errors import UserError
 from lightx2v_sgmd.system.optional_packages import why_unusable
 from tests.students import load_student
+from tests.tiny import image_transformer
 
 PROMPT = "a red circle moving left"
 
@@ -48,15 +48,7 @@ def test_fusing_keeps_one_copy_of_the_weights(shared_student: Path) -> None:
 
 def test_fusing_keeps_one_copy_of_an_images_weights() -> None:
     torch.manual_seed(0)
-    network = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        ffn_dim=16,
-        num_layers=1,
-        text_dim=8,
-        image_dim=8,
-        added_kv_proj_dim=24,
-    ).requires_grad_(False)
+    network = image_transformer().requires_grad_(False)
     x_t, text, image = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 512, 8), torch.randn(1, 257, 8)
     arguments = (x_t, torch.tensor([500.0]), text, image)
     with torch.no_grad():
