@@ -152,6 +152,10 @@ def test_the_weights_of_one_expert_alone_are_refused(
     (copy / missing / WEIGHTS.name).unlink()
     with pytest.raises(UserError, match=f"^teacher.path: .*: has no weights in {missing}, and"):
         open_model(copy)
+    pair = tmp_path / "pair"  # it has both, so the model gives its other parts alone
+    for part, name in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        shutil.copytree(folder / part, pair / name)
+    assert len(open_model(pair, copy).experts) == 2
     for other in ("transformer", "transformer_2"):
         (copy / other / WEIGHTS.name).unlink(missing_ok=True)
     assert len(open_model(copy).experts) == 2  # to be planned

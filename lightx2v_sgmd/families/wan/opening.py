@@ -25,6 +25,7 @@ from lightx2v_sgmd.families.wan.sampling import (
     WAN22_LATENT_CHANNELS,
 )
 from lightx2v_sgmd.families.wan.sources import (
+    check_weights_of_experts,
     find_source,
     is_whole_model,
     low_noise_source,
@@ -75,23 +76,31 @@ def open_wan(path: str | Path, base: str | Path | None = None) -> WanModel:
             if networks is not None:
                 return _open_experts(file, networks, base)
             return _open_network_folder(file, base)
-        folder = model_folder(path)
-        if _shares_parts(folder):
-            return _open_over_bundled(folder)
-        source, config = find_source(str(folder))
-        video, negative = read_video_facts(Path(source.root))
-        model = replace(_opened(source, config), video=video)
-        if config.get("image_dim") is not None:
-            negative = negative or IMAGE_NEGATIVE_PROMPT
-        if negative is not None:
-            model = replace(model, negative_prompt=negative)
-        second = low_noise_source(source, config)
-        if second is None:
-            return model
-        low_noise, boundary = second
-        return replace(model, low_noise=replace(model, source=low_noise), boundary=boundary)
+        model = _open_whole(path)
+        if model.low_noise is not None:
+            check_weights_of_experts(model.source)
+        return model
     except UserError as error:
         raise UserError(f"teacher.path: {error}") from error
+
+
+def _open_whole(path: str | Path) -> WanModel:
+    """Opens a model with all its parts; weights of its networks may be missing."""
+    folder = model_folder(path)
+    if _shares_parts(folder):
+        return _open_over_bundled(folder)
+    source, config = find_source(str(folder))
+    video, negative = read_video_facts(Path(source.root))
+    model = replace(_opened(source, config), video=video)
+    if config.get("image_dim") is not None:
+        negative = negative or IMAGE_NEGATIVE_PROMPT
+    if negative is not None:
+        model = replace(model, negative_prompt=negative)
+    second = low_noise_source(source, config)
+    if second is None:
+        return model
+    low_noise, boundary = second
+    return replace(model, low_noise=replace(model, source=low_noise), boundary=boundary)
 
 
 def _open_over_bundled(folder: Path) -> WanModel:
@@ -140,7 +149,7 @@ def _open_experts(
     folder: Path, networks: Sequence[tuple[list[Path], dict[str, Any] | None]], base: str | Path
 ) -> WanModel:
     """Opens two experts without the model's other parts; see ``networks_of_experts``."""
-    model = open_wan(base)
+    model = _open_whole(base)
     if model.low_noise is None:
         raise UserError(
             f"{folder} has two experts, and {model.path} has one network; give the model that the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -114,7 +114,6 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
     low_noise = replace(source, network=_EXPERTS[source.layout][1])
     if root.is_dir():
         own = _transformer_config(_expert_config(root, low_noise.network))
-        _check_weights(root, _EXPERTS[source.layout])
     else:
         own = without_private(low_noise.config("transformer") or {})
         check_transformer(own)
@@ -129,12 +128,15 @@ def low_noise_source(source: Source, config: Mapping[str, Any]) -> tuple[Source,
     return low_noise, boundary
 
 
-def _check_weights(root: Path, experts: Sequence[str]) -> None:
-    """Refuses a model with the weights of one of its experts alone; none at all are fine to plan.
+def check_weights_of_experts(source: Source) -> None:
+    """Refuses a folder with the weights of one of its experts alone; none at all are fine to plan.
 
     Raises:
         UserError: an expert lacks them.
     """
+    root, experts = Path(source.root), _EXPERTS[source.layout]
+    if not root.is_dir():
+        return
     suffixes = (*SUFFIXES, *PICKLE_SUFFIXES)
     held = {name: any(f.suffix in suffixes for f in (root / name).iterdir()) for name in experts}
     if len(set(held.values())) > 1:
