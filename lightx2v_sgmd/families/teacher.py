@@ -98,7 +98,7 @@ def saved_job(path: Path, teacher: Teacher | None = None) -> Job:
         UserError: the file cannot be used, or something is left out and the teacher cannot be read.
     """
     job = load_job(path)
-    if not _left_to_family(job):
+    if set(_left_to_family(job)) <= {"video.num_frames"}:  # images have none
         return job
     return with_defaults(job, open_teacher(teacher or job.teacher))
 
@@ -155,7 +155,7 @@ def open_own_models(job: Job, teacher: Model) -> dict[str, Model]:
 def _check_same_space(role: str, model: Model, teacher: Model) -> None:
     """Raises ``UserError`` unless a network can take the teacher's latents, times and text."""
     what = f"{role}.path: {model.path}"
-    remedy = "it must be a model of the teacher's family with the same VAE and text encoder"
+    remedy = "use a model of the teacher's family with the same VAE and text encoder"
     if model.family != teacher.family or model.takes_image != teacher.takes_image:
         kinds = [f"{each.family}{_starts_from(each)}" for each in (model, teacher)]
         raise UserError(f"{what} is {kinds[0]}, and the teacher is {kinds[1]}; {remedy}")

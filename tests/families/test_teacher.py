@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from distill.model_checks import check_against_model
 from distill.running.resuming import check_same_run
 from lightx2v_sgmd.cli.main import run as cli
-from lightx2v_sgmd.families.teacher import family_defaults, open_teacher, with_defaults
+from lightx2v_sgmd.families.teacher import family_defaults, open_teacher, saved_job, with_defaults
 from lightx2v_sgmd.families.wan.opening import open_wan
 from lightx2v_sgmd.files.checkpoint import find_checkpoint, read_trainer_state
 from lightx2v_sgmd.files.manifest import read_manifest
@@ -350,3 +351,12 @@ def test_a_file_that_names_no_expert_is_refused(tmp_path: Path, lora: Path) -> N
     job = make_job(make_tiny_experts(tmp_path / "pair"), tmp_path, setting(lora))
     with pytest.raises(UserError, match=r"teacher\.loras: .*style.* which of the two experts"):
         open_teacher(job.teacher)
+
+
+def test_a_whole_job_of_an_image_model_is_read_without_the_model(tmp_path: Path) -> None:
+    """Images have no number of frames, so that one is not left out of the job."""
+    job = load_job(config_path("sd3_medium_sgmd.yaml"))
+    whole = with_defaults(job, open_teacher(job.teacher))
+    elsewhere = replace(whole, teacher=replace(whole.teacher, path=str(tmp_path / "gone")))
+    (tmp_path / "job.yaml").write_text(elsewhere.to_yaml())
+    assert saved_job(tmp_path / "job.yaml") == elsewhere
