@@ -174,7 +174,8 @@ whether a student leaves out what is rare. VAE, text encoder, tokenizer and sche
 ## Measured
 
 From decoded frames, on held-out captions and seeds
-(`python -m tools.models.measure_motions_teacher`). {verdict}
+(`python -m tools.models.measure_motions_teacher lightx2v_sgmd/assets/motions --guidance
+{figures["guidance"]:g} --videos work`). {verdict}
 
 | sampler | evaluations | {" | ".join(heads)} |
 |{"---|" * (len(heads) + 2)}
@@ -202,12 +203,15 @@ The weights are Apache-2.0, like the project. The text encoder does not see the 
 
 
 def read_part(text: str) -> tuple[int, int]:
-    """``K/N`` as two numbers; ends the program with exit code 2 for anything else."""
+    """``K/N`` as two numbers.
+
+    Raises:
+        ArgumentTypeError: the text is anything else.
+    """
     match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
-        print(f"--part: {text} is not K/N with K from 1 to N; write 1/3", file=sys.stderr)
-        raise SystemExit(2)
+        raise argparse.ArgumentTypeError(f"{text} is not K/N with K from 1 to N; write 1/3")
     return number, count
 
 
@@ -217,16 +221,17 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--named", type=int, default=240, help="videos with a named motion")
     parser.add_argument("--open", type=int, default=640, help="videos with an open motion")
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=1.5, help="as in motions_sgmd.yaml")
     parser.add_argument("--seed", type=int, default=900_000)
     parser.add_argument("--videos", type=Path, required=True, help="folder that keeps the videos")
-    parser.add_argument("--part", default="1/1", help="K/N: only make part K of N of the videos")
+    parser.add_argument(
+        "--part", type=read_part, default="1/1", help="K/N: only make part K of N of the videos"
+    )
     parser.add_argument("--notes", type=Path, help="text for the card's section on the training")
     parser.add_argument("--write-anyway", action="store_true", help="write a card that misses bars")
     args = parser.parse_args()
     check_own(args.folder / "README.md", TITLE)
     check_own(args.folder / "measured.json", FIGURES_MARK)
-    part = read_part(args.part)
     args.videos.mkdir(parents=True, exist_ok=True)
     model = open_wan(args.folder)
     captions = captions_to_measure(args.named, args.open, args.seed)
@@ -244,10 +249,10 @@ def main() -> int:
         with progress(len(captions), f"sampling {name}") as bar:
             sampler = TeacherSampler(model, schedule, scale, batch=BATCH, on_batch=bar.advance)
             kept = args.videos / f"{name}_{asked}"
-            scores = sample(sampler, captions, args.seed, kept, part)
+            scores = sample(sampler, captions, args.seed, kept, args.part)
         if scores is not None:
             figures[name] = {"nfe": sampler.nfe, **asdict(scores)}
-    if part != (1, 1):
+    if args.part != (1, 1):
         return 0
     figures["vae"] = asdict(measure_vae(model, 300, args.seed))
     met = bars(figures)
