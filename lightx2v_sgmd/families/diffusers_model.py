@@ -116,7 +116,7 @@ class DiffusersModel(ABC):
     @property
     def formats(self) -> tuple[str, ...]:
         """The export formats that its students can be written in."""
-        return ("diffusers",)
+        return ("diffusers", "lora")
 
     def negative_prompt_for(self, asked: str | None) -> str:
         """The negative prompt that a job asks for; None asks for the authors' own."""

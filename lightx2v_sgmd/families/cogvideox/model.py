@@ -73,11 +73,6 @@ class CogVideoXModel(DiffusersModel):
         return frozenset({"sequence", "loras"})
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        """The export formats that its students can be written in."""
-        return ("diffusers", "lora")
-
-    @property
     def experts(self) -> tuple[Expert, ...]:
         """The one network of the model."""
         return only_expert(self)

@@ -41,5 +41,6 @@ SCHEDULER_CONFIG: Final[Mapping[str, Any]] = {
 }
 
 FPS: Final = 8.0
+"""Frames per second of their videos (arXiv 2408.06072)."""
 FRAMES: Final = 49
-"""Frames per second of their videos, and their number (arXiv 2408.06072; 6 seconds)."""
+"""Number of frames of their videos, which last 6 seconds."""

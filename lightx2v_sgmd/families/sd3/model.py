@@ -80,11 +80,6 @@ class SD3Model(ImageModel):
         return frozenset({"loras"})
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        """The export formats that its students can be written in."""
-        return ("diffusers", "lora")
-
-    @property
     def experts(self) -> tuple[Expert, ...]:
         """The one network of the model."""
         return only_expert(self)

@@ -89,11 +89,6 @@ class SDXLModel(ImageModel):
         """The engine's options that its network takes: LoRA files."""
         return frozenset({"loras"})
 
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The export formats that its students can be written in."""
-        return ("diffusers", "lora")
-
     @cached_property
     def interpolant(self) -> Interpolant:
         """The discrete diffusion of the scheduler's file; the network predicts noise."""
