@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("lightx2v_sgmd", "distill", "infer", "weights", "tools")
 FRAGMENT = re.compile(r"(Of|Whether|What|Its)\b")
 """A line that begins with one of these says something about a thing that it does not name."""
-MORE = re.compile(r"(How|Why|Who|Which|When|Their|Theirs|That|By|For|From|As)\b")
+MORE = re.compile(r"(How|Why|Who|Which|When|Their|Theirs|That|By|For|From|As|Between|Until|With)\b")
 """The same outside the tests, where a docstring does not go on with the name of a test."""
 ENTRY = re.compile(rf"^ +[`\w*, ]+: {FRAGMENT.pattern}", re.MULTILINE)
 """An argument or attribute that is described so."""

@@ -1,4 +1,4 @@
-"""Every refusal says what to do: its last clause begins with a verb, or comes from another text."""
+"""Every refusal says what to do: a clause begins with a verb, or another text stands at its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERBS = (
 ).split()
 REMEDY = re.compile(rf"; \{{\}}|(?:[;,:] |\bor |\band |\bthen )(?:{'|'.join(VERBS)})\b")
 """A remedy in a message: a clause that begins with a verb, or is another text."""
-PASSED_ON = re.compile(r"\{[^{}]*\}\W*$")
+PASSED_ON = re.compile(r": \{\}\W*$|^\{\}$")
 """The end of a message that is another text, which has the remedy."""
 FRAGMENTS = tuple(
     f"lightx2v_sgmd/{name}.py"

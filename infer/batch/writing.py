@@ -55,7 +55,7 @@ class Pending:
         self._queue.put(_End(whole))
 
     def wait(self) -> None:
-        """Until the file is there.
+        """Waits until the file is there.
 
         Raises:
             UserError: it could not be written.

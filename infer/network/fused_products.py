@@ -3,7 +3,8 @@
 GELU costs a pass over the widest tensor of a block. cuBLASLt (on a GPU) and oneDNN (on a CPU) apply
 it to the result of a product before that leaves the registers. In float32 on x86 oneDNN is also the
 faster library for the products themselves, above all with weights in its own layout; but not on
-Intel's processors, where PyTorch's own, MKL, is faster. There GELU overwrites the product.
+Intel's processors, where PyTorch's own, MKL, was faster on the one that was measured, a Xeon with
+AVX-512 (docs/decisions/011). There GELU overwrites the product.
 
 The products of quantised weights and of LoRA layers are left alone.
 """

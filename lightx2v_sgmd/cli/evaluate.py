@@ -165,7 +165,7 @@ def evaluate_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="With --vbench, make the videos from these texts, one for each prompt of the "
+            help="Texts to make the videos of --vbench from, one for each prompt of the "
             "list, in its order; default the prompts themselves.",
         ),
     ] = None,

@@ -260,7 +260,7 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
     shown = "a section" if isinstance(value, dict) else _shown(value)
     match error["type"]:
         case "missing" if isinstance(error["loc"][-1], int):
-            return key, "has too few values"
+            return key, "has too few values; add the others"
         case "string_too_long":
             return key, f"has more than {context['max_length']} characters; shorten it"
         case "too_long":
@@ -268,15 +268,15 @@ def _explained(error: ErrorDetails) -> tuple[str, str]:
         case "missing":
             return key, "is missing; a job must give it"
         case "int_type" | "int_from_float" | "int_parsing":
-            return key, f"{shown} is not a whole number"
+            return key, f"{shown} is not a whole number; write one"
         case "float_type" | "float_parsing":
-            return key, f"{shown} is not a number"
+            return key, f"{shown} is not a number; write one"
         case "finite_number":
-            return key, f"{shown} is not a finite number"
+            return key, f"{shown} is not a finite number; write one"
         case "string_type" | "path_type":
             return key, f"{shown} is not text; put it in quotes if it is meant as text"
         case "bool_type" | "bool_parsing":
-            return key, f"{shown} is neither true nor false"
+            return key, f"{shown} is neither true nor false; write one of them"
         case "literal_error":
             choices = context["expected"].replace("'", "")
             for word in ("False", "True"):

@@ -192,5 +192,9 @@ def _with_shipped_job(error: UserError, path: Path) -> str:
     if path.exists():
         return str(error)
     near = get_close_matches(path.name, shipped_jobs(), n=1)
-    hint = f"did you mean {config_path(near[0])}?" if near else f"use one of {configs_folder()}"
+    hint = (
+        f"did you mean {config_path(near[0])}?"
+        if near
+        else f"use one of the jobs in {configs_folder()}"
+    )
     return f"{path}: no such file; {hint}"

@@ -75,7 +75,7 @@ def check_adapters(lora: AdapterSettings, model: Builds, role: str) -> None:
             blocks = tuple(f"{name}." for name in blocks_of(network))
             known = {_in_block(name, blocks) for name in linear}
             raise UserError(
-                f"{role}.lora.targets: {target} is not a linear layer of {model.path}; it has "
+                f"{role}.lora.targets: {target} is not a linear layer of {model.path}; use some of "
                 f"{', '.join(sorted(known))}"
             )
 

@@ -214,7 +214,7 @@ def first_problem(
     """
     for key, kind in fields.items():
         if key not in config and key in needed:
-            return f"{key} is missing; it must be {kind.wanted}"
+            return f"{key} is missing, and must be {kind.wanted}"
         if key in config and not kind.allows(config[key]):
             return f"{key} is {shown(config[key])}, not {kind.wanted}"
     return None

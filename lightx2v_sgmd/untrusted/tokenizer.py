@@ -158,7 +158,10 @@ def _config(folder: Path) -> tuple[str, dict[str, Any]]:
     try:
         refuse_code(saved)
         if not isinstance(named, str) or named not in _CLASSES:
-            raise UserError(f"tokenizer_class is {shown(named)}, not one of {', '.join(_CLASSES)}")
+            known_classes = ", ".join(_CLASSES)
+            raise UserError(
+                f"tokenizer_class is {shown(named)}, not one of {known_classes}; {_REMEDY}"
+            )
         known = {key: value for key, value in saved.items() if key in _CONFIG}
         problem = first_problem(known, _CONFIG)
         if problem is not None:

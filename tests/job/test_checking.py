@@ -24,7 +24,7 @@ def test_every_mistake_of_a_file_is_reported_at_once(file: Path) -> None:
     file.write_text(text.replace("height: 32", "height: 33").replace("3.0", "lots"))
     assert [line.removeprefix(str(file)) for line in mistakes(file, "parallel.sequence=2")] == [
         ":11: train.iteratons: unknown key; did you mean train.iterations?",
-        ':3: teacher.guidance_scale: "lots" is not a number',
+        ':3: teacher.guidance_scale: "lots" is not a number; write one',
         ":10: train.iterations: is missing; a job must give it",
         ":12: train.clip: -1 is too small; use more than 0.0",
         ":13: train.sigma_min: 0.99 is not below train.sigma_max, which is 0.98; lower it",

@@ -55,7 +55,7 @@ def test_a_file_that_is_no_job(file: Path, content: bytes, message: str) -> None
 def test_a_missing_file_names_the_shipped_jobs(tmp_path: Path) -> None:
     nowhere, near = tmp_path / "nowhere.yaml", tmp_path / "sprite_sgmd.yaml"
     shipped = config_path("sprites_sgmd.yaml")
-    assert mistake(nowhere) == f"{nowhere}: no such file; use one of {shipped.parent}"
+    assert mistake(nowhere) == f"{nowhere}: no such file; use one of the jobs in {shipped.parent}"
     assert mistake(near) == f"{near}: no such file; did you mean {shipped}?"
 
 

@@ -50,7 +50,7 @@ def test_the_first_problem_is_named() -> None:
     fields: dict[str, Field] = {"width": Whole(1, 4), "names": Several(Text(3), 2, 2)}
     assert first_problem({"width": 2, "other": object()}, fields) is None
     missing = first_problem({}, fields, frozenset({"width"}))
-    assert missing == "width is missing; it must be a whole number from 1 to 4"
+    assert missing == "width is missing, and must be a whole number from 1 to 4"
     wrong = first_problem({"width": 2, "names": ["a"]}, fields)
     assert wrong is not None and wrong.endswith("a list of 2, each a text of at most 3 characters")
 

@@ -20,7 +20,7 @@ from lightx2v_sgmd.system.processes import handling, process_environment, releas
 _WORKER: Final = "lightx2v_sgmd.apps.comparison.worker"
 _POLL_S = 0.1
 _COUNT_S = 2.0
-"""Between looks at how far the running tasks are."""
+"""Seconds between two counts of what the running tasks have done."""
 
 
 def run_tasks(pool: Pool, tasks: Sequence[Task], label: str, quiet: bool) -> dict[Task, str]:

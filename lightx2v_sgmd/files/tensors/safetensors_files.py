@@ -162,8 +162,7 @@ def _broken(path: Path, reason: str) -> UserError:
 
 def _too_large(path: Path, has: str, most: str) -> UserError:
     return UserError(
-        f"{path}: has {has}, and at most {most} are read; the file is damaged or malicious, "
-        "or save it in several files"
+        f"{path}: has {has}, and at most {most} are read; use another file, or save it in several"
     )
 
 
